@@ -1,0 +1,5 @@
+"""`python -m embedctl`."""
+
+from embedctl.cli import main
+
+main()

@@ -1,0 +1,108 @@
+"""`embedctl config`: write, show and find the settings."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from typing import Annotated, Any
+
+import typer
+
+from embedctl import render, settings
+from embedctl.cli import SuggestingGroup
+from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.errors import OutputRefused
+from embedctl.options import Options
+
+app = typer.Typer(cls=SuggestingGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+TEMPLATE = """\
+# embedctl's settings. Stronger: a flag, an environment variable, ./embedctl.toml. Keys are never written here:
+# they come from the environment.
+
+# model = "openai:text-embedding-3-small"    # default: the bundled onnx:all-MiniLM-L6-v2
+# workspace = "default"                      # who pays, when -w does not say
+
+# A place of your own, or changes to a built-in provider.
+# [providers.eu]
+# protocol = "azure"
+# base_url = "https://example.openai.azure.com"
+# api_key_env = "AZURE_EU_KEY"
+# models = { "text-embedding-3-small" = "my-deployment" }   # canonical name = name on the wire
+# requests_per_minute = 3000
+# tokens_per_minute = 1_000_000
+# price_as = "azure"
+
+# Who may take over, in this order. Vectors of two models never meet in one output.
+# [fallback]
+# openai = ["eu"]
+
+# What may be used at all.
+# [allow]
+# providers = ["openai", "eu", "onnx"]
+
+# [workspaces.acme]
+# budget = { period = "month", amount = "50.00", action = "block" }
+"""
+
+
+@app.callback(epilog="Example: embedctl config show")
+def _config() -> None:
+    """Write, show and find the settings."""
+
+
+@app.command(epilog="Example: embedctl config init", context_settings=_HELP)
+def init(
+    force: Annotated[bool, typer.Option("--force", help="Replace a settings file that exists.")] = False,
+    config: ConfigFlag = None,
+) -> None:
+    """Write a settings file to start from, with every line explained."""
+    path = config or settings.user_config_path(os.environ)
+    if path.exists() and not force:
+        raise OutputRefused(f"{path} exists", hint="edit it, or --force replaces it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.write_text(TEMPLATE, "utf-8")
+    except OSError as problem:
+        raise OutputRefused(f"{path} cannot be written: {problem.strerror}") from None
+    render.notice(f"wrote {path}")
+
+
+@app.command(epilog="Example: embedctl config show --json", context_settings=_HELP)
+def show(
+    form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None, ledger: LedgerFlag = None
+) -> None:
+    """Every option with its value and where that comes from; keys are not shown."""
+    found = settings.load(config=config, ledger=ledger)
+    rows: list[dict[str, Any]] = [
+        {"option": entry.name, "value": _value(getattr(found.options, entry.name)), "from": found.origins[entry.name]}
+        for entry in fields(Options)
+    ]
+    places = {"home": found.paths.home, "ledger": found.paths.ledger, "spool": found.paths.spool}
+    envelope = {
+        "schema_version": 1,
+        "options": {row["option"]: {"value": row["value"], "from": row["from"]} for row in rows},
+        "paths": {name: str(path) for name, path in places.items()},
+        "files": [str(path) for path in found.files],
+        "providers": sorted(found.providers),
+        "warnings": [],
+    }
+    columns = [render.Column("option", "Option"), render.Column("value", "Value"), render.Column("from", "From")]
+    footer = [f"{name}: {path}" for name, path in places.items()]
+    footer.append("files: " + (", ".join(map(str, found.files)) or "none (`embedctl config init` writes one)"))
+    render.table(
+        render.Table(columns=columns, rows=rows, envelope=envelope, footer=footer), "json" if as_json else form
+    )
+
+
+@app.command(epilog="Example: $EDITOR $(embedctl config path)", context_settings=_HELP)
+def path(config: ConfigFlag = None) -> None:
+    """Where the user's settings file is, whether it exists or not."""
+    typer.echo(str(config or settings.user_config_path(os.environ)))
+
+
+def _value(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(dict(value)) if hasattr(value, "items") else str(value)

@@ -1,0 +1,64 @@
+"""`embedctl embed`: files, folders or stdin into one Parquet file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+from embedctl.cli.flags import ConfigFlag, LedgerFlag, with_options
+from embedctl.errors import WrongUsage
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command(
+    epilog="Example: embedctl embed handbook.md notes.txt -o texts.parquet --workspace acme",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@with_options
+def embed(
+    inputs: Annotated[list[str], typer.Argument(help="Files, globs, folders, or - for stdin.", metavar="INPUT...")],
+    *,
+    output: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--output", "-o", help="Parquet file, or - for JSON lines on stdout.", metavar="FILE"),
+    ] = None,
+    vectors: Annotated[
+        Literal["float", "base64"], typer.Option("--vectors", help="With -o -: how vectors are shown.")
+    ] = "float",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try rows again that failed before.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", "-j", help="Print the receipt as one JSON object on stdout.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what is waited for and why.")] = False,
+    config: ConfigFlag = None,
+    ledger: LedgerFlag = None,
+    flags: Mapping[str, Any],
+) -> None:
+    """Embed files, folders or stdin into one Parquet file.
+
+    Without a model this runs offline, with the bundled one, and costs nothing.
+    """
+    from embedctl.cli.running import Talk, default_name, execute
+
+    if output == "-" and as_json:
+        raise WrongUsage("--json and -o - both want stdout", hint="give one of them")
+    execute(
+        "embed",
+        inputs=inputs,
+        kind="stream" if output == "-" else "file",
+        output=None if output == "-" else Path(output or default_name(inputs)),
+        flags=flags,
+        config=config,
+        ledger=ledger,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+        vectors=vectors,
+        talk=Talk(as_json=as_json, quiet=quiet, progress=not no_progress, verbose=verbose),
+    )

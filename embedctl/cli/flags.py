@@ -1,0 +1,114 @@
+"""Flags that several commands share: those of a run, made from `options.Options`, and the common ones."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
+
+import typer
+
+from embedctl.cli import nearest
+from embedctl.errors import WrongUsage
+from embedctl.options import Options, seconds
+
+FormatFlag = Annotated[
+    Literal["table", "json", "csv", "md"],
+    typer.Option("--format", help="How to print it.", show_default=True),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", "-j", help="The same as --format json.")]
+ConfigFlag = Annotated[Optional[Path], typer.Option("--config", help="Settings file instead of the user's.")]  # noqa: UP045
+LedgerFlag = Annotated[Optional[Path], typer.Option("--ledger", help="Ledger file.")]  # noqa: UP045
+
+
+def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`command` with a flag for every field of Options; it gets those that were given as `flags`."""
+    parameters = [_parameter(entry) for entry in fields(Options)]
+
+    def wrapper(**given: Any) -> Any:
+        flags = {p.name: given.pop(p.name) for p in parameters}
+        return command(**given, flags=_read({k: v for k, v in flags.items() if v is not None and v != []}))
+
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
+    wrapper.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in [*own, *parameters]}
+    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+    return wrapper
+
+
+def _parameter(entry: Any) -> inspect.Parameter:
+    hint = typing.get_type_hints(Options)[entry.name]
+    flag = "--" + entry.name.replace("_", "-")
+    text = entry.metadata["help"]
+    kind: Any = str
+    plain = get_args(hint)[0] if get_origin(hint) in (Union, typing.types.UnionType) else hint  # type: ignore[attr-defined]
+    names = [flag]
+    if plain is bool:
+        kind, names = bool, [f"{flag}/--no-{flag[2:]}"]
+    elif plain is int or get_origin(plain) is Literal:
+        kind = plain
+    shown = entry.default if entry.default is not MISSING else None
+    if shown is not None and plain is not bool and f"{shown}" not in text:
+        text = f"{text} [default: {f'{shown:g}' if isinstance(shown, float) else shown}]"
+    option: Any = typer.Option(
+        *names,
+        *([entry.metadata["short"]] if entry.metadata["short"] else []),
+        help=text,
+        metavar=entry.metadata["metavar"],
+    )
+    annotation = list[str] if entry.name == "tag" else kind
+    return inspect.Parameter(
+        entry.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Optional[annotation], option],  # noqa: UP045
+    )
+
+
+def _read(flags: dict[str, Any]) -> Mapping[str, Any]:
+    """Flag texts as option values."""
+    if "tag" in flags:
+        flags["tag"] = tags(flags["tag"])
+    if "max_cost" in flags:
+        try:
+            flags["max_cost"] = Decimal(flags["max_cost"])
+        except ArithmeticError:
+            raise WrongUsage(f"--max-cost is no amount: {flags['max_cost']!r}", hint="like 5 or 0.50, in USD") from None
+    for name in ("timeout", "max_wait", "deadline"):
+        if name in flags:
+            flags[name] = seconds(flags[name])
+    return flags
+
+
+def tags(pairs: list[str]) -> dict[str, str]:
+    """K=V pairs as a mapping.
+
+    Raises:
+        WrongUsage: One has no "=".
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise WrongUsage(f"--tag {pair!r} is not K=V", hint="like --tag team=search")
+        found[key] = value
+    return found
+
+
+def one_of(word: str, known: list[str], what: str) -> str:
+    """`word` itself, when it is known.
+
+    Raises:
+        WrongUsage: It is not; the nearest is named.
+    """
+    if word in known:
+        return word
+    close = nearest(word, known)
+    raise WrongUsage(
+        f"unknown {what}: {word!r}",
+        hint=f"did you mean {close!r}?" if close else f"known: {', '.join(known)}",
+    )

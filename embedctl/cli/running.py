@@ -1,0 +1,105 @@
+"""What `embed` and `batch run` share: an order from flags, signals, what is said meanwhile, the receipt."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+
+from embedctl import render, settings
+from embedctl.errors import Interrupted, Terminated
+from embedctl.run import Order, Run, Watch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Talk:
+    """What is printed, and how."""
+
+    as_json: bool
+    quiet: bool
+    progress: bool
+    verbose: bool
+
+
+def default_name(inputs: Sequence[str]) -> str:
+    """STEM.embeddings.parquet of a single input, embeddings.parquet of several or of none with a name."""
+    if len(inputs) != 1 or inputs[0] == "-" or any(mark in inputs[0] for mark in "*?["):
+        return "embeddings.parquet"
+    path = Path(inputs[0]).resolve()
+    stem = path.name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0]
+    return f"{stem or path.name}.embeddings.parquet"
+
+
+def execute(
+    command: str,
+    *,
+    inputs: Sequence[str],
+    kind: Literal["file", "folder", "stream"],
+    output: Path | None,
+    flags: Mapping[str, Any],
+    talk: Talk,
+    config: Path | None,
+    ledger: Path | None,
+    job_options: Mapping[str, Any] | None = None,
+    **about: Any,
+) -> None:
+    """Do it, print the receipt, and exit with its code."""
+    order = Order(
+        settings=settings.load(flags=flags, job=job_options, config=config, ledger=ledger),
+        inputs=inputs,
+        kind=kind,
+        output=output,
+        resume=f"embedctl {command}" + "".join(f" {word}" for word in sys.argv[len(command.split()) + 1 :]),
+        stream=sys.stdout.buffer if kind == "stream" else None,
+        stdin=sys.stdin.buffer if "-" in inputs else None,
+        **about,
+    )
+    progress = render.Progress(shown=talk.progress and not talk.quiet)
+    silent = talk.quiet
+    watch = Watch(
+        rows=progress.rows,
+        told=render.notice if talk.verbose else lambda line: None,
+        warned=(lambda line: None) if silent else render.warning,
+    )
+    run = Run(order, watch)
+    with _signals(run), progress:
+        receipt = run.execute()
+    if talk.as_json:
+        render.result(receipt.as_dict())
+    elif not talk.quiet:
+        render.receipt(receipt)
+    if receipt.error is not None:
+        render.error(receipt.error, as_json=False)
+    if receipt.exit_code:
+        raise typer.Exit(receipt.exit_code)
+
+
+@contextmanager
+def _signals(run: Run) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP stop the sending; a second one ends the process at once. Both are safe."""
+    kinds: dict[int, type[Interrupted | Terminated]] = {signal.SIGINT: Interrupted, signal.SIGTERM: Terminated}
+    asked = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+            return
+        asked = True
+        reason = kinds[number]("stopped; answers in flight are kept", hint=f"continue with: {run.order.resume}")
+        run.ask_to_stop(reason)
+        render.notice("stopping: waiting for requests in flight (once more to stop at once)")
+
+    before = {number: signal.signal(number, stop) for number in kinds}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,166 @@
+"""`embedctl usage`: what was spent, by whom, on what, and how sure that is."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any, Optional
+
+import typer
+from typer.core import TyperCommand
+
+from embedctl.cli import SuggestingGroup, ledgers, usage_care, usage_money
+from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.errors import RowsFailed, WrongUsage
+
+app = typer.Typer(
+    cls=SuggestingGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="What was spent, by whom, on what, and how sure that is.",
+    epilog="Example: embedctl usage report --workspace --last 7d",
+)
+app.add_typer(usage_money.app)
+app.add_typer(usage_care.app)
+
+EACH = "\0each"
+"""What a bare --workspace stands for: group by it."""
+
+
+class BareWorkspace(TyperCommand):
+    """A command whose --workspace may stand without a value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does, once each bare --workspace has a value."""
+        return super().parse_args(ctx, with_values(args))
+
+
+def with_values(args: list[str]) -> list[str]:
+    """`args` with a value behind each --workspace that has none: the end or another flag follows."""
+    filled = []
+    for index, word in enumerate(args):
+        filled.append(word)
+        following = args[index + 1] if index + 1 < len(args) else None
+        if word in ("--workspace", "-w") and (following is None or following.startswith("-")):
+            filled.append(EACH)
+    return filled
+
+
+Names = Optional[list[str]]  # noqa: UP045 - typer reads it
+Text = Optional[str]  # noqa: UP045
+Workspaces = Annotated[
+    Names,
+    typer.Option("--workspace", "-w", metavar="[NAME]", help="Only this workspace (repeatable); bare: group by it."),
+]
+All = Annotated[bool, typer.Option("--all", help="All workspaces (the default, said aloud).")]
+By = Annotated[
+    Names,
+    typer.Option(
+        "--by",
+        help="Group by day, week, month, workspace, provider, model, job, run, tier, "
+        "source, status, purpose or tag:KEY; commas.",
+    ),
+]
+Breakdown = Annotated[bool, typer.Option("--breakdown", "-b", help="Also by provider and model.")]
+Since = Annotated[Text, typer.Option(help="From this day or time on.")]
+Until = Annotated[Text, typer.Option(help="Up to this day or time, not included.")]
+Last = Annotated[Text, typer.Option(help="7d, 24h, 4w, 3m, today, yesterday, week, month, mtd or prev-month.")]
+Zone = Annotated[str, typer.Option("--timezone", "-z", help="IANA time zone of days, weeks and months.")]
+Provider = Annotated[Names, typer.Option("--provider", help="Only this provider (repeatable).")]
+Model = Annotated[Names, typer.Option("--model", "-m", help="Only this model (repeatable).")]
+Job = Annotated[Names, typer.Option("--job", help="Only this job (repeatable).")]
+Top = Annotated[Optional[int], typer.Option(min=1, help="Only the N dearest groups.")]  # noqa: UP045
+Order = Annotated[str, typer.Option(help="asc or desc, in time.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit 3 when something has no price or no outcome.")]
+NoIngest = Annotated[bool, typer.Option("--no-ingest", help="Leave the spool alone; report what is in the ledger.")]
+
+
+def _report(by: list[str], given: dict[str, Any]) -> None:
+    """Ask, print, and fail under --strict when the answer is incomplete."""
+    from embedctl.ledger import database, periods, reports
+
+    form = ledgers.chosen_format(given["form"], given["as_json"])
+    names = given["workspace"] or []
+    only = {
+        "workspace": [name for name in names if name != EACH],
+        "provider": given["provider"] or [],
+        "model": given["model"] or [],
+        "job": given["job"] or [],
+    }
+    if given["everyone"] and only["workspace"]:
+        raise WrongUsage("--all and --workspace NAME exclude each other")
+    if given["order"] not in ("asc", "desc"):
+        raise WrongUsage(f"--order {given['order']!r} is neither asc nor desc")
+    keys = (["workspace"] if EACH in names else []) + (_split(given["by"]) or by)
+    keys += ["provider", "model"] if given["breakdown"] else []
+    ledger = ledgers.opened(given["ledger"], given["config"])
+    where = periods.zone(given["timezone"])
+    question = reports.Question(
+        by=list(dict.fromkeys(keys)),
+        only={key: values for key, values in only.items() if values},
+        within=periods.chosen(given["since"], given["until"], given["last"], where, ledger.now),
+        timezone=given["timezone"],
+        top=given["top"],
+        descending=given["order"] == "desc",
+    )
+    notes = [] if given["no_ingest"] else ledgers.take_in(ledger)
+    with database.reader(ledger.paths, now=ledger.now) as connection:
+        found = reports.report(connection, question, now=ledger.now)
+    ledgers.print_report(found, form, notes)
+    if given["strict"] and found.incomplete:
+        ledgers.after_result(
+            RowsFailed("some usage has no price or no outcome (--strict)", hint="the warnings name it")
+        )
+
+
+def _split(by: list[str] | None) -> list[str]:
+    return [key.strip() for text in by or [] for key in text.split(",") if key.strip()]
+
+
+def _flags(
+    workspace: Workspaces = None,
+    everyone: All = False,
+    by: By = None,
+    breakdown: Breakdown = False,
+    since: Since = None,
+    until: Until = None,
+    last: Last = None,
+    timezone: Zone = "UTC",
+    provider: Provider = None,
+    model: Model = None,
+    job: Job = None,
+    top: Top = None,
+    order: Order = "asc",
+    strict: Strict = False,
+    no_ingest: NoIngest = False,
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Carries the flags that all reports share."""
+
+
+def _command(name: str, by: list[str], sentence: str, example: str) -> None:
+    """Register a report with its own default grouping and the shared flags."""
+
+    def command(**given: Any) -> None:
+        _report([] if by == ["provider", "model"] and EACH in (given["workspace"] or []) else by, given)
+
+    command.__signature__ = inspect.signature(_flags, eval_str=True)  # type: ignore[attr-defined]
+    command.__annotations__ = inspect.get_annotations(_flags, eval_str=True)
+    command.__doc__ = sentence
+    app.command(name, cls=BareWorkspace, epilog=f"Example: embedctl usage {example}")(command)
+
+
+_command(
+    "report",
+    ["provider", "model"],
+    "Report tokens and cost, by provider and model unless told otherwise.",
+    "report --workspace acme --by day,model --last mtd",
+)
+_command("daily", ["day"], "Report tokens and cost by day.", "daily --last 7d --timezone Europe/Berlin")
+_command("weekly", ["week"], "Report tokens and cost by week (from Monday).", "weekly --last 8w --breakdown")
+_command("monthly", ["month"], "Report tokens and cost by month.", "monthly --workspace --json")
+_command("jobs", ["job"], "Report tokens and cost by job.", "jobs --last 24h --strict")

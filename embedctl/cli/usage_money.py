@@ -1,0 +1,349 @@
+"""`embedctl usage explain|drift|budget|reprice|adjust|reconcile`: how sure the numbers are, and what mends them."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+from embedctl import render
+from embedctl.cli import SuggestingGroup, ledgers
+from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.errors import BudgetReached, BudgetWarning, RowsFailed, WrongUsage
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Text = Optional[str]  # noqa: UP045 - typer reads it
+Since = Annotated[Text, typer.Option(help="From this day or time on (UTC).")]
+Until = Annotated[Text, typer.Option(help="Up to this day or time, not included (UTC).")]
+Last = Annotated[Text, typer.Option(help="7d, 24h, 4w, 3m, today, yesterday, week, month, mtd or prev-month.")]
+Workspace = Annotated[str, typer.Option("--workspace", "-w", help="Whose.")]
+
+
+def amount(text: str, flag: str) -> Decimal:
+    """USD as typed.
+
+    Raises:
+        WrongUsage: It is no positive amount.
+    """
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        value = Decimal("NaN")
+    if not value.is_finite() or value < 0:
+        raise WrongUsage(f"{flag} {text!r} is no amount", hint="like 5 or 0.50, in USD")
+    return value
+
+
+@app.command(epilog="Example: embedctl usage explain 019aa2f1-7c00-7000-8000-000000000001")
+def explain(
+    event: Annotated[Text, typer.Argument(help="Event or operation id.")] = None,
+    run: Annotated[Text, typer.Option("--run", help="Instead, all of a run.")] = None,
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Show how a cost was computed: units x unit price, which price, and every attempt."""
+    from embedctl.ledger import database, explaining
+
+    if (event is None) == (run is None):
+        raise WrongUsage("name an event, or a run with --run")
+    found = ledgers.opened(ledger, config)
+    notes = ledgers.take_in(found)
+    with database.reader(found.paths, now=found.now) as connection:
+        told = explaining.event(connection, event) if event else explaining.run(connection, str(run))
+    keys = ("occurred_at", "attempt", "provider", "model", "status", "sum") if event else (
+        "provider", "model", "status", "calls", "sum")  # fmt: skip
+    sources = {
+        f"price: {p['kind']} {p['unit_price'].normalize():f} USD per million since {p['valid_from'][:10]} "
+        f"({p['confidence']}; {p['source']}{': ' + p['source_ref'] if p['source_ref'] else ''})"
+        for line in told.lines
+        if (p := line["price"])
+    }
+    rows = [line | {"source": (line["price"] or {}).get("source")} for line in told.lines]
+    render.table(
+        render.Table(
+            columns=[render.Column(key, key.replace("_", " ").capitalize()) for key in keys],
+            rows=rows,
+            envelope={"lines": list(told.lines), "cost": told.cost, "currency": "USD", "warnings": notes},
+            footer=[
+                f"cost: {'unknown' if told.cost is None else ledgers.amount(told.cost)} USD",
+                *sorted(sources),
+                *notes,
+            ],
+        ),
+        ledgers.chosen_format(form, as_json),
+    )
+
+
+@app.command(epilog="Example: embedctl usage drift --threshold 0.05 --last 7d")
+def drift(
+    threshold: Annotated[float, typer.Option(min=0, help="Drift of the sums above which it exits 3.")] = 0.05,
+    since: Since = None,
+    until: Until = None,
+    last: Last = None,
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Compare the providers' token counts with the tokenizer's here."""
+    from embedctl.ledger import database, drifting, periods
+    from embedctl.ledger.reports import Question
+
+    found = ledgers.opened(ledger, config)
+    notes = ledgers.take_in(found)
+    question = Question(within=periods.chosen(since, until, last, periods.zone("UTC"), found.now))
+    with database.reader(found.paths, now=found.now) as connection:
+        drifts = drifting.drift(connection, question, threshold)
+    over = [each for each in drifts if each.over(threshold)]
+
+    def percent(value: float | None) -> str | None:
+        return None if value is None else f"{value:+.1%}"
+
+    headings = {"pairs": "Pairs", "tokens_native": "Native", "tokens_estimated": "Counted", "weighted": "Drift",
+                "p95": "p95", "share_over": "Over", "fallback_share": "Est."}  # fmt: skip
+    ratios = ("weighted", "p95", "share_over", "fallback_share")
+    render.table(
+        render.Table(
+            columns=[render.Column("provider", "Provider"), render.Column("model", "Model")]
+            + [render.Column(key, heading, "right") for key, heading in headings.items()],
+            rows=[d.as_dict() | {key: percent(getattr(d, key)) for key in ratios} for d in drifts],
+            envelope={
+                "threshold": threshold,
+                "models": [d.as_dict() | {"over": d in over} for d in drifts],
+                "warnings": notes,
+            },
+            footer=[*(f"! {d.provider}:{d.model} drifts by {percent(d.weighted)}" for d in over), *notes],
+        ),
+        ledgers.chosen_format(form, as_json),
+    )
+    if over:
+        ledgers.after_result(RowsFailed(f"{len(over)} of {len(drifts)} models drift by more than {threshold:.1%}"))
+
+
+@app.command(epilog="Example: embedctl usage reprice --since 2026-11-01 --apply")
+def reprice(
+    since: Since = None,
+    apply: Annotated[bool, typer.Option("--apply/--dry-run", help="Write it, or only show it.")] = False,
+    as_json: JsonFlag = False,
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Fill in costs whose price came late; correct, by rows of their own, those whose price was wrong."""
+    from embedctl.ledger import periods, repricing
+
+    found = ledgers.opened(ledger, config)
+    ledgers.take_in(found)
+    start = periods.parse(since, periods.zone("UTC"), "--since") if since else None
+    done = repricing.reprice(found.paths, since=start, apply=apply, now=found.now)
+    summary = {
+        "applied": apply,
+        "filled_events": done.filled_events,
+        "filled_cost": done.filled_cost,
+        "filled_at_risk": done.filled_at_risk,
+        "corrections": [{k: v for k, v in row.items() if k != "occurred_us"} for row in done.corrections],
+        "correction": done.correction,
+    }
+    headings = {"day": "Day", "workspace_id": "Workspace", "job_id": "Job", "provider": "Provider", "model": "Model",
+                "calls": "Calls", "delta": "Delta USD"}  # fmt: skip
+    numbers = ("calls", "delta")
+    render.table(
+        render.Table(
+            columns=[render.Column(key, name, "right" if key in numbers else "left") for key, name in headings.items()],
+            rows=done.corrections,
+            envelope=summary,
+            title=f"Repricing ({'applied' if apply else 'dry run: --apply writes it'})",
+            footer=[
+                f"{done.filled_events:,} calls without a price get one: {ledgers.amount(done.filled_cost)} USD",
+                f"{len(done.corrections):,} corrections: {ledgers.amount(done.correction)} USD",
+            ],
+        ),
+        "json" if as_json else "table",
+    )
+
+
+@app.command(epilog='Example: embedctl usage adjust --credit 12.50 --provider voyage --reason "free allowance"')
+def adjust(
+    provider: Annotated[str, typer.Option("--provider", help="Whose bill it is on.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept with the row.")],
+    credit: Annotated[Text, typer.Option("--credit", help="USD credited: an allowance, a voucher.")] = None,
+    refund: Annotated[Text, typer.Option("--refund", help="USD paid back.")] = None,
+    workspace: Workspace = "default",
+    model: Annotated[str, typer.Option("--model", "-m", help="Of which model.")] = "*",
+    on: Annotated[Text, typer.Option("--on", help="Day or time it counts for (UTC; default: now).")] = None,
+    as_json: JsonFlag = False,
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Enter a credit or a refund: a negative row with a reason. Nothing that stands is changed."""
+    from embedctl.ledger import entries, periods
+
+    if (credit is None) == (refund is None):
+        raise WrongUsage("either --credit or --refund")
+    found = ledgers.opened(ledger, config)
+    kind: entries.Kind = "credit" if credit is not None else "refund"
+    value = amount(credit or refund or "", f"--{kind}")
+    at = periods.parse(on, periods.zone("UTC"), "--on") if on else found.now
+    row = entries.entry(kind, -value, workspace=workspace, reason=reason, at=at, provider=provider, model=model)
+    entries.publish(found.paths, [row], f"{kind}-{row.event_id}")
+    for note in ledgers.take_in(found):
+        render.warning(note)
+    if as_json:
+        render.result({"event_id": row.event_id, "entry_kind": kind, "workspace": workspace, "cost": -value})
+    else:
+        render.notice(f"{kind} of {ledgers.amount(value)} USD entered for {workspace} on {provider}")
+
+
+@app.command(epilog="Example: embedctl usage reconcile --provider openai --since 2026-11-01 --file costs.csv")
+def reconcile(
+    provider: Annotated[str, typer.Option("--provider", help="The provider's name in the ledger.")],
+    since: Since = None,
+    until: Until = None,
+    last: Last = None,
+    file: Annotated[
+        Optional[Path], typer.Option("--file", help="The provider's export: CSV or JSON with day, tokens, cost …")  # noqa: UP045
+    ] = None,
+    write_true_up: Annotated[
+        bool, typer.Option("--write-true-up", help="Enter what the money differs by, so that ledger = invoice.")
+    ] = False,
+    workspace: Workspace = "default",
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Compare the ledger with the provider's own account, by UTC day, model and account."""
+    from embedctl.ledger import database, entries, periods, reconciling
+
+    found = ledgers.opened(ledger, config)
+    within = periods.chosen(since, until, last, periods.zone("UTC"), found.now)
+    if file is None:
+        raise WrongUsage(
+            "--file is missing: the provider's usage or cost export", hint="CSV or JSON, with a column day"
+        )
+    billed = reconciling.read_export(file)
+    notes = ledgers.take_in(found)
+    with database.writer(found.paths, wait_s=30, now=found.now) as connection:
+        lines = reconciling.compare(connection, provider, billed, within)
+        reconciling.record(connection, provider, lines, found.now)
+    ups = reconciling.true_ups(provider, lines, workspace) if write_true_up else []
+    for row in ups:
+        entries.publish(found.paths, [row], f"true_up-{row.event_id}")
+    notes += ledgers.take_in(found)
+    keys = ("day", "model", "account", "provider_tokens", "confirmed", "unknown", "difference", "explained",
+            "provider_cost", "ledger_cost", "cost_difference")  # fmt: skip
+    render.table(
+        render.Table(
+            columns=[
+                render.Column(k, k.replace("_", " ").capitalize(), "left" if k in keys[:3] else "right") for k in keys
+            ],
+            rows=[line.as_dict() for line in lines],
+            envelope={
+                "provider": provider,
+                "lines": [line.as_dict() for line in lines],
+                "true_ups": [{"event_id": up.event_id, "cost": up.cost_provider} for up in ups],
+                "warnings": notes,
+            },
+            footer=[*([f"{len(ups)} true-ups entered"] if write_true_up else []), *notes],
+        ),
+        ledgers.chosen_format(form, as_json),
+    )
+
+
+budget = typer.Typer(
+    cls=SuggestingGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Set, list and check what a workspace may spend.",
+    epilog="Example: embedctl usage budget set -w acme --amount 50 --period month",
+)
+app.add_typer(budget, name="budget")
+
+
+@budget.command("set", epilog="Example: embedctl usage budget set -w acme --amount 50 --action warn")
+def budget_set(
+    amount_usd: Annotated[str, typer.Option("--amount", help="USD per period.")],
+    workspace: Workspace = "default",
+    period: Annotated[Literal["day", "week", "month"], typer.Option(help="Per whole day, week or month.")] = "month",
+    action: Annotated[Literal["warn", "block"], typer.Option(help="Whether it stops runs.")] = "block",
+    timezone: Annotated[str, typer.Option("--timezone", "-z", help="Whose days.")] = "UTC",
+    warn_at: Annotated[float, typer.Option(min=0.001, max=1, help="Share at which `budget check` exits 5.")] = 0.8,
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Set the budget of a workspace, in place of the one before."""
+    from embedctl.ledger import budgets, database
+
+    new = budgets.Budget(
+        workspace=workspace,
+        amount=amount(amount_usd, "--amount"),
+        period=period,
+        timezone=timezone,
+        action=action,
+        warn_ratio=round(Decimal(str(warn_at)), 3),
+    )
+    found = ledgers.opened(ledger, config)
+    with database.writer(found.paths, wait_s=30, now=found.now) as connection:
+        budgets.put(connection, new)
+    render.notice(f"{workspace} may spend {ledgers.amount(new.amount)} USD a {period}")
+
+
+def _standings(ledger: Path | None, config: Path | None, workspace: str | None, form: render.Format) -> list[Any]:
+    from embedctl.ledger import budgets, database
+
+    found = ledgers.opened(ledger, config)
+    notes = ledgers.take_in(found)
+    extra = budgets.configured(found.settings.workspaces)
+    with database.reader(found.paths, now=found.now) as connection:
+        standings = list(budgets.standings(connection, extra, workspace=workspace, now=found.now))
+    keys = ("workspace", "period", "amount", "spent", "at_risk", "remaining", "used", "action", "state")
+    rows = [each.as_dict() for each in standings]
+    render.table(
+        render.Table(
+            columns=[
+                render.Column(k, k.replace("_", " ").capitalize(), "right" if k in keys[2:7] else "left") for k in keys
+            ],
+            rows=[row | {"used": f"{row['used_ratio']:.1%}"} for row in rows],
+            envelope={"budgets": rows, "warnings": notes},
+            footer=notes,
+        ),
+        form,
+    )
+    return standings
+
+
+OnlyWorkspace = Annotated[Text, typer.Option("--workspace", "-w", help="Only this one's.")]
+
+
+@budget.command("list", epilog="Example: embedctl usage budget list --json")
+def budget_list(
+    workspace: OnlyWorkspace = None,
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """List budgets, the ledger's and the settings', and how they stand."""
+    _standings(ledger, config, workspace, ledgers.chosen_format(form, as_json))
+
+
+@budget.command("check", epilog="Example: embedctl usage budget check -w acme || echo look")
+def budget_check(
+    workspace: OnlyWorkspace = None,
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Exit 0 when all is within budget, 5 past a warning line, 4 when a budget is used up."""
+    standings = _standings(ledger, config, workspace, ledgers.chosen_format(form, as_json))
+    names = {state: [s.budget.workspace for s in standings if s.state == state] for state in ("exceeded", "warn")}
+    if names["exceeded"]:
+        ledgers.after_result(BudgetReached(f"budget used up: {', '.join(names['exceeded'])}"))
+    if names["warn"]:
+        ledgers.after_result(BudgetWarning(f"budget past its warning line: {', '.join(names['warn'])}"))

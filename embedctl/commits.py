@@ -1,0 +1,338 @@
+"""The thread that writes a journal, and the one that syncs, spools and removes behind it.
+
+Only the writer thread touches segments; the keeper does what takes long and reports back through the same queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from uuid import UUID
+
+from embedctl import frames
+from embedctl.errors import EmbedctlError, InvariantBroken, StorageFailed
+from embedctl.orders import Command, Entry, Release, Report, Result, Spool, Stop, Sync, answer, waiter_of
+from embedctl.recovery import interrupted
+from embedctl.segments import Log, Place, Segment
+from embedctl.storage import Disk
+
+SYNC_AFTER_S = 1.0
+"""How long an answer may be only in the system's memory."""
+
+
+class Writer:
+    """Writes what it is given in groups: one write and at most one sync for all that came meanwhile."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        disk: Disk,
+        spool: Spool,
+        sync_intents: bool,
+        segment_bytes: int,
+        segment_s: float,
+        clock: Callable[[], float],
+        forget: Callable[[str], None],
+        segments: Iterable[Segment] = (),
+    ) -> None:
+        self._folder = folder
+        self._disk = disk
+        self._spool = spool
+        self._sync_intents = sync_intents
+        self._segment_bytes = segment_bytes
+        self._segment_s = segment_s
+        self._clock = clock
+        self._forget = forget
+        self._segments = {segment.segment_id: segment for segment in segments}
+        self._current: Segment | None = None
+        self._where: dict[UUID, Segment] = {}
+        self._queue: SimpleQueue[Command] = SimpleQueue()
+        self._group: list[Command] = []
+        self._dirty_since: float | None = None
+        self._jobs = 0
+        self._stop: Stop | None = None
+        self._unheard: EmbedctlError | None = None
+        self.failure: BaseException | None = None
+        self.ended = False
+        self._keeper = ThreadPoolExecutor(1, "journal-keeper")
+        threading.Thread(target=self._run, name="journal-writer", daemon=True).start()
+
+    def put(self, command: Command) -> None:
+        """Hand over; what comes after the end is refused."""
+        self._queue.put(command)
+        if self.ended:
+            self._refuse_rest()
+
+    # the writer thread
+
+    def _run(self) -> None:
+        try:
+            self._keep_house()
+            while not self._done():
+                self._group = self._taken()
+                self._commit([command for command in self._group if isinstance(command, Entry)])
+                for command in self._group:
+                    self._obey(command)
+                self._group = []
+                self._keep_house()
+        except BaseException as error:  # whoever waits must learn of it, whatever it is
+            self.failure = error
+            self._end(error)
+        else:
+            self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        for segment in list(self._segments.values()):
+            self._keeper.submit(segment.close)  # not here: it may be syncing one of them
+        self._keeper.shutdown(wait=False)
+        self.ended = True
+        if error is not None:
+            answer([(waiter, None, error) for command in self._group if (waiter := waiter_of(command))])
+        self._refuse_rest()
+        if self._stop is not None:
+            answer([(self._stop.waiter, None, error or self._unheard)])
+
+    def _refuse_rest(self) -> None:
+        error = self.failure or InvariantBroken("the journal is closed")
+        while True:
+            try:
+                waiter = waiter_of(self._queue.get_nowait())
+            except Empty:
+                return
+            if waiter is not None:
+                answer([(waiter, None, error)])
+
+    def _done(self) -> bool:
+        return self._stop is not None and self._jobs == 0 and self._queue.empty()
+
+    def _taken(self) -> list[Command]:
+        """Everything that waits now; nothing when it is time to keep house."""
+        group: list[Command] = []
+        try:
+            group.append(self._queue.get(timeout=self._patience_s()))
+            while True:
+                group.append(self._queue.get_nowait())
+        except Empty:
+            return group
+
+    def _patience_s(self) -> float | None:
+        now, dues = self._clock(), []
+        if self._dirty_since is not None:
+            dues.append(self._dirty_since + SYNC_AFTER_S)
+        if self._current is not None and self._current.events:
+            dues.append(self._current.opened_at + self._segment_s)
+        return max(0.01, min(dues) - now) if dues else None
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Release(segment_id, vectors):
+                segment = self._segments.get(segment_id)
+                if segment is not None:
+                    segment.released = segment.vectors if vectors is None else segment.released + vectors
+            case Sync(waiter):
+                self._sync_behind(waiter)
+            case Stop():
+                self._stop = command
+                self._finish(published=command.published)
+            case Report(then, error):
+                self._jobs -= 1
+                if error is None:
+                    then()
+                elif isinstance(error, EmbedctlError):
+                    self.failure = self._unheard = error
+                else:
+                    raise error
+
+    # frames
+
+    def _commit(self, entries: list[Entry]) -> None:
+        """Write a group. What has ended comes first: it needs the space more than what has not begun."""
+        if not entries:
+            return
+        results: list[Result] = []
+        intents = [entry for entry in entries if entry.draft.kind == "intent"]
+        begun = {entry.event_id for entry in intents}
+        ends = [entry for entry in entries if entry.draft.kind != "intent"]
+        self._commit_ends([entry for entry in ends if entry.event_id not in begun], results)
+        self._commit_intents(intents, results)
+        self._commit_ends([entry for entry in ends if entry.event_id in begun], results)  # cancelled at once
+        if self._dirty_since is None:
+            self._dirty_since = self._clock()
+        answer(results)
+
+    def _commit_ends(self, entries: list[Entry], results: list[Result]) -> None:
+        logs: dict[Path, tuple[Segment, Log, list[Entry]]] = {}
+        for entry in entries:
+            segment = self._where.pop(entry.event_id, None)
+            log = None
+            if segment is not None:
+                log = segment.intents if entry.draft.vectors is None else segment.answers
+            if segment is None or log is None:
+                error = InvariantBroken(f"attempt {entry.event_id} ends without an intent, or twice")
+                results.append((entry.waiter, None, error))
+            else:
+                logs.setdefault(log.path, (segment, log, []))[2].append(entry)
+        for segment, log, ended in logs.values():
+            try:
+                self._append_ends(segment, log, ended, results)
+            except StorageFailed as error:
+                self.failure = error
+                for entry in ended:  # one by one: room was kept for some of them at least
+                    try:
+                        self._append_ends(segment, log, [entry], results)
+                    except StorageFailed as again:
+                        self._where[entry.event_id] = segment
+                        results.append((entry.waiter, None, again))
+
+    def _append_ends(self, segment: Segment, log: Log, entries: list[Entry], results: list[Result]) -> None:
+        vectors_at = log.append([entry.draft for entry in entries])
+        for entry, offset in zip(entries, vectors_at, strict=True):
+            segment.arrived(entry.draft.event)
+            place = None
+            if entry.draft.vectors is not None:
+                place = Place(segment.segment_id, offset, *entry.draft.vectors.shape)
+                segment.vectors += place.count
+            results.append((entry.waiter, place, None))
+
+    def _commit_intents(self, entries: list[Entry], results: list[Result]) -> None:
+        while entries:
+            try:
+                if self._stop is not None:
+                    raise InvariantBroken("the journal is closed")
+                if self.failure is not None:
+                    raise _refusal(self.failure)
+                segment = self._segment_for(entries[0].answer_bytes)
+                begun = [entries[0]]
+                for entry in entries[1:]:
+                    more = sum(other.answer_bytes for other in begun) + entry.answer_bytes
+                    if segment.written_bytes + more > self._segment_bytes:
+                        break
+                    begun.append(entry)
+                self._append_intents(segment, begun)
+            except EmbedctlError as error:
+                self.failure = self.failure or error
+                results += [(entry.waiter, None, error) for entry in entries]
+                return
+            results += [(entry.waiter, None, None) for entry in begun]
+            entries = entries[len(begun) :]
+
+    def _append_intents(self, segment: Segment, entries: list[Entry]) -> None:
+        if segment.intents is None or any(entry.event_id in self._where for entry in entries):
+            raise InvariantBroken("an attempt began twice, or in a segment of a dead process")
+        for entry in entries:
+            segment.expect(entry.draft.event, entry.answer_bytes)
+        try:
+            segment.reserve()
+            segment.intents.append([entry.draft for entry in entries])
+            if self._sync_intents:
+                segment.intents.sync()
+        except EmbedctlError:
+            for entry in entries:
+                segment.forget(entry.event_id)
+            raise
+        self._where.update((entry.event_id, segment) for entry in entries)
+
+    def _segment_for(self, answer_bytes: int) -> Segment:
+        """The open segment, or a new one when that is full or old."""
+        current = self._current
+        if current is not None and (
+            (current.written_bytes and current.written_bytes + answer_bytes > self._segment_bytes)
+            or self._clock() - current.opened_at >= self._segment_s
+        ):
+            current.sealed, self._current, current = True, None, None
+        if current is None:
+            current = Segment.create(self._disk, self._folder, self._clock())
+            self._current = self._segments[current.segment_id] = current
+        return current
+
+    # housekeeping
+
+    def _keep_house(self) -> None:
+        now, current = self._clock(), self._current
+        if current is not None and current.events and now - current.opened_at >= self._segment_s:
+            current.sealed, self._current = True, None
+        if self._dirty_since is not None and now - self._dirty_since >= SYNC_AFTER_S:
+            self._sync_behind()
+        for segment in list(self._segments.values()):
+            if segment.idle and not segment.spooling:
+                segment.spooling = True
+                self._behind(partial(self._spool_segment, segment), partial(setattr, segment, "spooled", True))
+            if segment.spooled and segment.released >= segment.vectors and not segment.removing:
+                segment.removing = True
+                self._forget(segment.segment_id)
+                self._behind(partial(segment.remove, self._disk), partial(self._segments.pop, segment.segment_id))
+
+    def _sync_behind(self, waiter: asyncio.Future[Place | None] | None = None) -> None:
+        self._dirty_since = None
+        dirty = [segment for segment in self._segments.values() if segment.dirty]
+        self._behind(partial(_sync, dirty, waiter), _nothing)
+
+    def _spool_segment(self, segment: Segment) -> None:
+        """In the keeper: its answers first, so that what the ledger calls answered is there after power is lost."""
+        segment.sync()
+        for log in segment.logs:
+            log.trim()
+        if segment.events:
+            self._spool(segment.segment_id, segment.events)
+        segment.close()
+
+    def _behind(self, job: Callable[[], None], then: Callable[[], object]) -> None:
+        self._jobs += 1
+        self._keeper.submit(self._kept, job, then)
+
+    def _kept(self, job: Callable[[], None], then: Callable[[], object]) -> None:
+        try:
+            job()
+        except BaseException as error:  # the writer decides
+            self._queue.put(Report(then, error))
+        else:
+            self._queue.put(Report(then))
+
+    def _finish(self, *, published: bool) -> None:
+        """Seal everything; attempts that nobody ended are perhaps billed, and said to be."""
+        self._where.clear()
+        for segment in self._segments.values():
+            segment.sealed = True
+            if published:
+                segment.released = segment.vectors
+            left = [interrupted(event) for event, _ in segment.in_flight.values()]
+            if left and segment.intents is not None:
+                try:
+                    segment.intents.append([frames.draft("outcome", event) for event in left])
+                except StorageFailed as error:
+                    self.failure = self._unheard = error  # recovery will say the same of them
+                    continue
+                for event in left:
+                    segment.arrived(event)
+        self._current = None
+
+
+def _sync(segments: Sequence[Segment], waiter: asyncio.Future[Place | None] | None) -> None:
+    """In the keeper. Who waits is told from here: the writer may be dead by then."""
+    error: BaseException | None = None
+    try:
+        for segment in segments:
+            segment.sync()
+    except BaseException as failure:
+        error = failure
+        raise
+    finally:
+        if waiter is not None:
+            answer([(waiter, None, error)])
+
+
+def _refusal(failure: BaseException) -> EmbedctlError:
+    """A new error for who comes after the one that failed."""
+    if isinstance(failure, EmbedctlError):
+        return type(failure)(failure.message, hint=failure.hint)
+    return InvariantBroken(f"the journal stopped: {failure!r}")
+
+
+def _nothing() -> None:
+    """For a sync nobody waits for."""

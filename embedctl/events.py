@@ -1,0 +1,99 @@
+"""The usage event of an attempt: before it is sent, when it fails, when it is answered. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+from embedctl import __version__, counting
+from embedctl.errors import AnswerLost, ProviderError
+from embedctl.providers._contract import WireAnswer
+from embedctl.records import Request, Usage, UsageEvent, utc_now, uuid7
+from embedctl.serving import Offer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """On whose behalf calls are made; on every event."""
+
+    run_id: UUID
+    job_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def intended(caller: Caller, offer: Offer, request: Request, attempt: int, fallback_from: str | None) -> UsageEvent:
+    """What is known before an attempt: enough to account for it if nothing more is ever known.
+
+    Its estimate is an upper bound (a token is at least one byte): the texts are gone when it is needed.
+    """
+    return UsageEvent(
+        event_id=uuid7(),
+        workspace_id=request.workspace_id,
+        operation_id=request.operation_id,
+        provider=offer.provider,
+        model=offer.model,
+        occurred_at=utc_now(),
+        status="interrupted",
+        billable="unknown",
+        tokens_total=0,
+        usage_mode=offer.usage_mode,
+        usage_source="fallback",
+        job_id=caller.job_id,
+        run_id=caller.run_id,
+        purpose=request.purpose,
+        attempt=attempt,
+        fallback_from=fallback_from,
+        region=str(offer.place.options.get("region", "*")),
+        provider_account=offer.account or None,
+        price_as=offer.price_as,
+        tokens_estimated=counting.ceiling(request),
+        tokenizer_id="bytes",
+        input_count=len(request),
+        content_bytes=request.content_bytes,
+        tags=dict(caller.tags),
+        tool_version=__version__,
+    )
+
+
+def failed(event: UsageEvent, offer: Offer, request: Request, error: ProviderError, seconds: float) -> UsageEvent:
+    """An attempt that brought no vectors: not billed, perhaps billed, or billed for nothing."""
+    tokens, tokenizer_id = (None, None) if error.billable == "no" else counting.exact(offer, request)
+    billed = tokens if error.billable == "yes" and tokens is not None else 0
+    return replace(
+        event,
+        occurred_at=utc_now(),
+        duration_ms=round(seconds * 1000),
+        status="timeout" if isinstance(error, AnswerLost) else "error",
+        error_class=error.word,
+        billable=error.billable,
+        tokens_total=billed,
+        quantity=billed,
+        tokens_estimated=tokens,
+        tokenizer_id=tokenizer_id,
+        reason=error.message[:500],
+    )
+
+
+def answered(event: UsageEvent, wire: WireAnswer, used: Usage, seconds: float) -> UsageEvent:
+    """An attempt that brought vectors."""
+    return replace(
+        event,
+        occurred_at=utc_now(),
+        duration_ms=round(seconds * 1000),
+        status="ok",
+        billable="yes",
+        tokens_total=used.tokens_total,
+        quantity=used.tokens_total,
+        usage_mode=used.mode,
+        usage_source=used.source,
+        tokens_native=used.tokens_native,
+        tokens_estimated=used.tokens_estimated,
+        tokens_cached=used.tokens_cached,
+        tokenizer_id=used.tokenizer_id,
+        response_model=wire.response_model,
+        provider_request_id=wire.embedding_id,
+        cost_provider=wire.cost,
+        fallback_from=wire.fallback_from or event.fallback_from,
+        reason="native usage missing" if used.mode == "native" and used.tokens_native is None else None,
+    )

@@ -1,0 +1,76 @@
+"""`usage doctor`: is the ledger what it promises to be?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import duckdb
+
+from embedctl.ledger import database, spool
+from embedctl.ledger.paths import LedgerPaths
+from embedctl.ledger.rating import microseconds
+
+AHEAD = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check: "ok", "look" (nothing is lost, but someone should know) or "broken" (a promise is)."""
+
+    check: str
+    state: str
+    detail: str
+
+
+def findings(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, *, now: datetime) -> Iterator[Finding]:
+    """Every check, in the order of weight."""
+
+    def count(sql: str, *values: object) -> int:
+        row = connection.execute(sql, list(values)).fetchone()
+        return int(row[0] or 0) if row else 0
+
+    events = count("SELECT count(*) FROM usage_event")
+    doubled = events - count("SELECT count(DISTINCT event_id) FROM usage_event")
+    yield _broken("event ids", doubled, f"{events:,} events, each once", "events are in the ledger twice")
+    lost = connection.execute(
+        "SELECT count(*) FROM (SELECT spool_id, count(*) AS kept FROM usage_event GROUP BY spool_id) u "
+        "FULL JOIN (SELECT spool_id, max(lines_done) AS lines FROM spool_offset GROUP BY spool_id) o USING (spool_id) "
+        "WHERE coalesce(kept, 0) > coalesce(lines, 0)"
+    ).fetchone()
+    yield _broken(
+        "spool offsets", lost[0] if lost else 0, "rows and spool files agree", "files have more rows than lines"
+    )
+    twice = count("SELECT count(*) - count(DISTINCT spool_id) FROM spool_offset")
+    yield _broken("spool files", twice, "each taken in once", "spool files were taken in twice")
+    steps = {step.version: step.checksum for step in database.migrations()}
+    applied = connection.execute("SELECT version, checksum FROM schema_migration").fetchall()
+    differing = [version for version, checksum in applied if steps.get(version) != checksum]
+    yield _look("schema", len(differing), f"version {max(steps)}", "migrations differ from the ones of this version")
+    bad = count("SELECT sum(lines_bad) FROM spool_offset")
+    yield _look("spool lines", bad, "none was bad", "spool lines were torn, foreign or damaged, and are not counted")
+    future = count(
+        "SELECT count(*) FROM usage_event WHERE occurred_at > make_timestamptz(?)", microseconds(now + AHEAD)
+    )
+    yield _look("clock", future, "no event is ahead of it", "events lie in the future: was the clock wrong?")
+    jumped = count(
+        "SELECT count(*) FROM usage_event WHERE entry_kind = 'usage' "
+        "AND substr(CAST(event_id AS VARCHAR), 15, 1) = '7' AND abs(epoch_ms(occurred_at) - "
+        "('0x' || replace(substr(CAST(event_id AS VARCHAR), 1, 13), '-', ''))::BIGINT) > 86400000"
+    )
+    yield _look("clock jumps", jumped, "ids and times agree", "events are a day or more from the time in their id")
+    unpriced = count("SELECT count(*) FROM usage_event WHERE cost_status = 'unpriced'")
+    yield _look("prices", unpriced, "every billable call has one", "calls have no price (`usage report` names them)")
+    waiting = spool.pending(paths.spool)
+    yield _look("spool", len(waiting), "empty", "spool files wait (`usage ingest`)")
+    aside = sorted(paths.database.parent.glob(paths.database.name + ".bad-*"))
+    yield _look("set aside", len(aside), "none", "damaged ledgers lie beside it: " + ", ".join(p.name for p in aside))
+
+
+def _broken(check: str, number: int, fine: str, wrong: str) -> Finding:
+    return Finding(check, "broken", f"{number:,} {wrong}") if number else Finding(check, "ok", fine)
+
+
+def _look(check: str, number: int, fine: str, wrong: str) -> Finding:
+    return Finding(check, "look", f"{number:,} {wrong}") if number else Finding(check, "ok", fine)

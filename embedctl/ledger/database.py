@@ -1,0 +1,291 @@
+"""The database file: made whole, opened under the sidecar lock, migrated, set aside when it is broken."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+
+import duckdb
+
+from embedctl import __version__
+from embedctl.errors import ConfigurationInvalid, Locked, StorageFailed
+from embedctl.ledger.paths import LedgerPaths
+from embedctl.storage import DISK
+
+STORAGE_VERSION = "v1.2.0"
+"""Opens in DuckDB 1.4, 1.5 and 2; a file made with 2.0's default opens in 2.0 alone (accounting.md 3)."""
+
+_CONNECT = {
+    "python_enable_replacements": "false",  # or a missing table's name finds a Python variable
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+}
+_BROKEN = re.compile(
+    r"not a valid DuckDB database|Corrupt|checksum|Could not read enough bytes|Failed to load metadata"
+    r"|Serialization Error|Failure while replaying WAL|INTERNAL Error",
+    re.IGNORECASE,
+)
+
+
+_REBUILD = "`embedctl usage ingest --rebuild` sets it aside and rebuilds it from the spool"
+
+
+class Broken(StorageFailed):
+    """The file is no database, or a damaged one. Writers set it aside; readers show this."""
+
+    word = "ledger_broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered step of the schema, never edited once released."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the SQL."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def migrations() -> list[Migration]:
+    """All steps this version knows, in order."""
+    folder = resources.files("embedctl.ledger") / "migrations"
+    found = []
+    for entry in folder.iterdir():
+        number, _, name = entry.name.removesuffix(".sql").partition("_")
+        if entry.name.endswith(".sql"):
+            found.append(Migration(int(number), name, entry.read_text("utf-8")))
+    return sorted(found, key=lambda step: step.version)
+
+
+@contextmanager
+def held(
+    paths: LedgerPaths,
+    *,
+    shared: bool,
+    wait_s: float,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[None]:
+    """Hold the sidecar lock.
+
+    Raises:
+        Locked: Others held it for all of `wait_s` seconds.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    descriptor = _open_lock(paths.lock)
+    try:
+        until = clock() + wait_s
+        while True:
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if clock() >= until:
+                    raise Locked(
+                        f"the ledger {paths.database} is in use by another embedctl",
+                        hint="events wait in the spool, none is lost; `embedctl usage ingest --wait 600` waits longer",
+                    ) from None
+                sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageFailed(f"the ledger's lock {path} cannot be opened: {error.strerror}") from error
+
+
+@contextmanager
+def writer(paths: LedgerPaths, *, wait_s: float, now: datetime) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The database, made when it is not there and migrated, for the one process that writes.
+
+    Raises:
+        Locked: Another embedctl, or another program, holds it.
+        Broken: It cannot be read; see `set_aside`.
+        ConfigurationInvalid: Of a newer version, or not a ledger.
+    """
+    with held(paths, shared=False, wait_s=wait_s):
+        if not _is_there(paths.database):
+            _create(paths.database, now)
+        with opened(paths.database, wait_s=wait_s, read_only=False) as connection:
+            _migrate(connection, paths.database, now)
+            yield connection
+
+
+@contextmanager
+def reader(paths: LedgerPaths, *, wait_s: float = 10, now: datetime) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The database for queries only; made empty when it is not there.
+
+    Raises:
+        Locked, Broken, ConfigurationInvalid: As for `writer`.
+    """
+    if not _is_there(paths.database):
+        with writer(paths, wait_s=wait_s, now=now):
+            pass
+    with (
+        held(paths, shared=True, wait_s=wait_s),
+        opened(paths.database, wait_s=wait_s, read_only=True) as connection,
+    ):
+        refuse_foreign(connection, paths.database)
+        yield connection
+
+
+@contextmanager
+def opened(database: Path, *, wait_s: float, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
+    """One connection in UTC; errors of the file come as errors of our tree."""
+    with translated(database):
+        connection = _connect(database, wait_s, read_only)
+        with closing(connection):
+            connection.execute("SET TimeZone = 'UTC'")
+            yield connection
+
+
+@contextmanager
+def translated(database: Path) -> Iterator[None]:
+    """The one place in which DuckDB's errors about the file become ours."""
+    try:
+        yield
+    except duckdb.Error as error:
+        text = str(error).partition("\n")[0]
+        if "Could not set lock" in text or "Conflicting lock" in text:
+            holder = re.search(r"held in (.+?\(PID \d+\))", text)
+            raise Locked(
+                f"the ledger {database} is open in {holder[1] if holder else 'another program'}",
+                hint="close it there and run again; nothing is lost, events wait in the spool",
+            ) from error
+        if "version number" in text and "can only read" in text:
+            raise ConfigurationInvalid(
+                f"the ledger {database} was written by a newer DuckDB: {text}", hint="upgrade embedctl and duckdb"
+            ) from error
+        if _BROKEN.search(text):
+            raise Broken(
+                f"the ledger {database} is damaged: {text}",
+                hint=_REBUILD,
+            ) from error
+        if isinstance(error, duckdb.IOException | duckdb.PermissionException | duckdb.OutOfMemoryException):
+            raise StorageFailed(f"the ledger {database} cannot be used: {text}") from error
+        raise
+
+
+def _connect(database: Path, wait_s: float, read_only: bool) -> duckdb.DuckDBPyConnection:
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            return duckdb.connect(str(database), read_only=read_only, config=dict(_CONNECT))
+        except duckdb.IOException as error:
+            if "lock" not in str(error) or time.monotonic() >= until:
+                raise
+            time.sleep(0.05)
+
+
+def _is_there(database: Path) -> bool:
+    """Whether there is a file to open; one without content was a ledger once (a power loss)."""
+    try:
+        size = database.stat().st_size
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StorageFailed(f"the ledger {database} cannot be reached: {error.strerror}") from error
+    if size == 0:
+        raise Broken(f"the ledger {database} is an empty file", hint=_REBUILD)
+    return True
+
+
+def _create(database: Path, now: datetime) -> None:
+    """Make the file beside its place and link it there: a kill during DuckDB's own creation leaves rubbish."""
+    temporary = database.with_name(f".{database.name}.new")
+    try:
+        for leftover in (temporary, temporary.with_name(temporary.name + ".wal")):
+            leftover.unlink(missing_ok=True)
+        with translated(database), closing(duckdb.connect(config=dict(_CONNECT))) as connection:
+            quoted = str(temporary).replace("'", "''")
+            connection.execute(f"ATTACH '{quoted}' AS ledger (STORAGE_VERSION '{STORAGE_VERSION}')")
+            connection.execute("USE ledger")
+            connection.execute("SET TimeZone = 'UTC'")
+            _migrate(connection, database, now)
+            connection.execute("CHECKPOINT ledger")
+        temporary.chmod(0o600)
+        descriptor = os.open(temporary, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        with suppress(FileExistsError):
+            os.link(temporary, database)
+        temporary.unlink()
+        DISK.sync_folder(database.parent)
+    except OSError as error:
+        raise StorageFailed(f"the ledger {database} cannot be made: {error.strerror}") from error
+
+
+def refuse_foreign(connection: duckdb.DuckDBPyConnection, database: Path) -> int:
+    """The schema version; 0 in an empty file.
+
+    Raises:
+        ConfigurationInvalid: Newer than this program, or a database of something else.
+    """
+    known = migrations()[-1].version
+    tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    if tables and "usage_event" not in tables:
+        raise ConfigurationInvalid(
+            f"{database} is a DuckDB file of something else (tables: {', '.join(sorted(tables)[:5])})",
+            hint="name another file with --ledger or EMBEDCTL_LEDGER",
+        )
+    if "schema_migration" not in tables:
+        return 0
+    row = connection.execute("SELECT max(version) FROM schema_migration").fetchone()
+    version = int(row[0] or 0) if row else 0
+    if version > known:
+        raise ConfigurationInvalid(
+            f"the ledger {database} has schema {version}; this embedctl knows up to {known}",
+            hint="upgrade embedctl; events wait in the spool meanwhile",
+        )
+    return version
+
+
+def _migrate(connection: duckdb.DuckDBPyConnection, database: Path, now: datetime) -> None:
+    version = refuse_foreign(connection, database)
+    for step in migrations():
+        if step.version <= version:
+            continue
+        connection.execute("BEGIN")
+        connection.execute(step.sql)
+        connection.execute(
+            "INSERT INTO schema_migration VALUES (?, ?, ?, ?, ?)",
+            [step.version, step.name, step.checksum, now, __version__],
+        )
+        connection.execute("COMMIT")
+
+
+def set_aside(database: Path, now: datetime) -> Path:
+    """Rename a damaged database (and its log) to NAME.bad-UTC; hold the lock exclusively.
+
+    Returns:
+        Its new place.
+    """
+    stamp = now.astimezone(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    place = database.with_name(f"{database.name}.bad-{stamp}")
+    try:
+        database.rename(place)
+        log = database.with_name(database.name + ".wal")
+        if log.exists():
+            log.rename(place.with_name(place.name + ".wal"))
+        DISK.sync_folder(database.parent)
+    except OSError as error:
+        raise StorageFailed(f"the damaged ledger {database} cannot be set aside: {error.strerror}") from error
+    return place

@@ -1,0 +1,38 @@
+"""Where a ledger's files are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerPaths:
+    """The database, and the folder in which events wait for it.
+
+    Attributes:
+        database: Opened by duckdb alone: its lock is dropped when this process opens the path in any other way.
+    """
+
+    database: Path
+    spool: Path
+
+    @property
+    def lock(self) -> Path:
+        """Held exclusively by the one that writes, shared by those that read; never removed."""
+        return self.database.with_name(self.database.name + ".lock")
+
+    @property
+    def rebuilding(self) -> Path:
+        """There from when a damaged database is set aside until all of `done` is in the new one."""
+        return self.database.with_name(self.database.name + ".rebuilding")
+
+    @property
+    def done(self) -> Path:
+        """Spool files that are in the ledger, kept so that it can be rebuilt."""
+        return self.spool / "done"
+
+    @property
+    def price_file(self) -> Path:
+        """The user's own prices (`prices set`, `prices import`), beside the spool."""
+        return self.spool.parent / "prices.toml"

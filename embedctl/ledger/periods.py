@@ -1,0 +1,169 @@
+"""Days, weeks and months in any time zone: half-open ranges, and one rule for which bucket a moment is in. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import zoneinfo
+from bisect import bisect_right
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from typing import Literal
+
+from embedctl.errors import WrongUsage
+
+Unit = Literal["day", "week", "month"]
+_STEP = timedelta(hours=6)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Moments from `since` up to, not including, `until`; None is open."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+def zone(name: str) -> tzinfo:
+    """The IANA time zone of this name.
+
+    Raises:
+        WrongUsage: There is none; the nearest name is in the hint.
+    """
+    if name.upper() == "UTC":
+        return UTC
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        known = sorted(zoneinfo.available_timezones())
+        folded = {each.lower(): each for each in known}
+        close = folded.get(name.lower()) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
+        raise WrongUsage(
+            f"unknown time zone {name!r}",
+            hint=f"did you mean {close}?" if close else "an IANA name, like Europe/Berlin or UTC",
+        ) from None
+
+
+def parse(text: str, where: tzinfo, flag: str) -> datetime:
+    """A day (its start) or a time, as a moment.
+
+    Raises:
+        WrongUsage: It is neither.
+    """
+    try:
+        if re.fullmatch(r"\d{8}|\d{4}-\d{2}-\d{2}", text):
+            return start_of(date.fromisoformat(text), where)
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise WrongUsage(f"{flag} {text!r} is no date", hint="like 2026-11-01, or 2026-11-01T12:00+01:00") from None
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=where).astimezone(UTC)
+
+
+def start_of(day: date, where: tzinfo) -> datetime:
+    """The first moment of a local day, in UTC; where midnight is skipped, the first one after it."""
+    return datetime.combine(day, time(), where).astimezone(UTC)
+
+
+def chosen(since: str | None, until: str | None, last: str | None, where: tzinfo, now: datetime) -> Range:
+    """The range that the flags name.
+
+    Raises:
+        WrongUsage: Malformed, reversed or contradicting.
+    """
+    if last is not None and (since is not None or until is not None):
+        raise WrongUsage("--last and --since/--until exclude each other")
+    if last is not None:
+        return _last(last, where, now)
+    chosen = Range(
+        None if since is None else parse(since, where, "--since"),
+        None if until is None else parse(until, where, "--until"),
+    )
+    if chosen.since is not None and chosen.until is not None and chosen.since >= chosen.until:
+        raise WrongUsage(
+            f"--until {until} is not after --since {since}",
+            hint="the range is half open: it ends before --until; for one day, name the next one",
+        )
+    return chosen
+
+
+def _last(text: str, where: tzinfo, now: datetime) -> Range:
+    today = now.astimezone(where).date()
+    count = re.fullmatch(r"([1-9]\d{0,3})([hdwm])", text)
+    if text in ("day", "week", "month"):
+        return Range(start_of(floor(today, text), where), now)  # type: ignore[arg-type]
+    if text == "today":
+        return Range(start_of(today, where), now)
+    if text == "yesterday":
+        return Range(start_of(today - timedelta(days=1), where), start_of(today, where))
+    if text == "mtd":
+        return Range(start_of(today.replace(day=1), where), now)
+    if text == "prev-month":
+        first = today.replace(day=1)
+        return Range(start_of((first - timedelta(days=1)).replace(day=1), where), start_of(first, where))
+    if count is None:
+        raise WrongUsage(
+            f"--last {text!r} is no period", hint="7d, 24h, 4w, 3m, today, yesterday, week, month, mtd or prev-month"
+        )
+    number, unit = int(count[1]), count[2]
+    if unit == "h":
+        return Range(now - timedelta(hours=number), now)
+    if unit == "m":
+        first = today.replace(day=1)
+        for _ in range(number):
+            first = (first - timedelta(days=1)).replace(day=1)
+        end = floor(first + timedelta(days=31), "month") - timedelta(days=1)
+        return Range(start_of(first.replace(day=min(today.day, end.day)), where), now)
+    days = number * (7 if unit == "w" else 1)
+    return Range(start_of(today - timedelta(days=days - 1), where), now)
+
+
+def floor(day: date, unit: Unit) -> date:
+    """The first day of the day, week (from Monday) or month that `day` is in."""
+    if unit == "week":
+        return day - timedelta(days=day.weekday())
+    return day.replace(day=1) if unit == "month" else day
+
+
+def current(unit: Unit, where: tzinfo, now: datetime) -> Range:
+    """The whole day, week or month that `now` is in."""
+    first = floor(now.astimezone(where).date(), unit)
+    after = first + timedelta(days={"day": 1, "week": 7, "month": 31}[unit])
+    return Range(start_of(first, where), start_of(floor(after, unit), where))
+
+
+def offsets(where: tzinfo, first: datetime, last: datetime) -> list[tuple[datetime, timedelta]]:
+    """(from when, offset to UTC) for every stretch of constant offset that touches [first, last].
+
+    Buckets are cut by these in SQL: exact, from the same rules as `start_of`, and much faster than a conversion a row.
+    """
+    stretches = [(first, _offset(where, first))]
+    moment = first
+    while moment <= last:
+        following = moment + _STEP
+        if _offset(where, following) != stretches[-1][1]:
+            change = _change(where, moment, following)
+            stretches.append((change, _offset(where, change)))
+        moment = following
+    return stretches
+
+
+def local_day(moment: datetime, stretches: list[tuple[datetime, timedelta]]) -> date:
+    """The local day of a moment, by the rule that the reports use."""
+    index = bisect_right([since for since, _ in stretches], moment) - 1
+    return (moment + stretches[max(index, 0)][1]).date()
+
+
+def _offset(where: tzinfo, moment: datetime) -> timedelta:
+    return moment.astimezone(where).utcoffset() or timedelta()
+
+
+def _change(where: tzinfo, low: datetime, high: datetime) -> datetime:
+    """The first second in (low, high] with the offset of `high`."""
+    after = _offset(where, high)
+    while high - low > timedelta(seconds=1):
+        middle = low + timedelta(seconds=int((high - low).total_seconds()) // 2)
+        if _offset(where, middle) == after:
+            high = middle
+        else:
+            low = middle
+    return high.replace(microsecond=0)

@@ -1,0 +1,166 @@
+"""`usage sql`: one read-only statement in a child process, without files, network or time to waste.
+
+For the owner's convenience: SQL is code, and this is no boundary against other people's.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from embedctl.errors import Locked, StorageFailed, Temporary, WrongUsage
+from embedctl.ledger.database import held
+from embedctl.ledger.paths import LedgerPaths
+
+_OWN_MB = 512
+"""For Python and DuckDB beside the query; some functions allocate outside of DuckDB's own limit."""
+
+_PLAIN = ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Rows of a query; money and other exact decimals as strings.
+
+    Attributes:
+        cut: Whether there were more rows than asked for.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    cut: bool
+
+
+def ask(
+    paths: LedgerPaths,
+    sql: str,
+    *,
+    rows: int = 10_000,
+    timeout_s: float = 60,
+    memory_mb: int = 1024,
+    wait_s: float = 10,
+) -> Answer:
+    """Run one statement on the ledger.
+
+    Raises:
+        WrongUsage: It is no single statement that reads, or DuckDB refuses it.
+        Temporary: It took longer than `timeout_s` and was killed.
+        Locked: The ledger is being written for all of `wait_s`.
+    """
+    task = {
+        "database": str(paths.database),
+        "spool": str(paths.spool),
+        "sql": sql,
+        "rows": rows,
+        "memory_mb": memory_mb,
+    }
+    try:
+        with held(paths, shared=True, wait_s=wait_s):
+            child = subprocess.run(
+                [sys.executable, "-m", "embedctl.ledger.query"],
+                input=orjson.dumps(task),
+                capture_output=True,
+                timeout=timeout_s,
+                check=False,
+            )
+    except subprocess.TimeoutExpired:
+        raise Temporary(
+            f"the query ran for more than {timeout_s:g} s and was stopped", hint="--timeout allows more"
+        ) from None
+    if child.returncode != 0 or not child.stdout:
+        why = child.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise StorageFailed(f"the query's process ended with {child.returncode}: {why}", hint="--memory allows more")
+    found = orjson.loads(child.stdout)
+    if "error" in found:
+        kind = {"locked": Locked, "usage": WrongUsage}.get(found["error"], StorageFailed)
+        raise kind(found["message"], hint=found["hint"])
+    return Answer(found["columns"], found["rows"], found["cut"])
+
+
+def _answer(task: dict[str, Any]) -> dict[str, Any]:
+    """In the child: the rows, or what was wrong."""
+    import duckdb
+
+    from embedctl.errors import EmbedctlError
+    from embedctl.ledger import database
+
+    paths = LedgerPaths(Path(task["database"]), Path(task["spool"]))
+    try:
+        with (
+            database.translated(paths.database),
+            closing(_locked_down(str(paths.database), task["memory_mb"])) as connection,
+        ):
+            try:
+                return _run(connection, task["sql"], task["rows"])
+            except (
+                duckdb.ProgrammingError,
+                duckdb.DataError,
+                duckdb.PermissionException,
+                duckdb.NotSupportedError,
+            ) as error:
+                hint = "tables: usage_event, price, budget …; views: usage_daily, usage_by_workspace, drift"
+                return {"error": "usage", "message": str(error).strip(), "hint": hint}
+    except EmbedctlError as error:
+        return {"error": error.word, "message": error.message, "hint": error.hint}
+    except duckdb.Error as error:
+        return {"error": "usage", "message": str(error).strip(), "hint": None}
+
+
+def _locked_down(database: str, memory_mb: int) -> Any:
+    import duckdb
+
+    connection = duckdb.connect(
+        database,
+        read_only=True,
+        config={
+            "enable_external_access": "false",
+            "python_enable_replacements": "false",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "memory_limit": f"{memory_mb}MB",
+            "threads": "2",
+        },
+    )
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def _run(connection: Any, sql: str, rows: int) -> dict[str, Any]:
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1:
+        return {"error": "usage", "message": f"one statement, not {len(statements)}", "hint": None}
+    relation = connection.sql(sql)
+    if relation is None:
+        return {"columns": [], "rows": [], "cut": False}
+    columns = list(relation.columns)
+    quoted = ['"' + name.replace('"', '""') + '"' for name in columns]
+    shown = relation.project(
+        ", ".join(
+            name if str(kind) in _PLAIN else f"CAST({name} AS VARCHAR) AS {name}"
+            for name, kind in zip(quoted, relation.types, strict=True)
+        )
+    )
+    found = shown.limit(rows + 1).fetchall()
+    return {"columns": columns, "rows": found[:rows], "cut": len(found) > rows}
+
+
+def _main() -> None:
+    task = orjson.loads(sys.stdin.buffer.read())
+    with suppress(ValueError, OSError):  # a system without this limit has DuckDB's own
+        limit = (task["memory_mb"] + _OWN_MB) * 1024 * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    with suppress(BrokenPipeError):
+        sys.stdout.buffer.write(orjson.dumps(_answer(task), default=str))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,111 @@
+"""One inference call of a local sentence-transformers ONNX model. The only door to onnxruntime.
+
+Source of pooling and limits: facts of the bundled model, assets/PROVENANCE.md (2026-11-21).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedctl.errors import ConfigurationInvalid, TextTooLong
+from embedctl.tokens import ASSETS, tokenizer_file
+
+BATCH_TOKENS = 512
+"""Padded tokens of one inference call; larger batches were measured slower (facts/performance.md, B)."""
+
+
+class LocalModel:
+    """A model folder: `model.onnx` and `tokenizer.json`; mean pooling, unit length.
+
+    Thread-safe; one inference thread per core, each with one intra-op thread.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int) -> None:
+        for needed in ("model.onnx", "tokenizer.json"):
+            if not (folder / needed).is_file():
+                raise ConfigurationInvalid(
+                    f"{folder} holds no {needed}",
+                    hint="a local model is a folder with model.onnx and tokenizer.json",
+                )
+        self._session = _session(folder / "model.onnx")
+        self._inputs = {entry.name for entry in self._session.get_inputs()}
+        self._tokenizer = tokenizer_file(folder / "tokenizer.json")
+        self._max_tokens = max_tokens
+        self._workers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="inference")
+
+    def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+        """Embed all texts; blocks, and leaves the interpreter to others meanwhile.
+
+        Returns:
+            float32, shape (n, D), unit length, row i of texts[i]; and the tokens of each text, special ones included.
+
+        Raises:
+            TextTooLong: A text is over the model's limit; nothing is ever cut.
+        """
+        encodings = self._tokenizer.encode_batch_fast(list(texts))
+        lengths = [len(encoding.ids) for encoding in encodings]
+        for index, tokens in enumerate(lengths):
+            if tokens > self._max_tokens:
+                raise TextTooLong(
+                    f"text {index} has {tokens} tokens, the model takes {self._max_tokens}",
+                    details=[{"index": index, "tokens": tokens, "max_tokens": self._max_tokens}],
+                )
+        batches = _batches(lengths)
+        pooled = list(self._workers.map(lambda batch: self._infer([encodings[i].ids for i in batch]), batches))
+        vectors = np.empty((len(encodings), pooled[0].shape[1] if pooled else 0), dtype=np.float32)
+        for batch, part in zip(batches, pooled, strict=True):
+            vectors[batch] = part
+        return vectors, tuple(lengths)
+
+    def _infer(self, ids: list[list[int]]) -> NDArray[np.float32]:
+        """Mean over each text's tokens, divided by its length."""
+        width = max(map(len, ids))
+        tokens = np.zeros((len(ids), width), dtype=np.int64)
+        mask = np.zeros_like(tokens)
+        for row, text in enumerate(ids):
+            tokens[row, : len(text)] = text
+            mask[row, : len(text)] = 1
+        feed = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": np.zeros_like(tokens)}
+        states = self._session.run(None, {name: feed[name] for name in self._inputs & feed.keys()})[0]
+        weights = mask[:, :, None].astype(np.float32)
+        means = (states * weights).sum(axis=1) / weights.sum(axis=1)
+        return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), dtype=np.float32)
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Places of texts of like length together, each batch about BATCH_TOKENS when padded."""
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches and (len(batches[-1]) + 1) * lengths[place] <= BATCH_TOKENS:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False  # the arena only grows (qdrant/fastembed#570)
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ConfigurationInvalid(f"{path} is not a model that onnxruntime can load: {error}") from None
+
+
+@cache
+def load(folder: Path | None, max_tokens: int) -> LocalModel:
+    """The model in `folder`, loaded once per process; None is the bundled one."""
+    return LocalModel(folder or ASSETS / "minilm", max_tokens)

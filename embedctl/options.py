@@ -1,0 +1,131 @@
+"""Every option of a run, once: the flags of `embed` and `batch run`, the keys of JOB.toml and of the settings files.
+
+Flags are spelt with dashes, keys with underscores. `cli.flags` makes the flags of it, `settings` checks the keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal
+
+from embedctl.errors import WrongUsage
+from embedctl.records import InputType, Purpose
+
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
+"""Workspace and job names: safe as file names, labels and SQL values."""
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?\Z")
+
+
+def option(default: Any, description: str, *, short: str | None = None, metavar: str | None = None) -> Any:
+    """A field of Options: its default, and what its flag says in --help."""
+    about = {"help": description, "short": short, "metavar": metavar}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=about)
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a run is asked to do. Times in seconds, sizes in tokens, money in USD."""
+
+    model: str | None = option(None, "Model, as NAME or PROVIDER:NAME (default: the bundled one).", short="-m")
+    provider: str | None = option(None, "Provider to use; must agree with a prefix of --model.")
+    workspace: str = option("default", "Who pays; on every ledger row.", short="-w")
+    workspace_column: str | None = option(None, "Table column that names the workspace of each row.")
+    tag: Mapping[str, str] = option({}, "K=V kept with every usage event; repeatable.", metavar="K=V")
+    purpose: Purpose = option("ingest", "Why the vectors are made.")
+    text_column: str | None = option(None, "Table column to embed (found when unambiguous).")
+    id_column: str | None = option(None, "Table column of row ids (found when unambiguous).")
+    keep: str = option("all", "Other columns to keep: all, none, or names with commas.")
+    split: Literal["document", "lines", "paragraphs"] = option("document", "What a row of a text file is.")
+    encoding: str = option("utf-8", "Encoding of text files.")
+    chunk_size: int | None = option(None, "Tokens per chunk (documents: 1000; tables are chunked only when asked).")
+    chunk_overlap: int | None = option(None, "Tokens that neighbouring chunks share (documents: 200).")
+    input_type: InputType = option("document", "What the vectors are for.")
+    dimensions: int | None = option(None, "Width of the vectors (default: the model's own).")
+    dimension_policy: Literal["reduce", "pad", "ignore"] = option(
+        "reduce",
+        "When the model cannot give --dimensions itself: cut and renormalise, add zeros, or leave it.",
+    )
+    force: bool = option(False, "Allow `reduce` for models not trained for it.")
+    on_too_long: Literal["fail", "skip", "truncate", "chunk", "mean"] = option(
+        "fail",
+        "A text over the model's limit: fail the row, skip it, cut it, chunk it, or average its pieces.",
+    )
+    on_blank: Literal["skip", "fail"] = option("skip", "An empty text: skip the row or fail it.")
+    fallback: Literal["same-space", "any", "off"] = option("same-space", "Which providers may take over.")
+    max_cost: Decimal | None = option(None, "Stop before more than this is spent, in USD.", metavar="USD")
+    allow_unpriced: bool = option(False, "With --max-cost: run models that have no price.")
+    batch_size: int | None = option(None, "Most texts in one request (default: packed to the model's limits).")
+    concurrency: int = option(16, "Requests in flight.")
+    rpm: int | None = option(None, "Requests per minute, 0 = no limit (default: config or catalog).")
+    tpm: int | None = option(None, "Tokens per minute, 0 = no limit (default: config or catalog).")
+    burst: int = option(10, "Requests that may go at once before --rpm counts.")
+    retries: int = option(6, "Retries of one request.")
+    timeout: float = option(120.0, "One request may take this long, e.g. 90 or 2m.", metavar="TIME")
+    max_wait: float = option(600.0, "Longest wait on a provider that says when to come back.", metavar="TIME")
+    deadline: float | None = option(None, "Stop sending after this long and stay resumable.", metavar="TIME")
+    vector_type: Literal["fixed", "list"] = option("fixed", "Parquet type of vectors: fixed-size or plain lists.")
+    dtype: Literal["float32", "float16", "int8"] = option("float32", "Number type of vectors in the output.")
+    reuse: bool = option(True, "Take vectors of known texts from the existing output.")
+    unique_ids: bool = option(False, "Duplicate ids are an error.")
+    cache: bool | None = option(None, "Use the shared vector cache (default: on for `embed` with a paid model).")
+    max_row_bytes: int = option(104_857_600, "A longer row is not read, but reported.")
+
+
+def seconds(text: str | float) -> float:
+    """A duration in seconds: 90, "90", "90s", "2m", "1h30m".
+
+    Raises:
+        WrongUsage: It is none.
+    """
+    if isinstance(text, int | float | Decimal) and not isinstance(text, bool):
+        value = float(text)
+    else:
+        match = _DURATION.fullmatch(str(text).strip())
+        if not match or not any(match.groups()):
+            raise WrongUsage(f"not a duration: {text!r}", hint="like 90, 90s, 2m or 1h30m")
+        hours, minutes, rest = (float(part or 0) for part in match.groups())
+        value = hours * 3600 + minutes * 60 + rest
+    if not 0 <= value < 10**9:
+        raise WrongUsage(f"not a duration: {text!r}", hint="like 90, 90s, 2m or 1h30m")
+    return value
+
+
+def checked_name(name: str, what: str) -> str:
+    """`name` itself, when it is a legal workspace or job name.
+
+    Raises:
+        WrongUsage: It is not.
+    """
+    if not NAME_PATTERN.match(name):
+        raise WrongUsage(
+            f"bad {what} name: {name!r}",
+            hint="lower-case letters, digits, dots, dashes and underscores; at most 63; first a letter or digit",
+        )
+    return name
+
+
+def check(options: Options) -> Options:
+    """`options` itself, when its values agree with each other.
+
+    Raises:
+        WrongUsage: A number is out of range, or two options contradict.
+    """
+    checked_name(options.workspace, "workspace")
+    for name, least in (
+        ("chunk_size", 1), ("chunk_overlap", 0), ("dimensions", 1), ("batch_size", 1), ("concurrency", 1),
+        ("rpm", 0), ("tpm", 0), ("burst", 1), ("retries", 0), ("max_cost", 0), ("max_row_bytes", 1),
+    ):  # fmt: skip
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise WrongUsage(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+    if options.chunk_size is not None and (options.chunk_overlap or 0) >= options.chunk_size:
+        raise WrongUsage(
+            f"--chunk-overlap {options.chunk_overlap} must be smaller than --chunk-size {options.chunk_size}"
+        )
+    return options

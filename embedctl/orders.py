@@ -1,0 +1,89 @@
+"""What the writer of a journal is told, and how it answers those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from uuid import UUID
+
+from embedctl.frames import Draft
+from embedctl.records import UsageEvent
+from embedctl.segments import Place
+
+Spool = Callable[[str, Sequence[UsageEvent]], bool]
+"""Puts the events of one segment where the ledger finds them, durably, under the segment's id; False when that id
+is there already."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A frame on its way, and who waits for it."""
+
+    draft: Draft
+    waiter: asyncio.Future[Place | None]
+    answer_bytes: int = 0
+
+    @property
+    def event_id(self) -> UUID:
+        """Of the attempt."""
+        return self.draft.event.event_id
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """So many vectors of a segment are no longer needed; None means all it has."""
+
+    segment_id: str
+    vectors: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """Put on the disk what was written so far."""
+
+    waiter: asyncio.Future[Place | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End; with `published`, no vector is needed any more."""
+
+    waiter: asyncio.Future[Place | None]
+    published: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The keeper has done something, or failed."""
+
+    then: Callable[[], object]
+    error: BaseException | None = None
+
+
+Command = Entry | Release | Sync | Stop | Report
+Result = tuple["asyncio.Future[Place | None]", Place | None, BaseException | None]
+
+
+def answer(results: Sequence[Result]) -> None:
+    """Wake who waits, all in one call into their loop."""
+    if results:
+        loop = results[0][0].get_loop()
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_resolve, list(results))
+
+
+def _resolve(results: Sequence[Result]) -> None:
+    for waiter, place, error in results:
+        if waiter.done():
+            continue
+        if error is None:
+            waiter.set_result(place)
+        else:
+            waiter.set_exception(error)
+
+
+def waiter_of(command: Command) -> asyncio.Future[Place | None] | None:
+    """Who waits for it, if anybody does."""
+    return getattr(command, "waiter", None)

@@ -1,0 +1,309 @@
+"""The steps in order: start reading here.
+
+    read ─▶ chunk ─▶ plan ─▶ call ─▶ journal ─▶ write
+    blocks  chunks   requests answers  vectors   parts
+
+Rows are read and planned in a thread, a block at a time; requests wait in a short queue; answers go to the journal;
+
+a slot whose requests are all done is assembled and handed to the output in another thread. Nothing grows with the
+input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from embedctl import assemble, write
+from embedctl.assemble import Purchase, Purchases, Sources
+from embedctl.call import CallPoint, Piece
+from embedctl.errors import EmbedctlError, InvariantBroken
+from embedctl.intake import Intake
+from embedctl.journal import Journal, Place
+from embedctl.output import Output
+from embedctl.plan import Packed
+from embedctl.receipt import Rows
+from embedctl.slots import Arrival, History, Slot, resolve_twins
+from embedctl.write import Layout, Part
+
+OPEN_SLOTS = 2
+"""Slots that may be read into or waiting for vectors at once."""
+
+DRAIN_S = 20.0
+"""How long answers in flight are waited for when a run is told to stop."""
+
+
+@dataclass(slots=True)
+class Stop:
+    """Why no more requests are sent; None while they are."""
+
+    reason: EmbedctlError | None = None
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def because(self, reason: EmbedctlError) -> None:
+        """Stop sending; the first reason stays."""
+        self.reason = self.reason or reason
+        self.asked.set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """What the pipeline is made of.
+
+    Attributes:
+        blocks: Step 1; read in a thread.
+        intake: Steps 2 and 3.
+        call: Step 4.
+        journal: Step 5.
+        output: Step 6.
+        done: Slot number → rows and counts of a part that an earlier, interrupted run published.
+        layout: Width → how the output looks.
+        facts: Rows written and rows read → metadata of a part or file.
+        dimensions: Width of the vectors where it is known before the first answer.
+        parts: Parts whose vectors may be reused: older ones, then those of this run.
+        segments: Numbers of the journal's segments, those of an interrupted run first.
+    """
+
+    blocks: Iterator[Any]
+    intake: Intake
+    call: CallPoint
+    journal: Journal
+    output: Output
+    purchases: Purchases
+    parts: list[Part]
+    segments: Segments
+    done: Callable[[int], Rows | None]
+    layout: Callable[[int], Layout]
+    facts: Callable[[int, Rows], bytes]
+    dimensions: int | None
+    concurrency: int
+    watch: Callable[[Rows, int], None] = lambda rows, in_flight: None
+
+
+class Segments:
+    """Numbers for the journal's segment ids, as slots keep them."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self.ids: list[str] = []
+
+    def number(self, segment_id: str) -> int:
+        """The number of a segment; a new one when it was not seen before."""
+        if segment_id not in self._numbers:
+            self._numbers[segment_id] = len(self.ids)
+            self.ids.append(segment_id)
+        return self._numbers[segment_id]
+
+
+class Pipeline:
+    """One run's flow, from blocks to the finished output."""
+
+    def __init__(self, steps: Steps, stop: Stop) -> None:
+        self._is = steps
+        self._stop = stop
+        self._queue: asyncio.Queue[tuple[Packed, Slot] | None] = asyncio.Queue(steps.concurrency)
+        self._open: deque[Slot] = deque()
+        self._gate = asyncio.Semaphore(OPEN_SLOTS)
+        self._complete = asyncio.Event()
+        self._finished: set[int] = set()
+        self._next_request = 0
+        self._busy: set[asyncio.Task[None] | None] = set()
+        self._read_all = False
+        self._history = History()
+        self.rows = Rows()
+
+    async def run(self) -> Rows:
+        """Everything, until the input is done or the run is told to stop.
+
+        Raises:
+            EmbedctlError: Why it stopped; complete slots have been handed over, everything paid for is in the journal.
+        """
+        workers = [asyncio.create_task(self._work()) for _ in range(self._is.concurrency)]
+        publisher = asyncio.create_task(self._publish())
+        planner = asyncio.create_task(self._plan())
+        tasks = (planner, *workers, publisher)
+        everything = asyncio.gather(*tasks)
+        stopping = asyncio.create_task(self._stop.asked.wait())
+        try:
+            await asyncio.wait((everything, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if self._stop.asked.is_set():
+                await self._drain(planner, workers, publisher)
+            else:
+                everything.result()
+        finally:
+            stopping.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(stopping, everything, *tasks, return_exceptions=True)
+        if self._stop.reason is not None:
+            raise self._stop.reason
+        self.rows.check()
+        return self.rows
+
+    async def _drain(
+        self, planner: asyncio.Task[None], workers: list[asyncio.Task[None]], publisher: asyncio.Task[None]
+    ) -> None:
+        """Send nothing new; wait for what was sent, and hand over the slots that are complete."""
+        planner.cancel()
+        for worker in workers:
+            if worker not in self._busy:
+                worker.cancel()
+        await asyncio.wait(workers, timeout=DRAIN_S)
+        self._read_all = True
+        self._complete.set()
+        await asyncio.wait((publisher,), timeout=DRAIN_S)
+
+    async def _plan(self) -> None:
+        """Steps 1 to 3: blocks become slots and requests."""
+        try:
+            await self._plan_slots()
+        except EmbedctlError as error:
+            self._stop.because(error)
+            return
+        self._read_all = True
+        self._complete.set()
+        for _ in range(self._is.concurrency):
+            await self._queue.put(None)
+
+    async def _plan_slots(self) -> None:
+        slot: Slot | None = None
+        number, skip = 0, 0
+        while (block := await asyncio.to_thread(next, self._is.blocks, None)) is not None:
+            if skip:
+                skip -= len(block)
+                continue
+            if slot is None:
+                if done := self._is.done(number):  # published before the run was interrupted
+                    self.rows.add(done)
+                    number, skip = number + 1, done.read - len(block)
+                    continue
+                await self._gate.acquire()
+                slot = self._is.intake.slot(number, block.first_row)
+            for packed in await asyncio.to_thread(self._taken, block, slot):
+                await self._queue.put((packed, slot))
+            if slot.full(self.width):
+                await self._close(slot)
+                slot, number = None, number + 1
+        if slot is not None:
+            await self._close(slot)
+
+    def _taken(self, block: Any, slot: Slot) -> list[Packed]:
+        return list(self._is.intake.take(block, slot))
+
+    async def _close(self, slot: Slot) -> None:
+        rest = list(self._is.intake.close(slot))
+        self._open.append(slot)
+        for packed in rest:
+            await self._queue.put((packed, slot))
+        self._complete.set()
+
+    async def _work(self) -> None:
+        """Step 4: one request after the other."""
+        this = asyncio.current_task()
+        while not self._stop.asked.is_set() and (taken := await self._queue.get()) is not None:
+            packed, slot = taken
+            self._busy.add(this)
+            try:
+                pieces = await self._is.call.embed(packed.request)
+            except EmbedctlError as error:
+                self._stop.because(error)
+                return
+            finally:
+                self._busy.discard(this)
+            for piece in pieces:
+                self._arrive(piece, packed, slot)
+            self._finished.add(packed.number)
+            while self._next_request in self._finished:
+                self._finished.remove(self._next_request)
+                self._next_request += 1
+            self._complete.set()
+
+    def _arrive(self, piece: Piece, packed: Packed, slot: Slot) -> None:
+        ordinals = packed.ordinals[piece.start : piece.stop]
+        if piece.answer is None:
+            slot.arrivals.append(Arrival(ordinals=ordinals, refusal=piece.refusal))
+            return
+        place: Place = piece.place
+        file = self._is.segments.number(place.segment)
+        answer = piece.answer
+        self._is.purchases.add(
+            file,
+            Purchase(
+                place.offset,
+                place.count,
+                answer.model,
+                answer.provider,
+                answer.request.operation_id,
+                answer.tokens_each,
+            ),
+        )
+        slot.arrivals.append(
+            Arrival(ordinals=ordinals, file=file, offset=place.offset, width_bytes=place.dimensions * 4)
+        )
+
+    async def _publish(self) -> None:
+        """Step 6: complete slots, in order."""
+        while True:
+            await self._complete.wait()
+            self._complete.clear()
+            while self._open and self._next_request > self._open[0].last_request:
+                try:
+                    await self._hand_over(self._open.popleft())
+                except EmbedctlError as error:
+                    self._stop.because(error)
+                    return
+                self._gate.release()
+            if self._read_all and (not self._open or self._stop.asked.is_set()):
+                return
+
+    async def _hand_over(self, slot: Slot) -> None:
+        await self._is.journal.sync()
+        self.rows.add(await asyncio.to_thread(self._assemble, slot, self.width))
+        self.rows.reused, self.rows.duplicates = self._is.intake.reused, self._is.intake.duplicates
+        if not self._is.output.keeps_journal:
+            self._release(slot)
+        self._is.watch(self.rows, len(self._busy))
+
+    def _assemble(self, slot: Slot, width: int | None) -> Rows:
+        """A complete slot → the output; what became of its rows."""
+        slot.settle()
+        resolve_twins(slot, self._history)
+        rows = write.joined(slot.batches)
+        ids = rows.column("id").to_pylist() if rows is not None else []
+        indexes = rows.column("chunk_index").to_pylist() if rows is not None else []
+        failed, kept = assemble.failures(slot, ids, indexes)
+        counts = assemble.counts(slot, failed, kept)
+        layout = self.layout(width) if width is not None else None
+        if layout is None and slot.wanted:
+            raise InvariantBroken(f"slot {slot.number} is complete, but no vector says how wide it is")
+        tables = iter(())
+        if layout is not None and rows is not None:
+            sources = Sources(self._read_journal, self._is.purchases, self._is.parts)
+            tables = assemble.tables(slot, rows, kept, layout, sources)
+        path = self._is.output.put(slot.number, tables, layout, lambda count: self._is.facts(count, counts), failed)
+        if path is not None and width is not None:
+            self._is.parts.append(Part(path, width))
+        self._history.add(slot, None if path is None else len(self._is.parts) - 1)
+        return counts
+
+    def _read_journal(self, file: int, offset: int, count: int, dimensions: int) -> Any:
+        return self._is.journal.read(Place(self._is.segments.ids[file], offset, count, dimensions))
+
+    def _release(self, slot: Slot) -> None:
+        """The slot's vectors stand in a part: the journal may let go of them."""
+        for arrival in slot.arrivals:
+            if arrival.refusal is None:
+                self._is.journal.release(self._is.segments.ids[arrival.file], len(arrival.ordinals))
+                self._is.purchases.drop(arrival.file, arrival.offset)
+
+    def layout(self, width: int) -> Layout:
+        """How the output looks with vectors of this width."""
+        return self._is.layout(width)
+
+    @property
+    def width(self) -> int | None:
+        """Of the vectors; None while nobody knows."""
+        return self._is.call.space.dimensions if self._is.call.space else self._is.dimensions

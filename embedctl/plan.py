@@ -1,0 +1,149 @@
+"""Step 3. Chunks → requests within limits; blank, over-long, duplicate and known texts taken out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from embedctl.records import TEXT_HASH_BYTES, Limits, Purpose, Request, uuid7
+
+ANSWER_BYTES_IN_FLIGHT = 64 * 1024 * 1024
+"""Vectors of all answers in flight together; request sizes are chosen so."""
+
+BYTES_PER_TOKEN = 3
+"""For packing only: English has 4 to 5, CJK 2.4 to 3 (facts/accounting.md 2.4); a refusal for size halves and learns."""
+
+
+def estimated_tokens(content_bytes: int) -> int:
+    """A packing estimate, never a bill: bytes / 3, at least 1."""
+    return max(1, content_bytes // BYTES_PER_TOKEN)
+
+
+def packed_limits(limits: Limits, *, batch_size: int | None, dimensions: int | None, concurrency: int) -> Limits:
+    """What one request of this run may hold: the model's limits, the user's, and memory's.
+
+    Token limits are kept to 80 %, because packing estimates.
+    """
+    width = (dimensions or 1536) * 4
+    memory = max(1, ANSWER_BYTES_IN_FLIGHT // max(1, concurrency) // width)
+    items = min(filter(None, (limits.items, batch_size, memory)))
+    return Limits(items=items, tokens=limits.tokens * 8 // 10 if limits.tokens else None, bytes=limits.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A request, and which wanted vector each of its texts is for.
+
+    Attributes:
+        number: Requests of a run are numbered from 0 in the order they are packed.
+        ordinals: Of each text: the ordinal of the wanted vector in the run.
+    """
+
+    number: int
+    request: Request
+    ordinals: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Bundle:
+    """Texts of one workspace that will go out together."""
+
+    texts: list[str] | list[Sequence[int]] = field(default_factory=list)
+    ordinals: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    tokens_each: list[int] = field(default_factory=list)
+    counted: bool = True
+    content_bytes: int = 0
+    tokens: int = 0
+
+
+class Packer:
+    """Collects texts and gives them back as requests, close to the limits, in order, never mixing workspaces."""
+
+    def __init__(self, limits: Limits, *, purpose: Purpose = "ingest", token_arrays: bool = False) -> None:
+        self.limits = limits
+        self._purpose = purpose
+        self._token_arrays = token_arrays
+        self._bundles: dict[str, _Bundle] = {}
+        self.packed = 0
+
+    def add(
+        self,
+        text: str | Sequence[int],
+        digest: bytes,
+        ordinal: int,
+        *,
+        content_bytes: int,
+        tokens: int | None = None,
+        workspace: str = "default",
+    ) -> Packed | None:
+        """Take one text; the request that it did not fit into, when there is one.
+
+        Args:
+            content_bytes: UTF-8 bytes of the text as sent.
+            tokens: Where they are known exactly.
+        """
+        size = tokens if tokens is not None else estimated_tokens(content_bytes)
+        bundle = self._bundles.setdefault(workspace, _Bundle())
+        full = None
+        if bundle.texts and not self._fits(bundle, size, content_bytes):
+            full = self._pack(workspace, self._bundles.pop(workspace))
+            bundle = self._bundles.setdefault(workspace, _Bundle())
+        bundle.texts.append(text)  # type: ignore[arg-type]
+        bundle.ordinals.append(ordinal)
+        bundle.hashes.append(digest)
+        bundle.tokens_each.append(size)
+        bundle.counted &= tokens is not None
+        bundle.content_bytes += content_bytes
+        bundle.tokens += size
+        return full
+
+    def rest(self) -> Iterator[Packed]:
+        """What has been collected and not given back yet."""
+        while self._bundles:
+            workspace, bundle = self._bundles.popitem()
+            yield self._pack(workspace, bundle)
+
+    def _fits(self, bundle: _Bundle, tokens: int, content_bytes: int) -> bool:
+        limits = self.limits
+        return (
+            (limits.items is None or len(bundle.texts) < limits.items)
+            and (limits.tokens is None or bundle.tokens + tokens <= limits.tokens)
+            and (limits.bytes is None or bundle.content_bytes + content_bytes <= limits.bytes)
+        )
+
+    def _pack(self, workspace: str, bundle: _Bundle) -> Packed:
+        request = Request(
+            operation_id=str(uuid7()),
+            texts=bundle.texts,
+            hashes=b"".join(bundle.hashes),
+            workspace_id=workspace,
+            purpose=self._purpose,
+            token_arrays=self._token_arrays,
+            content_bytes=bundle.content_bytes,
+            tokens=bundle.tokens if bundle.counted else None,
+            tokens_each=tuple(bundle.tokens_each) if bundle.counted else None,
+        )
+        self.packed += 1
+        return Packed(self.packed - 1, request, tuple(bundle.ordinals))
+
+
+def part_of(request: Request, start: int, stop: int) -> Request:
+    """texts[start:stop] of a request, as the same operation: what halving sends."""
+    texts = request.texts[start:stop]
+    each = request.tokens_each[start:stop] if request.tokens_each else None
+    if request.token_arrays:
+        content_bytes = request.content_bytes * len(texts) // len(request)
+    else:
+        content_bytes = sum(len(str(text).encode("utf-8", "surrogatepass")) for text in texts)
+    return Request(
+        operation_id=request.operation_id,
+        texts=texts,
+        hashes=request.hashes[start * TEXT_HASH_BYTES : stop * TEXT_HASH_BYTES],
+        workspace_id=request.workspace_id,
+        purpose=request.purpose,
+        token_arrays=request.token_arrays,
+        content_bytes=content_bytes,
+        tokens=sum(each) if each else None,
+        tokens_each=each,
+    )

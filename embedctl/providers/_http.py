@@ -1,0 +1,134 @@
+"""A protocol's request: URL, headers, JSON body. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+from urllib.parse import quote, urlsplit
+
+import orjson
+
+from embedctl.errors import ConfigurationInvalid, TextRefused
+from embedctl.providers._contract import HttpRequest, Place, Secret
+
+Auth = Literal["bearer", "api-key", "x-api-key", "x-goog-api-key"]
+_KEYS_IN_QUERIES = ("key=", "api_key=", "apikey=", "api-key=", "token=", "access_token=")
+_NO_READING: Mapping[str, Any] = {}
+
+
+def base(place: Place, default: str | None) -> str:
+    """The place's base URL without a trailing slash, or the protocol's own.
+
+    Raises:
+        ConfigurationInvalid: There is none, it is no http URL, or it holds a key.
+    """
+    url = (place.base_url or default or "").strip().rstrip("/")
+    if not url:
+        raise ConfigurationInvalid(
+            f"provider {place.name!r} has no base_url",
+            hint=f"set `base_url` under [providers.{place.name}] in the user's config",
+        )
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        usable, parts = False, urlsplit("")
+    if not usable:
+        raise ConfigurationInvalid(
+            f"base_url of provider {place.name!r} is no http or https URL",
+            hint="write it as https://HOST/PATH",
+        )
+    if parts.username or parts.password or any(name in parts.query.lower() for name in _KEYS_IN_QUERIES):
+        raise ConfigurationInvalid(
+            f"base_url of provider {place.name!r} holds a key",
+            hint="keys come from an environment variable, named by `api_key_env`",
+        )
+    return url
+
+
+def key(place: Place, variables: Sequence[str], default: str | None) -> Secret | None:
+    """The place's key; None only where the server is not the vendor's own.
+
+    Raises:
+        ConfigurationInvalid: The vendor's own address without a key, or a key that no header can hold.
+    """
+    if place.api_key is None or not place.api_key.reveal().strip():
+        own = default is not None and place.base_url.rstrip("/") in ("", default)
+        if own and variables and default and default.startswith("https://"):
+            raise ConfigurationInvalid(
+                f"provider {place.name!r} has no key", hint=f"set {' or '.join(variables)} in the environment"
+            )
+        return None
+    value = place.api_key.reveal().strip()
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ConfigurationInvalid(
+            f"the key of provider {place.name!r} holds a character that no HTTP header can",
+            hint="look for line breaks, blanks or quotes in the environment variable",
+        )
+    return Secret(value)
+
+
+def post(
+    place: Place,
+    url: str,
+    body: Mapping[str, Any],
+    secret: Secret | None,
+    *,
+    auth: Auth = "bearer",
+    headers: Mapping[str, str] = _NO_READING,
+    reading: Mapping[str, Any] = _NO_READING,
+) -> HttpRequest:
+    """A POST of JSON with the key the protocol's way; the place's own headers come last and win.
+
+    Raises:
+        TextRefused: A text is not Unicode (a lone surrogate).
+    """
+    try:
+        packed = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError as error:
+        if "surrogates" not in str(error):
+            raise
+        raise TextRefused("a text holds a lone surrogate: it is no Unicode", provider=place.name) from error
+    return HttpRequest(url=url, body=packed, headers=_headers(place, secret, auth, headers), reading=reading)
+
+
+def get(place: Place, url: str, secret: Secret | None) -> HttpRequest:
+    """A GET with the key as a bearer token, for probes."""
+    found = _headers(place, secret, "bearer", {})
+    return HttpRequest(
+        url=url,
+        method="GET",
+        headers={name: value for name, value in found.items() if name != "content-type"},
+    )
+
+
+def _headers(place: Place, secret: Secret | None, auth: Auth, extra: Mapping[str, str]) -> dict[str, str]:
+    found = {"content-type": "application/json", "accept": "application/json"}
+    if secret is not None:
+        found.update(authorization(secret) if auth == "bearer" else {auth: secret.reveal()})
+    for source in (extra, place.headers):
+        found.update({name.lower(): value for name, value in source.items()})
+    return found
+
+
+def authorization(secret: Secret) -> dict[str, str]:
+    """The key as a bearer token."""
+    return {"authorization": f"Bearer {secret.reveal()}"}
+
+
+def is_jwt(secret: Secret | None) -> bool:
+    """Whether the key is a JSON Web Token rather than an API key."""
+    return secret is not None and secret.reveal().startswith("eyJ") and secret.reveal().count(".") == 2
+
+
+def segment(name: str) -> str:
+    """A model's name as one segment of a path."""
+    return quote(name, safe="")
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """The provider's own id of the request, None where it gives none."""
+    for name in ("x-request-id", "apim-request-id", "x-amzn-requestid", "request-id", "x-trace-id"):
+        if headers.get(name):
+            return headers[name]
+    return None

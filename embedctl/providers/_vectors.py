@@ -1,0 +1,277 @@
+"""Answers to float32 arrays: (n, D), no list of Python floats on the way. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+import pybase64
+
+from embedctl.errors import AnswerUnusable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_QUOTE, _BRACKET = 0x22, 0x5B
+_FLOATS = msgspec.json.Decoder(list[float])
+_RAWS = msgspec.json.Decoder(list[msgspec.Raw])
+_ABSENT = msgspec.Raw()
+
+T = TypeVar("T")
+
+Struct = msgspec.Struct
+Raw = msgspec.Raw
+
+
+class _Item(Struct, gc=False):
+    embedding: Raw = _ABSENT
+    index: Any = None
+
+
+class _Body(Struct, gc=False):
+    data: tuple[_Item, ...] = ()
+    model: Any = None
+    id: Any = None
+    usage: Raw = _ABSENT
+    error: Raw = _ABSENT
+
+
+_BODY = msgspec.json.Decoder(_Body)
+
+
+class Counts(NamedTuple):
+    """What a `usage` object says; None where it says nothing readable."""
+
+    total: int | None = None
+    cached: int | None = None
+    cost: Decimal | None = None
+
+
+class Listed(NamedTuple):
+    """An answer in the OpenAI shape, read."""
+
+    vectors: NDArray[np.float32]
+    places: tuple[int, ...] | None
+    counts: Counts
+    model: str | None
+    id: str | None
+
+
+def unusable(what: str, body: bytes = b"") -> AnswerUnusable:
+    """A 200 that cannot be used, with how its body begins when that helps."""
+    start = bytes(body[:60]).decode("utf-8", "replace").replace("\n", " ").strip()
+    return AnswerUnusable(f"{what}; the body begins with {start!r}" if body else what, status=200)
+
+
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """`body` read by a typed decoder.
+
+    Raises:
+        AnswerUnusable: It is cut, not JSON, or of another shape.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise unusable(f"the answer has another shape than this protocol's: {error}", body) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise unusable(f"the answer is not whole JSON: {error}", body) from error
+
+
+def listed(body: bytes) -> Listed:
+    """Read `{"data": [{"embedding", "index"}], "usage", "model"}`; floats and base64 alike.
+
+    Raises:
+        AnswerUnusable: Cut, not JSON, empty, ragged, or with a value that is no number.
+    """
+    answer = decoded(_BODY, body)
+    used = counts(answer.usage)
+    with billed(used.total):
+        if not answer.data:
+            raise unusable("the answer holds no vectors", body)
+        vectors = rows([item.embedding for item in answer.data], "data[{}].embedding")
+        order = places([item.index for item in answer.data])
+    return Listed(vectors, order, used, text(answer.model), text(answer.id))
+
+
+@contextmanager
+def billed(tokens: int | None) -> Iterator[None]:
+    """What cannot be used inside was still counted, and is on the invoice."""
+    try:
+        yield
+    except AnswerUnusable as error:
+        error.tokens_native = tokens
+        raise
+
+
+def places(index: list[Any]) -> tuple[int, ...] | None:
+    """Each vector's place in the request as the answer says; None where it says none.
+
+    Raises:
+        AnswerUnusable: Some have one and some do not, or one is no number.
+    """
+    if all(place is None for place in index):
+        return None
+    for position, place in enumerate(index):
+        if type(place) is not int:
+            raise unusable(f"data[{position}].index is {place!r}, not a number")
+    return tuple(index)
+
+
+def matrix(raw: Raw, where: str) -> NDArray[np.float32]:
+    """`[[float, …], …]` as float32, shape (n, D).
+
+    Args:
+        where: The array's name in messages ("embeddings").
+    """
+    try:
+        each = _RAWS.decode(raw)
+    except msgspec.DecodeError as error:
+        raise unusable(f"{where} is not an array of vectors", bytes(raw)) from error
+    return rows(each, where + "[{}]")
+
+
+def rows(raws: Sequence[Raw], where: str) -> NDArray[np.float32]:
+    """One vector per raw JSON value: an array of numbers, or base64 of little-endian float32.
+
+    Args:
+        where: Names one of them in messages, with `{}` for its number ("data[{}].embedding").
+
+    Raises:
+        AnswerUnusable: None at all, ragged, or not numbers (null, strings, NaN, nested arrays).
+    """
+    if not raws:
+        raise unusable("the answer holds no vectors")
+    parser = _Numbers()
+    first = _vector(raws[0], where.format(0), parser)
+    out = np.empty((len(raws), first.size), dtype=np.float32)
+    out[0] = first
+    for number in range(1, len(raws)):
+        one = _vector(raws[number], where.format(number), parser)
+        if one.size != first.size:
+            raise unusable(f"{where.format(number)} has {one.size} numbers, {where.format(0)} has {first.size}")
+        out[number] = one
+    return out
+
+
+def _vector(raw: Raw, where: str, parser: _Numbers) -> NDArray[Any]:
+    view = memoryview(raw)
+    kind = view[0] if len(view) else 0
+    if kind == _QUOTE:
+        one: NDArray[Any] = _from_base64(view, where)
+    elif kind == _BRACKET:
+        one = parser.read(view, where)
+    else:
+        said = bytes(view[:20]).decode("utf-8", "replace") or "absent"
+        raise unusable(f"{where} is {said}, not a vector")
+    if not one.size:
+        raise unusable(f"{where} is empty")
+    return one
+
+
+def _from_base64(view: memoryview, where: str) -> NDArray[np.float32]:
+    """Little-endian float32.
+
+    Source: openai-python `_parsing/_embeddings.py` (facts/providers.md, 2026-11-21).
+    """
+    try:
+        packed = pybase64.b64decode(view[1:-1], validate=True)
+    except ValueError:
+        packed = _escaped_base64(view, where)
+    if len(packed) % 4:
+        raise unusable(f"{where} is base64 of {len(packed)} bytes, which are no float32 values")
+    return np.frombuffer(packed, dtype="<f4")
+
+
+def _escaped_base64(view: memoryview, where: str) -> bytes:
+    """base64 whose slashes are escaped, as some JSON writers do."""
+    try:
+        return pybase64.b64decode(msgspec.json.decode(view, type=str), validate=True)
+    except ValueError as error:
+        said = bytes(view[:20]).decode("utf-8", "replace")
+        raise unusable(f"{where} is a string that is not base64: {said}…") from error
+
+
+class _Numbers:
+    """Arrays of JSON numbers: through simdjson where it is installed (2.7 times faster), else msgspec."""
+
+    def __init__(self) -> None:
+        self._parser: Any = None
+        try:
+            import simdjson
+        except ImportError:
+            return
+        self._parser = simdjson.Parser()
+
+    def read(self, view: memoryview, where: str) -> NDArray[np.float64]:
+        # simdjson flattens nested arrays, so that a bracket inside must be seen before.
+        if bytes(view).find(b"[", 1) >= 0:
+            raise unusable(f"{where} is nested: vectors of tokens, not one vector")
+        if self._parser is not None:
+            try:
+                return np.frombuffer(self._parser.parse(view).as_buffer(of_type="d"), dtype=np.float64)
+            except (TypeError, ValueError, RuntimeError, AttributeError):
+                pass  # numbers beyond float64 and every mistake: msgspec says which
+        try:
+            return np.array(_FLOATS.decode(view), dtype=np.float64)
+        except msgspec.DecodeError as error:
+            raise unusable(f"{where} is not an array of numbers: {error}") from error
+
+
+def from_python(values: Any, where: str) -> NDArray[np.float32]:
+    """Vectors that were found by an expression in parsed JSON: lists of numbers, or base64 strings."""
+    if not isinstance(values, list) or not values:
+        raise unusable(f"{where} is no list of vectors")
+    return rows([Raw(msgspec.json.encode(value)) for value in values], where + "[{}]")
+
+
+def counts(raw: Raw) -> Counts:
+    """Read a `usage` object in any dialect; what cannot be read is None, never 0."""
+    try:
+        usage = msgspec.json.decode(raw) if len(memoryview(raw)) else None
+    except msgspec.DecodeError:
+        usage = None
+    if not isinstance(usage, dict):
+        return Counts()
+    total, prompt = count(usage.get("total_tokens")), count(usage.get("prompt_tokens"))
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Counts(total if total is not None else prompt, count(cached), money(usage.get("cost")))
+
+
+def count(value: Any) -> int | None:
+    """A whole number of tokens, None for anything else; 12.0 is 12, "12" is nothing."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if 0 <= value < 2**53 and value == int(value) else None
+
+
+def counted(header: str | None) -> int | None:
+    """A whole number of tokens from a header."""
+    return int(header) if header and header.isascii() and header.isdecimal() else None
+
+
+def money(value: Any) -> Decimal | None:
+    """An amount in USD, None for anything that is not one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        amount = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    return amount if amount.is_finite() and amount >= 0 else None
+
+
+def text(value: Any) -> str | None:
+    """A non-empty string, None for anything else."""
+    return value if isinstance(value, str) and value else None
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`vectors` scaled to length 1, row by row; rows of zeros stay as they are."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = np.divide(vectors, length, out=vectors.copy(), where=length > 0)
+    return scaled

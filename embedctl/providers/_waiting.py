@@ -1,0 +1,148 @@
+"""How long a provider asks to wait, and what it says of its rates. Pure; facts/providers.md, 2026-11-21."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PIECE = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h|d))+")
+_PLAIN = re.compile(r"\d+(?:\.\d+)?")
+_IN_WORDS = re.compile(
+    r"(?:retry|try again)\s+(?:after|in)\s+(\d+(?:\.\d+)?)\s*(milliseconds?|seconds?|minutes?|hours?)\b", re.I
+)
+_SHORT_WORDS = re.compile(r"(?:retry|try again)\s+(?:after|in)\s+((?:\d+(?:\.\d+)?(?:ms|s|m|h))+)", re.I)
+_RETRY_INFO = re.compile(r'"retryDelay"\s*:\s*"([^"]+)"')
+_WORD_S = {"milli": 1e-3, "secon": 1.0, "minut": 60.0, "hours": 3600.0, "hour": 3600.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateHeaders:
+    """What one answer says of the rates; None where it says nothing.
+
+    Attributes:
+        limit_requests: Requests per window (a minute where the provider does not say otherwise).
+        remaining_requests: Left of them.
+        reset_requests_s: Seconds until they are full again.
+    """
+
+    limit_requests: int | None = None
+    limit_tokens: int | None = None
+    remaining_requests: int | None = None
+    remaining_tokens: int | None = None
+    reset_requests_s: float | None = None
+    reset_tokens_s: float | None = None
+
+
+def rate_headers(headers: Mapping[str, str]) -> RateHeaders:
+    """Read `x-ratelimit-*` in the OpenAI, Jina, Mistral and tldw spellings.
+
+    Args:
+        headers: Names in lower case.
+    """
+
+    def whole(*names: str) -> int | None:
+        found = next((headers[name] for name in names if name in headers), "").strip()
+        return int(found) if found.isascii() and found.isdecimal() else None
+
+    return RateHeaders(
+        limit_requests=whole("x-ratelimit-limit-requests", "x-ratelimit-limit"),
+        limit_tokens=whole("x-ratelimit-limit-tokens"),
+        remaining_requests=whole("x-ratelimit-remaining-requests", "x-ratelimit-remaining"),
+        remaining_tokens=whole("x-ratelimit-remaining-tokens"),
+        reset_requests_s=_reset(headers, "x-ratelimit-reset-requests", "x-ratelimit-reset"),
+        reset_tokens_s=_reset(headers, "x-ratelimit-reset-tokens"),
+    )
+
+
+def retry_after(headers: Mapping[str, str], message: str = "", body: str = "") -> float | None:
+    """Seconds to wait before the next attempt, None where the provider does not say.
+
+    `retry-after-ms`, then `retry-after` (seconds or HTTP date), then Google's RetryInfo, then the message's
+    own words, then the resets of the rates. Negative, NaN and garbage count as not said.
+
+    Args:
+        message: The provider's sentence ("Please retry after 20 seconds").
+        body: The body as text, for RetryInfo.
+    """
+    found: float | None = None
+    if "retry-after-ms" in headers:
+        milliseconds = _number(headers["retry-after-ms"])
+        found = None if milliseconds is None else milliseconds / 1000
+    if found is None and "retry-after" in headers:
+        value = headers["retry-after"].strip()
+        found = _number(value)
+        found = _until(value, headers.get("date")) if found is None else found
+    if found is None and (told := _RETRY_INFO.search(body)):
+        found = duration(told.group(1))
+    if found is None:
+        found = _in_words(message)
+    return found if found is not None else _from_resets(headers)
+
+
+def duration(value: str) -> float | None:
+    """Seconds of a Go-style duration ("6m0s", "34.07s", "120ms"), or of a bare number of seconds."""
+    value = value.strip()
+    if _DURATION.fullmatch(value):
+        return sum(float(number) * _UNIT_S[unit] for number, unit in _PIECE.findall(value))
+    return _number(value)
+
+
+def _number(value: str) -> float | None:
+    value = value.strip()
+    if not _PLAIN.fullmatch(value):
+        return None
+    seconds = float(value)
+    return seconds if math.isfinite(seconds) else None
+
+
+def _until(date: str, now: str | None) -> float | None:
+    """Seconds until an HTTP date, by the server's own clock where it shows one."""
+    moment = _http_date(date)
+    if moment is None:
+        return None
+    start = _http_date(now) if now else None
+    return max(0.0, (moment - (start or datetime.now(UTC))).total_seconds())
+
+
+def _http_date(value: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _in_words(message: str) -> float | None:
+    if told := _IN_WORDS.search(message):
+        return float(told.group(1)) * _WORD_S[told.group(2).lower()[:5]]
+    if told := _SHORT_WORDS.search(message):
+        return duration(told.group(1))
+    return None
+
+
+def _reset(headers: Mapping[str, str], *names: str) -> float | None:
+    for name in names:
+        if name in headers:
+            seconds = duration(headers[name])
+            if seconds is not None and seconds > 1e9:  # a Unix time, as cohere and tldw write it
+                now = _http_date(headers.get("date", "")) or datetime.now(UTC)
+                return max(0.0, seconds - now.timestamp())
+            return seconds
+    return None
+
+
+def _from_resets(headers: Mapping[str, str]) -> float | None:
+    """The reset of the rates that are used up; of all where none is shown as used up."""
+    rates = rate_headers(headers)
+    resets = [
+        (rates.remaining_requests, rates.reset_requests_s),
+        (rates.remaining_tokens, rates.reset_tokens_s),
+    ]
+    empty = [seconds for left, seconds in resets if seconds is not None and left == 0]
+    return max(empty or [seconds for _, seconds in resets if seconds is not None], default=None)

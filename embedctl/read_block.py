@@ -1,0 +1,86 @@
+"""Step 1, the words of reading: what is asked (ReadOptions) and what comes out (Block). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+
+Split = Literal["document", "lines", "paragraphs"]
+Reason = Literal["null", "invalid_utf8", "invalid_unicode", "too_large", "invalid_tokens"]
+
+REASONS: tuple[Reason, ...] = ("null", "invalid_utf8", "invalid_unicode", "too_large", "invalid_tokens")
+"""Every reason for which a row that is there cannot be read."""
+
+ROWS_PER_BLOCK = 4096
+BYTES_PER_BLOCK = 4 << 20
+MAX_ROW_BYTES = 100 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOptions:
+    """How inputs are read.
+
+    Attributes:
+        text_column: Tables: the column to embed; None finds it when that is unambiguous.
+        id_column: Tables: the column that names rows; None finds it, else rows are numbered from 0.
+        keep: Other columns that travel along: "all", "none" or their names.
+        split: Text files: what one row is.
+        encoding: Of text files, JSON Lines and CSV; a Python codec name.
+        max_row_bytes: A longer text (in UTF-8) is not read: reason "too_large".
+        spool: Folder that keeps what comes from stdin or a pipe, so that a resume can read it again;
+            None keeps it in an unnamed temporary file.
+    """
+
+    text_column: str | None = None
+    id_column: str | None = None
+    keep: Literal["all", "none"] | tuple[str, ...] = "all"
+    split: Split = "document"
+    encoding: str = "utf-8"
+    max_row_bytes: int = MAX_ROW_BYTES
+    spool: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A contiguous run of rows, at most 4096 and about 4 MiB of text (a longer single row stands alone).
+
+    Attributes:
+        first_row: Ordinal of the first row over all inputs, from 0.
+        ids: As in the input. Text files: the path relative to the input root, with `#line` (from 1) for lines
+            and paragraphs. A JSON line that was too long to be parsed has the id `FILE#line` too.
+        texts: None where `reasons` says why; empty when the input is token arrays.
+        tokens: Token arrays, None for text inputs.
+        kept: Other columns in input order, as many rows as `ids`; None when there are none.
+        reasons: Position in the block → why that row has no text.
+    """
+
+    first_row: int
+    ids: list[str] | list[int] | list[str | int]
+    texts: list[str | None]
+    tokens: list[list[int] | None] | None = None
+    kept: pa.RecordBatch | None = None
+    reasons: dict[int, Reason] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def pieces(block: Block, max_rows: int = ROWS_PER_BLOCK) -> Iterator[Block]:
+    """The same rows in blocks of at most `max_rows`."""
+    if len(block) <= max_rows:
+        yield block
+        return
+    for start in range(0, len(block), max_rows):
+        end = min(start + max_rows, len(block))
+        yield Block(
+            block.first_row + start,
+            block.ids[start:end],
+            block.texts[start:end],
+            None if block.tokens is None else block.tokens[start:end],
+            None if block.kept is None else block.kept.slice(start, end - start),
+            {at - start: why for at, why in block.reasons.items() if start <= at < end},
+        )

@@ -1,0 +1,201 @@
+"""Step 1, rows of JSON Lines, and of a JSON array of objects where the file is small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from embedctl.read_block import Block, ReadOptions, Reason, pieces
+from embedctl.read_columns import Columns
+from embedctl.read_files import InputFile
+from embedctl.read_objects import Run, bad, called, runs
+
+SCAN_BYTES = 64 << 20  # looked at before any work, over all files; a field that first comes later is an error
+SCAN_BYTES_PER_FILE = 1 << 20
+
+
+@dataclass(slots=True)
+class _Field:
+    """What values of a field were seen."""
+
+    types: set[type] = field(default_factory=set)
+    least: int = 0
+    most: int = 0
+    tokens: bool = True
+
+    def see(self, values: list[Any]) -> None:
+        """Widen by more values."""
+        types = set(map(type, values))
+        self.types |= types
+        if int in types:
+            whole = [value for value in values if type(value) is int]
+            self.least, self.most = min(self.least, *whole), max(self.most, *whole)
+        if list in types:
+            lists = (value for value in values if type(value) is list)
+            self.tokens = self.tokens and all(set(map(type, each)) <= {int} for each in lists)
+
+    def type(self) -> pa.DataType:
+        """The narrowest type for all values; string when text is among them, struct where no column type fits."""
+        seen = self.types - {type(None)}
+        if not seen or str in seen:
+            return pa.string()
+        if seen == {bool}:
+            return pa.bool_()
+        if seen == {int} and self.most < 1 << 63:
+            return pa.int64()
+        if seen == {int}:
+            return pa.uint64() if self.least == 0 else pa.string()
+        if seen <= {int, float}:
+            return pa.float64()
+        return pa.list_(pa.int64()) if seen == {list} and self.tokens else pa.struct([])
+
+
+def schema(files: Sequence[InputFile], options: ReadOptions) -> tuple[pa.Schema, int | None]:
+    """The fields of all files, and the number of rows if that is known.
+
+    Small files are looked through to the end, so that a bad line is found before any work is done.
+
+    Raises:
+        InputInvalid: A line that is no JSON object.
+    """
+    fields: dict[str, _Field] = {}
+    count: int | None = 0
+    budget_bytes = max(SCAN_BYTES_PER_FILE, SCAN_BYTES // max(len(files), 1))
+    for file in files:
+        read = 0
+        for run, run_bytes in runs(file, options):
+            for name in dict.fromkeys(key for each in run.objects for key in each):
+                fields.setdefault(name, _Field()).see([each.get(name) for each in run.objects])
+            count = None if count is None else count + len(run.objects)
+            read += run_bytes
+            if read > budget_bytes:
+                count = None
+                break
+    return pa.schema([(name, seen.type()) for name, seen in fields.items()]), count
+
+
+def blocks(
+    file: InputFile, columns: Columns, options: ReadOptions, known: frozenset[str], first_row: int
+) -> Iterator[Block]:
+    """Rows of one file, in order.
+
+    Args:
+        file: JSON Lines or an array.
+        columns: What is read; kept fields are text where a value may be an object or a list.
+        options: How.
+        known: All fields that `schema` saw; another one would be lost without a word.
+        first_row: Ordinal of the file's first row.
+
+    Raises:
+        InputInvalid: A line that is no JSON object, or a value of another type than the column's.
+    """
+    for run, _ in runs(file, options):
+        if options.keep == "all":
+            _refuse_new_fields(file, run, known)
+        yield from pieces(_block(run, file, columns, options, first_row))
+        first_row += len(run.objects)
+
+
+def _refuse_new_fields(file: InputFile, run: Run, known: frozenset[str]) -> None:
+    for number, each in zip(run.numbers, run.objects, strict=True):
+        if not known.issuperset(each):
+            new = next(iter(each.keys() - known))
+            raise bad(file, number, f"the field {new!r} was not in the file's beginning", "name fields with --keep")
+
+
+def _block(run: Run, file: InputFile, columns: Columns, options: ReadOptions, first_row: int) -> Block:
+    kept = columns.kept
+    reasons: dict[int, Reason] = dict.fromkeys(run.too_large, "too_large")
+    for at, names in run.not_unicode.items():
+        for name in names:
+            if name == columns.id or name in kept.names:
+                raise bad(file, run.numbers[at], f"{name!r} holds half of a surrogate pair")
+            if name == columns.text:
+                reasons[at] = "invalid_unicode"
+    values = [each.get(columns.text) for each in run.objects]
+    ids = _ids(run, file, columns, first_row)
+    record = _kept(run, file, kept) if kept.names else None
+    if columns.is_tokens:
+        return Block(first_row, ids, [], _tokens(run, values, file, columns, reasons), record, reasons)
+    return Block(first_row, ids, _texts(run, values, file, columns, reasons, options), None, record, reasons)
+
+
+def _texts(
+    run: Run, values: list[Any], file: InputFile, columns: Columns, reasons: dict[int, Reason], options: ReadOptions
+) -> list[str | None]:
+    if set(map(type, values)) != {str}:
+        for at, value in enumerate(values):
+            if value is None:
+                reasons.setdefault(at, "null")
+            elif type(value) is not str:
+                raise bad(file, run.numbers[at], f"{columns.text!r} is {called(value)}, not text")
+    if sum(map(len, filter(None, values))) * 4 > options.max_row_bytes:
+        for at, value in enumerate(values):
+            if value is not None and len(value.encode()) > options.max_row_bytes:
+                values[at], reasons[at] = None, "too_large"
+    return values
+
+
+def _tokens(
+    run: Run, values: list[Any], file: InputFile, columns: Columns, reasons: dict[int, Reason]
+) -> list[list[int] | None]:
+    for at, value in enumerate(values):
+        if value is None:
+            reasons.setdefault(at, "null")
+        elif type(value) is not list:
+            raise bad(file, run.numbers[at], f"{columns.text!r} is {called(value)}, not a list of tokens")
+        elif not all(type(token) is int and token >= 0 for token in value):
+            values[at], reasons[at] = None, "invalid_tokens"
+    return values
+
+
+def _ids(run: Run, file: InputFile, columns: Columns, first_row: int) -> list[str] | list[int] | list[str | int]:
+    if columns.id is None:
+        return list(range(first_row, first_row + len(run.objects)))
+    ids: list[Any] = [each.get(columns.id) for each in run.objects]
+    wanted = str if pa.types.is_string(columns.id_type) else int
+    if set(map(type, ids)) == {wanted}:
+        return ids
+    for at, value in enumerate(ids):
+        if at in run.too_large:
+            ids[at] = f"{file.label}#{run.numbers[at]}"
+        elif value is None:
+            raise bad(file, run.numbers[at], f"no {columns.id!r}", "choose another field with --id-column")
+        elif wanted is str and type(value) is int:
+            ids[at] = str(value)
+        elif type(value) is not wanted:
+            raise bad(file, run.numbers[at], f"{columns.id!r} is {called(value)}; other rows have {columns.id_type}")
+    return ids
+
+
+def _kept(run: Run, file: InputFile, kept: pa.Schema) -> pa.RecordBatch:
+    arrays = []
+    for column in kept:
+        values = [each.get(column.name) for each in run.objects]
+        if pa.types.is_string(column.type):
+            values = [
+                value if value is None or type(value) is str else orjson.dumps(value).decode() for value in values
+            ]
+        try:
+            arrays.append(pa.array(values, column.type))
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as other:
+            at = next(at for at, value in enumerate(values) if not _fits(value, column.type))
+            raise bad(
+                file,
+                run.numbers[at],
+                f"{column.name!r} is {called(values[at])}; rows before have {column.type}",
+                "leave it out with --keep",
+            ) from other
+    return pa.RecordBatch.from_arrays(arrays, schema=kept)
+
+
+def _fits(value: object, column: pa.DataType) -> bool:
+    try:
+        pa.array([value], column)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return False
+    return True

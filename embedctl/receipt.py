@@ -1,0 +1,160 @@
+"""What a run did, for people and programs: every row and every token accounted for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from embedctl.errors import EmbedctlError, InvariantBroken
+from embedctl.ledger.prices import cost
+from embedctl.records import UsageEvent
+
+
+@dataclass(slots=True)
+class Rows:
+    """Where every row of the input went.
+
+    Attributes:
+        read: Rows of the input.
+        embedded: Rows that have a vector for each of their chunks.
+        vectors: Vectors written: chunks, not rows.
+    """
+
+    read: int = 0
+    embedded: int = 0
+    failed: int = 0
+    skipped: int = 0
+    vectors: int = 0
+    reused: int = 0
+    duplicates: int = 0
+
+    def add(self, other: Rows) -> None:
+        """Count another slot's rows too."""
+        self.read += other.read
+        self.embedded += other.embedded
+        self.failed += other.failed
+        self.skipped += other.skipped
+        self.vectors += other.vectors
+
+    def check(self) -> None:
+        """Raise InvariantBroken unless rows in = embedded + failed + skipped."""
+        if self.read != self.embedded + self.failed + self.skipped:
+            raise InvariantBroken(
+                f"{self.read} rows read, but {self.embedded} embedded + {self.failed} failed + {self.skipped} skipped"
+            )
+
+
+@dataclass(slots=True)
+class Spending:
+    """What the attempts of a run came to.
+
+    Attributes:
+        tokens: Confirmed: billed by an answer.
+        tokens_estimated: The part of `tokens` that was counted here.
+        tokens_unknown: Of attempts that may have been billed; `cost_at_risk` is their price.
+        unpriced: Whether something billed has no price, so that `cost` is a lower bound.
+    """
+
+    unit_price: Callable[[str, str, str | None], Decimal | None]
+    requests: set[str] = field(default_factory=set)
+    attempts: int = 0
+    tokens: int = 0
+    tokens_estimated: int = 0
+    tokens_unknown: int = 0
+    cost: Decimal = Decimal(0)
+    cost_at_risk: Decimal = Decimal(0)
+    priced: bool = False
+    unpriced: bool = False
+    sources: set[str] = field(default_factory=set)
+    providers: dict[str, None] = field(default_factory=dict)
+    fallback_from: str | None = None
+    last_error: str | None = None
+
+    def count(self, event: UsageEvent) -> None:
+        """Take one ended attempt."""
+        self.requests.add(event.operation_id)
+        self.attempts += 1
+        price = self.unit_price(event.provider, event.model, event.price_as)
+        if event.status == "ok":
+            self.providers.setdefault(event.provider)
+            self.sources.add(event.usage_source)
+            self.fallback_from = self.fallback_from or event.fallback_from
+        else:
+            self.last_error = event.reason
+        if event.billable == "yes":
+            self.tokens += event.tokens_total
+            self.tokens_estimated += event.tokens_total if event.usage_source == "fallback" else 0
+            if event.cost_provider is not None or price is not None:
+                self.priced = True
+                self.cost += event.cost_provider if event.cost_provider is not None else cost(event.tokens_total, price)  # type: ignore[arg-type]
+            else:
+                self.unpriced = True
+        elif event.billable == "unknown":
+            self.tokens_unknown += event.tokens_estimated or 0
+            if price is not None:
+                self.cost_at_risk += cost(event.tokens_estimated or 0, price)
+            else:
+                self.unpriced = True
+
+    @property
+    def usage_source(self) -> str | None:
+        """native, fallback or mixed; None when nothing was answered."""
+        if not self.sources:
+            return None
+        return "mixed" if len(self.sources) > 1 else next(iter(self.sources))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """The end of a run (design.md 3, "receipt"). Money in USD; None where nothing is known.
+
+    Attributes:
+        error: Why it stopped before its end; None when it did not. Not part of the JSON object.
+    """
+
+    run_id: str
+    job: str | None
+    workspace: str
+    model: str
+    providers: tuple[str, ...]
+    fallback_from: str | None
+    dimensions: int | None
+    dimension_policy: str
+    space_id: str | None
+    usage_source: str | None
+    rows: int
+    vectors: int
+    reused: int
+    duplicates: int
+    failed: int
+    skipped: int
+    requests: int
+    attempts: int
+    tokens: int
+    tokens_estimated: int
+    tokens_unknown: int
+    cost: Decimal | None
+    cost_is_lower_bound: bool
+    cost_at_risk: Decimal | None
+    cost_saved: Decimal | None
+    seconds: float
+    output: str | None
+    failures: str | None
+    exit_code: int
+    retryable: bool
+    resume: str | None
+    currency: str = "USD"
+    error: EmbedctlError | None = None
+
+    def as_dict(self) -> Mapping[str, Any]:
+        """The JSON object, in the order of design.md 3."""
+        return {name: getattr(self, name) for name in _RECEIPT_FIELDS}
+
+
+_RECEIPT_FIELDS = tuple(
+    "run_id job workspace model providers fallback_from dimensions dimension_policy space_id usage_source rows "  # noqa: SIM905
+    "vectors reused duplicates failed skipped requests attempts tokens tokens_estimated tokens_unknown cost "
+    "cost_is_lower_bound cost_at_risk cost_saved currency seconds output failures exit_code retryable resume".split()
+)

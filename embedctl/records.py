@@ -1,0 +1,249 @@
+"""The words of embedctl as values: Space, Request, Answer, UsageEvent. Pure, frozen, no I/O."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import cached_property
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Purpose = Literal["ingest", "query", "test"]
+InputType = Literal["document", "query", "classification", "clustering"]
+UsageMode = Literal["native", "fallback", "auto"]
+UsageSource = Literal["native", "fallback"]
+EntryKind = Literal["usage", "cache_hit", "correction", "refund", "credit", "true_up"]
+OperationKind = Literal["chunk", "request", "job", "batch", "manual"]
+Status = Literal["ok", "error", "timeout", "cancelled", "interrupted"]
+Billable = Literal["yes", "no", "unknown"]
+
+TEXT_HASH_BYTES = 16
+
+
+def uuid7(now_s: float | None = None, random: bytes | None = None) -> uuid.UUID:
+    """A UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then 74 random bits.
+
+    `uuid.uuid7` is in the standard library from Python 3.14 on.
+    """
+    milliseconds = int((time.time() if now_s is None else now_s) * 1000)
+    tail = int.from_bytes(os.urandom(10) if random is None else random, "big")
+    value = (milliseconds & (1 << 48) - 1) << 80 | tail & (1 << 80) - 1
+    value = value & ~(0xF << 76) | 0x7 << 76  # version 7
+    value = value & ~(0x3 << 62) | 0x2 << 62  # variant 10
+    return uuid.UUID(int=value)
+
+
+def utc_now() -> datetime:
+    """The wall clock, in UTC; only for time stamps, never for waiting."""
+    return datetime.now(UTC)
+
+
+def text_hash(wire_text: str) -> bytes:
+    """blake2b-128 of the exact text sent (prefix included), 16 bytes."""
+    return blake2b(wire_text.encode("utf-8", "surrogatepass"), digest_size=TEXT_HASH_BYTES).digest()
+
+
+def tokens_hash(tokens: Sequence[int]) -> bytes:
+    """blake2b-128 of a token array as little-endian int32, under a key so that no text collides."""
+    packed = b"".join(int(token).to_bytes(4, "little") for token in tokens)
+    return blake2b(packed, digest_size=TEXT_HASH_BYTES, person=b"tokens").digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one request may hold; None means no limit is known.
+
+    Attributes:
+        items: Texts per request.
+        tokens: Tokens per request, summed.
+        bytes: Bytes of the request body.
+    """
+
+    items: int | None = None
+    tokens: int | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What makes vectors comparable. Two vectors may be compared only if their `space_id` is equal.
+
+    Attributes:
+        model: Canonical model (the weights), e.g. "openai/text-embedding-3-small".
+        revision: Of the weights or their quantisation where known.
+        dimensions: Width D of every vector.
+        dimension_policy: How D was reached: native, reduce, pad or ignore.
+        normalized: Whether vectors have unit length; None when the provider does not say.
+        input_type: document, query, classification or clustering where the model tells them apart.
+        prefix: Literal text put before each text.
+        truncation: "none" (nothing is ever cut), "truncate" or "mean" when the run asked for it.
+    """
+
+    model: str
+    dimensions: int
+    revision: str | None = None
+    dimension_policy: str = "native"
+    normalized: bool | None = None
+    input_type: str | None = None
+    prefix: str = ""
+    truncation: str = "none"
+
+    @cached_property
+    def space_id(self) -> str:
+        """blake2b-128 (hex) of the canonical JSON of all fields."""
+        canonical = orjson.dumps(self.as_dict(), option=orjson.OPT_SORT_KEYS)
+        return blake2b(canonical, digest_size=16).hexdigest()
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, as they stand in the Parquet metadata."""
+        return asdict(self)
+
+    def differences(self, other: Space) -> list[str]:
+        """Sentences that name each field in which two spaces differ."""
+        mine, theirs = self.as_dict(), other.as_dict()
+        return [f"{name}: {mine[name]!r} here, {theirs[name]!r} there" for name in mine if mine[name] != theirs[name]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Texts sent together; one operation, however many attempts and providers it takes.
+
+    Attributes:
+        operation_id: The same for every attempt and fallback.
+        texts: Exact texts for the wire, prefix included; or token arrays where `token_arrays`.
+        hashes: One 16-byte text hash per text, concatenated.
+        workspace_id: Who pays; a request never mixes workspaces.
+        content_bytes: UTF-8 bytes of all texts.
+        tokens: Tokens of all texts where they are known exactly (local model, token arrays), else None.
+        tokens_each: Tokens per text where known exactly.
+    """
+
+    operation_id: str
+    texts: Sequence[str] | Sequence[Sequence[int]]
+    hashes: bytes
+    workspace_id: str = "default"
+    purpose: Purpose = "ingest"
+    token_arrays: bool = False
+    content_bytes: int = 0
+    tokens: int | None = None
+    tokens_each: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an attempt used, and how sure that is.
+
+    Attributes:
+        tokens_total: What counts: native when usable, else the estimate. 0 when not billable or unknown.
+        tokens_native: The provider's own count, None when it gave none.
+        tokens_estimated: The tokenizer's count, None when nothing was counted.
+        tokens_cached: Provider-side cached part of the total; None when the provider does not say.
+        source: Where `tokens_total` comes from.
+        tokenizer_id: Who counted, when it was counted here ("tiktoken:cl100k_base", "bytes/4").
+    """
+
+    tokens_total: int
+    source: UsageSource
+    mode: UsageMode = "auto"
+    tokens_native: int | None = None
+    tokens_estimated: int | None = None
+    tokens_cached: int | None = None
+    tokenizer_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the call point returns for one request.
+
+    Attributes:
+        vectors: float32, shape (n, D); vectors[i] belongs to request.texts[i]; finite, no zero row.
+        usage_tokens: Billed tokens, see `usage` for how sure.
+        embedding_id: The provider's own id of the answer or request.
+        raw_response: The body as received; empty for local models and where it was not kept.
+        tokens_each: Tokens per text where the provider or the local tokenizer says.
+    """
+
+    vectors: NDArray[np.float32]
+    usage: Usage
+    request: Request
+    provider: str
+    model: str
+    event_id: uuid.UUID
+    embedding_id: str | None = None
+    response_model: str | None = None
+    raw_response: bytes = b""
+    tokens_each: tuple[int, ...] | None = None
+    fallback_from: str | None = None
+
+    @property
+    def usage_tokens(self) -> int:
+        """Tokens that count for the bill."""
+        return self.usage.tokens_total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageEvent:
+    """One attempt as the ledger keeps it (ledger.sql, `usage_event`), before it is priced.
+
+    Attributes:
+        event_id: UUIDv7 minted before the attempt is sent.
+        occurred_at: When the answer came (UTC).
+        price_as: Whose price applies: a catalog provider, "free", or None when nobody's does.
+        fallback_from: "provider:model" first asked for, None if this was it.
+        quantity: In units of `meter`; tokens_total for input_token.
+    """
+
+    event_id: uuid.UUID
+    workspace_id: str
+    operation_id: str
+    provider: str
+    model: str
+    occurred_at: datetime
+    status: Status
+    billable: Billable
+    tokens_total: int
+    usage_mode: UsageMode
+    usage_source: UsageSource
+    entry_kind: EntryKind = "usage"
+    corrects_event_id: uuid.UUID | None = None
+    job_id: str | None = None
+    run_id: uuid.UUID | None = None
+    operation_kind: OperationKind = "request"
+    purpose: Purpose = "ingest"
+    attempt: int = 1
+    fallback_from: str | None = None
+    response_model: str | None = None
+    region: str = "*"
+    provider_account: str | None = None
+    provider_request_id: str | None = None
+    batch_id: str | None = None
+    duration_ms: int | None = None
+    error_class: str | None = None
+    price_tier: str = "standard"
+    price_as: str | None = None
+    meter: str = "input_token"
+    quantity: int | None = None
+    tokens_cached: int | None = None
+    tokens_native: int | None = None
+    tokens_estimated: int | None = None
+    tokenizer_id: str | None = None
+    input_count: int = 1
+    content_bytes: int | None = None
+    cost_provider: Decimal | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    reason: str | None = None
+    tool_version: str = ""

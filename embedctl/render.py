@@ -1,0 +1,263 @@
+"""Everything a person sees. The only door to rich. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+from embedctl.errors import EmbedctlError, WrongUsage
+
+if TYPE_CHECKING:
+    from embedctl.receipt import Receipt, Rows, Spending
+
+Format = Literal["table", "json", "csv", "md"]
+FORMATS: tuple[Format, ...] = ("table", "json", "csv", "md")
+
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\0")  # OWASP ASVS 1.2.10: a spreadsheet would run these
+
+
+def safe(text: object) -> str:
+    """Foreign text made harmless for a terminal: control, escape, bidi and surrogate characters shown as \\x.."""
+    return "".join(
+        char if char.isprintable() and unicodedata.category(char) != "Cf" else char.encode("unicode_escape").decode()
+        for char in str(text)
+    )
+
+
+def notice(text: str) -> None:
+    """One line on stderr."""
+    print(safe(text), file=sys.stderr, flush=True)
+
+
+def warning(text: str) -> None:
+    """One line on stderr that says something is not as it should be."""
+    notice(f"warning: {text}")
+
+
+def error(problem: EmbedctlError, *, as_json: bool) -> None:
+    """Print an error: a line and its hint on stderr, or with `--json` one object on stdout."""
+    if as_json:
+        result(
+            {
+                "error": problem.word,
+                "message": problem.message,
+                "details": list(problem.details),
+                "hint": problem.hint,
+                "exit_code": problem.exit_code,
+            }
+        )
+        return
+    notice(f"error: {problem.message}")
+    if problem.hint:
+        notice(f"hint: {problem.hint}")
+
+
+def _plain(value: object) -> object:
+    """Money as a string, times as ISO 8601 in UTC, bytes as hex."""
+    if isinstance(value, Decimal):
+        return money(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value)
+
+
+def result(value: object) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(orjson.dumps(value, default=_plain, option=orjson.OPT_INDENT_2).decode() + "\n")
+    sys.stdout.flush()
+
+
+def money(amount: Decimal) -> str:
+    """All digits of an amount, without exponent and without trailing zeros beyond cents."""
+    digits = format(amount.normalize(), "f")
+    whole, _, fraction = digits.partition(".")
+    return f"{whole}.{fraction.ljust(2, '0')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table: the key in each row, its heading, and which side it leans to."""
+
+    key: str
+    heading: str
+    align: Literal["left", "right"] = "left"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A result that has rows.
+
+    Attributes:
+        envelope: What `--format json` prints, whole.
+        rows: One mapping per row; missing or None shows as "-" (in CSV: empty).
+        totals: A last row, or None.
+        footer: Lines below, for people; must be in the envelope too (its `warnings`).
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]]
+    envelope: Mapping[str, Any]
+    title: str | None = None
+    totals: Mapping[str, Any] | None = None
+    footer: Sequence[str] = field(default=())
+
+
+def table(content: Table, form: Format) -> None:
+    """Print a table on stdout in one of FORMATS."""
+    if form not in FORMATS:
+        raise WrongUsage(f"unknown format {form!r}", hint=f"one of {', '.join(FORMATS)}")
+    if form == "json":
+        result(content.envelope)
+    elif form == "csv":
+        sys.stdout.write(_csv(content))
+    elif form == "md":
+        sys.stdout.write(_markdown(content))
+    else:
+        sys.stdout.write(_text(content))
+    sys.stdout.flush()
+
+
+def _cell(value: object, *, absent: str) -> str:
+    if value is None:
+        return absent
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if absent == "-" else str(value)
+    if isinstance(value, Decimal):
+        return money(value)
+    return safe(value)
+
+
+def _csv(content: Table) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(column.key for column in content.columns)
+    for row in content.rows:
+        cells = (row.get(column.key) for column in content.columns)
+        writer.writerow(
+            f"'{text}" if isinstance(cell, str) and text.startswith(_FORMULA_STARTS) else text
+            for cell in cells
+            for text in (_cell(cell, absent=""),)
+        )
+    return out.getvalue()
+
+
+def _markdown(content: Table) -> str:
+    lines = [
+        "| " + " | ".join(column.heading for column in content.columns) + " |",
+        "| " + " | ".join("---:" if column.align == "right" else "---" for column in content.columns) + " |",
+    ]
+    for row in [*content.rows, *([content.totals] if content.totals else [])]:
+        cells = (_cell(row.get(column.key), absent="-").replace("|", "\\|") for column in content.columns)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, *(f"\n{line}" for line in content.footer)]) + "\n"
+
+
+def _text(content: Table) -> str:
+    from rich.cells import cell_len
+
+    rows = [*content.rows, *([content.totals] if content.totals else [])]
+    cells = [[_cell(row.get(column.key), absent="-") for column in content.columns] for row in rows]
+    cells.insert(0, [column.heading for column in content.columns])
+    widths = [max(cell_len(line[i]) for line in cells) for i in range(len(content.columns))]
+
+    def padded(text: str, i: int) -> str:
+        blanks = " " * (widths[i] - cell_len(text))
+        return blanks + text if content.columns[i].align == "right" else text + blanks
+
+    lines = ["  ".join(padded(text, i) for i, text in enumerate(line)).rstrip() for line in cells]
+    if content.totals:
+        lines.insert(-1, "-" * max(map(cell_len, lines)))
+    head = [safe(content.title)] if content.title else []
+    return "\n".join([*head, *lines, *map(safe, content.footer)]) + "\n"
+
+
+class Progress:
+    """Rows, tokens and cost so far, on stderr: one line that is rewritten in a terminal, a line a minute elsewhere."""
+
+    def __init__(self, *, shown: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._shown = shown
+        self._clock = clock
+        self._terminal = sys.stderr.isatty()
+        self._started = clock()
+        self._last = self._started
+        self._drawn = False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._drawn:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def rows(self, rows: Rows, in_flight: int, spending: Spending) -> None:
+        """Show where the run stands."""
+        now = self._clock()
+        if not self._shown or now - self._last < (0.2 if self._terminal else 60):
+            return
+        self._last = now
+        rate = rows.read / max(now - self._started, 1e-6)
+        text = (
+            f"{rows.read:,} rows ({rate:,.0f}/s), {spending.tokens:,} tokens, {money(spending.cost)} USD, "
+            f"{in_flight} requests in flight"
+        )
+        if self._terminal:
+            self._drawn = True
+            sys.stderr.write(f"\r\x1b[K{text}")
+        else:
+            sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def receipt(done: Receipt) -> None:
+    """The end of a run, for people, on stderr."""
+    notice(_receipt_rows(done))
+    notice(_receipt_usage(done))
+    if done.output:
+        space = f"{done.model}, {done.dimensions} dimensions" if done.dimensions else done.model
+        notice(f"output: {done.output} ({space})")
+    if done.failures:
+        notice(f"failures: {done.failures}")
+
+
+def _receipt_rows(done: Receipt) -> str:
+    parts = [f"{done.rows:,} rows: {done.vectors:,} vectors"]
+    parts += [
+        f"{count:,} {word}"
+        for count, word in (
+            (done.reused, "reused"),
+            (done.duplicates, "duplicates"),
+            (done.failed, "failed"),
+            (done.skipped, "skipped"),
+        )
+        if count
+    ]
+    return ", ".join(parts) + f" in {done.seconds:.1f} s"
+
+
+def _receipt_usage(done: Receipt) -> str:
+    share = f" ({done.tokens_estimated:,} of them estimated)" if done.tokens_estimated else ""
+    cost = "cost unknown: no price" if done.cost is None else f"cost {'at least ' if done.cost_is_lower_bound else ''}"
+    cost += "" if done.cost is None else f"{money(done.cost)} USD"
+    risk = f", up to {money(done.cost_at_risk)} USD unconfirmed" if done.cost_at_risk else ""
+    saved = f", {money(done.cost_saved)} USD saved" if done.cost_saved else ""
+    served = f" by {', '.join(done.providers)}" if done.providers else ""
+    asked = f" instead of {done.fallback_from}" if done.fallback_from else ""
+    return (
+        f"{done.requests:,} requests{served}{asked}, {done.tokens:,} tokens{share}, {cost}{risk}{saved}, "
+        f"paid by {done.workspace}"
+    )

@@ -1,0 +1,109 @@
+"""The limiter with a clock: requests wait for their turn, first come, first served."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from embedctl.errors import AnswerLost, NotSent, ProviderError, ServerFailed, Throttled
+from embedctl.resilience.limiter import Ceiling, Limiter, Reservation
+from embedctl.resilience.rates import Rates
+from embedctl.resilience.retry import THROTTLE_BASE_S, hinted_s
+
+
+class Slot:
+    """One request's place in the lane; say how it went before the place is given up.
+
+    Saying nothing (cancelled) teaches nothing, and keeps the tokens taken: they may have been used.
+    """
+
+    __slots__ = ("_clock", "_limiter", "_reservation")
+
+    def __init__(self, limiter: Limiter, reservation: Reservation, clock: Callable[[], float]) -> None:
+        self._limiter = limiter
+        self._reservation = reservation
+        self._clock = clock
+
+    def succeeded(self, tokens: int | None = None, rates: Rates | None = None) -> None:
+        """An answer; `tokens` as the provider counted them, None where it does not say."""
+        now = self._clock()
+        if tokens is not None:
+            self._limiter.settle(self._reservation, now, tokens)
+        self._limiter.succeeded(self._reservation, now)
+        if rates is not None:
+            self._limiter.learn(rates, now)
+
+    def failed(self, error: ProviderError, wait_s: float | None = None, rates: Rates | None = None) -> None:
+        """A failure; its class decides what the lane learns.
+
+        Args:
+            wait_s: How long the whole lane waits after a `Throttled` (`retry.Step.wait_s`); None: its own hint, or 1.
+        """
+        now = self._clock()
+        if isinstance(error, Throttled):
+            wait = wait_s if wait_s is not None else hinted_s(error) or THROTTLE_BASE_S
+            self._limiter.throttled(self._reservation, now, wait)
+        elif isinstance(error, AnswerLost) or (isinstance(error, ServerFailed) and error.status in (None, 503, 529)):
+            self._limiter.strained(self._reservation, now)
+        elif isinstance(error, NotSent):
+            self._limiter.settle(self._reservation, now, 0)
+        if rates is not None:
+            self._limiter.learn(rates, now)
+
+
+class Lane:
+    """One provider, model and key, shared by everything in flight."""
+
+    def __init__(
+        self,
+        ceiling: Ceiling,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        longest_gate_s: float = 600.0,
+    ) -> None:
+        """Start with an empty lane.
+
+        Args:
+            clock: Monotonic seconds; `sleep` sleeps by the same clock.
+            longest_gate_s: `--max-wait`: a gate further away than this is an error, not a wait.
+        """
+        self.limiter = Limiter(ceiling, clock())
+        self._clock = clock
+        self._sleep = sleep
+        self._longest_gate_s = longest_gate_s
+        self._turn = asyncio.Lock()  # fair: waiters get it in the order they came
+        self._freed = asyncio.Event()
+
+    @asynccontextmanager
+    async def slot(self, tokens: float, items: int = 1) -> AsyncIterator[Slot]:
+        """Wait for a turn, and be in flight until the block ends, however it ends.
+
+        Args:
+            tokens: Estimated tokens of the request.
+            items: Texts in it.
+
+        Raises:
+            Throttled: The provider asked the lane to wait for longer than `longest_gate_s`.
+        """
+        async with self._turn:
+            await self._wait(tokens, items)
+            reservation = self.limiter.reserve(self._clock(), tokens, items)
+        try:
+            yield Slot(self.limiter, reservation, self._clock)
+        finally:
+            self.limiter.release()
+            self._freed.set()
+
+    async def _wait(self, tokens: float, items: int) -> None:
+        while delay_s := self.limiter.ready_in(self._clock(), tokens, items):
+            gate_s = self.limiter.not_before - self._clock()
+            if gate_s > self._longest_gate_s:
+                raise Throttled(f"the provider asks to wait for {gate_s:.0f} s", retry_after_s=gate_s)
+            if delay_s == float("inf"):
+                self._freed.clear()
+                await self._freed.wait()
+            else:
+                await self._sleep(delay_s)

@@ -1,0 +1,138 @@
+"""When the next request of a lane may go: rates, tokens, concurrency, and what the provider asked for. Pure.
+
+A lane is one provider, model and key. `Limiter` is told the time; `lane.Lane` makes requests wait for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from embedctl.resilience.bucket import Bucket
+from embedctl.resilience.rates import Rates
+from embedctl.resilience.window import AdaptiveRate, Window
+
+TOKEN_BURST_S = 10.0  # seconds' worth of tokens that may go at once
+LONGEST_GATE_S = 60.0  # a reset in a header says when all is there again; waiting for all of it is too long
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling:
+    """What a lane may do at most; 0 = no limit.
+
+    Attributes:
+        concurrency: Requests in flight.
+        requests_per_minute: `--rpm`. Counts texts where `counts_items`.
+        tokens_per_minute: `--tpm`.
+        burst: Requests that may go at once.
+        counts_items: The provider counts each text of a request (Gemini, Cohere; facts/providers.md 6, 2026-11-21).
+    """
+
+    concurrency: int = 16
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+    burst: float = 10.0
+    counts_items: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What one request in flight has taken: `cost` in requests (or texts), `tokens` as estimated."""
+
+    cost: float
+    tokens: float
+    sent_at: float
+
+
+class Limiter:
+    """Shared by everything in flight in one lane."""
+
+    def __init__(self, ceiling: Ceiling, now: float) -> None:
+        self._ceiling = ceiling
+        self.window = Window(ceiling.concurrency)
+        self.adaptive = AdaptiveRate(now)
+        self.in_flight = 0
+        self.not_before = -math.inf
+        rpm, tpm = ceiling.requests_per_minute, ceiling.tokens_per_minute
+        self._requests = Bucket(rpm / 60, max(1.0, ceiling.burst), now) if rpm else None
+        self._tokens = Bucket(tpm / 60, tpm / 60 * TOKEN_BURST_S, now) if tpm else None
+
+    def ready_in(self, now: float, tokens: float, items: int = 1) -> float:
+        """Seconds until a request may go; inf while the window is full: then a settled request comes first."""
+        if self.in_flight >= self.window.size:
+            return math.inf
+        cost = self._cost(items)
+        return max(
+            0.0,
+            self.not_before - now,
+            self._requests.ready_in(now, cost) if self._requests else 0.0,
+            self._tokens.ready_in(now, tokens) if self._tokens else 0.0,
+            self.adaptive.ready_in(now, cost),
+        )
+
+    def reserve(self, now: float, tokens: float, items: int = 1) -> Reservation:
+        """The request goes now; `release` must follow, whatever happens to it."""
+        cost = self._cost(items)
+        self.in_flight += 1
+        if self._requests:
+            self._requests.take(now, cost)
+        if self._tokens:
+            self._tokens.take(now, tokens)
+        self.adaptive.take(now, cost)
+        return Reservation(cost, tokens, now)
+
+    def release(self) -> None:
+        """The request is no longer in flight."""
+        self.in_flight -= 1
+
+    def settle(self, reservation: Reservation, now: float, actual_tokens: float) -> None:
+        """Correct the estimate by what the provider counted; 0 where nothing was sent."""
+        if self._tokens:
+            self._tokens.take(now, actual_tokens - reservation.tokens)
+
+    def succeeded(self, reservation: Reservation, now: float) -> None:
+        """An answer: a little more from now on."""
+        if self.in_flight + 1 >= self.window.size:  # an unused window proves nothing
+            self.window.grew()
+        self.adaptive.succeeded(now, reservation.cost)
+
+    def throttled(self, reservation: Reservation, now: float, wait_s: float) -> None:
+        """A 429: nothing of this lane goes before `wait_s` seconds have passed, and less after that."""
+        self.not_before = max(self.not_before, now + wait_s)
+        self.window.cut(now, reservation.sent_at)
+        self.adaptive.throttled(now, reservation.sent_at)
+
+    def strained(self, reservation: Reservation, now: float) -> None:
+        """A 503 or a timeout: fewer at a time."""
+        self.window.cut(now, reservation.sent_at)
+
+    def hold(self, not_before: float) -> None:
+        """Nothing before this monotonic time: a remembered hint."""
+        self.not_before = max(self.not_before, not_before)
+
+    def learn(self, rates: Rates, now: float) -> None:
+        """Take what the headers say: limits where none was configured, and never more than what is left."""
+        ceiling = self._ceiling
+        if self._requests is None and not ceiling.counts_items and rates.requests_per_minute:
+            per_second = rates.requests_per_minute / 60
+            self._requests = Bucket(per_second, max(1.0, ceiling.burst, per_second), now)
+        if self._tokens is None and rates.tokens_per_minute:
+            per_second = rates.tokens_per_minute / 60
+            self._tokens = Bucket(per_second, per_second * TOKEN_BURST_S, now)
+        self._heed(self._requests, rates.requests_left, rates.requests_reset_s, now)
+        self._heed(self._tokens, rates.tokens_left, rates.tokens_reset_s, now)
+
+    def restart(self) -> None:
+        """One at a time, then carefully more: the breaker has just closed."""
+        self.window.restart()
+
+    def _heed(self, bucket: Bucket | None, left: float | None, reset_s: float | None, now: float) -> None:
+        if left is None:
+            return
+        if bucket:
+            bucket.cap(now, left)
+        elif left == 0 and reset_s:
+            self.not_before = max(self.not_before, now + min(reset_s, LONGEST_GATE_S))
+
+    def _cost(self, items: int) -> float:
+        return float(items) if self._ceiling.counts_items else 1.0

@@ -1,0 +1,210 @@
+"""Every run there was: one small file each in `$EMBEDCTL_HOME/runs/`, and the spend of those that died."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+import orjson
+
+from embedctl.errors import InputMissing, InvariantBroken, Locked
+from embedctl.locks import hold, is_held
+from embedctl.orders import Spool
+from embedctl.records import utc_now
+from embedctl.recovery import recover
+from embedctl.segments import ANSWERS, INTENTS
+from embedctl.storage import DISK, Disk, publish, replace
+
+State = Literal["accepted", "running", "completed", "partial", "failed", "interrupted"]
+
+OPEN: tuple[State, ...] = ("accepted", "running")
+"""States of a run that has not ended, unless its process is dead."""
+
+LOCK = "lock"
+JOURNAL = "journal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One execution of a job, as its file says it.
+
+    Attributes:
+        folder: Its state folder, beside the output; holds `lock` and `journal/`.
+        output: What it writes.
+        counts: Rows, vectors, tokens … as far as they are known by now, under the receipt's names.
+        cost_usd: So far, as a decimal string; None when nothing is known.
+        keeps_vectors: Whether its journal's vectors are of use to a later run (not for searches and tests).
+    """
+
+    run_id: UUID
+    job_id: str
+    folder: Path
+    output: str
+    state: State = "accepted"
+    workspace_id: str = "default"
+    model: str = ""
+    command: str = ""
+    started_at: datetime = field(default_factory=utc_now)
+    updated_at: datetime = field(default_factory=utc_now)
+    finished_at: datetime | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    cost_usd: str | None = None
+    exit_code: int | None = None
+    last_error: str | None = None
+    keeps_vectors: bool = True
+
+
+class Runs:
+    """The registry. Any number of processes may use it: each writes only the file of its own run."""
+
+    def __init__(self, folder: Path, *, disk: Disk = DISK) -> None:
+        self.folder = folder
+        self._disk = disk
+
+    def register(self, run: Run) -> None:
+        """A run begins.
+
+        Raises:
+            InvariantBroken: Its id is taken.
+            OutputRefused, StorageFailed: The file cannot be made.
+        """
+        self._disk.make_folder(self.folder)
+        if not publish(self._disk, self._path(run.run_id), _bytes(run)):
+            raise InvariantBroken(f"run {run.run_id} is registered already")
+
+    def update(
+        self,
+        run: Run,
+        *,
+        state: State | None = None,
+        counts: Mapping[str, int] | None = None,
+        cost_usd: str | None = None,
+        exit_code: int | None = None,
+        last_error: str | None = None,
+    ) -> Run:
+        """Say how far it is; what is None stays as it was. With `exit_code` it has finished."""
+        now = utc_now()
+        changed = dataclasses.replace(
+            run,
+            state=state or run.state,
+            counts=run.counts if counts is None else dict(counts),
+            cost_usd=run.cost_usd if cost_usd is None else cost_usd,
+            exit_code=run.exit_code if exit_code is None else exit_code,
+            last_error=run.last_error if last_error is None else last_error,
+            updated_at=now,
+            finished_at=run.finished_at if exit_code is None else now,
+        )
+        replace(self._disk, self._path(run.run_id), _bytes(changed))
+        return changed
+
+    def finish(
+        self,
+        run: Run,
+        state: State,
+        exit_code: int,
+        *,
+        counts: Mapping[str, int] | None = None,
+        cost_usd: str | None = None,
+        last_error: str | None = None,
+    ) -> Run:
+        """It has ended."""
+        return self.update(
+            run, state=state, counts=counts, cost_usd=cost_usd, exit_code=exit_code, last_error=last_error
+        )
+
+    def all(self) -> list[Run]:
+        """Newest first. A run that has not ended and whose lock is free is `interrupted`: its process is dead.
+
+        Files that are no runs are passed over.
+        """
+        if not self.folder.is_dir():
+            return []
+        paths = sorted(self.folder.glob("*.json"), reverse=True)
+        runs = [run for path in paths if (run := _loaded(path)) is not None]
+        return sorted(map(_as_it_is, runs), key=lambda run: run.started_at, reverse=True)
+
+    def find(self, name: str) -> Run:
+        """The run with this id, or the newest of the job with this name.
+
+        Raises:
+            InputMissing: There is none.
+        """
+        for run in self.all():
+            if name in (str(run.run_id), run.run_id.hex, run.job_id):
+                return run
+        raise InputMissing(f"no run and no job is called {name!r}", hint="see `embedctl batch list`")
+
+    def _path(self, run_id: UUID) -> Path:
+        return self.folder / f"{run_id}.json"
+
+
+def recover_dead(runs_folder: Path, spool: Spool, *, disk: Disk = DISK) -> int:
+    """Put what dead runs spent into the spool; how many events were put.
+
+    A run whose lock is held lives, and does it itself. Segments with vectors of use stay: the next run on that
+    output takes them. Everything that is left without use is removed.
+    """
+    put = 0
+    for folder, keeps_vectors in _folders(Runs(runs_folder, disk=disk).all()).items():
+        if any((folder / JOURNAL).glob("*")):
+            try:
+                with hold(folder / LOCK, command="recovery of a dead run"):
+                    put += rescue(folder / JOURNAL, spool, keeps_vectors=keeps_vectors, disk=disk)
+            except Locked:
+                continue
+    return put
+
+
+def rescue(journal: Path, spool: Spool, *, keeps_vectors: bool, disk: Disk = DISK) -> int:
+    """Spool the events of a journal whose lock the caller holds; how many were put.
+
+    Idempotent: a segment's events and its spool id are the same at every recovery.
+    """
+    recovered = recover(journal)
+    put = 0
+    for segment in recovered.segments:
+        if segment.events and spool(segment.segment_id, segment.events):
+            put += len(segment.events)
+        if not segment.vectors or not keeps_vectors:
+            disk.unlink(journal / f"{segment.segment_id}{INTENTS}")
+            disk.sync_folder(journal)
+            disk.unlink(journal / f"{segment.segment_id}{ANSWERS}")
+    for path in recovered.remains:
+        disk.unlink(path)
+    return put
+
+
+def _folders(runs: Sequence[Run]) -> dict[Path, bool]:
+    """State folders, and whether any run there keeps its vectors."""
+    folders: dict[Path, bool] = {}
+    for run in runs:
+        folders[run.folder] = folders.get(run.folder, False) or run.keeps_vectors
+    return folders
+
+
+def _as_it_is(run: Run) -> Run:
+    if run.state in OPEN and not is_held(run.folder / LOCK):
+        return dataclasses.replace(run, state="interrupted")
+    return run
+
+
+def _bytes(run: Run) -> bytes:
+    return orjson.dumps(run, default=str, option=orjson.OPT_INDENT_2)
+
+
+def _loaded(path: Path) -> Run | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Run, dec_hook=_decoded)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _decoded(kind: type, value: object) -> object:
+    decode: Callable[[object], object] = kind
+    return decode(value)

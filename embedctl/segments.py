@@ -1,0 +1,253 @@
+"""One segment of a journal: intents and outcomes in one file, answers in another.
+
+Two files, because an intent is synced before its request is sent, and must not wait for megabytes of vectors.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from embedctl import frames
+from embedctl.errors import StorageFailed
+from embedctl.frames import Draft
+from embedctl.records import UsageEvent, uuid7
+from embedctl.storage import Buffer, Disk
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+INTENTS = f".v{frames.FORMAT}.intents"
+ANSWERS = f".v{frames.FORMAT}.answers"
+
+_INTENTS_STEP = 64 << 10
+_ANSWERS_STEP = 1 << 20
+_INTENT_BYTES = 4096
+"""Room kept for an intent and its outcome; both are about 700 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where vectors stand in a journal.
+
+    Attributes:
+        segment: The segment's id.
+        offset: Byte in its answers file at which the first vector begins.
+        count: Vectors, n.
+        dimensions: Width, D.
+    """
+
+    segment: str
+    offset: int
+    count: int
+    dimensions: int
+
+    def row(self, index: int) -> Place:
+        """The place of one of the vectors."""
+        return Place(self.segment, self.offset + index * self.dimensions * 4, 1, self.dimensions)
+
+
+class Log:
+    """One append-only file of frames. A write that fails leaves the end where it was: the next one goes over it."""
+
+    def __init__(self, disk: Disk, path: Path, segment: str, step: int) -> None:
+        self.path = path
+        self.end = 0
+        self.dirty = False
+        self._disk = disk
+        self._seed = frames.seed(segment)
+        self._step = step
+        self._reserved = 0
+        self._can_reserve = True
+        self._fd: int | None = disk.create(path)
+
+    def append(self, drafts: Sequence[Draft]) -> list[int]:
+        """Put frames at the end in one write; where the vectors of each begin, in bytes.
+
+        Raises:
+            StorageFailed: Nothing was added.
+        """
+        buffers: list[Buffer] = []
+        vectors_at: list[int] = []
+        end = self.end
+        for made in drafts:
+            more, size, at = frames.placed(made, end, self._seed)
+            buffers += more
+            vectors_at.append(at)
+            end += size
+        self._disk.write(self._open_fd, buffers, self.end, self.path)
+        self.end, self.dirty = end, True
+        return vectors_at
+
+    def reserve(self, more_bytes: int) -> None:
+        """Make sure that `more_bytes` can still be written on a full disk, where the file system can promise it."""
+        needed = self.end + more_bytes
+        if needed > self._reserved and self._can_reserve:
+            wanted = -(-needed // self._step) * self._step
+            self._can_reserve = self._disk.reserve(self._open_fd, wanted, self.path)
+            self._reserved = wanted
+
+    def sync(self) -> None:
+        """What was appended before the call is on the disk when it returns."""
+        if self.dirty:
+            self.dirty = False  # first, so that what is appended meanwhile is synced the next time
+            self._disk.sync(self._open_fd, self.path)
+
+    def trim(self) -> None:
+        """Give back what was reserved and not used."""
+        if self._reserved > self.end:
+            self._disk.truncate(self._open_fd, self.end, self.path)
+            self._reserved = self.end
+
+    def close(self) -> None:
+        """Give the descriptor back; views of what was written stay valid."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            self._disk.close(fd)
+
+    @property
+    def _open_fd(self) -> int:
+        if self._fd is None:
+            raise StorageFailed(f"{self.path} is closed")
+        return self._fd
+
+
+@dataclass(slots=True, kw_only=True)
+class Segment:
+    """A segment of this process, or one taken over from a dead one (without logs: nothing is ever added to it).
+
+    Attributes:
+        in_flight: Intents without outcome or answer, and the bytes each may still bring.
+        events: What the spool will get, one per attempt.
+        vectors: Vectors answered here, of which `released` are no longer needed.
+    """
+
+    segment_id: str
+    folder: Path
+    intents: Log | None = None
+    answers: Log | None = None
+    opened_at: float = 0.0
+    sealed: bool = False
+    spooling: bool = False
+    spooled: bool = False
+    removing: bool = False
+    in_flight: dict[UUID, tuple[UsageEvent, int]] = field(default_factory=dict)
+    events: list[UsageEvent] = field(default_factory=list)
+    vectors: int = 0
+    released: int = 0
+    expected_bytes: int = 0
+
+    @classmethod
+    def create(cls, disk: Disk, folder: Path, opened_at: float) -> Segment:
+        """A new pair of files, durable under a name that was never used before."""
+        segment_id = uuid7().hex
+        intents = Log(disk, folder / f"{segment_id}{INTENTS}", segment_id, _INTENTS_STEP)
+        answers = Log(disk, folder / f"{segment_id}{ANSWERS}", segment_id, _ANSWERS_STEP)
+        disk.sync_folder(folder)
+        return cls(segment_id=segment_id, folder=folder, intents=intents, answers=answers, opened_at=opened_at)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing can be added any more."""
+        return self.sealed and not self.in_flight
+
+    @property
+    def logs(self) -> tuple[Log, ...]:
+        """Its open files."""
+        return tuple(log for log in (self.intents, self.answers) if log is not None)
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something of it is not on the disk yet."""
+        return any(log.dirty for log in self.logs)
+
+    @property
+    def written_bytes(self) -> int:
+        """Its size when everything in flight has come."""
+        return sum(log.end for log in self.logs) + self.expected_bytes
+
+    def expect(self, event: UsageEvent, answer_bytes: int) -> None:
+        """Keep room for what `event` may bring."""
+        self.in_flight[event.event_id] = (event, answer_bytes)
+        self.expected_bytes += answer_bytes
+
+    def reserve(self) -> None:
+        """Keep room on the disk for the outcome or answer of every request in flight."""
+        if self.intents is not None and self.answers is not None:
+            self.intents.reserve(len(self.in_flight) * _INTENT_BYTES)
+            self.answers.reserve(self.expected_bytes)
+
+    def forget(self, event_id: UUID) -> None:
+        """The attempt was never made: its intent could not be written."""
+        _, answer_bytes = self.in_flight.pop(event_id)
+        self.expected_bytes -= answer_bytes
+
+    def arrived(self, event: UsageEvent) -> None:
+        """The attempt has ended; its event is final."""
+        self.forget(event.event_id)
+        self.events.append(event)
+
+    def sync(self) -> None:
+        """Everything added so far is on the disk when this returns."""
+        for log in self.logs:
+            log.sync()
+
+    def remove(self, disk: Disk) -> None:
+        """Remove both files, intents first: answers alone are then the rest of a removal, and nothing else."""
+        disk.unlink(self.folder / f"{self.segment_id}{INTENTS}")
+        disk.sync_folder(self.folder)
+        disk.unlink(self.folder / f"{self.segment_id}{ANSWERS}")
+        self.close()
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        for log in self.logs:
+            log.close()
+
+
+class Views:
+    """Vectors in answers files as arrays, mapped and not copied."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._maps: dict[str, mmap.mmap] = {}
+
+    def read(self, place: Place) -> NDArray[np.float32]:
+        """float32, shape (n, D), read-only; stays valid when the file is removed.
+
+        Raises:
+            StorageFailed: The file is gone or shorter than that.
+        """
+        import numpy as np
+
+        count = place.count * place.dimensions
+        end = place.offset + count * 4
+        mapped = self._maps.get(place.segment)
+        if mapped is None or len(mapped) < end:
+            self._maps[place.segment] = mapped = self._mapped(place.segment, end)
+        return np.frombuffer(mapped, "<f4", count, place.offset).reshape(place.count, place.dimensions)
+
+    def forget(self, segment: str) -> None:
+        """Let go of a segment's memory once the last array of it is gone."""
+        self._maps.pop(segment, None)
+
+    def _mapped(self, segment: str, end: int) -> mmap.mmap:
+        path = self._folder / f"{segment}{ANSWERS}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                # Length 0: all there is. A length asked for first may be gone when what was reserved is given back.
+                mapped = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+            finally:
+                os.close(fd)
+        except (OSError, ValueError) as refusal:
+            raise StorageFailed(f"cannot read {path}: {refusal}") from refusal
+        if len(mapped) < end:
+            raise StorageFailed(f"{path} is shorter than what was written to it")
+        return mapped

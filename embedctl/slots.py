@@ -1,0 +1,252 @@
+"""A slot: a contiguous range of input rows that is published as one part, and where each of its vectors is.
+
+The unit that another machine can take later: it holds no global state.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SLOT_BYTES = 128 * 1024 * 1024
+"""About so many bytes of vectors, or of text and kept columns, close a slot."""
+
+
+class Where(IntEnum):
+    """Where a wanted vector is."""
+
+    PENDING = 0  # asked for, or about to be
+    JOURNAL = 1  # file = the journal's number of the segment, offset = byte of the vector in it
+    PART = 2  # file = number of an older part, offset = row in it
+    TWIN = 3  # offset = ordinal of the wanted vector with the same text
+    GONE = 4  # failed or skipped: there will be none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A row or chunk that has no vector, as the failures file lists it.
+
+    Attributes:
+        row: Ordinal of the row in the input; not listed.
+        skipped: Not wanted (a blank text), rather than failed.
+        reason: One of a fixed set: blank, null, too_long, too_large, invalid_utf8, invalid_unicode, text_refused,
+            unusable_vector.
+    """
+
+    row: int
+    id: str | int
+    chunk_index: int
+    reason: str
+    message: str
+    skipped: bool = False
+    provider: str | None = None
+    attempts: int = 0
+    tokens: int | None = None
+    max_tokens: int | None = None
+    text_hash: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object of one line, without the fields that say nothing."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "row"}
+        return {name: value for name, value in fields.items() if value is not None and value is not False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a wanted vector will not come."""
+
+    reason: str
+    message: str
+    provider: str | None = None
+    attempts: int = 0
+    tokens: int | None = None
+    max_tokens: int | None = None
+
+    def of(self, row: int, row_id: str | int, chunk_index: int, digest: bytes) -> Failure:
+        """The failure of the row that wanted it."""
+        return Failure(
+            row=row,
+            id=row_id,
+            chunk_index=chunk_index,
+            reason=self.reason,
+            message=self.message,
+            provider=self.provider,
+            attempts=self.attempts,
+            tokens=self.tokens,
+            max_tokens=self.max_tokens,
+            text_hash=digest.hex(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A vector made of others: wanted[start:stop], weighted by their tokens, then unit length."""
+
+    start: int
+    stop: int
+    weights: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """What became of some wanted vectors: they stand one after the other in the journal, or were refused."""
+
+    ordinals: Sequence[int]
+    file: int = 0
+    offset: int = 0
+    width_bytes: int = 0
+    refusal: Refusal | None = None
+
+
+@dataclass(slots=True)
+class Slot:
+    """One slot while its vectors are coming in.
+
+    Attributes:
+        first_wanted: Ordinal, in this run, of this slot's first wanted vector.
+        batches: Columns of the rows to be written, without the embedding ones (Arrow record batches).
+        rows: For each row to be written, which of the wanted vectors it gets; -1: the mean of several, see `means`.
+        row_hashes: For each row to be written, the hash of its text; likewise `row_of`, its ordinal in the input.
+        means: Row → the vectors that its own is the mean of.
+        refusals: Wanted vector that will not come → why.
+        where, file, offset: One entry per wanted vector, see Where.
+        last_request: The slot is complete when all requests up to this number are; its requests hold no other slot's texts.
+    """
+
+    number: int
+    first_row: int
+    first_wanted: int
+    rows_read: int = 0
+    content_bytes: int = 0
+    batches: list[Any] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    row_hashes: list[bytes] = field(default_factory=list)
+    row_of: list[int] = field(default_factory=list)
+    means: dict[int, Mean] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    refusals: dict[int, Refusal] = field(default_factory=dict)
+    arrivals: list[Arrival] = field(default_factory=list)
+    wanted: int = 0
+    where: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(1024, np.uint8))
+    file: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(1024, np.uint32))
+    offset: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(1024, np.uint64))
+    last_request: int = -1
+
+    def want(self, where: Where = Where.PENDING, file: int = 0, offset: int = 0) -> int:
+        """Add a wanted vector; its place in this slot."""
+        place = self.wanted
+        if place == len(self.where):
+            self.where = np.resize(self.where, place * 2)
+            self.file = np.resize(self.file, place * 2)
+            self.offset = np.resize(self.offset, place * 2)
+        self.where[place], self.file[place], self.offset[place] = where, file, offset
+        self.wanted += 1
+        return place
+
+    def settle(self) -> None:
+        """Take in what arrived: only now, because rows may be added in one thread while vectors arrive in another."""
+        for arrival in self.arrivals:
+            places = np.asarray(arrival.ordinals, np.int64) - self.first_wanted
+            if arrival.refusal is not None:
+                for place in places:
+                    self.refused(int(place), arrival.refusal)
+                continue
+            count = len(places)
+            end = arrival.offset + count * arrival.width_bytes
+            self.where[places] = Where.JOURNAL
+            self.file[places] = arrival.file
+            self.offset[places] = np.arange(arrival.offset, end, arrival.width_bytes, dtype=np.uint64)
+
+    def refused(self, place: int, why: Refusal) -> None:
+        """This vector will not come."""
+        self.where[place] = Where.GONE
+        self.refusals[place] = why
+
+    def full(self, dimensions: int | None) -> bool:
+        """Whether the slot holds enough to be a part of its own."""
+        vectors = self.wanted * (dimensions or 1536) * 4
+        return vectors >= SLOT_BYTES or self.content_bytes >= SLOT_BYTES
+
+
+class History:
+    """Where the vectors of slots that were handed on are: what a later row with the same text needs.
+
+    In a folder they are in the slot's part; in a single file they stay in the journal until the end.
+    """
+
+    def __init__(self) -> None:
+        self._firsts: list[int] = []
+        self._slots: list[_Kept] = []
+
+    def add(self, slot: Slot, part: int | None) -> None:
+        """Remember a slot that was written as part number `part`, or (None) whose journal stays."""
+        if part is None:
+            count = slot.wanted
+            kept = _Kept(slot.where[:count].copy(), slot.file[:count].copy(), slot.offset[:count].copy(), slot.refusals)
+        else:
+            where = np.full(slot.wanted, Where.GONE, np.uint8)
+            offset = np.zeros(slot.wanted, np.uint64)
+            wanted = np.asarray(slot.rows, np.int64)
+            written = wanted[wanted >= 0]
+            written = written[slot.where[written] != Where.GONE]
+            where[written] = Where.PART
+            offset[written] = _rows_written(slot)[: len(written)]
+            kept = _Kept(where, np.full(slot.wanted, part, np.uint32), offset, slot.refusals)
+        self._firsts.append(slot.first_wanted)
+        self._slots.append(kept)
+
+    def place(self, ordinal: int) -> tuple[int, int, int, Refusal | None]:
+        """(where, file, offset, refusal) of an earlier wanted vector."""
+        number = bisect_right(self._firsts, ordinal) - 1
+        kept, local = self._slots[number], ordinal - self._firsts[number]
+        return (
+            int(kept.where[local]),
+            int(kept.file[local]),
+            int(kept.offset[local]),
+            kept.refusals.get(local),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    where: NDArray[np.uint8]
+    file: NDArray[np.uint32]
+    offset: NDArray[np.uint64]
+    refusals: Mapping[int, Refusal]
+
+
+def _rows_written(slot: Slot) -> NDArray[np.uint64]:
+    """Row numbers in the part, of rows that take a wanted vector of their own, in order."""
+    wanted = np.asarray(slot.rows, np.int64)
+    gone = np.zeros(len(wanted), bool)
+    own = wanted >= 0
+    gone[own] = slot.where[wanted[own]] == Where.GONE
+    for row, mean in slot.means.items():
+        gone[row] = bool((slot.where[mean.start : mean.stop] == Where.GONE).any())
+    numbers = np.cumsum(~gone) - 1
+    return numbers[own & ~gone].astype(np.uint64)
+
+
+def resolve_twins(slot: Slot, history: History) -> None:
+    """Give every twin the place, or the refusal, of the vector with the same text."""
+    for place in np.flatnonzero(slot.where[: slot.wanted] == Where.TWIN):
+        ordinal = int(slot.offset[place])
+        local = ordinal - slot.first_wanted
+        if local >= 0:
+            found = (
+                int(slot.where[local]),
+                int(slot.file[local]),
+                int(slot.offset[local]),
+                slot.refusals.get(local),
+            )
+        else:
+            found = history.place(ordinal)
+        slot.where[place], slot.file[place], slot.offset[place] = found[:3]
+        if found[3] is not None:
+            slot.refusals[int(place)] = found[3]

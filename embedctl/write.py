@@ -1,0 +1,283 @@
+"""Step 6. Vectors and rows → Parquet, whole or not at all. Door to pyarrow (output)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from embedctl import __version__
+from embedctl.records import TEXT_HASH_BYTES, Space
+
+ROW_GROUP_ROWS = 16_384
+METADATA_KEY = b"embedctl"
+OWN_COLUMNS = (
+    "id",
+    "chunk_index",
+    "text",
+    "embedding",
+    "embedding_model",
+    "embedding_provider",
+    "embedding_tokens",
+    "embedding_operation_id",
+    "embedding_text_hash",
+)
+
+Dtype = Literal["float32", "float16", "int8"]
+VectorType = Literal["fixed", "list"]
+
+_ELEMENTS = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
+_WORDS = pa.dictionary(pa.int32(), pa.string())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How an output looks.
+
+    Attributes:
+        columns: Fields of the rows themselves: id, chunk_index, kept columns, text.
+        dimensions: Width D of each vector.
+    """
+
+    columns: pa.Schema
+    dimensions: int
+    dtype: Dtype = "float32"
+    vector_type: VectorType = "fixed"
+
+    @property
+    def schema(self) -> pa.Schema:
+        """All columns of design.md 5, in its order."""
+        element = pa.field("element", _ELEMENTS[self.dtype], nullable=False)
+        width = self.dimensions if self.vector_type == "fixed" else -1
+        fields = [
+            *self.columns,
+            pa.field("embedding", pa.list_(element, width), nullable=False),
+            pa.field("embedding_model", _WORDS),
+            pa.field("embedding_provider", _WORDS),
+            pa.field("embedding_tokens", pa.int32()),
+            pa.field("embedding_operation_id", _WORDS),
+            pa.field("embedding_text_hash", pa.binary(TEXT_HASH_BYTES), nullable=False),
+        ]
+        return pa.schema(fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """The embedding columns of some rows.
+
+    Attributes:
+        vectors: float32, shape (n, D).
+        bought: For each row, which of `purchases` its vector comes from.
+        purchases: (model, provider, operation_id) of each.
+        tokens: Per row, -1 where nobody counted.
+        hashes: n x 16 bytes.
+    """
+
+    vectors: NDArray[np.float32]
+    bought: NDArray[np.int32]
+    purchases: Sequence[tuple[str, str, str]]
+    tokens: NDArray[np.int32]
+    hashes: bytes
+
+
+def quantised(vectors: NDArray[np.float32], dtype: Dtype) -> NDArray[Any]:
+    """Vectors as the output keeps them.
+
+    int8 scales each vector so that its largest component is ±127: directions, and so cosines, are kept; lengths are
+    not. Doing it twice changes nothing.
+    """
+    if dtype == "float32":
+        return vectors
+    if dtype == "float16":
+        return vectors.astype(np.float16)
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    scaled: NDArray[Any] = np.rint(vectors * (127.0 / largest)).astype(np.int8)
+    return scaled
+
+
+def table(rows: pa.RecordBatch | pa.Table, embeddings: Embeddings, layout: Layout) -> pa.Table:
+    """Rows and their embedding columns as one table of `layout.schema`."""
+    numbers = quantised(embeddings.vectors, layout.dtype)
+    flat = pa.array(np.ascontiguousarray(numbers).reshape(-1), _ELEMENTS[layout.dtype])
+    schema = layout.schema
+    kind = schema.field("embedding").type
+    if layout.vector_type == "fixed":
+        vectors = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    else:
+        ends = np.arange(0, len(flat) + 1, layout.dimensions, dtype=np.int32)
+        vectors = pa.ListArray.from_arrays(pa.array(ends), flat, type=kind)
+    columns = [
+        *rows.columns,
+        vectors,
+        *(_words([purchase[part] for purchase in embeddings.purchases], embeddings.bought) for part in (0, 1)),
+        pa.array(embeddings.tokens, pa.int32(), mask=embeddings.tokens < 0),
+        _words([purchase[2] for purchase in embeddings.purchases], embeddings.bought),
+        pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(TEXT_HASH_BYTES), len(embeddings.tokens), [None, pa.py_buffer(embeddings.hashes)]
+        ),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def joined(batches: Sequence[pa.RecordBatch]) -> pa.Table | None:
+    """Batches of one slot as a table; None when no row had text."""
+    return pa.Table.from_batches(batches) if batches else None
+
+
+def row_columns(id_type: pa.DataType, kept: pa.Schema, *, text: bool) -> pa.Schema:
+    """The fields of rows before they have vectors: id, chunk_index, kept columns, text."""
+    fields = [pa.field("id", id_type), pa.field("chunk_index", pa.int32()), *kept]
+    return pa.schema([*fields, pa.field("text", pa.string())] if text else fields)
+
+
+def row_batch(
+    block: Any, positions: Sequence[int], chunk_indexes: Sequence[int], texts: Sequence[str] | None, columns: pa.Schema
+) -> pa.RecordBatch:
+    """Some rows of a block in the fields of `columns`; a row stands in it once per chunk."""
+    every = len(positions) == len(block.ids) and positions[-1] == len(positions) - 1
+    ids = block.ids if every else [block.ids[position] for position in positions]
+    names = columns.names[2:-1] if columns.names[-1] == "text" else columns.names[2:]
+    kept = []
+    if names:
+        source = block.kept if every else block.kept.take(pa.array(positions, pa.int64()))
+        kept = [source.column(name).cast(columns.field(name).type) for name in names]
+    arrays = [pa.array(ids, columns.field("id").type), pa.array(chunk_indexes, pa.int32()), *kept]
+    if "text" in columns.names:
+        arrays.append(pa.array(texts, pa.string()))
+    return pa.RecordBatch.from_arrays(arrays, schema=columns)
+
+
+def _words(values: Sequence[str], which: NDArray[np.int32]) -> pa.DictionaryArray:
+    """A dictionary column; equal words stand in it once."""
+    distinct = list(dict.fromkeys(values))
+    number = {word: i for i, word in enumerate(distinct)}
+    renumbered = np.fromiter((number[word] for word in values), np.int32, len(values))
+    indices = renumbered[which] if len(values) else which
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(distinct, pa.string()))
+
+
+def metadata(
+    space: Space, *, run_id: str, source: Mapping[str, Any], rows: int, extra: Mapping[str, Any] = {}
+) -> bytes:
+    """The JSON of the Parquet key `embedctl`."""
+    return orjson.dumps(
+        {
+            "version": __version__,
+            "run_id": run_id,
+            "space": space.as_dict(),
+            "space_id": space.space_id,
+            "input": dict(source),
+            "rows": rows,
+            **extra,
+        }
+    )
+
+
+def writer(sink: BinaryIO | str | Path, layout: Layout) -> pq.ParquetWriter:
+    """A Parquet writer for `layout`: vectors plain and uncompressed (int8: dictionary, zstd), page checksums on."""
+    vectors = "embedding.list.element"
+    small = layout.dtype == "int8"
+    schema = layout.schema
+    words = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type)]
+    words = [name for name in words if name not in ("id", "text")]
+    codecs = {_leaf(field): "zstd" for field in schema if field.name != "embedding"}
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        compression={**codecs, vectors: "zstd" if small else "none"},
+        use_dictionary=[*words, vectors] if small else words,
+        write_statistics=[field.name for field in schema if field.name in ("id", "chunk_index")],
+        write_page_checksum=True,
+        store_schema=True,
+    )
+
+
+def _leaf(field: pa.Field) -> str:
+    """The Parquet path of a column as compression options name it."""
+    return str(field.name)
+
+
+def write(sink: BinaryIO, tables: Iterator[pa.Table], layout: Layout, facts: bytes) -> None:
+    """A whole Parquet file with `facts` as its metadata.
+
+    A file is only complete when this returns: on an error the writer is dropped without a footer.
+    """
+    parquet = writer(sink, layout)
+    for part in tables:
+        parquet.write_table(part, row_group_size=ROW_GROUP_ROWS)
+    parquet.add_key_value_metadata({METADATA_KEY.decode(): facts.decode()})
+    parquet.close()
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """What embedctl wrote about a Parquet file; None when it is no Parquet, or not ours."""
+    try:
+        found = pq.read_metadata(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return None
+    text = found.get(METADATA_KEY)
+    return dict(orjson.loads(text)) if text else None
+
+
+class Part:
+    """A file of ours, opened only while something is read from it: its hashes, and its vectors by row."""
+
+    def __init__(self, path: Path, dimensions: int) -> None:
+        self.path = path
+        self._dimensions = dimensions
+        self._cached: tuple[int, pa.Table] | None = None
+
+    def _file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.path, page_checksum_verification=True)
+
+    def hashes(self) -> Iterator[bytes]:
+        """The text hashes of all rows, n x 16 bytes at a time, in order."""
+        with self._file() as file:
+            for batch in file.iter_batches(1 << 18, columns=["embedding_text_hash"]):
+                column = batch.column(0)
+                start = column.offset * TEXT_HASH_BYTES
+                yield column.buffers()[1].to_pybytes()[start : start + len(column) * TEXT_HASH_BYTES]
+
+    def take(
+        self, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], list[tuple[str, str, str]], NDArray[np.int32]]:
+        """Vectors (float32, (n, D)), purchases and tokens of `rows`; nearby rows are read together."""
+        vectors = np.empty((len(rows), self._dimensions), np.float32)
+        tokens = np.full(len(rows), -1, np.int32)
+        purchases: list[tuple[str, str, str]] = [("", "", "")] * len(rows)
+        with self._file() as file:
+            counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            starts = np.concatenate([[0], np.cumsum(counts)])
+            groups = np.searchsorted(starts, rows, side="right") - 1
+            for group in np.unique(groups):
+                mine = np.flatnonzero(groups == group)
+                found = self._group(file, int(group)).take(pa.array(rows[mine] - starts[group]))
+                vectors[mine] = matrix(found.column("embedding"), self._dimensions)
+                tokens[mine] = found.column("embedding_tokens").fill_null(-1).to_numpy()
+                lists = [found.column(name).to_pylist() for name in _PURCHASE_COLUMNS]
+                for place, bought in zip(mine, zip(*lists, strict=True), strict=True):
+                    purchases[place] = bought
+        return vectors, purchases, tokens
+
+    def _group(self, file: pq.ParquetFile, group: int) -> pa.Table:
+        if self._cached is None or self._cached[0] != group:
+            columns = ["embedding", "embedding_tokens", *_PURCHASE_COLUMNS]
+            self._cached = (group, file.read_row_group(group, columns=columns))
+        return self._cached[1]
+
+
+_PURCHASE_COLUMNS = ("embedding_model", "embedding_provider", "embedding_operation_id")
+
+
+def matrix(column: pa.ChunkedArray | pa.Array, dimensions: int) -> NDArray[np.float32]:
+    """A column of vectors as float32, shape (n, D), without a list of Python floats."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    parts = [np.asarray(chunk.flatten()).astype(np.float32, copy=False).reshape(-1, dimensions) for chunk in chunks]
+    return np.concatenate(parts) if parts else np.empty((0, dimensions), np.float32)

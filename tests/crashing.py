@@ -1,0 +1,161 @@
+"""A disk that dies: at any durable operation, whole or torn, with or without the power."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from embedctl.storage import Buffer, Disk
+
+
+class Crashed(BaseException):
+    """The process is dead; nothing after this happened."""
+
+
+class CrashingDisk(Disk):
+    """Works until durable operation number `at`, and then never again.
+
+    Attributes:
+        torn: The operation it dies in is half done, when it is a write.
+        graveyard: A folder beside the tested one. When given, the power fails: what was not synced is lost, kept,
+            torn or zeroed as `seed` decides.
+    """
+
+    def __init__(
+        self, at: int | None = None, *, torn: bool = False, graveyard: Path | None = None, seed: int = 0
+    ) -> None:
+        self.at = at
+        self.torn = torn
+        self.count = 0
+        self.dead = False
+        self.trace: list[str] = []
+        self._graveyard = graveyard
+        self._random = random.Random(seed)
+        self._lock = threading.RLock()
+        self._graves = itertools.count()
+        self._undo: dict[Path, list[Callable[[], None]]] = {}
+        self._written: dict[int, dict[str, object]] = {}
+
+    @contextmanager
+    def _operation(self, name: str, path: Path, half: Callable[[], object] = lambda: None) -> Iterator[None]:
+        with self._lock:
+            if self.dead:
+                raise Crashed
+            self.count += 1
+            self.trace.append(f"{name} {path.name}")
+            if self.count == self.at:
+                self.dead = True
+                if self.torn:
+                    half()
+                if self._graveyard is not None:
+                    self._lose_power()
+                raise Crashed
+            yield
+
+    # the operations
+
+    def create(self, path: Path, *, mode: int = 0o600) -> int:
+        with self._operation("create", path):
+            fd = super().create(path, mode=mode)
+            self._later(path.parent, lambda: path.unlink(missing_ok=True))
+            self._written[fd] = {"path": path, "inode": os.fstat(fd).st_ino, "end": 0, "synced": 0}
+            return fd
+
+    def write(self, fd: int, buffers: Sequence[Buffer], offset: int, path: Path) -> int:
+        whole = b"".join(bytes(buffer) for buffer in buffers)
+
+        def half() -> None:
+            kept = len(whole) * 2 // 3 if self.count % 2 else len(whole) - 6
+            super(CrashingDisk, self).write(fd, [whole[: max(kept, 0)]], offset, path)
+
+        with self._operation("write", path, half):
+            self._written[fd]["end"] = offset + len(whole)
+            return super().write(fd, [whole], offset, path)
+
+    def reserve(self, fd: int, end: int, path: Path) -> bool:
+        with self._operation("reserve", path):
+            return super().reserve(fd, end, path)
+
+    def truncate(self, fd: int, size: int, path: Path) -> None:
+        with self._operation("truncate", path):
+            super().truncate(fd, size, path)
+
+    def sync(self, fd: int, path: Path) -> None:
+        with self._operation("sync", path):
+            self._written[fd]["synced"] = self._written[fd]["end"]
+
+    def sync_folder(self, folder: Path) -> None:
+        with self._operation("sync_folder", folder):
+            self._undo.pop(folder, None)
+
+    def link(self, source: Path, target: Path) -> bool:
+        with self._operation("link", target):
+            linked = super().link(source, target)
+            if linked:
+                self._later(target.parent, lambda: target.unlink(missing_ok=True))
+            return linked
+
+    def rename(self, source: Path, target: Path) -> None:
+        with self._operation("rename", target):
+            before = self._buried(target)
+
+            def undo() -> None:
+                target.unlink(missing_ok=True)
+                if before is not None:
+                    os.link(before, target)
+
+            super().rename(source, target)
+            self._later(target.parent, undo)
+
+    def unlink(self, path: Path) -> None:
+        with self._operation("unlink", path):
+            before = self._buried(path)
+            super().unlink(path)
+            if before is not None:
+                self._later(path.parent, lambda: os.link(before, path))
+
+    def make_folder(self, folder: Path, *, mode: int = 0o700) -> None:
+        if not folder.is_dir():
+            super().make_folder(folder, mode=mode)
+
+    def close(self, fd: int) -> None:
+        super().close(fd)
+
+    # the power
+
+    def _later(self, folder: Path, undo: Callable[[], None]) -> None:
+        if self._graveyard is not None:
+            self._undo.setdefault(folder, []).append(undo)
+
+    def _buried(self, path: Path) -> Path | None:
+        if self._graveyard is None or not path.exists():
+            return None
+        grave = self._graveyard / f"{id(self)}-{self.at}-{next(self._graves)}"
+        os.link(path, grave)
+        return grave
+
+    def _lose_power(self) -> None:
+        for fd, file in self._written.items():
+            end, synced = int(file["end"]), int(file["synced"])  # type: ignore[call-overload]
+            with suppress(OSError):
+                if end > synced and os.fstat(fd).st_ino == file["inode"]:
+                    self._lose_tail(fd, synced, end)
+        for undos in self._undo.values():
+            for undo in reversed(undos):
+                if self._random.random() < 0.6:
+                    with suppress(OSError):
+                        undo()
+
+    def _lose_tail(self, fd: int, synced: int, end: int) -> None:
+        fate = self._random.choice(["none", "torn", "zeros", "kept"])
+        if fate == "kept":
+            return
+        keep = synced if fate != "torn" else self._random.randrange(synced, end)
+        os.ftruncate(fd, keep)
+        if fate == "zeros":
+            os.ftruncate(fd, end)

@@ -1,0 +1,146 @@
+"""How long to wait: every form in which providers say it, and what is not believed."""
+
+from __future__ import annotations
+
+import math
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedctl.providers import _errors
+from embedctl.providers._contract import HttpRequest
+from embedctl.providers._waiting import RateHeaders, duration, rate_headers, retry_after
+
+DATE = "Sat, 21 Nov 2026 12:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "20"}, 20),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": " 7 "}, 7),
+        ({"retry-after": "0"}, 0),
+        ({"retry-after": "86400"}, 86400),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"retry-after-ms": "x", "retry-after": "9"}, 9),
+        ({"retry-after": "Sat, 21 Nov 2026 12:00:30 GMT", "date": DATE}, 30),
+        ({"retry-after": "Sat, 21 Nov 2026 11:00:00 GMT", "date": DATE}, 0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"x-ratelimit-reset-requests": "1s"}, 1),
+        ({"x-ratelimit-reset-tokens": "6m0s"}, 360),
+        ({"x-ratelimit-reset-requests": "120ms", "x-ratelimit-reset-tokens": "2s"}, 2),
+        (
+            {
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-requests": "1m2.5s",
+                "x-ratelimit-remaining-tokens": "900",
+                "x-ratelimit-reset-tokens": "6h",
+            },
+            62.5,
+        ),
+        ({"x-ratelimit-reset": "1795262430", "date": DATE}, 30),
+        ({"x-ratelimit-reset": "12"}, 12),
+        ({}, None),
+        ({"retry-after": "-5"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "1e400"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": ""}, None),
+        ({"retry-after": "9" * 400}, None),
+        ({"x-ratelimit-reset-tokens": "a while"}, None),
+    ],
+)
+def test_headers(headers: dict[str, str], seconds: float | None) -> None:
+    """Seconds, milliseconds, dates by the server's own clock, Go durations and Unix times are read; garbage is not."""
+    assert retry_after(headers) == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    ("message", "seconds"),
+    [
+        ("have exceeded call rate limit. Please retry after 86400 seconds.", 86400),
+        ("Please retry after 1 second.", 1),
+        ("Rate limit reached. Please try again in 1.2s. Visit …", 1.2),
+        ("Please try again in 7m12s.", 432),
+        ("Please try again in 120ms.", 0.12),
+        ("try again in 2 minutes", 120),
+        ("retry after 500 milliseconds", 0.5),
+        ("please try again later", None),
+    ],
+)
+def test_words(message: str, seconds: float | None) -> None:
+    """What only the sentence says is read from the sentence."""
+    assert retry_after({}, message) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_headers_before_words() -> None:
+    """A header counts before the sentence."""
+    assert retry_after({"retry-after": "3"}, "Please retry after 86400 seconds.") == 3
+
+
+def test_google_retry_info() -> None:
+    """Google says it in the details of the body."""
+    body = {
+        "error": {"code": 429, "message": "x", "status": "RESOURCE_EXHAUSTED", "details": [{"retryDelay": "34.07s"}]}
+    }
+
+    found = _errors.refusal("google", 429, {}, orjson.dumps(body, option=orjson.OPT_INDENT_2), HttpRequest(url=""))
+
+    assert found.retry_after_s == pytest.approx(34.07)
+
+
+def test_only_what_waiting_helps() -> None:
+    """A wait is reported for throttling, failures and quota, and not for a refused request."""
+    sent = HttpRequest(url="")
+
+    waits = {
+        status: _errors.refusal("openai", status, {"retry-after": "9"}, b"{}", sent).retry_after_s
+        for status in (400, 401, 402, 429, 503)
+    }
+
+    assert waits == {400: None, 401: None, 402: 9, 429: 9, 503: 9}
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_any_header(value: str, date: str) -> None:
+    """Whatever a header holds, the wait is a finite number that is not negative, or nothing."""
+    found = retry_after({"retry-after": value, "date": date, "x-ratelimit-reset-tokens": value})
+
+    assert found is None or (math.isfinite(found) and found >= 0)
+
+
+@given(st.integers(0, 99), st.integers(0, 59), st.integers(0, 59), st.integers(0, 999))
+def test_durations(hours: int, minutes: int, seconds: int, milliseconds: int) -> None:
+    """A Go duration is the sum of its pieces."""
+    found = duration(f"{hours}h{minutes}m{seconds}s{milliseconds}ms")
+
+    assert found == pytest.approx(hours * 3600 + minutes * 60 + seconds + milliseconds / 1000)
+
+
+def test_rate_headers() -> None:
+    """Limits, what is left and when it is full again are read in each provider's spelling."""
+    openai = rate_headers(
+        {
+            "x-ratelimit-limit-requests": "3000",
+            "x-ratelimit-limit-tokens": "1000000",
+            "x-ratelimit-remaining-requests": "2999",
+            "x-ratelimit-remaining-tokens": "999000",
+            "x-ratelimit-reset-requests": "20ms",
+            "x-ratelimit-reset-tokens": "6m0s",
+        }
+    )
+
+    assert openai == RateHeaders(
+        limit_requests=3000,
+        limit_tokens=1_000_000,
+        remaining_requests=2999,
+        remaining_tokens=999_000,
+        reset_requests_s=0.02,
+        reset_tokens_s=360,
+    )
+    assert rate_headers({"x-ratelimit-remaining": "5", "x-ratelimit-limit": "60"}).remaining_requests == 5
+    assert rate_headers({"x-ratelimit-remaining-tokens": "-1", "x-ratelimit-limit": "many"}) == RateHeaders()

@@ -1,0 +1,379 @@
+"""The circuit breaker: when it opens, how it closes, and what never moves it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from embedctl.errors import (
+    AnswerLost,
+    AnswerUnusable,
+    CircuitOpen,
+    KeyRejected,
+    ModelNotFound,
+    NotSent,
+    ProviderError,
+    QuotaExhausted,
+    RequestRefused,
+    RequestTooLarge,
+    ServerFailed,
+    SpaceMismatch,
+    TextRefused,
+    TextTooLong,
+    Throttled,
+)
+from embedctl.resilience.breaker import Breaker, Pass, State, Thresholds
+
+ILL = [NotSent, ServerFailed, AnswerLost, AnswerUnusable]
+NEUTRAL = [Throttled, RequestTooLarge, TextRefused, TextTooLong]
+DEADLY = [KeyRejected, QuotaExhausted, ModelNotFound, RequestRefused, SpaceMismatch]
+
+
+def breaker(jitter: float = 0.0) -> Breaker:
+    """Stays open for exactly half of the nominal time."""
+    return Breaker("openai", "small", jitter=lambda: jitter)
+
+
+def feed(subject: Breaker, error: ProviderError | None, now: float = 0.0, times: int = 1) -> None:
+    for _ in range(times):
+        ticket = subject.admit(now)
+        assert ticket is not None
+        subject.settle(ticket, error, now)
+
+
+def opened(now: float = 0.0) -> Breaker:
+    subject = breaker()
+    feed(subject, ServerFailed("down"), now, 5)
+    return subject
+
+
+# ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ILL)
+def test_five_failures_in_a_row_open_it(kind: type[ProviderError]) -> None:
+    """Five ill results in a row open the circuit, four do not."""
+    subject = breaker()
+    feed(subject, kind("x"), times=4)
+
+    assert subject.state(0) is State.CLOSED
+
+    feed(subject, kind("x"))
+
+    assert subject.state(0) is State.OPEN
+    assert subject.admit(0) is None
+
+
+def test_half_of_the_last_twenty_open_it() -> None:
+    """Half of the last twenty results, once there are ten, open it though no five were in a row."""
+    subject = breaker()
+    for _ in range(4):
+        feed(subject, None)
+        feed(subject, ServerFailed("x"))
+    feed(subject, None)
+
+    assert subject.state(0) is State.CLOSED
+
+    feed(subject, ServerFailed("x"))
+
+    assert subject.state(0) is State.OPEN
+
+
+def test_old_results_are_forgotten() -> None:
+    """Only the last twenty results count: failures of an hour ago do not."""
+    subject = breaker()
+    feed(subject, ServerFailed("x"), times=4)
+    feed(subject, None, times=20)
+    feed(subject, ServerFailed("x"), times=4)
+
+    assert subject.state(0) is State.CLOSED
+    assert subject.snapshot(0).failures == 4
+
+
+def test_success_resets_the_row() -> None:
+    """A success between failures starts the row anew (OpenBiliClaw#197: it never did)."""
+    subject = breaker()
+    for _ in range(50):
+        feed(subject, None, times=6)
+        feed(subject, ServerFailed("x"), times=4)
+
+    assert subject.state(0) is State.CLOSED
+
+
+@pytest.mark.parametrize("kind", NEUTRAL)
+def test_throttling_and_bad_requests_are_no_illness(kind: type[ProviderError]) -> None:
+    """A thousand 429s or refused texts leave it closed, and are no results at all (metabase#78296)."""
+    subject = breaker()
+    feed(subject, kind("x"), times=1000)
+
+    assert subject.state(0) is State.CLOSED
+    assert subject.snapshot(0).results == 0
+
+
+def test_an_empty_retry_budget_opens_it() -> None:
+    """`trip` opens it at once; tripping it again while open does not lengthen the stay."""
+    subject = breaker()
+    subject.trip(CircuitOpen("out of retries"), 0.0)
+    wait = subject.ready_in(0.0)
+    subject.trip(CircuitOpen("out of retries"), 1.0)
+
+    assert (subject.state(1.0), wait, subject.ready_in(1.0)) == (State.OPEN, 5.0, 4.0)
+
+
+# ── open ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_stay_doubles_up_to_five_minutes() -> None:
+    """Each further opening doubles the stay, up to five minutes."""
+    subject = opened()
+    now, stays = 0.0, []
+    for _ in range(8):
+        stay = subject.ready_in(now)
+        assert stay is not None
+        stays.append(stay)
+        now += stay
+        feed(subject, ServerFailed("still down"), now)
+
+    assert stays == [5, 10, 20, 40, 80, 150, 150, 150]
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_the_stay_is_spread(u: float) -> None:
+    """The stay is between half and all of its nominal time, so that many clients do not come back together."""
+    subject = breaker(u)
+    feed(subject, ServerFailed("x"), times=5)
+    stay = subject.ready_in(0.0)
+
+    assert stay == 10 * (0.5 + 0.5 * u)
+
+
+def test_late_results_of_an_earlier_state_say_nothing() -> None:
+    """Answers to requests that were sent before it opened neither close it nor count as its probe."""
+    subject = breaker()
+    early = [subject.admit(0.0) for _ in range(10)]
+    for ticket in early[:5]:
+        assert ticket is not None
+        subject.settle(ticket, ServerFailed("x"), 1.0)
+    probe = subject.admit(6.0)
+    assert early[5] is not None
+    assert early[6] is not None
+    assert probe is not None
+    subject.settle(early[5], None, 6.1)
+    subject.settle(early[6], ServerFailed("x"), 6.2)
+
+    assert subject.state(6.3) is State.HALF_OPEN
+    assert subject.admit(6.3) is None
+
+    subject.settle(probe, None, 7.0)
+
+    assert subject.state(7.0) is State.CLOSED
+
+
+# ── half-open ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_half_open_admits_one_probe() -> None:
+    """When the stay is over exactly one attempt may go (safe-client-gateway#3442: they all went)."""
+    subject = opened()
+
+    assert subject.state(4.9) is State.OPEN
+    assert [subject.admit(5.0) is None for _ in range(20)] == [False] + [True] * 19
+    assert subject.state(5.0) is State.HALF_OPEN
+
+
+def test_a_good_probe_closes_it_and_clears_the_past() -> None:
+    """A probe that succeeds closes it, and four new failures do not open it again."""
+    subject = opened()
+    feed(subject, None, 5.0)
+
+    assert subject.snapshot(5.0).results == 0
+
+    feed(subject, ServerFailed("x"), 5.0, times=4)
+
+    assert subject.state(5.0) is State.CLOSED
+
+
+def test_a_bad_probe_opens_it_again() -> None:
+    """A probe that fails opens it for twice as long."""
+    subject = opened()
+    feed(subject, AnswerLost("x"), 5.0)
+
+    assert (subject.state(5.0), subject.ready_in(5.0)) == (State.OPEN, 10.0)
+
+
+def test_a_probe_that_never_settles_has_failed() -> None:
+    """A probe that never comes back is given up after a bound (OmniRoute#13836: 49,607 refusals)."""
+    subject = opened()
+    lost = subject.admit(5.0)
+    assert lost is not None
+
+    assert subject.admit(184.9) is None
+    assert subject.state(185.0) is State.OPEN
+    assert subject.admit(195.0) is not None
+
+    subject.settle(lost, None, 195.0)
+
+    assert subject.state(195.0) is State.HALF_OPEN
+
+
+@pytest.mark.parametrize("kind", NEUTRAL)
+def test_a_probe_without_a_verdict_makes_room_for_another(kind: type[ProviderError]) -> None:
+    """A probe that is throttled, refused for its text, or cancelled decides nothing: the next one may go."""
+    subject = opened()
+    feed(subject, kind("x"), 5.0)
+    cancelled = subject.admit(5.0)
+    assert cancelled is not None
+    subject.abandon(cancelled)
+
+    assert subject.state(5.0) is State.HALF_OPEN
+    assert subject.admit(5.0) is not None
+
+
+def test_only_a_healthy_stretch_shortens_the_next_stay() -> None:
+    """A circuit that closes and falls again at once stays open longer; after twenty good results it starts anew."""
+    subject = opened()
+    feed(subject, None, 5.0)
+    feed(subject, ServerFailed("x"), 5.0, times=5)
+
+    assert subject.ready_in(5.0) == 10.0
+
+    feed(subject, None, 15.0, times=2)
+    feed(subject, ServerFailed("x"), 15.0)
+    feed(subject, None, 15.0, times=19)
+    feed(subject, ServerFailed("x"), 15.0, times=5)
+
+    assert subject.ready_in(15.0) == 20.0
+
+    feed(subject, None, 35.0, times=21)
+    feed(subject, ServerFailed("x"), 35.0, times=5)
+
+    assert subject.ready_in(35.0) == 5.0
+
+
+# ── dead ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", DEADLY)
+def test_a_hopeless_error_is_final(kind: type[ProviderError]) -> None:
+    """A rejected key, a used-up quota, an unknown model: one attempt, and none after it in this run."""
+    subject = breaker()
+    error = kind("no")
+    feed(subject, error)
+
+    assert subject.state(1e9) is State.DEAD
+    assert subject.admit(1e9) is None
+    assert subject.ready_in(1e9) is None
+    assert subject.dead is error
+    assert subject.refusal(1e9) is error
+
+
+def test_what_is_in_flight_does_not_raise_the_dead() -> None:
+    """Answers that were on their way when it died change nothing, not even the cause."""
+    subject = breaker()
+    tickets = [subject.admit(0.0), subject.admit(0.0)]
+    cause = KeyRejected("no")
+    feed(subject, cause)
+    for ticket, result in zip(tickets, (None, QuotaExhausted("later")), strict=True):
+        assert ticket is not None
+        subject.settle(ticket, result, 1.0)
+    subject.trip(CircuitOpen("x"), 1.0)
+
+    assert subject.state(1e6) is State.DEAD
+    assert subject.dead is cause
+
+
+def test_an_open_circuit_is_no_death() -> None:
+    """`CircuitOpen` leaves the provider for now; it is no reason to leave it for the run."""
+    subject = breaker()
+    feed(subject, CircuitOpen("elsewhere"))
+
+    assert subject.state(0.0) is State.CLOSED
+
+
+# ── telling ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_refusal_says_who_why_and_how_long() -> None:
+    """An attempt that is not admitted gets CircuitOpen with the cause and the seconds left."""
+    refusal = opened().refusal(1.0)
+
+    assert isinstance(refusal, CircuitOpen)
+    assert refusal.retry_after_s == 4.0
+    assert refusal.message == "openai failed too often, not asked for 4 s; it said: down"
+
+
+def test_a_snapshot_shows_what_providers_list_prints() -> None:
+    """A snapshot holds the state, the counts, the time left and the cause."""
+    fresh, ill = breaker().snapshot(0.0), opened().snapshot(2.0)
+
+    assert (fresh.state, fresh.failures, fresh.ready_in_s, fresh.reason) == (State.CLOSED, 0, 0.0, None)
+    assert (ill.provider, ill.model, ill.state) == ("openai", "small", State.OPEN)
+    assert (ill.results, ill.failures, ill.openings, ill.ready_in_s, ill.reason) == (5, 5, 1, 3.0, "down")
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Every order of sends, results, cancellations and waiting."""
+
+    @initialize(jitter=st.floats(0, 1, exclude_max=True))
+    def start(self, jitter: float) -> None:
+        self.subject = Breaker("p", "m", jitter=lambda: jitter, thresholds=Thresholds())
+        self.now = 0.0
+        self.flying: list[tuple[Pass, float, bool]] = []
+        self.died = False
+
+    @rule(seconds=st.floats(0, 400))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def send(self) -> None:
+        was = self.subject.state(self.now)
+        ready_in = self.subject.ready_in(self.now)
+        ticket = self.subject.admit(self.now)
+        assert (ticket is not None) == (ready_in == 0)
+        if ticket is not None:
+            assert was in (State.CLOSED, State.HALF_OPEN)
+            self.flying.append((ticket, self.now, was is State.HALF_OPEN))
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), kind=st.sampled_from([None, None, *ILL, *NEUTRAL]))
+    def settle(self, data: st.DataObject, kind: type[ProviderError] | None) -> None:
+        ticket, *_ = self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
+        self.subject.settle(ticket, kind("x") if kind else None, self.now)
+
+    @precondition(lambda self: self.flying)
+    @rule(kind=st.sampled_from(DEADLY))
+    def die(self, kind: type[ProviderError]) -> None:
+        self.subject.settle(self.flying.pop()[0], kind("x"), self.now)
+        self.died = True
+
+    @precondition(lambda self: self.flying)
+    @rule()
+    def cancel(self) -> None:
+        self.subject.abandon(self.flying.pop(0)[0])
+
+    @invariant()
+    def one_probe(self) -> None:
+        if not hasattr(self, "subject"):
+            return
+        state = self.subject.state(self.now)
+        hanging = [ticket for ticket, since, probe in self.flying if probe and self.now - since < 180]
+        current = [ticket for ticket in hanging if ticket.era == self.subject._era]
+        assert len(current) <= 1
+        assert (state is State.DEAD) == self.died
+
+    @invariant()
+    def always_comes_back(self) -> None:
+        if hasattr(self, "subject") and not self.died:
+            ready_in = self.subject.ready_in(self.now)
+            assert ready_in is not None
+            assert 0 <= ready_in <= 300
+
+
+AnyHistory.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+class TestAnyHistory(AnyHistory.TestCase):
+    """In any history: at most one probe, a bounded wait, and death is final."""

@@ -1,0 +1,256 @@
+"""The lane: requests wait for their turn by a clock that is a number."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedctl.errors import AnswerLost, KeyRejected, NotSent, ProviderError, ServerFailed, Throttled
+from embedctl.resilience.lane import Lane
+from embedctl.resilience.limiter import Ceiling
+from embedctl.resilience.rates import Rates
+
+
+class Clock:
+    """Virtual time: jumps to the earliest sleeper when everybody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (self.now + seconds, len(self.sleepers), future)
+        self.sleepers.append(entry)
+        try:
+            await future
+        finally:
+            self.sleepers.remove(entry)
+
+    async def drive(self, work: Coroutine[Any, Any, Any]) -> Any:
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            for _ in range(12):
+                await asyncio.sleep(0)
+            waiting = [entry for entry in self.sleepers if not entry[2].done()]
+            if task.done() or not waiting:
+                continue
+            at, _, future = min(waiting, key=lambda entry: entry[:2])
+            self.now = max(self.now, at)
+            future.set_result(None)
+        return task.result()
+
+
+def run(main: Callable[[Clock], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        clock = Clock()
+        async with asyncio.timeout(20):
+            await clock.drive(main(clock))
+
+    asyncio.run(bounded())
+
+
+def lane(clock: Clock, **ceiling: Any) -> Lane:
+    return Lane(Ceiling(**ceiling), clock=clock, sleep=clock.sleep)
+
+
+async def answered(subject: Lane, clock: Clock, seconds: float = 1.0, tokens: int = 10) -> float:
+    """One request that takes so long; the time it was sent."""
+    async with subject.slot(tokens) as slot:
+        sent = clock.now
+        await clock.sleep(seconds)
+        slot.succeeded(tokens)
+    return sent
+
+
+def test_requests_go_in_the_order_they_came() -> None:
+    """First come, first served: a large request is not overtaken for ever by small ones."""
+    order = []
+
+    async def main(clock: Clock) -> None:
+        subject = lane(clock, tokens_per_minute=6000)
+
+        async def one(index: int, tokens: int) -> None:
+            async with subject.slot(tokens):
+                order.append(index)
+
+        await asyncio.gather(*(one(index, 5000 if index == 3 else 10) for index in range(20)))
+
+    run(main)
+
+    assert order == list(range(20))
+
+
+def test_the_window_bounds_what_is_in_flight() -> None:
+    """Never more requests than the window are in flight, and it opens as they succeed."""
+    in_flight, seen = 0, []
+
+    async def main(clock: Clock) -> None:
+        subject = lane(clock, concurrency=16)
+
+        async def one() -> None:
+            nonlocal in_flight
+            async with subject.slot(1) as slot:
+                in_flight += 1
+                seen.append(in_flight)
+
+                assert in_flight <= subject.limiter.window.size
+
+                await clock.sleep(1.0)
+                slot.succeeded()
+                in_flight -= 1
+
+        await asyncio.gather(*(one() for _ in range(100)))
+
+        assert subject.limiter.in_flight == 0
+
+    run(main)
+
+    assert (max(seen[:4]), max(seen)) == (4, 16)
+
+
+def test_a_throttled_request_holds_the_others() -> None:
+    """After a 429 with Retry-After nothing of the lane is sent before that time."""
+    sent = []
+
+    async def main(clock: Clock) -> None:
+        subject = lane(clock, concurrency=4)
+
+        async def one() -> None:
+            async with subject.slot(1) as slot:
+                sent.append(clock.now)
+                await clock.sleep(0.5)
+                if len(sent) <= 4:
+                    slot.failed(Throttled("slow down", retry_after_s=7))
+                else:
+                    slot.succeeded()
+
+        await asyncio.gather(*(one() for _ in range(8)))
+
+    run(main)
+
+    assert sent[:4] == [0.0] * 4
+    assert min(sent[4:]) >= 7.5
+
+
+def test_a_gate_beyond_the_wait_is_an_error() -> None:
+    """A lane that was asked to wait for longer than `--max-wait` refuses at once, with the time."""
+
+    async def main(clock: Clock) -> None:
+        subject = lane(clock)
+        subject.limiter.hold(clock.now + 5000)
+        with pytest.raises(Throttled) as caught:
+            async with subject.slot(1):
+                pass
+
+        assert caught.value.retry_after_s == 5000
+        assert subject.limiter.in_flight == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        (Throttled("x"), 2),
+        (AnswerLost("x"), 2),
+        (ServerFailed("x", status=503), 2),
+        (ServerFailed("x", status=500), 4),
+        (NotSent("x"), 4),
+        (KeyRejected("x"), 4),
+    ],
+)
+def test_only_signs_of_overload_narrow_the_window(error: ProviderError, size: int) -> None:
+    """429, 503 and lost answers narrow the window; other failures say nothing about load."""
+
+    async def main(clock: Clock) -> None:
+        subject = lane(clock)
+        async with subject.slot(1) as slot:
+            slot.failed(error)
+
+        assert subject.limiter.window.size == size
+
+    run(main)
+
+
+def test_tokens_that_never_left_come_back() -> None:
+    """A request that was not sent gives its tokens back; a cancelled one may have used them."""
+
+    async def main(clock: Clock) -> None:
+        subject = lane(clock, tokens_per_minute=6000)
+        async with subject.slot(900) as slot:
+            slot.failed(NotSent("dns"))
+
+        assert subject.limiter.ready_in(0.0, 1000) == 0
+
+        async with subject.slot(900):
+            pass
+
+        assert subject.limiter.ready_in(0.0, 1000) == 9.0
+
+    run(main)
+
+
+def test_headers_are_learnt_from_answers_and_failures() -> None:
+    """What the headers of any answer say holds for the next request."""
+
+    async def main(clock: Clock) -> None:
+        subject = lane(clock)
+        async with subject.slot(1) as slot:
+            slot.succeeded(1, Rates(requests_left=0, requests_reset_s=3))
+        async with subject.slot(1) as slot:
+            first = clock.now
+            slot.failed(ServerFailed("x", status=500), rates=Rates(requests_left=0, requests_reset_s=4))
+        async with subject.slot(1):
+            second = clock.now
+
+        assert (first, second) == (3.0, 7.0)
+
+    run(main)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_cancelling_anybody_anywhere_loses_no_place(seed: int) -> None:
+    """Whoever is cancelled, waiting or in flight, the lane goes on with its places whole."""
+
+    async def main(clock: Clock) -> None:
+        chance = random.Random(seed)
+        subject = lane(clock, concurrency=3, requests_per_minute=120, burst=2)
+        tasks = [asyncio.create_task(answered(subject, clock, chance.random() * 2)) for _ in range(30)]
+        for task in chance.sample(tasks, 20):
+            await clock.sleep(chance.random() * 0.5)
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+
+        assert {type(result) for result in results} <= {float, asyncio.CancelledError}
+        assert subject.limiter.in_flight == 0
+        assert not subject._turn.locked()
+
+        await answered(subject, clock)
+
+    run(main)
+
+
+def test_an_error_in_the_block_frees_the_place() -> None:
+    """A block that raises gives its place back."""
+
+    async def main(clock: Clock) -> None:
+        subject = lane(clock, concurrency=1)
+        for _ in range(3):
+            with pytest.raises(ValueError, match="bug"):
+                async with subject.slot(1):
+                    raise ValueError("bug")
+
+        assert subject.limiter.in_flight == 0
+
+    run(main)

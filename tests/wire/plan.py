@@ -1,0 +1,57 @@
+"""What goes wrong, and when: a script first, then seeded chance. Set by POST /_plan.
+
+    {"script": ["ok", "rate", {"fault": "status", "status": 503}],      one per request, in order
+     "faults": {"reset_after": 0.05, "rate": {"p": 0.1, "form": "ms", "seconds": 0.2}}, "seed": 7,
+     "latency_s": 0.01, "dimensions": 8, "spaces": {"model": "another space"}, "keys": ["sk-good"],
+     "poison": ["bad text"], "max_items": 96, "max_tokens": 8191, "max_request_tokens": 300000, "max_bytes": 2000000}
+
+Faults: rate quota status unauthorized forbidden not_found too_large too_long redirect reset_before reset_after hang
+hang_before drip truncated html count extra empty shuffled duplicate no_index usage_missing usage_zero usage_string
+usage_characters nan null zero width ragged string_numbers base64_length floats base64_refused huge error_200
+other_model.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Plan:
+    """The running plan; see the module."""
+
+    script: list[Any] = field(default_factory=list)
+    faults: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    latency_s: float = 0.0
+    dimensions: int | None = None
+    spaces: dict[str, str] = field(default_factory=dict)
+    keys: list[str] | None = None
+    poison: list[str] = field(default_factory=list)
+    max_items: int | None = None
+    max_tokens: int | None = None
+    max_request_tokens: int | None = None
+    max_bytes: int | None = None
+    protocols: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        self._chance = random.Random(self.seed)
+        self._place = 0
+
+    def next(self, protocol: str) -> dict[str, Any]:
+        """The next request's fault, `{"fault": "ok"}` for none."""
+        if self.protocols is not None and protocol not in self.protocols:
+            return {"fault": "ok"}
+        if self._place < len(self.script):
+            step = self.script[self._place]
+            self._place += 1
+            return {"fault": step} if isinstance(step, str) else dict(step)
+        draw = self._chance.random()
+        for name, how in self.faults.items():
+            chance = how["p"] if isinstance(how, dict) else how
+            if draw < chance:
+                return {"fault": name, **(how if isinstance(how, dict) else {})}
+            draw -= chance
+        return {"fault": "ok"}
