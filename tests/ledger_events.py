@@ -126,7 +126,7 @@ def place(folder: Path, prices: str = PRICES) -> LedgerPaths:
     """An empty ledger's paths, with prices of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prices.toml").write_text(prices)
-    return LedgerPaths(folder / "usage.duckdb", folder / "spool")
+    return LedgerPaths(folder / "usage.duckdb", folder / "spool", folder / "prices.toml")
 
 
 def take(paths: LedgerPaths, *events: UsageEvent, spool_id: str | None = None) -> Ingested:

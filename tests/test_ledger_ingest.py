@@ -363,7 +363,7 @@ def test_a_wrong_price_file_keeps_the_spool(tmp_path: Path) -> None:
 
 
 def _ingest_some(folder: str, files: int, seed: int) -> None:
-    paths = LedgerPaths(Path(folder) / "usage.duckdb", Path(folder) / "spool")
+    paths = LedgerPaths(Path(folder) / "usage.duckdb", Path(folder) / "spool", Path(folder) / "prices.toml")
     for index in range(files):
         spool.publish(paths.spool, f"{seed}-{index}", [event() for _ in range(5)])
         ingest(paths, wait_s=120, now=NOW)
@@ -393,7 +393,7 @@ from embedctl.ledger.paths import LedgerPaths
 folder = Path(sys.argv[1])
 print("go", flush=True)
 while True:
-    ingest(LedgerPaths(folder / "usage.duckdb", folder / "spool"), wait_s=60, now=datetime.now(UTC))
+    ingest(LedgerPaths(folder / "usage.duckdb", folder / "spool", folder / "prices.toml"), wait_s=60, now=datetime.now(UTC))
     print("x", flush=True)
 """
 

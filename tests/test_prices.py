@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -216,13 +215,12 @@ def test_two_sources_must_agree() -> None:
     assert len(price_file.accepted(found, confirm=True)) == 3
 
 
+Run = Callable[..., tuple[int, str, str]]
+
+
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+def run(clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs `embedctl prices ARGS…` in a home of its own."""
-    for name in [name for name in os.environ if name.startswith("EMBEDCTL_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("EMBEDCTL_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
 
     def command(*args: str) -> tuple[int, str, str]:
@@ -231,9 +229,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
         return result.exit_code, result.stdout, result.stderr
 
     return command
-
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 def test_set_and_show(run: Run) -> None:
@@ -317,11 +312,11 @@ def test_import_refuses_what_is_no_list(run: Run, tmp_path: Path, content: str |
     assert run("import", "x.json")[0] == code
 
 
-def test_check_exits_78_for_what_cannot_be(run: Run, tmp_path: Path) -> None:
+def test_check_exits_78_for_what_cannot_be(run: Run, clean_environment: Path) -> None:
     """`prices check` exits 0 for good files, 3 with --strict for remarks, 78 when a file is wrong."""
     fine = run("check")[0]
     run("set", "eu:m", "1", "--from", "2090-01-01")
     strict = run("check", "--strict")[0]
-    (tmp_path / "home" / "prices.toml").write_text(table(confidence="x"))
+    (clean_environment / "prices.toml").write_text(table(confidence="x"))
 
     assert (fine, strict, run("check")[0]) == (0, 3, 78)

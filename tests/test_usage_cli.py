@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +25,8 @@ from embedctl.cli.usage import EACH, with_values
 from embedctl.ledger import database, exports, spool
 from embedctl.ledger.paths import LedgerPaths
 
+SHAPE = ["by", "currency", "filters", "generated_at", "groups", "prices_as_of", "schema_version", "since", "timezone"]
+SHAPE += ["totals", "until", "warnings"]
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -47,14 +48,10 @@ Run = Callable[..., Told]
 
 
 @pytest.fixture
-def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LedgerPaths:
-    """A home of its own, with an empty ledger."""
-    for name in [name for name in os.environ if name.startswith("EMBEDCTL_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("EMBEDCTL_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+def paths(clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LedgerPaths:
+    """The ledger of a home of its own, with a few prices; the current folder is the test's."""
     monkeypatch.chdir(tmp_path)
-    return place(tmp_path / "home")
+    return place(clean_environment)
 
 
 @pytest.fixture
@@ -109,11 +106,7 @@ def test_reports_have_one_envelope(run: Run, paths: LedgerPaths) -> None:
     totals = told.json["totals"]
 
     assert len({str(shape) for shape in shapes.values()}) == 1
-    assert shapes["report"][0] == sorted(
-        "by currency filters generated_at groups prices_as_of schema_version since timezone totals until warnings".replace(
-            " ", "\n"
-        ).splitlines()
-    )
+    assert shapes["report"][0] == SHAPE
     assert {"tokens", "cost", "cost_list", "unpriced_tokens", "cost_at_risk", "fallback_share", "calls", "operations",
             "errors", "success_rate"} <= totals.keys()  # fmt: skip
     assert (totals["cost"], totals["cost_at_risk"], totals["unpriced_tokens"]) == ("0.77022202", "0.0196", 700)
@@ -512,7 +505,7 @@ def test_a_backup_is_the_ledger(run: Run, paths: LedgerPaths, tmp_path: Path) ->
     assert told.code == 0
     assert (
         rows(
-            LedgerPaths(copy, paths.spool),
+            replace(paths, database=copy),
             "SELECT * EXCLUDE (occurred_at, recorded_at, rated_at) FROM usage_event ORDER BY event_id",
         )
         == wanted
@@ -535,26 +528,26 @@ def test_sql_reads(run: Run, paths: LedgerPaths) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        "SELECT * FROM read_text('/etc/hostname')",
-        "COPY usage_event TO 'stolen.csv'",
-        "DELETE FROM usage_event",
-        "SELECT 1; SELECT 2",
-        "SET memory_limit = '99GB'",
-        "ATTACH 'x.duckdb'",
-        "INSTALL httpfs",
-        "SELECT * FROM paths",
-        "SELEKT",
-    ],
-)
-def test_sql_does_nothing_else(run: Run, paths: LedgerPaths, tmp_path: Path, query: str) -> None:
+FORBIDDEN = [
+    "SELECT * FROM read_text('/etc/hostname')",
+    "COPY usage_event TO 'stolen.csv'",
+    "DELETE FROM usage_event",
+    "SELECT 1; SELECT 2",
+    "SET memory_limit = '99GB'",
+    "ATTACH 'x.duckdb'",
+    "INSTALL httpfs",
+    "SELECT * FROM paths",
+    "SELEKT",
+]
+
+
+def test_sql_does_nothing_else(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
     """Files, other databases, extensions, settings, changes and second statements are refused with exit 2."""
     take(paths, event())
-    told = run("usage", "sql", query)
+    for query in FORBIDDEN:
+        told = run("usage", "sql", query)
 
-    assert (told.code, told.out) == (2, "")
+        assert (told.code, told.out) == (2, ""), query
     assert not (tmp_path / "stolen.csv").exists()
     assert one(paths, "SELECT count(*) FROM usage_event") == 1
 
@@ -608,8 +601,30 @@ def test_metrics_are_exposition_format(run: Run, paths: LedgerPaths, tmp_path: P
     assert run("usage", "metrics", "--textfile", str(tmp_path / "none")).code == 73
 
 
+def test_two_months_side_by_side(run: Run, paths: LedgerPaths) -> None:
+    """`usage diff` shows for each model what it cost before, after, and the change; the unknown stays unknown."""
+    october = NOON.replace(month=10)
+    take(
+        paths,
+        event(occurred_at=october, tokens_total=2_000_000),
+        event(tokens_total=3_000_000),
+        event(model="x"),
+        event(occurred_at=october, model="agreed", tokens_total=1_000_000),
+    )
+    told = run("usage", "diff", "--from", "2026-10-01..2026-11-01", "--to", "2026-11-01..2026-12-01", "--json")
+    keys = ("model", "tokens_before", "tokens_after", "cost_before", "cost_after", "cost_change")
+
+    assert [tuple(change[key] for key in keys) for change in told.json["changes"]] == [
+        ("agreed", 1_000_000, 0, "0.10", "0.00", "-0.10"),
+        ("m", 2_000_000, 3_000_000, "0.04", "0.06", "0.02"),
+        ("x", 0, 1000, "0.00", None, None),
+    ]
+    assert told.json["total"]["cost_change"] == "-0.08"
+    assert run("usage", "diff", "--from", "soon", "--to", "mtd").code == 2
+
+
 def test_a_report_imports_only_what_it_uses(paths: LedgerPaths) -> None:
-    """`usage report` starts without the libraries of embedding."""
+    """`usage report` starts without the libraries of embedding, and without what takes in a spool that is empty."""
     take(paths, event())
     script = (
         "import sys; from embedctl.cli import app\n"
@@ -617,7 +632,8 @@ def test_a_report_imports_only_what_it_uses(paths: LedgerPaths) -> None:
         "except SystemExit: pass\n"
         "print(sorted(sys.modules.keys() & set(sys.argv[1:])), file=sys.stderr)"
     )
-    heavy = ["pyarrow", "numpy", "httpx", "onnxruntime", "tiktoken", "tokenizers", "rich", "pandas"]
+    heavy = ["pyarrow", "numpy", "httpx", "onnxruntime", "tiktoken", "tokenizers", "rich", "pandas", "msgspec",
+             "pydantic", "embedctl.ledger.ingest", "embedctl.runs"]  # fmt: skip
     told = subprocess.run([sys.executable, "-c", script, *heavy], capture_output=True, text=True, check=False)
 
     assert told.stderr.strip() == "[]"

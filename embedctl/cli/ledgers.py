@@ -33,7 +33,7 @@ class Opened:
 def opened(ledger: Path | None, config: Path | None) -> Opened:
     """The ledger the flags, the environment and the settings name."""
     found = settings.load(config=config, ledger=ledger)
-    return Opened(LedgerPaths(found.paths.ledger, found.paths.spool), found, utc_now())
+    return Opened(LedgerPaths(found.paths.ledger, found.paths.spool, found.paths.price_file), found, utc_now())
 
 
 def take_in(ledger: Opened, *, wait_s: float = 10) -> list[str]:
@@ -43,16 +43,28 @@ def take_in(ledger: Opened, *, wait_s: float = 10) -> list[str]:
         What the reader should know about it: events that still wait, lines dropped, a ledger that was rebuilt.
     """
     from embedctl.ledger import spool
-    from embedctl.ledger.ingest import ingest
 
     if not spool.pending(ledger.paths.spool) and ledger.paths.database.exists():
         return []
+    from embedctl.ledger.ingest import ingest
+
     try:
         done = ingest(ledger.paths, wait_s=wait_s, now=ledger.now)
     except Locked as busy:
         waiting = spool.pending_events(ledger.paths.spool)
         return [f"{waiting:,} spooled events are not included: {busy.message}"]
     return ingest_notes(done)
+
+
+def recover(ledger: Opened) -> int:
+    """Spool what runs spent that died and were not resumed; how many events that were."""
+    from functools import partial
+
+    from embedctl.ledger import spool
+    from embedctl.runs import recover_dead
+
+    publish = partial(spool.publish, ledger.paths.spool)
+    return recover_dead(ledger.settings.paths.runs, publish, ledger=ledger.paths.database)
 
 
 def ingest_notes(done: Any) -> list[str]:

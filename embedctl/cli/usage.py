@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperCommand
 
+from embedctl import render
 from embedctl.cli import SuggestingGroup, ledgers, usage_care, usage_money
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import RowsFailed, WrongUsage
@@ -164,3 +165,42 @@ _command("daily", ["day"], "Report tokens and cost by day.", "daily --last 7d --
 _command("weekly", ["week"], "Report tokens and cost by week (from Monday).", "weekly --last 8w --breakdown")
 _command("monthly", ["month"], "Report tokens and cost by month.", "monthly --workspace --json")
 _command("jobs", ["job"], "Report tokens and cost by job.", "jobs --last 24h --strict")
+
+
+@app.command(epilog="Example: embedctl usage diff --from prev-month --to mtd")
+def diff(
+    before: Annotated[str, typer.Option("--from", metavar="RANGE", help="A word of --last, or SINCE..UNTIL.")],
+    after: Annotated[str, typer.Option("--to", metavar="RANGE", help="The same, to compare with it.")],
+    by: By = None,
+    timezone: Zone = "UTC",
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Compare two periods, by provider and model unless told otherwise."""
+    from embedctl.ledger import database, differing, periods, reports
+
+    found = ledgers.opened(ledger, config)
+    notes = ledgers.take_in(found)
+    where = periods.zone(timezone)
+    keys = _split(by) or ["provider", "model"]
+    with database.reader(found.paths, now=found.now) as connection:
+        old, new = (
+            reports.report(
+                connection,
+                reports.Question(by=keys, within=periods.named(text, where, found.now), timezone=timezone),
+                now=found.now,
+            )
+            for text in (before, after)
+        )
+    notes += [*(f"before: {line}" for line in old.warnings), *(f"after: {line}" for line in new.warnings)]
+    total = differing.total(old, new).as_dict()
+    rows = [change.as_dict() for change in differing.changes(old, new)]
+    columns = [render.Column(key, key.capitalize()) for key in keys]
+    columns += [render.Column(key, key.replace("_", " ").capitalize(), "right") for key in total]
+    envelope = {"from": old.envelope(), "to": new.envelope(), "changes": rows, "total": total, "warnings": notes}
+    render.table(
+        render.Table(columns=columns, rows=rows, envelope=envelope, totals={keys[0]: "Total"} | total, footer=notes),
+        ledgers.chosen_format(form, as_json),
+    )

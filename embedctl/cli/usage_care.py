@@ -39,6 +39,7 @@ def ingest(
     from embedctl.ledger import ingest as steps
 
     found = ledgers.opened(ledger, config)
+    ledgers.recover(found)
     done = steps.ingest(found.paths, wait_s=wait, now=found.now, rebuild=rebuild)
     pruned = steps.prune(found.paths, older_than=timedelta(days=keep_days), now=found.now)
     for note in ledgers.ingest_notes(done):

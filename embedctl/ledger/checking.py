@@ -44,6 +44,12 @@ def findings(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, *, now: 
     )
     twice = count("SELECT count(*) - count(DISTINCT spool_id) FROM spool_offset")
     yield _broken("spool files", twice, "each taken in once", "spool files were taken in twice")
+    shared = count(
+        "SELECT count(*) FROM (SELECT operation_id FROM usage_event WHERE entry_kind = 'usage' AND attempt = 1 AND "
+        "fallback_from IS NULL AND meter = 'input_token' AND operation_kind = 'request' "
+        "GROUP BY operation_id HAVING count(*) > 1)"
+    )
+    yield _look("operations", shared, "each has one first attempt", "operations have several first attempts")
     steps = {step.version: step.checksum for step in database.migrations()}
     applied = connection.execute("SELECT version, checksum FROM schema_migration").fetchall()
     differing = [version for version, checksum in applied if steps.get(version) != checksum]

@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from embedctl.ledger.reports import Question, where_clause
+from embedctl.ledger.questions import Question, where_clause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 
 from embedctl.errors import OutputRefused, WrongUsage
-from embedctl.ledger.reports import Question, where_clause
+from embedctl.ledger.questions import Question, where_clause
 from embedctl.storage import DISK, TEMPORARY_PREFIX
 
 FOCUS_VERSION = "1.4"

@@ -132,11 +132,10 @@ def _is_broken(paths: LedgerPaths) -> bool:
     """Whether the database is damaged now: another process may have rebuilt it meanwhile."""
     try:
         with database.opened(paths.database, wait_s=1, read_only=False) as connection:
-            connection.execute("SELECT count(*), sum(tokens_total), max(event_id) FROM usage_event").fetchall()
+            if database.refuse_foreign(connection, paths.database):
+                connection.execute("SELECT count(*), sum(tokens_total), max(event_id) FROM usage_event").fetchall()
     except database.Broken:
         return True
-    except duckdb.CatalogException:
-        return False
     return False
 
 

@@ -12,10 +12,12 @@ class LedgerPaths:
 
     Attributes:
         database: Opened by duckdb alone: its lock is dropped when this process opens the path in any other way.
+        price_file: The user's own prices (`prices set`, `prices import`), the same for every ledger.
     """
 
     database: Path
     spool: Path
+    price_file: Path
 
     @property
     def lock(self) -> Path:
@@ -31,8 +33,3 @@ class LedgerPaths:
     def done(self) -> Path:
         """Spool files that are in the ledger, kept so that it can be rebuilt."""
         return self.spool / "done"
-
-    @property
-    def price_file(self) -> Path:
-        """The user's own prices (`prices set`, `prices import`), beside the spool."""
-        return self.spool.parent / "prices.toml"

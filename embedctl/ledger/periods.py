@@ -86,6 +86,16 @@ def chosen(since: str | None, until: str | None, last: str | None, where: tzinfo
     return chosen
 
 
+def named(text: str, where: tzinfo, now: datetime) -> Range:
+    """A word of --last, or SINCE..UNTIL.
+
+    Raises:
+        WrongUsage: It is neither.
+    """
+    since, dots, until = text.partition("..")
+    return chosen(since or None, until or None, None, where, now) if dots else _last(text, where, now)
+
+
 def _last(text: str, where: tzinfo, now: datetime) -> Range:
     today = now.astimezone(where).date()
     count = re.fullmatch(r"([1-9]\d{0,3})([hdwm])", text)

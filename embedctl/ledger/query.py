@@ -58,6 +58,7 @@ def ask(
     task = {
         "database": str(paths.database),
         "spool": str(paths.spool),
+        "price_file": str(paths.price_file),
         "sql": sql,
         "rows": rows,
         "memory_mb": memory_mb,
@@ -92,7 +93,7 @@ def _answer(task: dict[str, Any]) -> dict[str, Any]:
     from embedctl.errors import EmbedctlError
     from embedctl.ledger import database
 
-    paths = LedgerPaths(Path(task["database"]), Path(task["spool"]))
+    paths = LedgerPaths(*(Path(task[name]) for name in ("database", "spool", "price_file")))
     try:
         with (
             database.translated(paths.database),

@@ -159,7 +159,8 @@ def fetch_openai(fetch: Fetch, within: Range) -> list[Billed]:
 
 def _pages(fetch: Fetch, path: str, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     page: str | None = None
-    for _ in range(10_000):
+    seen: set[str] = set()
+    while True:
         body = fetch(path, {**query, "bucket_width": "1d", **({"page": page} if page else {})})
         try:
             content = json.loads(body, parse_float=Decimal)
@@ -169,6 +170,9 @@ def _pages(fetch: Fetch, path: str, query: Mapping[str, str]) -> Iterator[dict[s
         page = content.get("next_page")
         if not content.get("has_more") or not page:
             return
+        if page in seen:
+            raise AnswerUnusable(f"{path}: page {page!r} follows on itself")
+        seen.add(page)
 
 
 def _billed(row: Mapping[str, Any], where: str) -> Billed:

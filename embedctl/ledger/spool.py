@@ -51,7 +51,7 @@ def line(event: UsageEvent) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
-def publish(folder: Path, spool_id: str, events: Iterable[UsageEvent]) -> bool:
+def publish(folder: Path, spool_id: str, events: Iterable[UsageEvent], *, disk: storage.Disk = storage.DISK) -> bool:
     """Put all `events` into the spool as one file, whole or not at all.
 
     Returns:
@@ -66,8 +66,8 @@ def publish(folder: Path, spool_id: str, events: Iterable[UsageEvent]) -> bool:
     place = folder / (spool_id + SUFFIX)
     if (folder / "done" / place.name).exists():
         return False
-    storage.DISK.make_folder(folder)
-    return storage.publish(storage.DISK, place, b"".join(map(line, events)))
+    disk.make_folder(folder)
+    return storage.publish(disk, place, b"".join(map(line, events)))
 
 
 def pending(folder: Path) -> list[Path]:

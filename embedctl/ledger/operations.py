@@ -1,0 +1,43 @@
+"""What some operations cost: those that bought the vectors of an output."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from decimal import Decimal
+
+import duckdb
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What operations came to.
+
+    Attributes:
+        operations: How many of them are in this ledger.
+        cost: USD, corrections included; None when nothing of it has a price, or nothing is known.
+        is_lower_bound: Something billed has no price, or operations are missing.
+        at_risk: USD that may have been billed, too; None when nobody knows.
+    """
+
+    operations: int
+    cost: Decimal | None
+    is_lower_bound: bool
+    at_risk: Decimal | None
+
+
+def spent(connection: duckdb.DuckDBPyConnection, operation_ids: Collection[str]) -> Spent:
+    """Sum over all attempts of these operations."""
+    row = connection.execute(
+        "SELECT count(DISTINCT operation_id), sum(cost), sum(cost_at_risk), "
+        "count(*) FILTER (cost IS NULL AND billable = 'yes') "
+        "FROM usage_event WHERE operation_id IN (SELECT unnest(?::VARCHAR[]))",
+        [list(operation_ids)],
+    ).fetchone()
+    operations, cost, at_risk, unpriced = row or (0, None, None, 0)
+    return Spent(
+        operations=int(operations),
+        cost=cost,
+        is_lower_bound=bool(unpriced) or operations < len(operation_ids),
+        at_risk=at_risk,
+    )
