@@ -1,0 +1,313 @@
+"""An output as it lies on the disk: its parts, what was written about them, their rows a few at a time.
+
+The one door to pyarrow of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from embedctl.errors import InputInvalid, InputMissing
+from embedctl.output import FAILURES, PART_PATTERN, RECORD, STATE_FOLDER
+from embedctl.records import TEXT_HASH_BYTES, Space
+from embedctl.write import METADATA_KEY
+
+_BATCH_BYTES = 8 << 20
+_MOST_ROWS = 8192
+_READ_BYTES = 1 << 20
+
+Broken = Callable[[str, str], None]
+"""Told (where, what) of something that cannot be read; it is passed over then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some rows that stand together.
+
+    Attributes:
+        first_row: Ordinal of the first one in the whole output.
+        columns: Arrow arrays by name.
+    """
+
+    first_row: int
+    columns: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def values(self, name: str) -> list[Any]:
+        """A column as Python values."""
+        return list(self.columns[name].to_pylist())
+
+    def some(self, name: str, places: NDArray[np.int64]) -> list[Any]:
+        """A column's values at some places of this batch."""
+        return list(self.columns[name].take(pa.array(places, pa.int64())).to_pylist())
+
+    def words(self, name: str) -> tuple[NDArray[np.int32], list[str]]:
+        """A dictionary column: for each row the place of its word, -1 for none; and the words."""
+        column = self.columns[name]
+        return column.indices.fill_null(-1).to_numpy(zero_copy_only=False), column.dictionary.to_pylist()
+
+    def hashes(self) -> bytes:
+        """The text hashes, 16 bytes each, one after the other."""
+        column = self.columns["embedding_text_hash"]
+        start = column.offset * TEXT_HASH_BYTES
+        return bytes(column.buffers()[1][start : start + len(column) * TEXT_HASH_BYTES])
+
+    def vectors(self, dimensions: int) -> NDArray[Any] | None:
+        """The vectors in their own number type, shape (n, dimensions); None when one is missing or not so wide."""
+        column = self.columns["embedding"]
+        if pa.types.is_fixed_size_list(column.type):
+            if column.null_count or column.type.list_size != dimensions:
+                return None
+            return np.asarray(column.flatten()).reshape(-1, dimensions)
+        if column.null_count or not (np.diff(np.asarray(column.offsets)) == dimensions).all():
+            return None
+        return np.asarray(column.flatten()).reshape(-1, dimensions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPart:
+    """One Parquet file of an output.
+
+    Attributes:
+        first_row: Ordinal of its first row in the whole output.
+        facts: What embedctl wrote about it; None when it did not.
+        problem: Why it cannot be read; None when its footer can.
+    """
+
+    path: Path
+    size_bytes: int
+    first_row: int = 0
+    rows: int = 0
+    facts: Mapping[str, Any] | None = None
+    schema: pa.Schema | None = None
+    problem: str | None = None
+
+    @property
+    def space(self) -> Space | None:
+        """As its metadata says it."""
+        try:
+            return Space(**self.facts["space"]) if self.facts else None
+        except (KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An output: one file, or a folder of parts."""
+
+    path: Path
+    parts: tuple[StoredPart, ...]
+    is_folder: bool
+    _groups: dict[tuple[int, int, tuple[str, ...]], pa.Table] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def readable(self) -> tuple[StoredPart, ...]:
+        """Parts that can be read and are ours, with a space; never empty."""
+        return tuple(part for part in self.parts if part.problem is None and part.space is not None)
+
+    @property
+    def space(self) -> Space:
+        """The first part's."""
+        space = self.readable[0].space
+        assert space is not None  # noqa: S101 - readable() says so
+        return space
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What was written about the first part."""
+        return self.readable[0].facts or {}
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The first part's."""
+        return self.readable[0].schema
+
+    @property
+    def rows(self) -> int:
+        """Of all parts that can be read."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all parts."""
+        return sum(part.size_bytes for part in self.parts)
+
+    @property
+    def dtype(self) -> str:
+        """Number type of the vectors, as the flag --dtype names it."""
+        names = {"float": "float32", "halffloat": "float16"}
+        kind = str(self.schema.field("embedding").type.value_type)
+        return names.get(kind, kind)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the texts stand beside the vectors."""
+        return "text" in self.schema.names
+
+    @property
+    def failures(self) -> Path:
+        """Its failures file, whether it is there or not."""
+        return self.path / FAILURES if self.is_folder else self.path.with_name(f"{self.path.name}.{FAILURES}")
+
+    @cached_property
+    def record(self) -> Mapping[str, Any] | None:
+        """What the last run bound and counted (folders); None where nothing can be read."""
+        try:
+            found = orjson.loads((self.path / STATE_FOLDER / RECORD).read_bytes()) if self.is_folder else None
+        except (OSError, orjson.JSONDecodeError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    @property
+    def options(self) -> Mapping[str, Any] | None:
+        """What shaped it, as the options of its run; None where that is not said."""
+        found = (self.record or {}).get("options") or self.facts.get("options")
+        return found if isinstance(found, dict) else None
+
+    def batches(
+        self, columns: Sequence[str], *, rows: int | None = None, broken: Broken | None = None
+    ) -> Iterator[Batch]:
+        """All rows in order, a few MB at a time, with page checksums verified.
+
+        Args:
+            rows: Most rows at a time; as many vectors as fit into some MB by default.
+            broken: Told of row groups and columns that cannot be read, and passed over; without it they are an
+                error. Parts with a `problem` are passed over in silence then.
+
+        Raises:
+            InputInvalid: Something cannot be read.
+        """
+        most = rows or max(64, min(_MOST_ROWS, _BATCH_BYTES // (self.space.dimensions * 4)))
+        for part in self.parts:
+            if part.problem is not None:
+                if broken is None:
+                    _tell(None, str(part.path), f"cannot be read: {part.problem}")
+            elif missing := [name for name in columns if name not in part.schema.names]:  # type: ignore[union-attr]
+                _tell(broken, str(part.path), f"has no column {', '.join(missing)}")
+            else:
+                yield from _rows(part, columns, most, broken)
+
+    def take(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
+        """Some columns of one row, as Python values, by its ordinal in the whole output.
+
+        Raises:
+            InputInvalid: It cannot be read.
+        """
+        number, part = next(
+            (at, one) for at, one in enumerate(self.parts) if one.first_row <= row < one.first_row + one.rows
+        )
+        place = row - part.first_row
+        try:
+            with _opened(part.path) as file:
+                group = 0
+                while place >= file.metadata.row_group(group).num_rows:
+                    place -= file.metadata.row_group(group).num_rows
+                    group += 1
+                key = (number, group, tuple(columns))
+                if key not in self._groups:
+                    self._groups.clear()
+                    self._groups[key] = file.read_row_group(group, columns=list(columns))
+        except (pa.ArrowException, OSError) as problem:
+            raise InputInvalid(f"{part.path} cannot be read: {_first_line(problem)}") from None
+        found = self._groups[key].slice(place, 1).to_pylist()[0]
+        return dict(found)
+
+    def place(self, row: int) -> str:
+        """A row as people find it: its part, and its number in that."""
+        part = next(one for one in self.parts if one.first_row <= row < one.first_row + one.rows)
+        return f"{part.path.name} row {row - part.first_row}"
+
+
+def open_stored(path: Path) -> Stored:
+    """The output at `path`.
+
+    Raises:
+        InputMissing: There is nothing.
+        InputInvalid: It is not embedctl's, or no part of it can be read.
+    """
+    if not path.exists():
+        raise InputMissing(f"no such file or folder: {path}", hint="the output of `embed -o` or `batch run -o`")
+    is_folder = path.is_dir()
+    paths = sorted(path.glob(PART_PATTERN)) if is_folder else [path]
+    if not paths:
+        ours = (path / STATE_FOLDER).is_dir()
+        raise InputInvalid(
+            f"{path} holds no part yet" if ours else f"{path} is no output of embedctl: it holds no part-….parquet",
+            hint="run the batch to its end first" if ours else "name a folder that `batch run -o` wrote, or a file",
+        )
+    parts: list[StoredPart] = []
+    first_row = 0
+    for one in paths:
+        parts.append(_part(one, first_row))
+        first_row += parts[-1].rows
+    found = Stored(path, tuple(parts), is_folder)
+    if not found.readable:
+        bad = parts[0]
+        why = f"cannot be read: {bad.problem}" if bad.problem else "is Parquet, but not written by embedctl"
+        raise InputInvalid(f"{bad.path} {why}", hint="name an output of `embed` or `batch run`")
+    return found
+
+
+def _part(path: Path, first_row: int) -> StoredPart:
+    try:
+        size = path.stat().st_size
+        with _opened(path) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            text = (file.metadata.metadata or {}).get(METADATA_KEY)
+    except (pa.ArrowException, OSError) as problem:
+        return StoredPart(
+            path=path,
+            size_bytes=path.stat().st_size if path.is_file() else 0,
+            first_row=first_row,
+            problem=_first_line(problem),
+        )
+    try:
+        facts = dict(orjson.loads(text)) if text else None
+    except (orjson.JSONDecodeError, TypeError, ValueError):
+        facts = None
+    if "embedding" not in schema.names:
+        facts = None
+    return StoredPart(path=path, size_bytes=size, first_row=first_row, rows=rows, facts=facts, schema=schema)
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=_READ_BYTES)
+
+
+def _rows(part: StoredPart, columns: Sequence[str], most: int, broken: Broken | None) -> Iterator[Batch]:
+    """One part's rows; a row group that cannot be read is passed over."""
+    with _opened(part.path) as file:
+        first_row = part.first_row
+        for group in range(file.num_row_groups):
+            at = first_row
+            try:
+                for batch in file.iter_batches(most, row_groups=[group], columns=list(columns)):
+                    yield Batch(at, {name: batch.column(name) for name in columns})
+                    at += len(batch)
+            except (pa.ArrowException, OSError) as problem:
+                last = first_row + file.metadata.row_group(group).num_rows - 1 - part.first_row
+                where = f"{part.path.name} rows {at - part.first_row} to {last}"
+                _tell(broken, where, f"cannot be read: {_first_line(problem)}")
+            first_row += file.metadata.row_group(group).num_rows
+
+
+def _tell(broken: Broken | None, where: str, what: str) -> None:
+    if broken is None:
+        raise InputInvalid(f"{where} {what}", hint="`embedctl vectors verify` names everything that is wrong")
+    broken(where, what)
+
+
+def _first_line(problem: Exception) -> str:
+    return str(problem).partition("\n")[0].strip() or type(problem).__name__

@@ -1,0 +1,144 @@
+"""Everything that can be wrong with an output, looked at in one pass over it and, when asked, one over its input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedctl import read, single, tokens
+from embedctl.offers import Offer
+from embedctl.options import Options
+from embedctl.receipt import Spending
+from embedctl.vectors import agreement
+from embedctl.vectors.against import Against
+from embedctl.vectors.asking import Asking
+from embedctl.vectors.checks import Alike, Rows
+from embedctl.vectors.files import Stored
+from embedctl.vectors.findings import Findings
+from embedctl.vectors.sample import SAME_COSINE, Sample, cosine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """What an output should hold.
+
+    Attributes:
+        offer: Whose wording the texts were sent in; None when it cannot be known.
+    """
+
+    source: read.Source
+    options: Options
+    offer: Offer | None
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """How much was looked at.
+
+    Attributes:
+        rows: Of the output.
+        rows_read: Of the input; None without one.
+    """
+
+    rows: int
+    rows_read: int | None
+
+
+def verify(
+    stored: Stored,
+    findings: Findings,
+    *,
+    folder: Path,
+    offer: Offer | None = None,
+    asked: Input | None = None,
+    sample: Sample | None = None,
+) -> Walked:
+    """Look at parts, record, failures file and every row; in bounded memory.
+
+    Args:
+        folder: For indexes on the disk.
+        offer: Who made it, so that texts can be compared as its model sees them; None when nobody knows.
+        asked: An input to compare with.
+        sample: Takes rows aside for `embedded_again`.
+
+    Raises:
+        InputInvalid: The input cannot be read; what is wrong with the output is in `findings`.
+    """
+    agreement.check(stored, findings)
+    with Rows(stored, findings, folder, alike(offer), sample) as rows:
+        rows.check()
+        if asked is None:
+            return Walked(rows.count, None)
+        against = Against(
+            stored,
+            rows,
+            findings,
+            source=asked.source,
+            options=asked.options,
+            offer=asked.offer,
+            folder=folder,
+        )
+        against.check()
+        return Walked(rows.count, against.rows_read)
+
+
+def alike(offer: Offer | None) -> Alike:
+    """Whether two texts are the same tokens to a model; never, where its tokenizer is not here."""
+    measure: Any = None
+
+    def same(one: str, other: str) -> bool:
+        nonlocal measure
+        if offer is None or offer.tokenizer is None:
+            return False
+        measure = measure or tokens.splitter_source(offer.tokenizer, tokens.BYTES)
+        encode = getattr(measure, "encode", None)
+        return encode is not None and encode(offer.prefix + one).ids == encode(offer.prefix + other).ids
+
+    return same
+
+
+def embedded_again(
+    stored: Stored,
+    sample: Sample,
+    asking: Asking,
+    findings: Findings,
+    *,
+    command: str,
+    told: Callable[[str], None],
+    warned: Callable[[str], None],
+) -> tuple[int, Spending | None]:
+    """Embed the texts of a sample once more and compare: how many were compared, and what that cost.
+
+    Raises:
+        EmbedctlError: They cannot be embedded now.
+    """
+    rows = sample.rows()
+    if not rows:
+        why = "it holds no texts" if not stored.has_text else "it has no rows"
+        findings.add("not_checked", str(stored.path), f"no sample was taken: {why}", wrong=False)
+        return 0, None
+    made = single.embed(
+        asking.settings,
+        asking.chain,
+        [asking.offer.prefix + text for _, text, _ in rows],
+        purpose="test",
+        command=command,
+        space=stored.space,
+        told=told,
+        warned=warned,
+    )
+    compared = 0
+    for place, (row, _, vector) in enumerate(rows):
+        again = made.vector(place)
+        if again is None:
+            message = f"could not be embedded again: {made.refusals[place].message}"
+            findings.add("not_checked", stored.place(row), message, wrong=False)
+            continue
+        compared += 1
+        found = cosine(vector, again)
+        if found < SAME_COSINE:
+            message = f"its text has another vector when it is embedded again (cosine {found:.4f})"
+            findings.add("other_vector", stored.place(row), message)
+    return compared, made.spending
