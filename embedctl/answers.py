@@ -3,65 +3,121 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.errors import AnswerUnusable, SpaceMismatch
+from embedctl.offers import Offer
 from embedctl.providers._contract import WireAnswer
-from embedctl.serving import Offer
 
 _UNIT_TOLERANCE = 1e-3
 
 
-def checked(wire: WireAnswer, offer: Offer, count: int, dimensions: int | None) -> NDArray[np.float32]:
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """Who an answer says it comes from; None where it does not say."""
+
+    model: str | None = None
+    provider: str | None = None
+    dimension_policy: str | None = None
+
+
+def voice(wire: WireAnswer) -> Voice:
+    """Who speaks in an answer."""
+    return Voice(wire.response_model, wire.provider, wire.dimension_policy)
+
+
+def checked(
+    wire: WireAnswer, offer: Offer, count: int, dimensions: int | None, before: Voice | None = None
+) -> NDArray[np.float32]:
     """The vectors of an answer: in request order, as wide as the output, finite, none zero.
 
     Args:
         count: Texts of the request.
         dimensions: Width of the output; None while nobody knows it.
+        before: Who spoke in this server's first answer; None when this is it.
 
     Returns:
         float32, shape (count, D), C order; row i belongs to text i.
 
     Raises:
-        AnswerUnusable: Count, index, numbers or widths are wrong; the work was done all the same.
-        SpaceMismatch: The answer is of another model or width than asked for.
+        AnswerUnusable: Count, index, numbers or width are wrong; the work was done all the same.
+        SpaceMismatch: The answer is of another model than asked for.
     """
-    vectors = wire.vectors
-    if vectors.ndim != 2 or len(vectors) != count:
-        raise AnswerUnusable(f"asked {offer.provider} for {count} vectors, got {len(vectors)}")
-    _check_model(wire, offer)
-    vectors = _in_order(vectors, wire.index)
-    _check_numbers(vectors, offer)
-    vectors = _wide(vectors, offer)
-    if dimensions is not None and vectors.shape[1] != dimensions:
-        raise SpaceMismatch(
-            f"{offer.id} answers with {vectors.shape[1]} dimensions, the output has {dimensions}",
-            hint="vectors of different spaces are never mixed; use another output",
-        )
+    try:
+        _check_model(wire, offer, before)
+        _check_count(wire.vectors, offer, count)
+        vectors = _in_order(wire.vectors, wire.index)
+        _check_numbers(vectors, offer)
+        vectors = _wide(vectors, offer)
+        _check_width(vectors.shape[1], offer, dimensions)
+    except (AnswerUnusable, SpaceMismatch) as error:
+        error.tokens_native = wire.tokens
+        raise
     return np.ascontiguousarray(vectors, dtype=np.float32)
 
 
-def _check_model(wire: WireAnswer, offer: Offer) -> None:
-    """A gateway that answers from another model than asked for does so in the answer's words."""
+def _check_count(vectors: NDArray[np.float32], offer: Offer, count: int) -> None:
+    if vectors.ndim != 2 or len(vectors) != count:
+        raise AnswerUnusable(f"asked {offer.provider} for {count} vectors, got {len(vectors)}")
+
+
+def _check_width(width: int, offer: Offer, dimensions: int | None) -> None:
+    wanted = dimensions or offer.dimensions
+    if wanted is not None and width != wanted:
+        raise AnswerUnusable(
+            f"{offer.id} answers with {width} dimensions instead of {wanted}",
+            hint="vectors of different widths are never mixed; is it the model that was asked for?",
+        )
+
+
+def _check_model(wire: WireAnswer, offer: Offer, before: Voice | None) -> None:
+    """A gateway that answers from another model than asked for says so in the answer, sooner or later."""
     said = wire.response_model
-    if not said:
-        return
+    strict = offer.entry is not None and not _is_own_server(offer)
+    if wire.fallback_from is not None or (said and strict):
+        if not said or not _means(said, wire, offer):
+            who = f" from {wire.provider}, which took over for {wire.fallback_from}" if wire.fallback_from else ""
+            raise SpaceMismatch(
+                f"asked {offer.provider} for {offer.wire_model}, got {said or 'a model it does not name'}{who}",
+                hint="nothing of it was written: vectors of two models are never mixed",
+            )
+    elif before is not None and said and before.model and not _alike(said, before.model):
+        raise SpaceMismatch(
+            f"{offer.provider} answered from {before.model} before, and from {said} now",
+            hint="nothing of it was written: vectors of two models are never mixed",
+        )
+    if before is not None and wire.dimension_policy != before.dimension_policy:
+        raise SpaceMismatch(
+            f"{offer.provider} reached the width by {before.dimension_policy or 'itself'} before, "
+            f"and by {wire.dimension_policy or 'itself'} now"
+        )
+
+
+def _is_own_server(offer: Offer) -> bool:
+    """Servers of one's own call their one model what they like (facts/providers.md 10, 12)."""
+    return offer.place.base_url.startswith(("http://", "https://127.", "https://localhost"))
+
+
+def _means(said: str, wire: WireAnswer, offer: Offer) -> bool:
     known = {offer.wire_model, offer.model, offer.canonical}
     if offer.entry:
         known.add(offer.entry.name)
-    bare = {name.rpartition("/")[2].removesuffix(":latest").casefold() for name in known}
-    name = said.rpartition("/")[2].removesuffix(":latest").casefold()
+    name = _bare(said)
     name = name.removeprefix(f"{wire.provider}:".casefold()) if wire.provider else name
-    if any(name == one or name.startswith(one) or one.startswith(name) or name.endswith(f":{one}") for one in bare):
-        return
-    if offer.entry is None or offer.place.base_url.startswith(("http://", "https://127.", "https://localhost")):
-        return  # servers of one's own call their one model what they like (facts/providers.md 10, 12)
-    raise SpaceMismatch(
-        f"asked {offer.provider} for {offer.wire_model}, got {said}",
-        hint="the provider answers from another model; nothing of it was written",
-    )
+    return any(_alike(name, one) for one in known)
+
+
+def _alike(one: str, other: str) -> bool:
+    """The same name but for an owner before it or a version behind it."""
+    one, other = _bare(one), _bare(other)
+    return one.startswith(other) or other.startswith(one) or one.endswith(f":{other}")
+
+
+def _bare(name: str) -> str:
+    return name.rpartition("/")[2].removesuffix(":latest").casefold()
 
 
 def _in_order(vectors: NDArray[np.float32], index: Sequence[int] | None) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,9 @@ ReadJournal = Callable[[int, int, int, int], NDArray[np.float32]]
 """(file number, offset in bytes, count, D) → float32 (count, D)."""
 
 
+_JOURNAL, _PART = int(Where.JOURNAL), int(Where.PART)  # plain numbers: comparing arrays with an enum is slow
+
+
 @dataclass(frozen=True, slots=True)
 class Purchase:
     """Vectors that stand together in the journal, and who made them."""
@@ -32,7 +35,12 @@ class Purchase:
     model: str
     provider: str
     operation_id: str
-    tokens_each: tuple[int, ...] | None
+    tokens_each: NDArray[np.int32] | None
+
+
+def tokens_array(tokens_each: Sequence[int] | None) -> NDArray[np.int32] | None:
+    """Tokens per text, in a tenth of the memory."""
+    return None if tokens_each is None else np.asarray(tokens_each, np.int32)
 
 
 @dataclass(slots=True)
@@ -78,19 +86,27 @@ def failures(slot: Slot, ids: Sequence[str | int], chunk_indexes: Sequence[int])
     Args:
         ids: Of each row in `slot.rows`; likewise `chunk_indexes`.
     """
-    kept = np.ones(len(slot.rows), bool)
+    wanted = np.asarray(slot.rows, np.int64)
+    where = slot.where[wanted]  # a mean's -1 is looked at below
+    has = (where == _JOURNAL) | (where == _PART)
+    for row, mean in slot.means.items():
+        places = slot.where[mean.start : mean.stop]
+        has[row] = bool(((places == _JOURNAL) | (places == _PART)).all())
     found = list(slot.failures)
-    for row, wanted in enumerate(slot.rows):
-        spans = range(wanted, wanted + 1) if wanted >= 0 else range(slot.means[row].start, slot.means[row].stop)
-        for place in spans:
-            if slot.where[place] == Where.GONE:
-                kept[row] = False
-                refusal = slot.refusals[place]
-                found.append(refusal.of(slot.row_of[row], ids[row], chunk_indexes[row], slot.row_hashes[row]))
-                break
-            if slot.where[place] not in (Where.JOURNAL, Where.PART):
-                raise InvariantBroken(f"row {ids[row]!r} of slot {slot.number} has neither vector nor failure")
-    return found, kept
+    for row in np.flatnonzero(~has).tolist():
+        place = _gone(slot, row)
+        if place is None:
+            raise InvariantBroken(f"row {ids[row]!r} of slot {slot.number} has neither vector nor failure")
+        refusal = slot.refusals[place]
+        found.append(refusal.of(slot.row_of[row], ids[row], chunk_indexes[row], slot.row_hashes[row]))
+    return found, has
+
+
+def _gone(slot: Slot, row: int) -> int | None:
+    """The wanted vector that a row lacks, when it is known that it will not come."""
+    mean, wanted = slot.means.get(row), slot.rows[row]
+    places = range(mean.start, mean.stop) if mean else range(wanted, wanted + 1)
+    return next((place for place in places if slot.where[place] == Where.GONE), None)
 
 
 def counts(slot: Slot, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> Rows:
@@ -107,6 +123,22 @@ def counts(slot: Slot, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> Ro
     )
     found.check()
     return found
+
+
+def same_part(slot: Slot, rows: Any, kept: NDArray[np.bool_], counted: Rows, parts: Sequence[Part]) -> Part | None:
+    """The older part that holds exactly these rows, where there is one: it need not be written again."""
+    wanted = np.asarray(slot.rows, np.int64)
+    if not len(wanted) or not kept.all() or (wanted < 0).any():
+        return None
+    files = np.unique(slot.file[wanted])
+    in_order = np.array_equal(slot.offset[wanted], np.arange(len(wanted), dtype=np.uint64))
+    if len(files) != 1 or not in_order or not (slot.where[wanted] == Where.PART).all():
+        return None
+    part = parts[int(files[0])]
+    found = write.read_metadata(part.path) or {}
+    if found.get("rows") != len(wanted) or found.get("counts") != asdict(counted):
+        return None
+    return part if part.holds(rows) else None
 
 
 def tables(slot: Slot, rows: Any, kept: NDArray[np.bool_], layout: Layout, sources: Sources) -> Iterator[Any]:
@@ -194,7 +226,7 @@ def _from_journal(
             span = slice(int(rows[0]), int(rows[0]) + count)
             out.vectors[span] = sources.read_journal(int(file[run[0]]), at, count, width // 4)
             out.bought[span] = out.number((purchase.model, purchase.provider, purchase.operation_id))
-            if purchase.tokens_each:
+            if purchase.tokens_each is not None:
                 out.tokens[span] = purchase.tokens_each[first : first + count]
             done += count
             at += count * width

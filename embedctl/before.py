@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -12,12 +12,13 @@ import numpy as np
 import orjson
 
 from embedctl import storage, write
-from embedctl.assemble import Purchase, Purchases
+from embedctl.assemble import Purchase, Purchases, tokens_array
 from embedctl.errors import OutputRefused
 from embedctl.intake import JOURNAL_FILES
 from embedctl.journal import Recovered, recover
 from embedctl.known import PLACE, Known
-from embedctl.output import FileOutput, FolderOutput, check_space, part_name
+from embedctl.output import RECORD, FolderOutput, check_space, part_name
+from embedctl.output_file import FileOutput
 from embedctl.pipeline import Segments
 from embedctl.receipt import Rows
 from embedctl.records import Space
@@ -54,124 +55,202 @@ class Before:
     failed: dict[bytes, Refusal] = field(default_factory=dict)
 
 
-def of_file(output: FileOutput, space: Space | None, bound: str, *, overwrite: bool, reuse: bool) -> Before:
-    """What is at an `embed -o FILE`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a run wants of an output.
+
+    Attributes:
+        space: None while it is not known.
+        binding: See `binding`.
+        reuse: Whether vectors of the output as it stands may be taken.
+        retry_failed: Whether rows that failed are tried again.
+        dtype: Of the vectors to be written; less precise ones are not taken.
+    """
+
+    space: Space | None
+    binding: str
+    overwrite: bool = False
+    reuse: bool = True
+    retry_failed: bool = False
+    dtype: write.Dtype = "float32"
+
+
+def of_file(output: FileOutput, asked: Asked) -> Before:
+    """What is at an `embed -o FILE`, under its lock.
 
     Raises:
-        OutputRefused: A folder, a file that is not ours, or one of another space.
+        OutputRefused: A file that is not ours, or one of another space.
     """
-    if output.path.is_dir():
-        raise OutputRefused(f"{output.path} is a folder", hint="-o names a file; `batch run` writes folders")
-    found = write.read_metadata(output.path) if output.path.exists() else None
+    storage.remove_leftovers(output.disk, output.state)
     before = Before(recovered=recover(output.state / "journal"))
-    if output.path.exists():
-        output.replacing = True
-        if overwrite:
-            return before
-        check_space(found, space, output.path)
-    if found is not None:
-        before.space = Space(**found["space"])
-        if found.get("binding") == bound:
-            before.finished = Rows(**found["counts"])
-        if reuse:
-            before.parts.append(Part(output.path, before.space.dimensions))
-        before.failed = _failed(output.failures_path)
+    if not output.path.exists():
+        return before
+    output.replacing = True
+    if asked.overwrite:
+        return before
+    found = write.read_metadata(output.path)
+    check_space(found, asked.space, output.path)
+    assert found is not None  # noqa: S101 - check_space refuses it
+    before.space = Space(**found["space"])
+    if found.get("binding") == asked.binding and not _begun(before.recovered):
+        before.finished = _nothing_left(Rows(**found["counts"]), asked)
+    if asked.reuse and write.is_precise(output.path, asked.dtype):
+        before.parts.append(Part(output.path, before.space.dimensions))
+    before.failed = {} if asked.retry_failed else _failed([output.failures_path])
     return before
 
 
-def of_folder(output: FolderOutput, space: Space | None, bound: str, *, overwrite: bool, reuse: bool) -> Before:
+def _nothing_left(counts: Rows, asked: Asked) -> Rows | None:
+    """The counts of a finished run, unless its failed rows are to be tried again."""
+    return None if asked.retry_failed and counts.failed else counts
+
+
+def _begun(recovered: Recovered | None) -> bool:
+    """Whether an unfinished run left its journal: its output may be half in place."""
+    return recovered is not None and bool(recovered.segments or recovered.remains)
+
+
+def of_folder(output: FolderOutput, asked: Asked) -> Before:
     """What is at a `batch run -o DIR`, under its lock.
 
     Raises:
         OutputRefused: Something that is not ours, or of another space.
     """
+    for folder in (output.folder, output.state, output.next, output.failed):
+        storage.remove_leftovers(output.disk, folder)
     output.roll_forward()
-    if overwrite:
-        for path in [*output.parts(), *output.state.glob("*.json")]:
-            storage.DISK.unlink(path)
-        for folder in ("next", "failed", "next-failed"):
-            for path in sorted((output.state / folder).glob("*")):
-                storage.DISK.unlink(path)
-        return Before(recovered=recover(output.state / "journal"))
     record = _record(output)
     parts = output.parts()
+    same = record.get("binding") == asked.binding and record.get("overwrite", False) == asked.overwrite
+    continued = same and record.get("state") == "running" and _is_whole(output, replacing=bool(record["replacing"]))
     before = Before(recovered=recover(output.state / "journal"))
     found = write.read_metadata(parts[0]) if parts else None
-    if parts:
-        check_space(found, space, output.folder)
-    if found is not None:
+    if parts and not asked.overwrite:
+        check_space(found, asked.space, output.folder)
+    if found is not None and not (asked.overwrite and asked.space != Space(**found["space"])):
         before.space = Space(**found["space"])
-    same = record.get("binding") == bound
-    if same and record.get("state") == "complete" and len(parts) == record.get("parts"):
-        before.finished = Rows(**record["counts"])
-    continued = same and record.get("state") == "running"
-    output.replacing = bool(parts) and not (continued and not record.get("replacing"))
-    if output.replacing and not continued:
-        for folder in ("next", "next-failed"):
-            for path in sorted((output.state / folder).glob("*")):
-                storage.DISK.unlink(path)
+    if not asked.retry_failed:
+        before.failed = _failed([output.failures_path, *sorted(output.failed.glob("*.jsonl"))])
+    complete = same and record.get("state") == "complete" and len(parts) == record.get("parts")
+    if complete and (not asked.overwrite or _begun(before.recovered)):
+        before.finished = _nothing_left(Rows(**record["counts"]), asked)
+    if before.finished is not None:
+        return before
+    output.replacing = bool(record["replacing"]) if continued else bool(parts)
     if continued:
         before.done = dict(_done(output))
-    if before.space is not None and reuse:
-        fresh = [output.into / part_name(number) for number in before.done] if output.replacing else []
-        before.parts = [Part(path, before.space.dimensions) for path in [*parts, *fresh]]
-    before.failed = _failed(output.folder / "failures.jsonl")
+    else:
+        output.keep_aside()
+    before.parts = list(_sources(output, asked, before, parts))
     return before
 
 
-def write_record(state: Path, record: Mapping[str, Any]) -> None:
-    """What the run binds, for the next one."""
-    storage.replace(storage.DISK, state / "run.json", orjson.dumps(record, option=orjson.OPT_INDENT_2, default=str))
+def glance(output: FileOutput | FolderOutput, asked: Asked) -> Before:
+    """What is there, for one who changes nothing; see `of_file` and `of_folder`.
+
+    Raises:
+        OutputRefused: Something that is not ours, or of another space.
+    """
+    before = Before(recovered=recover(output.state / "journal"))
+    if isinstance(output, FileOutput):
+        paths = [output.path] if output.path.exists() else []
+        bought: list[Path] = []
+    else:
+        paths = output.parts()
+        bought = [*sorted(output.kept.glob("*.parquet")), *output.parts(output.next)]
+    if paths and not asked.overwrite:
+        check_space(write.read_metadata(paths[0]), asked.space, paths[0])
+    for path in [*(paths if asked.reuse and not asked.overwrite else []), *bought]:
+        found = write.read_metadata(path)
+        if found is not None and (asked.space is None or found["space_id"] == asked.space.space_id):
+            before.space = before.space or Space(**found["space"])
+            before.parts.append(Part(path, before.space.dimensions))
+    before.space = before.space or asked.space
+    if not asked.retry_failed:
+        before.failed = _failed([output.failures_path])
+    return before
+
+
+def _is_whole(output: FolderOutput, *, replacing: bool) -> bool:
+    """Whether the parts of the run to be continued are numbered from 0 without a gap."""
+    names = [path.name for path in output.parts(output.next if replacing else output.folder)]
+    return names == [part_name(number) for number in range(len(names))]
+
+
+def _sources(output: FolderOutput, asked: Asked, before: Before, parts: list[Path]) -> Iterator[Part]:
+    """Every part whose vectors may be taken: those that this run replaces, and what unfinished runs have bought."""
+    space = before.space or asked.space
+    old = parts if output.replacing else []
+    bought = [*sorted(output.kept.glob("*.parquet")), *(output.into / part_name(number) for number in before.done)]
+    for path in [*(old if asked.reuse and not asked.overwrite else []), *bought]:
+        found = write.read_metadata(path)
+        if found is None or (space is not None and found["space_id"] != space.space_id):
+            continue
+        if not write.is_precise(path, asked.dtype):
+            continue
+        before.space = before.space or Space(**found["space"])
+        yield Part(path, found["space"]["dimensions"])
 
 
 def _record(output: FolderOutput) -> dict[str, Any]:
-    path = output.state / "run.json"
+    path = output.state / RECORD
     try:
-        return dict(orjson.loads(path.read_bytes()))
+        return {"replacing": False, **orjson.loads(path.read_bytes())}
     except FileNotFoundError:
-        return {}
+        return {"replacing": False}
     except (orjson.JSONDecodeError, TypeError) as problem:
         raise OutputRefused(f"{path} cannot be read: {problem}", hint="--overwrite begins anew") from None
 
 
 def _done(output: FolderOutput) -> Iterator[tuple[int, Rows]]:
     """Slots that are published, from 0 to the first that is not."""
-    number = 0
-    while (path := output.into / part_name(number)).is_file():
-        found = write.read_metadata(path)
+    for number in range(len(output.parts(output.into))):
+        found = write.read_metadata(output.into / part_name(number))
         if found is None or "counts" not in found:
-            return
+            raise OutputRefused(
+                f"{output.into / part_name(number)} is damaged", hint="remove it, then run the same command again"
+            )
         yield number, Rows(**found["counts"])
-        number += 1
 
 
-def _failed(path: Path) -> dict[bytes, Refusal]:
-    """Texts of a failures file that a provider refused."""
+def _failed(paths: Sequence[Path]) -> dict[bytes, Refusal]:
+    """Texts of failures files that a provider refused."""
     found: dict[bytes, Refusal] = {}
-    if not path.is_file():
-        return found
-    for line in path.read_bytes().splitlines():
+    for path in paths:
+        if path.is_file():
+            with path.open("rb") as file:
+                found.update(_refusals(file))
+    return found
+
+
+def _refusals(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Refusal]]:
+    for line in lines:
         try:
             failure = orjson.loads(line)
         except orjson.JSONDecodeError:
             continue
         if failure.get("text_hash") and failure.get("reason") in LASTING and failure.get("provider"):
-            found[bytes.fromhex(failure["text_hash"])] = Refusal(
-                reason=failure["reason"],
-                message=failure["message"],
-                provider=failure["provider"],
-                attempts=failure.get("attempts", 0),
-                tokens=failure.get("tokens"),
-                max_tokens=failure.get("max_tokens"),
+            yield (
+                bytes.fromhex(failure["text_hash"]),
+                Refusal(
+                    reason=failure["reason"],
+                    message=failure["message"],
+                    provider=failure["provider"],
+                    attempts=failure.get("attempts", 0),
+                    tokens=failure.get("tokens"),
+                    max_tokens=failure.get("max_tokens"),
+                ),
             )
-    return found
 
 
-def space_of_journal(before: Before, candidates: Sequence[Callable[[int], Space | None]], where: Path) -> Space | None:
+def space_of_journal(
+    before: Before, candidates: Sequence[Callable[[int], Space | None]], where: Path, *, overwrite: bool = False
+) -> Space | None:
     """The space that an interrupted run's answers have; None when there are none.
 
     Args:
         candidates: For each offer of the chain: width → its space.
+        overwrite: Answers of other spaces do not matter.
 
     Raises:
         OutputRefused: None of the chain has that space: the model or an option was changed.
@@ -184,11 +263,12 @@ def space_of_journal(before: Before, candidates: Sequence[Callable[[int], Space 
             space = candidate(answer.place.dimensions)
             if space is not None and space.space_id == space_id:
                 return space
-        raise OutputRefused(
-            f"an interrupted run for {where} holds vectors of {answer.provider}:{answer.model} "
-            f"({answer.place.dimensions} dimensions), which is another space than the one asked for now",
-            hint="run it with the options it began with, choose another -o, or begin anew with --overwrite",
-        )
+        if not overwrite:
+            raise OutputRefused(
+                f"an interrupted run for {where} holds vectors of {answer.provider}:{answer.model} "
+                f"({answer.place.dimensions} dimensions), which is another space than the one asked for now",
+                hint="run it with the options it began with, choose another -o, or begin anew with --overwrite",
+            )
     return None
 
 
@@ -214,7 +294,7 @@ def index(before: Before, space_id: str | None, known: Known, segments: Segments
             answer.model,
             answer.provider,
             answer.operation_id,
-            answer.tokens_each,
+            tokens_array(answer.tokens_each),
         )
         purchases.add(file, bought)
         places = np.zeros(answer.place.count, PLACE)

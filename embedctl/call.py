@@ -2,7 +2,7 @@
 
     Fallback( Retry( Breaker( attempt ) ) )
 
-An attempt reserves its money, waits for its turn, is written down, sent, checked, written down again, settled.
+Which line is asked is decided in `lanes`, what one attempt is stands in `exchange`; here is what follows from it.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import answers, counting, events, local
 from embedctl.errors import (
     AnswerUnusable,
     CircuitOpen,
-    EmbedctlError,
     ProviderError,
     Remedy,
     RequestRefused,
@@ -29,40 +27,18 @@ from embedctl.errors import (
     TextRefused,
 )
 from embedctl.events import Caller
-from embedctl.lanes import Lanes, Line
-from embedctl.plan import estimated_tokens, part_of
-from embedctl.providers._contract import WireAnswer
+from embedctl.exchange import Exchange, Operation, Purse, Record
+from embedctl.lanes import Lanes, Patience
+from embedctl.line import Line, NotAdmittedError
+from embedctl.offers import Offer
+from embedctl.plan import part_of
 from embedctl.records import Answer, Request, Space, UsageEvent, text_hash, uuid7
-from embedctl.resilience.lane import Slot as Turn
-from embedctl.resilience.rates import rates
-from embedctl.resilience.retry import Attempts, Policy, Step
-from embedctl.serving import Offer
+from embedctl.resilience.retry import Attempts, Policy, Step, may_be_the_texts_fault
 from embedctl.slots import Refusal
 
-
-class Record(Protocol):
-    """Where attempts are written down (journal.py)."""
-
-    async def intend(self, event: UsageEvent) -> None:
-        """Before an attempt is sent."""
-
-    async def settle(self, event: UsageEvent) -> None:
-        """When it brought no vectors."""
-
-    async def answer(
-        self, event: UsageEvent, hashes: bytes, vectors: NDArray[np.float32], tokens_each: Any = None, extra: Any = None
-    ) -> Any:
-        """When it did; the place where they are."""
-
-
-class Purse(Protocol):
-    """What may be spent (money.py): reserve before sending, settle after."""
-
-    def reserve(self, offer: Offer, request: Request) -> object:
-        """Set the price of an attempt aside; BudgetReached when it is not there."""
-
-    def settle(self, reservation: object, event: UsageEvent) -> None:
-        """What it came to."""
+_KNOWN_GOOD = "The harbour office opens at seven."
+_RETRIES_ASIDE = 2
+_BASE64_REFUSED = (400, 422, 500, 501)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +50,6 @@ class Piece:
     answer: Answer | None = None
     place: Any = None
     refusal: Refusal | None = None
-
-
-@dataclass(slots=True)
-class _Operation:
-    """A request seen across its attempts and fallbacks."""
-
-    attempts: int = 0
 
 
 class _LeftError(Exception):
@@ -100,7 +69,7 @@ class CallPoint:
         space: The space that the output already holds; None while it holds none.
         watch: Told of every attempt that ended.
         proceed: Called before each attempt; raises when nothing more may be sent.
-        told: Told in words why it waits.
+        told: Told in words what happens.
     """
 
     def __init__(
@@ -119,18 +88,18 @@ class CallPoint:
         told: Callable[[str], None] = lambda line: None,
         proceed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._proceed = proceed
         self._lanes = lanes
-        self._record = record
-        self._purse = purse
-        self._caller = caller
+        self._exchange = Exchange(lanes, record, purse, caller, space=space, clock=clock, watch=watch, proceed=proceed)
         self._policy = policy
         self._clock = clock
         self._sleep = sleep
         self._jitter = jitter
-        self._watch = watch
         self._told = told
-        self.space = space
+
+    @property
+    def space(self) -> Space | None:
+        """Of the output's vectors; None until the first ones are there."""
+        return self._exchange.space
 
     async def embed(self, request: Request) -> list[Piece]:
         """Every text of the request, as pieces in order.
@@ -141,44 +110,72 @@ class CallPoint:
             DeadlinePassed: The next attempt would come too late.
             BudgetReached: Sending it could cost more than is allowed.
         """
-        operation = _Operation()
+        operation = Operation(Patience())
         while True:
-            line = await self._lanes.next(self.space, self._probe)
+            line = await self._lanes.next(self.space, self._aside, operation.patience)
             try:
                 return await self._with_retry(line, operation, request, 0)
             except _LeftError as left:
                 error = left.step.error
                 if not isinstance(error, ProviderError):
                     raise error from None
-                self._lanes.leave(line, left.step)
-                self._told(f"{line.offer.id}: {error.message}")
+                if self._lanes.leave(line, left.step):
+                    self._told(f"{line.offer.id} is not asked any more: {error.message}")
 
-    async def _with_retry(self, line: Line, operation: _Operation, request: Request, start: int) -> list[Piece]:
+    async def _with_retry(self, line: Line, operation: Operation, request: Request, start: int) -> list[Piece]:
         """One line's attempts at a request; smaller ones where its size or one text is to blame."""
-        attempts = Attempts(self._policy, jitter=self._jitter)
+        attempts = Attempts(self._policy_for(request, operation), jitter=self._jitter)
         before = line.successes
         while True:
             try:
-                answer, place = await self._attempt(line, operation, request)
+                answer, place = await self._exchange.once(line, operation, request)
+            except NotAdmittedError as refused:
+                raise _LeftError(Step(remedy=Remedy.LEAVE, error=refused.error)) from None
             except ProviderError as error:
-                if self._floats_instead(line, error):
+                error.provider = error.provider or line.offer.provider
+                if _base64_in_doubt(line, operation, error):
                     continue
                 others = line.successes - before
                 step = attempts.after(error, now=self._clock(), budget=line.budget, others_succeeded=others)
             else:
                 attempts.succeeded(line.budget)
                 return [Piece(start, start + len(request), answer, place)]
-            if step.remedy in (Remedy.HALVE, Remedy.ISOLATE) and isinstance(step.error, ProviderError):
+            if isinstance(step.error, ProviderError) and await self._goes_smaller(
+                line, operation, request, step.error, step.remedy, attempts, before
+            ):
                 return await self._smaller(line, operation, request, start, step.error)
             if step.remedy is Remedy.LEAVE:
-                if _blames_its_texts(step.error) and line.successes > before:
-                    return await self._smaller(line, operation, request, start, step.error)  # type: ignore[arg-type]
                 raise _LeftError(step)
-            self._told(f"{line.offer.id}: {step.error.message}; again in {step.wait_s:.1f} s")
+            self._lanes.waits.say(line.offer.id, step.error.message, step.wait_s)
             await self._sleep(step.wait_s)
 
+    def _policy_for(self, request: Request, operation: Operation) -> Policy:
+        """A text that stands alone is given all its retries: there is nothing to halve, and the server may be ill."""
+        if operation.aside:
+            return replace(self._policy, retries=min(self._policy.retries, _RETRIES_ASIDE))
+        if len(request) == 1:
+            return replace(self._policy, isolate_after=self._policy.retries + 1)
+        return replace(self._policy, others=0) if operation.blamed else self._policy
+
+    async def _goes_smaller(
+        self,
+        line: Line,
+        operation: Operation,
+        request: Request,
+        error: ProviderError,
+        remedy: Remedy,
+        attempts: Attempts,
+        before: int,
+    ) -> bool:
+        """Whether the parts of a refused request are sent by themselves."""
+        if remedy in (Remedy.HALVE, Remedy.ISOLATE):
+            return True
+        if remedy is Remedy.LEAVE or (len(request) > 1 and attempts.repeated == self._policy.isolate_after):
+            return await self._a_text_is_to_blame(line, operation, request, error, before)
+        return False
+
     async def _smaller(
-        self, line: Line, operation: _Operation, request: Request, start: int, error: ProviderError
+        self, line: Line, operation: Operation, request: Request, start: int, error: ProviderError
     ) -> list[Piece]:
         """Both halves of a refused request; the text that stands alone in the end is the one to blame."""
         if len(request) == 1:
@@ -188,119 +185,64 @@ class CallPoint:
         first = await self._with_retry(line, operation, part_of(request, 0, middle), start)
         return first + await self._with_retry(line, operation, part_of(request, middle, len(request)), start + middle)
 
-    def _floats_instead(self, line: Line, error: ProviderError) -> bool:
-        """Whether to ask again for floats: a server's first refusal may be of base64, not of the texts."""
-        doubtful = isinstance(error, RequestRefused | TextRefused | ServerFailed) and error.status in (
-            400,
-            422,
-            500,
-            501,
-        )
-        if not doubtful or not line.asks_base64 or line.successes:
+    async def _a_text_is_to_blame(
+        self, line: Line, operation: Operation, request: Request, error: ProviderError, before: int
+    ) -> bool:
+        """Whether a failure that stays is the fault of one text: others succeed, or a text known to be good does.
+
+        A sick provider, or a parameter that it refuses, is no reason for a row to fail.
+        """
+        if operation.aside or isinstance(error, CircuitOpen):
             return False
-        line.asks_base64 = False
+        if not isinstance(error, RequestRefused) and not may_be_the_texts_fault(error):
+            return False
+        if not (operation.blamed and len(request) > 1):
+            async with line.asking:
+                if line.successes == before:
+                    try:
+                        await self._aside(line, [_KNOWN_GOOD])
+                    except ProviderError:
+                        return False
+        operation.blamed = True
         return True
 
-    async def _attempt(self, line: Line, operation: _Operation, request: Request) -> tuple[Answer, Any]:
-        """One attempt: its turn, its pass, its money, and the sending itself."""
-        tokens = request.tokens if request.tokens is not None else estimated_tokens(request.content_bytes)
-        async with line.lane.slot(tokens, len(request)) as turn:
-            self._proceed()
-            ticket = line.breaker.admit(self._clock())
-            if ticket is None:
-                raise line.breaker.refusal(self._clock())
-            try:
-                reservation = self._purse.reserve(line.offer, request)
-                operation.attempts += 1
-                origin = self._lanes.fallback_from(line)
-                event = events.intended(self._caller, line.offer, request, operation.attempts, origin)
-                return await self._sent(line, request, event, turn, reservation)
-            except ProviderError as error:
-                line.breaker.settle(ticket, error, self._clock())
-                ticket = None
-                raise
-            except BaseException:
-                line.breaker.abandon(ticket)
-                ticket = None
-                raise
-            finally:
-                if ticket is not None:
-                    line.breaker.settle(ticket, None, self._clock())
+    async def _aside(self, line: Line, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors that go into no output, accounted like all others, with purpose `test`.
 
-    async def _sent(
-        self, line: Line, request: Request, event: UsageEvent, turn: Turn, reservation: object
-    ) -> tuple[Answer, Any]:
-        """Written down, sent, checked, written down again, settled."""
-        ended = event
-        try:
-            await self._record.intend(event)
-            started = self._clock()
-            try:
-                wire, headers, body = await self._exchange(line, request)
-                vectors = answers.checked(wire, line.offer, len(request), self.space.dimensions if self.space else None)
-            except ProviderError as error:
-                error.provider = error.provider or line.offer.provider
-                ended = events.failed(event, line.offer, request, error, self._clock() - started)
-                await self._record.settle(ended)
-                turn.failed(error)
-                self._lanes.failed(line, error)
-                raise
-            used = counting.usage(line.offer, request, wire.tokens, wire.tokens_cached, event.event_id, line.successes)
-            ended = events.answered(event, wire, used, self._clock() - started)
-            each = wire.tokens_each if wire.tokens_each is not None else request.tokens_each
-            if self.space is None and request.purpose != "test":
-                self.space = line.offer.space(int(vectors.shape[1]))
-            kept = {"space_id": self.space.space_id} if self.space and request.purpose != "test" else None
-            place = await self._record.answer(ended, request.hashes, vectors, each, kept)
-            turn.succeeded(used.tokens_total, rates(headers))
-            self._lanes.answered(line, request.texts, vectors)
-        finally:
-            self._purse.settle(reservation, ended)
-            self._watch(ended)
-        answer = Answer(
-            vectors=vectors,
-            usage=used,
-            request=request,
-            provider=wire.provider or line.offer.provider,
-            model=line.offer.model,
-            event_id=event.event_id,
-            embedding_id=wire.embedding_id,
-            response_model=wire.response_model,
-            raw_response=body,
-            tokens_each=each,
-            fallback_from=ended.fallback_from,
-        )
-        return answer, place
-
-    async def _exchange(self, line: Line, request: Request) -> tuple[WireAnswer, Mapping[str, str], bytes]:
-        """Send, and read the answer: over the wire, or in a thread of this process."""
-        offer = line.offer
-        if offer.local:
-            model = await asyncio.to_thread(local.load, line.folder, offer.max_tokens or 512)
-            vectors, each = await asyncio.to_thread(model.embed, [str(text) for text in request.texts])
-            return WireAnswer(vectors=vectors, tokens=sum(each), tokens_each=each), {}, b""
-        wire_options = replace(offer.wire, base64=line.asks_base64)
-        message = offer.protocol.request(offer.place, offer.wire_model, request.texts, wire_options)
-        response = await line.transport.send(message, timeout_s=offer.timeout_s)
-        wire = offer.protocol.answer(response.status, response.headers, response.body, message)
-        return wire, response.headers, response.body
-
-    async def _probe(self, line: Line, texts: list[str]) -> NDArray[np.float32]:
-        """Vectors of probe texts, accounted like any other call, with purpose `test`."""
+        Raises:
+            ProviderError: The line does not give them.
+        """
         request = Request(
             operation_id=str(uuid7()),
-            texts=texts,
+            texts=list(texts),
             hashes=b"".join(text_hash(f"\0probe {uuid7()}") for _ in texts),  # never taken for a row's vector
+            workspace_id=self._exchange.caller.workspace_id,
             purpose="test",
             content_bytes=sum(len(text.encode()) for text in texts),
         )
-        answer, _ = await self._attempt(line, _Operation(), request)
-        return answer.vectors
+        try:
+            pieces = await self._with_retry(line, Operation(Patience(), aside=True), request, 0)
+        except _LeftError as left:
+            raise left.step.error from None
+        found = []
+        for piece in pieces:
+            if piece.answer is None:
+                why = piece.refusal.message if piece.refusal else "no vector"
+                raise TextRefused(f"{line.offer.id} refuses a probe: {why}", provider=line.offer.provider)
+            found.append(piece.answer.vectors)
+        return np.concatenate(found)
 
 
-def _blames_its_texts(error: EmbedctlError) -> bool:
-    """Whether a failure that stays, while other requests succeed, may be the fault of one text."""
-    return isinstance(error, AnswerUnusable | ServerFailed) and not isinstance(error, CircuitOpen)
+def _base64_in_doubt(line: Line, operation: Operation, error: ProviderError) -> bool:
+    """Whether to ask again for floats: a server's first refusal may be of base64, not of the texts."""
+    refused = isinstance(error, RequestRefused | ServerFailed) and error.status in _BASE64_REFUSED
+    if not refused or line.base64_works:
+        return False
+    if operation.floats:  # refused all the same: base64 was not to blame
+        operation.floats, line.base64_works = False, True
+        return False
+    operation.floats = operation.asked_base64
+    return operation.floats
 
 
 def refusal(error: ProviderError, offer: Offer, attempts: int) -> Refusal:

@@ -5,14 +5,50 @@ Rules: design.md 8, facts/accounting.md 2.4 (2026-11-21).
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from embedctl import tokens as tokenizers
+from embedctl.offers import Offer
 from embedctl.records import Request, Usage
-from embedctl.serving import Offer
 
 FIRST_CHECKED = 3
 """Answers of each offer that are counted here too before its counts are believed; then 1 %."""
+
+_CONSTANT_ANSWERS = 4
+_CONSTANT_BYTES = 200
+
+
+@dataclass(slots=True)
+class Scale:
+    """Whether the counts of one server are believed.
+
+    Attributes:
+        answers: How many there were.
+        doubted: One of its counts was none of tokens: all further ones are counted here too.
+        lately: (count, bytes of content) of the last few answers.
+    """
+
+    answers: int = 0
+    doubted: bool = False
+    lately: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_CONSTANT_ANSWERS))
+
+    def took(self, request: Request, native: int | None) -> None:
+        """One more answer."""
+        self.answers += 1
+        if native is not None:
+            self.lately.append((native, request.content_bytes))
+
+    @property
+    def constant(self) -> bool:
+        """Whether it says the same number whatever it is sent (xinference: "always 37"; facts/providers.md 12)."""
+        sizes = [size for _, size in self.lately]
+        return (
+            len(sizes) == _CONSTANT_ANSWERS
+            and len({count for count, _ in self.lately}) == 1
+            and max(sizes) > max(1.5 * min(sizes), min(sizes) + _CONSTANT_BYTES)
+        )
 
 
 def exact(offer: Offer, request: Request) -> tuple[int, str]:
@@ -32,28 +68,32 @@ def ceiling(request: Request) -> int:
     return request.content_bytes + 16 * len(request)
 
 
-def usage(offer: Offer, request: Request, native: int | None, cached: int | None, event_id: UUID, seen: int) -> Usage:
+def usage(
+    offer: Offer, request: Request, native: int | None, cached: int | None, event_id: UUID, scale: Scale
+) -> Usage:
     """The usage of an answer.
 
     Args:
         native: The provider's count, None where it gave none.
-        seen: How many answers of this offer came before.
+        scale: Learns from this answer.
     """
     mode = offer.usage_mode
+    seen = scale.answers
+    scale.took(request, native)
     if offer.local:
         return Usage(
             tokens_total=native or 0, source="native", mode=mode, tokens_native=native, tokenizer_id=offer.tokenizer
         )
-    if mode == "native" and native is not None:
-        return Usage(tokens_total=native, source="native", mode=mode, tokens_native=native, tokens_cached=cached)
     if mode == "native":
-        return Usage(tokens_total=0, source="native", mode=mode)
-    sampled = mode == "fallback" or native is None or seen < FIRST_CHECKED or event_id.int % 100 == 0
-    sampled = sampled or _suspicious(request, native)
-    if not sampled and native is not None:
+        return Usage(tokens_total=native or 0, source="native", mode=mode, tokens_native=native, tokens_cached=cached)
+    looked_at = mode == "fallback" or scale.doubted or scale.constant or seen < FIRST_CHECKED
+    if native is not None and not looked_at and not _absurd(request, native) and event_id.int % 100:
         return Usage(tokens_total=native, source="native", mode=mode, tokens_native=native, tokens_cached=cached)
     estimated, tokenizer_id = exact(offer, request)
-    believed = mode != "fallback" and native is not None and plausible(request, native, estimated)
+    believed = native is not None and plausible(request, native, estimated) and not scale.constant
+    scale.doubted |= native is not None and not believed
+    if mode == "fallback":
+        believed = False
     return Usage(
         tokens_total=native if believed and native is not None else estimated,
         source="native" if believed else "fallback",
@@ -65,18 +105,39 @@ def usage(offer: Offer, request: Request, native: int | None, cached: int | None
     )
 
 
-def _suspicious(request: Request, native: int | None) -> bool:
+def unusable(offer: Offer, request: Request, native: int | None) -> Usage:
+    """The usage of an answer that cannot be used, and is billed all the same.
+
+    Args:
+        native: The provider's count, where it could be read.
+    """
+    mode = offer.usage_mode
+    if mode == "native":
+        return Usage(tokens_total=native or 0, source="native", mode=mode, tokens_native=native)
+    estimated, tokenizer_id = exact(offer, request)
+    believed = mode == "auto" and native is not None and plausible(request, native, estimated)
+    return Usage(
+        tokens_total=native if believed and native is not None else estimated,
+        source="native" if believed else "fallback",
+        mode=mode,
+        tokens_native=native,
+        tokens_estimated=estimated,
+        tokenizer_id=tokenizer_id,
+    )
+
+
+def _absurd(request: Request, native: int) -> bool:
     """Zero for text, or more than bytes allow: no tokenizer is needed to doubt it."""
-    return native is not None and (native <= 0 or native > ceiling(request))
+    return native <= 0 or native > ceiling(request)
 
 
 def plausible(request: Request, native: int, estimated: int) -> bool:
     """Whether a provider's count can be one of tokens: not 0, not the characters, not 3x off."""
-    if native <= 0 or native > ceiling(request):
+    if _absurd(request, native):
         return False
     if not request.token_arrays and len(request) > 0:
         characters = sum(len(str(text)) for text in request.texts)
         if native == characters and characters > estimated * 2:
             return False
-    slack = 8 * len(request)  # short texts: special tokens weigh more than words
-    return estimated / 3 - slack <= native <= estimated * 3 + slack
+    texts = len(request)  # of short texts the special tokens weigh more than the words
+    return estimated / 3 - texts <= native <= estimated * 3 + 8 * texts

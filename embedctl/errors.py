@@ -8,6 +8,7 @@ EmbedctlError                              70  (a bug, when raised bare)
 ├── InputInvalid                           65
 │   └── InputChanged                       65
 ├── InputMissing                           66
+├── Degraded                               69
 ├── OutputRefused                          73
 ├── StorageFailed                          74
 ├── Temporary                              75
@@ -123,6 +124,13 @@ class InputMissing(EmbedctlError):
 
     exit_code = 66
     word = "input_missing"
+
+
+class Degraded(EmbedctlError):
+    """`doctor` found something that does not work."""
+
+    exit_code = 69
+    word = "degraded"
 
 
 class OutputRefused(EmbedctlError):

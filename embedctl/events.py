@@ -7,17 +7,22 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from embedctl import __version__, counting
-from embedctl.errors import AnswerLost, ProviderError
+from embedctl.errors import AnswerLost, EmbedctlError, ProviderError
+from embedctl.offers import Offer
 from embedctl.providers._contract import WireAnswer
 from embedctl.records import Request, Usage, UsageEvent, utc_now, uuid7
-from embedctl.serving import Offer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """On whose behalf calls are made; on every event."""
+    """On whose behalf calls are made; on every event.
+
+    Attributes:
+        workspace_id: Who pays for probes; a request says itself who pays for it.
+    """
 
     run_id: UUID
+    workspace_id: str = "default"
     job_id: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -58,31 +63,60 @@ def intended(caller: Caller, offer: Offer, request: Request, attempt: int, fallb
 
 def failed(event: UsageEvent, offer: Offer, request: Request, error: ProviderError, seconds: float) -> UsageEvent:
     """An attempt that brought no vectors: not billed, perhaps billed, or billed for nothing."""
-    tokens, tokenizer_id = (None, None) if error.billable == "no" else counting.exact(offer, request)
-    billed = tokens if error.billable == "yes" and tokens is not None else 0
-    return replace(
+    ended = replace(
         event,
         occurred_at=utc_now(),
         duration_ms=round(seconds * 1000),
         status="timeout" if isinstance(error, AnswerLost) else "error",
         error_class=error.word,
         billable=error.billable,
-        tokens_total=billed,
-        quantity=billed,
-        tokens_estimated=tokens,
-        tokenizer_id=tokenizer_id,
         reason=error.message[:500],
+        tokens_estimated=None,
+        tokenizer_id=None,
+        quantity=0,
+    )
+    if error.billable == "unknown":
+        tokens, tokenizer_id = counting.exact(offer, request)
+        return replace(ended, tokens_estimated=tokens, tokenizer_id=tokenizer_id)
+    if error.billable == "yes":
+        return _counted(ended, counting.unusable(offer, request, error.tokens_native))
+    return ended
+
+
+def unsent(event: UsageEvent, reason: EmbedctlError | None = None) -> UsageEvent:
+    """An attempt that was written down, and then not made."""
+    return replace(
+        event,
+        occurred_at=utc_now(),
+        status="error" if reason else "cancelled",
+        error_class=reason.word if reason else "not_sent",
+        billable="no",
+        reason=reason.message[:500] if reason else None,
+        tokens_estimated=None,
+        tokenizer_id=None,
+        quantity=0,
     )
 
 
 def answered(event: UsageEvent, wire: WireAnswer, used: Usage, seconds: float) -> UsageEvent:
     """An attempt that brought vectors."""
     return replace(
-        event,
+        _counted(event, used),
         occurred_at=utc_now(),
         duration_ms=round(seconds * 1000),
         status="ok",
         billable="yes",
+        response_model=wire.response_model,
+        provider_request_id=wire.embedding_id,
+        cost_provider=wire.cost,
+        fallback_from=wire.fallback_from or event.fallback_from,
+        reason="native usage missing" if used.mode == "native" and used.tokens_native is None else None,
+    )
+
+
+def _counted(event: UsageEvent, used: Usage) -> UsageEvent:
+    return replace(
+        event,
         tokens_total=used.tokens_total,
         quantity=used.tokens_total,
         usage_mode=used.mode,
@@ -91,9 +125,4 @@ def answered(event: UsageEvent, wire: WireAnswer, used: Usage, seconds: float) -
         tokens_estimated=used.tokens_estimated,
         tokens_cached=used.tokens_cached,
         tokenizer_id=used.tokenizer_id,
-        response_model=wire.response_model,
-        provider_request_id=wire.embedding_id,
-        cost_provider=wire.cost,
-        fallback_from=wire.fallback_from or event.fallback_from,
-        reason="native usage missing" if used.mode == "native" and used.tokens_native is None else None,
     )

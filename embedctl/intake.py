@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +72,9 @@ class _Candidate:
     tokens: int | None = None
     pieces: list[_Candidate] | None = None
 
+
+SPECIAL_TOKENS = 16
+"""More than any model puts around a text; near the limit, texts are counted."""
 
 JOURNAL_FILES = 1 << 31
 """File numbers of `known` from here on are segments of the journal; below, parts."""
@@ -182,9 +186,22 @@ class Intake:
             elif self._wording.takes_tokens and not self._wording.prefix:
                 yield _Candidate(position, 0, array, 4 * len(array), tokens_hash(array), len(array))
             else:
-                one = self._candidate(position, 0, self._wording.counter.decode(array))
-                one.tokens = len(array)
-                yield one
+                yield from self._decoded(position, array, block, slot)
+
+    def _decoded(self, position: int, array: Sequence[int], block: Rows, slot: Slot) -> Iterator[_Candidate]:
+        """The text that a token array stands for."""
+        try:
+            text = self._wording.counter.decode(array)
+        except LookupError:
+            self._fail(slot, block, position, "invalid_tokens")
+            return
+        if not text or text.isspace():
+            self._fail(slot, block, position, "blank")
+            return
+        one = self._candidate(position, 0, text)
+        if not self._wording.count_all:
+            one.tokens = len(array)
+        yield one
 
     def _candidate(self, position: int, index: int, text: str) -> _Candidate:
         wire = self._wording.prefix + text
@@ -195,18 +212,20 @@ class Intake:
         limit, wording = self._wording.max_tokens, self._wording
         open_ones = [one for one in candidates if one.tokens is None]
         if not wording.count_all:  # a token is at least one byte: most texts need no counting
-            open_ones = [one for one in open_ones if limit is not None and one.content_bytes > limit]
+            least = 0 if limit is None else limit - SPECIAL_TOKENS
+            open_ones = [one for one in open_ones if limit is not None and one.content_bytes > least]
         for one, tokens in zip(
             open_ones, wording.counter.count([wording.prefix + str(one.text) for one in open_ones]), strict=True
         ):
             one.tokens = tokens
-        if limit is None or all(one.tokens is None or one.tokens <= limit for one in open_ones):
+        if limit is None or all(one.tokens is None or one.tokens <= limit for one in candidates):
             return candidates
-        return [
+        fitting = [
             kept
             for one in candidates
             for kept in (self._too_long(one, limit, block, slot) if (one.tokens or 0) > limit else (one,))
         ]
+        return _renumbered(fitting) if self._options.on_too_long == "chunk" else fitting
 
     def _too_long(self, one: _Candidate, limit: int, block: Rows, slot: Slot) -> list[_Candidate]:
         policy = self._options.on_too_long
@@ -303,6 +322,14 @@ class Intake:
                 skipped=reason in ("blank", "null") and self._options.on_blank == "skip",
             )
         )
+
+
+def _renumbered(candidates: list[_Candidate]) -> list[_Candidate]:
+    """The chunks of each row numbered from 0 again: some have become several."""
+    for _, chunks in groupby(candidates, key=lambda one: one.position):
+        for index, one in enumerate(chunks):
+            one.chunk_index = index
+    return candidates
 
 
 class _Fresh:

@@ -1,71 +1,60 @@
-"""The lines of a chain in one run: who is asked next, who may be trusted, and what is remembered of their servers."""
+"""The lines of a chain in one run: who is asked next, who is waited for, and what is learnt of their servers."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import answers
-from embedctl.errors import ConfigurationInvalid, ProviderError, Remedy, SpaceMismatch, Throttled
+from embedctl.circuits import Circuits
+from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, ServerFailed, SpaceMismatch, Throttled
+from embedctl.line import Line
+from embedctl.memory import QUOTA_HOLD_S, Memory, smaller
+from embedctl.offers import Offer
+from embedctl.offers import check_usable as check_usable
+from embedctl.proof import Probe, Proof
 from embedctl.records import Limits, Space
-from embedctl.resilience import fallback, hints
-from embedctl.resilience.breaker import Breaker, Snapshot, State
+from embedctl.resilience import fallback
+from embedctl.resilience.breaker import Breaker, Snapshot
 from embedctl.resilience.fallback import Entry, Nobody, Standing
-from embedctl.resilience.hints import Account, Hints, Served
 from embedctl.resilience.lane import Lane
-from embedctl.resilience.retry import Budget, Step
-from embedctl.serving import Chain, Offer
-from embedctl.transport import Transport
+from embedctl.resilience.retry import Step
+from embedctl.serving import Chain
+from embedctl.waits import Waits, spoken
 
-TRUSTED_COSINE = 0.999
-PROBES = 3
-_ABOUT_ITEMS = re.compile(r"batch size|at most \d+|items|inputs in request|number of texts|requests can be in", re.I)
+if TYPE_CHECKING:
+    from embedctl.transport import Transport
 
-Probe = Callable[["Line", list[str]], Awaitable[NDArray[np.float32]]]
+_SHORTEST_PAUSE_S = 0.05
+_LOOK_EVERY_S = 5.0
+_ASKING_LIMITS_S = 10.0
 
 
-@dataclass(slots=True, eq=False)
-class Line:
-    """One offer in one run: its connections, limiter, breaker, and what was learnt of its server.
+class Patience:
+    """How long one request has waited for a line, all its waits together."""
 
-    Attributes:
-        successes: Answers so far.
-        asks_base64: Whether vectors are asked for as base64.
-        folder: Of a local model that is not the bundled one.
-        spent: Why it is of no use any more in this run.
-        proven: Its vectors may stand beside those of the output.
-        last_error: Of its attempts, the last one that failed.
-    """
+    __slots__ = ("waited_s",)
 
-    offer: Offer
-    transport: Transport
-    lane: Lane
-    breaker: Breaker
-    budget: Budget = field(default_factory=Budget)
-    successes: int = 0
-    asks_base64: bool = False
-    folder: Path | None = None
-    spent: ProviderError | None = None
-    proven: bool = False
-    asked_although_held: bool = False
-    last_error: ProviderError | None = None
+    def __init__(self) -> None:
+        self.waited_s = 0.0
 
 
 class Lanes:
     """All lines of a chain.
 
     Args:
-        hints_file: What servers said in words, remembered across runs.
+        hints_file: What servers said in words, remembered across runs; `circuits/` is beside it.
         wall: Epoch seconds, for hints; `clock` is monotonic and for waiting.
         changed: Told when less fits into a request than was thought.
+        told: Told what happens, for -v.
+        waits: Told of long waits; None: they are told like all else.
     """
 
     def __init__(
@@ -82,37 +71,55 @@ class Lanes:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         changed: Callable[[Limits], None] = lambda limits: None,
         told: Callable[[str], None] = lambda text: None,
+        waits: Callable[[str], None] | None = None,
     ) -> None:
         self._chain = chain
-        self._file = hints_file
         self._mode = mode
         self._max_wait_s = max_wait_s
-        self._clock, self._wall, self._sleep = clock, wall, sleep
-        self._changed, self._told = changed, told
-        self._hints, complaint = hints.load(hints_file)
-        if complaint:
-            told(complaint)
+        self._jitter = jitter
+        self._connections = connections
+        self._clock, self._sleep, self._changed = clock, sleep, changed
+        self._moved = asyncio.Event()
         self._transports: dict[tuple[bool, Path | None], Transport] = {}
-        self.lines = [self._line(offer, jitter, connections) for offer in chain.offers]
-        self._home: Line | None = None
-        self._samples: tuple[list[str], NDArray[np.float32]] | None = None
-        self._proving = asyncio.Lock()
-        self._said_until = 0.0
+        self._circuits = Circuits(hints_file.parent / "circuits", uuid4().hex)
+        self.memory = Memory(hints_file, wall, told)
+        self.waits = Waits(told, waits or told, clock)
+        self.lines = [self._line(offer) for offer in chain.offers]
+        self._now = self.first
+        self._proof = Proof(self.first, self.memory)
 
-    def _line(self, offer: Offer, jitter: Callable[[], float], connections: int) -> Line:
-        key = (offer.insecure, offer.ca_file)
-        if key not in self._transports:
-            self._transports[key] = Transport(connections=connections, insecure=offer.insecure, ca_file=offer.ca_file)
+    def _line(self, offer: Offer) -> Line:
+        def waiting(seconds: float) -> None:
+            self.waits.say(offer.id, "asked to send less", seconds)
+
         return Line(
             offer=offer,
-            transport=self._transports[key],
-            lane=Lane(offer.ceiling, clock=self._clock, sleep=self._sleep, longest_gate_s=self._max_wait_s),
-            breaker=Breaker(offer.provider, offer.wire_model, jitter=jitter),
-            asks_base64=offer.wire.base64 and self._served(offer) not in self._hints.floats_only,
+            transport=None if offer.local else self._transport(offer),
+            lane=Lane(
+                offer.ceiling,
+                clock=self._clock,
+                sleep=self._sleep,
+                longest_gate_s=self._max_wait_s,
+                waiting=waiting,
+            ),
+            breaker=Breaker(offer.provider, offer.wire_model, jitter=self._jitter),
+            asks_base64=self.memory.takes_base64(offer),
+            moved=self._wake,
         )
+
+    def _transport(self, offer: Offer) -> Transport:
+        from embedctl.transport import Transport  # httpx: not for runs that stay on this machine
+
+        key = (offer.insecure, offer.ca_file)
+        if key not in self._transports:
+            self._transports[key] = Transport(
+                connections=self._connections, insecure=offer.insecure, ca_file=offer.ca_file
+            )
+        return self._transports[key]
 
     async def aclose(self) -> None:
         """Close all connections."""
+        self._circuits.close()
         for transport in self._transports.values():
             await transport.aclose()
 
@@ -122,46 +129,110 @@ class Lanes:
         return self.lines[0]
 
     def limits(self) -> Limits:
-        """What one request may hold: the first offer's limits and what was learnt of its server."""
-        offer = self.first.offer
-        learnt = self._hints.limits_of(self._served(offer))
+        """What one request may hold: the limits of the line that is asked now, and what was learnt of its server."""
+        return self.memory.limits(self._now.offer)
 
-        def least(one: int | None, other: int | None) -> int | None:
-            return min(filter(None, (one, other)), default=None)
+    async def ask(self, line: Line | None = None) -> Offer:
+        """Ask a server once what it takes, where its protocol can; its offer from then on.
 
-        return Limits(
-            items=least(offer.limits.items, learnt.items),
-            tokens=least(offer.limits.tokens, learnt.tokens),
-            bytes=least(offer.limits.bytes, learnt.bytes),
+        A server that does not say is asked nothing more: the first request will show what is wrong. One that serves
+        another model is spent.
+
+        Args:
+            line: None: the first one.
+        """
+        line = line or self.first
+        probe: Any = getattr(line.offer.protocol, "probe", None)
+        if line.asked_limits or probe is None or line.transport is None:
+            return line.offer
+        line.asked_limits = True
+        protocol: Any = line.offer.protocol
+        try:
+            said = await line.transport.send(probe(line.offer.place), timeout_s=_ASKING_LIMITS_S)
+        except EmbedctlError:
+            return line.offer
+        if said.status != 200:
+            return line.offer
+        line.spent = line.spent or _another_model(line.offer, protocol.served_model(said.body))
+        known, told = line.offer.limits, protocol.limits(said.body)
+        default = protocol.LIMITS
+        line.offer = replace(
+            line.offer,
+            limits=Limits(
+                items=told.items if known.items == default.items else smaller(known, told).items,
+                tokens=told.tokens,
+                bytes=smaller(known, told).bytes,
+            ),
+            max_tokens=min(filter(None, (line.offer.max_tokens, protocol.max_tokens(said.body))), default=None),
         )
+        self._changed(self.limits())
+        return line.offer
 
-    async def next(self, space: Space | None, probe: Probe) -> Line:
+    async def next(self, space: Space | None, probe: Probe, patience: Patience) -> Line:
         """The line to ask now; waits for one, `max_wait` at most.
 
         Raises:
             ProviderError: All of them are dead; the gravest cause.
             NoProviderNow: One is back later than `max_wait`.
         """
-        waited = 0.0
         while True:
             chosen = self._choose(space)
             if isinstance(chosen, Line):
-                if chosen.proven or await self._prove(chosen, space, probe):
-                    return chosen
+                chosen.asked_although_held |= self.memory.held(chosen.offer)[0] > 0
+                if chosen.proven or await self._proof.given(chosen, space, probe):
+                    return await self._taken(chosen)
                 continue
-            if chosen.ready_in_s is None or waited + chosen.ready_in_s > self._max_wait_s:
-                raise chosen.error
-            self._waiting(chosen.error.message, chosen.ready_in_s)
-            pause = max(0.05, chosen.ready_in_s)
-            waited += pause
-            await self._sleep(pause)
+            left_s = self._max_wait_s - patience.waited_s
+            probing = any(line.probing(self._clock()) for line in self.lines)
+            if chosen.ready_in_s is None or left_s <= 0 or (chosen.ready_in_s > left_s and not probing):
+                raise self._end(chosen)
+            if not probing:
+                self.waits.say(self._now.offer.id, chosen.error.message, chosen.ready_in_s)
+            before = self._clock()
+            await self._pause(min(max(_SHORTEST_PAUSE_S, chosen.ready_in_s), left_s, _LOOK_EVERY_S))
+            patience.waited_s += self._clock() - before
+            self._close_on_demand()
 
-    def _waiting(self, why: str, seconds: float) -> None:
-        """Say once per wait why nothing is sent, however many requests wait for it."""
-        until = self._clock() + seconds
-        if until > self._said_until + 1.0:
-            self._said_until = until
-            self._told(why)
+    async def _taken(self, line: Line) -> Line:
+        if line is not self._now:
+            self._now = line
+            self._changed(self.limits())
+        await self.ask(line)
+        return line
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, or until a line moves."""
+        moved = asyncio.ensure_future(self._moved.wait())
+        slept = asyncio.ensure_future(self._sleep(seconds))
+        try:
+            await asyncio.wait((moved, slept), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            moved.cancel()
+            if not slept.done():
+                slept.cancel()
+        if slept.done() and not slept.cancelled():
+            slept.result()  # the run may have been told to stop
+
+    def _close_on_demand(self) -> None:
+        """`providers reset` closes circuits and lifts holds of running jobs too."""
+        for line in self.lines:
+            if self._circuits.asked_to_close(line.offer.provider):
+                line.breaker.reset()
+                self.memory.answers_again(line.offer)
+                self._wake()
+
+    def _wake(self) -> None:
+        """A line may have become usable or useless: those who wait look again."""
+        self._circuits.publish(self.snapshots())
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    def _end(self, nobody: Nobody) -> EmbedctlError:
+        """What the run ends with: answers that stay unusable are their own reason."""
+        last = [line.last_error for line in self.lines if line.last_error is not None]
+        if nobody.ready_in_s is not None and last and all(isinstance(error, AnswerUnusable) for error in last):
+            return last[0]
+        return nobody.error
 
     def _choose(self, space: Space | None) -> Line | Nobody:
         by_entry: dict[Entry, Line] = {}
@@ -179,104 +250,54 @@ class Lanes:
         dead = line.spent or line.breaker.dead
         if dead is not None:
             return Standing(dead=dead)
-        account = self._account(line.offer)
-        held = self._hints.held_s(account, self._wall())
+        held, reason = self.memory.held(line.offer)
         ready = line.breaker.ready_in(now) or 0.0
         if held > ready:
-            return Standing(
-                ready_in_s=held, probe=not line.asked_although_held, reason=self._hints.holds[account].reason
-            )
+            return Standing(ready_in_s=held, probe=not line.asked_although_held, reason=reason)
         return Standing(ready_in_s=ready, reason=line.breaker.snapshot(now).reason or "")
-
-    async def _prove(self, line: Line, space: Space | None, probe: Probe) -> bool:
-        """Whether a line's vectors may stand beside those that the output has.
-
-        The line that gives the output its first vectors needs no proof; any other one embeds the texts of vectors
-        that are there already, and must agree.
-        """
-        async with self._proving:
-            line.asked_although_held = True
-            if line.proven or line.spent:
-                return line.proven
-            if space is None and self._home in (None, line):
-                self._home = self._home or line
-                return True  # proven by its first answer, see `answered`
-            home = self._home or self.first
-            if line is home:
-                line.proven = True
-                return True
-            trusted = hints.pair(self._host(home.offer), self._host(line.offer), space.space_id if space else "")
-            if trusted in self._hints.trusted:
-                line.proven = True
-                return True
-            try:
-                texts, vectors = self._samples or await self._asked_home(home, probe)
-                cosine = answers.alike(vectors, await probe(line, texts))
-            except ProviderError as error:
-                line.spent = error
-                return False
-            if cosine <= TRUSTED_COSINE:
-                line.spent = SpaceMismatch(
-                    f"{line.offer.id} gives other vectors than {home.offer.id} for the same texts (cosine {cosine:.4f})",
-                    hint="its weights or prefixes differ; take it out of the [fallback] chain",
-                    provider=line.offer.provider,
-                )
-                return False
-            line.proven = True
-            self._remember(lambda known: known.with_trust(trusted, self._wall()))
-            return True
-
-    async def _asked_home(self, home: Line, probe: Probe) -> tuple[list[str], NDArray[np.float32]]:
-        texts = list(_PROBE_TEXTS)
-        return texts, await probe(home, texts)
 
     def failed(self, line: Line, error: ProviderError) -> None:
         """An attempt failed."""
         line.last_error = error
 
-    def answered(self, line: Line, texts: Sequence[object], vectors: NDArray[np.float32]) -> None:
-        """A line gave a good answer."""
+    def answered(self, line: Line, texts: Sequence[object], vectors: NDArray[np.float32], *, aside: bool) -> None:
+        """A line gave a good answer; `aside`: one that goes into no output."""
         line.successes += 1
-        if line.breaker.state(self._clock()) is State.HALF_OPEN:
-            line.lane.limiter.restart()  # the probe was good: begin carefully
-        if not line.proven and self._home is line:
-            line.proven = True
-        if self._samples is None and self._home is line:
-            long_ones = [i for i, text in enumerate(texts) if isinstance(text, str) and len(text) >= 40][:PROBES]
-            if len(long_ones) == PROBES:
-                self._samples = ([str(texts[i]) for i in long_ones], vectors[long_ones].copy())
-        if line.successes > 1:
-            return
-        if line.offer.wire.base64 and not line.asks_base64:
-            self._remember(lambda known: known.with_floats_only(self._served(line.offer), self._wall()))
-        if self._account(line.offer) in self._hints.holds:
-            self._remember(lambda known: known.without_hold(self._account(line.offer)))
+        line.last_error = None
+        if line.successes == 1:
+            self.memory.answers_again(line.offer)
+        if not aside:
+            self._proof.answered(line, texts, vectors)
 
-    def leave(self, line: Line, step: Step) -> None:
-        """A line is of no use now: dead for the run, or (an open breaker) for a while."""
+    def only_floats(self, line: Line) -> None:
+        """Its server refuses base64, or answers in floats whatever is asked."""
+        line.asks_base64 = False
+        self.memory.only_floats(line.offer)
+
+    def leave(self, line: Line, step: Step) -> bool:
+        """A line is of no use now: dead for the run, or (an open breaker) for a while. Whether that is news."""
         error = step.error
-        if not isinstance(error, ProviderError):
-            return
+        if not isinstance(error, ProviderError) or line.spent is not None:
+            return False
         if error.word == "circuit_open":
             line.breaker.trip(error, self._clock())
             if line.successes == 0 and line.last_error is not None:
                 line.spent = line.last_error  # it has not answered once in this run: waiting is for the next one
-            return
-        line.spent = error
-        said = step.refused_for_s if isinstance(error, Throttled) else None
+            self._wake()
+            return line.spent is not None
+        said = step.refused_for_s if isinstance(error, Throttled | ServerFailed) else None
         if error.word == "quota_exhausted":
-            said = error.retry_after_s or 900.0
+            said = error.retry_after_s or QUOTA_HOLD_S
         if said:
-            reason, seconds = error.message, said
-            self._remember(lambda known: known.with_hold(self._account(line.offer), seconds, reason, self._wall()))
+            self.memory.hold(line.offer, said, error.message)
+            error.hint = error.hint or f"run the same command again in {spoken(said)} to go on"
+        line.spent = error
+        self._wake()
+        return True
 
     def too_large(self, line: Line, items: int, content_bytes: int, error: ProviderError) -> None:
-        """A request was refused for its size: half of it is what is tried from now on, by this run and the next."""
-        if error.remedy is not Remedy.HALVE:
-            return
-        about_items = bool(_ABOUT_ITEMS.search(error.message))
-        found = Limits(items=max(1, items // 2)) if about_items else Limits(bytes=max(1, content_bytes // 2))
-        self._remember(lambda known: known.with_limits(self._served(line.offer), found, self._wall()))
+        """A request was refused for its size: less is sent from now on, by this run and the next."""
+        self.memory.too_large(line.offer, items, content_bytes, error)
         self._changed(self.limits())
 
     def fallback_from(self, line: Line) -> str | None:
@@ -287,40 +308,16 @@ class Lanes:
         """How every line's breaker stands."""
         return [line.breaker.snapshot(self._clock()) for line in self.lines]
 
-    def _remember(self, change: Callable[[Hints], Hints]) -> None:
-        """Change what is remembered; a home that cannot be written to costs the memory, not the run."""
-        self._hints = change(self._hints)
-        with suppress(OSError):
-            hints.update(self._file, change, self._wall())
 
-    def _host(self, offer: Offer) -> str:
-        return f"{offer.place.base_url or offer.provider}#{offer.wire_model}"
-
-    def _served(self, offer: Offer) -> Served:
-        return Served(f"{offer.provider}@{offer.place.base_url}", offer.wire_model)
-
-    def _account(self, offer: Offer) -> Account:
-        return Account(f"{offer.provider}@{offer.place.base_url}", offer.account)
-
-
-_PROBE_TEXTS = (
-    "The harbour office opens at seven; ships that arrive earlier wait outside the breakwater.",
-    "Refunds are paid to the card that was charged, as a rule within five working days.",
-    "A glacier moves slowly under its own weight and grinds the valley floor beneath it.",
-)
-
-
-def check_usable(offer: Offer) -> None:
-    """Build a request that is not sent, so that a missing key or address is told before any work.
-
-    Raises:
-        ConfigurationInvalid: The place lacks what the protocol needs.
-    """
-    if offer.local:
-        return
-    if any(word in offer.place.base_url for word in ("RESOURCE", "REGION")):
-        raise ConfigurationInvalid(
-            f"provider {offer.provider!r} needs an address of your own",
-            hint=f'set base_url under [providers.{offer.provider}], instead of "{offer.place.base_url}"',
-        )
-    offer.protocol.request(offer.place, offer.wire_model, ["a"], offer.wire)
+def _another_model(offer: Offer, said: str | None) -> SpaceMismatch | None:
+    """What is wrong when a server names a model of the hub that is another one; paths say nothing."""
+    if not said or offer.entry is None or said.count("/") != 1 or said.startswith(("/", ".")):
+        return None
+    wanted = {offer.wire_model, offer.model, offer.canonical}
+    if said.rpartition("/")[2].casefold() in {name.rpartition("/")[2].casefold() for name in wanted}:
+        return None
+    return SpaceMismatch(
+        f"{offer.provider} at {offer.place.base_url} serves {said}, not {offer.wire_model}",
+        hint=f"ask for what it serves: -m {offer.provider}:{said}",
+        provider=offer.provider,
+    )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl import folders
 from embedctl.errors import ConfigurationInvalid, TextTooLong
 from embedctl.tokens import ASSETS, tokenizer_file
 
@@ -23,19 +24,14 @@ BATCH_TOKENS = 512
 
 
 class LocalModel:
-    """A model folder: `model.onnx` and `tokenizer.json`; mean pooling, unit length.
+    """A model folder: `model.onnx` and `tokenizer.json`; pooled as the folder says, unit length.
 
     Thread-safe; one inference thread per core, each with one intra-op thread.
     """
 
     def __init__(self, folder: Path, max_tokens: int) -> None:
-        for needed in ("model.onnx", "tokenizer.json"):
-            if not (folder / needed).is_file():
-                raise ConfigurationInvalid(
-                    f"{folder} holds no {needed}",
-                    hint="a local model is a folder with model.onnx and tokenizer.json",
-                )
-        self._session = _session(folder / "model.onnx")
+        self._session = _session(folders.weights_in(folder))
+        self._pooling = folders.pooling_of(folder)
         self._inputs = {entry.name for entry in self._session.get_inputs()}
         self._tokenizer = tokenizer_file(folder / "tokenizer.json")
         self._max_tokens = max_tokens
@@ -66,7 +62,7 @@ class LocalModel:
         return vectors, tuple(lengths)
 
     def _infer(self, ids: list[list[int]]) -> NDArray[np.float32]:
-        """Mean over each text's tokens, divided by its length."""
+        """One vector per text, divided by its length: the mean over its tokens, or its first token's."""
         width = max(map(len, ids))
         tokens = np.zeros((len(ids), width), dtype=np.int64)
         mask = np.zeros_like(tokens)
@@ -75,9 +71,15 @@ class LocalModel:
             mask[row, : len(text)] = 1
         feed = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": np.zeros_like(tokens)}
         states = self._session.run(None, {name: feed[name] for name in self._inputs & feed.keys()})[0]
+        pooled = states if states.ndim == 2 else self._pooled(states, mask)  # some graphs pool by themselves
+        return np.asarray(pooled / np.linalg.norm(pooled, axis=1, keepdims=True), dtype=np.float32)
+
+    def _pooled(self, states: NDArray[np.float32], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        if self._pooling == "cls":
+            return states[:, 0]
         weights = mask[:, :, None].astype(np.float32)
-        means = (states * weights).sum(axis=1) / weights.sum(axis=1)
-        return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), dtype=np.float32)
+        means: NDArray[np.float32] = (states * weights).sum(axis=1) / weights.sum(axis=1)
+        return means
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:

@@ -6,7 +6,7 @@ Flags are spelt with dashes, keys with underscores. `cli.flags` makes the flags 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
@@ -110,8 +110,20 @@ def checked_name(name: str, what: str) -> str:
     return name
 
 
-def check(options: Options) -> Options:
+DURATIONS = frozenset({"timeout", "max_wait", "deadline"})
+"""Options that are times: given as `seconds` reads them."""
+
+
+def flag(name: str) -> str:
+    """How an option is spelt on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def check(options: Options, *, spelt: Callable[[str], str] = flag) -> Options:
     """`options` itself, when its values agree with each other.
+
+    Args:
+        spelt: How an option is named in the message.
 
     Raises:
         WrongUsage: A number is out of range, or two options contradict.
@@ -122,10 +134,13 @@ def check(options: Options) -> Options:
         ("rpm", 0), ("tpm", 0), ("burst", 1), ("retries", 0), ("max_cost", 0), ("max_row_bytes", 1),
     ):  # fmt: skip
         value = getattr(options, name)
+        if isinstance(value, Decimal) and not value.is_finite():
+            raise WrongUsage(f"{spelt(name)} must be an amount, not {value}")
         if value is not None and value < least:
-            raise WrongUsage(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+            raise WrongUsage(f"{spelt(name)} must be at least {least}, not {value}")
     if options.chunk_size is not None and (options.chunk_overlap or 0) >= options.chunk_size:
         raise WrongUsage(
-            f"--chunk-overlap {options.chunk_overlap} must be smaller than --chunk-size {options.chunk_size}"
+            f"{spelt('chunk_overlap')} {options.chunk_overlap} must be smaller than "
+            f"{spelt('chunk_size')} {options.chunk_size}"
         )
     return options

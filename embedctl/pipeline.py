@@ -3,9 +3,8 @@
     read ─▶ chunk ─▶ plan ─▶ call ─▶ journal ─▶ write
     blocks  chunks   requests answers  vectors   parts
 
-Rows are read and planned in a thread, a block at a time; requests wait in a short queue; answers go to the journal;
-
-a slot whose requests are all done is assembled and handed to the output in another thread. Nothing grows with the
+Rows are read and planned in a thread, a block at a time; requests wait in a short queue; answers go to the journal; a
+slot whose requests are all done is assembled and handed to the output in another thread. Nothing grows with the
 input.
 """
 
@@ -14,39 +13,29 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from embedctl import assemble, write
-from embedctl.assemble import Purchase, Purchases, Sources
+from embedctl.assemble import Purchase, Purchases, Sources, tokens_array
 from embedctl.call import CallPoint, Piece
 from embedctl.errors import EmbedctlError, InvariantBroken
 from embedctl.intake import Intake
 from embedctl.journal import Journal, Place
-from embedctl.output import Output
+from embedctl.output import Finished, Output
 from embedctl.plan import Packed
-from embedctl.receipt import Rows
+from embedctl.receipt import Headway, Rows
 from embedctl.slots import Arrival, History, Slot, resolve_twins
+from embedctl.stopping import Stop
 from embedctl.write import Layout, Part
 
 OPEN_SLOTS = 2
 """Slots that may be read into or waiting for vectors at once."""
 
-DRAIN_S = 20.0
-"""How long answers in flight are waited for when a run is told to stop."""
+DRAIN_S = 15.0
+"""How long answers in flight are waited for when a run is told to stop; then complete slots, for PUBLISH_S."""
 
-
-@dataclass(slots=True)
-class Stop:
-    """Why no more requests are sent; None while they are."""
-
-    reason: EmbedctlError | None = None
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def because(self, reason: EmbedctlError) -> None:
-        """Stop sending; the first reason stays."""
-        self.reason = self.reason or reason
-        self.asked.set()
+PUBLISH_S = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +54,8 @@ class Steps:
         dimensions: Width of the vectors where it is known before the first answer.
         parts: Parts whose vectors may be reused: older ones, then those of this run.
         segments: Numbers of the journal's segments, those of an interrupted run first.
+        see: Told every block of the input, in order, also those of slots that are done.
+        watch: Told how far the run is, after each request.
     """
 
     blocks: Iterator[Any]
@@ -80,7 +71,8 @@ class Steps:
     facts: Callable[[int, Rows], bytes]
     dimensions: int | None
     concurrency: int
-    watch: Callable[[Rows, int], None] = lambda rows, in_flight: None
+    see: Callable[[Any], None] = lambda block: None
+    watch: Callable[[Headway], None] = lambda headway: None
 
 
 class Segments:
@@ -113,6 +105,8 @@ class Pipeline:
         self._busy: set[asyncio.Task[None] | None] = set()
         self._read_all = False
         self._history = History()
+        self._rows_planned = 0
+        self._texts_open = 0
         self.rows = Rows()
 
     async def run(self) -> Rows:
@@ -154,7 +148,7 @@ class Pipeline:
         await asyncio.wait(workers, timeout=DRAIN_S)
         self._read_all = True
         self._complete.set()
-        await asyncio.wait((publisher,), timeout=DRAIN_S)
+        await asyncio.wait((publisher,), timeout=PUBLISH_S)
 
     async def _plan(self) -> None:
         """Steps 1 to 3: blocks become slots and requests."""
@@ -171,7 +165,8 @@ class Pipeline:
     async def _plan_slots(self) -> None:
         slot: Slot | None = None
         number, skip = 0, 0
-        while (block := await asyncio.to_thread(next, self._is.blocks, None)) is not None:
+        while (block := await asyncio.to_thread(self._next_block)) is not None:
+            self._rows_planned += len(block)
             if skip:
                 skip -= len(block)
                 continue
@@ -182,22 +177,32 @@ class Pipeline:
                     continue
                 await self._gate.acquire()
                 slot = self._is.intake.slot(number, block.first_row)
-            for packed in await asyncio.to_thread(self._taken, block, slot):
-                await self._queue.put((packed, slot))
+            await self._send(await asyncio.to_thread(self._taken, block, slot), slot)
             if slot.full(self.width):
                 await self._close(slot)
                 slot, number = None, number + 1
         if slot is not None:
             await self._close(slot)
 
+    def _next_block(self) -> Any:
+        """The next block; None at the end."""
+        block = next(self._is.blocks, None)
+        if block is not None:
+            self._is.see(block)
+        return block
+
     def _taken(self, block: Any, slot: Slot) -> list[Packed]:
         return list(self._is.intake.take(block, slot))
+
+    async def _send(self, requests: list[Packed], slot: Slot) -> None:
+        self._texts_open += sum(len(packed.ordinals) for packed in requests)
+        for packed in requests:
+            await self._queue.put((packed, slot))
 
     async def _close(self, slot: Slot) -> None:
         rest = list(self._is.intake.close(slot))
         self._open.append(slot)
-        for packed in rest:
-            await self._queue.put((packed, slot))
+        await self._send(rest, slot)
         self._complete.set()
 
     async def _work(self) -> None:
@@ -215,6 +220,8 @@ class Pipeline:
                 self._busy.discard(this)
             for piece in pieces:
                 self._arrive(piece, packed, slot)
+            self._texts_open -= len(packed.ordinals)
+            self._is.watch(self.headway)
             self._finished.add(packed.number)
             while self._next_request in self._finished:
                 self._finished.remove(self._next_request)
@@ -237,7 +244,7 @@ class Pipeline:
                 answer.model,
                 answer.provider,
                 answer.request.operation_id,
-                answer.tokens_each,
+                tokens_array(answer.tokens_each),
             ),
         )
         slot.arrivals.append(
@@ -265,7 +272,7 @@ class Pipeline:
         self.rows.reused, self.rows.duplicates = self._is.intake.reused, self._is.intake.duplicates
         if not self._is.output.keeps_journal:
             self._release(slot)
-        self._is.watch(self.rows, len(self._busy))
+        self._is.watch(self.headway)
 
     def _assemble(self, slot: Slot, width: int | None) -> Rows:
         """A complete slot → the output; what became of its rows."""
@@ -279,11 +286,20 @@ class Pipeline:
         layout = self.layout(width) if width is not None else None
         if layout is None and slot.wanted:
             raise InvariantBroken(f"slot {slot.number} is complete, but no vector says how wide it is")
-        tables = iter(())
+        tables, same = iter(()), None
         if layout is not None and rows is not None:
             sources = Sources(self._read_journal, self._is.purchases, self._is.parts)
             tables = assemble.tables(slot, rows, kept, layout, sources)
-        path = self._is.output.put(slot.number, tables, layout, lambda count: self._is.facts(count, counts), failed)
+            same = assemble.same_part(slot, rows, kept, counts, self._is.parts)
+        finished = Finished(
+            number=slot.number,
+            tables=tables,
+            layout=layout,
+            facts=lambda count: self._is.facts(count, counts),
+            failed=failed,
+            same_as=same,
+        )
+        path = self._is.output.put(finished)
         if path is not None and width is not None:
             self._is.parts.append(Part(path, width))
         self._history.add(slot, None if path is None else len(self._is.parts) - 1)
@@ -296,12 +312,19 @@ class Pipeline:
         """The slot's vectors stand in a part: the journal may let go of them."""
         for arrival in slot.arrivals:
             if arrival.refusal is None:
-                self._is.journal.release(self._is.segments.ids[arrival.file], len(arrival.ordinals))
-                self._is.purchases.drop(arrival.file, arrival.offset)
+                needed = slot.only_averaged(arrival.ordinals)
+                self._is.journal.release(self._is.segments.ids[arrival.file], len(arrival.ordinals) - needed)
+                if not needed:
+                    self._is.purchases.drop(arrival.file, arrival.offset)
 
     def layout(self, width: int) -> Layout:
         """How the output looks with vectors of this width."""
         return self._is.layout(width)
+
+    @property
+    def headway(self) -> Headway:
+        """How far it is by now."""
+        return Headway(rows=max(0, self._rows_planned - self._texts_open), in_flight=len(self._busy))
 
     @property
     def width(self) -> int | None:

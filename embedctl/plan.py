@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from embedctl.records import TEXT_HASH_BYTES, Limits, Purpose, Request, uuid7
 
 ANSWER_BYTES_IN_FLIGHT = 64 * 1024 * 1024
-"""Vectors of all answers in flight together; request sizes are chosen so."""
+"""All answers in flight together; request sizes are chosen so. An answer is its vectors and, as base64, 4/3 of them."""
 
 BYTES_PER_TOKEN = 3
-"""For packing only: English has 4 to 5, CJK 2.4 to 3 (facts/accounting.md 2.4); a refusal for size halves and learns."""
+"""For packing only: English has 4 to 5, CJK 2.4 to 3 (facts/accounting.md 2.4); a refusal for size halves."""
 
 
 def estimated_tokens(content_bytes: int) -> int:
@@ -24,7 +24,7 @@ def packed_limits(limits: Limits, *, batch_size: int | None, dimensions: int | N
 
     Token limits are kept to 80 %, because packing estimates.
     """
-    width = (dimensions or 1536) * 4
+    width = (dimensions or 1536) * 4 * 7 // 3
     memory = max(1, ANSWER_BYTES_IN_FLIGHT // max(1, concurrency) // width)
     items = min(filter(None, (limits.items, batch_size, memory)))
     return Limits(items=items, tokens=limits.tokens * 8 // 10 if limits.tokens else None, bytes=limits.bytes)
@@ -100,9 +100,8 @@ class Packer:
 
     def rest(self) -> Iterator[Packed]:
         """What has been collected and not given back yet."""
-        while self._bundles:
-            workspace, bundle = self._bundles.popitem()
-            yield self._pack(workspace, bundle)
+        for workspace in list(self._bundles):
+            yield self._pack(workspace, self._bundles.pop(workspace))
 
     def _fits(self, bundle: _Bundle, tokens: int, content_bytes: int) -> bool:
         limits = self.limits

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from embedctl.errors import EmbedctlError, InvariantBroken
+from embedctl.errors import EmbedctlError, InvariantBroken, worst
 from embedctl.ledger.prices import cost
-from embedctl.records import UsageEvent
+from embedctl.records import Space, UsageEvent
+
+RESUMABLE = (4, 75, 130, 143)
+"""Exit codes of a run that stopped in the middle, and goes on when the same command is run again."""
 
 
 @dataclass(slots=True)
@@ -46,6 +49,19 @@ class Rows:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headway:
+    """How far a run is.
+
+    Attributes:
+        rows: Read, and with nothing left to wait for (of chunked rows: about).
+        in_flight: Requests.
+    """
+
+    rows: int
+    in_flight: int
+
+
 @dataclass(slots=True)
 class Spending:
     """What the attempts of a run came to.
@@ -58,7 +74,7 @@ class Spending:
     """
 
     unit_price: Callable[[str, str, str | None], Decimal | None]
-    requests: set[str] = field(default_factory=set)
+    requests: int = 0
     attempts: int = 0
     tokens: int = 0
     tokens_estimated: int = 0
@@ -74,7 +90,7 @@ class Spending:
 
     def count(self, event: UsageEvent) -> None:
         """Take one ended attempt."""
-        self.requests.add(event.operation_id)
+        self.requests += event.attempt == 1
         self.attempts += 1
         price = self.unit_price(event.provider, event.model, event.price_as)
         if event.status == "ok":
@@ -97,6 +113,11 @@ class Spending:
                 self.cost_at_risk += cost(event.tokens_estimated or 0, price)
             else:
                 self.unpriced = True
+
+    @property
+    def known_cost(self) -> Decimal | None:
+        """USD; None when something was billed and nothing of it has a price."""
+        return self.cost if self.priced or not self.unpriced else None
 
     @property
     def usage_source(self) -> str | None:
@@ -158,3 +179,70 @@ _RECEIPT_FIELDS = tuple(
     "vectors reused duplicates failed skipped requests attempts tokens tokens_estimated tokens_unknown cost "
     "cost_is_lower_bound cost_at_risk cost_saved currency seconds output failures exit_code retryable resume".split()
 )
+
+
+def made(
+    *,
+    run_id: str,
+    job: str | None,
+    workspace: str,
+    model: str,
+    dimension_policy: str,
+    space: Space | None,
+    rows: Rows,
+    spending: Spending,
+    unit_price: Decimal | None,
+    seconds: float,
+    output: str | None,
+    failures: str | None,
+    failure: EmbedctlError | None,
+    resume: str | None,
+) -> Receipt:
+    """The receipt of a run that came to its end, or to `failure`.
+
+    Args:
+        unit_price: USD per million tokens of the model asked for; None when nobody knows.
+        resume: The command that continues it; shown when it can be continued.
+    """
+    codes = [3] if rows.failed else []
+    code = worst([*codes, *([failure.exit_code] if failure else [])])
+    if failure is not None and failure.exit_code in (130, 143):
+        code = failure.exit_code
+    each = spending.tokens / rows.vectors if rows.vectors and spending.tokens else None
+    saved = Decimal(0) if unit_price == 0 or not (rows.reused or rows.duplicates) else None
+    if unit_price and each:
+        saved = cost(round(each * (rows.reused + rows.duplicates)), unit_price)
+    return Receipt(
+        run_id=run_id,
+        job=job,
+        workspace=workspace,
+        model=model,
+        providers=tuple(spending.providers),
+        fallback_from=spending.fallback_from,
+        dimensions=space.dimensions if space else None,
+        dimension_policy=dimension_policy,
+        space_id=space.space_id if space else None,
+        usage_source=spending.usage_source,
+        rows=rows.read,
+        vectors=rows.vectors,
+        reused=rows.reused,
+        duplicates=rows.duplicates,
+        failed=rows.failed,
+        skipped=rows.skipped,
+        requests=spending.requests,
+        attempts=spending.attempts,
+        tokens=spending.tokens,
+        tokens_estimated=spending.tokens_estimated,
+        tokens_unknown=spending.tokens_unknown,
+        cost=spending.known_cost,
+        cost_is_lower_bound=spending.unpriced,
+        cost_at_risk=spending.cost_at_risk,
+        cost_saved=saved,
+        seconds=seconds,
+        output=output,
+        failures=failures,
+        exit_code=code,
+        retryable=failure.retryable if failure else False,
+        resume=resume if failure is not None and failure.exit_code in RESUMABLE else None,
+        error=failure,
+    )

@@ -18,7 +18,8 @@ import orjson
 from embedctl.errors import EmbedctlError, WrongUsage
 
 if TYPE_CHECKING:
-    from embedctl.receipt import Receipt, Rows, Spending
+    from embedctl.dry_run import Forecast
+    from embedctl.receipt import Headway, Receipt, Spending
 
 Format = Literal["table", "json", "csv", "md"]
 FORMATS: tuple[Format, ...] = ("table", "json", "csv", "md")
@@ -27,7 +28,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\0")  # OWASP ASVS 1.2.10: a sprea
 
 
 def safe(text: object) -> str:
-    """Foreign text made harmless for a terminal: control, escape, bidi and surrogate characters shown as \\x.."""
+    r"""Foreign text made harmless for a terminal: control, escape, bidi and surrogate characters shown as \x.."""
     return "".join(
         char if char.isprintable() and unicodedata.category(char) != "Cf" else char.encode("unicode_escape").decode()
         for char in str(text)
@@ -163,7 +164,7 @@ def _markdown(content: Table) -> str:
     for row in [*content.rows, *([content.totals] if content.totals else [])]:
         cells = (_cell(row.get(column.key), absent="-").replace("|", "\\|") for column in content.columns)
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, *(f"\n{line}" for line in content.footer)]) + "\n"
+    return "\n".join([*lines, *(f"\n{safe(line)}" for line in content.footer)]) + "\n"
 
 
 def _text(content: Table) -> str:
@@ -204,16 +205,19 @@ class Progress:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
-    def rows(self, rows: Rows, in_flight: int, spending: Spending) -> None:
+    def show(self, headway: Headway, rows_total: int | None, spending: Spending) -> None:
         """Show where the run stands."""
         now = self._clock()
         if not self._shown or now - self._last < (0.2 if self._terminal else 60):
             return
         self._last = now
-        rate = rows.read / max(now - self._started, 1e-6)
+        rate = headway.rows / max(now - self._started, 1e-6)
+        cost = "cost unknown" if spending.known_cost is None else f"{money(spending.known_cost)} USD"
+        of = f" of {rows_total:,}" if rows_total is not None else ""
+        left = f", {_duration((rows_total - headway.rows) / rate)} left" if rows_total is not None and rate else ""
         text = (
-            f"{rows.read:,} rows ({rate:,.0f}/s), {spending.tokens:,} tokens, {money(spending.cost)} USD, "
-            f"{in_flight} requests in flight"
+            f"{headway.rows:,}{of} rows ({rate:,.0f}/s), {spending.tokens:,} tokens, {cost}, "
+            f"{headway.in_flight} requests in flight{left}"
         )
         if self._terminal:
             self._drawn = True
@@ -221,6 +225,15 @@ class Progress:
         else:
             sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+
+
+def _duration(seconds: float) -> str:
+    """About so long: 42 s, 3 min, 2 h 10 min."""
+    whole = max(0, round(seconds))
+    if whole < 100:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def receipt(done: Receipt) -> None:
@@ -232,6 +245,40 @@ def receipt(done: Receipt) -> None:
         notice(f"output: {done.output} ({space})")
     if done.failures:
         notice(f"failures: {done.failures}")
+
+
+def forecast(found: Forecast) -> None:
+    """What a run would take, for people, on stdout: with --dry-run it is the result."""
+    spread = found.tokens_high - found.tokens
+    about = f"about {found.tokens:,} (±{spread:,}, {found.counted:,} counted)" if spread else f"{found.tokens:,}"
+    left_out = [
+        f"{count:,} {word}"
+        for count, word in (
+            (found.reused, "reused"),
+            (found.duplicates, "duplicates"),
+            (found.failed, "rows would fail"),
+            (found.skipped, "rows skipped"),
+        )
+        if count
+    ]
+    lines = [
+        f"{found.rows:,} rows: {', '.join([f'{found.texts:,} texts to send', *left_out])}",
+        f"{found.requests:,} requests to {found.model}, {about} tokens",
+        _forecast_cost(found),
+    ]
+    if found.seconds is not None:
+        lines.append(f"at least {_duration(found.seconds)} at the limits per minute")
+    sys.stdout.write("\n".join([*map(safe, lines), "nothing was sent"]) + "\n")
+    sys.stdout.flush()
+
+
+def _forecast_cost(found: Forecast) -> str:
+    if found.cost is None or found.cost_low is None or found.cost_high is None:
+        return "cost unknown: no price"
+    exact = found.cost_low == found.cost_high
+    spread = "" if exact else f" ({money(found.cost_low)} to {money(found.cost_high)})"
+    batch = f", {money(found.cost_batch)} USD through the provider's batch interface" if found.cost_batch else ""
+    return f"cost {money(found.cost)} USD{spread}{batch}"
 
 
 def _receipt_rows(done: Receipt) -> str:

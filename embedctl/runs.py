@@ -37,6 +37,7 @@ class Run:
     Attributes:
         folder: Its state folder, beside the output; holds `lock` and `journal/`.
         output: What it writes.
+        ledger: Where its spending belongs; "" in entries of versions that knew one ledger only.
         counts: Rows, vectors, tokens … as far as they are known by now, under the receipt's names.
         cost_usd: So far, as a decimal string; None when nothing is known.
         keeps_vectors: Whether its journal's vectors are of use to a later run (not for searches and tests).
@@ -46,6 +47,7 @@ class Run:
     job_id: str
     folder: Path
     output: str
+    ledger: str = ""
     state: State = "accepted"
     workspace_id: str = "default"
     model: str = ""
@@ -118,6 +120,10 @@ class Runs:
             run, state=state, counts=counts, cost_usd=cost_usd, exit_code=exit_code, last_error=last_error
         )
 
+    def forget(self, run: Run) -> None:
+        """A run that has no output and ended well leaves nothing to look at or to recover."""
+        self._disk.unlink(self._path(run.run_id))
+
     def all(self) -> list[Run]:
         """Newest first. A run that has not ended and whose lock is free is `interrupted`: its process is dead.
 
@@ -144,14 +150,17 @@ class Runs:
         return self.folder / f"{run_id}.json"
 
 
-def recover_dead(runs_folder: Path, spool: Spool, *, disk: Disk = DISK) -> int:
+def recover_dead(runs_folder: Path, spool: Spool, *, ledger: Path, disk: Disk = DISK) -> int:
     """Put what dead runs spent into the spool; how many events were put.
+
+    Args:
+        ledger: Whose spool it is: runs of other ledgers are left for those.
 
     A run whose lock is held lives, and does it itself. Segments with vectors of use stay: the next run on that
     output takes them. Everything that is left without use is removed.
     """
     put = 0
-    for folder, keeps_vectors in _folders(Runs(runs_folder, disk=disk).all()).items():
+    for folder, keeps_vectors in _folders(Runs(runs_folder, disk=disk).all(), str(ledger.absolute())).items():
         if any((folder / JOURNAL).glob("*")):
             try:
                 with hold(folder / LOCK, command="recovery of a dead run"):
@@ -180,11 +189,13 @@ def rescue(journal: Path, spool: Spool, *, keeps_vectors: bool, disk: Disk = DIS
     return put
 
 
-def _folders(runs: Sequence[Run]) -> dict[Path, bool]:
-    """State folders, and whether any run there keeps its vectors."""
+def _folders(runs: Sequence[Run], ledger: str) -> dict[Path, bool]:
+    """State folders whose latest run pays into `ledger`, and whether any run there keeps its vectors."""
+    payers: dict[Path, str] = {}
     folders: dict[Path, bool] = {}
-    for run in runs:
-        folders[run.folder] = folders.get(run.folder, False) or run.keeps_vectors
+    for run in runs:  # newest first
+        if payers.setdefault(run.folder, run.ledger or ledger) == ledger:
+            folders[run.folder] = folders.get(run.folder, False) or run.keeps_vectors
     return folders
 
 

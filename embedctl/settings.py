@@ -1,142 +1,55 @@
 """Settings: flag > environment > ./embedctl.toml > user config > default. Resolved once, then frozen.
 
 A project's own ./embedctl.toml may hold everything but [providers.*]: a key goes only to the host that the user
-configured next to it.
+configured next to it. What it says of allow-lists and workspaces may only narrow what the user's own file says.
 """
 
 from __future__ import annotations
 
 import os
-import tomllib
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from decimal import Decimal
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
-
-import msgspec
-import platformdirs
+from typing import Any
 
 from embedctl import options as run_options
+from embedctl import settings_files
 from embedctl.errors import ConfigurationInvalid, InputMissing, WrongUsage
 from embedctl.options import Options
+from embedctl.settings_files import NAMED_TABLES, SINGLE_TABLES, SettingsFile
+from embedctl.settings_tables import Allow as Allow
+from embedctl.settings_tables import Budget as Budget
+from embedctl.settings_tables import CacheSettings as CacheSettings
+from embedctl.settings_tables import ModelSettings as ModelSettings
+from embedctl.settings_tables import ProviderSettings as ProviderSettings
+from embedctl.settings_tables import TokenUsage as TokenUsage
+from embedctl.settings_tables import WorkspaceSettings as WorkspaceSettings
 
 PROJECT_FILE = "embedctl.toml"
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderSettings:
-    """`[providers.NAME]`: a place that serves models, or changes to a built-in one.
-
-    Attributes:
-        models: Canonical name → name on the wire.
-        timeout_s: Seconds one request may take.
-        price_as: Whose catalog prices apply; a place of one's own has none until told.
-        free: This place costs nothing.
-        insecure: Allow plain http to a host that is not loopback.
-        body, vectors, index, ids, tokens, error, path: The json protocol's template and JMESPath expressions.
-    """
-
-    protocol: str | None = None
-    base_url: str | None = None
-    api_key_env: str | None = None
-    models: Mapping[str, str] = field(default_factory=dict)
-    model: str | None = None
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    concurrency: int | None = None
-    burst: int | None = None
-    timeout_s: float | None = None
-    price_as: str | None = None
-    free: bool | None = None
-    region: str | None = None
-    insecure: bool = False
-    ca_file: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    user: str | None = None
-    api_version: str | None = None
-    max_items: int | None = None
-    max_tokens: int | None = None
-    max_bytes: int | None = None
-    jwt_secret_env: str | None = None
-    jwt_subject: str | None = None
-    pin: str | None = None
-    path: str | None = None
-    body: Mapping[str, Any] | str | None = None
-    vectors: str | None = None
-    index: str | None = None
-    ids: str | None = None
-    tokens: str | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allow:
-    """`[allow]`: None allows all."""
-
-    providers: tuple[str, ...] | None = None
-    models: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """`[workspaces.NAME] budget`: amount in USD per period."""
-
-    amount: Decimal
-    period: Literal["day", "week", "month"] = "month"
-    action: Literal["warn", "block"] = "block"
-    timezone: str = "UTC"
-    warn_ratio: Decimal = Decimal("0.8")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkspaceSettings:
-    """`[workspaces.NAME]`: what a workspace may use, and how much."""
-
-    providers: tuple[str, ...] | None = None
-    models: tuple[str, ...] | None = None
-    budget: Budget | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenUsage:
-    """`[token_usage]`: how tokens are counted where the provider does not."""
-
-    fallback_tokenizer: str = "tiktoken:cl100k_base"
-    cache: bool = False
-    cache_ttl_s: int = 86_400
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSettings:
-    """`[models."PROVIDER:MODEL"]`."""
-
-    usage_mode: Literal["native", "fallback", "auto"] | None = None
-    fallback_tokenizer: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheSettings:
-    """`[cache]`: the shared vector cache."""
-
-    max_bytes: int = 2 * 1024**3
-    ttl_days: int = 90
+LEDGER_NAME = "usage.duckdb"
+VARIABLES: Mapping[str, str] = {"EMBEDCTL_MODEL": "model", "EMBEDCTL_WORKSPACE": "workspace"}
+"""Environment variables that are options."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paths:
-    """Where state lives. All but the ledger are below `home`."""
+    """Where state lives. All but the ledger and its spool are below `home`."""
 
     home: Path
     ledger: Path
 
     @property
     def spool(self) -> Path:
-        """Usage events on their way to the ledger."""
-        return self.home / "spool"
+        """Usage events on their way to the ledger: in the home for its own, beside any other."""
+        if self.ledger.absolute() == (self.home / LEDGER_NAME).absolute():
+            return self.home / "spool"
+        return self.ledger.with_name(self.ledger.name + ".spool")
+
+    @property
+    def price_file(self) -> Path:
+        """The user's own prices."""
+        return self.home / "prices.toml"
 
     @property
     def runs(self) -> Path:
@@ -187,25 +100,10 @@ class Settings:
     environment: Mapping[str, str] = field(repr=False)
 
 
-_TABLES = {
-    "providers": ProviderSettings,
-    "workspaces": WorkspaceSettings,
-    "models": ModelSettings,
-}
-_SINGLES = {"allow": Allow, "token_usage": TokenUsage, "cache": CacheSettings}
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """One settings file, checked: its options and its tables."""
-
-    label: str
-    options: Mapping[str, Any]
-    tables: Mapping[str, Any]
-
-
 def user_config_path(environment: Mapping[str, str]) -> Path:
     """The user's settings file, whether it is there or not."""
+    import platformdirs
+
     named = environment.get("EMBEDCTL_CONFIG")
     return Path(named) if named else platformdirs.user_config_path("embedctl") / "config.toml"
 
@@ -223,49 +121,37 @@ def load(
 
     Args:
         flags: Options from the command line; None values are unset.
-        job: Options from JOB.toml, weaker than flags.
+        job: Options of JOB.toml as `read_job` gives them, weaker than flags.
         config: `--config`, instead of the user's config.
         ledger: `--ledger`.
         folder: Where ./embedctl.toml is looked for; the current folder by default.
 
     Raises:
-        ConfigurationInvalid: A file or a variable is wrong; the message names the key, never a value of a key line.
-        WrongUsage: A flag is.
+        ConfigurationInvalid: A file or a variable is wrong; the message names the key, never a value.
+        WrongUsage: A flag is, or two options contradict each other.
     """
     env = dict(os.environ if environment is None else environment)
     files = _files(env, config, folder or Path.cwd())
-    layers: list[tuple[str, Mapping[str, Any]]] = [
-        ("flag", {k: v for k, v in (flags or {}).items() if v is not None}),
-        ("job file", job or {}),
-        ("EMBEDCTL_MODEL", {"model": env["EMBEDCTL_MODEL"]} if env.get("EMBEDCTL_MODEL") else {}),
-        (
-            "EMBEDCTL_WORKSPACE",
-            {"workspace": env["EMBEDCTL_WORKSPACE"]} if env.get("EMBEDCTL_WORKSPACE") else {},
-        ),
-        *((file.label, file.options) for file in files),
-    ]
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for label, layer in layers:
+    for label, layer in _layers(flags or {}, job or {}, env, files):
         for key in layer.keys() - values.keys():
             values[key], origins[key] = layer[key], label
-    options = run_options.check(_converted(values, Options, "options"))
-    tables = _merged(files)
-    home = Path(env.get("EMBEDCTL_HOME") or platformdirs.user_data_path("embedctl"))
+    named, single = _merged(files)
     chain = env.get("EMBEDCTL_FALLBACK_CHAIN") or env.get("EMBEDDINGS_FALLBACK_CHAIN")
     return Settings(
-        options=options,
-        providers=MappingProxyType(tables["providers"]),
-        chains=MappingProxyType(tables["fallback"]),
+        options=run_options.check(Options(**values)),
+        providers=MappingProxyType(named["providers"]),
+        chains=MappingProxyType(named["fallback"]),
         chain_override=tuple(part.strip() for part in chain.split(",") if part.strip()) if chain else None,
-        narrowings=tuple((f.label, f.tables["allow"]) for f in files if "allow" in f.tables),
-        workspaces=MappingProxyType(tables["workspaces"]),
-        token_usage=tables["token_usage"],
-        models=MappingProxyType(tables["models"]),
-        cache=tables["cache"],
-        paths=Paths(home=home, ledger=ledger or Path(env.get("EMBEDCTL_LEDGER") or home / "usage.duckdb")),
-        origins=MappingProxyType({f.name: origins.get(f.name, "default") for f in fields(Options)}),
-        files=tuple(Path(file.label) for file in files),
+        narrowings=tuple((str(file.path), file.tables["allow"]) for file in files if "allow" in file.tables),
+        workspaces=MappingProxyType(_narrowed(files)),
+        token_usage=single["token_usage"],
+        models=MappingProxyType(named["models"]),
+        cache=single["cache"],
+        paths=_paths(env, ledger),
+        origins=MappingProxyType({entry.name: origins.get(entry.name, "default") for entry in fields(Options)}),
+        files=tuple(file.path for file in files),
         environment=MappingProxyType(env),
     )
 
@@ -275,111 +161,86 @@ def read_job(path: Path) -> dict[str, Any]:
 
     Raises:
         InputMissing: No such file.
-        ConfigurationInvalid: It is no TOML, or has an unknown key.
+        ConfigurationInvalid: It is no TOML, has an unknown key, or a wrong value.
     """
     if not path.is_file():
         raise InputMissing(f"no such job file: {path}", hint="a job file ends in .toml; inputs are named after it")
-    return _checked_options(_toml(path), str(path), also=("input", "output", "job"))
+    content = settings_files.toml(path)
+    own = ("input", "output", "job")
+    job = {key: content[key] for key in own if key in content}
+    for key, value in job.items():
+        texts = value if key == "input" and isinstance(value, list) else [value]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            kind = "a string or a list of strings" if key == "input" else "a string"
+            raise ConfigurationInvalid(f"{path}: {key!r} must be {kind}")
+    return settings_files.options(content, str(path), also=own) | job
 
 
-def _files(env: Mapping[str, str], config: Path | None, folder: Path) -> list[_File]:
+def _layers(
+    flags: Mapping[str, Any], job: Mapping[str, Any], env: Mapping[str, str], files: Sequence[SettingsFile]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Options of each layer and where they come from, strongest first."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    yield "flag", settings_files.options(given, "", error=WrongUsage, spelt=run_options.flag)
+    yield "job file", job
+    for variable, key in VARIABLES.items():
+        if env.get(variable):
+            yield variable, settings_files.options({key: env[variable]}, variable)
+    for file in files:
+        yield str(file.path), file.options
+
+
+def _paths(env: Mapping[str, str], ledger: Path | None) -> Paths:
+    import platformdirs
+
+    home = Path(env.get("EMBEDCTL_HOME") or platformdirs.user_data_path("embedctl"))
+    return Paths(home=home, ledger=ledger or Path(env.get("EMBEDCTL_LEDGER") or home / LEDGER_NAME))
+
+
+def _files(env: Mapping[str, str], config: Path | None, folder: Path) -> list[SettingsFile]:
     """The settings files, strongest first."""
-    found: list[_File] = []
+    found: list[SettingsFile] = []
     user = config or user_config_path(env)
     project = folder / PROJECT_FILE
     if project.is_file() and project.resolve() != user.resolve():
-        found.append(_checked_file(project, may_set_providers=False))
+        found.append(settings_files.read(project, may_set_providers=False))
     if user.is_file():
-        found.append(_checked_file(user, may_set_providers=True))
+        found.append(settings_files.read(user, may_set_providers=True))
     elif config or env.get("EMBEDCTL_CONFIG"):
         raise ConfigurationInvalid(f"no such settings file: {user}", hint="`embedctl config init` writes one")
     return found
 
 
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"), parse_float=Decimal)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationInvalid(f"{path}: {error}", hint="the file must be TOML") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationInvalid(f"{path} cannot be read: {error}") from None
-
-
-def _checked_file(path: Path, *, may_set_providers: bool) -> _File:
-    content = _toml(path)
-    label = str(path)
-    if "providers" in content and not may_set_providers:
-        raise ConfigurationInvalid(
-            f"{path}: a project's file may not set [providers.*]: keys go only to hosts the user configured",
-            hint="move the table to the user's config (`embedctl config path`), or name this file with --config",
-        )
-    tables: dict[str, Any] = {}
-    for key, kind in _TABLES.items():
-        entries = content.pop(key, {})
-        _must_be_table(entries, f"{label}: [{key}]")
-        tables[key] = {name: _converted(entry, kind, f"{label}: [{key}.{name}]") for name, entry in entries.items()}
-    for key, kind in _SINGLES.items():
-        if isinstance(content.get(key), dict):
-            tables[key] = _converted(content.pop(key), kind, f"{label}: [{key}]")
-    if isinstance(content.get("fallback"), dict):
-        chains = content.pop("fallback")
-        tables["fallback"] = _converted(chains, dict[str, tuple[str, ...]], f"{label}: [fallback]")
-    known = (*_TABLES, *_SINGLES, "fallback")
-    return _File(label, _checked_options(content, label, also_known=known), tables)
-
-
-def _checked_options(
-    content: Mapping[str, Any], label: str, *, also: tuple[str, ...] = (), also_known: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    known = [f.name for f in fields(Options)]
-    for key in content:
-        if key not in known and key not in also:
-            _unknown_key(key, [*known, *also, *also_known], label)
-    return dict(content)
-
-
-def _unknown_key(key: str, known: list[str], label: str) -> None:
-    close = get_close_matches(key, known, n=1, cutoff=0.5)
-    raise ConfigurationInvalid(
-        f"{label}: unknown key {key!r}",
-        hint=f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}",
-    )
-
-
-def _must_be_table(value: object, label: str) -> None:
-    if not isinstance(value, dict):
-        raise ConfigurationInvalid(f"{label} must be a table")
-
-
-def _converted(value: Any, kind: type[_T], label: str) -> _T:
-    """`value` as `kind`; unknown keys and wrong types are errors that name the key, never the value."""
-    if kind is Options:
-        value = {k: run_options.seconds(v) if k in ("timeout", "max_wait", "deadline") else v for k, v in value.items()}
-    if hasattr(kind, "__dataclass_fields__"):
-        _must_be_table(value, label)
-        known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
-        for key in value:
-            if key not in known:
-                _unknown_key(key, known, label)
-        for entry in fields(kind):  # type: ignore[arg-type]
-            needed = entry.default is MISSING and entry.default_factory is MISSING
-            if needed and entry.name not in value:
-                raise ConfigurationInvalid(f"{label}: {entry.name!r} is missing")
-    try:
-        return msgspec.convert(value, kind, strict=False)
-    except msgspec.ValidationError as error:
-        reason = str(error)
-        if label == "options":
-            raise WrongUsage(f"bad option: {reason}") from None
-        raise ConfigurationInvalid(f"{label}: {reason}") from None
-
-
-def _merged(files: list[_File]) -> dict[str, Any]:
-    """Tables of all files: entries of the stronger file win whole."""
-    merged: dict[str, Any] = {key: {} for key in (*_TABLES, "fallback")}
+def _merged(files: Sequence[SettingsFile]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Named and single tables of all files: an entry, or a single table, of the stronger file wins whole."""
+    named: dict[str, dict[str, Any]] = {key: {} for key in (*NAMED_TABLES, "fallback")}
     for file in reversed(files):
-        for key in merged:
-            merged[key] |= file.tables.get(key, {})
-    for key, kind in _SINGLES.items():
-        merged[key] = next((f.tables[key] for f in files if key in f.tables), kind())
+        for key, entries in named.items():
+            entries.update(file.tables.get(key, {}))
+    single = {
+        key: next((file.tables[key] for file in files if key in file.tables), kind())
+        for key, kind in SINGLE_TABLES.items()
+    }
+    return named, single
+
+
+def _narrowed(files: Sequence[SettingsFile]) -> dict[str, WorkspaceSettings]:
+    """Workspaces of all files: what all of them allow, and the budget of the user's own file before a project's."""
+    merged: dict[str, WorkspaceSettings] = {}
+    for file in reversed(files):
+        for name, entry in file.tables["workspaces"].items():
+            before = merged.get(name, entry)
+            merged[name] = replace(
+                before,
+                providers=_both(before.providers, entry.providers),
+                models=_both(before.models, entry.models),
+                budget=before.budget or entry.budget,
+            )
     return merged
+
+
+def _both(these: tuple[str, ...] | None, those: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """What two allow-lists allow together; None allows all."""
+    if these is None or those is None:
+        return those if these is None else these
+    return tuple(name for name in these if name in those)

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+SLOT_ROWS = 1 << 18
+"""Rows, or failures, close it too, however narrow the vectors."""
+
 SLOT_BYTES = 128 * 1024 * 1024
 """About so many bytes of vectors, or of text and kept columns, close a slot."""
 
@@ -116,7 +119,8 @@ class Slot:
         means: Row → the vectors that its own is the mean of.
         refusals: Wanted vector that will not come → why.
         where, file, offset: One entry per wanted vector, see Where.
-        last_request: The slot is complete when all requests up to this number are; its requests hold no other slot's texts.
+        last_request: The slot is complete when all requests up to this number are; its requests hold no other
+            slot's texts.
     """
 
     number: int
@@ -163,6 +167,13 @@ class Slot:
             self.file[places] = arrival.file
             self.offset[places] = np.arange(arrival.offset, end, arrival.width_bytes, dtype=np.uint64)
 
+    def only_averaged(self, ordinals: Sequence[int]) -> int:
+        """How many of these wanted vectors (ordinals of the run) went into a mean: no part will hold them."""
+        if not self.means:
+            return 0
+        places = {ordinal - self.first_wanted for ordinal in ordinals}
+        return sum(place in places for mean in self.means.values() for place in range(mean.start, mean.stop))
+
     def refused(self, place: int, why: Refusal) -> None:
         """This vector will not come."""
         self.where[place] = Where.GONE
@@ -171,54 +182,65 @@ class Slot:
     def full(self, dimensions: int | None) -> bool:
         """Whether the slot holds enough to be a part of its own."""
         vectors = self.wanted * (dimensions or 1536) * 4
-        return vectors >= SLOT_BYTES or self.content_bytes >= SLOT_BYTES
+        if vectors >= SLOT_BYTES or self.content_bytes >= SLOT_BYTES or len(self.rows) >= SLOT_ROWS:
+            return True
+        return dimensions is not None and len(self.failures) >= SLOT_ROWS  # without a width it could not be a part
 
 
 class History:
     """Where the vectors of slots that were handed on are: what a later row with the same text needs.
 
-    In a folder they are in the slot's part; in a single file they stay in the journal until the end.
+    In a folder they are in the slot's part, as a rule in the order they were wanted in, which takes no memory; in a
+    single file they stay in the journal until the end.
     """
 
     def __init__(self) -> None:
         self._firsts: list[int] = []
-        self._slots: list[_Kept] = []
+        self._slots: list[_Kept | _InOrder] = []
 
     def add(self, slot: Slot, part: int | None) -> None:
         """Remember a slot that was written as part number `part`, or (None) whose journal stays."""
-        if part is None:
-            count = slot.wanted
-            kept = _Kept(slot.where[:count].copy(), slot.file[:count].copy(), slot.offset[:count].copy(), slot.refusals)
-        else:
-            where = np.full(slot.wanted, Where.GONE, np.uint8)
-            offset = np.zeros(slot.wanted, np.uint64)
+        self._firsts.append(slot.first_wanted)
+        if part is not None and not slot.refusals and slot.rows == list(range(slot.wanted)):
+            self._slots.append(_InOrder(part))
+            return
+        count = slot.wanted
+        where, file, offset = slot.where[:count].copy(), slot.file[:count].copy(), slot.offset[:count].copy()
+        if part is not None:
             wanted = np.asarray(slot.rows, np.int64)
             written = wanted[wanted >= 0]
             written = written[slot.where[written] != Where.GONE]
-            where[written] = Where.PART
-            offset[written] = _rows_written(slot)[: len(written)]
-            kept = _Kept(where, np.full(slot.wanted, part, np.uint32), offset, slot.refusals)
-        self._firsts.append(slot.first_wanted)
-        self._slots.append(kept)
+            where[written], file[written] = Where.PART, part
+            offset[written] = _rows_written(slot)
+        self._slots.append(_Kept(where, file, offset, slot.refusals))
 
     def place(self, ordinal: int) -> tuple[int, int, int, Refusal | None]:
         """(where, file, offset, refusal) of an earlier wanted vector."""
         number = bisect_right(self._firsts, ordinal) - 1
-        kept, local = self._slots[number], ordinal - self._firsts[number]
-        return (
-            int(kept.where[local]),
-            int(kept.file[local]),
-            int(kept.offset[local]),
-            kept.refusals.get(local),
-        )
+        return self._slots[number].place(ordinal - self._firsts[number])
+
+
+@dataclass(frozen=True, slots=True)
+class _InOrder:
+    """A slot whose wanted vectors are the rows of a part."""
+
+    part: int
+
+    def place(self, local: int) -> tuple[int, int, int, Refusal | None]:
+        return int(Where.PART), self.part, local, None
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
+    """Any other slot; vectors that only went into a mean stay in the journal."""
+
     where: NDArray[np.uint8]
     file: NDArray[np.uint32]
     offset: NDArray[np.uint64]
     refusals: Mapping[int, Refusal]
+
+    def place(self, local: int) -> tuple[int, int, int, Refusal | None]:
+        return int(self.where[local]), int(self.file[local]), int(self.offset[local]), self.refusals.get(local)
 
 
 def _rows_written(slot: Slot) -> NDArray[np.uint64]:

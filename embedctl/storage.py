@@ -8,6 +8,7 @@ import fcntl
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +24,9 @@ Buffer = bytes | bytearray | memoryview
 
 _BUFFERS_PER_WRITE = 512  # IOV_MAX is 1024 on Linux and macOS, 16 where POSIX is taken at its word
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FORBIDDEN = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST,
+)  # fmt: skip
 _UNSUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _RENAME_EXCL = 4  # sys/stdio.h of macOS
@@ -109,6 +112,18 @@ class Disk:
             raise _failure(refusal, target, "create") from refusal
         return True
 
+    def also(self, source: Path, target: Path) -> bool:
+        """Give `source` a second name; False, and nothing done, where links are missing or something has that name."""
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except FileExistsError:
+            return False
+        except OSError as refusal:
+            if refusal.errno in _UNSUPPORTED:
+                return False
+            raise _failure(refusal, target, "create") from refusal
+        return True
+
     def rename_new(self, source: Path, target: Path) -> bool:
         """Rename, but never over an existing name: False where there is one."""
         with _told(target, "create"):
@@ -135,14 +150,22 @@ class Disk:
         with _told(path, "remove"):
             path.unlink(missing_ok=True)
 
+    def remove_folder(self, folder: Path) -> None:
+        """Remove an empty folder; one that is gone, or not empty, stays as it is."""
+        with suppress(OSError):
+            folder.rmdir()
+
     def make_folder(self, folder: Path, *, mode: int = 0o700) -> None:
         """The folder and what is missing above it; an existing one stays as it is."""
-        if folder.is_dir():
+        if os.path.isdir(folder):  # noqa: PTH112 - False for a name that cannot be, too
             return
         if folder.parent != folder:
             self.make_folder(folder.parent, mode=mode)
         with _told(folder, "create"):
-            folder.mkdir(mode, exist_ok=True)
+            try:
+                folder.mkdir(mode, exist_ok=True)
+            except FileExistsError as taken:  # by something that is no folder
+                raise OutputRefused(f"{folder} is not a folder", hint="choose a place below a folder") from taken
         self.sync_folder(folder.parent)
 
     def close(self, fd: int) -> None:
@@ -190,14 +213,32 @@ def replace(disk: Disk, path: Path, content: Content, *, mode: int = 0o600) -> N
     disk.sync_folder(path.parent)
 
 
-def remove_leftovers(disk: Disk, folder: Path) -> int:
-    """Remove the unfinished files a dead process left in `folder`; how many. Only under the folder's lock."""
+def remove_leftovers(disk: Disk, folder: Path, *, older_than_s: float = 0) -> int:
+    """Remove the unfinished files a dead process left in `folder`; how many.
+
+    Args:
+        older_than_s: 0 only under the folder's lock; where others may be writing, longer than they take.
+    """
     if not folder.is_dir():
         return 0
+    before = uuid7(time.time() - older_than_s).hex if older_than_s else "g"
     leftovers = [path for path in sorted(folder.iterdir()) if path.name.startswith(TEMPORARY_PREFIX)]
+    leftovers = [path for path in leftovers if path.name.removeprefix(TEMPORARY_PREFIX) < before]
     for path in leftovers:
         disk.unlink(path)
     return len(leftovers)
+
+
+def remove_tree(disk: Disk, folder: Path) -> None:
+    """Remove a folder of ours with all that is in it; a crash leaves the rest for the next one who does it."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(disk, path)
+        else:
+            disk.unlink(path)
+    disk.remove_folder(folder)
 
 
 class Unfinished:
@@ -207,8 +248,8 @@ class Unfinished:
         self._disk = disk
         self._path = folder / f"{TEMPORARY_PREFIX}{uuid7().hex}"
         self._fd = disk.create(self._path, mode=mode)
-        sink = cast("io.RawIOBase", _Sink(disk, self._fd, self._path))
-        self.file = cast("BinaryIO", io.BufferedWriter(sink, 1 << 20))
+        self._sink = _Sink(disk, self._fd, self._path)
+        self.file = cast("BinaryIO", io.BufferedWriter(cast("io.RawIOBase", self._sink), 1 << 20))
 
     def put(self, path: Path, *, over: bool = False) -> bool:
         """Give the file its name; False, and nothing is changed, when something is there and `over` is not set.
@@ -230,6 +271,7 @@ class Unfinished:
 
     def drop(self) -> None:
         """Let go of what has no name yet."""
+        self._sink.cut()
         if self._fd >= 0:
             self._disk.close(self._fd)
             self._fd = -1
@@ -241,10 +283,10 @@ def _written(disk: Disk, path: Path, content: Content, mode: int) -> Path:
     """A temporary file beside `path` that holds `content`, synced and closed."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid7().hex}")
     fd = disk.create(temporary, mode=mode)
+    sink = _Sink(disk, fd, temporary)
     try:
         if callable(content):
-            sink = cast("io.RawIOBase", _Sink(disk, fd, temporary))
-            buffered = io.BufferedWriter(sink, 1 << 20)
+            buffered = io.BufferedWriter(cast("io.RawIOBase", sink), 1 << 20)
             content(cast("BinaryIO", buffered))
             if not buffered.closed:
                 buffered.flush()
@@ -256,6 +298,7 @@ def _written(disk: Disk, path: Path, content: Content, mode: int) -> Path:
             disk.unlink(temporary)
         raise
     finally:
+        sink.cut()
         disk.close(fd)
     return temporary
 
@@ -268,6 +311,7 @@ class _Sink(io.RawIOBase):
         self._fd = fd
         self._path = path
         self._end = 0
+        self._cut = False
 
     def writable(self) -> bool:
         return True
@@ -275,7 +319,15 @@ class _Sink(io.RawIOBase):
     def tell(self) -> int:
         return self._end
 
+    def cut(self) -> None:
+        """From now on nothing is written: a buffer is flushed, and a Parquet footer written, by the garbage collector
+        too, when the descriptor's number may be another file's already.
+        """
+        self._cut = True
+
     def write(self, buffer: Buffer) -> int:  # type: ignore[override]
+        if self._cut:
+            return memoryview(buffer).nbytes
         count = self._disk.write(self._fd, [buffer], self._end, self._path)
         self._end += count
         return count

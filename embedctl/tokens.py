@@ -38,7 +38,11 @@ class Counter(Protocol):
         """Tokens of each text as the model sees it, special tokens included; 0 only for an empty text."""
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of a token array; special tokens left out."""
+        """The text of a token array; special tokens left out.
+
+        Raises:
+            LookupError: A number is no token.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,10 @@ class _Tiktoken:
         return [len(encode(text)) for text in texts]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return str(self.encoding.decode(list(tokens)))
+        try:
+            return str(self.encoding.decode([one for one in tokens if not self.encoding.is_special_token(one)]))
+        except (KeyError, OverflowError) as problem:
+            raise LookupError(f"no token of {self.tokenizer_id}: {problem}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,9 @@ class _HuggingFace:
         return [len(encoding.ids) for encoding in self.tokenizer.encode_batch_fast(list(texts))]
 
     def decode(self, tokens: Sequence[int]) -> str:
+        size = self.tokenizer.get_vocab_size(with_added_tokens=True)
+        if outside := [one for one in tokens if not 0 <= one < size]:
+            raise LookupError(f"no token of {self.tokenizer_id}: {outside[0]}")
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 

@@ -371,7 +371,7 @@ def translated(problem: Exception, host: str, *, written: bool) -> ProviderError
         if isinstance(cause, ssl.SSLCertVerificationError):
             return NotSent(
                 f"the certificate of {host} is not trusted: {cause.verify_message}",
-                hint="--ca-file FILE names certificates to trust besides the public ones",
+                hint="ca_file = FILE in the provider's table names certificates to trust besides the public ones",
                 provider_code="certificate",
             )
         if isinstance(cause, ssl.SSLError):

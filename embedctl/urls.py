@@ -26,7 +26,7 @@ def checked(url: str, *, insecure: bool = False) -> SplitResult:
 
     Args:
         url: A base URL or a whole one.
-        insecure: `--insecure`: plain http to other machines is allowed too.
+        insecure: plain http to other machines is allowed too.
 
     Raises:
         ConfigurationInvalid: Not https (or http on this machine), a key or password inside, or a link-local host
@@ -56,7 +56,7 @@ def checked(url: str, *, insecure: bool = False) -> SplitResult:
     if parts.scheme == "http" and not insecure and not is_loopback(host):
         raise ConfigurationInvalid(
             f"plain http to {host} would show the key and the texts to the network",
-            hint="use https, or --insecure when the network is yours",
+            hint="use https, or insecure = true in the provider's table when the network is yours",
         )
     return parts
 

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -18,6 +19,7 @@ from embedctl.records import TEXT_HASH_BYTES, Space
 
 ROW_GROUP_ROWS = 16_384
 METADATA_KEY = b"embedctl"
+_CHUNK_ROWS = 1024
 OWN_COLUMNS = (
     "id",
     "chunk_index",
@@ -109,13 +111,15 @@ def table(rows: pa.RecordBatch | pa.Table, embeddings: Embeddings, layout: Layou
     schema = layout.schema
     kind = schema.field("embedding").type
     if layout.vector_type == "fixed":
-        vectors = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+        whole = pa.FixedSizeListArray.from_arrays(flat, type=kind)
     else:
         ends = np.arange(0, len(flat) + 1, layout.dimensions, dtype=np.int32)
-        vectors = pa.ListArray.from_arrays(pa.array(ends), flat, type=kind)
+        whole = pa.ListArray.from_arrays(pa.array(ends), flat, type=kind)
+    # the writer makes 4 bytes of nesting levels per number, for a whole chunk at a time
+    chunks = [whole.slice(start, _CHUNK_ROWS) for start in range(0, len(whole), _CHUNK_ROWS)]
     columns = [
         *rows.columns,
-        vectors,
+        pa.chunked_array(chunks, type=kind),
         *(_words([purchase[part] for purchase in embeddings.purchases], embeddings.bought) for part in (0, 1)),
         pa.array(embeddings.tokens, pa.int32(), mask=embeddings.tokens < 0),
         _words([purchase[2] for purchase in embeddings.purchases], embeddings.bought),
@@ -204,18 +208,6 @@ def _leaf(field: pa.Field) -> str:
     return str(field.name)
 
 
-def write(sink: BinaryIO, tables: Iterator[pa.Table], layout: Layout, facts: bytes) -> None:
-    """A whole Parquet file with `facts` as its metadata.
-
-    A file is only complete when this returns: on an error the writer is dropped without a footer.
-    """
-    parquet = writer(sink, layout)
-    for part in tables:
-        parquet.write_table(part, row_group_size=ROW_GROUP_ROWS)
-    parquet.add_key_value_metadata({METADATA_KEY.decode(): facts.decode()})
-    parquet.close()
-
-
 def read_metadata(path: Path) -> dict[str, Any] | None:
     """What embedctl wrote about a Parquet file; None when it is no Parquet, or not ours."""
     try:
@@ -224,6 +216,12 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         return None
     text = found.get(METADATA_KEY)
     return dict(orjson.loads(text)) if text else None
+
+
+def is_precise(path: Path, dtype: Dtype) -> bool:
+    """Whether the vectors of a file of ours may stand in an output of `dtype`: int8 and float16 never become more."""
+    element = pq.read_schema(path).field("embedding").type.value_type
+    return bool(element in (pa.float32(), _ELEMENTS[dtype]))
 
 
 class Part:
@@ -244,6 +242,25 @@ class Part:
                 column = batch.column(0)
                 start = column.offset * TEXT_HASH_BYTES
                 yield column.buffers()[1].to_pybytes()[start : start + len(column) * TEXT_HASH_BYTES]
+
+    def rows_of(self, row_id: str) -> list[dict[str, Any]]:
+        """What the file says of the row with this id, one mapping per chunk, without vector and text."""
+        columns = ["id", "chunk_index", "embedding_model", "embedding_provider", "embedding_operation_id"]
+        with self._file() as file:
+            found = []
+            for group in range(file.num_row_groups):
+                ids = pc.cast(file.read_row_group(group, columns=["id"]).column(0), pa.string())
+                at = pc.indices_nonzero(pc.equal(ids, row_id))
+                if len(at):
+                    found += file.read_row_group(group, columns=columns).take(at).to_pylist()
+            return found
+
+    def holds(self, rows: pa.Table) -> bool:
+        """Whether its columns beside the embedding ones are exactly these rows."""
+        with self._file() as file:
+            names = file.schema_arrow.names
+            own = names[: names.index("embedding")]
+            return bool(own == rows.column_names and file.read(columns=own).equals(rows))
 
     def take(
         self, rows: NDArray[np.int64]

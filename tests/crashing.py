@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from embedctl.storage import Buffer, Disk
@@ -17,13 +18,23 @@ class Crashed(BaseException):
     """The process is dead; nothing after this happened."""
 
 
+@dataclass
+class Written:
+    """A file, where it ends, and up to where it is on the disk."""
+
+    path: Path
+    inode: int
+    end: int = 0
+    synced: int = 0
+
+
 class CrashingDisk(Disk):
     """Works until durable operation number `at`, and then never again.
 
     Attributes:
         torn: The operation it dies in is half done, when it is a write.
-        graveyard: A folder beside the tested one. When given, the power fails: what was not synced is lost, kept,
-            torn or zeroed as `seed` decides.
+        graveyard: A folder beside the tested one. When given, `lose_power` loses, keeps, tears or zeroes what was
+            not synced, as `seed` decides.
     """
 
     def __init__(
@@ -39,7 +50,8 @@ class CrashingDisk(Disk):
         self._lock = threading.RLock()
         self._graves = itertools.count()
         self._undo: dict[Path, list[Callable[[], None]]] = {}
-        self._written: dict[int, dict[str, object]] = {}
+        self._open: dict[int, Written] = {}
+        self._written: list[Written] = []
 
     @contextmanager
     def _operation(self, name: str, path: Path, half: Callable[[], object] = lambda: None) -> Iterator[None]:
@@ -52,8 +64,6 @@ class CrashingDisk(Disk):
                 self.dead = True
                 if self.torn:
                     half()
-                if self._graveyard is not None:
-                    self._lose_power()
                 raise Crashed
             yield
 
@@ -63,7 +73,8 @@ class CrashingDisk(Disk):
         with self._operation("create", path):
             fd = super().create(path, mode=mode)
             self._later(path.parent, lambda: path.unlink(missing_ok=True))
-            self._written[fd] = {"path": path, "inode": os.fstat(fd).st_ino, "end": 0, "synced": 0}
+            self._open[fd] = Written(path, os.fstat(fd).st_ino)
+            self._written.append(self._open[fd])
             return fd
 
     def write(self, fd: int, buffers: Sequence[Buffer], offset: int, path: Path) -> int:
@@ -74,7 +85,7 @@ class CrashingDisk(Disk):
             super(CrashingDisk, self).write(fd, [whole[: max(kept, 0)]], offset, path)
 
         with self._operation("write", path, half):
-            self._written[fd]["end"] = offset + len(whole)
+            self._open[fd].end = offset + len(whole)
             return super().write(fd, [whole], offset, path)
 
     def reserve(self, fd: int, end: int, path: Path) -> bool:
@@ -87,7 +98,7 @@ class CrashingDisk(Disk):
 
     def sync(self, fd: int, path: Path) -> None:
         with self._operation("sync", path):
-            self._written[fd]["synced"] = self._written[fd]["end"]
+            self._open[fd].synced = self._open[fd].end
 
     def sync_folder(self, folder: Path) -> None:
         with self._operation("sync_folder", folder):
@@ -99,6 +110,17 @@ class CrashingDisk(Disk):
             if linked:
                 self._later(target.parent, lambda: target.unlink(missing_ok=True))
             return linked
+
+    def also(self, source: Path, target: Path) -> bool:
+        with self._operation("also", target):
+            linked = super().also(source, target)
+            if linked:
+                self._later(target.parent, lambda: target.unlink(missing_ok=True))
+            return linked
+
+    def remove_folder(self, folder: Path) -> None:
+        with self._operation("remove_folder", folder):
+            super().remove_folder(folder)
 
     def rename(self, source: Path, target: Path) -> None:
         with self._operation("rename", target):
@@ -139,23 +161,24 @@ class CrashingDisk(Disk):
         os.link(path, grave)
         return grave
 
-    def _lose_power(self) -> None:
-        for fd, file in self._written.items():
-            end, synced = int(file["end"]), int(file["synced"])  # type: ignore[call-overload]
+    def lose_power(self) -> None:
+        """What was not synced is gone, or some of it. To be called when nobody uses the files any more."""
+        if self._graveyard is None:
+            return
+        for file in self._written:
             with suppress(OSError):
-                if end > synced and os.fstat(fd).st_ino == file["inode"]:
-                    self._lose_tail(fd, synced, end)
+                if file.end > file.synced and file.path.stat().st_ino == file.inode:
+                    self._lose_tail(file)
         for undos in self._undo.values():
             for undo in reversed(undos):
                 if self._random.random() < 0.6:
                     with suppress(OSError):
                         undo()
 
-    def _lose_tail(self, fd: int, synced: int, end: int) -> None:
+    def _lose_tail(self, file: Written) -> None:
         fate = self._random.choice(["none", "torn", "zeros", "kept"])
         if fate == "kept":
             return
-        keep = synced if fate != "torn" else self._random.randrange(synced, end)
-        os.ftruncate(fd, keep)
+        os.truncate(file.path, file.synced if fate != "torn" else self._random.randrange(file.synced, file.end))
         if fate == "zeros":
-            os.ftruncate(fd, end)
+            os.truncate(file.path, file.end)

@@ -100,10 +100,12 @@ class World:
         try:
             asyncio.run(self._run(disk))
         except Crashed:
-            return False
+            pass
         except Exception as error:
             self.violations.append(f"a run raised {error!r}")
-        return True
+        if disk.dead:
+            disk.lose_power()
+        return not disk.dead
 
     async def _run(self, disk: CrashingDisk) -> None:
         storage.remove_leftovers(disk, self.parts)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from embedctl import locks
 from embedctl.errors import Locked, OutputRefused
 from embedctl.locks import hold, is_held
 
@@ -102,22 +103,25 @@ def test_waiting_ends(tmp_path: Path) -> None:
     assert len(naps) == 10
 
 
-def test_a_lock_whose_folder_was_removed_is_asked_for_anew(tmp_path: Path) -> None:
+def test_a_lock_whose_folder_was_removed_is_asked_for_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who got the lock of a removed file holds nothing: the file at the name counts."""
     folder = tmp_path / "state"
     folder.mkdir()
-    first = hold(folder / "lock")
+    really_open, opened = locks._open, []
 
-    def sleep(_: float) -> None:
-        shutil.rmtree(folder)
-        folder.mkdir()
-        first.release()
+    def open_before_it_goes(path: Path) -> int:
+        opened.append(really_open(path))
+        if len(opened) == 1:
+            shutil.rmtree(folder)
+            folder.mkdir()
+        return opened[-1]
 
-    second = hold(folder / "lock", wait_s=1, clock=lambda: 0, sleep=sleep)
+    monkeypatch.setattr(locks, "_open", open_before_it_goes)
+    lock = hold(folder / "lock")
 
     with pytest.raises(Locked):
         hold(folder / "lock")
-    second.release()
+    lock.release()
 
 
 def test_garbage_in_the_file_is_no_obstacle(tmp_path: Path) -> None:

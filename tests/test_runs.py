@@ -17,6 +17,8 @@ from embedctl.locks import hold
 from embedctl.records import UsageEvent, uuid7
 from embedctl.runs import JOURNAL, LOCK, Run, Runs, recover_dead
 
+LEDGER = Path("usage.duckdb")
+
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Runs:
@@ -132,8 +134,8 @@ def test_the_spend_of_a_dead_run_reaches_the_spool_once(tmp_path: Path, runs: Ru
     answered, lost = dead_journal(run.folder)
     spool = Spool()
 
-    put = recover_dead(runs.folder, spool)
-    again = recover_dead(runs.folder, spool)
+    put = recover_dead(runs.folder, spool, ledger=LEDGER)
+    again = recover_dead(runs.folder, spool, ledger=LEDGER)
     (events,) = spool.files.values()
 
     assert (put, again) == (2, 0)
@@ -151,9 +153,24 @@ def test_a_living_run_is_left_alone(tmp_path: Path, runs: Runs) -> None:
     dead_journal(run.folder)
     spool = Spool()
     with hold(run.folder / LOCK):
-        put = recover_dead(runs.folder, spool)
+        put = recover_dead(runs.folder, spool, ledger=LEDGER)
 
     assert (put, spool.files) == (0, {})
+
+
+def test_a_dead_run_pays_into_its_own_ledger(tmp_path: Path, runs: Runs) -> None:
+    """The spend of a run that named another ledger is left for that one."""
+    run = dataclasses.replace(a_run(tmp_path), ledger=str(tmp_path / "other.duckdb"))
+    runs.register(run)
+    dead_journal(run.folder)
+    mine, others = Spool(), Spool()
+    put = [
+        recover_dead(runs.folder, spool, ledger=ledger)
+        for spool, ledger in ((mine, LEDGER), (others, tmp_path / "other.duckdb"))
+    ]
+
+    assert put == [0, 2]
+    assert mine.files == {}
 
 
 def test_journals_whose_vectors_nobody_needs_are_removed(tmp_path: Path, runs: Runs) -> None:
@@ -162,7 +179,7 @@ def test_journals_whose_vectors_nobody_needs_are_removed(tmp_path: Path, runs: R
     runs.register(run)
     dead_journal(run.folder)
 
-    assert recover_dead(runs.folder, Spool()) == 2
+    assert recover_dead(runs.folder, Spool(), ledger=LEDGER) == 2
     assert list((run.folder / JOURNAL).iterdir()) == []
 
 
@@ -175,9 +192,9 @@ def test_a_crash_while_recovering_the_dead_loses_nothing(tmp_path: Path) -> None
         expected = {event.event_id for event in dead_journal(run.folder)}
         spool, disk = Spool(), CrashingDisk(at)
         try:
-            recover_dead(runs.folder, spool, disk=disk)
+            recover_dead(runs.folder, spool, ledger=LEDGER, disk=disk)
         except Crashed:
-            recover_dead(runs.folder, spool)
+            recover_dead(runs.folder, spool, ledger=LEDGER)
         events = [event for events in spool.files.values() for event in events]
 
         assert len(events) == 2

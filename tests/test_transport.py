@@ -547,7 +547,7 @@ def test_a_certificate_that_nobody_vouches_for_is_named(certificate: Path) -> No
             assert "certificate of 127.0.0.1" in caught.value.message
             assert "self-signed" in caught.value.message
             assert caught.value.hint is not None
-            assert "--ca-file" in caught.value.hint
+            assert "ca_file" in caught.value.hint
             assert server.requests == []
 
     run(main)

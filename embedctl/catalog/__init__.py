@@ -1,4 +1,4 @@
-"""What is known of models, of who serves them, and at what price. Data in the TOML files beside this.
+"""What is known of models and of who serves them. Data in the TOML files beside this; prices: `ledger.prices`.
 
 find("openai", "text-embedding-3-small")        one provider's offer
 serving("sentence-transformers/all-MiniLM-L6-v2")   everyone who serves these weights
@@ -8,19 +8,16 @@ named("all-MiniLM-L6-v2")                       what a bare name may mean
 from __future__ import annotations
 
 from embedctl.catalog._models import Model, default_model, find, models, named, serving
-from embedctl.catalog._prices import Price, prices
 from embedctl.catalog._providers import Provider, default_chain, providers
 
 __all__ = [
     "Model",
-    "Price",
     "Provider",
     "default_chain",
     "default_model",
     "find",
     "models",
     "named",
-    "prices",
     "providers",
     "serving",
 ]

@@ -5,17 +5,20 @@ Commands are modules of this folder, imported when they are called: `--help` imp
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from embedctl import __version__
+from embedctl.cli.groups import SuggestingGroup as SuggestingGroup
+from embedctl.cli.groups import made, quick
+from embedctl.cli.groups import nearest as nearest
 from embedctl.errors import EmbedctlError, WrongUsage
 
 COMMANDS = {
@@ -41,31 +44,12 @@ COMMANDS = {
 """Command groups as `--help` shows them; a name is a module of this folder that has an `app`."""
 
 
-def nearest(word: str, known: list[str]) -> str | None:
-    """The known word most like `word`, None when none is close."""
-    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return matches[0] if matches else None
-
-
-class SuggestingGroup(TyperGroup):
-    """A group that names the nearest command when one is misspelt."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command of the first word, or WrongUsage that names the nearest."""
-        name = args[0] if args else ""
-        if name and not name.startswith("-") and self.get_command(ctx, name) is None:
-            known = self.list_commands(ctx)
-            close = nearest(name, known)
-            path = ctx.command_path
-            raise WrongUsage(
-                f"no such command: {path} {name}",
-                hint=f"did you mean `{path} {close}`?" if close else f"commands: {', '.join(known)}",
-            )
-        return super().resolve_command(ctx, args)
-
-
 class _Root(SuggestingGroup):
     """The root: finds commands by name, and turns every error of our tree into its exit code."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        quick(self)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [name for group in COMMANDS.values() for name in group]
@@ -74,9 +58,7 @@ class _Root(SuggestingGroup):
         if cmd_name not in self.list_commands(ctx):
             return None
         module = importlib.import_module(f"embedctl.cli.{cmd_name}")
-        command = typer.main.get_command(module.app)
-        command.name = cmd_name
-        return command
+        return made(module.app, cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for title, commands in COMMANDS.items():
@@ -84,24 +66,55 @@ class _Root(SuggestingGroup):
                 formatter.write_dl(list(commands.items()))
 
     def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        words = list(args)
-        context = super().make_context(info_name, args, parent, **extra)
-        context.meta["embedctl.json"] = wants_json(words)
+        as_json = wants_json(args)
+        with _told(as_json):
+            context = super().make_context(info_name, args, parent, **extra)
+        context.meta["embedctl.json"] = as_json
         return context
 
     def invoke(self, ctx: Any) -> Any:
-        from embedctl import render
-
-        try:
+        with _told(ctx.meta["embedctl.json"]):
             return super().invoke(ctx)
-        except EmbedctlError as error:
-            render.error(error, as_json=ctx.meta["embedctl.json"])
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except BrokenPipeError:  # `| head` closed the pipe; nothing more can be said on it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None
+
+
+@contextmanager
+def _told(as_json: bool) -> Iterator[None]:
+    """Every error a user can cause is one line and a hint, or one JSON object; then its exit code."""
+    try:
+        yield
+    except EmbedctlError as error:
+        _say(error, as_json)
+    except _TyperUsage as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        _say(_wrong_usage(error), as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except BrokenPipeError:  # `| head` closed the pipe; nothing more can be said on it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+
+
+def _say(error: EmbedctlError, as_json: bool) -> NoReturn:
+    from embedctl import render
+
+    render.error(error, as_json=as_json)
+    raise typer.Exit(error.exit_code) from None
+
+
+_TyperUsage: Any = typer.BadParameter.__mro__[1]  # the UsageError that typer vendors has no public name
+
+
+def _wrong_usage(error: Any) -> WrongUsage:
+    """What typer found wrong with the command line, as ours."""
+    close = sorted(getattr(error, "possibilities", None) or ())
+    message = error.message if close else error.format_message().rstrip(".")
+    message = message.replace("Value error, ", "").replace("Input should be", "should be")
+    words = " ".join(str(message).split())
+    first = words[:1].lower() + words[1:] if words[1:2].islower() else words
+    path = error.ctx.command_path if error.ctx is not None else "embedctl"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"`{path} --help` shows the flags"
+    return WrongUsage(first, hint=hint)
 
 
 def wants_json(words: list[str]) -> bool:
@@ -123,7 +136,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich costs more start-up than all the rest of --help
     pretty_exceptions_enable=False,  # locals can hold keys
     add_completion=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from embedctl import render
 from embedctl.cli import SuggestingGroup
-from embedctl.cli.flags import ConfigFlag, LedgerFlag, with_options
+from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, one_of, with_options
 from embedctl.errors import WrongUsage
+
+if TYPE_CHECKING:
+    from embedctl.runs import Runs
 
 
 class _Batch(SuggestingGroup):
@@ -54,6 +58,8 @@ def run(
     job: Annotated[Optional[str], typer.Option("--job", help="Name of the job, for `batch list` and reports.")] = None,  # noqa: UP045
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try rows again that failed before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and send nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask no questions (there are none).", hidden=True)] = False,
     as_json: Annotated[
         bool, typer.Option("--json", "-j", help="Print the receipt as one JSON object on stdout.")
     ] = False,
@@ -90,5 +96,93 @@ def run(
         ledger=ledger,
         overwrite=overwrite,
         retry_failed=retry_failed,
+        dry_run=dry_run,
         talk=Talk(as_json=as_json, quiet=quiet, progress=not no_progress, verbose=verbose),
     )
+
+
+_STATES = ["accepted", "running", "completed", "partial", "failed", "interrupted"]
+Job = Annotated[str, typer.Argument(help="Name of a job, or id of a run.", metavar="JOB|RUN_ID")]
+
+
+def _runs(config: Path | None) -> Runs:
+    from embedctl import settings
+    from embedctl.runs import Runs
+
+    return Runs(settings.load(config=config).paths.runs)
+
+
+@app.command(
+    "list",
+    epilog="Example: embedctl batch list --status failed --status interrupted",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+def list_(
+    status: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--status", help="Only runs in this state; repeatable.", metavar="|".join(_STATES)),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Most runs shown.")] = 20,
+    offset: Annotated[int, typer.Option("--offset", min=0, help="So many of the newest are left out.")] = 0,
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    config: ConfigFlag = None,
+) -> None:
+    """List runs, newest first."""
+    from embedctl import jobs
+
+    found = jobs.listed(_runs(config), [one_of(word, _STATES, "state") for word in status or ()])
+    rows = [jobs.row(run) for run in found[offset : offset + limit]]
+    envelope = {"total": len(found), "limit": limit, "offset": offset, "runs": rows}
+    columns = [
+        render.Column("job", "Job"),
+        render.Column("run_id", "Run"),
+        render.Column("state", "State"),
+        render.Column("rows", "Rows", "right"),
+        render.Column("failed", "Failed", "right"),
+        render.Column("cost", "Cost USD", "right"),
+        render.Column("started_at", "Started"),
+        render.Column("output", "Output"),
+    ]
+    shown = [{**row, "started_at": row["started_at"].isoformat(" ", "seconds")} for row in rows]
+    render.table(render.Table(columns=columns, rows=shown, envelope=envelope), "json" if as_json else form)
+
+
+@app.command(
+    epilog="Example: embedctl batch status nightly --id 4711", context_settings={"help_option_names": ["-h", "--help"]}
+)
+def status(
+    job: Job,
+    row_id: Annotated[Optional[str], typer.Option("--id", help="What became of the row with this id.")] = None,  # noqa: UP045
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    config: ConfigFlag = None,
+) -> None:
+    """Show how a run stands: state, progress, rates, cost so far, last error."""
+    from embedctl import jobs
+    from embedctl.records import utc_now
+
+    run = _runs(config).find(job)
+    found = jobs.status(run, utc_now()) if row_id is None else jobs.whereabouts(run, row_id)
+    flat = {key: value for key, value in found.items() if not isinstance(value, Mapping | list)}
+    flat |= {f"{key}.{name}": part for key in ("counts", "failure") for name, part in found.get(key, {}).items()}
+    flat |= {f"chunk {chunk['chunk_index']}": chunk["embedding_operation_id"] for chunk in found.get("chunks", ())}
+    rows = [{"key": key, "value": None if value is None else str(value)} for key, value in flat.items()]
+    columns = [render.Column("key", "Key"), render.Column("value", "Value")]
+    render.table(render.Table(columns=columns, rows=rows, envelope=found), "json" if as_json else form)
+
+
+@app.command(
+    epilog="Example: embedctl batch failures nightly --format csv",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+def failures(job: Job, form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None) -> None:
+    """List the rows of a job's output that have no vector, and why."""
+    from embedctl import jobs
+
+    run = _runs(config).find(job)
+    rows = list(jobs.failures([Path(run.output) / "failures.jsonl"]))
+    names = ("id", "chunk_index", "reason", "skipped", "provider", "attempts", "tokens", "max_tokens", "message")
+    columns = [render.Column(name, name.capitalize().replace("_", " ")) for name in names]
+    envelope = {"run_id": str(run.run_id), "job": run.job_id or None, "output": run.output, "failures": rows}
+    render.table(render.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)

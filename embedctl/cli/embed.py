@@ -31,6 +31,8 @@ def embed(
     ] = "float",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try rows again that failed before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and send nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask no questions (there are none).", hidden=True)] = False,
     as_json: Annotated[
         bool, typer.Option("--json", "-j", help="Print the receipt as one JSON object on stdout.")
     ] = False,
@@ -59,6 +61,7 @@ def embed(
         ledger=ledger,
         overwrite=overwrite,
         retry_failed=retry_failed,
+        dry_run=dry_run,
         vectors=vectors,
         talk=Talk(as_json=as_json, quiet=quiet, progress=not no_progress, verbose=verbose),
     )

@@ -27,7 +27,8 @@ LedgerFlag = Annotated[Optional[Path], typer.Option("--ledger", help="Ledger fil
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`command` with a flag for every field of Options; it gets those that were given as `flags`."""
-    parameters = [_parameter(entry) for entry in fields(Options)]
+    hints = typing.get_type_hints(Options)
+    parameters = [_parameter(entry, hints[entry.name]) for entry in fields(Options)]
 
     def wrapper(**given: Any) -> Any:
         flags = {p.name: given.pop(p.name) for p in parameters}
@@ -40,8 +41,7 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _parameter(entry: Any) -> inspect.Parameter:
-    hint = typing.get_type_hints(Options)[entry.name]
+def _parameter(entry: Any, hint: Any) -> inspect.Parameter:
     flag = "--" + entry.name.replace("_", "-")
     text = entry.metadata["help"]
     kind: Any = str
@@ -75,9 +75,12 @@ def _read(flags: dict[str, Any]) -> Mapping[str, Any]:
         flags["tag"] = tags(flags["tag"])
     if "max_cost" in flags:
         try:
-            flags["max_cost"] = Decimal(flags["max_cost"])
+            amount = Decimal(flags["max_cost"])
         except ArithmeticError:
-            raise WrongUsage(f"--max-cost is no amount: {flags['max_cost']!r}", hint="like 5 or 0.50, in USD") from None
+            amount = Decimal("nan")
+        if not amount.is_finite():
+            raise WrongUsage(f"--max-cost is no amount: {flags['max_cost']!r}", hint="like 5 or 0.50, in USD")
+        flags["max_cost"] = amount
     for name in ("timeout", "max_wait", "deadline"):
         if name in flags:
             flags[name] = seconds(flags[name])

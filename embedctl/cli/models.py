@@ -8,27 +8,18 @@ import typer
 
 from embedctl import catalog, render, serving, settings
 from embedctl.catalog import Model
-from embedctl.cli import SuggestingGroup, nearest
+from embedctl.cli import models_choose, models_local, nearest
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.cli.listing import ListingGroup
 from embedctl.errors import WrongUsage
 from embedctl.ledger import prices
-from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import utc_now
 from embedctl.resilience.fallback import Entry, allowed
 from embedctl.settings import Settings
 
-
-class _Models(SuggestingGroup):
-    """`embedctl models` alone means `embedctl models list`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `list` where no command is named."""
-        if not any(not word.startswith("-") for word in args) and not {"-h", "--help"} & set(args):
-            args = ["list", *args]
-        return list(super().parse_args(ctx, args))
-
-
-app = typer.Typer(cls=_Models, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(cls=ListingGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.add_typer(models_choose.app)
+app.add_typer(models_local.app)
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -111,7 +102,7 @@ def show(
 
 
 def _prices(found: Settings) -> prices.PriceBook:
-    return prices.load(prices.price_texts(LedgerPaths(found.paths.ledger, found.paths.spool).price_file))
+    return prices.load(prices.price_texts(found.paths.price_file))
 
 
 def _row(model: Model, found: Settings, book: prices.PriceBook) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,8 @@ import typer
 
 from embedctl import render, settings
 from embedctl.errors import Interrupted, Terminated
-from embedctl.run import Order, Run, Watch
+from embedctl.order import Order, Watch
+from embedctl.run import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,27 +49,36 @@ def execute(
     config: Path | None,
     ledger: Path | None,
     job_options: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
     **about: Any,
 ) -> None:
-    """Do it, print the receipt, and exit with its code."""
+    """Do it (or, with `dry_run`, say what it would take), print the receipt, and exit with its code."""
     order = Order(
         settings=settings.load(flags=flags, job=job_options, config=config, ledger=ledger),
         inputs=inputs,
         kind=kind,
         output=output,
-        resume=f"embedctl {command}" + "".join(f" {word}" for word in sys.argv[len(command.split()) + 1 :]),
+        command=command,
+        resume=shlex.join(["embedctl", *sys.argv[1:]]),
         stream=sys.stdout.buffer if kind == "stream" else None,
-        stdin=sys.stdin.buffer if "-" in inputs else None,
+        stdin=sys.stdin.buffer if "-" in inputs and not sys.stdin.isatty() else None,
         **about,
     )
     progress = render.Progress(shown=talk.progress and not talk.quiet)
     silent = talk.quiet
     watch = Watch(
-        rows=progress.rows,
+        headway=progress.show,
         told=render.notice if talk.verbose else lambda line: None,
         warned=(lambda line: None) if silent else render.warning,
     )
     run = Run(order, watch)
+    if dry_run:
+        forecast = run.forecast()
+        if talk.as_json:
+            render.result(forecast.as_dict())
+        else:
+            render.forecast(forecast)
+        return
     with _signals(run), progress:
         receipt = run.execute()
     if talk.as_json:

@@ -116,6 +116,7 @@ class WireAnswer:
         provider: Who really served it, where a gateway says (tldw).
         fallback_from: Whom the gateway asked first.
         dimension_policy: What the gateway did to reach the width asked for: reduce, pad or ignore.
+        base64: Whether the vectors came as base64; None where the dialect does not know it.
     """
 
     vectors: NDArray[np.float32]
@@ -129,6 +130,7 @@ class WireAnswer:
     provider: str | None = None
     fallback_from: str | None = None
     dimension_policy: str | None = None
+    base64: bool | None = None
 
 
 class WireProtocol(Protocol):

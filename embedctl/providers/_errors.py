@@ -27,7 +27,7 @@ from embedctl.providers._contract import HttpRequest
 
 MESSAGE_CHARACTERS = 300
 _READ_BYTES = 64 * 1024
-_KEY_HEADERS = ("authorization", "api-key", "x-api-key", "x-goog-api-key")
+_NO_KEY_HEADERS = frozenset({"content-type", "accept", "accept-encoding", "user-agent", "x-provider", "x-hf-bill-to"})
 _LOOKS_LIKE_A_KEY = re.compile(
     r"(?:sk|pk|hf|pa|al|nk|jina|gsk|fw|tgp|AIza|ABSK|bedrock-api-key|xox[bp])[-_]?[A-Za-z0-9*_\-]{8,}"
     r"|eyJ[\w-]+\.[\w-]+(?:\.[\w-]+)?"
@@ -83,6 +83,7 @@ def _signal(
 
 _KEY_HINT = "check the key: `embedctl providers test NAME`"
 _MONEY_HINT = "the account's balance or quota is used up; see the provider's billing page"
+_MODEL_HINT = "check its name: `embedctl models list`; does this account have it?"
 _VOYAGE_HINT = "without a payment method Voyage allows 3 requests and 10,000 tokens a minute"
 _API_VERSION_HINT = "check base_url, deployment name (`models` of the provider) and `api_version`"
 
@@ -150,6 +151,7 @@ SIGNALS: tuple[Signal, ...] = (
         r"|model\b.{0,80}(?:not found|does not exist|not supported|not available|is deprecated"
         r"|does not support embed)",
         on=(400, 403, 404, 410, 422),
+        hint=_MODEL_HINT,
     ),
     _signal(ModelNotFound, on=(404, 410), only=("azure",), hint=_API_VERSION_HINT),
     _signal(ModelNotFound, on=(404, 410), hint="check the model's name and the provider's base_url"),
@@ -273,9 +275,9 @@ def _places(message: str) -> tuple[Mapping[str, Any], ...]:
 
 def clean(message: str, request: HttpRequest) -> str:
     """One line of at most 300 characters without the request's key or anything that looks like one."""
-    for name in _KEY_HEADERS:
-        key = request.headers.get(name, "").removeprefix("Bearer ")
-        if len(key) >= 4:
+    for name, value in request.headers.items():
+        key = value.removeprefix("Bearer ")
+        if len(key) >= 4 and name not in _NO_KEY_HEADERS:
             message = message.replace(key, "***")
     message = _LOOKS_LIKE_A_KEY.sub("***", message)
     message = " ".join("".join(c if c.isprintable() else " " for c in message).split())

@@ -25,4 +25,5 @@ def answer(protocol: str, status: int, headers: Mapping[str, str], body: bytes, 
         cost=found.counts.cost,
         embedding_id=found.id or _http.request_id(headers),
         response_model=found.model,
+        base64=found.base64,
     )

@@ -59,6 +59,7 @@ class Listed(NamedTuple):
     counts: Counts
     model: str | None
     id: str | None
+    base64: bool
 
 
 def unusable(what: str, body: bytes = b"") -> AnswerUnusable:
@@ -94,7 +95,8 @@ def listed(body: bytes) -> Listed:
             raise unusable("the answer holds no vectors", body)
         vectors = rows([item.embedding for item in answer.data], "data[{}].embedding")
         order = places([item.index for item in answer.data])
-    return Listed(vectors, order, used, text(answer.model), text(answer.id))
+    packed = memoryview(answer.data[0].embedding)[0] == _QUOTE
+    return Listed(vectors, order, used, text(answer.model), text(answer.id), packed)
 
 
 @contextmanager

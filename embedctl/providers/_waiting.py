@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_PIECE = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h|d))+")
-_PLAIN = re.compile(r"\d+(?:\.\d+)?")
+_PIECE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|µs|ms|s|m|h|d)")
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ns|us|µs|ms|s|m|h|d))+")
+_PLAIN = re.compile(r"[0-9]+(?:\.[0-9]+)?")  # float() would also take "nan", "1e9" and Arabic numerals
 _IN_WORDS = re.compile(
     r"(?:retry|try again)\s+(?:after|in)\s+(\d+(?:\.\d+)?)\s*(milliseconds?|seconds?|minutes?|hours?)\b", re.I
 )
@@ -22,41 +22,51 @@ _WORD_S = {"milli": 1e-3, "secon": 1.0, "minut": 60.0, "hours": 3600.0, "hour": 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RateHeaders:
+class Rates:
     """What one answer says of the rates; None where it says nothing.
 
     Attributes:
-        limit_requests: Requests per window (a minute where the provider does not say otherwise).
-        remaining_requests: Left of them.
-        reset_requests_s: Seconds until they are full again.
+        requests_per_minute: The limit.
+        tokens_per_minute: The limit.
+        requests_left: Until the reset.
+        tokens_left: Until the reset.
+        requests_reset_s: Seconds until all of the limit is there again.
+        tokens_reset_s: Seconds until all of the limit is there again.
     """
 
-    limit_requests: int | None = None
-    limit_tokens: int | None = None
-    remaining_requests: int | None = None
-    remaining_tokens: int | None = None
-    reset_requests_s: float | None = None
-    reset_tokens_s: float | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    requests_left: float | None = None
+    tokens_left: float | None = None
+    requests_reset_s: float | None = None
+    tokens_reset_s: float | None = None
 
 
-def rate_headers(headers: Mapping[str, str]) -> RateHeaders:
-    """Read `x-ratelimit-*` in the OpenAI, Jina, Mistral and tldw spellings.
+def rates(headers: Mapping[str, str]) -> Rates | None:
+    """Read the OpenAI dialect's headers; None when there are none.
+
+    Only the limits named `-requests` and `-tokens` are per minute for certain; a bare `x-ratelimit-limit` is per
+    second, per minute or per hour depending on who sends it, and is left alone.
 
     Args:
         headers: Names in lower case.
+
+    Source: https://platform.openai.com/docs/guides/rate-limits (facts/providers.md 2, 2026-11-21)
     """
+    prefix = "x-ratelimit-"
+    if not any(name.startswith(prefix) for name in headers):
+        return None
 
-    def whole(*names: str) -> int | None:
-        found = next((headers[name] for name in names if name in headers), "").strip()
-        return int(found) if found.isascii() and found.isdecimal() else None
+    def number(name: str) -> float | None:
+        return _number(headers.get(prefix + name, ""))
 
-    return RateHeaders(
-        limit_requests=whole("x-ratelimit-limit-requests", "x-ratelimit-limit"),
-        limit_tokens=whole("x-ratelimit-limit-tokens"),
-        remaining_requests=whole("x-ratelimit-remaining-requests", "x-ratelimit-remaining"),
-        remaining_tokens=whole("x-ratelimit-remaining-tokens"),
-        reset_requests_s=_reset(headers, "x-ratelimit-reset-requests", "x-ratelimit-reset"),
-        reset_tokens_s=_reset(headers, "x-ratelimit-reset-tokens"),
+    return Rates(
+        requests_per_minute=number("limit-requests") or None,
+        tokens_per_minute=number("limit-tokens") or None,
+        requests_left=number("remaining-requests"),
+        tokens_left=number("remaining-tokens"),
+        requests_reset_s=duration(headers.get(prefix + "reset-requests", "")),
+        tokens_reset_s=duration(headers.get(prefix + "reset-tokens", "")),
     )
 
 
@@ -89,7 +99,8 @@ def duration(value: str) -> float | None:
     """Seconds of a Go-style duration ("6m0s", "34.07s", "120ms"), or of a bare number of seconds."""
     value = value.strip()
     if _DURATION.fullmatch(value):
-        return sum(float(number) * _UNIT_S[unit] for number, unit in _PIECE.findall(value))
+        seconds = sum(float(number) * _UNIT_S[unit] for number, unit in _PIECE.findall(value))
+        return seconds if math.isfinite(seconds) else None
     return _number(value)
 
 
@@ -139,10 +150,11 @@ def _reset(headers: Mapping[str, str], *names: str) -> float | None:
 
 def _from_resets(headers: Mapping[str, str]) -> float | None:
     """The reset of the rates that are used up; of all where none is shown as used up."""
-    rates = rate_headers(headers)
-    resets = [
-        (rates.remaining_requests, rates.reset_requests_s),
-        (rates.remaining_tokens, rates.reset_tokens_s),
-    ]
+    prefix = "x-ratelimit-"
+    resets = []
+    for names in (("requests", ""), ("tokens",)):
+        ends = [f"-{name}" if name else "" for name in names]
+        left = next((headers[key] for end in ends if (key := f"{prefix}remaining{end}") in headers), "")
+        resets.append((_number(left), _reset(headers, *(f"{prefix}reset{end}" for end in ends))))
     empty = [seconds for left, seconds in resets if seconds is not None and left == 0]
     return max(empty or [seconds for _, seconds in resets if seconds is not None], default=None)

@@ -156,6 +156,12 @@ class Breaker:
         if self._probe == ticket:
             self._probe = None
 
+    def reset(self) -> None:
+        """Close at once: somebody knows better. What is DEAD stays dead."""
+        if self._state is not State.DEAD:
+            self._openings = 0
+            self._close()
+
     def trip(self, error: ProviderError, now: float) -> None:
         """Open at once: the retry budget is empty."""
         if self.state(now) is State.CLOSED:

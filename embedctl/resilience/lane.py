@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from embedctl.errors import AnswerLost, NotSent, ProviderError, ServerFailed, Throttled
+from embedctl.providers._waiting import Rates
 from embedctl.resilience.limiter import Ceiling, Limiter, Reservation
-from embedctl.resilience.rates import Rates
 from embedctl.resilience.retry import THROTTLE_BASE_S, hinted_s
+
+LONG_S = 5.0
 
 
 class Slot:
@@ -63,17 +65,20 @@ class Lane:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         longest_gate_s: float = 600.0,
+        waiting: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """Start with an empty lane.
 
         Args:
             clock: Monotonic seconds; `sleep` sleeps by the same clock.
             longest_gate_s: `--max-wait`: a gate further away than this is an error, not a wait.
+            waiting: Told how long a request waits for its turn, when that is `LONG_S` or more.
         """
         self.limiter = Limiter(ceiling, clock())
         self._clock = clock
         self._sleep = sleep
         self._longest_gate_s = longest_gate_s
+        self._waiting = waiting
         self._turn = asyncio.Lock()  # fair: waiters get it in the order they came
         self._freed = asyncio.Event()
 
@@ -106,4 +111,6 @@ class Lane:
                 self._freed.clear()
                 await self._freed.wait()
             else:
+                if delay_s >= LONG_S:
+                    self._waiting(delay_s)
                 await self._sleep(delay_s)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from embedctl.providers._waiting import Rates
 from embedctl.resilience.bucket import Bucket
-from embedctl.resilience.rates import Rates
 from embedctl.resilience.window import AdaptiveRate, Window
 
 TOKEN_BURST_S = 10.0  # seconds' worth of tokens that may go at once

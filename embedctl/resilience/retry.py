@@ -15,6 +15,7 @@ from embedctl.errors import (
     CircuitOpen,
     DeadlinePassed,
     EmbedctlError,
+    NotSent,
     ProviderError,
     Remedy,
     ServerFailed,
@@ -61,6 +62,11 @@ def wait_before(
     cap = cap_s if cap_s is not None else THROTTLE_CAP_S if throttled else TRANSIENT_CAP_S
     doublings = min(attempt - 1, 60)  # 2.0**1024 would overflow
     return jitter() * min(cap, base * 2.0**doublings)
+
+
+def may_be_the_texts_fault(error: ProviderError) -> bool:
+    """Whether a failure that repeats may be one text's fault: a server that is overloaded or restarting says so."""
+    return isinstance(error, AnswerUnusable) or (isinstance(error, ServerFailed) and error.status in (None, 500, 424))
 
 
 class Budget:
@@ -146,6 +152,11 @@ class Attempts:
         """Failures that count against `--retries`, so far."""
         return self._counted
 
+    @property
+    def repeated(self) -> int:
+        """Failures so far that may be one text's fault."""
+        return self._repeated
+
     def succeeded(self, budget: Budget) -> None:
         """Settle with the lane's budget: the last retry's price back, or 1 for a success at once."""
         budget.add(self._paid or 1)
@@ -162,8 +173,10 @@ class Attempts:
             return self._throttle(error, now, budget)
         if error.remedy is not Remedy.RETRY:
             return Step(remedy=error.remedy, error=error)
+        if isinstance(error, NotSent) and error.provider_code == "certificate":
+            return Step(remedy=Remedy.LEAVE, error=error)  # no number of attempts makes it trusted
         self._counted += 1
-        if isinstance(error, ServerFailed | AnswerUnusable):
+        if may_be_the_texts_fault(error):
             self._repeated += 1
             if self._repeated >= self._policy.isolate_after and others_succeeded >= self._policy.others:
                 return Step(remedy=Remedy.ISOLATE, error=error)

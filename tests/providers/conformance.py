@@ -42,11 +42,10 @@ def _cell(checks: list[bool]) -> str:
     return str(len(checks)) if all(checks) else f"**{checks.count(False)} of {len(checks)} fail**"
 
 
-def main() -> int:
-    """Run the suite, print the table; 0 when every cell holds."""
+def main(suite: str = str(Path(__file__).with_name("test_contract.py"))) -> int:
+    """Run a suite, print its table; 0 when every cell holds."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        suite = str(Path(__file__).with_name("test_contract.py"))
         command = [sys.executable, "-m", "pytest", suite, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
         ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
         print(table(report))

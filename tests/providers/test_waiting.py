@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from embedctl.providers import _errors
 from embedctl.providers._contract import HttpRequest
-from embedctl.providers._waiting import RateHeaders, duration, rate_headers, retry_after
+from embedctl.providers._waiting import duration, retry_after
 
 DATE = "Sat, 21 Nov 2026 12:00:00 GMT"
 
@@ -119,28 +119,3 @@ def test_durations(hours: int, minutes: int, seconds: int, milliseconds: int) ->
     found = duration(f"{hours}h{minutes}m{seconds}s{milliseconds}ms")
 
     assert found == pytest.approx(hours * 3600 + minutes * 60 + seconds + milliseconds / 1000)
-
-
-def test_rate_headers() -> None:
-    """Limits, what is left and when it is full again are read in each provider's spelling."""
-    openai = rate_headers(
-        {
-            "x-ratelimit-limit-requests": "3000",
-            "x-ratelimit-limit-tokens": "1000000",
-            "x-ratelimit-remaining-requests": "2999",
-            "x-ratelimit-remaining-tokens": "999000",
-            "x-ratelimit-reset-requests": "20ms",
-            "x-ratelimit-reset-tokens": "6m0s",
-        }
-    )
-
-    assert openai == RateHeaders(
-        limit_requests=3000,
-        limit_tokens=1_000_000,
-        remaining_requests=2999,
-        remaining_tokens=999_000,
-        reset_requests_s=0.02,
-        reset_tokens_s=360,
-    )
-    assert rate_headers({"x-ratelimit-remaining": "5", "x-ratelimit-limit": "60"}).remaining_requests == 5
-    assert rate_headers({"x-ratelimit-remaining-tokens": "-1", "x-ratelimit-limit": "many"}) == RateHeaders()

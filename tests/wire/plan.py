@@ -3,7 +3,8 @@
     {"script": ["ok", "rate", {"fault": "status", "status": 503}],      one per request, in order
      "faults": {"reset_after": 0.05, "rate": {"p": 0.1, "form": "ms", "seconds": 0.2}}, "seed": 7,
      "latency_s": 0.01, "dimensions": 8, "spaces": {"model": "another space"}, "keys": ["sk-good"],
-     "poison": ["bad text"], "max_items": 96, "max_tokens": 8191, "max_request_tokens": 300000, "max_bytes": 2000000}
+     "poison": ["bad text"], "poison_kind": "poison|bad|server", "max_items": 96,
+     "max_tokens": 8191, "max_request_tokens": 300000, "max_bytes": 2000000}
 
 Faults: rate quota status unauthorized forbidden not_found too_large too_long redirect reset_before reset_after hang
 hang_before drip truncated html count extra empty shuffled duplicate no_index usage_missing usage_zero usage_string
@@ -30,6 +31,7 @@ class Plan:
     spaces: dict[str, str] = field(default_factory=dict)
     keys: list[str] | None = None
     poison: list[str] = field(default_factory=list)
+    poison_kind: str = "poison"
     max_items: int | None = None
     max_tokens: int | None = None
     max_request_tokens: int | None = None

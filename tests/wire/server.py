@@ -167,7 +167,7 @@ class Server:
         if plan.max_request_tokens is not None and sum(total) > plan.max_request_tokens:
             return "too_large"
         if any(isinstance(text, str) and text in plan.poison for text in asked.texts):
-            return "poison"
+            return plan.poison_kind
         if fault == "base64_refused":
             return "base64" if asked.base64 else None
         if fault == "status":

@@ -1,0 +1,97 @@
+"""Which model for which wish. Pure.
+
+The order of the rules and their models are those of the API guide, "Choosing a Provider"; quality and speed are its
+table "Model Comparison" (catalog/models.toml).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from embedctl import catalog
+from embedctl.catalog import Model
+
+_MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+_QUALITIES = ("very high", "high", "medium", "low")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is wanted; several at once are looked at in the order of the fields."""
+
+    cost: Literal["free", "low"] | None = None
+    quality: Literal["highest"] | None = None
+    speed: Literal["fastest"] | None = None
+    multilingual: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What fits.
+
+    Attributes:
+        offers: The weights chosen, as each provider offers them; the best place first.
+        why: The rule that decided.
+        unmet: Wishes that the choice does not fulfil, as sentences.
+    """
+
+    offers: tuple[Model, ...]
+    why: str
+    unmet: tuple[str, ...]
+
+
+def choose(wish: Wish, allowed: Callable[[Model], bool]) -> Choice:
+    """The weights that a wish leads to, and who serves them; no offers where no list allows one."""
+    why, offers = _decided(wish)
+    kept = tuple(one for one in offers if allowed(one))
+    return Choice(kept, why, tuple(_unmet(wish, kept[0])) if kept else ())
+
+
+def _decided(wish: Wish) -> tuple[str, Sequence[Model]]:
+    if wish.cost == "free":
+        free = [one for one in catalog.serving(_MINILM) if _is_free(one)]
+        return "--cost free: it runs on this machine", sorted(free, key=lambda one: not one.bundled)
+    if wish.cost == "low":
+        return "--cost low: the best rated of those up to 0.05 USD per million tokens", _low_cost()
+    if wish.quality == "highest":
+        return "--quality highest: the best rated of all", _served("openai/text-embedding-3-large", "openai")
+    if wish.speed == "fastest":
+        return "--speed fastest: the fastest rated of all", _served(_MINILM, "onnx")
+    if wish.multilingual:
+        return "--multilingual: an open model for a hundred languages", _served(
+            "intfloat/multilingual-e5-large", "huggingface"
+        )
+    return "no wish: good quality at a low price", _served("openai/text-embedding-3-small", "openai")
+
+
+def _served(canonical: str, first: str) -> list[Model]:
+    return sorted(catalog.serving(canonical), key=lambda one: one.provider != first)
+
+
+def _low_cost() -> list[Model]:
+    rated = [
+        one
+        for one in catalog.models()
+        if one.cost_class == "low" and one.quality in _QUALITIES and one.served and one.status == "active"
+    ]
+    return sorted(rated, key=lambda one: _QUALITIES.index(one.quality or "low"))
+
+
+def _is_free(one: Model) -> bool:
+    place = catalog.providers().get(one.provider)
+    return one.cost_class == "free" or bool(place and place.free)
+
+
+def _unmet(wish: Wish, chosen: Model) -> list[str]:
+    unmet = []
+    if wish.cost == "free" and not _is_free(chosen):
+        unmet.append(f"{chosen.id} is not free")
+    if wish.quality == "highest" and chosen.quality != _QUALITIES[0]:
+        unmet.append(f"the quality of {chosen.id} is rated {chosen.quality or 'by nobody'}")
+    if wish.speed == "fastest" and chosen.speed != "very fast":
+        unmet.append(f"the speed of {chosen.id} is rated {chosen.speed or 'by nobody'}")
+    if wish.multilingual and not chosen.multilingual:
+        unmet.append(f"{chosen.id} is not known to work in many languages")
+    return unmet

@@ -1,0 +1,88 @@
+"""Circuits of running jobs, for `providers list` and `doctor`: one small file per run that had something to say.
+
+A breaker's state is never taken over by another run (facts/faults.md 3.7): a stale "open" would block a server that is
+well again. The file lives as long as the lock its process holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from embedctl import locks
+from embedctl.errors import EmbedctlError
+from embedctl.locks import Lock
+from embedctl.resilience.breaker import Snapshot, State
+from embedctl.storage import DISK, replace
+
+
+class Circuits:
+    """One run's file. Nothing is written while all is well; a folder that cannot be written to is no failure."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._file = folder / f"{name}.json"
+        self._lock: Lock | None = None
+        self._said: list[dict[str, Any]] = []
+        self._resets: dict[str, int] = {}
+        self._began_ns = time.time_ns()
+
+    def publish(self, snapshots: Sequence[Snapshot]) -> None:
+        """Say how they stand, when that is news."""
+        ill = [_encoded(one) for one in snapshots if one.state is not State.CLOSED]
+        kinds = [(one["provider"], one["model"], one["state"], one["openings"]) for one in ill]
+        if kinds == [(one["provider"], one["model"], one["state"], one["openings"]) for one in self._said]:
+            return
+        self._said = ill
+        with suppress(EmbedctlError, OSError):
+            if self._lock is None:
+                DISK.make_folder(self._folder)
+                self._lock = locks.hold(self._file.with_suffix(".lock"), command="circuits of a run")
+            replace(DISK, self._file, orjson.dumps(ill, option=orjson.OPT_INDENT_2))
+
+    def asked_to_close(self, provider: str) -> bool:
+        """Whether somebody asked for a provider's circuits to be closed since this was last asked."""
+        try:
+            at = (self._folder / f"{provider}.reset").stat().st_mtime_ns
+        except OSError:
+            return False
+        before, self._resets[provider] = self._resets.get(provider, self._began_ns), at
+        return at > before
+
+    def close(self) -> None:
+        """The run is over."""
+        if self._lock is not None:
+            for path in (self._file, self._file.with_suffix(".lock")):
+                path.unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
+
+
+def ask_to_close(folder: Path, provider: str) -> None:
+    """Ask running jobs to close a provider's circuits: they look while they wait.
+
+    Raises:
+        OSError: The folder cannot be written to.
+    """
+    (folder / f"{provider}.reset").touch(mode=0o600)
+
+
+def running(folder: Path) -> list[dict[str, Any]]:
+    """Circuits that are not closed, of runs that live: provider, model, state, failures, results, reason, run."""
+    found: list[dict[str, Any]] = []
+    for file in sorted(folder.glob("*.json")):
+        if not locks.is_held(file.with_suffix(".lock")):
+            continue
+        with suppress(OSError, orjson.JSONDecodeError, TypeError):
+            found += [{**one, "run": file.stem} for one in orjson.loads(file.read_bytes())]
+    return found
+
+
+def _encoded(snapshot: Snapshot) -> dict[str, Any]:
+    return {**asdict(snapshot), "state": snapshot.state.value}

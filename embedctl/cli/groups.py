@@ -1,0 +1,135 @@
+"""Groups of commands: each command is made when it is called, checks plain values itself, and knows its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Literal, get_args, get_origin
+
+import typer
+from typer.core import TyperGroup
+
+from embedctl.errors import WrongUsage
+
+
+def nearest(word: str, known: list[str]) -> str | None:
+    """The known word most like `word`, None when none is close."""
+    import difflib
+
+    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+class SuggestingGroup(TyperGroup):
+    """A group that names the nearest command when one is misspelt, and makes a command when it is asked for.
+
+    Attributes:
+        waiting: Commands that are not made yet: what a flag is made of costs a millisecond a flag.
+    """
+
+    waiting: Mapping[str, Callable[[], Any]] = MappingProxyType({})
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all commands, made or not, in the order they were registered."""
+        return [*self.waiting] or super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name, None when there is none."""
+        if cmd_name in self.waiting and cmd_name not in self.commands:
+            self.commands[cmd_name] = self.waiting[cmd_name]()
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of the first word, or WrongUsage that names the nearest."""
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and self.get_command(ctx, name) is None:
+            known = self.list_commands(ctx)
+            close = nearest(name, known)
+            path = ctx.command_path
+            raise WrongUsage(
+                f"no such command: {path} {name}",
+                hint=f"did you mean `{path} {close}`?" if close else f"commands: {', '.join(known)}",
+            )
+        return super().resolve_command(ctx, args)
+
+
+def command_of(app: typer.Typer) -> Any:
+    """What typer makes of a module's app; the commands of a group are made when they are asked for."""
+    only = app.registered_commands[0] if len(app.registered_commands) == 1 else None
+    if only and not app.registered_groups and not app.registered_callback:
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        alone.registered_commands = [only]
+        return _made(alone)
+    shell = copy(app)
+    shell.registered_commands, shell.registered_groups = [], []
+    group = typer.main.get_group(shell)
+    if not isinstance(group, SuggestingGroup):
+        return typer.main.get_group(app)
+    group.waiting = dict(_waiting(app))
+    return quick(group)
+
+
+def _waiting(app: typer.Typer) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Name and maker of each command of an app; those of a nested app without a name stand among them."""
+    for info in app.registered_commands:
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        alone.registered_commands = [info]
+        name = info.name or typer.main.get_command_name(info.callback.__name__)  # type: ignore[union-attr]
+        yield name, partial(_made, alone)
+    for nested in app.registered_groups:
+        assert nested.typer_instance is not None  # noqa: S101 - add_typer always sets it
+        if isinstance(nested.name, str):
+            yield nested.name, partial(made, nested.typer_instance, nested.name)
+        else:
+            yield from _waiting(nested.typer_instance)
+
+
+def quick(command: Any) -> Any:
+    """The command, whose plain values typer need not check: it does so with pydantic, slower to import than duckdb."""
+    listed = command.get_params
+
+    def params(ctx: Any) -> list[Any]:
+        """All parameters, --help too, which is made for a context."""
+        found: list[Any] = listed(ctx)
+        for param in found:
+            if getattr(param, "_runtime_param", param) is None:
+                param._runtime_param = _Plain(param)
+        return found
+
+    command.get_params = params
+    return command
+
+
+class _Plain:
+    """Takes the values of a parameter that are as they should be; all others go to typer, which says what is wrong."""
+
+    def __init__(self, param: Any) -> None:
+        self._param = param
+        self._kind = param.type_descriptor.annotation
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        """`value` as its type."""
+        several = param.multiple or param.nargs == -1
+        if value is None:
+            return () if several else None
+        if self._kind is str and isinstance(value, str):
+            return value
+        if self._kind == list[str] and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+            return list(value)
+        if get_origin(self._kind) is Literal and value in get_args(self._kind):
+            return value
+        self._param._runtime_param = None
+        return self._param.get_runtime_param().coerce(value, param=param, ctx=ctx)
+
+
+def _made(app: typer.Typer) -> Any:
+    return quick(typer.main.get_command(app))
+
+
+def made(app: typer.Typer, name: str) -> Any:
+    """The command of an app, under this name."""
+    command = command_of(app)
+    command.name = name
+    return command

@@ -1,0 +1,181 @@
+"""`embedctl providers`: who serves models, whether they may be asked, and whether they answer."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Optional
+
+import typer
+
+from embedctl import render, settings
+from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, tags
+from embedctl.cli.listing import ListingGroup
+from embedctl.errors import EmbedctlError, StorageFailed, TextRefused
+from embedctl.settings import Settings
+
+app = typer.Typer(cls=ListingGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
+_HELP = {"help_option_names": ["-h", "--help"]}
+_TEXT = "One short text, to see whether it works."
+
+Words = Optional[str]  # noqa: UP045 - typer reads the annotation of a parameter
+WorkspaceFlag = Annotated[Words, typer.Option("--workspace", "-w", help="Who pays, and whose allow-list applies.")]
+Name = Annotated[str, typer.Argument(help="A provider's name.", metavar="NAME")]
+
+
+@app.callback(epilog="Example: embedctl providers test openai", context_settings=_HELP)
+def _providers() -> None:
+    """List, test and reset providers."""
+
+
+@app.command("list", epilog="Example: embedctl providers list --online", context_settings=_HELP)
+def list_providers(
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask each for an answer, without a key and without a text.")
+    ] = False,
+    workspace: WorkspaceFlag = None,
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    config: ConfigFlag = None,
+) -> None:
+    """Show every provider: where it is, whether its key is there, what it said, how running jobs find it."""
+    from embedctl import standing
+
+    found = settings.load(flags={"workspace": workspace}, config=config)
+    known = standing.standings(found)
+    answers = standing.reachable(found, known) if online else {}
+    rows = [
+        {
+            "provider": one.name,
+            "protocol": one.protocol,
+            "base_url": one.base_url or None,
+            "key": one.key,
+            "key_variables": list(one.key_variables),
+            "configured": one.configured,
+            "allowed": one.allowed,
+            "reachable": answers.get(one.name),
+            "circuit": one.circuit,
+            "held_s": round(one.held_s) if one.held_s else None,
+            "reason": one.problem or one.reason,
+        }
+        for one in known
+    ]
+    envelope = {"schema_version": 1, "data": rows, "warnings": []}
+    columns = [
+        render.Column("provider", "Provider"),
+        render.Column("protocol", "Protocol"),
+        render.Column("base_url", "Address"),
+        render.Column("key", "Key"),
+        render.Column("allowed", "Allowed"),
+        *([render.Column("reachable", "Reachable")] if online else []),
+        render.Column("circuit", "Circuit"),
+        render.Column("held_s", "Held s", "right"),
+        render.Column("reason", "Reason"),
+    ]
+    render.table(render.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)
+
+
+@app.command("test", epilog="Example: embedctl providers test openai -m text-embedding-3-small", context_settings=_HELP)
+def try_out(
+    name: Name,
+    model: Annotated[
+        Words, typer.Option("--model", "-m", help="Model to ask for (default: the provider's own).")
+    ] = None,
+    workspace: WorkspaceFlag = None,
+    tag: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--tag", help="K=V kept with the usage event; repeatable.", metavar="K=V"),
+    ] = None,
+    as_json: JsonFlag = False,
+    config: ConfigFlag = None,
+    ledger: LedgerFlag = None,
+) -> None:
+    """Send one short text to a provider, say what came back and what it costs.
+
+    It is in the ledger like every other call, with purpose `test`.
+    """
+    from embedctl import names, serving, single
+
+    flags = {
+        "provider": name,
+        "model": model,
+        "workspace": workspace,
+        "tag": tags(tag) if tag else None,
+        "fallback": "off",
+        "retries": 0,
+        "max_wait": 10,
+        "timeout": 30,
+    }
+    found = settings.load(flags=flags, config=config, ledger=ledger)
+    names.checked_provider(found, name)
+    chain = serving.chain(_only(found, name))
+    started = time.monotonic()
+    try:
+        text = chain.first.prefix + _TEXT
+        made = single.embed(found, chain, [text], purpose="test", command=f"providers test {name}")
+    finally:
+        _take_in(found)
+    spent, seconds = made.spending, time.monotonic() - started
+    for refused in made.refusals.values():
+        raise TextRefused(f"{name} refuses a plain text: {refused.message}", provider=name)
+    cost = spent.cost if spent.priced or not spent.unpriced else None
+    vector = made.vector(0)
+    result = {
+        "provider": name,
+        "model": chain.first.model,
+        "answered": True,
+        "dimensions": None if vector is None else len(vector),
+        "tokens": spent.tokens,
+        "cost": cost,
+        "currency": "USD",
+        "workspace": found.options.workspace,
+        "seconds": round(seconds, 3),
+        "run_id": str(made.run_id),
+    }
+    if as_json:
+        render.result(result)
+        return
+    price = "an unknown amount: no price" if cost is None else f"{render.money(cost)} USD"
+    render.notice(
+        f"{chain.first.id} answered in {seconds:.2f} s: {result['dimensions']} dimensions, {spent.tokens:,} tokens, "
+        f"{price}, paid by {found.options.workspace}"
+    )
+
+
+@app.command(epilog="Example: embedctl providers reset openai", context_settings=_HELP)
+def reset(name: Name, as_json: JsonFlag = False, config: ConfigFlag = None) -> None:
+    """Forget what a provider said of itself (wait, limits, base64), and close its circuits in running jobs."""
+    from embedctl import names, standing
+
+    found = settings.load(config=config)
+    names.checked_provider(found, name)
+    try:
+        forgotten = standing.forget(found, name)
+    except OSError as error:
+        raise StorageFailed(f"{found.paths.home} cannot be written: {error.strerror}") from error
+    if as_json:
+        render.result({"provider": name, "forgotten": forgotten})
+    else:
+        render.notice(f"{name}: {forgotten or 'nothing'} {'was' if forgotten < 2 else 'were'} forgotten")
+
+
+def _only(found: Settings, name: str) -> Settings:
+    """Settings that ask for this provider, whatever the model is that other settings name."""
+    from dataclasses import replace
+
+    if found.origins.get("model") == "flag":
+        return found
+    return replace(found, options=replace(found.options, model=None))
+
+
+def _take_in(found: Settings) -> None:
+    """The usage into the ledger, however it ended; a ledger that is busy is a warning."""
+    from embedctl.cli import ledgers
+    from embedctl.ledger.paths import LedgerPaths
+    from embedctl.records import utc_now
+
+    paths = LedgerPaths(found.paths.ledger, found.paths.spool, found.paths.price_file)
+    try:
+        for note in ledgers.take_in(ledgers.Opened(paths, found, utc_now()), wait_s=5):
+            render.warning(note)
+    except EmbedctlError as error:
+        render.warning(f"usage is spooled, not in the ledger yet: {error.message}")

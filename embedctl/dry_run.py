@@ -1,0 +1,175 @@
+"""`--dry-run`: what a run would do, take and cost. Reads the input as the run would; sends and changes nothing."""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from embedctl import before as befores
+from embedctl import preparation, read, tokens
+from embedctl.assemble import Purchases
+from embedctl.before import Before
+from embedctl.known import Known
+from embedctl.ledger.prices import cost
+from embedctl.offers import Offer
+from embedctl.options import Options
+from embedctl.pipeline import Segments
+from embedctl.plan import Packed
+
+SAMPLE_TEXTS = 1000
+"""So many texts are counted exactly; all of them, when there are no more."""
+
+Z_95 = 1.96
+"""Two-sided 95 % of the normal distribution."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a run would do. Money in USD; None where nobody knows a price or a limit.
+
+    Attributes:
+        texts: Chunks that would be sent; `reused` and `duplicates` would not.
+        failed: Rows that would fail here, before anything is sent.
+        tokens: Of `texts`; with 95 % between tokens_low and tokens_high.
+        cost_batch: The same through the provider's own batch interface, where it has a price.
+        seconds: At the least, at the limits per minute; None without limits.
+    """
+
+    model: str
+    rows: int
+    texts: int
+    reused: int
+    duplicates: int
+    failed: int
+    skipped: int
+    requests: int
+    tokens: int
+    tokens_low: int
+    tokens_high: int
+    counted: int
+    cost: Decimal | None
+    cost_low: Decimal | None
+    cost_high: Decimal | None
+    cost_batch: Decimal | None
+    seconds: float | None
+    currency: str = "USD"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return {"dry_run": True, **asdict(self)}
+
+
+@dataclass(slots=True)
+class _Sample:
+    """A fair sample of texts (reservoir), and the sums of all."""
+
+    chance: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - no secret depends on it
+    texts: list[str] = field(default_factory=list)
+    seen: int = 0
+    all_texts: int = 0
+    content_bytes: int = 0
+    known_tokens: int = 0
+
+    def take(self, packed: Packed) -> None:
+        request = packed.request
+        self.all_texts += len(request)
+        if request.tokens is not None:
+            self.known_tokens += request.tokens
+            return
+        self.content_bytes += request.content_bytes
+        for text in request.texts:
+            self.seen += 1
+            if len(self.texts) < SAMPLE_TEXTS:
+                self.texts.append(str(text))
+            elif (place := self.chance.randrange(self.seen)) < SAMPLE_TEXTS:
+                self.texts[place] = str(text)
+
+    def tokens(self, counter: tokens.Counter) -> tuple[int, int]:
+        """Tokens of all texts, and half the width of their 95 % interval: 0 when all of them were counted."""
+        if not self.texts:
+            return self.known_tokens, 0
+        counts = counter.count(self.texts)
+        sizes = [len(text.encode("utf-8", "surrogatepass")) for text in self.texts]
+        ratio = sum(counts) / max(1, sum(sizes))
+        if self.seen == len(self.texts):
+            return self.known_tokens + sum(counts), 0
+        n = len(counts)
+        spread = sum((count - ratio * size) ** 2 for count, size in zip(counts, sizes, strict=True)) / (n - 1)
+        error = self.seen * math.sqrt(spread / n * (1 - n / self.seen))
+        return self.known_tokens + round(ratio * self.content_bytes), math.ceil(Z_95 * error)
+
+
+def forecast(
+    source: read.Source,
+    offer: Offer,
+    options: Options,
+    before: Before,
+    price: Callable[[str], Decimal | None],
+) -> Forecast:
+    """Read the input, and add up what a run would send.
+
+    Args:
+        before: What the output holds; nothing of it is touched.
+        price: Price tier ("standard", "batch") → USD per million tokens.
+    """
+    sample = _Sample()
+    rows = failed = skipped = requests = 0
+    packing = preparation.packer(source, offer, options)
+    packing.limits = preparation.packed_limits(offer.limits, offer, options)
+    with tempfile.TemporaryDirectory(prefix="embedctl-") as name, Known(Path(name)) as known, Known(Path(name)) as seen:
+        befores.index(before, before.space.space_id if before.space else None, known, Segments(), Purchases())
+        preparation.check_source(source, options, Path(name))
+        taking = preparation.intake(source, offer, options, packing, known, seen, before.failed)
+        blocks: Iterator[Any] = source.blocks()
+        for block in blocks:
+            slot = taking.slot(0, block.first_row)
+            for packed in taking.take(block, slot):
+                sample.take(packed)
+            rows += len(block)
+            lost = {one.row for one in slot.failures if not one.skipped} | {
+                slot.row_of[at] for at, place in enumerate(slot.rows) if place in slot.refusals
+            }
+            failed += len(lost)
+            skipped += len({one.row for one in slot.failures if one.skipped} - lost)
+        for packed in packing.rest():
+            sample.take(packed)
+        requests, reused, duplicates = packing.packed, taking.reused, taking.duplicates
+    total, error = sample.tokens(tokens.counter(offer.tokenizer, offer.fallback_tokenizer))
+    unit, batch = price("standard"), price("batch")
+    low, high = max(0, total - error), total + error
+    return Forecast(
+        model=offer.id,
+        rows=rows,
+        texts=sample.all_texts,
+        reused=reused,
+        duplicates=duplicates,
+        failed=failed,
+        skipped=skipped,
+        requests=requests,
+        tokens=total,
+        tokens_low=low,
+        tokens_high=high,
+        counted=len(sample.texts),
+        cost=None if unit is None else cost(total, unit),
+        cost_low=None if unit is None else cost(low, unit),
+        cost_high=None if unit is None else cost(high, unit),
+        cost_batch=None if batch is None else cost(total, batch),
+        seconds=_seconds(offer, requests, sample.all_texts, total),
+    )
+
+
+def _seconds(offer: Offer, requests: int, texts: int, total: int) -> float | None:
+    """The time that the limits per minute ask for."""
+    ceiling = offer.ceiling
+    minutes = []
+    if ceiling.requests_per_minute:
+        minutes.append((texts if ceiling.counts_items else requests) / ceiling.requests_per_minute)
+    if ceiling.tokens_per_minute:
+        minutes.append(total / ceiling.tokens_per_minute)
+    return round(60 * max(minutes), 1) if minutes else None

@@ -1,0 +1,99 @@
+"""Fetching models from Hugging Face. The only door to huggingface_hub, which is an extra."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from embedctl import folders
+from embedctl.errors import (
+    ConfigurationInvalid,
+    EmbedctlError,
+    ExtraMissing,
+    KeyRejected,
+    ModelNotFound,
+    NotSent,
+    OutputRefused,
+    WrongUsage,
+)
+from embedctl.folders import Folder
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WANTED = (
+    "model.onnx", "model.onnx_data", "onnx/model.onnx", "onnx/model.onnx_data", "tokenizer.json",
+    "tokenizer_config.json", "config.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
+    "LICENSE*", "README.md",
+)  # fmt: skip
+
+
+def pull(name: str, pulled: Path, *, revision: str | None = None, endpoint: str | None = None) -> Folder:
+    """Fetch a repository's ONNX model; it appears whole or not at all.
+
+    Args:
+        name: OWNER/NAME.
+        pulled: Where pulled models are.
+        endpoint: Of the hub; None: the library's own, or what HF_ENDPOINT says.
+
+    Raises:
+        ExtraMissing: huggingface_hub is not installed.
+        WrongUsage: The name is none.
+        ModelNotFound, KeyRejected, NotSent: There is no such repository, it is closed, or the hub is not reached.
+        ConfigurationInvalid: It holds no model that runs here.
+    """
+    if not _NAME.fullmatch(name):
+        raise WrongUsage(f"not a repository: {name!r}", hint="OWNER/NAME, like sentence-transformers/all-mpnet-base-v2")
+    place = folders.home(name, pulled)
+    unfinished = place.with_name(f".{place.name}.part")
+    try:
+        pulled.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _fetch(name, unfinished, revision, endpoint)
+        shutil.rmtree(unfinished / ".cache", ignore_errors=True)
+        _checked(name, unfinished)
+        shutil.rmtree(place, ignore_errors=True)
+        unfinished.replace(place)
+    except OSError as error:
+        raise OutputRefused(f"{pulled} cannot be written: {error.strerror}") from error
+    except EmbedctlError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return folders.read(place)
+
+
+def _fetch(name: str, into: Path, revision: str | None, endpoint: str | None) -> None:
+    try:
+        from huggingface_hub import errors, snapshot_download
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+    except ImportError:
+        raise ExtraMissing(
+            "fetching models needs huggingface_hub, which is not installed", hint="pip install 'embedctl[hub]'"
+        ) from None
+    disable_progress_bars()
+    try:
+        snapshot_download(
+            name, revision=revision, local_dir=into, allow_patterns=list(_WANTED), endpoint=endpoint, max_workers=4
+        )
+    except errors.GatedRepoError:
+        raise KeyRejected(
+            f"{name} is closed: its owner wants to know who takes it",
+            hint=f"ask at https://huggingface.co/{name}, and set HF_TOKEN",
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise ModelNotFound(
+            f"there is no repository {name} on Hugging Face, or it is private",
+            hint="check its name; HF_TOKEN, if private",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ModelNotFound(f"{name} has no revision {revision!r}") from None
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, ConnectionError) as error:
+        raise NotSent(
+            f"Hugging Face cannot be reached: {type(error).__name__}", hint="is the network up? proxies are honoured"
+        ) from None
+
+
+def _checked(name: str, place: Path) -> None:
+    try:
+        folders.read(place)
+    except ConfigurationInvalid as error:
+        said = error.message.replace(str(place), name)
+        raise ConfigurationInvalid(said, hint="choose a repository with an ONNX export (onnx/model.onnx)") from None

@@ -1,0 +1,78 @@
+"""Whether row ids of a table stand for one row each: an index of their hashes, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from embedctl.errors import InputInvalid
+from embedctl.known import PLACE, Known
+from embedctl.read import Source
+
+_IN_MEMORY = 1 << 15
+
+
+class Ids:
+    """Counts duplicate ids of an input; nothing to do where ids are made here, and so unique.
+
+    Args:
+        folder: Where the index goes when it is large; exists.
+    """
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        self._made_here = source.columns is None or source.columns.id is None
+        self._index = Known(folder, in_memory=_IN_MEMORY)
+        self.duplicates = 0
+        self.first: Any = None
+
+    def __enter__(self) -> Ids:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._index.close()
+
+    def see(self, block: Any) -> None:
+        """Take the ids of a block of rows."""
+        if self._made_here or not len(block):
+            return
+        hashes = _hashes(block.ids)
+        _, found = self._index.look_up(hashes)
+        _, firsts = np.unique(hashes.view("V16").reshape(-1), return_index=True)
+        fresh = np.zeros(len(hashes), bool)
+        fresh[firsts] = True
+        fresh &= ~found
+        twice = int((~fresh).sum())
+        if twice and self.first is None:
+            self.first = block.ids[int(np.flatnonzero(~fresh)[0])]
+        self.duplicates += twice
+        self._index.add(hashes[fresh], np.zeros(int(fresh.sum()), PLACE))
+
+    def refuse(self) -> None:
+        """Raise InputInvalid when an id stood twice."""
+        if self.duplicates:
+            raise InputInvalid(
+                f"{self.duplicates:,} rows have an id that another row has, the first is {self.first!r}",
+                hint="make ids unique, or leave --unique-ids out",
+            )
+
+    def warn(self, warned: Callable[[str], None]) -> None:
+        """Say so when an id stood twice."""
+        if self.duplicates:
+            warned(f"{self.duplicates:,} rows have an id that another row has, the first is {self.first!r}")
+
+
+def _hashes(ids: Any) -> Any:
+    """uint8, shape (n, 16)."""
+    if isinstance(ids[0], int):
+        numbers = np.zeros((len(ids), 2), np.uint64)
+        numbers[:, 0] = np.fromiter((one & 0xFFFFFFFFFFFFFFFF for one in ids), np.uint64, len(ids))
+        return numbers.view(np.uint8)
+    joined = b"".join(blake2b(str(one).encode("utf-8", "surrogatepass"), digest_size=16).digest() for one in ids)
+    return np.frombuffer(joined, np.uint8).reshape(-1, 16)

@@ -1,0 +1,82 @@
+"""What `batch list`, `status` and `failures` say about runs: from the registry, and from their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from embedctl.output import FAILURES, PART_PATTERN, STATE_FOLDER
+from embedctl.runs import OPEN, Run, Runs
+from embedctl.write import Part
+
+COMMAND = "batch run"
+"""Only runs of this command are jobs; `embed` is registered for its spending alone."""
+
+
+def listed(runs: Runs, states: Sequence[str] = ()) -> list[Run]:
+    """All batch runs, newest first; only those in these states when any is named."""
+    return [run for run in runs.all() if run.command == COMMAND and (not states or run.state in states)]
+
+
+def row(run: Run) -> dict[str, Any]:
+    """A run as a table shows it."""
+    return {
+        "job": run.job_id or None,
+        "run_id": str(run.run_id),
+        "state": run.state,
+        "rows": run.counts.get("rows"),
+        "failed": run.counts.get("failed"),
+        "cost": None if run.cost_usd is None else Decimal(run.cost_usd),
+        "started_at": run.started_at,
+        "output": run.output,
+    }
+
+
+def status(run: Run, now: datetime) -> dict[str, Any]:
+    """All there is to say about a run."""
+    end = run.finished_at or (now if run.state in OPEN else run.updated_at)
+    seconds = max((end - run.started_at).total_seconds(), 0.001)
+    rows, total = run.counts.get("rows", 0), run.counts.get("rows_total")
+    tokens = run.counts.get("tokens", 0)
+    return {
+        **row(run),
+        "model": run.model,
+        "workspace": run.workspace_id,
+        "updated_at": run.updated_at,
+        "finished_at": run.finished_at,
+        "seconds": round(seconds, 1),
+        "progress": round(rows / total, 4) if total else None,
+        "rows_per_second": round(rows / seconds, 1),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "counts": dict(run.counts),
+        "exit_code": run.exit_code,
+        "last_error": run.last_error,
+    }
+
+
+def whereabouts(run: Run, row_id: str) -> dict[str, Any]:
+    """What became of one row: embedded, failed, skipped; waiting while the run has not ended, else absent."""
+    folder = Path(run.output)
+    unfinished = [*folder.glob(f"{STATE_FOLDER}/failed/*.jsonl")]
+    for failure in failures([folder / FAILURES, *unfinished]):
+        if str(failure["id"]) == row_id:
+            return {"id": row_id, "state": "skipped" if failure.get("skipped") else "failed", "failure": failure}
+    for place in (folder / STATE_FOLDER / "next", folder):
+        for path in sorted(place.glob(PART_PATTERN)):
+            if chunks := Part(path, 0).rows_of(row_id):
+                return {"id": row_id, "state": "embedded", "part": path.name, "chunks": chunks}
+    return {"id": row_id, "state": "waiting" if run.state in (*OPEN, "interrupted") else "absent"}
+
+
+def failures(paths: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
+    """Every failure listed in these files, those that are there."""
+    for path in paths:
+        if path.is_file():
+            with path.open("rb") as file:
+                for line in file:
+                    yield orjson.loads(line)

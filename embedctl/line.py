@@ -1,0 +1,114 @@
+"""One offer in one run: its connections, limiter, breaker, and what was learnt of its server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from embedctl.answers import Voice
+from embedctl.counting import Scale
+from embedctl.errors import ProviderError, RequestRefused
+from embedctl.offers import Offer
+from embedctl.resilience.breaker import Breaker, Pass, State
+from embedctl.resilience.lane import Lane
+from embedctl.resilience.retry import Budget, may_be_the_texts_fault
+
+if TYPE_CHECKING:
+    from embedctl.transport import Transport
+
+
+class NotAdmittedError(Exception):
+    """Nothing was sent: the line is of no use now. Internal to the call point."""
+
+    def __init__(self, error: ProviderError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """One offer in one run.
+
+    Attributes:
+        transport: None for a local model.
+        scale: Whether its token counts are believed.
+        successes: Answers so far.
+        asks_base64: Whether vectors are asked for as base64.
+        base64_works: Whether it takes that; None while nobody knows.
+        voice: Who spoke in its first answer.
+        spent: Why it is of no use any more in this run.
+        proven: Its vectors may stand beside those of the output.
+        asked_limits: It was asked what it takes, where it can say so.
+        asked_although_held: It was tried once although it had asked to be left alone.
+        last_error: Of its attempts, the last one that failed.
+        asking: Held while a text that is known to be good is sent, to find out who is to blame.
+        moved: Called when it may have become usable or useless.
+    """
+
+    offer: Offer
+    transport: Transport | None
+    lane: Lane
+    breaker: Breaker
+    asks_base64: bool
+    moved: Callable[[], None]
+    budget: Budget = field(default_factory=Budget)
+    scale: Scale = field(default_factory=Scale)
+    successes: int = 0
+    base64_works: bool | None = None
+    voice: Voice | None = None
+    spent: ProviderError | None = None
+    proven: bool = False
+    asked_limits: bool = False
+    asked_although_held: bool = False
+    last_error: ProviderError | None = None
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @contextmanager
+    def admitted(self, clock: Callable[[], float], *, blamed: bool) -> Iterator[None]:
+        """A pass of the breaker for one attempt, which ends with the block, however that ends.
+
+        Args:
+            blamed: A text of the request is known to be bad: its failures say nothing about the server.
+
+        Raises:
+            NotAdmittedError: There is none now, or never again in this run.
+        """
+        if self.spent is not None:
+            raise NotAdmittedError(self.spent)
+        ticket = self.breaker.admit(clock())
+        if ticket is None:
+            raise NotAdmittedError(self.breaker.refusal(clock()))
+        try:
+            yield
+        except RequestRefused:  # the caller finds out whether all requests are refused, or this one
+            self.breaker.abandon(ticket)
+            raise
+        except ProviderError as error:
+            if blamed and may_be_the_texts_fault(error):
+                self.breaker.abandon(ticket)
+            else:
+                self._settle(ticket, error, clock())
+            raise
+        except BaseException:
+            self.breaker.abandon(ticket)
+            raise
+        else:
+            self._settle(ticket, None, clock())
+        finally:
+            self.moved()
+
+    def probing(self, now: float) -> bool:
+        """Whether one request is under way that will tell whether it serves again."""
+        if self.spent is not None:
+            return False
+        in_doubt = self.asked_although_held and self.successes == 0
+        return in_doubt or (self.breaker.state(now) is State.HALF_OPEN and self.breaker.ready_in(now) != 0.0)
+
+    def _settle(self, ticket: Pass, error: ProviderError | None, now: float) -> None:
+        was = self.breaker.state(now)
+        self.breaker.settle(ticket, error, now)
+        if was is State.HALF_OPEN and self.breaker.state(now) is State.CLOSED:
+            self.lane.limiter.restart()  # it serves again: begin with one at a time

@@ -1,0 +1,87 @@
+"""What a name means: which provider and which model `--model` and `--provider` ask for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from embedctl import catalog
+from embedctl.errors import WrongUsage
+from embedctl.settings import ProviderSettings, Settings
+
+BUNDLED = ("onnx", "all-MiniLM-L6-v2")
+
+
+def known_providers(settings: Settings) -> list[str]:
+    """Built-in and configured names."""
+    return list(dict.fromkeys([*catalog.providers(), *settings.providers]))
+
+
+def checked_provider(settings: Settings, name: str) -> str:
+    """`name` itself, when there is such a provider.
+
+    Raises:
+        WrongUsage: There is none; the nearest is named.
+    """
+    known = known_providers(settings)
+    if name not in known:
+        raise WrongUsage(f"unknown provider: {name!r}", hint=near(name, known))
+    return name
+
+
+def asked_for(settings: Settings) -> tuple[str, str]:
+    """(provider, model) of --model and --provider.
+
+    Raises:
+        WrongUsage: They disagree, or nobody knows the name.
+    """
+    options = settings.options
+    if options.provider is not None:
+        checked_provider(settings, options.provider)
+    if options.model is None:
+        if options.provider is None:
+            return BUNDLED
+        return options.provider, default_model(settings, options.provider)
+    prefix, colon, rest = options.model.partition(":")
+    if colon and prefix in known_providers(settings):
+        if options.provider not in (None, prefix):
+            raise WrongUsage(f"--model {options.model} and --provider {options.provider} disagree", hint="give one")
+        return prefix, rest or default_model(settings, prefix)
+    if options.provider is not None:
+        return options.provider, options.model
+    return _bare(settings, options.model), options.model
+
+
+def default_model(settings: Settings, provider: str) -> str:
+    """What a provider without a model means.
+
+    Raises:
+        WrongUsage: It has none.
+    """
+    place = settings.providers.get(provider, ProviderSettings())
+    entry = catalog.default_model(provider)
+    name = place.model or next(iter(place.models), None) or (entry.name if entry else None)
+    if name is None:
+        raise WrongUsage(f"provider {provider!r} has no default model", hint=f"say which: -m {provider}:MODEL")
+    return name
+
+
+def near(word: str, known: Sequence[str]) -> str:
+    """A hint that names the known word most like `word`."""
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "`embedctl models list` and `providers list` show what there is"
+
+
+def _bare(settings: Settings, name: str) -> str:
+    """The provider that a name without one means."""
+    for provider, place in settings.providers.items():
+        if name in place.models or name == place.model:
+            return provider
+    found = [one for one in catalog.named(name) if one.served]
+    usable = [one for one in found if one.status != "retired"] or found
+    if not usable:
+        names = sorted({part for one in catalog.models() for part in (one.name, one.name.rpartition("/")[2])})
+        raise WrongUsage(
+            f"unknown model: {name!r}", hint=f"{near(name, names)}; or say who serves it: -m PROVIDER:{name}"
+        )
+    return usable[0].provider

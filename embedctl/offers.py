@@ -1,0 +1,122 @@
+"""An offer: one provider serving one model, with everything that a request needs. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedctl import urls
+from embedctl.catalog import Model
+from embedctl.errors import ConfigurationInvalid
+from embedctl.providers._contract import Options, Place, WireProtocol
+from embedctl.records import Limits, Space, UsageMode
+from embedctl.resilience.fallback import Entry
+from embedctl.resilience.hints import fingerprint
+from embedctl.resilience.limiter import Ceiling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """One provider serving one model, with everything a request needs.
+
+    Attributes:
+        model: As asked for; what the ledger calls it.
+        wire_model: As the provider calls it.
+        canonical: The weights; "PROVIDER:MODEL" where the catalog does not know them.
+        price_as: A catalog provider, "free", or None: no price.
+        dimensions: Width of the vectors that are written, None until the first answer.
+        policy: How that width is reached: native, reduce, pad or ignore.
+        normalise: Vectors are divided by their length here, because the provider does not.
+        wire: What is asked of the provider; `base64` only where the dialect may know it.
+        folder: Of a local model that is not the bundled one.
+        key_variable: Where the user said its key is.
+    """
+
+    provider: str
+    model: str
+    wire_model: str
+    canonical: str
+    entry: Model | None
+    place: Place
+    protocol: WireProtocol
+    local: bool
+    price_as: str | None
+    limits: Limits
+    ceiling: Ceiling
+    timeout_s: float
+    wire: Options
+    prefix: str = ""
+    input_type: str | None = None
+    dimensions: int | None = None
+    policy: str = "native"
+    normalise: bool = False
+    normalized: bool | None = None
+    max_tokens: int | None = None
+    tokenizer: str | None = None
+    usage_mode: UsageMode = "auto"
+    fallback_tokenizer: str = "tiktoken:cl100k_base"
+    truncation: str = "none"
+    takes_tokens: bool = False
+    insecure: bool = False
+    ca_file: Path | None = None
+    folder: Path | None = None
+    key_variable: str | None = None
+
+    @property
+    def id(self) -> str:
+        """As a user names it."""
+        return f"{self.provider}:{self.model}"
+
+    @property
+    def account(self) -> str:
+        """A fingerprint of the key, "" without one."""
+        return fingerprint(self.place.api_key.reveal()) if self.place.api_key else ""
+
+    def space(self, dimensions: int | None = None) -> Space | None:
+        """The space of its vectors; None while the width is not known."""
+        width = dimensions or self.dimensions
+        if width is None:
+            return None
+        return Space(
+            model=self.canonical,
+            dimensions=width,
+            dimension_policy=self.policy,
+            normalized=True if self.normalise or self.policy == "reduce" else self.normalized,
+            input_type=self.input_type,
+            prefix=self.prefix,
+            truncation=self.truncation,
+        )
+
+    @property
+    def in_chain(self) -> Entry:
+        """The entry that the fallback policy reasons about."""
+        known = self.canonical if self.entry else None
+        space = self.space()
+        return Entry(
+            provider=self.provider,
+            model=self.wire_model,
+            canonical=known,
+            space_id=space.space_id if space else None,
+        )
+
+
+def check_usable(offer: Offer) -> None:
+    """Build a request that is not sent, so that a missing key or address is told before any work.
+
+    Raises:
+        ConfigurationInvalid: The place lacks what the protocol needs, or a key may not be sent to its address.
+    """
+    if offer.local:
+        return
+    if any(word in offer.place.base_url for word in ("RESOURCE", "REGION")):
+        raise ConfigurationInvalid(
+            f"provider {offer.provider!r} needs an address of your own",
+            hint=f'set base_url under [providers.{offer.provider}], instead of "{offer.place.base_url}"',
+        )
+    if offer.key_variable and offer.place.api_key is None:
+        raise ConfigurationInvalid(
+            f"provider {offer.provider!r} has no key: {offer.key_variable} is not set",
+            hint=f"set {offer.key_variable} in the environment, or {offer.key_variable}_FILE to a file that holds it",
+        )
+    message = offer.protocol.request(offer.place, offer.wire_model, ["a"], offer.wire)
+    urls.checked(message.url, insecure=offer.insecure)

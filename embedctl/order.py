@@ -1,0 +1,52 @@
+"""What a command asks of a run, and who is told what happens meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from embedctl.receipt import Headway, Spending
+from embedctl.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a command asks for.
+
+    Attributes:
+        command: "embed" or "batch run".
+        output: A file, a folder, or None for JSON lines on `stream`.
+        resume: The command that continues the run, as a shell takes it.
+        vectors: How `stream` shows vectors.
+        stdin: What "-" means; None when it is a terminal.
+    """
+
+    settings: Settings
+    inputs: Sequence[str]
+    kind: Literal["file", "folder", "stream"]
+    command: str = "embed"
+    output: Path | None = None
+    job: str | None = None
+    overwrite: bool = False
+    retry_failed: bool = False
+    resume: str | None = None
+    vectors: Literal["float", "base64"] = "float"
+    stream: BinaryIO | None = None
+    stdin: BinaryIO | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Who is told what happens meanwhile.
+
+    Attributes:
+        headway: How far it is, rows of the input where known, spending so far.
+        told: Why it waits, and what it learnt; for -v.
+        warned: What is not as it should be.
+    """
+
+    headway: Callable[[Headway, int | None, Spending], None] = lambda headway, rows, spending: None
+    told: Callable[[str], None] = lambda line: None
+    warned: Callable[[str], None] = lambda line: None

@@ -1,0 +1,89 @@
+"""`embed -o FILE`: one file, written under a temporary name and put in place when it is whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedctl import storage, write
+from embedctl.errors import OutputRefused
+from embedctl.output import OUTPUT_MODE, Facts, Finished, Record, lines
+from embedctl.storage import Disk
+from embedctl.write import Layout
+
+
+@dataclass
+class FileOutput:
+    """One Parquet file beside its failures; vectors stay in the journal until it is there."""
+
+    path: Path
+    disk: Disk = storage.DISK
+    keeps_journal: bool = True
+    replacing: bool = False
+    _writer: Any = None
+    _rows: int = 0
+    _growing: storage.Unfinished | None = None
+    _failed: storage.Unfinished | None = None
+
+    @property
+    def state(self) -> Path:
+        """`.FILE.embedctl/` beside the output, removed when it is done."""
+        return self.path.parent / f".{self.path.name}.embedctl"
+
+    def put(self, slot: Finished) -> Path | None:
+        """Append the slot's rows to the unfinished file."""
+        if slot.layout is not None:
+            self._open(slot.layout)
+        for table in slot.tables:
+            self._writer.write_table(table, row_group_size=write.ROW_GROUP_ROWS)
+            self._rows += len(table)
+        if slot.failed:
+            self._failed = self._failed or storage.Unfinished(self.disk, self.state, mode=OUTPUT_MODE)
+            self._failed.file.writelines(lines(slot.failed))
+        return None
+
+    def _open(self, layout: Layout) -> storage.Unfinished:
+        if self._growing is None:
+            self._growing = storage.Unfinished(self.disk, self.state, mode=OUTPUT_MODE)
+            self._writer = write.writer(self._growing.file, layout)
+        return self._growing
+
+    def finish(self, layout: Layout | None, facts: Facts, record: Record) -> None:
+        """Put the failures, then the file; without a layout (no row had text) there is no file.
+
+        Until the state folder is removed the run counts as unfinished, so a crash between the two is no harm.
+        """
+        if self._failed is not None:
+            self._failed.put(self.failures_path, over=True)
+        if layout is not None:
+            growing = self._open(layout)
+            self._writer.add_key_value_metadata({write.METADATA_KEY.decode(): facts(self._rows).decode()})
+            self._writer.close()
+            if not growing.put(self.path, over=self.replacing):
+                raise OutputRefused(f"{self.path} appeared while it was made", hint="choose another -o")
+        if self._failed is None:
+            self.disk.unlink(self.failures_path)
+
+    def record(self, record: Record) -> None:
+        """Nothing: the file's own metadata says it."""
+
+    def tidy(self) -> None:
+        """Remove the state folder."""
+        storage.remove_tree(self.disk, self.state)
+
+    def close(self) -> None:
+        """Let go of what is unfinished."""
+        for growing in (self._growing, self._failed):
+            if growing is not None:
+                growing.drop()
+
+    @property
+    def failures_path(self) -> Path:
+        """FILE.failures.jsonl, whether it is there or not."""
+        return self.path.with_name(self.path.name + ".failures.jsonl")
+
+    @property
+    def failures(self) -> Path | None:
+        """FILE.failures.jsonl, when a row failed or was skipped."""
+        return self.failures_path if self.failures_path.is_file() else None

@@ -1,0 +1,69 @@
+"""`embed -o -`: one JSON object per vector on stdout; failures in words on stderr."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import orjson
+
+from embedctl import storage, write
+from embedctl.output import Facts, Finished, Record
+from embedctl.storage import Disk
+from embedctl.write import Layout
+
+
+@dataclass
+class StreamOutput:
+    """JSON lines; `state` is a folder of this run alone."""
+
+    state: Path
+    stream: BinaryIO
+    vectors: Literal["float", "base64"] = "float"
+    disk: Disk = storage.DISK
+    keeps_journal: bool = True
+    told: Callable[[str], None] = field(default=lambda line: None)
+    failures: Path | None = None
+
+    def put(self, slot: Finished) -> Path | None:
+        """Print the slot's rows."""
+        for table in slot.tables:
+            for line in json_lines(table, slot.layout.dimensions if slot.layout else 0, self.vectors):
+                self.stream.write(line)
+        self.stream.flush()
+        for failure in slot.failed:
+            self.told(f"{'skipped' if failure.skipped else 'failed'}: row {failure.id}: {failure.message}")
+        return None
+
+    def finish(self, layout: Layout | None, facts: Facts, record: Record) -> None:
+        """Nothing is left to do."""
+
+    def record(self, record: Record) -> None:
+        """Nothing: nobody comes back to it."""
+
+    def tidy(self) -> None:
+        """Remove the state folder."""
+        storage.remove_tree(self.disk, self.state)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+def json_lines(table: Any, dimensions: int, vectors: str) -> Iterator[bytes]:
+    """One JSON object per row, with the column names of the Parquet output."""
+    matrix = write.matrix(table.column("embedding"), dimensions)
+    hashes = table.column("embedding_text_hash").to_pylist()
+    others = table.drop_columns(["embedding", "embedding_text_hash"]).to_pylist()
+    names = table.column_names
+    for row, vector, digest in zip(others, matrix, hashes, strict=True):
+        shown: Any = base64.b64encode(vector.tobytes()).decode() if vectors == "base64" else vector
+        whole = {**row, "embedding": shown, "embedding_text_hash": digest.hex()}
+        ordered = {name: whole[name] for name in names}
+        yield orjson.dumps(ordered, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,141 @@
+"""Where a provider is and how it may be asked: address, key, limits, speed. Reads nothing but key files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from embedctl import catalog
+from embedctl.catalog import Model, Provider
+from embedctl.errors import ConfigurationInvalid
+from embedctl.options import Options
+from embedctl.providers import tldw
+from embedctl.providers._contract import Place, Secret, WireProtocol
+from embedctl.records import Limits
+from embedctl.resilience.limiter import Ceiling
+from embedctl.settings import ProviderSettings, Settings
+
+# fmt: off
+_NOT_FOR_PROTOCOLS = frozenset({
+    "protocol", "base_url", "api_key_env", "models", "model", "requests_per_minute", "tokens_per_minute", "concurrency",
+    "burst", "timeout_s", "price_as", "free", "insecure", "ca_file", "headers", "user", "max_items", "max_tokens",
+    "max_bytes", "jwt_secret_env", "jwt_subject", "pin", "options",
+})
+# fmt: on
+
+
+def place(settings: Settings, name: str, protocol_name: str, protocol: WireProtocol, now_s: float) -> Place:
+    """A provider as its protocol sees it.
+
+    Args:
+        now_s: Unix time, for a token that is minted for this run.
+
+    Raises:
+        ConfigurationInvalid: A key's file or a signing secret cannot be read.
+    """
+    own = settings.providers.get(name, ProviderSettings())
+    built_in = catalog.providers().get(name)
+    url = own.base_url
+    if not url and built_in and name == protocol_name:  # OPENAI_BASE_URL is for openai, not for together
+        url = next((found for word in protocol.BASE_URL_VARIABLES if (found := settings.environment.get(word))), None)
+    options = {**(built_in.options if built_in else {}), **own.options}
+    for key in own.__dataclass_fields__:
+        if key not in _NOT_FOR_PROTOCOLS and getattr(own, key) is not None:
+            options[key] = getattr(own, key)
+    if own.pin is not None:
+        options["provider"] = own.pin
+    if own.jwt_secret_env is not None:
+        options["bearer"] = _minted(settings.environment, name, own, now_s)
+    return Place(
+        name=name,
+        protocol=protocol_name,
+        base_url=(url or (built_in.base_url if built_in else "") or "").rstrip("/"),
+        api_key=key_in(settings.environment, key_variables(settings, name)),
+        headers=own.headers,
+        options=options,
+    )
+
+
+def key_variables(settings: Settings, name: str) -> tuple[str, ...]:
+    """Environment variables in which a provider's key is looked for, first that is set wins."""
+    own = settings.providers.get(name, ProviderSettings())
+    built_in = catalog.providers().get(name)
+    if own.api_key_env:
+        return (own.api_key_env,)
+    return built_in.api_key_env if built_in else ()
+
+
+def key_in(environment: Mapping[str, str], variables: Sequence[str]) -> Secret | None:
+    """The first variable that is set, or the file that its `_FILE` twin names; None where there is neither.
+
+    Raises:
+        ConfigurationInvalid: That file cannot be read, or others may read it.
+    """
+    for variable in variables:
+        if environment.get(variable):
+            return Secret(environment[variable])
+        named = environment.get(f"{variable}_FILE")
+        if named:
+            return Secret(_read(variable, named))
+    return None
+
+
+def _read(variable: str, named: str) -> str:
+    """A key's file, when it is its owner's alone."""
+    try:
+        with open(named, encoding="utf-8") as file:  # noqa: PTH123 - the mode is asked of the very file that is read
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise ConfigurationInvalid(f"others may read {named}", hint=f"chmod 600 {named}")
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else "it is no text"
+        raise ConfigurationInvalid(f"{variable}_FILE cannot be read: {why}", hint=f"see {named}") from None
+
+
+def _minted(environment: Mapping[str, str], name: str, own: ProviderSettings, now_s: float) -> Secret:
+    """A token for this run, signed with the secret that the user's config names."""
+    secret = key_in(environment, (own.jwt_secret_env or "",))
+    if secret is None or not own.jwt_subject:
+        missing = f"{own.jwt_secret_env} is not set" if secret is None else "jwt_subject is missing"
+        raise ConfigurationInvalid(
+            f"provider {name!r} cannot sign a token: {missing}",
+            hint=f"[providers.{name}] needs jwt_secret_env, the name of a variable that is set, and jwt_subject",
+        )
+    return tldw.minted(secret, own.jwt_subject, now_s)
+
+
+def limits(own: ProviderSettings, entry: Model | None, protocol: WireProtocol) -> Limits:
+    """What one request may hold: the user's word, the catalog's, the protocol's."""
+    known, general = entry.limits if entry else Limits(), protocol.LIMITS
+    return Limits(
+        items=own.max_items or known.items or general.items,
+        tokens=known.tokens or general.tokens,
+        bytes=own.max_bytes or known.bytes or general.bytes,
+    )
+
+
+def ceiling(own: ProviderSettings, built_in: Provider | None, options: Options, *, local: bool) -> Ceiling:
+    """How fast one may ask: a flag's word on rates, then the user's, the catalog's, the default."""
+
+    def first(*values: float | None) -> float:
+        return next((value for value in values if value is not None), 0)
+
+    if local:
+        return Ceiling(concurrency=2)
+    return Ceiling(
+        concurrency=int(first(own.concurrency, built_in.concurrency if built_in else None, options.concurrency)),
+        requests_per_minute=first(
+            options.rpm, own.requests_per_minute, built_in.requests_per_minute if built_in else None
+        ),
+        tokens_per_minute=first(options.tpm, own.tokens_per_minute, built_in.tokens_per_minute if built_in else None),
+        burst=first(own.burst, built_in.burst if built_in else None, options.burst),
+        counts_items=bool(built_in and built_in.requests_count_items),
+    )
+
+
+def takes_tokens(built_in: Provider | None, protocol: WireProtocol, *, local: bool) -> bool:
+    """Whether token arrays go out as they are: as the provider says, else as its protocol does."""
+    if local:
+        return False
+    said = built_in.takes_tokens if built_in else None
+    return bool(protocol.TAKES_TOKENS if said is None else said)

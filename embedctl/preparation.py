@@ -1,0 +1,103 @@
+"""Steps 1 to 3 as the options want them: how the input is read, which columns stay, what is taken in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from embedctl import plan, read, write
+from embedctl.errors import InputInvalid
+from embedctl.ids import Ids
+from embedctl.intake import Intake
+from embedctl.known import Known
+from embedctl.offers import Offer
+from embedctl.options import Options
+from embedctl.records import Limits
+from embedctl.slots import Refusal
+from embedctl.wording import wording
+
+
+def read_options(options: Options, spool: Path | None) -> read.ReadOptions:
+    """How the input is read; a column that names workspaces is read also when it is not kept.
+
+    Args:
+        spool: Where what comes through a pipe is kept for the next run.
+    """
+    column = options.workspace_column
+    keep: Any = options.keep if options.keep in ("all", "none") else tuple(options.keep.split(","))
+    if column is not None and keep != "all":
+        keep = tuple(dict.fromkeys([*(() if keep == "none" else keep), column]))
+    return read.ReadOptions(
+        text_column=options.text_column,
+        id_column=options.id_column,
+        keep=keep,
+        split=options.split,
+        encoding=options.encoding,
+        max_row_bytes=options.max_row_bytes,
+        spool=spool,
+    )
+
+
+def check_source(source: read.Source, options: Options, folder: Path) -> None:
+    """What the options ask of the input beside the columns that are read.
+
+    Args:
+        folder: Where an index of ids goes when it is large.
+
+    Raises:
+        InputInvalid: No such workspace column, or duplicate ids with --unique-ids.
+    """
+    column = options.workspace_column
+    if column is not None and column not in source.schema_kept.names:
+        columns = ", ".join(source.schema_kept.names) or "none"
+        raise InputInvalid(f"no column {column!r} to take workspaces from", hint=f"columns: {columns}")
+    if options.unique_ids:
+        with Ids(source, folder) as ids:
+            for block in source.blocks():
+                ids.see(block)
+            ids.refuse()
+
+
+def row_columns(source: read.Source, options: Options) -> Any:
+    """The fields of the output's rows beside the embedding ones: not a column that only names workspaces."""
+    keep, column, kept = options.keep, options.workspace_column, source.schema_kept
+    if column is not None and keep != "all" and column not in keep.split(","):
+        kept = kept.remove(kept.get_field_index(column))
+    return write.row_columns(source.id_type, kept, text=keep != "none" and not source.is_tokens)
+
+
+def packer(source: read.Source, offer: Offer, options: Options) -> plan.Packer:
+    """What collects texts into requests."""
+    sends_tokens = source.is_tokens and offer.takes_tokens and not offer.prefix
+    return plan.Packer(Limits(), purpose=options.purpose, token_arrays=sends_tokens)
+
+
+def packed_limits(known: Limits, offer: Offer, options: Options) -> Limits:
+    """What one request of this run may hold."""
+    concurrency = offer.ceiling.concurrency
+    return plan.packed_limits(
+        known, batch_size=options.batch_size, dimensions=offer.dimensions, concurrency=concurrency
+    )
+
+
+def intake(
+    source: read.Source,
+    offer: Offer,
+    options: Options,
+    packing: plan.Packer,
+    known: Known,
+    seen: Known,
+    failed_before: Mapping[bytes, Refusal],
+) -> Intake:
+    """Steps 2 and 3."""
+    columns = row_columns(source, options)
+    return Intake(
+        options=options,
+        wording=wording(offer, options, source),
+        packer=packing,
+        known=known,
+        seen=seen,
+        columns=lambda block, at, chunks, texts: write.row_batch(block, at, chunks, texts, columns),
+        failed_before=failed_before,
+    )

@@ -1,0 +1,101 @@
+"""A run's entry in the registry: what it does, how far it is, how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from uuid import UUID
+
+from embedctl import runs
+from embedctl.errors import EmbedctlError
+from embedctl.order import Order
+from embedctl.output import Output
+from embedctl.receipt import RESUMABLE, Headway, Rows, Spending
+from embedctl.runs import Runs, State
+from embedctl.storage import Disk
+
+EVERY_S = 5.0
+"""How often a running run says how far it is."""
+
+KEPT_RUNS = 2000
+"""Entries of ended runs that are kept at least."""
+
+
+class Registration:
+    """Keeps one entry true. The output's lock is held as long as it exists."""
+
+    def __init__(
+        self, order: Order, run_id: UUID, output: Output, model: str, disk: Disk, clock: Callable[[], float]
+    ) -> None:
+        self._registry = Runs(order.settings.paths.runs, disk=disk)
+        self._disk = disk
+        self._clock = clock
+        self._said_at = clock()
+        self._entry = runs.Run(
+            run_id=run_id,
+            job_id=order.job or "",
+            folder=output.state.absolute(),
+            output="-" if order.output is None else str(order.output.absolute()),
+            ledger=str(order.settings.paths.ledger.absolute()),
+            workspace_id=order.settings.options.workspace,
+            model=model,
+            command=order.command,
+            keeps_vectors=order.kind != "stream",
+        )
+
+    def begin(self) -> None:
+        """Register; runs of this output that never said their end are dead, for we hold their lock."""
+        entries = self._registry.all()
+        for run in entries:
+            if run.state in runs.OPEN and run.folder == self._entry.folder:
+                self._registry.update(run, state="interrupted")
+        for run in entries[KEPT_RUNS:]:
+            if run.finished_at is not None and not any((run.folder / runs.JOURNAL).glob("*")):
+                self._disk.unlink(self._registry.folder / f"{run.run_id}.json")
+        self._registry.register(self._entry)
+
+    def running(self) -> None:
+        """It has begun to send."""
+        self._entry = self._registry.update(self._entry, state="running")
+
+    def headway(self, headway: Headway, rows_total: int | None, spending: Spending) -> None:
+        """Say how far it is, now and then."""
+        if self._clock() - self._said_at < EVERY_S:
+            return
+        self._said_at = self._clock()
+        counts = {"rows": headway.rows, "in_flight": headway.in_flight, **spent(spending)}
+        if rows_total is not None:
+            counts["rows_total"] = rows_total
+        self._entry = self._registry.update(
+            self._entry, counts=counts, cost_usd=_cost(spending), last_error=spending.last_error
+        )
+
+    def end(self, rows: Rows, spending: Spending, failure: EmbedctlError | None, exit_code: int) -> None:
+        """It has ended, one way or the other."""
+        state: State = "completed" if failure is None else "failed"
+        if failure is not None and exit_code in RESUMABLE:
+            state = "interrupted"
+        elif failure is None and rows.failed:
+            state = "partial"
+        self._entry = self._registry.finish(
+            self._entry,
+            state,
+            exit_code,
+            counts={"rows": rows.read, **asdict(rows), **spent(spending)},
+            cost_usd=_cost(spending),
+            last_error=failure.message if failure else spending.last_error,
+        )
+
+
+def spent(spending: Spending) -> dict[str, int]:
+    """A run's spending as the registry's counts."""
+    return {
+        "requests": spending.requests,
+        "attempts": spending.attempts,
+        "tokens": spending.tokens,
+        "tokens_unknown": spending.tokens_unknown,
+    }
+
+
+def _cost(spending: Spending) -> str | None:
+    return None if spending.known_cost is None else str(spending.known_cost)

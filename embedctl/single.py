@@ -1,0 +1,209 @@
+"""Calls that have no output: a search, a test, a sample. Accounted like every other call.
+
+Their journal is a folder of its own in `$EMBEDCTL_HOME/journal/`, registered as a run while it is under way, so that
+what a process spent that was killed in the middle is found all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedctl import locks, money, plan, storage
+from embedctl.call import CallPoint
+from embedctl.events import Caller
+from embedctl.journal import Journal
+from embedctl.lanes import Lanes
+from embedctl.ledger import prices, spool
+from embedctl.ledger.paths import LedgerPaths
+from embedctl.offers import Offer, check_usable
+from embedctl.receipt import Spending
+from embedctl.records import Answer, Limits, Purpose, Space, text_hash, utc_now, uuid7
+from embedctl.resilience.retry import Policy
+from embedctl.runs import JOURNAL, LOCK, Run, Runs
+from embedctl.serving import Chain
+from embedctl.settings import Settings
+from embedctl.slots import Refusal
+
+
+@dataclass(slots=True)
+class Single:
+    """What some texts without an output came to.
+
+    Attributes:
+        answers: In the order in which requests were answered.
+        refusals: Place of a text that has no vector → why.
+        run_id: What the ledger calls it.
+    """
+
+    run_id: UUID
+    spending: Spending
+    answers: list[Answer] = field(default_factory=list)
+    refusals: dict[int, Refusal] = field(default_factory=dict)
+    vectors_by_place: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+
+    def vector(self, place: int) -> NDArray[np.float32] | None:
+        """float32, shape (D,), of the text at this place; None when it was refused."""
+        return self.vectors_by_place.get(place)
+
+
+def embed(
+    settings: Settings,
+    chain: Chain,
+    texts: Sequence[str],
+    *,
+    purpose: Purpose,
+    command: str,
+    space: Space | None = None,
+    told: Callable[[str], None] = lambda line: None,
+    warned: Callable[[str], None] = lambda line: None,
+) -> Single:
+    """Embed a few texts, prefix included, and hand what they cost to the spool.
+
+    Blocks until all are answered or refused. `ingest` of the ledger is the caller's.
+
+    Args:
+        chain: Of whom to ask; its first offer's limits apply.
+        space: What the vectors must be comparable to; None: whatever the first offer gives.
+        told: Told in words why it waits.
+        warned: Told what is not as it should be: a budget that is almost used up.
+
+    Raises:
+        BudgetReached: The workspace's budget is used up.
+        EmbedctlError: No provider of the chain can serve, or the disk refused; what was spent is in the spool.
+    """
+    check_usable(chain.first)
+    made = Single(uuid7(), Spending(unit_price(settings)))
+    with _registered(settings, chain, made.run_id, command) as journal:
+        asyncio.run(_calls(settings, chain, texts, purpose, space, told, warned, made, journal))
+    return made
+
+
+async def _calls(
+    settings: Settings,
+    chain: Chain,
+    texts: Sequence[str],
+    purpose: Purpose,
+    space: Space | None,
+    told: Callable[[str], None],
+    warned: Callable[[str], None],
+    made: Single,
+    folder: Path,
+) -> None:
+    """All requests, one after the other."""
+    options, offer = settings.options, chain.first
+    price = unit_price(settings)
+    till = money.till(
+        LedgerPaths(settings.paths.ledger, settings.paths.spool, settings.paths.price_file),
+        settings,
+        chain.offers,
+        lambda one: price(one.provider, one.wire_model, one.price_as),
+        warned,
+    )
+    lanes = Lanes(
+        chain,
+        hints_file=settings.paths.home / "hints.json",
+        mode="off" if options.fallback == "off" else "same-space",
+        max_wait_s=options.max_wait,
+        jitter=random.random,
+        connections=1,
+        told=told,
+    )
+    journal = Journal.open(
+        folder,
+        spool=lambda spool_id, events: spool.publish(settings.paths.spool, spool_id, events),
+        sync_intents=any(one.price_as != "free" for one in chain.offers),
+        dimensions=offer.dimensions or 0,
+    )
+    call = CallPoint(
+        lanes,
+        journal,
+        till,
+        Caller(run_id=made.run_id, workspace_id=options.workspace, tags=options.tag),
+        policy=Policy(retries=options.retries, max_wait_s=options.max_wait),
+        space=space,
+        watch=made.spending.count,
+        told=told,
+    )
+    try:
+        for packed in _requests(texts, lanes.limits(), purpose, options.workspace, options.batch_size, offer):
+            for piece in await call.embed(packed.request):
+                places = packed.ordinals[piece.start : piece.stop]
+                if piece.answer is None:
+                    made.refusals.update(dict.fromkeys(places, piece.refusal))  # type: ignore[arg-type]
+                    continue
+                made.answers.append(piece.answer)
+                made.vectors_by_place.update(zip(places, piece.answer.vectors, strict=True))
+    finally:
+        await journal.close(published=True)
+        await lanes.aclose()
+
+
+def _requests(
+    texts: Sequence[str], limits: Limits, purpose: Purpose, workspace: str, batch_size: int | None, offer: Offer
+) -> Iterator[plan.Packed]:
+    fitting = plan.packed_limits(limits, batch_size=batch_size, dimensions=offer.dimensions, concurrency=1)
+    packer = plan.Packer(fitting, purpose=purpose)
+    for place, text in enumerate(texts):
+        size = len(text.encode("utf-8", "surrogatepass"))
+        full = packer.add(text, text_hash(text), place, content_bytes=size, workspace=workspace)
+        if full:
+            yield full
+    yield from packer.rest()
+
+
+def unit_price(settings: Settings) -> Callable[[str, str, str | None], Decimal | None]:
+    """(provider, model on the wire, whose price) → USD per million tokens now; None when nobody knows."""
+    book: list[Any] = []
+
+    def price(provider: str, model: str, price_as: str | None) -> Decimal | None:
+        if price_as == "free":
+            return Decimal(0)
+        if not book:
+            book.append(prices.load(prices.price_texts(settings.paths.price_file)))
+        found = book[0].price_at(price_as, model, at=utc_now(), place=provider)
+        return found.usd_per_million if found else None
+
+    return price
+
+
+@contextmanager
+def _registered(settings: Settings, chain: Chain, run_id: UUID, command: str) -> Iterator[Path]:
+    """The folder of a journal that any ingest finds when this process dies in the middle.
+
+    A run whose journal was closed leaves no trace but its events; one that was not stays registered.
+    """
+    folder = settings.paths.journal / str(run_id)
+    runs = Runs(settings.paths.runs)
+    storage.DISK.make_folder(folder)
+    with locks.hold(folder / LOCK, command=command):
+        run = Run(
+            run_id=run_id,
+            job_id="",
+            folder=folder,
+            output="",
+            ledger=str(settings.paths.ledger.absolute()),
+            state="running",
+            workspace_id=settings.options.workspace,
+            model=chain.first.id,
+            command=command,
+            keeps_vectors=False,
+        )
+        runs.register(run)
+        try:
+            yield folder / JOURNAL
+        finally:
+            if not any((folder / JOURNAL).glob("*")):  # closed: everything is in the spool
+                runs.forget(run)
+                shutil.rmtree(folder, ignore_errors=True)

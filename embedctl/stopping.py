@@ -1,0 +1,42 @@
+"""Why and when a run stops sending: a signal, the deadline, or an error that ends it. What is in flight is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from embedctl.errors import DeadlinePassed, EmbedctlError
+
+
+@dataclass(slots=True)
+class Stop:
+    """Why no more requests are sent; None while they are."""
+
+    reason: EmbedctlError | None = None
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def because(self, reason: EmbedctlError) -> None:
+        """Stop sending; the first reason stays."""
+        self.reason = self.reason or reason
+        self.asked.set()
+
+    def proceed(self) -> None:
+        """Raise the reason once there is one: nothing more may be sent."""
+        if self.reason is not None:
+            raise self.reason
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, but no longer than until the run is told to stop; then raise why."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.asked.wait()
+        except TimeoutError:
+            return
+        self.proceed()
+
+    async def at(self, deadline: float | None) -> None:
+        """Stop at this moment of the monotonic clock; None: never."""
+        if deadline is not None:
+            await asyncio.sleep(max(0.0, deadline - time.monotonic()))
+            self.because(DeadlinePassed("the --deadline has come", hint="run the same command again to go on"))

@@ -1,0 +1,41 @@
+"""What the model wants of texts: its prefix and limit, and how rows are chunked for it."""
+
+from __future__ import annotations
+
+from embedctl import chunk, read, tokens
+from embedctl.intake import Wording
+from embedctl.options import Options
+from embedctl.serving import Offer
+
+
+def wording(offer: Offer, options: Options, source: read.Source) -> Wording:
+    """What an offer and the options say about the texts of an input."""
+    counter = tokens.counter(offer.tokenizer, offer.fallback_tokenizer)
+    measure = tokens.splitter_source(offer.tokenizer, offer.fallback_tokenizer)
+    special = counter.count([""])[0] + (chunk.tokens(offer.prefix, measure) if offer.prefix else 0)
+    limit = offer.max_tokens - special if offer.max_tokens else None
+    asked = options.chunk_size is not None or options.chunk_overlap is not None
+    splitters: dict[bool, chunk.Splitter] = {}
+
+    def chunked(text: str, row_id: str | int) -> list[str]:
+        markdown = source.kind == "text" and chunk.is_markdown(str(row_id))
+        if markdown not in splitters:
+            size = options.chunk_size or chunk.DEFAULT_SIZE
+            overlap = options.chunk_overlap
+            if overlap is None:
+                overlap = chunk.DEFAULT_OVERLAP * size // chunk.DEFAULT_SIZE
+            fitting = chunk.capacity(size, overlap, limit)
+            splitters[markdown] = chunk.splitter(measure, *fitting, markdown=markdown)
+        return chunk.chunks(text, splitters[markdown])
+
+    most = limit or chunk.DEFAULT_SIZE
+    return Wording(
+        prefix=offer.prefix,
+        max_tokens=offer.max_tokens,
+        counter=counter,
+        count_all=offer.local,
+        takes_tokens=offer.takes_tokens,
+        chunked=chunked if source.is_document or asked else None,
+        pieces=lambda text: chunk.pieces(text, most, measure),
+        shortened=lambda text: chunk.truncated(text, most, measure),
+    )

@@ -1,0 +1,128 @@
+"""The house: imports point down, each library has its door, and every test states its rule."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "embedctl"
+TESTS = ROOT / "tests"
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The import contracts of pyproject.toml over the package in `folder`."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--config", ROOT / "pyproject.toml"],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={"PYTHONPATH": str(folder), "PATH": str(Path(sys.executable).parent), "COLUMNS": "200"},
+    )
+
+
+def test_imports_keep_their_contracts() -> None:
+    """Layers, doors and the purity of protocols and policies hold over the whole package."""
+    done = lint_imports(ROOT)
+
+    assert done.returncode == 0, done.stdout
+    assert "0 broken" in done.stdout
+
+
+BREACHES = {
+    "records.py": ("from embedctl import settings", "Imports point down"),
+    "providers/cohere.py": ("from embedctl import storage", "Protocols know records and errors"),
+    "plan.py": ("import time", "Policies do no I/O"),
+    "run.py": ("import httpx", "httpx (the network) has its door"),
+    "pipeline.py": ("import duckdb", "duckdb (the ledger) has its door"),
+    "settings.py": ("import typer", "typer (the command line) has its door"),
+}
+
+
+def test_a_breach_of_each_kind_is_seen(tmp_path: Path) -> None:
+    """An import that goes up, past a door or into a pure part breaks its contract, and only its own."""
+    shutil.copytree(SOURCE, tmp_path / "embedctl", ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    for name, (line, _) in BREACHES.items():
+        path = tmp_path / "embedctl" / name
+        path.write_text(path.read_text("utf-8") + f"\n{line}\n", "utf-8")
+    done = lint_imports(tmp_path)
+    broken = set(re.findall(r"^(.+) BROKEN\b", done.stdout, re.MULTILINE))
+
+    assert done.returncode == 1
+    assert len(broken) == len(BREACHES)
+    for _, contract in BREACHES.values():
+        assert any(name.startswith(contract) for name in broken), contract
+
+
+def modules(folder: Path) -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(folder.rglob("*.py")):
+        yield str(path.relative_to(folder)), ast.parse(path.read_text("utf-8"))
+
+
+def test_every_test_states_its_rule_in_a_sentence() -> None:
+    """Each test function's docstring begins with one sentence: a capital or a sign first, a full stop at its end."""
+    without = [
+        f"{name}: {node.name}"
+        for name, tree in modules(TESTS)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name.startswith("test_")
+        and not re.match(r"\S[^\n]*[.:?!)]", ast.get_docstring(node) or "")
+    ]
+
+    assert without == []
+
+
+def test_no_test_is_skipped_without_a_reason() -> None:
+    """A skip says why."""
+    bare = [
+        f"{name}:{node.lineno}"
+        for name, tree in modules(TESTS)
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("mark.skip", "pytest.skip")))
+        if not node.args and not node.keywords
+    ] + [
+        f"{name}:{node.lineno}"
+        for name, tree in modules(TESTS)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for decorator in node.decorator_list
+        if ast.unparse(decorator).endswith("mark.skip")
+    ]
+
+    assert bare == []
+
+
+UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|HA" + r"CK|NotImplemented" + r"Error)\b")
+
+
+@pytest.mark.parametrize("folder", [SOURCE, TESTS], ids=["embedctl", "tests"])
+def test_nothing_is_left_for_later(folder: Path) -> None:
+    """No file carries a note of unfinished work."""
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted(folder.rglob("*.py"))
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if UNFINISHED.search(line)
+    ]
+
+    assert found == []
+
+
+def test_every_module_says_what_it_is() -> None:
+    """Each module of the package opens with a docstring."""
+    assert [name for name, tree in modules(SOURCE) if not ast.get_docstring(tree)] == []
+
+
+def test_no_module_is_named_after_nothing() -> None:
+    """No util, helper, manager, common or misc: a file's name says what is in it."""
+    vague = re.compile(r"(util|helper|manager|common|misc|info)s?(_|$)")
+
+    assert [name for name, _ in modules(SOURCE) if vague.search(Path(name).stem)] == []

@@ -1,0 +1,337 @@
+"""`embedctl models`: what may be used, what fits a wish and why, local folders, and models fetched from a hub."""
+
+from __future__ import annotations
+
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha1, sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from embedctl.cli import app
+from embedctl.tokens import ASSETS
+
+MINILM = ASSETS / "minilm"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def chosen(*words: str) -> dict[str, Any]:
+    ended = run("models", "choose", *words, "--json")
+    assert ended.exit_code == 0, ended.output
+    return orjson.loads(ended.stdout)
+
+
+# ── choose ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("wishes", "canonical"),
+    [
+        ([], "openai/text-embedding-3-small"),
+        (["--cost", "free"], "sentence-transformers/all-MiniLM-L6-v2"),
+        (["--cost", "low"], "openai/text-embedding-3-small"),
+        (["--quality", "highest"], "openai/text-embedding-3-large"),
+        (["--speed", "fastest"], "sentence-transformers/all-MiniLM-L6-v2"),
+        (["--multilingual"], "intfloat/multilingual-e5-large"),
+        (["--multilingual", "--quality", "highest"], "openai/text-embedding-3-large"),
+        (["--speed", "fastest", "--quality", "highest", "--cost", "free"], "sentence-transformers/all-MiniLM-L6-v2"),
+    ],
+)
+def test_rules_in_order(wishes: list[str], canonical: str) -> None:
+    """Cost comes before quality, quality before speed, speed before languages, whatever the order of the flags."""
+    said = chosen(*wishes)
+
+    assert said["candidates"][0]["canonical"] == canonical
+    assert said["why"]
+
+
+def test_what_is_not_fulfilled_is_said() -> None:
+    """A wish that a stronger one overrules is named."""
+    said = chosen("--cost", "free", "--multilingual")
+
+    assert said["chosen"] == "onnx:all-MiniLM-L6-v2"
+    assert "onnx:all-MiniLM-L6-v2 is not known to work in many languages" in said["warnings"]
+
+
+def test_what_is_free_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place whose key is there is chosen before one without; a missing key is named."""
+    without = chosen("--quality", "highest")
+    monkeypatch.setenv("AZURE_API_KEY", "azure-key-0123456789")
+    with_azure = chosen("--quality", "highest")
+
+    assert without["chosen"] == "openai:text-embedding-3-large"
+    assert any("OPENAI_API_KEY" in line for line in without["warnings"])
+    assert with_azure["chosen"] == "azure:text-embedding-3-large"
+
+
+def test_an_input_is_priced(here: Path) -> None:
+    """With an input each candidate's cost for it is said."""
+    (here / "texts.txt").write_text("word " * 100_000)
+
+    said = chosen("texts.txt", "--cost", "low")
+
+    best = said["candidates"][0]
+    assert best["usd_per_million"] == "0.02"
+    assert 99_000 <= best["tokens"] <= 101_000
+    assert best["cost"].startswith("0.002")
+
+
+def test_lists_are_heeded(here: Path) -> None:
+    """What no list allows is not chosen."""
+    (here / "embedctl.toml").write_text('[allow]\nproviders = ["onnx"]\n')
+
+    ended = run("models", "choose", "--quality", "highest")
+
+    assert ended.exit_code == 77
+
+
+# ── list ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_list(here: Path) -> None:
+    """Each model says whether it is allowed and a default; the lists themselves are in the envelope."""
+    (here / "embedctl.toml").write_text('[allow]\nproviders = ["onnx", "openai"]\nmodels = ["all-MiniLM-L6-v2"]\n')
+
+    said = orjson.loads(run("models", "list", "--json").stdout)
+
+    allowed = {(row["provider"], row["model"]) for row in said["data"] if row["allowed"]}
+    assert allowed == {("onnx", "all-MiniLM-L6-v2")}
+    assert said["allowed_providers"] == ["onnx", "openai"]
+    assert said["allowed_models"] == ["all-MiniLM-L6-v2"]
+    assert {row["model"] for row in said["data"] if row["default"] and row["provider"] == "onnx"} == {
+        "all-MiniLM-L6-v2"
+    }
+
+
+# ── models that run here ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def folder_of(place: Path, **files: Any) -> Path:
+    """The bundled model as a sentence-transformers folder."""
+    (place / "1_Pooling").mkdir(parents=True)
+    shutil.copy(MINILM / "model.onnx", place / "model.onnx")
+    shutil.copy(MINILM / "tokenizer.json", place / "tokenizer.json")
+    defaults = {
+        "config.json": {"hidden_size": 384, "max_position_embeddings": 512},
+        "sentence_bert_config.json": {"max_seq_length": 256},
+        "1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False},
+    }
+    for name, content in {**defaults, **files}.items():
+        (place / name).write_bytes(orjson.dumps(content))
+    return place
+
+
+def embedded(model: str, out: str) -> np.ndarray:
+    Path("a.txt").write_text("A short text.")
+    ended = run("embed", "a.txt", "-m", model, "-o", out, "--json")
+    assert ended.exit_code == 0, ended.output
+    return np.array(pq.read_table(out)["embedding"].to_pylist(), dtype=np.float32)
+
+
+def test_a_folder(here: Path) -> None:
+    """A sentence-transformers folder is a model: the same weights give the same vectors, in a space of their own."""
+    folder = folder_of(here / "mine")
+
+    ours, bundled = embedded(f"onnx:{folder}", "one.parquet"), embedded("onnx:all-MiniLM-L6-v2", "two.parquet")
+
+    np.testing.assert_array_equal(ours, bundled)
+    spaces = [
+        orjson.loads(pq.read_metadata(name).metadata[b"embedctl"])["space"] for name in ("one.parquet", "two.parquet")
+    ]
+    assert spaces[0]["model"].startswith("onnx:mine@")
+    assert spaces[0] != spaces[1]
+
+
+def test_cls_pooling(here: Path) -> None:
+    """A folder that pools by its first token gives other vectors than one that takes the mean."""
+    cls = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    folder = folder_of(here / "cls", **{"1_Pooling/config.json": cls})
+
+    ours, mean = embedded(f"onnx:{folder}", "one.parquet"), embedded("onnx:all-MiniLM-L6-v2", "two.parquet")
+
+    assert ours.shape == mean.shape
+    assert not np.allclose(ours, mean)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"1_Pooling/config.json": {"pooling_mode_lasttoken": True}}, "pools by lasttoken"),
+        ({"modules.json": [{"type": "sentence_transformers.models.Dense"}]}, "a step that is not ours: Dense"),
+    ],
+)
+def test_a_folder_that_works_otherwise(here: Path, files: dict[str, Any], said: str) -> None:
+    """A model that is pooled or projected in a way that is not ours is refused, not embedded wrongly."""
+    folder = folder_of(here / "other", **files)
+    Path("a.txt").write_text("A short text.")
+
+    ended = run("embed", "a.txt", "-m", f"onnx:{folder}")
+
+    assert ended.exit_code == 78
+    assert said in ended.stderr
+
+
+def test_no_such_local_model(here: Path) -> None:
+    """A local model that is not here says how to get it; the bundled one never stands in for it."""
+    Path("a.txt").write_text("A short text.")
+
+    ended = run("embed", "a.txt", "-m", "onnx:intfloat/e5-small")
+
+    assert ended.exit_code == 78
+    assert "there is no local model 'intfloat/e5-small'" in ended.stderr
+    assert "models pull intfloat/e5-small" in ended.stderr
+    assert not Path("a.embeddings.parquet").exists()
+
+
+def test_warmup() -> None:
+    """The time to load, to the first vector and to the next one."""
+    said = orjson.loads(run("models", "warmup", "--json").stdout)
+
+    assert said["model"] == "onnx:all-MiniLM-L6-v2"
+    assert said["dimensions"] == 384
+    assert said["load_s"] >= 0
+    assert said["next_vector_s"] > 0
+
+
+def test_warmup_of_a_remote_model() -> None:
+    """What does not run here is not warmed up."""
+    ended = run("models", "warmup", "openai:text-embedding-3-small")
+
+    assert ended.exit_code == 2
+    assert "providers test openai" in ended.stderr
+
+
+# ── pull ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def hub(files: dict[str, bytes]) -> Iterator[str]:
+    """A hub with one repository, me/model."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path.startswith("/api/models/me/model/revision/") or path == "/api/models/me/model":
+                self._send(orjson.dumps({"id": "me/model", "sha": "c" * 40, "siblings": _siblings(files)}))
+            elif path.startswith("/api/models/me/model/tree/"):
+                self._send(orjson.dumps(_tree(files)))
+            elif path.startswith(f"/me/model/resolve/{'c' * 40}/") and path.split("/", 5)[5] in files:
+                content = files[path.split("/", 5)[5]]
+                self._send(content, {"etag": f'"{sha1(content).hexdigest()}"', "x-repo-commit": "c" * 40})
+            else:
+                self._send(b'{"error": "Repository not found"}', {"x-error-code": "RepoNotFound"}, status=404)
+
+        def _send(self, body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> None:
+            self.send_response(status)
+            for name, value in {"content-type": "application/json", **(headers or {})}.items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _siblings(files: dict[str, bytes]) -> list[dict[str, str]]:
+    return [{"rfilename": name} for name in files]
+
+
+def _tree(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    return [
+        {"type": "file", "path": name, "size": len(content), "oid": sha1(content).hexdigest()}
+        for name, content in files.items()
+    ]
+
+
+def published() -> dict[str, bytes]:
+    return {
+        "onnx/model.onnx": (MINILM / "model.onnx").read_bytes(),
+        "tokenizer.json": (MINILM / "tokenizer.json").read_bytes(),
+        "config.json": orjson.dumps({"hidden_size": 384}),
+        "pytorch_model.bin": b"not wanted",
+    }
+
+
+def test_pull(monkeypatch: pytest.MonkeyPatch, clean_environment: Path) -> None:
+    """A repository's ONNX files are fetched, and nothing else of it; then onnx:OWNER/NAME is a model."""
+    with hub(published()) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        ended = run("models", "pull", "me/model", "--json")
+
+    assert ended.exit_code == 0, ended.output
+    said = orjson.loads(ended.stdout)
+    place = clean_environment / "models" / "me--model"
+    assert (said["model"], said["dimensions"], said["pooling"]) == ("onnx:me/model", 384, "mean")
+    assert {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()} == {
+        "onnx/model.onnx",
+        "tokenizer.json",
+        "config.json",
+    }
+    assert sha256((place / "onnx/model.onnx").read_bytes()).digest() == sha256(published()["onnx/model.onnx"]).digest()
+    np.testing.assert_array_equal(embedded("onnx:me/model", "one.parquet"), embedded("all-MiniLM-L6-v2", "two.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "code", "said"),
+    [
+        ("me/other", published, 78, "there is no repository me/other"),
+        ("me/model", lambda: {"config.json": b"{}"}, 78, "me/model holds no model.onnx"),
+        ("nonsense", published, 2, "not a repository: 'nonsense'"),
+    ],
+)
+def test_pull_of_nothing(
+    monkeypatch: pytest.MonkeyPatch, clean_environment: Path, name: str, files: Any, code: int, said: str
+) -> None:
+    """What cannot be fetched says why, and leaves nothing behind."""
+    with hub(files()) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        ended = run("models", "pull", name)
+
+    assert ended.exit_code == code, ended.output
+    assert said in ended.stderr
+    assert not list((clean_environment / "models").glob("*"))
+
+
+def test_pull_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without huggingface_hub the command says what is missing and how to install it."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+
+    ended = run("models", "pull", "me/model")
+
+    assert ended.exit_code == 78
+    assert "embedctl[hub]" in ended.stderr

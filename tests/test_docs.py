@@ -1,0 +1,112 @@
+"""README and CHANGELOG say what is true: their examples run, their tables equal the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from embedctl import errors, settings, write
+from embedctl.errors import EmbedctlError
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def _rows(heading: str) -> list[list[str]]:
+    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def _classes(root: type[EmbedctlError]) -> set[type[EmbedctlError]]:
+    return {root}.union(*(_classes(child) for child in root.__subclasses__()))
+
+
+def _masked(text: str) -> str:
+    """Output without what differs from run to run: seconds and the width of columns."""
+    text = re.sub(r"in \d+\.\d s", "in N s", text)
+    return "\n".join(re.sub(r"\s+", " ", line).strip() for line in text.splitlines() if not set(line) <= {"-"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data")
+    return tmp_path
+
+
+def test_every_console_example_prints_what_it_shows(folder: Path) -> None:
+    """A command in a console block of README succeeds and prints the lines below it, but for times."""
+    commands = [part for block in _blocks("console") for part in re.split(r"^\$ ", block, flags=re.M)[1:]]
+    for command in commands:
+        line, _, shown = command.partition("\n")
+        words = [sys.executable, "-m", *shlex.split(line)]
+        done = subprocess.run(
+            words, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+        )
+
+        assert done.returncode == 0, done.stderr
+        if shown.strip():
+            assert _masked(done.stderr + done.stdout) == _masked(shown), line
+
+
+def test_toml_examples_are_settings_that_load(tmp_path: Path) -> None:
+    """Every TOML block of README is a valid settings file."""
+    for block in _blocks("toml"):
+        path = tmp_path / "config.toml"
+        path.write_text(block, "utf-8")
+        loaded = settings.load(config=path, folder=tmp_path)
+
+        assert loaded.providers or loaded.chains
+
+
+def test_the_exit_code_table_is_that_of_the_error_tree() -> None:
+    """README lists every exit code that an error class has, and no other."""
+    listed = {int(row[0]) for row in _rows("Exit codes")}
+    raised = {found.exit_code for found in _classes(EmbedctlError)}
+
+    assert listed == raised | {0}
+    assert set(errors.SEVERITY) <= listed
+
+
+def test_the_column_table_is_that_of_the_output() -> None:
+    """README lists the columns that embedctl writes, in their order."""
+    listed = [name for row in _rows("What it looks like") for name in re.findall(r"`(\w+)`", row[0])]
+
+    assert listed == list(write.OWN_COLUMNS)
+
+
+def test_files_named_in_readme_exist() -> None:
+    """A module that README names is there."""
+    for name in re.findall(r"`((?:\w+/)*\w+\.(?:py|toml|md))`", README):
+        found = list(ROOT.glob(f"embedctl/{name}")) + list(ROOT.glob(name))
+
+        assert found or name in ("embedctl.toml",), name
+
+
+def test_the_package_version_is_in_the_changelog_or_unreleased() -> None:
+    """CHANGELOG follows Keep a Changelog and has a place for what is not released yet."""
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+    assert "## [Unreleased]" in text
+    assert "keepachangelog.com" in text
+
+
+def test_package_metadata_names_its_licence_and_ships_it() -> None:
+    """The wheel carries the licence, the notice of bundled parts, and the parts themselves."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+    assert project["license"] == "Apache-2.0"
+    for name in (*project["license-files"], "embedctl/assets/PROVENANCE.md", "embedctl/assets/minilm/model.onnx"):
+        assert (ROOT / name).is_file(), name

@@ -1,0 +1,87 @@
+"""The words of embedctl as values: ids, hashes and spaces."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import fields, replace
+from hashlib import blake2b
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedctl import records
+from embedctl.records import Space, text_hash, tokens_hash, uuid7
+
+
+def test_a_uuid7_carries_its_time_version_and_variant() -> None:
+    """48 bits of milliseconds, version 7, variant 10, and the random bits that were given (RFC 9562, 5.7)."""
+    found = uuid7(now_s=1_645_557_742.0, random=bytes(range(10)))
+
+    assert str(found).startswith("017f22e2-79b0-7")
+    assert (found.version, found.variant) == (7, uuid.RFC_4122)
+    assert uuid7(now_s=1.5, random=bytes(10)) == uuid7(now_s=1.5, random=bytes(10))
+
+
+@given(st.floats(0, 2**37, width=32), st.floats(0, 2**37, width=32), st.binary(min_size=10, max_size=10))
+def test_uuid7s_sort_by_time(first: float, second: float, random: bytes) -> None:
+    """An id made a millisecond later, or more, is greater, whatever the random bits."""
+    earlier, later = sorted((first, second))
+    if int(later * 1000) > int(earlier * 1000):
+        assert uuid7(earlier, b"\xff" * 10) < uuid7(later, random)
+
+
+def test_uuid7s_differ() -> None:
+    """A thousand ids of one moment are a thousand ids."""
+    assert len({uuid7(1.0) for _ in range(1000)}) == 1000
+
+
+def test_a_text_hash_is_blake2b_of_its_bytes() -> None:
+    """16 bytes of blake2b over UTF-8; a text with a lone surrogate has one too."""
+    assert text_hash("héllo") == blake2b("héllo".encode(), digest_size=16).digest()
+    assert len(text_hash("\ud800")) == 16
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), max_size=8), st.lists(st.integers(0, 2**31 - 1), max_size=8))
+def test_token_arrays_collide_with_nothing(these: list[int], those: list[int]) -> None:
+    """Different arrays have different hashes, and none has the hash of a text with the same bytes."""
+    packed = b"".join(token.to_bytes(4, "little") for token in these)
+
+    assert (tokens_hash(these) == tokens_hash(those)) == (these == those)
+    assert tokens_hash(these) != blake2b(packed, digest_size=16).digest()
+
+
+SPACE = Space(model="openai/text-embedding-3-small", dimensions=1536)
+
+
+def test_a_space_id_is_the_hash_of_all_its_fields() -> None:
+    """blake2b-128 in hex of the JSON of all fields, keys sorted: a contract with files already written."""
+    text = orjson.dumps(SPACE.as_dict(), option=orjson.OPT_SORT_KEYS)
+
+    assert SPACE.space_id == blake2b(text, digest_size=16).hexdigest()
+    assert SPACE.space_id == "442b77f4fc2454c6ed63ac722641769e"
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in fields(Space)])
+def test_every_field_of_a_space_makes_another_space(name: str) -> None:
+    """Two spaces that differ in any field have different ids, and the difference is told in words."""
+    changed = {"dimensions": 256, "normalized": True}.get(name, "other")
+    other = replace(SPACE, **{name: changed})
+
+    assert other.space_id != SPACE.space_id
+    assert SPACE.differences(other) == [f"{name}: {getattr(SPACE, name)!r} here, {changed!r} there"]
+
+
+def test_equal_spaces_do_not_differ() -> None:
+    """A space that went through JSON is the same space."""
+    again = Space(**orjson.loads(orjson.dumps(SPACE.as_dict())))
+
+    assert again.space_id == SPACE.space_id
+    assert again.differences(SPACE) == []
+
+
+def test_the_wall_clock_is_utc() -> None:
+    """Time stamps carry their zone."""
+    assert records.utc_now().tzinfo is not None
+    assert records.utc_now().utcoffset().total_seconds() == 0  # type: ignore[union-attr]

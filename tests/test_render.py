@@ -1,0 +1,189 @@
+"""What a person sees: harmless whatever a provider or a file says, the same in every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import unicodedata
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedctl import render
+from embedctl.errors import InputMissing, WrongUsage
+from embedctl.render import Column, Table
+
+HOSTILE = st.text(
+    st.one_of(
+        st.characters(categories=["Cc", "Cf", "Cs", "Zl", "Zp", "Co"]),
+        st.characters(),
+        st.sampled_from("\x1b\x9b\u202e\u2066\u200b\ufeff\ud800\r\n\t"),
+    ),
+    max_size=40,
+)
+
+
+@given(HOSTILE)
+def test_foreign_text_is_made_harmless(text: str) -> None:
+    """No control, escape, bidi, line or surrogate character of a text reaches the terminal; it is always UTF-8."""
+    shown = render.safe(text)
+
+    assert shown.isprintable()
+    assert not any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in shown)
+    assert shown.encode("utf-8").decode("utf-8") == shown
+
+
+@given(st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=40))
+def test_ordinary_text_stays_as_it_is(text: str) -> None:
+    """Letters, digits, punctuation and symbols of all scripts are shown unchanged."""
+    assert render.safe(text) == text
+
+
+def test_what_is_hidden_is_shown_by_its_code() -> None:
+    """An escape sequence and a right-to-left override are spelt out."""
+    assert render.safe("a\x1b[31mb\u202ec\ud800") == "a\\x1b[31mb\\u202ec\\ud800"
+
+
+def test_a_notice_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A message with line breaks stays one line on stderr, and stdout stays empty."""
+    render.warning("first\nsecond\r\x1b[2Kthird")
+
+    assert capsys.readouterr() == ("", "warning: first\\nsecond\\r\\x1b[2Kthird\n")
+
+
+def test_an_error_is_a_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    """People get the message and what to do, on stderr."""
+    render.error(InputMissing("no such file: a.txt", hint="look there"), as_json=False)
+
+    assert capsys.readouterr() == ("", "error: no such file: a.txt\nhint: look there\n")
+
+
+def test_an_error_for_programs_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json an error is {error, message, details, hint, exit_code} on stdout, and stderr is silent."""
+    render.error(InputMissing("no such file: a.txt", details=[{"id": 1}]), as_json=True)
+    out, err = capsys.readouterr()
+
+    assert json.loads(out) == {
+        "error": "input_missing",
+        "message": "no such file: a.txt",
+        "details": [{"id": 1}],
+        "hint": None,
+        "exit_code": 66,
+    }
+    assert err == ""
+
+
+TABLE = Table(
+    columns=[
+        Column("name", "Name"),
+        Column("tokens", "Tokens", "right"),
+        Column("cost", "Cost", "right"),
+        Column("ok", "OK"),
+    ],
+    rows=[
+        {"name": "acme", "tokens": 1234567, "cost": Decimal("0.5"), "ok": True},
+        {"name": "日本", "tokens": 0, "cost": None, "ok": False},
+        {"name": "=SUM(A1)|x", "tokens": -3, "cost": Decimal("-1E-7")},
+    ],
+    envelope={"schema_version": 1, "at": datetime(2026, 11, 21, tzinfo=UTC), "cost": Decimal("1.10")},
+    title="A title\x1b[0m",
+    totals={"name": "Total", "tokens": 1234564},
+    footer=["! a warning\u202e"],
+)
+
+FORMS = {
+    "table": """\
+A title\\x1b[0m
+Name           Tokens        Cost  OK
+acme        1,234,567        0.50  yes
+日本                0           -  no
+=SUM(A1)|x         -3  -0.0000001  -
+--------------------------------------
+Total       1,234,564           -  -
+! a warning\\u202e
+""",
+    "md": """\
+| Name | Tokens | Cost | OK |
+| --- | ---: | ---: | --- |
+| acme | 1,234,567 | 0.50 | yes |
+| 日本 | 0 | - | no |
+| =SUM(A1)\\|x | -3 | -0.0000001 | - |
+| Total | 1,234,564 | - | - |
+
+! a warning\\u202e
+""",
+    "csv": """\
+name,tokens,cost,ok
+acme,1234567,0.50,yes
+日本,0,,no
+'=SUM(A1)|x,-3,-0.0000001,
+""",
+    "json": """\
+{
+  "schema_version": 1,
+  "at": "2026-11-21T00:00:00+00:00",
+  "cost": "1.10"
+}
+""",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_table_has_four_forms(capsys: pytest.CaptureFixture[str], form: Any) -> None:
+    """Each form of one table is exactly this, on stdout."""
+    render.table(TABLE, form)
+
+    assert capsys.readouterr() == (FORMS[form], "")
+
+
+def test_an_unknown_form_is_wrong_usage() -> None:
+    """A format that does not exist is refused with those that do."""
+    with pytest.raises(WrongUsage) as caught:
+        render.table(TABLE, "yaml")  # type: ignore[arg-type]
+
+    assert caught.value.hint == "one of table, json, csv, md"
+
+
+@given(st.one_of(st.text(max_size=20), HOSTILE, st.sampled_from(["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\0=1"])))
+def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
+    """A text a spreadsheet would run stands behind an apostrophe; every row has all its cells."""
+    content = Table(columns=[Column("a", "A"), Column("b", "B")], rows=[{"a": text, "b": 1}], envelope={})
+    out = render._csv(content)
+    parsed = list(csv.reader(io.StringIO(out)))
+
+    assert parsed[0] == ["a", "b"]
+    assert [len(row) for row in parsed] == [2, 2]
+    assert not parsed[1][0].startswith(("=", "+", "-", "@", "\t", "\0"))
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        ("0", "0.00"),
+        ("5", "5.00"),
+        ("0.5", "0.50"),
+        ("1E+3", "1000.00"),
+        ("0.000000020", "0.00000002"),
+        ("-2.345", "-2.345"),
+    ],
+)
+def test_money_has_all_its_digits(amount: str, text: str) -> None:
+    """At least cents, never an exponent, nothing rounded."""
+    assert render.money(Decimal(amount)) == text
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**9), max_value=10**9, places=9))
+def test_money_can_be_read_back(amount: Decimal) -> None:
+    """The printed amount is the amount."""
+    assert Decimal(render.money(amount)) == amount
+
+
+def test_a_receipt_without_money_says_unknown_not_zero() -> None:
+    """None is null in JSON; money and times become strings."""
+    assert render._plain(Decimal("0")) == "0.00"
+    assert render._plain(b"\x01\xff") == "01ff"

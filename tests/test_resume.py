@@ -1,0 +1,354 @@
+"""A command run again: it continues, embeds what is new, or does nothing. In one process, with a real provider."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from crashed_runs import MODEL, CrashingDisk, Small
+from processes import sentence
+
+from embedctl import chunk, slots, tokens
+from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, OutputRefused
+from embedctl.receipt import Headway, Receipt
+from embedctl.run import Run
+from tests.wire.client import Wire, hash_of, started
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+TEXTS = [sentence(number) for number in range(30)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Wire]:
+    with started() as wire:
+        yield wire
+
+
+@pytest.fixture
+def wire(server: Wire) -> Wire:
+    server.reset()
+    return server
+
+
+@pytest.fixture(autouse=True)
+def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "SLOT_BYTES", 1)
+
+
+@pytest.fixture(params=["folder", "file"])
+def small(request: pytest.FixtureRequest, tmp_path: Path, wire: Wire) -> Small:
+    """An input of three files, nothing embedded yet; `batch`, and `embed`."""
+    world = Small(tmp_path, wire, request.param)
+    world.fill(TEXTS)
+    return world
+
+
+@pytest.fixture
+def batch(tmp_path: Path, wire: Wire) -> Small:
+    world = Small(tmp_path, wire)
+    world.fill(TEXTS)
+    return world
+
+
+def receipt(ended: object) -> Receipt:
+    assert isinstance(ended, Receipt), ended
+    return ended
+
+
+def error(ended: object) -> EmbedctlError:
+    assert isinstance(ended, EmbedctlError), ended
+    return ended
+
+
+def stamps(world: Small) -> list[tuple[str, int, int]]:
+    paths = [*world.output.glob("part-*"), *world.folder.glob("out.parquet")]
+    return sorted((path.name, path.stat().st_ino, path.stat().st_mtime_ns) for path in paths)
+
+
+def asked(wire: Wire) -> list[str]:
+    """Hashes of all texts that were sent."""
+    return sorted(h for one in wire.truth() for h in one["text_hashes"])
+
+
+def test_same_again_does_nothing(small: Small) -> None:
+    """With nothing new there are no requests, and no file is touched."""
+    receipt(small.run())
+    before = stamps(small)
+    small.wire.reset()
+    again = receipt(small.run())
+
+    assert small.wire.truth() == []
+    assert stamps(small) == before
+    assert (again.exit_code, again.vectors, again.reused, again.requests) == (0, 30, 30, 0)
+    small.check_no_leftovers()
+
+
+def test_touched_input_rewrites_nothing(batch: Small) -> None:
+    """Files that were only touched are read, but no part is written again."""
+    receipt(batch.run())
+    before = stamps(batch)
+    for path in (batch.folder / "in").iterdir():
+        os.utime(path, ns=(1, 1))
+    batch.wire.reset()
+    again = receipt(batch.run())
+
+    assert batch.wire.truth() == []
+    assert stamps(batch) == before
+    assert again.reused == 30
+    batch.check_no_leftovers()
+
+
+def test_only_new_texts_are_bought(small: Small) -> None:
+    """Changed and added rows are sent, and nothing else; rows that are gone are gone; order is the input's."""
+    receipt(small.run())
+    small.wire.reset()
+    changed = [*TEXTS[5:], *TEXTS[:2], sentence(50), sentence(51)]
+    small.fill(changed)
+    again = receipt(small.run())
+
+    assert asked(small.wire) == sorted(map(hash_of, changed[-2:]))
+    small.check_rows(changed)
+    assert (again.rows, again.reused) == (29, 27)
+    small.check_no_leftovers()
+
+
+def test_one_percent_changed(tmp_path: Path, wire: Wire) -> None:
+    """Of a thousand rows ten change: those ten texts are sent, untouched parts are not written again."""
+    world = Small(tmp_path, wire)
+    texts = [sentence(number) for number in range(1000)]
+    world.fill(texts, files=10)
+    receipt(world.run(flags={"batch_size": 100}))
+    before = stamps(world)
+    wire.reset()
+    texts[300:310] = [sentence(number) for number in range(2000, 2010)]
+    world.fill(texts, files=10)
+    receipt(world.run(flags={"batch_size": 100}))
+
+    assert asked(wire) == sorted(map(hash_of, texts[300:310]))
+    assert sorted(set(before) - set(stamps(world))) == [before[3]]
+    world.check_rows(texts)
+
+
+def test_fewer_rows_leave_fewer_parts(batch: Small) -> None:
+    """Parts that the new output does not have are removed with the swap."""
+    receipt(batch.run())
+    batch.fill(TEXTS[:10], files=1)
+    receipt(batch.run())
+
+    assert [path.name for path in sorted(batch.output.glob("part-*"))] == ["part-000000.parquet"]
+    batch.check_rows(TEXTS[:10])
+
+
+@pytest.mark.parametrize(
+    ("about", "difference"),
+    [({"flags": {"dimensions": 16}}, "dimensions: 16"), ({"model": "text-embedding-3-large"}, "text-embedding-3-large")],
+)
+def test_other_space_is_refused(small: Small, about: dict, difference: str) -> None:
+    """An output of another space is refused with what differs, and stays as it is."""
+    receipt(small.run())
+    before = stamps(small)
+    small.wire.reset()
+    refused = error(small.run(**about))
+
+    assert isinstance(refused, OutputRefused)
+    assert difference in refused.message
+    assert small.wire.truth() == []
+    assert stamps(small) == before
+
+
+def test_other_space_of_interrupted_run_is_refused(small: Small) -> None:
+    """What an interrupted run has bought is not thrown away for another model without --overwrite."""
+    small.run(dies_after_requests(small, 4))
+    refused = error(small.run(model="text-embedding-3-large"))
+
+    assert isinstance(refused, OutputRefused)
+    assert MODEL in refused.message or "space" in refused.message
+    small.wire.reset()
+    assert receipt(small.run(model="text-embedding-3-large", overwrite=True)).vectors == 30
+    assert {one["model"] for one in small.wire.truth()} == {"text-embedding-3-large"}
+
+
+def dies_after_requests(small: Small, answers: int) -> CrashingDisk:
+    """A disk that dies when so many answers were written."""
+
+    class Dying(CrashingDisk):
+        seen = 0
+
+        def write(self, fd, buffers, offset, path):  # type: ignore[no-untyped-def]
+            self.seen += path.name.endswith(".answers")
+            if self.seen > answers:
+                self.at = self.count + 1
+            return super().write(fd, buffers, offset, path)
+
+    return Dying()
+
+
+def test_overwrite_spools_before_it_deletes(small: Small) -> None:
+    """--overwrite begins anew, but what an interrupted run spent is in the ledger."""
+    small.run(dies_after_requests(small, 3))
+    spent = len(small.wire.truth())
+    receipt(small.run(model="text-embedding-3-large", overwrite=True))
+
+    assert sum(map(len, small.books.values())) >= spent + 10
+    small.check_bill()
+    small.check_no_leftovers()
+
+
+def test_overwrite_keeps_the_old_output_until_the_new_one_is_whole(batch: Small) -> None:
+    """--overwrite that is interrupted leaves the old output as it was."""
+    receipt(batch.run())
+    before = stamps(batch)
+    batch.run(dies_after_requests(batch, 5), model="text-embedding-3-large", overwrite=True)
+
+    assert stamps(batch) == before
+    batch.check_rows(TEXTS)
+
+
+def test_bought_texts_survive_a_change_of_the_input(batch: Small) -> None:
+    """An interrupted run whose input changes meanwhile: what its parts and its journal hold is not bought again."""
+    receipt(batch.run())
+    first = [sentence(number) for number in range(100, 130)]
+    batch.fill(first)
+    batch.run(dies_after_requests(batch, 7))
+    safe, seen = batch.safe(), len(batch.wire.truth())
+    second = [*first[:25], *(sentence(number) for number in range(200, 205))]
+    batch.fill(second)
+    receipt(batch.run())
+
+    assert len(safe & set(map(hash_of, second))) >= 18
+    assert not safe & {h for one in batch.wire.truth()[seen:] for h in one["text_hashes"]}
+    batch.check_rows(second)
+    batch.check_no_leftovers()
+
+
+def test_changed_while_read(small: Small) -> None:
+    """An input that changes while it is read ends the run; the next one embeds what it has become."""
+    run = Run(small.order(), ingest=small._take_in)
+
+    def touch(headway: Headway, total: int | None, spending: object) -> None:
+        os.utime(small.folder / "in" / "0.parquet", ns=(7, 7))
+
+    object.__setattr__(run.watch, "headway", touch)
+    ended = run.execute()
+
+    assert isinstance(ended.error, InputChanged)
+    assert (ended.exit_code, small.wire.billed()) == (65, 120)
+    small.wire.reset()
+    receipt(small.run())
+    assert small.wire.truth() == []
+    small.check_rows(TEXTS)
+
+
+def test_a_lost_part_is_made_again(batch: Small) -> None:
+    """A part that somebody removed is bought again, the others are not."""
+    receipt(batch.run())
+    (batch.output / "part-000001.parquet").unlink()
+    batch.wire.reset()
+    receipt(batch.run())
+
+    assert asked(batch.wire) == sorted(map(hash_of, TEXTS[10:20]))
+    batch.check_rows(TEXTS)
+
+
+def test_failed_rows_stay_failed(small: Small) -> None:
+    """A refused text is not tried again, exit 3 stays; --retry-failed tries it, a changed text too."""
+    small.wire.plan(poison=[TEXTS[4]])
+    first = receipt(small.run())
+    small.wire.reset()
+    second = receipt(small.run())
+    (small.folder / "in" / "0.parquet").touch()
+    third = receipt(small.run())
+
+    assert [(one.exit_code, one.failed, one.vectors) for one in (first, second, third)] == [(3, 1, 29)] * 3
+    assert small.wire.truth() == []
+    assert all(one.failures for one in (first, second, third))
+    listed = orjson.loads(Path(str(third.failures)).read_bytes())
+    assert (listed["id"], listed["reason"]) == (4, "text_refused")
+    last = receipt(small.run(retry_failed=True))
+    assert (last.exit_code, last.failed, last.failures) == (0, 0, None)
+    assert asked(small.wire) == [hash_of(TEXTS[4])]
+    small.check_rows(TEXTS)
+
+
+def test_no_reuse_buys_again(small: Small) -> None:
+    """--no-reuse takes nothing from the old output."""
+    receipt(small.run())
+    small.wire.reset()
+    (small.folder / "in" / "0.parquet").touch()
+    receipt(small.run(flags={"reuse": False}))
+
+    assert len(asked(small.wire)) == 30
+
+
+def test_nothing_is_left_of_a_run_that_could_not_begin(small: Small) -> None:
+    """A wrong column leaves no folder behind."""
+    refused = error(small.run(flags={"text_column": "nosuch"}))
+
+    assert refused.exit_code in (2, 65)
+    assert sorted(path.name for path in small.folder.iterdir()) == ["home", "in"]
+
+
+def test_duplicates_are_bought_once_across_slots(small: Small) -> None:
+    """A text that stands in several slots is sent once."""
+    texts = [*TEXTS[:10], *TEXTS[5:10], *TEXTS[10:15], *TEXTS[:10]]
+    small.fill(texts)
+    first = receipt(small.run())
+
+    assert asked(small.wire) == sorted(map(hash_of, TEXTS[:15]))
+    assert first.duplicates == 15
+    small.check_rows(texts)
+
+
+def test_pieces_of_a_mean_are_texts_of_their_own(small: Small) -> None:
+    """A text that was bought as a piece of a longer one is not bought again when it stands alone in a later slot."""
+    long = " ".join(["alpha beta gamma delta."] * 2500)
+    cut = chunk.pieces(long, 8191, tokens.splitter_source("tiktoken:cl100k_base", "tiktoken:cl100k_base"))
+    small.fill([long, cut[0], cut[1]])
+    done = receipt(small.run(flags={"on_too_long": "mean"}))
+
+    assert asked(small.wire) == sorted(map(hash_of, cut))
+    assert (done.vectors, done.duplicates) == (3, 2)
+
+
+def test_duplicate_ids(tmp_path: Path, wire: Wire) -> None:
+    """Duplicate ids are a warning with their number; with --unique-ids an error before anything is sent."""
+    world = Small(tmp_path, wire)
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"id": ["a", "b", "a", "a"], "text": TEXTS[:4]}), tmp_path / "in" / "0.parquet")
+    refused = error(world.run(flags={"unique_ids": True}))
+
+    assert isinstance(refused, InputInvalid)
+    assert "2 rows" in refused.message
+    assert "'a'" in refused.message
+    assert wire.truth() == []
+    warnings: list[str] = []
+    run = Run(world.order(), ingest=world._take_in)
+    object.__setattr__(run.watch, "warned", warnings.append)
+    assert run.execute().vectors == 4
+    assert any("2 rows" in line for line in warnings)
+
+
+def test_workspaces_by_column(tmp_path: Path, wire: Wire) -> None:
+    """Each row is paid by the workspace its column names, also when the column is not kept; none are mixed."""
+    world = Small(tmp_path, wire)
+    (tmp_path / "in").mkdir()
+    who = ["acme", "zeta", None, "acme", "zeta", "acme"]
+    pq.write_table(pa.table({"id": list(range(6)), "who": who, "text": TEXTS[:6]}), tmp_path / "in" / "0.parquet")
+    flags = {"workspace_column": "who", "keep": "none", "workspace": "rest"}
+    receipt(world.run(flags=flags))
+
+    events = [event for file in world.books.values() for event in file]
+    tokens: dict[str, int] = {}
+    for event in events:
+        tokens[event["workspace_id"]] = tokens.get(event["workspace_id"], 0) + event["tokens_total"]
+    assert tokens == {"acme": 12, "zeta": 8, "rest": 4}
+    assert "who" not in pq.read_schema(world.output / "part-000000.parquet").names
+    unknown = error(world.run(flags={"workspace_column": "nobody"}, overwrite=True))
+    assert "'nobody'" in unknown.message
+    assert unknown.exit_code == 65
