@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from embedctl.errors import (
     AnswerUnusable,
-    CircuitOpen,
     ProviderError,
     Remedy,
     RequestRefused,
@@ -50,6 +49,27 @@ class Piece:
     answer: Answer | None = None
     place: Any = None
     refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What became of a request so far, from its first text on: what is answered is not asked of the next line."""
+
+    pieces: list[Piece]
+
+    def add(
+        self, texts: int, *, answer: Answer | None = None, place: Any = None, refusal: Refusal | None = None
+    ) -> None:
+        """The next so many texts."""
+        self.pieces.append(Piece(self._stop, self._stop + texts, answer, place, refusal))
+
+    def rest_of(self, request: Request) -> Request:
+        """What is left of it."""
+        return part_of(request, self._stop, len(request)) if self._stop else request
+
+    @property
+    def _stop(self) -> int:
+        return self.pieces[-1].stop if self.pieces else 0
 
 
 class _LeftError(Exception):
@@ -101,6 +121,10 @@ class CallPoint:
         """Of the output's vectors; None until the first ones are there."""
         return self._exchange.space
 
+    @space.setter
+    def space(self, space: Space) -> None:
+        self._exchange.space = space
+
     async def embed(self, request: Request) -> list[Piece]:
         """Every text of the request, as pieces in order.
 
@@ -110,19 +134,22 @@ class CallPoint:
             DeadlinePassed: The next attempt would come too late.
             BudgetReached: Sending it could cost more than is allowed.
         """
-        operation = Operation(Patience())
+        operation, done = Operation(Patience()), _Done([])
         while True:
             line = await self._lanes.next(self.space, self._aside, operation.patience)
             try:
-                return await self._with_retry(line, operation, request, 0)
+                await self._with_retry(line, operation, done.rest_of(request), done)
             except _LeftError as left:
                 error = left.step.error
                 if not isinstance(error, ProviderError):
                     raise error from None
+                operation.blamed = operation.floats = False  # that was between this request and this line
                 if self._lanes.leave(line, left.step):
                     self._told(f"{line.offer.id} is not asked any more: {error.message}")
+            else:
+                return done.pieces
 
-    async def _with_retry(self, line: Line, operation: Operation, request: Request, start: int) -> list[Piece]:
+    async def _with_retry(self, line: Line, operation: Operation, request: Request, done: _Done) -> None:
         """One line's attempts at a request; smaller ones where its size or one text is to blame."""
         attempts = Attempts(self._policy_for(request, operation), jitter=self._jitter)
         before = line.successes
@@ -132,21 +159,25 @@ class CallPoint:
             except NotAdmittedError as refused:
                 raise _LeftError(Step(remedy=Remedy.LEAVE, error=refused.error)) from None
             except ProviderError as error:
-                error.provider = error.provider or line.offer.provider
-                if _base64_in_doubt(line, operation, error):
-                    continue
-                others = line.successes - before
-                step = attempts.after(error, now=self._clock(), budget=line.budget, others_succeeded=others)
+                failure = error
+                failure.provider = failure.provider or line.offer.provider
             else:
                 attempts.succeeded(line.budget)
-                return [Piece(start, start + len(request), answer, place)]
-            if isinstance(step.error, ProviderError) and await self._goes_smaller(
-                line, operation, request, step.error, step.remedy, attempts, before
+                done.add(len(request), answer=answer, place=place)
+                return None
+            if _base64_in_doubt(line, operation, failure):
+                continue
+            others = line.successes - before
+            step = attempts.after(failure, now=self._clock(), budget=line.budget, others_succeeded=others)
+            if step.remedy in (Remedy.HALVE, Remedy.ISOLATE) or (
+                self._looks_closer(request, step, attempts)
+                and step.error is failure
+                and await self._a_text_is_to_blame(line, operation, request, failure, before)
             ):
-                return await self._smaller(line, operation, request, start, step.error)
+                return await self._smaller(line, operation, request, failure, done)
             if step.remedy is Remedy.LEAVE:
                 raise _LeftError(step)
-            self._lanes.waits.say(line.offer.id, step.error.message, step.wait_s)
+            self._lanes.waits.say(line.offer.id, failure.message, step.wait_s)
             await self._sleep(step.wait_s)
 
     def _policy_for(self, request: Request, operation: Operation) -> Policy:
@@ -157,33 +188,21 @@ class CallPoint:
             return replace(self._policy, isolate_after=self._policy.retries + 1)
         return replace(self._policy, others=0) if operation.blamed else self._policy
 
-    async def _goes_smaller(
-        self,
-        line: Line,
-        operation: Operation,
-        request: Request,
-        error: ProviderError,
-        remedy: Remedy,
-        attempts: Attempts,
-        before: int,
-    ) -> bool:
-        """Whether the parts of a refused request are sent by themselves."""
-        if remedy in (Remedy.HALVE, Remedy.ISOLATE):
-            return True
-        if remedy is Remedy.LEAVE or (len(request) > 1 and attempts.repeated == self._policy.isolate_after):
-            return await self._a_text_is_to_blame(line, operation, request, error, before)
-        return False
+    def _looks_closer(self, request: Request, step: Step, attempts: Attempts) -> bool:
+        """Whether it is time to find out who is to blame: at the end, and of several texts after a few failures."""
+        return step.remedy is Remedy.LEAVE or (len(request) > 1 and attempts.repeated == self._policy.isolate_after)
 
     async def _smaller(
-        self, line: Line, operation: Operation, request: Request, start: int, error: ProviderError
-    ) -> list[Piece]:
+        self, line: Line, operation: Operation, request: Request, error: ProviderError, done: _Done
+    ) -> None:
         """Both halves of a refused request; the text that stands alone in the end is the one to blame."""
         if len(request) == 1:
-            return [Piece(start, start + 1, refusal=refusal(error, line.offer, operation.attempts))]
-        self._lanes.too_large(line, len(request), request.content_bytes, error)
+            done.add(1, refusal=refusal(error, line.offer, operation.attempts))
+            return
+        self._lanes.too_large(line, len(request), request.content_bytes, error)  # learns nothing from a bad text
         middle = len(request) // 2
-        first = await self._with_retry(line, operation, part_of(request, 0, middle), start)
-        return first + await self._with_retry(line, operation, part_of(request, middle, len(request)), start + middle)
+        for half in (part_of(request, 0, middle), part_of(request, middle, len(request))):
+            await self._with_retry(line, operation, half, done)
 
     async def _a_text_is_to_blame(
         self, line: Line, operation: Operation, request: Request, error: ProviderError, before: int
@@ -192,9 +211,7 @@ class CallPoint:
 
         A sick provider, or a parameter that it refuses, is no reason for a row to fail.
         """
-        if operation.aside or isinstance(error, CircuitOpen):
-            return False
-        if not isinstance(error, RequestRefused) and not may_be_the_texts_fault(error):
+        if operation.aside or not (isinstance(error, RequestRefused) or may_be_the_texts_fault(error)):
             return False
         if not (operation.blamed and len(request) > 1):
             async with line.asking:
@@ -220,12 +237,13 @@ class CallPoint:
             purpose="test",
             content_bytes=sum(len(text.encode()) for text in texts),
         )
+        done = _Done([])
         try:
-            pieces = await self._with_retry(line, Operation(Patience(), aside=True), request, 0)
+            await self._with_retry(line, Operation(Patience(), aside=True), request, done)
         except _LeftError as left:
             raise left.step.error from None
         found = []
-        for piece in pieces:
+        for piece in done.pieces:
             if piece.answer is None:
                 why = piece.refusal.message if piece.refusal else "no vector"
                 raise TextRefused(f"{line.offer.id} refuses a probe: {why}", provider=line.offer.provider)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from importlib import util
 from typing import Any, BinaryIO
 
 from embedctl.errors import ExtraMissing
@@ -12,7 +13,16 @@ Figure = Mapping[str, Any]
 """A plotly figure as data: `data` (traces) and `layout`."""
 
 _CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
-_HINT = "pip install 'embedctl[charts]'"
+
+
+def require(library: str) -> None:
+    """Look for plotly or matplotlib before any work is done.
+
+    Raises:
+        ExtraMissing: It is not installed.
+    """
+    if util.find_spec(library) is None:
+        raise ExtraMissing(f"charts need {library}, which is not installed", hint="pip install 'embedctl[charts]'")
 
 
 def script() -> str:
@@ -21,10 +31,9 @@ def script() -> str:
     Raises:
         ExtraMissing: plotly is not installed.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise ExtraMissing("pages with charts need plotly", hint=_HINT) from None
+    require("plotly")
+    from plotly.offline import get_plotlyjs
+
     return f"<script>{get_plotlyjs()}</script>"
 
 
@@ -37,10 +46,9 @@ def figure(content: Figure, name: str) -> str:
     Raises:
         ExtraMissing: plotly is not installed.
     """
-    try:
-        from plotly.io import to_html
-    except ImportError:
-        raise ExtraMissing("pages with charts need plotly", hint=_HINT) from None
+    require("plotly")
+    from plotly.io import to_html
+
     made = to_html(dict(content), include_plotlyjs=False, full_html=False, validate=False, config=_CONFIG, div_id=name)
     return str(made)
 
@@ -82,11 +90,10 @@ def scatter_png(sink: BinaryIO, groups: Sequence[Mapping[str, Any]], *, title: s
     Raises:
         ExtraMissing: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as Picture
-    except ImportError:
-        raise ExtraMissing("pictures need matplotlib", hint=_HINT) from None
+    require("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Picture
+
     picture = Picture(figsize=(10, 7.5), dpi=120, layout="constrained")
     FigureCanvasAgg(picture)
     plot = picture.subplots()

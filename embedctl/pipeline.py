@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from embedctl.intake import Intake
 from embedctl.journal import Journal, Place
 from embedctl.output import Finished, Output
 from embedctl.plan import Packed
+from embedctl.recall import Recall
 from embedctl.receipt import Headway, Rows
 from embedctl.slots import Arrival, History, Slot, resolve_twins
 from embedctl.stopping import Stop
@@ -45,7 +46,7 @@ class Steps:
     Attributes:
         blocks: Step 1; read in a thread.
         intake: Steps 2 and 3.
-        call: Step 4.
+        call, recall: Step 4, and what saves some of it.
         journal: Step 5.
         output: Step 6.
         done: Slot number → rows and counts of a part that an earlier, interrupted run published.
@@ -61,6 +62,7 @@ class Steps:
     blocks: Iterator[Any]
     intake: Intake
     call: CallPoint
+    recall: Recall
     journal: Journal
     output: Output
     purchases: Purchases
@@ -212,14 +214,14 @@ class Pipeline:
             packed, slot = taken
             self._busy.add(this)
             try:
-                pieces = await self._is.call.embed(packed.request)
+                arrived = await self._is.recall.embed(packed)
             except EmbedctlError as error:
                 self._stop.because(error)
                 return
             finally:
                 self._busy.discard(this)
-            for piece in pieces:
-                self._arrive(piece, packed, slot)
+            for ordinals, piece in arrived:
+                self._arrive(ordinals, piece, slot)
             self._texts_open -= len(packed.ordinals)
             self._is.watch(self.headway)
             self._finished.add(packed.number)
@@ -228,8 +230,7 @@ class Pipeline:
                 self._next_request += 1
             self._complete.set()
 
-    def _arrive(self, piece: Piece, packed: Packed, slot: Slot) -> None:
-        ordinals = packed.ordinals[piece.start : piece.stop]
+    def _arrive(self, ordinals: Sequence[int], piece: Piece, slot: Slot) -> None:
         if piece.answer is None:
             slot.arrivals.append(Arrival(ordinals=ordinals, refusal=piece.refusal))
             return
@@ -269,7 +270,8 @@ class Pipeline:
     async def _hand_over(self, slot: Slot) -> None:
         await self._is.journal.sync()
         self.rows.add(await asyncio.to_thread(self._assemble, slot, self.width))
-        self.rows.reused, self.rows.duplicates = self._is.intake.reused, self._is.intake.duplicates
+        self.rows.reused = self._is.intake.reused + self._is.recall.hits
+        self.rows.duplicates = self._is.intake.duplicates
         if not self._is.output.keeps_journal:
             self._release(slot)
         self._is.watch(self.headway)

@@ -102,7 +102,9 @@ class Spending:
         if event.billable == "yes":
             self.tokens += event.tokens_total
             self.tokens_estimated += event.tokens_total if event.usage_source == "fallback" else 0
-            if event.cost_provider is not None or price is not None:
+            if price and event.cost_provider is None and event.usage_mode == "native" and event.tokens_native is None:
+                self.unpriced = True  # billed, and the one count that is taken is missing
+            elif event.cost_provider is not None or price is not None:
                 self.priced = True
                 self.cost += event.cost_provider if event.cost_provider is not None else cost(event.tokens_total, price)  # type: ignore[arg-type]
             else:

@@ -6,7 +6,6 @@ import csv
 import io
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,10 +28,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\0")  # OWASP ASVS 1.2.10: a sprea
 
 def safe(text: object) -> str:
     r"""Foreign text made harmless for a terminal: control, escape, bidi and surrogate characters shown as \x.."""
-    return "".join(
-        char if char.isprintable() and unicodedata.category(char) != "Cf" else char.encode("unicode_escape").decode()
-        for char in str(text)
-    )
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
 
 
 def notice(text: str) -> None:
@@ -76,8 +72,13 @@ def _plain(value: object) -> object:
 
 def result(value: object) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(orjson.dumps(value, default=_plain, option=orjson.OPT_INDENT_2).decode() + "\n")
+    sys.stdout.write(document(value).decode())
     sys.stdout.flush()
+
+
+def document(value: object) -> bytes:
+    """One JSON document, as `--json` prints it."""
+    return orjson.dumps(value, default=_plain, option=orjson.OPT_INDENT_2) + b"\n"
 
 
 def money(amount: Decimal) -> str:
@@ -262,8 +263,8 @@ def forecast(found: Forecast) -> None:
         if count
     ]
     lines = [
-        f"{found.rows:,} rows: {', '.join([f'{found.texts:,} texts to send', *left_out])}",
-        f"{found.requests:,} requests to {found.model}, {about} tokens",
+        f"{several(found.rows, 'row')}: {', '.join([several(found.texts, 'text') + ' to send', *left_out])}",
+        f"{several(found.requests, 'request')} to {found.model}, {about} tokens",
         _forecast_cost(found),
     ]
     if found.seconds is not None:
@@ -281,13 +282,18 @@ def _forecast_cost(found: Forecast) -> str:
     return f"cost {money(found.cost)} USD{spread}{batch}"
 
 
+def several(count: int, noun: str) -> str:
+    """A count and its noun: "1 row", "2,000 rows"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _receipt_rows(done: Receipt) -> str:
-    parts = [f"{done.rows:,} rows: {done.vectors:,} vectors"]
+    parts = [f"{several(done.rows, 'row')}: {several(done.vectors, 'vector')}"]
     parts += [
         f"{count:,} {word}"
         for count, word in (
             (done.reused, "reused"),
-            (done.duplicates, "duplicates"),
+            (done.duplicates, "duplicate" if done.duplicates == 1 else "duplicates"),
             (done.failed, "failed"),
             (done.skipped, "skipped"),
         )
@@ -305,6 +311,6 @@ def _receipt_usage(done: Receipt) -> str:
     served = f" by {', '.join(done.providers)}" if done.providers else ""
     asked = f" instead of {done.fallback_from}" if done.fallback_from else ""
     return (
-        f"{done.requests:,} requests{served}{asked}, {done.tokens:,} tokens{share}, {cost}{risk}{saved}, "
-        f"paid by {done.workspace}"
+        f"{several(done.requests, 'request')}{served}{asked}, {several(done.tokens, 'token')}{share}, {cost}{risk}"
+        f"{saved}, paid by {done.workspace}"
     )

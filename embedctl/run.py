@@ -15,6 +15,7 @@ from embedctl import before as befores
 from embedctl import dry_run, money, output_place, plan, preparation, read, serving, storage, write
 from embedctl.assemble import Purchases
 from embedctl.before import Asked, Before
+from embedctl.cache import Cache
 from embedctl.call import CallPoint
 from embedctl.dry_run import Forecast
 from embedctl.errors import EmbedctlError, InputChanged, OutputRefused
@@ -32,6 +33,7 @@ from embedctl.output import FolderOutput
 from embedctl.output_file import FileOutput
 from embedctl.output_stream import StreamOutput
 from embedctl.pipeline import Pipeline, Segments, Steps
+from embedctl.recall import Recall
 from embedctl.receipt import Headway, Receipt, Rows, Spending
 from embedctl.receipt import made as receipt_made
 from embedctl.records import Limits, Space, utc_now, uuid7
@@ -215,13 +217,29 @@ class Run:
         before: Before,
         entry: Registration,
     ) -> None:
+        """The lanes to the providers, opened and closed around the pipeline."""
+        self._loop = asyncio.get_running_loop()
+        packer = preparation.packer(source, chain.first, self._options)
+        lanes = self._lanes(chain, packer)
+        try:
+            await self._through(lanes, packer, output, source, chain, before, entry)
+        finally:
+            await lanes.aclose()
+
+    async def _through(
+        self,
+        lanes: Lanes,
+        packer: plan.Packer,
+        output: FileOutput | FolderOutput | StreamOutput,
+        source: read.Source,
+        chain: Chain,
+        before: Before,
+        entry: Registration,
+    ) -> None:
         """The pipeline with everything it needs, and the record of how it ended."""
-        options, offer = self._options, chain.first
+        options = self._options
         till = money.till(self._ledger_paths, self.order.settings, chain.offers, self._unit_price, self.watch.warned)
         deadline = time.monotonic() + options.deadline if options.deadline is not None else None
-        self._loop = asyncio.get_running_loop()
-        packer = preparation.packer(source, offer, options)
-        lanes = self._lanes(chain, packer)
         offer = await lanes.ask()
         segments, purchases = Segments(), Purchases()
         output.record(self._record(output, "running"))
@@ -235,11 +253,12 @@ class Run:
             segment_bytes=self._segment_bytes,
             dimensions=offer.dimensions or 0,
         )
+        caller = Caller(run_id=self.run_id, workspace_id=options.workspace, job_id=self.order.job, tags=options.tag)
         call = CallPoint(
             lanes,
             journal,
             till,
-            Caller(run_id=self.run_id, workspace_id=options.workspace, job_id=self.order.job, tags=options.tag),
+            caller,
             policy=Policy(retries=options.retries, max_wait_s=options.max_wait, deadline=deadline),
             space=before.space,
             sleep=self.stop.sleep,
@@ -247,6 +266,7 @@ class Run:
             told=self.watch.told,
             proceed=self.stop.proceed,
         )
+        cache = self._cache(offer)
         timer = asyncio.create_task(self.stop.at(deadline))
         finished = False
         with Known(output.state) as known, Known(output.state) as seen, Ids(source, output.state) as ids:
@@ -266,6 +286,7 @@ class Run:
                     blocks=source.blocks(),
                     intake=intake,
                     call=call,
+                    recall=Recall(call, cache, journal, caller, offer),
                     journal=journal,
                     output=output,
                     purchases=purchases,
@@ -295,12 +316,24 @@ class Run:
                 self._space = call.space or offer.space()
                 timer.cancel()
                 self._loop, self._stoppable = None, False
+                if cache is not None:
+                    cache.close()
                 try:
                     output.close()
-                    await lanes.aclose()
                 finally:
                     await journal.close(published=finished)
             ids.warn(self.watch.warned)
+
+    def _cache(self, offer: Offer) -> Cache | None:
+        """The shared cache, where it is wanted: for `embed` with a paid model unless told otherwise."""
+        wanted = self._options.cache
+        if wanted is None:
+            wanted = self.order.kind != "folder" and self._unit_price(offer) != 0
+        kept = self.order.settings.cache
+        if not wanted:
+            return None
+        path = self.order.settings.paths.cache
+        return Cache(path, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=self.watch.warned)
 
     def _lanes(self, chain: Chain, packer: plan.Packer) -> Lanes:
         """The chain's lines; they tell the packer what fits into a request."""
@@ -363,6 +396,8 @@ class Run:
         """Take what is spooled into the ledger; when it cannot be now, the next command does."""
         try:
             places = self.order.settings.paths
+            for folder in (places.runs, places.spool):
+                storage.remove_leftovers(self._disk, folder, older_than_s=LEFTOVER_S)
             recover_dead(places.runs, self._spool, ledger=places.ledger, disk=self._disk)
             self._ingest(self._ledger_paths)
         except EmbedctlError as error:

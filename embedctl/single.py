@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl import locks, money, plan, storage
-from embedctl.call import CallPoint
+from embedctl.call import CallPoint, Piece
 from embedctl.events import Caller
 from embedctl.journal import Journal
 from embedctl.lanes import Lanes
@@ -52,6 +52,14 @@ class Single:
     answers: list[Answer] = field(default_factory=list)
     refusals: dict[int, Refusal] = field(default_factory=dict)
     vectors_by_place: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+
+    def take(self, places: Sequence[int], piece: Piece) -> None:
+        """Keep what became of the texts at these places."""
+        if piece.answer is not None:
+            self.answers.append(piece.answer)
+            self.vectors_by_place.update(zip(places, piece.answer.vectors, strict=True))
+        elif piece.refusal is not None:
+            self.refusals.update(dict.fromkeys(places, piece.refusal))
 
     def vector(self, place: int) -> NDArray[np.float32] | None:
         """float32, shape (D,), of the text at this place; None when it was refused."""
@@ -84,9 +92,17 @@ def embed(
         EmbedctlError: No provider of the chain can serve, or the disk refused; what was spent is in the spool.
     """
     check_usable(chain.first)
-    made = Single(uuid7(), Spending(unit_price(settings)))
+    price = unit_price(settings)
+    made = Single(uuid7(), Spending(price))
+    till = money.till(
+        LedgerPaths(settings.paths.ledger, settings.paths.spool, settings.paths.price_file),
+        settings,
+        chain.offers,
+        lambda one: price(one.provider, one.wire_model, one.price_as),
+        warned,
+    )
     with _registered(settings, chain, made.run_id, command) as journal:
-        asyncio.run(_calls(settings, chain, texts, purpose, space, told, warned, made, journal))
+        asyncio.run(_calls(settings, chain, texts, purpose, space, told, till, made, journal))
     return made
 
 
@@ -97,20 +113,12 @@ async def _calls(
     purpose: Purpose,
     space: Space | None,
     told: Callable[[str], None],
-    warned: Callable[[str], None],
+    till: money.Till,
     made: Single,
     folder: Path,
 ) -> None:
     """All requests, one after the other."""
     options, offer = settings.options, chain.first
-    price = unit_price(settings)
-    till = money.till(
-        LedgerPaths(settings.paths.ledger, settings.paths.spool, settings.paths.price_file),
-        settings,
-        chain.offers,
-        lambda one: price(one.provider, one.wire_model, one.price_as),
-        warned,
-    )
     lanes = Lanes(
         chain,
         hints_file=settings.paths.home / "hints.json",
@@ -139,12 +147,7 @@ async def _calls(
     try:
         for packed in _requests(texts, lanes.limits(), purpose, options.workspace, options.batch_size, offer):
             for piece in await call.embed(packed.request):
-                places = packed.ordinals[piece.start : piece.stop]
-                if piece.answer is None:
-                    made.refusals.update(dict.fromkeys(places, piece.refusal))  # type: ignore[arg-type]
-                    continue
-                made.answers.append(piece.answer)
-                made.vectors_by_place.update(zip(places, piece.answer.vectors, strict=True))
+                made.take(packed.ordinals[piece.start : piece.stop], piece)
     finally:
         await journal.close(published=True)
         await lanes.aclose()

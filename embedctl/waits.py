@@ -29,7 +29,9 @@ class Waits:
         waiting = self._until.get(who, now) > now
         self._until[who] = max(self._until.get(who, now), now + seconds)
         if not waiting:
-            (self._long if seconds >= LONG_S else self._told)(f"{who}: {why}; going on in {spoken(seconds)}")
+            (self._long if seconds >= LONG_S else self._told)(
+                f"{who}: {why.rstrip('.')}; going on in {spoken(seconds)}"
+            )
 
 
 def spoken(seconds: float) -> str:

@@ -63,7 +63,8 @@ class Small:
         for number in range(files):
             some = list(texts[number * each : (number + 1) * each])
             ids = list(range(number * each, number * each + len(some)))
-            pq.write_table(pa.table({"id": ids, "text": some}), self.folder / "in" / f"{number}.parquet")
+            if some:
+                pq.write_table(pa.table({"id": ids, "text": some}), self.folder / "in" / f"{number}.parquet")
 
     def order(self, model: str = MODEL, **about: Any) -> Order:
         environment = {
@@ -74,6 +75,7 @@ class Small:
             "OPENAI_BASE_URL": self.wire.base_url(),
         }
         flags = {"model": f"openai:{model}", "dimensions": WIDTH, "batch_size": 3, "concurrency": 2, "fallback": "off"}
+        flags["cache"] = False
         flags |= about.pop("flags", {})
         found = settings.load(flags=flags, environment=environment, folder=self.folder)
         inputs = [str(self.folder / "in")]
@@ -109,6 +111,17 @@ class Small:
                 column = pq.read_table(path, columns=["embedding_text_hash"]).column(0)
                 found |= {digest.hex() for digest in column.to_pylist()}
         return found
+
+    def shown(self) -> list[tuple[str, int]]:
+        """The output as a reader finds it: names and inodes of its files."""
+        paths = [*self.output.glob("part-*"), *self.folder.glob("out.parquet")]
+        return sorted((path.name, path.stat().st_ino) for path in paths)
+
+    def check_whole(self, before: list[tuple[str, int]]) -> None:
+        """What a dead run leaves is the old output, or the new one, or a swap that the next run finishes."""
+        if before and self.shown() != before and self.kind == "folder":
+            record = orjson.loads((self.state / "run.json").read_bytes())
+            assert (self.state / "commit.json").exists() or record["state"] == "complete"
 
     def check_rows(self, texts: Sequence[str]) -> None:
         """Each text once, in order, with its vector."""

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from embedctl import serving, tokens
 from embedctl.errors import ConfigurationInvalid
 from embedctl.ledger.ingest import ingest
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.receipt import Spending
 from embedctl.records import Space
+from embedctl.resilience import hints
 from embedctl.resilience.breaker import State
 from embedctl.settings import Settings
 from tests.calling import KEY, SMALL, embed, load
-from tests.wire.client import Wire, expected, started
+from tests.wire.client import Wire, expected, hash_of, started
 
 TEXTS = [f"text number {i} of some that are long enough to compare" for i in range(8)]
 
@@ -127,6 +131,24 @@ def test_unusable_answers_are_billed_as_the_provider_says(wire: Wire, tmp_path: 
     spoilt, good = done.events
     assert (spoilt.billable, spoilt.usage_source, spoilt.tokens_native) == ("yes", "native", good.tokens_total)
     assert spoilt.tokens_total + good.tokens_total == wire.billed()
+
+
+def test_native_mode_without_a_count(wire: Wire, tmp_path: Path) -> None:
+    """With usage_mode `native` a missing count is not estimated and not free: tokens 0, cost NULL, and the reason."""
+    wire.plan(script=["usage_missing"])
+    more = f'price_as = "openai"\n[models."openai:{SMALL}"]\nusage_mode = "native"\n'
+    found = openai(wire, tmp_path, more=more)
+
+    done = embed(found, [TEXTS], tmp_path)
+
+    paths = LedgerPaths(found.paths.ledger, found.paths.spool, found.paths.price_file)
+    ingest(paths, wait_s=5, now=datetime.now(UTC))
+    with duckdb.connect(str(paths.database), read_only=True) as ledger:
+        rows = ledger.execute("SELECT billable, tokens_total, cost, cost_status, reason FROM usage_event").fetchall()
+    assert rows == [("yes", 0, None, "unpriced", "native usage missing")]
+    spending = Spending(lambda provider, model, price_as: Decimal("0.02"))
+    spending.count(done.events[0])
+    assert spending.unpriced
 
 
 def test_raw_answer(wire: Wire, tmp_path: Path) -> None:
@@ -397,6 +419,7 @@ def test_another_host_takes_over(wire: Wire, other: Wire, tmp_path: Path) -> Non
 
     done = embed(found, [TEXTS, TEXTS, TEXTS], tmp_path)
     first, refused, probe, second, third = done.events
+    hints.update(tmp_path / "home" / "hints.json", lambda known: replace(known, holds={}), 0.0)
     wire.plan(script=["ok"], faults={"quota": 1.0})
     again = embed(found, [TEXTS, TEXTS], tmp_path)
 
@@ -405,7 +428,23 @@ def test_another_host_takes_over(wire: Wire, other: Wire, tmp_path: Path) -> Non
     assert (probe.purpose, probe.input_count, probe.provider) == ("test", 3, "second")
     assert [event.fallback_from for event in (first, second, third)] == [None, f"openai:{SMALL}", f"openai:{SMALL}"]
     assert refused.error_class == "quota_exhausted"
-    assert "test" not in [event.purpose for event in again.events]
+    assert [(event.provider, event.purpose) for event in again.events] == [
+        ("openai", "ingest"),
+        ("openai", "ingest"),
+        ("second", "ingest"),
+    ]
+
+
+def test_what_was_answered_is_not_asked_again(wire: Wire, other: Wire, tmp_path: Path) -> None:
+    """When a line is left between the halves of a request, the next one is asked for the rest alone."""
+    wire.plan(script=["too_large", "ok", "quota"])
+
+    done = embed(two_hosts(wire, other, tmp_path), [TEXTS], tmp_path)
+
+    right(done.vectors[0], TEXTS)
+    assert [(piece.start, piece.stop) for piece in done.pieces[0]] == [(0, 4), (4, 8)]
+    assert [event.input_count for event in done.events if event.purpose == "ingest"] == [8, 4, 4, 4]
+    assert other.truth()[-1]["text_hashes"] == [hash_of(text) for text in TEXTS[4:]]
 
 
 def test_another_host_with_other_vectors(wire: Wire, other: Wire, tmp_path: Path) -> None:
@@ -463,6 +502,28 @@ def test_no_other_model_may_go_on(wire: Wire, other: Wire, tmp_path: Path) -> No
     assert done.error is not None
     assert "another space" in done.error.message
     assert other.truth() == []
+
+
+def test_a_late_answer_of_another_space(wire: Wire, other: Wire, tmp_path: Path) -> None:
+    """An answer that was under way while another model of the same width took over is billed, and not written."""
+    config = f"""
+    [providers.mistral]
+    base_url = "{wire.base_url("mistral")}"
+    [providers.voyage]
+    base_url = "{other.base_url("voyage")}"
+    [fallback]
+    mistral = ["voyage:voyage-4"]
+    """
+    env = {"MISTRAL_API_KEY": KEY, "VOYAGE_API_KEY": KEY}
+    found = load(tmp_path, config, env, model="mistral:mistral-embed", fallback="any")
+    wire.plan(script=[{"fault": "drip", "seconds": 0.4}, "quota"])
+
+    done = embed(found, [TEXTS, TEXTS], tmp_path, at_once=2)
+
+    assert done.error is None
+    assert {event.provider for event in done.events if event.status == "ok"} == {"voyage"}
+    late = [event for event in done.events if event.error_class == "space_mismatch"]
+    assert [(event.provider, event.billable) for event in late] == [("mistral", "yes")]
 
 
 def test_an_output_of_another_space(wire: Wire, tmp_path: Path) -> None:

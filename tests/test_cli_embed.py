@@ -60,16 +60,16 @@ def test_one_file_becomes_vectors_a_receipt_and_usage(here: Path) -> None:
     done = embedctl("embed", "hello.txt")
 
     assert settled(done) == (
-        "1 rows: 1 vectors in N s\n"
-        "1 requests by onnx, 4 tokens, cost 0.00 USD, paid by default\n"
+        "1 row: 1 vector in N s\n"
+        "1 request by onnx, 4 tokens, cost 0.00 USD, paid by default\n"
         "output: hello.embeddings.parquet (onnx:all-MiniLM-L6-v2, 384 dimensions)\n"
     )
     assert done.out == ""
     assert rows("hello.embeddings.parquet") == [row("hello.txt", "hello world", 4)]
     assert files(here) == {"hello.txt", "hello.embeddings.parquet"}
     assert ledger(
-        "select workspace_id, provider, model, status, billable, tokens_total, usage_source, input_count, purpose, cost "
-        "from usage_event"
+        "select workspace_id, provider, model, status, billable, tokens_total, usage_source, input_count, purpose, "
+        "cost from usage_event"
     ) == [("default", "onnx", "all-MiniLM-L6-v2", "ok", "yes", 4, "native", 1, "ingest", 0)]
 
 

@@ -295,3 +295,24 @@ def test_a_key_is_in_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert not any("sk-very-secret-indeed" in one.out + one.err for one in outputs)
     assert "sk-very-secret-indeed" not in str(ledger("select usage_event::varchar from usage_event"))
+
+
+def test_a_bug_ends_with_70_and_shows_no_values(tmp_path: Path) -> None:
+    """An exception that nobody expected ends the program with 70, and its traceback names places, not values."""
+    program = (
+        "import embedctl.run as run\n"
+        "def broken(self):\n"
+        "    secret = 'sk-never-shown'\n"
+        "    raise RuntimeError(secret)\n"
+        "run.Run.execute = broken\n"
+        "from embedctl.cli import main\n"
+        "main()\n"
+    )
+    (tmp_path / "a.txt").write_text("a line\n")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "embed", str(tmp_path / "a.txt")], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 70
+    assert "RuntimeError" in done.stderr
+    assert "sk-never-shown" not in done.stderr.replace("secret = 'sk-never-shown'", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
@@ -168,10 +169,8 @@ def test_no_order_of_events_passes_the_limit(steps: list[tuple[int, str, int]], 
     billed = Decimal(0)
     for count, billable, which in steps:
         texts = [sentence(number) for number in range(count)]
-        try:
+        with suppress(BudgetReached):
             flying.append((till.reserve(OFFER, request(texts)), 4 * count))
-        except BudgetReached:
-            pass
         if flying and which < 4:
             reservation, tokens = flying.pop(which % len(flying))
             till.settle(reservation, event(billable, tokens))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from processes import sentence
 from embedctl import chunk, slots, tokens
 from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, OutputRefused
 from embedctl.receipt import Headway, Receipt
+from embedctl.records import uuid7
 from embedctl.run import Run
 from tests.wire.client import Wire, hash_of, started
 
@@ -147,7 +149,10 @@ def test_fewer_rows_leave_fewer_parts(batch: Small) -> None:
 
 @pytest.mark.parametrize(
     ("about", "difference"),
-    [({"flags": {"dimensions": 16}}, "dimensions: 16"), ({"model": "text-embedding-3-large"}, "text-embedding-3-large")],
+    [
+        ({"flags": {"dimensions": 16}}, "dimensions: 16"),
+        ({"model": "text-embedding-3-large"}, "text-embedding-3-large"),
+    ],
 )
 def test_other_space_is_refused(small: Small, about: dict, difference: str) -> None:
     """An output of another space is refused with what differs, and stays as it is."""
@@ -352,3 +357,16 @@ def test_workspaces_by_column(tmp_path: Path, wire: Wire) -> None:
     unknown = error(world.run(flags={"workspace_column": "nobody"}, overwrite=True))
     assert "'nobody'" in unknown.message
     assert unknown.exit_code == 65
+
+
+def test_old_leftovers_in_shared_folders_go(small: Small) -> None:
+    """Unfinished files of dead runs are removed from spool and registry when nobody can be writing them any more."""
+    old, fresh = uuid7(time.time() - 7200).hex, uuid7().hex
+    for place in ("spool", "runs"):
+        (small.folder / "home" / place).mkdir(parents=True)
+        for name in (old, fresh):
+            (small.folder / "home" / place / f".tmp-{name}").write_bytes(b"half")
+    receipt(small.run())
+
+    for place in ("spool", "runs"):
+        assert [path.name for path in (small.folder / "home" / place).glob(".tmp-*")] == [f".tmp-{fresh}"]

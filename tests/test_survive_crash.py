@@ -3,26 +3,42 @@
 Each row once with its vector, no answered text bought again, confirmed ≤ billed ≤ confirmed + unknown, no leftovers.
 The journal's own operations are taken one by one in test_journal_crash.py, with the power going too. Here a sample of
 all operations of a run is taken; `--long` takes every one.
+
+The ordering rules of a run. Each is taken away once in `MUTANTS`, and the checks must notice:
+
+ 1. what a run that cannot be continued has put into parts is kept until the next one is done
+ 2. old parts are replaced only after the commit record is there
+ 3. the run counts as finished only when its parts and failures are in place
+ 4. the journal is emptied only after the output is in place
+ 5. a finished output's journal is spooled before it is removed
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import orjson
+import pyarrow as pa
 import pytest
 from crashed_runs import CrashingDisk, Small
 from processes import sentence
 
-from embedctl import slots
+from embedctl import slots, storage
+from embedctl.commits import Writer
+from embedctl.errors import EmbedctlError
+from embedctl.output import FolderOutput, Record
 from embedctl.receipt import Receipt
+from embedctl.segments import Segment
+from embedctl.storage import Disk
 from tests.wire.client import Wire, started
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 TEXTS = [sentence(number) for number in range(17)] + [sentence(3)]
 CHANGED = [*TEXTS[:4], sentence(100), *TEXTS[5:14], sentence(101), sentence(102)]
-POINTS = 20
+POINTS = 10
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +78,37 @@ def changed(kind: str) -> Prepare:
     return world
 
 
+class DiesAtPart(CrashingDisk):
+    """Dies when this part would get its name."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._last = f"part-{number:06d}.parquet"
+
+    def link(self, source: Path, target: Path) -> bool:
+        if target.name == self._last:
+            time.sleep(0.05)  # what is done behind the scenes comes to its end first
+            self.at = self.count + 1
+        return super().link(source, target)
+
+
+def crashed_then_changed(folder: Path, wire: Wire) -> Small:
+    """A finished output; a run for changed rows that died in the middle; then rows have changed again."""
+    small = changed("folder")(folder, wire)
+    small.fill([sentence(number) for number in range(200, 218)])
+    small.run(DiesAtPart(2))
+    small.fill([*(sentence(number) for number in range(200, 212)), *CHANGED[:6]])
+    return small
+
+
+TWICE = [*(sentence(number) for number in range(200, 212)), *CHANGED[:6]]
+
 CASES = {
     "batch": (fresh("folder"), TEXTS, {}),
     "embed": (fresh("file"), TEXTS, {}),
     "batch changed": (changed("folder"), CHANGED, {}),
     "embed changed": (changed("file"), CHANGED, {}),
+    "batch twice": (crashed_then_changed, TWICE, {}),
     "batch overwritten": (changed("folder"), CHANGED, {"overwrite": True}),
 }
 
@@ -93,7 +135,13 @@ def crash_everywhere(case: str, folder: Path, wire: Wire, points: int | None) ->
 def crash_once(small: Small, at: int, torn: bool, texts: list[str], about: dict[str, object]) -> bool:
     """Die there, then finish; whether it died."""
     disk = CrashingDisk(at, torn=torn)
+    had = small.safe(overwritten=bool(about.get("overwrite")))
+    before, shown = len(small.wire.truth()), small.shown()
     small.run(disk, **about)
+    assert not had & {h for one in small.wire.truth()[before:] for h in one["text_hashes"]}, (
+        "bought again before it died"
+    )
+    small.check_whole(shown)
     safe, seen = small.safe(overwritten=bool(about.get("overwrite"))), len(small.wire.truth())
     finished = small.run(**about)
 
@@ -111,6 +159,61 @@ def crash_once(small: Small, at: int, torn: bool, texts: list[str], about: dict[
 def test_crash_anywhere(case: str, tmp_path: Path, wire: Wire) -> None:
     """A run that dies at a durable operation is finished by the next one, nothing lost, nothing bought twice."""
     assert crash_everywhere(case, tmp_path, wire, POINTS) > POINTS // 2
+
+
+def thrown_away(self: FolderOutput) -> None:
+    """Rule 1: what was bought for `next` is removed with it."""
+    storage.remove_tree(self.disk, self.next)
+    storage.remove_tree(self.disk, self.failed)
+
+
+def swapped_at_once(self: FolderOutput, layout: object, facts: object, record: Record) -> None:
+    """Rule 2: parts are moved, the record is written at the end, and nothing says that it began."""
+    for part in self.parts(self.next):
+        self.disk.rename(part, self.folder / part.name)
+    self.replacing = False
+    self.record(record)
+
+
+def finished_too_soon(self: FolderOutput, record: Record) -> None:
+    """Rule 3: the record says "complete" from the beginning."""
+    content = orjson.dumps({**record, "state": "complete", "parts": len(self.parts(self.into))}, default=str)
+    storage.replace(self.disk, self.state / "run.json", content)
+
+
+def emptied_too_soon(writer: Writer, segment: Segment) -> None:
+    """Rule 4: a segment counts as published as soon as it is spooled."""
+    keep(writer, segment)
+    segment.released = segment.vectors
+
+
+keep = Writer._spool_segment
+
+
+def forgotten(journal: Path, spool: object, *, keeps_vectors: bool, disk: Disk = storage.DISK) -> int:
+    """Rule 5: the journal of a finished output is removed as it is."""
+    storage.remove_tree(disk, journal)
+    return 0
+
+
+MUTANTS: dict[str, tuple[str, str, object]] = {
+    "1 bought parts are thrown away": ("batch twice", "embedctl.output.FolderOutput.keep_aside", thrown_away),
+    "2 no commit record": ("batch changed", "embedctl.output.FolderOutput.finish", swapped_at_once),
+    "3 finished too soon": ("batch", "embedctl.output.FolderOutput.record", finished_too_soon),
+    "4 emptied too soon": ("embed", "embedctl.commits.Writer._spool_segment", emptied_too_soon),
+    "5 journal not spooled": ("batch", "embedctl.run.rescue", forgotten),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_checks_bite(mutant: str, tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run without one of its ordering rules is found out."""
+    case, target, instead = MUTANTS[mutant]
+    monkeypatch.setattr(target, instead)
+
+    with pytest.raises((AssertionError, EmbedctlError, OSError, pa.ArrowException)):
+        crash_everywhere(case, tmp_path, wire, 60)
 
 
 @pytest.mark.long

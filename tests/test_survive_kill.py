@@ -24,7 +24,7 @@ FAULTS = {
     "usage_missing": 0.05,
     "shuffled": 0.1,
 }
-KILLS = 40
+KILLS = 16
 LONG_KILLS = 1000
 
 

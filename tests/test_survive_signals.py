@@ -1,4 +1,4 @@
-"""A run that is told to stop, runs out of time, disk, permission or readers: nothing paid for is lost. Real processes."""
+"""A run that is told to stop, or runs out of time, disk, permission or readers, loses nothing it has paid for."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_disk_full(tmp_path: Path, wire: Wire, kind: str, monkeypatch: pytest.Mo
     """Whenever the disk is full, the run ends with 74; with room again it goes on, and nothing is bought twice."""
     monkeypatch.setattr(slots, "SLOT_BYTES", 1)
     codes = set()
-    for room in range(0, 60_000, 5_000):
+    for room in range(0, 60_000, 12_000):
         wire.reset()
         small = Small(tmp_path / str(room), wire, kind)
         small.fill(TEXTS[:18])

@@ -133,6 +133,9 @@ def test_the_page_renders_in_a_browser(tmp_path: Path) -> None:
     made.ids[3] = made.texts[3] = HOSTILE
     output = tmp_path / "map.html"
     assert run("vectors", "map", str(put(tmp_path / "out.parquet", made)), "-o", str(output), "-c", "id")[0] == 0
+    drawn = output.read_text().split("<body>")[1]
+    assert drawn.count("&lt;script") == 3  # name, hover text of id and of text
+    assert "\\u003cscript" not in drawn
     command = [str(CHROMIUM), *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", output.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 

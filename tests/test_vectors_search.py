@@ -69,8 +69,7 @@ def test_a_vector_that_is_none_is_never_found(tmp_path: Path) -> None:
     stored = files.open_stored(put(tmp_path / "out.parquet", made))
     found = search.nearest(stored, made.vectors[4], 5)
 
-    assert found[0].row == 4
-    assert [hit.row for hit in found if np.isfinite(hit.score)] == [4, 3]
+    assert [hit.row for hit in found] == [4, 3]
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from embedctl import __version__
 from embedctl.cli.groups import SuggestingGroup as SuggestingGroup
 from embedctl.cli.groups import made, quick
 from embedctl.cli.groups import nearest as nearest
-from embedctl.errors import EmbedctlError, WrongUsage
+from embedctl.errors import EmbedctlError, InvariantBroken, WrongUsage
 
 COMMANDS = {
     "Embed": {
@@ -93,6 +93,14 @@ def _told(as_json: bool) -> Iterator[None]:
     except BrokenPipeError:  # `| head` closed the pipe; nothing more can be said on it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(141) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as bug:  # noqa: BLE001 - whatever it is, it is ours, and cron gets the code for it
+        import traceback
+
+        sys.stderr.write("".join(traceback.format_tb(bug.__traceback__)))  # places, without values: those can be keys
+        what = f"{type(bug).__name__} where none should be; what was embedded is kept"
+        _say(InvariantBroken(what, hint="please report the lines above, with the command"), as_json)
 
 
 def _say(error: EmbedctlError, as_json: bool) -> NoReturn:

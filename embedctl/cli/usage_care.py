@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
@@ -12,6 +12,9 @@ from embedctl.cli import ledgers
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli.usage_money import Last, Since, Until
 from embedctl.errors import InvariantBroken
+
+if TYPE_CHECKING:
+    from embedctl.ledger.metrics import Ended
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -180,7 +183,8 @@ def metrics(
     ledger: LedgerFlag = None,
     config: ConfigFlag = None,
 ) -> None:
-    """Write counters for Prometheus: tokens, cost, calls, failures, fallbacks, drift, budgets, jobs."""
+    """Write counters for Prometheus: tokens, cost, calls, failures, fallbacks, circuits, drift, budgets, jobs."""
+    from embedctl.circuits import running
     from embedctl.ledger import budgets, database
     from embedctl.ledger import metrics as measuring
 
@@ -190,9 +194,30 @@ def metrics(
     extra = budgets.configured(found.settings.workspaces)
     with database.reader(found.paths, now=found.now) as connection:
         collected = measuring.collect(
-            connection, found.paths, budgets_set=extra, by_workspace=not no_workspaces, now=found.now
+            connection,
+            found.paths,
+            budgets_set=extra,
+            jobs=_ended(found),
+            circuits=running(found.settings.paths.home / "circuits"),
+            by_workspace=not no_workspaces,
+            now=found.now,
         )
     if textfile is None:
         typer.echo(measuring.text(collected), nl=False)
     else:
         measuring.write(collected, textfile)
+
+
+def _ended(found: ledgers.Opened) -> list[Ended]:
+    """The last end of every job that pays into this ledger."""
+    from embedctl.ledger.metrics import Ended
+    from embedctl.runs import Runs
+
+    jobs: dict[str, Ended] = {}
+    for run in Runs(found.settings.paths.runs).all():  # newest first
+        if not run.job_id or run.exit_code is None or run.ledger not in ("", str(found.paths.database.absolute())):
+            continue
+        last = jobs.setdefault(run.job_id, Ended(run.job_id, None, run.exit_code))
+        if run.exit_code == 0 and last.succeeded_at is None:
+            jobs[run.job_id] = Ended(run.job_id, run.finished_at, last.exit_code)
+    return list(jobs.values())

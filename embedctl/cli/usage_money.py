@@ -205,7 +205,7 @@ def reconcile(
     until: Until = None,
     last: Last = None,
     file: Annotated[
-        Optional[Path], typer.Option("--file", help="The provider's export: CSV or JSON with day, tokens, cost …")  # noqa: UP045
+        Optional[Path], typer.Option("--file", help="Its export: CSV or JSON with day, tokens, cost …; else asked for.")  # noqa: UP045
     ] = None,
     write_true_up: Annotated[
         bool, typer.Option("--write-true-up", help="Enter what the money differs by, so that ledger = invoice.")
@@ -216,16 +216,22 @@ def reconcile(
     ledger: LedgerFlag = None,
     config: ConfigFlag = None,
 ) -> None:
-    """Compare the ledger with the provider's own account, by UTC day, model and account."""
+    """Compare the ledger with the provider's own account, by UTC day, model and account.
+
+    Without --file OpenAI itself is asked, with the admin key in OPENAI_ADMIN_KEY; the last 30 days by default.
+    """
     from embedctl.ledger import database, entries, periods, reconciling
 
     found = ledgers.opened(ledger, config)
     within = periods.chosen(since, until, last, periods.zone("UTC"), found.now)
     if file is None:
-        raise WrongUsage(
-            "--file is missing: the provider's usage or cost export", hint="CSV or JSON, with a column day"
-        )
-    billed = reconciling.read_export(file)
+        from embedctl import account
+
+        within = reconciling.whole_days(within, found.now)
+        with account.fetching(found.settings, provider) as fetch:
+            billed = reconciling.fetch_openai(fetch, within)
+    else:
+        billed = reconciling.read_export(file)
     notes = ledgers.take_in(found)
     with database.writer(found.paths, wait_s=30, now=found.now) as connection:
         lines = reconciling.compare(connection, provider, billed, within)

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedctl import render, storage
-from embedctl.cli import ledgers
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, tags
+from embedctl import charts, render, storage
+from embedctl.cli import ledgers, vectors_asking
+from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli.groups import SuggestingGroup
-from embedctl.errors import EmbedctlError, InputInvalid, OutputRefused, WrongUsage
-from embedctl.options import checked_name
+from embedctl.cli.vectors_asking import Where, Words
+from embedctl.errors import EmbedctlError, OutputRefused, WrongUsage
 
 if TYPE_CHECKING:
-    from embedctl.receipt import Spending
-    from embedctl.settings import Settings
     from embedctl.vectors.about import About
-    from embedctl.vectors.asking import Asking
-    from embedctl.vectors.files import Stored
-    from embedctl.vectors.findings import Findings
-    from embedctl.vectors.verify import Input
 
 app = typer.Typer(cls=SuggestingGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 _HELP = {"help_option_names": ["-h", "--help"]}
-
-Where = Annotated[Path, typer.Argument(help="A Parquet file or folder of parts that embedctl wrote.", metavar="FILE")]
-Words = Optional[str]  # noqa: UP045 - typer reads the annotation of a parameter
-ModelFlag = Annotated[Words, typer.Option("--model", "-m", help="Model to ask (default: the one that made FILE).")]
-ProviderFlag = Annotated[Words, typer.Option("--provider", help="Provider to ask (default: the one that made FILE).")]
-WorkspaceFlag = Annotated[Words, typer.Option("--workspace", "-w", help="Who pays.")]
-TagFlag = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--tag", help="K=V kept with every usage event; repeatable.", metavar="K=V"),
-]
-VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what is waited for and why.")]
 
 
 @app.callback(epilog="Example: embedctl vectors search handbook.parquet 'sick leave'", context_settings=_HELP)
@@ -65,6 +47,9 @@ def info(
     render.table(render.Table(columns=columns, rows=rows, envelope=envelope), ledgers.chosen_format(form, as_json))
 
 
+app.add_typer(vectors_asking.app)
+
+
 @app.command("map", epilog="Example: embedctl vectors map tickets/ -o map.html --color product", context_settings=_HELP)
 def picture(
     file: Where,
@@ -86,6 +71,7 @@ def picture(
         raise WrongUsage(f"{output} is neither .html nor .png", hint="name it map.html or map.png")
     if output.exists() and not overwrite:
         raise OutputRefused(f"{output} exists", hint="choose another name, or --overwrite it")
+    charts.require("plotly" if kind == ".html" else "matplotlib")
     stored = files.open_stored(file)
     axes = drawing.principal(stored)
     drawn = drawing.points(stored, axes, colour=color, most=most)

@@ -262,7 +262,8 @@ def _validation(detail: Sequence[Any]) -> str:
         if not isinstance(one, dict):
             parts.append(str(one))
             continue
-        place = ".".join(str(step) for step in one.get("loc", ()) if step != "body")
+        steps = one.get("loc")
+        place = ".".join(str(step) for step in steps if step != "body") if isinstance(steps, list) else ""
         parts.append(f"{place}: {one.get('msg', '')} ({one.get('type', '')})")
     return "; ".join(parts)
 

@@ -94,7 +94,7 @@ def about(stored: Stored) -> About:
             operations.update(words[at] for at in np.unique(which[which >= 0]))
             if len(operations) > MOST_OPERATIONS:
                 operations = None
-    counts = (stored.record or {}).get("counts") or stored.facts.get("counts") or {}
+    counts, facts = (stored.record or {}).get("counts") or stored.facts.get("counts") or {}, stored.facts
     return About(
         path=str(stored.path),
         parts=len(stored.parts),
@@ -104,8 +104,8 @@ def about(stored: Stored) -> About:
         has_text=stored.has_text,
         columns=tuple(stored.schema.names),
         space=stored.space,
-        version=stored.facts.get("version"),
-        run_id=stored.facts.get("run_id"),
+        version=facts.get("version"),
+        run_id=facts.get("run_id"),
         makers=dict(makers.most_common()),
         tokens=tokens,
         rows_without_tokens=uncounted,

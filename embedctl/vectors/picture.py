@@ -137,19 +137,7 @@ def as_page(drawn: Points, axes: Axes, *, title: str, colour: str | None) -> str
                 "marker": marker,
             }
         )
-    layout = {
-        "title": {"text": charts.plain(title), "font": {"size": 16}},
-        "xaxis": {"title": {"text": _axis(axes, 0)}, "gridcolor": _GREY, "zerolinecolor": _GREY},
-        "yaxis": {"title": {"text": _axis(axes, 1)}, "gridcolor": _GREY, "zerolinecolor": _GREY},
-        "hovermode": "closest",
-        "showlegend": len(traces) > 1,
-        "legend": {"title": {"text": charts.plain(colour or "")}},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": "#888"},
-        "hoverlabel": {"align": "left"},
-        "modebar": {"bgcolor": "rgba(0,0,0,0)"},
-    }
+    layout = _layout(title, axes, colour, legend=len(traces) > 1)
     return charts.page(title, [charts.figure({"data": traces, "layout": layout}, "map")], "html,body{height:100%}")
 
 
@@ -164,6 +152,22 @@ def as_png(sink: BinaryIO, drawn: Points, axes: Axes, *, title: str, colour: str
         for name, rows, values in _groups(drawn.colours, len(drawn.ids), colour)
     ]
     charts.scatter_png(sink, groups, title=title, axes=(_axis(axes, 0), _axis(axes, 1)))
+
+
+def _layout(title: str, axes: Axes, colour: str | None, *, legend: bool) -> dict[str, Any]:
+    return {
+        "title": {"text": charts.plain(title), "font": {"size": 16}},
+        "xaxis": {"title": {"text": _axis(axes, 0)}, "gridcolor": _GREY, "zerolinecolor": _GREY},
+        "yaxis": {"title": {"text": _axis(axes, 1)}, "gridcolor": _GREY, "zerolinecolor": _GREY},
+        "hovermode": "closest",
+        "showlegend": legend,
+        "legend": {"title": {"text": charts.plain(colour or "")}},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": "#888"},
+        "hoverlabel": {"align": "left"},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)"},
+    }
 
 
 def _groups(

@@ -60,12 +60,12 @@ def nearest(stored: Stored, query: NDArray[np.float32], k: int) -> list[Hit]:
 
 
 def cosines(vectors: NDArray[Any], direction: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Cosine of each vector with a direction of length 1; -inf where a vector is none."""
+    """Cosine of each vector with a direction of length 1; NaN, greater than nothing, where a vector is none."""
     numbers = vectors.astype(np.float32, copy=False)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         lengths = np.sqrt(np.einsum("ij,ij->i", numbers, numbers))
-        found = (numbers @ direction) / lengths
-    return np.where(np.isfinite(found), found, -np.inf).astype(np.float32)
+        found: NDArray[np.float32] = (numbers @ direction) / lengths
+    return found
 
 
 def _hit(stored: Stored, row: int, score: float) -> Hit:

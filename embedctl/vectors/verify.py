@@ -46,6 +46,15 @@ class Walked:
     rows_read: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Again:
+    """For which command texts are embedded again, and who is told why it waits and what is not as it should be."""
+
+    command: str
+    told: Callable[[str], None]
+    warned: Callable[[str], None]
+
+
 def verify(
     stored: Stored,
     findings: Findings,
@@ -104,10 +113,7 @@ def embedded_again(
     sample: Sample,
     asking: Asking,
     findings: Findings,
-    *,
-    command: str,
-    told: Callable[[str], None],
-    warned: Callable[[str], None],
+    how: Again,
 ) -> tuple[int, Spending | None]:
     """Embed the texts of a sample once more and compare: how many were compared, and what that cost.
 
@@ -124,10 +130,10 @@ def embedded_again(
         asking.chain,
         [asking.offer.prefix + text for _, text, _ in rows],
         purpose="test",
-        command=command,
+        command=how.command,
         space=stored.space,
-        told=told,
-        warned=warned,
+        told=how.told,
+        warned=how.warned,
     )
     compared = 0
     for place, (row, _, vector) in enumerate(rows):

@@ -1,0 +1,211 @@
+"""The shared vector cache across outputs: one SQLite file, an entry per text and space. Broken or busy, it is a miss.
+
+Nothing in it is precious: whoever cannot read or write it goes on without. Door to sqlite3.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+_T = TypeVar("_T")
+
+BUSY_MS = 500
+"""How long another process that writes is waited for."""
+
+_FULL_TO = 0.9
+"""When it is too large, the entries used longest ago go until it is so full."""
+
+_VARIABLES = 500  # SQLite took 999 in one statement before 3.32
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entry (
+  space_id TEXT NOT NULL, text_hash BLOB NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL, tokens INTEGER,
+  made_at INTEGER NOT NULL, used_at INTEGER NOT NULL, vector BLOB NOT NULL, PRIMARY KEY (space_id, text_hash));
+CREATE INDEX IF NOT EXISTS entry_used_at ON entry (used_at);
+CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
+INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM total);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A text's vector (float32, shape (D,)) and who made it; tokens where somebody counted."""
+
+    provider: str
+    model: str
+    tokens: int | None
+    vector: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What is in the cache; bytes of vectors, times in epoch seconds."""
+
+    entries: int
+    bytes: int
+    spaces: Sequence[dict[str, Any]]
+    oldest_at: int | None
+
+
+class Cache:
+    """The cache in `path`; from any thread, for any number of processes.
+
+    Args:
+        warned: Told once when it is of no use; from then on everything is a miss.
+        wall: Epoch seconds.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_bytes: int,
+        ttl_days: int,
+        warned: Callable[[str], None] = lambda line: None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._ttl_s = ttl_days * 86_400
+        self._warned = warned
+        self._wall = wall
+        self._connection: sqlite3.Connection | None = None
+        self._broken = False
+        self._lock = threading.Lock()
+
+    def look_up(self, space_id: str, hashes: Sequence[bytes], width: int) -> dict[bytes, Hit]:
+        """The vectors of those texts that it has, and that are not too old.
+
+        Args:
+            hashes: 16 bytes each.
+            width: Of the vectors, D.
+        """
+        now = int(self._wall())
+
+        def select(connection: sqlite3.Connection) -> dict[bytes, Hit]:
+            found: dict[bytes, Hit] = {}
+            for start in range(0, len(hashes), _VARIABLES):
+                some = hashes[start : start + _VARIABLES]
+                rows = connection.execute(
+                    "SELECT text_hash, provider, model, tokens, vector FROM entry WHERE space_id = ? AND made_at > ? "  # noqa: S608 - only marks are put in
+                    f"AND length(vector) = ? AND text_hash IN ({','.join('?' * len(some))})",
+                    [space_id, now - self._ttl_s, width * 4, *some],
+                )
+                for text_hash, provider, model, tokens, vector in rows:
+                    found[text_hash] = Hit(provider, model, tokens, np.frombuffer(vector, "<f4"))
+            return found
+
+        def touch(connection: sqlite3.Connection) -> None:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(
+                "UPDATE entry SET used_at = ? WHERE space_id = ? AND text_hash = ? AND used_at < ?",
+                [(now, space_id, text_hash, now - 3600) for text_hash in found],
+            )
+
+        nothing: dict[bytes, Hit] = {}
+        found = self._with(select, nothing)
+        if found:
+            self._with(touch, None)
+        return found
+
+    def put(self, space_id: str, hashes: Sequence[bytes], hits: Sequence[Hit]) -> None:
+        """Keep these vectors; what is too old or too much goes."""
+        now = int(self._wall())
+        rows = [
+            (space_id, text_hash, hit.provider, hit.model, hit.tokens, now, now, hit.vector.astype("<f4").tobytes())
+            for text_hash, hit in zip(hashes, hits, strict=True)
+        ]
+
+        def insert(connection: sqlite3.Connection) -> None:
+            connection.execute("BEGIN IMMEDIATE")
+            self._forget(
+                connection,
+                "rowid IN (SELECT rowid FROM entry WHERE made_at <= ? ORDER BY used_at LIMIT 1000)",
+                [now - self._ttl_s],
+            )
+            added = 0
+            for row in rows:
+                new = connection.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row).rowcount
+                added += len(row[-1]) if new else 0
+            connection.execute("UPDATE total SET bytes = bytes + ?", [added])
+            self._make_room(connection)
+
+        self._with(insert, None)
+
+    def _make_room(self, connection: sqlite3.Connection) -> None:
+        (size,) = connection.execute("SELECT bytes FROM total").fetchone()
+        while size > self._max_bytes:
+            self._forget(
+                connection,
+                "rowid IN (SELECT rowid FROM entry ORDER BY used_at LIMIT ?)",
+                [1 + int(connection.execute("SELECT count(*) FROM entry").fetchone()[0] * (1 - _FULL_TO))],
+            )
+            (size,) = connection.execute("SELECT bytes FROM total").fetchone()
+
+    def _forget(self, connection: sqlite3.Connection, which: str, values: Sequence[Any]) -> None:
+        gone = connection.execute(f"DELETE FROM entry WHERE {which} RETURNING length(vector)", values).fetchall()  # noqa: S608 - conditions are ours
+        if gone:
+            connection.execute("UPDATE total SET bytes = max(0, bytes - ?)", [sum(row[0] for row in gone)])
+
+    def stats(self) -> Stats:
+        """What is in it; nothing, where there is none."""
+
+        def select(connection: sqlite3.Connection) -> Stats:
+            rows = connection.execute(
+                "SELECT space_id, min(model), count(*), sum(length(vector)) FROM entry GROUP BY 1 ORDER BY 3 DESC"
+            ).fetchall()
+            spaces = [dict(zip(("space_id", "model", "entries", "bytes"), row, strict=True)) for row in rows]
+            (oldest,) = connection.execute("SELECT min(made_at) FROM entry").fetchone()
+            return Stats(sum(s["entries"] for s in spaces), sum(s["bytes"] for s in spaces), spaces, oldest)
+
+        nothing = Stats(0, 0, [], None)
+        return self._with(select, nothing) if self._path.exists() else nothing
+
+    def clear(self) -> None:
+        """Remove the file, whatever is in it."""
+        self.close()
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock, suppress(sqlite3.Error):
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+
+    def _with(self, work: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
+        """What `work` gives, as one transaction; `otherwise`, and a word of it, when the file is of no use."""
+        with self._lock:
+            if self._broken:
+                return otherwise
+            try:
+                self._connection = self._connection or self._connect()
+                with self._connection:
+                    return work(self._connection)
+            except (sqlite3.Error, OSError) as problem:
+                busy = isinstance(problem, sqlite3.OperationalError) and "locked" in str(problem)
+                self._broken = not busy
+                if not busy:
+                    hint = "`embedctl cache clear` makes a new one"
+                    self._warned(f"the vector cache {self._path} is not used: {problem}; {hint}")
+                return otherwise
+
+    def _connect(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(self._path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.executescript(_SCHEMA)
+        return connection

@@ -1,0 +1,160 @@
+"""Between plan and call: texts whose vectors the shared cache has are not sent; what is answered is put into it.
+
+A hit is written to the journal like an answer, with a `cache_hit` event: from there on it is a vector like all others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from embedctl import __version__
+from embedctl.cache import Cache, Hit
+from embedctl.call import CallPoint, Piece
+from embedctl.events import Caller
+from embedctl.journal import Journal
+from embedctl.offers import Offer
+from embedctl.plan import Packed
+from embedctl.records import TEXT_HASH_BYTES, Answer, Request, Space, Usage, UsageEvent, utc_now, uuid7
+
+Arrived = tuple[Sequence[int], Piece]
+"""Ordinals of wanted vectors, and what became of them."""
+
+
+class Recall:
+    """Embeds requests like the call point, and remembers.
+
+    Args:
+        cache: None: nothing is remembered.
+        offer: Whose space is looked for before the first answer.
+    """
+
+    def __init__(self, call: CallPoint, cache: Cache | None, journal: Journal, caller: Caller, offer: Offer) -> None:
+        self._call = call
+        self._cache = cache
+        self._journal = journal
+        self._caller = caller
+        self._offer = offer
+        self.hits = 0
+
+    async def embed(self, packed: Packed) -> list[Arrived]:
+        """Every text of a request, with its vector or the reason why it has none.
+
+        Raises:
+            EmbedctlError: As the call point does.
+        """
+        space = self._call.space or self._offer.space()
+        if self._cache is None or packed.request.purpose == "test":
+            return await self._bought(packed)
+        arrived: list[Arrived] = []
+        if space is not None:
+            hashes = _each(packed.request.hashes)
+            found = await asyncio.to_thread(self._cache.look_up, space.space_id, hashes, space.dimensions)
+            have = [place for place, text_hash in enumerate(hashes) if text_hash in found]
+            if have:
+                arrived = await self._kept(packed, have, [found[hashes[place]] for place in have], space)
+                missing = [place for place in range(len(hashes)) if hashes[place] not in found]
+                packed = replace(
+                    packed,
+                    request=_chosen(packed.request, missing),
+                    ordinals=tuple(packed.ordinals[place] for place in missing),
+                )
+        if packed.ordinals:
+            bought = await self._bought(packed)
+            await self._remember(bought, packed)
+            arrived += bought
+        return arrived
+
+    async def _bought(self, packed: Packed) -> list[Arrived]:
+        pieces = await self._call.embed(packed.request)
+        return [(packed.ordinals[piece.start : piece.stop], piece) for piece in pieces]
+
+    async def _remember(self, bought: Sequence[Arrived], packed: Packed) -> None:
+        space, hashes = self._call.space, _each(packed.request.hashes)
+        if space is None or self._cache is None:
+            return
+        for _, piece in bought:
+            answer = piece.answer
+            if answer is not None:
+                each = answer.tokens_each or (None,) * len(answer.vectors)
+                hits = [Hit(answer.provider, answer.model, each[i], row) for i, row in enumerate(answer.vectors)]
+                await asyncio.to_thread(self._cache.put, space.space_id, hashes[piece.start : piece.stop], hits)
+
+    async def _kept(self, packed: Packed, places: list[int], hits: Sequence[Hit], space: Space) -> list[Arrived]:
+        """Write hits to the journal, those of one maker together."""
+        self._call.space = space
+        self.hits += len(hits)
+        arrived: list[Arrived] = []
+        for maker in sorted({(hit.provider, hit.model) for hit in hits}):
+            mine = [i for i, hit in enumerate(hits) if (hit.provider, hit.model) == maker]
+            request = _chosen(packed.request, [places[i] for i in mine])
+            counts = [hits[i].tokens for i in mine]
+            known = tuple(count for count in counts if count is not None)
+            each = known if len(known) == len(mine) else None
+            event = self._event(request, *maker, sum(each) if each else None)
+            vectors = np.stack([hits[i].vector for i in mine])
+            await self._journal.intend(event)
+            place = await self._journal.answer(event, request.hashes, vectors, each, {"space_id": space.space_id})
+            answer = Answer(
+                vectors=vectors,
+                usage=Usage(tokens_total=0, source="fallback"),
+                request=request,
+                provider=maker[0],
+                model=maker[1],
+                event_id=event.event_id,
+                tokens_each=each,
+            )
+            ordinals = [packed.ordinals[places[i]] for i in mine]
+            arrived.append((ordinals, Piece(0, len(mine), answer, place)))
+        return arrived
+
+    def _event(self, request: Request, provider: str, model: str, tokens: int | None) -> UsageEvent:
+        """Nothing was sent and nothing is billed; `tokens_estimated` is what was saved, where known."""
+        return UsageEvent(
+            event_id=uuid7(),
+            entry_kind="cache_hit",
+            workspace_id=request.workspace_id,
+            operation_id=request.operation_id,
+            provider=provider,
+            model=model,
+            occurred_at=utc_now(),
+            status="ok",
+            billable="no",
+            tokens_total=0,
+            usage_mode=self._offer.usage_mode,
+            usage_source="fallback",
+            job_id=self._caller.job_id,
+            run_id=self._caller.run_id,
+            purpose=request.purpose,
+            price_as=self._offer.price_as,
+            tokens_estimated=tokens,
+            input_count=len(request),
+            content_bytes=request.content_bytes,
+            tags=dict(self._caller.tags),
+            tool_version=__version__,
+        )
+
+
+def _each(hashes: bytes) -> list[bytes]:
+    return [hashes[start : start + TEXT_HASH_BYTES] for start in range(0, len(hashes), TEXT_HASH_BYTES)]
+
+
+def _chosen(request: Request, places: Sequence[int]) -> Request:
+    """The texts at these places, as the same operation."""
+    each = tuple(request.tokens_each[place] for place in places) if request.tokens_each else None
+    texts = [request.texts[place] for place in places]
+    size = request.content_bytes * len(texts) // max(1, len(request))
+    if not request.token_arrays:
+        size = sum(len(str(text).encode("utf-8", "surrogatepass")) for text in texts)
+    hashes = _each(request.hashes)
+    return replace(
+        request,
+        texts=texts,  # type: ignore[arg-type]
+        hashes=b"".join(hashes[place] for place in places),
+        content_bytes=size,
+        tokens=sum(each) if each is not None else None,
+        tokens_each=each,
+    )

@@ -1,0 +1,155 @@
+"""Any history of kills, reruns, changed rows, other models and overwrites keeps the promises (hypothesis)."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from crashed_runs import CrashingDisk, Small
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from processes import sentence
+
+from embedctl import locks, slots
+from embedctl.errors import Locked, OutputRefused
+from embedctl.receipt import Receipt
+from tests.wire.client import Wire, started
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+NUMBERS = st.integers(0, 30)
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Wire]:
+    with started() as server:
+        yield server
+
+
+class Histories(RuleBasedStateMachine):
+    """One output, through anything."""
+
+    wire: Wire
+
+    @initialize(kind=st.sampled_from(["folder", "file"]), numbers=st.lists(NUMBERS, min_size=1, max_size=12))
+    def begin(self, kind: str, numbers: list[int]) -> None:
+        self.wire.reset()
+        self.small = Small(Path(tempfile.mkdtemp(prefix="embedctl-test-")), self.wire, kind)
+        self.numbers = numbers
+        self.whole = False  # whether the output is that of the input as it is
+        self.made = False
+        self.small.fill(self.texts)
+
+    @property
+    def texts(self) -> list[str]:
+        return [sentence(number) for number in self.numbers]
+
+    def teardown(self) -> None:
+        if hasattr(self, "small"):
+            shutil.rmtree(self.small.folder)
+
+    @rule(numbers=st.lists(NUMBERS, min_size=1, max_size=12))
+    def change_rows(self, numbers: list[int]) -> None:
+        self.numbers = numbers
+        self.small.fill(self.texts)
+        self.whole = False
+
+    @rule(data=st.data())
+    def remove_rows(self, data: st.DataObject) -> None:
+        if len(self.numbers) > 1:
+            del self.numbers[data.draw(st.integers(0, len(self.numbers) - 1))]
+            self.small.fill(self.texts)
+            self.whole = False
+
+    @rule(at=st.integers(1, 90), torn=st.booleans())
+    def die(self, at: int, torn: bool) -> None:
+        safe, seen = self.small.safe(), len(self.wire.truth())
+        disk = CrashingDisk(at, torn=torn)
+        ended = self.small.run(disk)
+        self.bought_nothing_again(safe, seen)
+        self.whole = self.whole or (isinstance(ended, Receipt) and ended.error is None)
+        self.made = self.made or self.whole
+
+    @rule()
+    def run(self) -> None:
+        safe, seen = self.small.safe(), len(self.wire.truth())
+        ended = self.small.run()
+
+        assert isinstance(ended, Receipt), ended
+        assert ended.exit_code == 0, ended.error
+        self.bought_nothing_again(safe, seen)
+        if self.whole:
+            assert len(self.wire.truth()) == seen
+        self.whole = self.made = True
+        self.small.check_rows(self.texts)
+        self.small.check_bill()
+        self.small.check_no_leftovers()
+
+    @rule()
+    def other_model(self) -> None:
+        if self.made:
+            seen = len(self.wire.truth())
+
+            assert isinstance(self.small.run(model="text-embedding-3-large"), OutputRefused)
+            assert len(self.wire.truth()) == seen
+
+    @rule()
+    def second_process(self) -> None:
+        self.small.state.mkdir(parents=True, exist_ok=True)
+        with locks.hold(self.small.state / "lock", command="another"):
+            assert isinstance(self.small.run(), Locked)
+
+    @rule()
+    def overwrite(self) -> None:
+        assert isinstance(self.small.run(overwrite=True), Receipt)
+        self.whole = self.made = True
+        self.small.check_rows(self.texts)
+
+    def bought_nothing_again(self, safe: set[str], seen: int) -> None:
+        assert not safe & {h for one in self.wire.truth()[seen:] for h in one["text_hashes"]}
+
+    @invariant()
+    def output_is_never_half(self) -> None:
+        """What is complete stays complete: once made, a reader finds an output that is whole."""
+        if getattr(self, "made", False) and self.small.kind == "file":
+            assert self.small.output.is_file()
+
+
+def test_histories(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows once each with the right vector, nothing answered bought again, the bill bounded, no leftovers."""
+    monkeypatch.setattr(slots, "SLOT_BYTES", 1)
+    monkeypatch.setattr(Histories, "wire", wire, raising=False)
+
+    run_state_machine_as_test(
+        Histories,
+        settings=settings(
+            max_examples=8,
+            stateful_step_count=8,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            database=None,
+        ),
+    )
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_histories_long(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, for many more histories."""
+    monkeypatch.setattr(slots, "SLOT_BYTES", 1)
+    monkeypatch.setattr(Histories, "wire", wire, raising=False)
+
+    run_state_machine_as_test(
+        Histories,
+        settings=settings(
+            max_examples=400,
+            stateful_step_count=15,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            database=None,
+        ),
+    )
