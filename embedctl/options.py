@@ -69,6 +69,7 @@ class Options:
     timeout: float = option(120.0, "One request may take this long, e.g. 90 or 2m.", metavar="TIME")
     max_wait: float = option(600.0, "Longest wait on a provider that says when to come back.", metavar="TIME")
     deadline: float | None = option(None, "Stop sending after this long and stay resumable.", metavar="TIME")
+    insecure: bool = option(False, "Allow plain http to another machine: texts and keys can be read on the way.")
     vector_type: Literal["fixed", "list"] = option("fixed", "Parquet type of vectors: fixed-size or plain lists.")
     dtype: Literal["float32", "float16", "int8"] = option("float32", "Number type of vectors in the output.")
     reuse: bool = option(True, "Take vectors of known texts from the existing output.")

@@ -172,7 +172,7 @@ def offer(settings: Settings, provider: str, model: str, *, now_s: float | None 
         fallback_tokenizer=(asked.fallback_tokenizer if asked else None) or settings.token_usage.fallback_tokenizer,
         truncation=options.on_too_long if options.on_too_long in ("truncate", "mean") else "none",
         takes_tokens=places.takes_tokens(built_in, protocol, local=local),
-        insecure=own.insecure,
+        insecure=own.insecure or options.insecure,
         ca_file=Path(own.ca_file).expanduser() if own.ca_file else None,
         folder=folder.path if folder else None,
         key_variable=own.api_key_env,

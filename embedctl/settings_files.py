@@ -83,6 +83,11 @@ def read(path: Path, *, may_set_providers: bool) -> SettingsFile:
             f"{path}: a project's file may not set [providers.*]: keys go only to hosts the user configured",
             hint="move the table to the user's config (`embedctl config path`), or name this file with --config",
         )
+    if "insecure" in content and not may_set_providers:
+        raise ConfigurationInvalid(
+            f"{path}: a project's file may not set insecure: it would let keys be read on the way",
+            hint="give --insecure, or set it in the user's config",
+        )
     tables: dict[str, Any] = {}
     for key, kind in NAMED_TABLES.items():
         entries = _table(content.pop(key, {}), f"{label}: [{key}]")

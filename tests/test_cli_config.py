@@ -43,10 +43,7 @@ def commands() -> Iterator[tuple[str, Any]]:
 
     def below(path: str, group: Any) -> Iterator[tuple[str, Any]]:
         for name in group.list_commands(context):
-            try:
-                command = group.get_command(context, name)
-            except ModuleNotFoundError:
-                continue  # another part's, not built yet
+            command = group.get_command(context, name)
             yield f"{path} {name}", command
             if hasattr(command, "list_commands"):
                 yield from below(f"{path} {name}", command)

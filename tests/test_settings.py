@@ -362,3 +362,16 @@ def test_a_job_file_that_is_not_there_is_missing_input(tmp_path: Path) -> None:
     """A JOB.toml that does not exist exits with 66."""
     with pytest.raises(InputMissing, match="no such job file"):
         settings.read_job(tmp_path / "no.toml")
+
+
+def test_a_project_file_may_not_allow_plain_http(tmp_path: Path) -> None:
+    """A project's file cannot make a key travel over plain http; the flag and the user's settings can."""
+    (tmp_path / "embedctl.toml").write_text("insecure = true\n")
+    with pytest.raises(ConfigurationInvalid) as refused:
+        settings.load(folder=tmp_path, environment={})
+
+    assert "may not set insecure" in refused.value.message
+    (tmp_path / "own.toml").write_text("insecure = true\n")
+    (tmp_path / "embedctl.toml").unlink()
+    assert settings.load(config=tmp_path / "own.toml", folder=tmp_path, environment={}).options.insecure
+    assert settings.load(flags={"insecure": True}, folder=tmp_path, environment={}).options.insecure
