@@ -128,9 +128,8 @@ def over_http(rows: int, rounds: int, latency: int, *, floats: bool, without: li
 def show(title: str, results: dict[str, list[Measured]], rows: int) -> None:
     """A Markdown table of medians; ratios are medians of the rounds' own ratios."""
     base = results["raw aiohttp loop"] if "raw aiohttp loop" in results else next(iter(results.values()))
-    print(
-        f"\n### {title}\n\n| | CPU s | CPU s / 100k | x raw (CPU) | wall s | peak RSS MB |\n|---|---:|---:|---:|---:|---:|"
-    )
+    print(f"\n### {title}\n\n| | CPU s | CPU s / 100k | x raw (CPU) | wall s | peak RSS MB |")
+    print("|---|---:|---:|---:|---:|---:|")
     for name, found in results.items():
         cpu = statistics.median(one.cpu_s for one in found)
         ratio = statistics.median(one.cpu_s / other.cpu_s for one, other in zip(found, base, strict=True))

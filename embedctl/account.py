@@ -17,7 +17,7 @@ from embedctl.settings import ProviderSettings, Settings
 from embedctl.transport import Transport
 
 if TYPE_CHECKING:
-    from embedctl.ledger.reconciling import Fetch
+    from embedctl.ledger.invoices import Fetch
 
 ADMIN_KEYS: Mapping[str, str] = {"openai": "OPENAI_ADMIN_KEY"}
 """Providers that can be asked, and where their admin key is; an ordinary key may not read the account.

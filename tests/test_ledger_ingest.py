@@ -369,19 +369,31 @@ def _ingest_some(folder: str, files: int, seed: int) -> None:
         ingest(paths, wait_s=120, now=NOW)
 
 
-def test_twenty_processes_lose_nothing(tmp_path: Path) -> None:
-    """Twenty processes that spool and ingest at once into one ledger lose and double nothing."""
-    paths = place(tmp_path)
+def _twenty(folder: Path, ingests: int) -> None:
+    """Twenty processes at once, each so many times: spool five events, ingest."""
+    paths = place(folder)
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_ingest_some, args=(str(tmp_path), 3, seed)) for seed in range(20)]
+    workers = [context.Process(target=_ingest_some, args=(str(folder), ingests, seed)) for seed in range(20)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(200)
+        worker.join(600)
 
     assert [worker.exitcode for worker in workers] == [0] * 20
-    assert rows(paths, COUNTS) == [(300, 300)]
+    assert rows(paths, COUNTS) == [(100 * ingests, 100 * ingests)]
     assert spool.pending(paths.spool) == []
+
+
+def test_twenty_processes_lose_nothing(tmp_path: Path) -> None:
+    """Twenty processes that spool and ingest at once into one ledger lose and double nothing."""
+    _twenty(tmp_path, ingests=10)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_twenty_processes_lose_nothing_long(tmp_path: Path) -> None:
+    """The same, fifty times each."""
+    _twenty(tmp_path, ingests=50)
 
 
 KILLED = """
@@ -391,9 +403,10 @@ from datetime import datetime, UTC
 from embedctl.ledger.ingest import ingest
 from embedctl.ledger.paths import LedgerPaths
 folder = Path(sys.argv[1])
+paths = LedgerPaths(folder / "usage.duckdb", folder / "spool", folder / "prices.toml")
 print("go", flush=True)
 while True:
-    ingest(LedgerPaths(folder / "usage.duckdb", folder / "spool", folder / "prices.toml"), wait_s=60, now=datetime.now(UTC))
+    ingest(paths, wait_s=60, now=datetime.now(UTC))
     print("x", flush=True)
 """
 

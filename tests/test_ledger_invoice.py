@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pytest
 from processes import World, Zygote, sentence, zygote
 
 from embedctl import catalog, providers
+from embedctl.ledger.ingest import ingest
+from embedctl.ledger.paths import LedgerPaths
+from tests import calling
 from tests.wire.client import Wire, started
 
 MODELS = {
@@ -25,7 +29,7 @@ MODELS = {
     "jina": "jina-embeddings-v3",
     "huggingface": "sentence-transformers/all-MiniLM-L6-v2",
     "tei": "tei-model",
-    "ollama": "all-minilm",
+    "ollama": "any",
     "nomic": "nomic-embed-text-v1.5",
     "bedrock": "amazon.titan-embed-text-v2:0",
     "tldw": "text-embedding-3-small",
@@ -47,21 +51,20 @@ FAULTS = {
     "truncated": 0.05,
     "count": 0.04,
 }
-TEXTS = 240
-FEWER = {"bedrock": 40}  # one text a request
+FAULTED = ["reset_after", "truncated", "count"]
+TEXTS = [sentence(number) for number in range(400)]
 SHAPE = ("--batch-size", "8", "--rpm", "0", "--tpm", "0", "--fallback", "off", "--no-cache", "-q")
 
 
 class Place(World):
     """A world in which one provider is the wire server."""
 
+    name: str = ""
+
     def of(self, name: str) -> Place:
         """Settings and keys for this protocol."""
-        (self.folder / "config.toml").write_text(
-            f'[providers.{name}]\nprotocol = "{name}"\nbase_url = "{self.wire.base_url(name)}"\n'
-            + (JSON_CONFIG if name == "json" else "")
-        )
-        self.keys = {key: "test-key" for key in (catalog.providers()[name].api_key_env if name != "json" else ())}
+        self.name = name
+        (self.folder / "config.toml").write_text(config(name, self.wire))
         return self
 
     @property
@@ -71,18 +74,20 @@ class Place(World):
             "HOME": str(self.folder / "home"),
             "EMBEDCTL_HOME": str(self.home),
             "EMBEDCTL_CONFIG": str(self.folder / "config.toml"),
-            **self.keys,
+            **keys(self.name),
         }
 
-    def rows_of_ledger(self) -> list[dict[str, Any]]:
-        """Every event, after taking in what waits."""
-        assert self.run("usage", "ingest").code == 0
-        with duckdb.connect(str(self.home / "usage.duckdb"), read_only=True) as connection:
-            cursor = connection.execute(
-                "SELECT event_id::VARCHAR AS event_id, billable, tokens_total, tokens_estimated, usage_source FROM usage_event"
-            )
-            header = [column[0] for column in cursor.description]
-            return [dict(zip(header, row, strict=True)) for row in cursor.fetchall()]
+
+def config(name: str, wire: Wire) -> str:
+    """A config in which this protocol's provider is the wire server."""
+    place = f'[providers.{name}]\nprotocol = "{name}"\nbase_url = "{wire.base_url(name)}"\n'
+    return place + (JSON_CONFIG if name == "json" else "")
+
+
+def keys(name: str) -> dict[str, str]:
+    """The environment that has its key."""
+    place = catalog.providers().get(name)
+    return dict.fromkeys(place.api_key_env if place else (), "test-key")
 
 
 @pytest.fixture(scope="module")
@@ -99,33 +104,27 @@ def forks() -> Iterator[Zygote]:
 
 @dataclass(frozen=True)
 class Books:
-    """Both sides' books of one run."""
+    """What the ledger says, after taking in what waits."""
 
-    requests: int
     events: int
-    billed: int
     confirmed: int
     unknown: int
     sources: set[str]
 
 
-def kept(name: str, folder: Path, wire: Wire, forks: Zygote, **plan: Any) -> Books:
-    """The books after a run of this protocol."""
-    wire.reset()
-    wire.plan(**plan)
-    world = Place(folder, wire, forks, slot_bytes=1 << 20).of(name)
-    world.table([sentence(number) for number in range(FEWER.get(name, TEXTS))])
-    ended = world.run("embed", "in.parquet", "-o", "out.parquet", "-m", f"{name}:{MODELS[name]}", *SHAPE)
-    assert ended.code == 0, ended.err
-    rows = world.rows_of_ledger()
-    assert len({row["event_id"] for row in rows}) == len(rows)
+def books(home: Path) -> Books:
+    paths = LedgerPaths(home / "usage.duckdb", home / "spool", home / "prices.toml")
+    ingest(paths, wait_s=5, now=datetime.now(UTC))
+    with duckdb.connect(str(paths.database), read_only=True) as connection:
+        rows = connection.execute(
+            "SELECT event_id, billable, tokens_total, tokens_estimated, usage_source FROM usage_event"
+        ).fetchall()
+    assert len({row[0] for row in rows}) == len(rows)
     return Books(
-        requests=len(wire.truth()),
         events=len(rows),
-        billed=wire.billed(),
-        confirmed=sum(row["tokens_total"] for row in rows if row["billable"] == "yes"),
-        unknown=sum(row["tokens_estimated"] for row in rows if row["billable"] == "unknown"),
-        sources={row["usage_source"] for row in rows if row["billable"] == "yes"},
+        confirmed=sum(row[2] for row in rows if row[1] == "yes"),
+        unknown=sum(row[3] for row in rows if row[1] == "unknown"),
+        sources={row[4] for row in rows if row[1] == "yes"},
     )
 
 
@@ -136,18 +135,50 @@ def test_every_protocol_is_billed_here() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_ledger_is_the_invoice(name: str, tmp_path: Path, wire: Wire, forks: Zygote) -> None:
-    """Without faults every request is one event, and their tokens are what the provider billed, to the token."""
-    books = kept(name, tmp_path, wire, forks)
+    """Without faults every request of a run is one event, and the tokens are what the provider billed, to the token."""
+    wire.reset()
+    world = Place(tmp_path, wire, forks, slot_bytes=1 << 20).of(name)
+    world.table(TEXTS[:80])
+    ended = world.run("embed", "in.parquet", "-o", "out.parquet", "-m", f"{name}:{MODELS[name]}", *SHAPE)
+    found = books(world.home)
 
-    assert books.events == books.requests
-    assert books.unknown == 0
-    assert (books.confirmed, books.sources) == (books.billed, {"native"})
+    assert ended.code == 0, ended.err
+    assert (found.events, found.unknown) == (len(wire.truth()), 0)
+    assert (found.confirmed, found.sources) == (wire.billed(), {"native"})
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_faults_are_bounded(name: str, tmp_path: Path, wire: Wire, forks: Zygote) -> None:
-    """Under faults every request is one event, and confirmed <= invoice <= confirmed + unknown."""
-    books = kept(name, tmp_path, wire, forks, faults=FAULTS, seed=len(name))
+def test_faults_are_bounded(name: str, tmp_path: Path, wire: Wire) -> None:
+    """Under faults, whether the run goes on or gives up, confirmed <= invoice <= confirmed + unknown."""
+    wire.reset()
+    wire.plan(script=["ok", *FAULTED], faults=FAULTS, seed=len(name))
+    flags = {"model": f"{name}:{MODELS[name]}", "fallback": "off", "rpm": 0, "tpm": 0}
+    found = calling.load(tmp_path, config(name, wire), keys(name), **flags)
+    size = 1 if name == "bedrock" else 8
+    batches = [TEXTS[start : start + size] for start in range(0, 30 * size, size)]
+    done = calling.embed(found, batches, tmp_path, at_once=4)
+    kept = books(tmp_path / "home")
+    truth = wire.truth()
 
-    assert books.events == books.requests > 30
-    assert books.confirmed <= books.billed <= books.confirmed + books.unknown
+    assert kept.events == len(truth) == len(done.events) > 25
+    assert kept.confirmed <= wire.billed() <= kept.confirmed + kept.unknown
+    assert kept.unknown > 0
+
+
+def test_a_miscounting_server_is_found(tmp_path: Path, wire: Wire, forks: Zygote) -> None:
+    """A server that bills characters as tokens is found: the estimate counts, `usage drift` exits 3."""
+    wire.reset()
+    wire.plan(faults={"usage_characters": 1.0})
+    world = Place(tmp_path, wire, forks, slot_bytes=1 << 20).of("openai")
+    world.table(TEXTS[:80])
+    ended = world.run("embed", "in.parquet", "-o", "out.parquet", "-m", f"openai:{MODELS['openai']}", *SHAPE)
+    told = world.run("usage", "drift", "--json")
+    (model,) = json.loads(told.out)["models"]
+    report = json.loads(world.run("usage", "report", "--json").out)
+
+    assert ended.code == 0, ended.err
+    assert told.code == 3
+    assert model["over"] is True
+    assert model["weighted"] > 1
+    assert any("usage drift" in line for line in report["warnings"])
+    assert report["totals"]["tokens"] < int(model["tokens_native"])

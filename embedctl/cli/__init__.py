@@ -95,7 +95,7 @@ def _told(as_json: bool) -> Iterator[None]:
         raise typer.Exit(141) from None
     except (typer.Exit, typer.Abort):
         raise
-    except Exception as bug:  # noqa: BLE001 - whatever it is, it is ours, and cron gets the code for it
+    except Exception as bug:
         import traceback
 
         sys.stderr.write("".join(traceback.format_tb(bug.__traceback__)))  # places, without values: those can be keys

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from embedctl import render, settings
-from embedctl.errors import EmbedctlError, Locked
+from embedctl.errors import EmbedctlError, Locked, WrongUsage
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import utc_now
 
@@ -149,6 +149,21 @@ def amount(value: Decimal) -> str:
     from embedctl.ledger.reports import plain
 
     return plain(value)
+
+
+def typed_amount(text: str, flag: str) -> Decimal:
+    """USD as typed.
+
+    Raises:
+        WrongUsage: It is no positive amount.
+    """
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        value = Decimal("NaN")
+    if not value.is_finite() or value < 0:
+        raise WrongUsage(f"{flag} {text!r} is no amount", hint="like 5 or 0.50, in USD")
+    return value
 
 
 def _title(found: Report) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any, Optional
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from typer.core import TyperCommand
 
 from embedctl import render
-from embedctl.cli import SuggestingGroup, ledgers, usage_care, usage_money
+from embedctl.cli import SuggestingGroup, ledgers, usage_care, usage_estimate, usage_money
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import RowsFailed, WrongUsage
+
+if TYPE_CHECKING:
+    from embedctl.ledger.reports import Question, Report
 
 app = typer.Typer(
     cls=SuggestingGroup,
@@ -23,6 +27,7 @@ app = typer.Typer(
     epilog="Example: embedctl usage report --workspace --last 7d",
 )
 app.add_typer(usage_money.app)
+app.add_typer(usage_estimate.app)
 app.add_typer(usage_care.app)
 
 EACH = "\0each"
@@ -77,6 +82,14 @@ Strict = Annotated[bool, typer.Option("--strict", help="Exit 3 when something ha
 NoIngest = Annotated[bool, typer.Option("--no-ingest", help="Leave the spool alone; report what is in the ledger.")]
 
 
+Page = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--html", help="Write a page with charts to this file instead (needs embedctl[charts]).", metavar="FILE"
+    ),
+]
+
+
 def _report(by: list[str], given: dict[str, Any]) -> None:
     """Ask, print, and fail under --strict when the answer is incomplete."""
     from embedctl.ledger import database, periods, reports
@@ -106,13 +119,28 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
         descending=given["order"] == "desc",
     )
     notes = [] if given["no_ingest"] else ledgers.take_in(ledger)
-    with database.reader(ledger.paths, now=ledger.now) as connection:
-        found = reports.report(connection, question, now=ledger.now)
-    ledgers.print_report(found, form, notes)
+    if given["html"] is not None:
+        found = _write_page(ledger, question, notes, given["html"])
+    else:
+        with database.reader(ledger.paths, now=ledger.now) as connection:
+            found = reports.report(connection, question, now=ledger.now)
+        ledgers.print_report(found, form, notes)
     if given["strict"] and found.incomplete:
         ledgers.after_result(
             RowsFailed("some usage has no price or no outcome (--strict)", hint="the warnings name it")
         )
+
+
+def _write_page(ledger: ledgers.Opened, question: Question, notes: list[str], place: Path) -> Report:
+    from embedctl import charts, usage_page
+    from embedctl.ledger import database
+
+    charts.require("plotly")
+    with database.reader(ledger.paths, now=ledger.now) as connection:
+        shown = usage_page.content(connection, question, now=ledger.now)
+    usage_page.write(shown, place, notes)
+    render.notice(f"report written to {place}")
+    return shown.whole
 
 
 def _split(by: list[str] | None) -> list[str]:
@@ -135,6 +163,7 @@ def _flags(
     order: Order = "asc",
     strict: Strict = False,
     no_ingest: NoIngest = False,
+    html: Page = None,
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
     ledger: LedgerFlag = None,
@@ -165,42 +194,3 @@ _command("daily", ["day"], "Report tokens and cost by day.", "daily --last 7d --
 _command("weekly", ["week"], "Report tokens and cost by week (from Monday).", "weekly --last 8w --breakdown")
 _command("monthly", ["month"], "Report tokens and cost by month.", "monthly --workspace --json")
 _command("jobs", ["job"], "Report tokens and cost by job.", "jobs --last 24h --strict")
-
-
-@app.command(epilog="Example: embedctl usage diff --from prev-month --to mtd")
-def diff(
-    before: Annotated[str, typer.Option("--from", metavar="RANGE", help="A word of --last, or SINCE..UNTIL.")],
-    after: Annotated[str, typer.Option("--to", metavar="RANGE", help="The same, to compare with it.")],
-    by: By = None,
-    timezone: Zone = "UTC",
-    form: FormatFlag = "table",
-    as_json: JsonFlag = False,
-    ledger: LedgerFlag = None,
-    config: ConfigFlag = None,
-) -> None:
-    """Compare two periods, by provider and model unless told otherwise."""
-    from embedctl.ledger import database, differing, periods, reports
-
-    found = ledgers.opened(ledger, config)
-    notes = ledgers.take_in(found)
-    where = periods.zone(timezone)
-    keys = _split(by) or ["provider", "model"]
-    with database.reader(found.paths, now=found.now) as connection:
-        old, new = (
-            reports.report(
-                connection,
-                reports.Question(by=keys, within=periods.named(text, where, found.now), timezone=timezone),
-                now=found.now,
-            )
-            for text in (before, after)
-        )
-    notes += [*(f"before: {line}" for line in old.warnings), *(f"after: {line}" for line in new.warnings)]
-    total = differing.total(old, new).as_dict()
-    rows = [change.as_dict() for change in differing.changes(old, new)]
-    columns = [render.Column(key, key.capitalize()) for key in keys]
-    columns += [render.Column(key, key.replace("_", " ").capitalize(), "right") for key in total]
-    envelope = {"from": old.envelope(), "to": new.envelope(), "changes": rows, "total": total, "warnings": notes}
-    render.table(
-        render.Table(columns=columns, rows=rows, envelope=envelope, totals={keys[0]: "Total"} | total, footer=notes),
-        ledgers.chosen_format(form, as_json),
-    )

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from embedctl import render
-from embedctl.cli import SuggestingGroup, ledgers
+from embedctl.cli import ledgers, usage_budget
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
-from embedctl.errors import BudgetReached, BudgetWarning, RowsFailed, WrongUsage
+from embedctl.errors import RowsFailed, WrongUsage
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app.add_typer(usage_budget.app, name="budget")
 
 Text = Optional[str]  # noqa: UP045 - typer reads it
 Since = Annotated[Text, typer.Option(help="From this day or time on (UTC).")]
 Until = Annotated[Text, typer.Option(help="Up to this day or time, not included (UTC).")]
 Last = Annotated[Text, typer.Option(help="7d, 24h, 4w, 3m, today, yesterday, week, month, mtd or prev-month.")]
 Workspace = Annotated[str, typer.Option("--workspace", "-w", help="Whose.")]
-
-
-def amount(text: str, flag: str) -> Decimal:
-    """USD as typed.
-
-    Raises:
-        WrongUsage: It is no positive amount.
-    """
-    try:
-        value = Decimal(text)
-    except InvalidOperation:
-        value = Decimal("NaN")
-    if not value.is_finite() or value < 0:
-        raise WrongUsage(f"{flag} {text!r} is no amount", hint="like 5 or 0.50, in USD")
-    return value
 
 
 @app.command(epilog="Example: embedctl usage explain 019aa2f1-7c00-7000-8000-000000000001")
@@ -186,7 +171,7 @@ def adjust(
         raise WrongUsage("either --credit or --refund")
     found = ledgers.opened(ledger, config)
     kind: entries.Kind = "credit" if credit is not None else "refund"
-    value = amount(credit or refund or "", f"--{kind}")
+    value = ledgers.typed_amount(credit or refund or "", f"--{kind}")
     at = periods.parse(on, periods.zone("UTC"), "--on") if on else found.now
     row = entries.entry(kind, -value, workspace=workspace, reason=reason, at=at, provider=provider, model=model)
     entries.publish(found.paths, [row], f"{kind}-{row.event_id}")
@@ -220,18 +205,18 @@ def reconcile(
 
     Without --file OpenAI itself is asked, with the admin key in OPENAI_ADMIN_KEY; the last 30 days by default.
     """
-    from embedctl.ledger import database, entries, periods, reconciling
+    from embedctl.ledger import database, entries, invoices, periods, reconciling
 
     found = ledgers.opened(ledger, config)
     within = periods.chosen(since, until, last, periods.zone("UTC"), found.now)
     if file is None:
         from embedctl import account
 
-        within = reconciling.whole_days(within, found.now)
+        within = invoices.whole_days(within, found.now)
         with account.fetching(found.settings, provider) as fetch:
-            billed = reconciling.fetch_openai(fetch, within)
+            billed = invoices.fetch_openai(fetch, within)
     else:
-        billed = reconciling.read_export(file)
+        billed = invoices.read_export(file)
     notes = ledgers.take_in(found)
     with database.writer(found.paths, wait_s=30, now=found.now) as connection:
         lines = reconciling.compare(connection, provider, billed, within)
@@ -258,98 +243,3 @@ def reconcile(
         ),
         ledgers.chosen_format(form, as_json),
     )
-
-
-budget = typer.Typer(
-    cls=SuggestingGroup,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Set, list and check what a workspace may spend.",
-    epilog="Example: embedctl usage budget set -w acme --amount 50 --period month",
-)
-app.add_typer(budget, name="budget")
-
-
-@budget.command("set", epilog="Example: embedctl usage budget set -w acme --amount 50 --action warn")
-def budget_set(
-    amount_usd: Annotated[str, typer.Option("--amount", help="USD per period.")],
-    workspace: Workspace = "default",
-    period: Annotated[Literal["day", "week", "month"], typer.Option(help="Per whole day, week or month.")] = "month",
-    action: Annotated[Literal["warn", "block"], typer.Option(help="Whether it stops runs.")] = "block",
-    timezone: Annotated[str, typer.Option("--timezone", "-z", help="Whose days.")] = "UTC",
-    warn_at: Annotated[float, typer.Option(min=0.001, max=1, help="Share at which `budget check` exits 5.")] = 0.8,
-    ledger: LedgerFlag = None,
-    config: ConfigFlag = None,
-) -> None:
-    """Set the budget of a workspace, in place of the one before."""
-    from embedctl.ledger import budgets, database
-
-    new = budgets.Budget(
-        workspace=workspace,
-        amount=amount(amount_usd, "--amount"),
-        period=period,
-        timezone=timezone,
-        action=action,
-        warn_ratio=round(Decimal(str(warn_at)), 3),
-    )
-    found = ledgers.opened(ledger, config)
-    with database.writer(found.paths, wait_s=30, now=found.now) as connection:
-        budgets.put(connection, new)
-    render.notice(f"{workspace} may spend {ledgers.amount(new.amount)} USD a {period}")
-
-
-def _standings(ledger: Path | None, config: Path | None, workspace: str | None, form: render.Format) -> list[Any]:
-    from embedctl.ledger import budgets, database
-
-    found = ledgers.opened(ledger, config)
-    notes = ledgers.take_in(found)
-    extra = budgets.configured(found.settings.workspaces)
-    with database.reader(found.paths, now=found.now) as connection:
-        standings = list(budgets.standings(connection, extra, workspace=workspace, now=found.now))
-    keys = ("workspace", "period", "amount", "spent", "at_risk", "remaining", "used", "action", "state")
-    rows = [each.as_dict() for each in standings]
-    render.table(
-        render.Table(
-            columns=[
-                render.Column(k, k.replace("_", " ").capitalize(), "right" if k in keys[2:7] else "left") for k in keys
-            ],
-            rows=[row | {"used": f"{row['used_ratio']:.1%}"} for row in rows],
-            envelope={"budgets": rows, "warnings": notes},
-            footer=notes,
-        ),
-        form,
-    )
-    return standings
-
-
-OnlyWorkspace = Annotated[Text, typer.Option("--workspace", "-w", help="Only this one's.")]
-
-
-@budget.command("list", epilog="Example: embedctl usage budget list --json")
-def budget_list(
-    workspace: OnlyWorkspace = None,
-    form: FormatFlag = "table",
-    as_json: JsonFlag = False,
-    ledger: LedgerFlag = None,
-    config: ConfigFlag = None,
-) -> None:
-    """List budgets, the ledger's and the settings', and how they stand."""
-    _standings(ledger, config, workspace, ledgers.chosen_format(form, as_json))
-
-
-@budget.command("check", epilog="Example: embedctl usage budget check -w acme || echo look")
-def budget_check(
-    workspace: OnlyWorkspace = None,
-    form: FormatFlag = "table",
-    as_json: JsonFlag = False,
-    ledger: LedgerFlag = None,
-    config: ConfigFlag = None,
-) -> None:
-    """Exit 0 when all is within budget, 5 past a warning line, 4 when a budget is used up."""
-    standings = _standings(ledger, config, workspace, ledgers.chosen_format(form, as_json))
-    names = {state: [s.budget.workspace for s in standings if s.state == state] for state in ("exceeded", "warn")}
-    if names["exceeded"]:
-        ledgers.after_result(BudgetReached(f"budget used up: {', '.join(names['exceeded'])}"))
-    if names["warn"]:
-        ledgers.after_result(BudgetWarning(f"budget past its warning line: {', '.join(names['warn'])}"))

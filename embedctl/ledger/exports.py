@@ -15,11 +15,15 @@ from embedctl.storage import DISK, TEMPORARY_PREFIX
 FOCUS_VERSION = "1.4"
 """FinOps Open Cost and Usage Specification; ratified 2026-06-04 (facts/accounting.md 2.9)."""
 
+MAPPING_VERSION = "2"
+"""Of what is below: which of our columns becomes which of FOCUS's. Stands in each row as x_MappingVersion."""
+
 FOCUS_COLUMNS = (
     "BilledCost", "BillingAccountId", "BillingAccountName", "BillingAccountType", "BillingCurrency",
     "BillingPeriodEnd", "BillingPeriodStart", "ChargeCategory", "ChargeClass", "ChargeDescription", "ChargeFrequency",
     "ChargePeriodEnd", "ChargePeriodStart", "ConsumedQuantity", "ConsumedUnit", "ContractedCost",
-    "ContractedUnitPrice", "EffectiveCost", "HostProviderName", "InvoiceId", "InvoiceIssuerName", "ListCost",
+    "ContractedUnitPrice", "EffectiveCost", "HostProviderName", "InvoiceDetailId", "InvoiceId",
+    "InvoiceIssuerName", "ListCost",
     "ListUnitPrice", "PricingCategory", "PricingCurrency", "PricingQuantity", "PricingUnit", "RegionId", "RegionName",
     "ServiceCategory", "ServiceName", "ServiceProviderName", "ServiceSubcategory", "SkuId", "SkuMeter",
     "SkuPriceDetails", "SkuPriceId", "SubAccountId", "SubAccountName", "SubAccountType", "Tags",
@@ -51,15 +55,20 @@ SELECT
   strftime(charge_day, '%Y-%m-%dT00:00:00Z') AS ChargePeriodStart,
   CASE WHEN NOT entered THEN quantity END AS ConsumedQuantity,
   CASE WHEN NOT entered THEN CASE WHEN in_tokens THEN 'Tokens' ELSE meter END END AS ConsumedUnit,
-  paid AS ContractedCost, CASE WHEN NOT entered THEN unit_price END AS ContractedUnitPrice, paid AS EffectiveCost,
-  provider AS HostProviderName, NULL::VARCHAR AS InvoiceId, provider AS InvoiceIssuerName,
-  coalesce(cost_list, paid) AS ListCost, CASE WHEN NOT entered THEN coalesce(
-    (SELECT any_value(p.unit_price) FROM price p WHERE p.kind = 'list' AND p.price_id = named.price_id), unit_price)
+  paid AS ContractedCost,
+  CASE WHEN NOT entered AND paid = quantity * unit_price * 0.000001::DECIMAL(7,6) THEN unit_price END
+    AS ContractedUnitPrice, paid AS EffectiveCost,
+  provider AS HostProviderName, NULL::VARCHAR AS InvoiceDetailId, NULL::VARCHAR AS InvoiceId,
+  provider AS InvoiceIssuerName,
+  coalesce(cost_list, paid) AS ListCost, CASE WHEN NOT entered THEN
+    (SELECT max(p.unit_price) FROM price p WHERE p.model = named.model AND p.price_tier = named.price_tier
+      AND p.meter = named.meter AND p.kind = 'list' AND quantity * p.unit_price * 0.000001::DECIMAL(7,6) = cost_list)
     END AS ListUnitPrice,
   CASE WHEN entered THEN NULL WHEN price_tier = 'standard' THEN 'Standard' ELSE 'Other' END AS PricingCategory,
   currency AS PricingCurrency,
-  CASE WHEN NOT entered THEN quantity * 0.000001::DECIMAL(7,6) END AS PricingQuantity,
-  CASE WHEN NOT entered THEN CASE WHEN in_tokens THEN '1000000 Tokens' ELSE '1000000 ' || meter END END AS PricingUnit,
+  CASE WHEN NOT entered AND price_id IS NOT NULL THEN quantity * 0.000001::DECIMAL(7,6) END AS PricingQuantity,
+  CASE WHEN NOT entered AND price_id IS NOT NULL
+    THEN CASE WHEN in_tokens THEN '1000000 Tokens' ELSE '1000000 ' || meter END END AS PricingUnit,
   nullif(region, '*') AS RegionId, nullif(region, '*') AS RegionName,
   'AI and Machine Learning' AS ServiceCategory, 'Embeddings' AS ServiceName, provider AS ServiceProviderName,
   'Other (AI and Machine Learning)' AS ServiceSubcategory,
@@ -68,7 +77,8 @@ SELECT
   price_id::VARCHAR AS SkuPriceId,
   workspace_id AS SubAccountId, workspace_id AS SubAccountName, 'Workspace' AS SubAccountType, tags AS Tags,
   usage_source AS x_UsageSource, cost_status AS x_CostStatus, requests AS x_RequestCount,
-  cost_at_risk AS x_AtRiskCost, share AS x_FallbackShare
+  cost_at_risk AS x_AtRiskCost, share AS x_FallbackShare,
+  '{focus}' AS x_FocusVersion, '{mapping}' AS x_MappingVersion
 FROM named {priced_only} ORDER BY charge_day, SubAccountId, SkuId
 """
 
@@ -126,10 +136,9 @@ def export(
     only = "WHERE cost IS NOT NULL" if priced_only else ""
     temporary = place.with_name(f"{TEMPORARY_PREFIX}{place.name}.{os.getpid()}")
     quoted = str(temporary).replace("'", "''")
+    query = sql.format(condition=condition, priced_only=only, focus=FOCUS_VERSION, mapping=MAPPING_VERSION)
     try:
-        row = connection.execute(
-            f"COPY ({sql.format(condition=condition, priced_only=only)}) TO '{quoted}' ({options})", values
-        ).fetchone()
+        row = connection.execute(f"COPY ({query}) TO '{quoted}' ({options})", values).fetchone()
         temporary.chmod(0o600)
         _put(temporary, place, overwrite)
     finally:

@@ -1,11 +1,9 @@
 """From the spool into the database: exactly once, priced, however often it is killed or run side by side."""
 
-# ruff: noqa: S608 - column names and conditions are ours; every foreign value is bound
-
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,68 +13,13 @@ import orjson
 
 from embedctl import storage
 from embedctl.errors import StorageFailed
-from embedctl.ledger import database, prices, rating, spool
+from embedctl.ledger import database, loading, prices, rating, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.spool import SpoolFile
 
-_BATCH_BYTES = 96 * 1024 * 1024  # more than a row group of DuckDB (122,880 rows), which is then written once
+_BATCH_BYTES = 64 << 20  # about a row group of DuckDB (122,880 rows): fewer rows are written again and again
 _BATCH_FILES = 500
-
-_COLUMNS = {
-    "event_id": "UUID",
-    "entry_kind": "VARCHAR",
-    "corrects_event_id": "UUID",
-    "workspace_id": "VARCHAR",
-    "job_id": "VARCHAR",
-    "run_id": "UUID",
-    "operation_id": "VARCHAR",
-    "operation_kind": "VARCHAR",
-    "purpose": "VARCHAR",
-    "attempt": "SMALLINT",
-    "fallback_from": "VARCHAR",
-    "provider": "VARCHAR",
-    "model": "VARCHAR",
-    "response_model": "VARCHAR",
-    "region": "VARCHAR",
-    "provider_account": "VARCHAR",
-    "provider_request_id": "VARCHAR",
-    "batch_id": "VARCHAR",
-    "occurred_at": "TIMESTAMPTZ",
-    "duration_ms": "INTEGER",
-    "status": "VARCHAR",
-    "error_class": "VARCHAR",
-    "billable": "VARCHAR",
-    "price_tier": "VARCHAR",
-    "price_as": "VARCHAR",
-    "meter": "VARCHAR",
-    "quantity": "BIGINT",
-    "tokens_total": "BIGINT",
-    "tokens_cached": "BIGINT",
-    "tokens_native": "BIGINT",
-    "tokens_estimated": "BIGINT",
-    "usage_mode": "VARCHAR",
-    "usage_source": "VARCHAR",
-    "tokenizer_id": "VARCHAR",
-    "input_count": "INTEGER",
-    "content_bytes": "BIGINT",
-    "cost_provider": "DECIMAL(28,15)",
-    "tags": "JSON",
-    "reason": "VARCHAR",
-    "tool_version": "VARCHAR",
-    "spool_id": "VARCHAR",
-}
-_DEFAULTS = {
-    "entry_kind": "'usage'",
-    "operation_kind": "'request'",
-    "purpose": "'ingest'",
-    "attempt": "1",
-    "region": "'*'",
-    "price_tier": "'standard'",
-    "meter": "'input_token'",
-    "quantity": "tokens_total",
-    "input_count": "1",
-    "tool_version": "''",
-}
+_MEMORY = "160MB"  # DuckDB's; beyond it writes to disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,180 +84,138 @@ def _is_broken(paths: LedgerPaths) -> bool:
 
 def _ingest(paths: LedgerPaths, book: list[tuple[str, str]], wait_s: float, now: datetime) -> Ingested:
     total = Ingested()
-    unreadable: list[str] = []
     with database.writer(paths, wait_s=wait_s, now=now) as connection:
+        connection.execute(f"SET memory_limit = '{_MEMORY}'")
+        intake = _Intake(connection, paths, book, now)
         if paths.rebuilding.exists():
-            for batch in _batches(spool.pending(paths.done), unreadable):
-                total = _sum(total, _take_in(connection, paths, batch, book, now))
+            for batch in _batches(spool.pending(paths.done)):
+                total = _sum(total, intake.take_in(batch))
             storage.DISK.unlink(paths.rebuilding)
-        for batch in _batches(spool.pending(paths.spool), unreadable):
-            total = _sum(total, _take_in(connection, paths, batch, book, now))
-            _put_away(paths, batch)
-    return replace(total, unreadable=tuple(unreadable))
+        for batch in _batches(spool.pending(paths.spool)):
+            total = _sum(total, intake.take_in(batch))
+            _put_away(paths, [path for path in batch if path not in intake.unreadable])
+    unreadable = tuple(f"{path.name}: {why}" for path, why in intake.unreadable.items())
+    return replace(total, unreadable=unreadable)
 
 
-def _batches(files: Iterable[Path], unreadable: list[str]) -> Iterator[list[SpoolFile]]:
-    batch: list[SpoolFile] = []
+def _batches(files: Iterable[Path]) -> Iterator[list[Path]]:
+    """Files that are taken in together."""
+    batch: list[Path] = []
+    size = 0
     for path in files:
-        try:
-            batch.append(spool.read(path))
-        except OSError as error:
-            unreadable.append(f"{path.name}: {error.strerror}")
-            continue
-        if len(batch) >= _BATCH_FILES or sum(file.size_bytes for file in batch) >= _BATCH_BYTES:
+        with suppress(OSError):  # told when it is read
+            size += path.stat().st_size
+        batch.append(path)
+        if len(batch) >= _BATCH_FILES or size >= _BATCH_BYTES:
             yield batch
-            batch = []
+            batch, size = [], 0
     if batch:
         yield batch
 
 
-def _take_in(
-    connection: duckdb.DuckDBPyConnection,
-    paths: LedgerPaths,
-    files: Sequence[SpoolFile],
-    book: list[tuple[str, str]],
-    now: datetime,
-) -> Ingested:
-    """One transaction for all `files`; when one of their lines is no event, file by file with a closer look."""
-    try:
-        return _transaction(connection, paths, files, book, now)
-    except (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException):
-        connection.execute("ROLLBACK")
-    total = Ingested()
-    for file in files:
-        checked = _only_events(connection, paths, file)
-        total = _sum(total, _transaction(connection, paths, [checked], book, now))
-    return total
+class _Intake:
+    """Takes batches of spool files in, under the lock.
+
+    Attributes:
+        unreadable: Files that could not be read, and why.
+    """
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, book: list[tuple[str, str]], now: datetime
+    ) -> None:
+        self._connection = connection
+        self._paths = paths
+        self._book = book
+        self._now = now
+        self.unreadable: dict[Path, str] = {}
+
+    def take_in(self, batch: Sequence[Path]) -> Ingested:
+        """One transaction for all files; when one of their lines is no event, file by file with a closer look."""
+        known = _known(self._connection, batch)
+        fresh = [path for path in batch if spool.spool_id(path) not in known]
+        try:
+            total = self._transaction(self._files(fresh))
+        except (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException):
+            self._connection.execute("ROLLBACK")
+            total = Ingested()
+            for file in self._files(fresh):
+                total = _sum(total, self._transaction([self._only_events(file)]))
+        return replace(total, files=sum(path not in self.unreadable for path in batch))
+
+    def _files(self, paths: Iterable[Path]) -> Iterator[SpoolFile]:
+        """One after the other, so that only one is in memory."""
+        for path in paths:
+            try:
+                yield spool.read(path)
+            except OSError as error:
+                self.unreadable[path] = error.strerror or "it cannot be read"
+
+    def _transaction(self, files: Iterable[SpoolFile]) -> Ingested:
+        connection = self._connection
+        connection.execute("BEGIN")
+        if rating.known_fingerprint(connection) != prices.fingerprint(self._book):
+            rating.sync_prices(connection, prices.load(self._book), self._now)
+        taken = loading.load(connection, self._paths, files)
+        lines = sum(file.lines for file in taken)
+        events = 0
+        if lines:
+            rating.make_rates(connection)
+            events = loading.insert(connection, self._now)
+            loading.remember_aliases(connection)
+        if taken:
+            rows = [[f.spool_id, f.size_bytes, f.lines, f.bad] for f in taken]
+            connection.execute(
+                "INSERT INTO spool_offset SELECT x[1]->>'$', x[2]::BIGINT, x[3]::BIGINT, x[4]::BIGINT, true, ? "
+                "FROM (SELECT unnest(from_json(?::JSON, '[[\"JSON\"]]')) AS x)",
+                [self._now, orjson.dumps(rows).decode()],
+            )
+        connection.execute("DROP TABLE IF EXISTS temp.batch")
+        connection.execute("COMMIT")
+        return Ingested(events=events, repeated=lines - events, bad_lines=sum(file.bad for file in taken))
+
+    def _only_events(self, file: SpoolFile) -> SpoolFile:
+        """`file` without lines whose checksum is right and which yet are no event: halved until they stand alone."""
+
+        def good(lines: tuple[bytes, ...]) -> tuple[bytes, ...]:
+            if not lines or self._acceptable(replace(file, lines=lines)):
+                return lines
+            if len(lines) == 1:
+                return ()
+            middle = len(lines) // 2
+            return good(lines[:middle]) + good(lines[middle:])
+
+        lines = good(file.lines)
+        return replace(file, lines=lines, bad=file.bad + len(file.lines) - len(lines))
+
+    def _acceptable(self, file: SpoolFile) -> bool:
+        """Whether the table's own constraints take all lines; nothing stays."""
+        self._connection.execute("BEGIN")
+        try:
+            loading.load(self._connection, self._paths, [file])
+            rating.make_rates(self._connection)
+            loading.insert(self._connection, rating.EPOCH)
+        except (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException):
+            return False
+        else:
+            return True
+        finally:
+            self._connection.execute("ROLLBACK")
 
 
-def _transaction(
-    connection: duckdb.DuckDBPyConnection,
-    paths: LedgerPaths,
-    files: Sequence[SpoolFile],
-    book: list[tuple[str, str]],
-    now: datetime,
-) -> Ingested:
-    connection.execute("BEGIN")
-    if rating.known_fingerprint(connection) != prices.fingerprint(book):
-        rating.sync_prices(connection, prices.load(book), now)
-    known = _known(connection, files)
-    fresh = [file for file in files if file.spool_id not in known]
-    lines = sum(len(file.lines) for file in fresh)
-    events = 0
-    if lines:
-        _load(connection, paths, fresh)
-        rating.make_rates(connection)
-        events = _insert(connection, now)
-        _remember_aliases(connection)
-    if fresh:
-        rows = [[f.spool_id, f.size_bytes, len(f.lines), f.bad] for f in fresh]
-        connection.execute(
-            "INSERT INTO spool_offset SELECT x[1]->>'$', x[2]::BIGINT, x[3]::BIGINT, x[4]::BIGINT, true, ? "
-            "FROM (SELECT unnest(from_json(?::JSON, '[[\"JSON\"]]')) AS x)",
-            [now, orjson.dumps(rows).decode()],
-        )
-    connection.execute("COMMIT")
-    bad = sum(file.bad for file in fresh)
-    return Ingested(events=events, repeated=lines - events, bad_lines=bad, files=len(files))
-
-
-def _known(connection: duckdb.DuckDBPyConnection, files: Sequence[SpoolFile]) -> set[str]:
+def _known(connection: duckdb.DuckDBPyConnection, batch: Sequence[Path]) -> set[str]:
     """Ids of files that are in the ledger already: a kill came between the commit and the putting away."""
     rows = connection.execute(
-        "SELECT spool_id FROM spool_offset WHERE spool_id IN (SELECT unnest(?))",
-        [[file.spool_id for file in files]],
+        "SELECT spool_id FROM spool_offset WHERE spool_id IN (SELECT unnest(?))", [[*map(spool.spool_id, batch)]]
     ).fetchall()
     return {row[0] for row in rows}
 
 
-def _load(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, files: Sequence[SpoolFile]) -> None:
-    """Fill the temporary table `batch` with every good line, through a file: DuckDB parses it on all cores."""
-    place = paths.database.with_name(f".{paths.database.name}.batch")
-    try:
-        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as out:
-            for file in files:
-                head = b'{"spool_id":%s,' % orjson.dumps(file.spool_id)
-                out.writelines(head + line[1:] + b"\n" for line in file.lines)
-    except OSError as error:
-        raise StorageFailed(f"{place} cannot be written: {error.strerror}") from error
-    columns = ", ".join(f"'{name}': '{kind}'" for name, kind in _COLUMNS.items())
-    values = ", ".join(f"coalesce({name}, {default}) AS {name}" for name, default in _DEFAULTS.items())
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE batch AS SELECT * EXCLUDE (cost_provider, tags) REPLACE ({values}), "
-        "cost_provider AS amount, CAST(tags AS VARCHAR) AS tags "
-        f"FROM read_json(?, format = 'newline_delimited', columns = {{{columns}}})",
-        [str(place)],
-    )
-    place.unlink(missing_ok=True)
-
-
-def _insert(connection: duckdb.DuckDBPyConnection, now: datetime) -> int:
-    """Rate `batch` and insert what is not there yet; by a window of ids, so that old row groups are not read."""
-    row = connection.execute("SELECT min(event_id), max(event_id), count(*), count(DISTINCT event_id) FROM batch")
-    low, high, lines, events = row.fetchone() or (None, None, 0, 0)
-    once = "DISTINCT ON (event_id)" if events < lines else ""  # costs as much as all the rest
-    inserted = connection.execute(
-        f"INSERT INTO usage_event BY NAME SELECT {once} *, ?::TIMESTAMPTZ AS recorded_at, "
-        "CASE WHEN cost_status <> 'unpriced' THEN ?::TIMESTAMPTZ END AS rated_at "
-        f"FROM ({rating.RATED}) n WHERE NOT EXISTS "
-        "(SELECT 1 FROM usage_event u WHERE u.event_id BETWEEN ? AND ? AND u.event_id = n.event_id)",
-        [now, now, low, high],
-    ).fetchone()
-    return int(inserted[0]) if inserted else 0
-
-
-def _remember_aliases(connection: duckdb.DuckDBPyConnection) -> None:
-    """Keep whose prices each provider is charged by, when that is news."""
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE alias AS SELECT provider, arg_max(coalesce(price_as, ''), occurred_at) AS latest "
-        "FROM batch WHERE entry_kind = 'usage' GROUP BY provider"
-    )
-    news = (
-        "(SELECT provider, nullif(latest, '') AS price_as FROM alias a WHERE NOT EXISTS (SELECT 1 FROM price_alias p "
-        "WHERE p.provider = a.provider AND coalesce(p.price_as, '') = a.latest))"
-    )
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE alias_news AS {news}")
-    connection.execute("DELETE FROM price_alias WHERE provider IN (SELECT provider FROM alias_news)")
-    connection.execute("INSERT INTO price_alias SELECT * FROM alias_news")
-
-
-def _only_events(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, file: SpoolFile) -> SpoolFile:
-    """`file` without the lines whose checksum is right and which yet are no event: halved until they stand alone."""
-
-    def good(lines: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        if not lines or _acceptable(connection, paths, replace(file, lines=lines)):
-            return lines
-        if len(lines) == 1:
-            return ()
-        middle = len(lines) // 2
-        return good(lines[:middle]) + good(lines[middle:])
-
-    lines = good(file.lines)
-    return replace(file, lines=lines, bad=file.bad + len(file.lines) - len(lines))
-
-
-def _acceptable(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, file: SpoolFile) -> bool:
-    """Whether the table's own constraints take all lines; nothing stays."""
-    connection.execute("BEGIN")
-    try:
-        _load(connection, paths, [file])
-        rating.make_rates(connection)
-        _insert(connection, rating.EPOCH)
-    except (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException):
-        return False
-    else:
-        return True
-    finally:
-        connection.execute("ROLLBACK")
-
-
-def _put_away(paths: LedgerPaths, files: Sequence[SpoolFile]) -> None:
+def _put_away(paths: LedgerPaths, batch: Sequence[Path]) -> None:
     """Move files that are in the ledger out of the way."""
     try:
         paths.done.mkdir(mode=0o700, exist_ok=True)
-        for file in files:
-            file.path.replace(paths.done / file.path.name)
+        for path in batch:
+            path.replace(paths.done / path.name)
     except OSError as error:
         raise StorageFailed(f"{paths.done} cannot be written: {error.strerror}") from error
 

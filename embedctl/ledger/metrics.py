@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -15,9 +15,11 @@ from embedctl import storage
 from embedctl.errors import OutputRefused
 from embedctl.ledger import budgets, spool
 from embedctl.ledger.budgets import Budget
+from embedctl.ledger.metric_queries import QUERIES
 from embedctl.ledger.paths import LedgerPaths
 
 FILE_NAME = "embedctl_usage.prom"
+CIRCUIT_STATES = ("closed", "half_open", "open", "dead")
 
 Sample = tuple[dict[str, str], int | float | Decimal | None]
 
@@ -32,87 +34,18 @@ class Metric:
     samples: Sequence[Sample]
 
 
-# (name, kind, sentence, labels in column order, SQL: labels…, value)
-_QUERIES: tuple[tuple[str, Literal["counter", "gauge"], str, tuple[str, ...], str], ...] = (
-    (
-        "embedctl_usage_tokens_total", "counter", "Confirmed tokens.", ("workspace", "provider", "model", "source"),
-        "SELECT {w}, provider, model, usage_source, sum(tokens_total)::BIGINT FROM usage_event "
-        "WHERE entry_kind = 'usage' AND billable = 'yes' GROUP BY ALL",
-    ),
-    (
-        "embedctl_usage_cost_usd_total", "counter", "Known cost of usage.", ("workspace", "provider", "model"),
-        "SELECT {w}, provider, model, sum(cost) FROM usage_event WHERE entry_kind = 'usage' GROUP BY ALL",
-    ),
-    (
-        "embedctl_usage_adjustments_usd", "gauge", "Corrections, refunds, credits and true-ups, signed.",
-        ("workspace", "kind"),
-        "SELECT {w}, entry_kind, sum(cost) FROM usage_event "
-        "WHERE entry_kind NOT IN ('usage', 'cache_hit') GROUP BY ALL",
-    ),
-    (
-        "embedctl_usage_calls_total", "counter", "Attempts by status.", ("workspace", "provider", "model", "status"),
-        "SELECT {w}, provider, model, status, count(*) FROM usage_event WHERE entry_kind = 'usage' GROUP BY ALL",
-    ),
-    (
-        "embedctl_usage_unpriced_tokens_total", "counter", "Tokens whose price nobody knows.", ("provider", "model"),
-        "SELECT provider, model, sum(tokens_total)::BIGINT FROM usage_event "
-        "WHERE cost_status = 'unpriced' GROUP BY ALL",
-    ),
-    (
-        "embedctl_usage_at_risk_usd", "gauge", "Perhaps billed, beside the cost.", ("provider", "model"),
-        "SELECT provider, model, sum(cost_at_risk) FROM usage_event WHERE cost_status = 'at_risk' GROUP BY ALL",
-    ),
-    (
-        "embedctl_usage_fallback_ratio", "gauge", "Share of the confirmed tokens that are estimated.", (),
-        "SELECT sum(tokens_total) FILTER (usage_source = 'fallback') / nullif(sum(tokens_total), 0)::DOUBLE "
-        "FROM usage_event WHERE billable = 'yes'",
-    ),
-    (
-        "embedctl_usage_drift_ratio", "gauge", "Provider's count over the tokenizer's, less one.",
-        ("provider", "model"),
-        "SELECT provider, model, sum(tokens_native) / nullif(sum(tokens_estimated), 0)::DOUBLE - 1 "
-        "FROM drift GROUP BY ALL",
-    ),
-    (
-        "embedctl_usage_drift_over_5pct_ratio", "gauge", "Share of compared calls that are off by more than 5 %.",
-        ("provider", "model"),
-        "SELECT provider, model, sum(share_over_5pct * pairs) / sum(pairs) FROM drift GROUP BY ALL",
-    ),
-    (
-        "embedding_provider_failures_total", "counter", "Attempts that failed.", ("provider", "model", "reason"),
-        "SELECT provider, model, coalesce(error_class, status), count(*) FROM usage_event "
-        "WHERE entry_kind = 'usage' AND status <> 'ok' GROUP BY ALL",
-    ),
-    (
-        "embedding_fallbacks_total", "counter", "Operations another provider took over.",
-        ("from_provider", "to_provider"),
-        "SELECT split_part(fallback_from, ':', 1), provider, count(DISTINCT operation_id) FROM usage_event "
-        "WHERE fallback_from IS NOT NULL GROUP BY ALL",
-    ),
-    (
-        "embedding_vector_cache_hits_total", "counter", "Texts whose vector came from the cache.",
-        ("provider", "model"),
-        "SELECT provider, model, sum(input_count)::BIGINT FROM usage_event WHERE entry_kind = 'cache_hit' GROUP BY ALL",
-    ),
-    (
-        "embedding_vector_cache_misses_total", "counter", "Texts that were sent.", ("provider", "model"),
-        "SELECT provider, model, sum(input_count)::BIGINT FROM usage_event "
-        "WHERE entry_kind = 'usage' AND status = 'ok' GROUP BY ALL",
-    ),
-    (
-        "embedctl_job_last_success_timestamp_seconds", "gauge", "Last answered call of the job.", ("job",),
-        "SELECT job_id, max(epoch_us(occurred_at)) / 1000000.0 FROM usage_event "
-        "WHERE job_id IS NOT NULL AND entry_kind = 'usage' AND status = 'ok' GROUP BY ALL",
-    ),
-    (
-        "embedctl_ledger_spool_bad_lines_total", "counter", "Spool lines that were damaged or foreign.", (),
-        "SELECT coalesce(sum(lines_bad), 0)::BIGINT FROM spool_offset",
-    ),
-    (
-        "embedctl_ledger_last_ingest_timestamp_seconds", "gauge", "When the ledger last took events in.", (),
-        "SELECT max(epoch_us(updated_at)) / 1000000.0 FROM spool_offset",
-    ),
-)  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last end of a job's run.
+
+    Attributes:
+        succeeded_at: Of the last run with exit code 0; None when there was none.
+        exit_code: Of the last run that ended, well or not.
+    """
+
+    job: str
+    succeeded_at: datetime | None
+    exit_code: int
 
 
 def collect(
@@ -120,13 +53,20 @@ def collect(
     paths: LedgerPaths,
     *,
     budgets_set: Iterable[Budget] = (),
+    jobs: Iterable[Ended] = (),
+    circuits: Iterable[Mapping[str, Any]] = (),
     by_workspace: bool = True,
     now: datetime,
 ) -> list[Metric]:
-    """Every metric of the ledger; `budgets_set` are those of the settings."""
+    """Every metric of the ledger and of what runs.
+
+    Args:
+        budgets_set: Those of the settings.
+        circuits: `provider`, `model` and `state` of every circuit that is not closed now.
+    """
     workspace = "workspace_id" if by_workspace else "'*'"
     found = []
-    for name, kind, sentence, labels, sql in _QUERIES:
+    for name, kind, sentence, labels, sql in QUERIES:
         rows = connection.execute(sql.format(w=workspace)).fetchall()
         samples = sorted(
             ((dict(zip(labels, map(str, row[:-1]), strict=True)), row[-1]) for row in rows),
@@ -135,22 +75,44 @@ def collect(
         found.append(Metric(name, kind, sentence, samples))
     waiting = sum(path.stat().st_size for path in spool.pending(paths.spool))
     found.append(Metric("embedctl_ledger_spool_pending_bytes", "gauge", "Events that wait.", [({}, waiting)]))
-    age = connection.execute("SELECT max(epoch_us(loaded_at)) / 1000000.0 FROM price").fetchone()
-    loaded = age[0] if age else None
-    found.append(
-        Metric(
-            "embedctl_prices_age_seconds",
-            "gauge",
-            "Since the prices were last loaded.",
-            [({}, None if loaded is None else now.timestamp() - float(loaded))],
-        )
-    )
+    found.append(_prices_age(connection, now))
     used: list[Sample] = [
         ({"workspace": each.budget.workspace, "period": each.budget.period}, float(each.used_ratio))
         for each in budgets.standings(connection, budgets_set, now=now)
     ]
     found.append(Metric("embedctl_budget_used_ratio", "gauge", "Spent and at risk, of the budget.", used))
-    return found
+    return [*found, *_job_metrics(jobs), _circuit_metric(connection, circuits)]
+
+
+def _prices_age(connection: duckdb.DuckDBPyConnection, now: datetime) -> Metric:
+    row = connection.execute("SELECT max(epoch_us(loaded_at)) / 1000000.0 FROM price").fetchone()
+    age = None if row is None or row[0] is None else now.timestamp() - float(row[0])
+    return Metric("embedctl_prices_age_seconds", "gauge", "Since the prices were last loaded.", [({}, age)])
+
+
+def _job_metrics(jobs: Iterable[Ended]) -> list[Metric]:
+    ended = sorted(jobs, key=lambda each: each.job)
+    succeeded: list[Sample] = [
+        ({"job": each.job}, each.succeeded_at.timestamp() if each.succeeded_at else None) for each in ended
+    ]
+    codes: list[Sample] = [({"job": each.job}, each.exit_code) for each in ended]
+    return [
+        Metric("embedctl_job_last_success_timestamp_seconds", "gauge", "Last run that ended with 0.", succeeded),
+        Metric("embedctl_job_last_exit_code", "gauge", "Of the last run that ended.", codes),
+    ]
+
+
+def _circuit_metric(connection: duckdb.DuckDBPyConnection, circuits: Iterable[Mapping[str, Any]]) -> Metric:
+    """Every model that was ever called; the worst of its circuits where several runs are at it."""
+    called = connection.execute("SELECT DISTINCT provider, model FROM usage_event WHERE entry_kind = 'usage'")
+    states = dict.fromkeys(((str(row[0]), str(row[1])) for row in called.fetchall()), 0)
+    for each in circuits:
+        key = (str(each["provider"]), str(each["model"]))
+        states[key] = max(states.get(key, 0), CIRCUIT_STATES.index(each["state"]))
+    samples: list[Sample] = [({"provider": key[0], "model": key[1]}, states[key]) for key in sorted(states)]
+    return Metric(
+        "embedding_provider_circuit_state", "gauge", "0 closed, 1 half open, 2 open, 3 dead, in any run.", samples
+    )
 
 
 def text(metrics: Iterable[Metric]) -> str:

@@ -62,14 +62,19 @@ class Report:
         }
 
 
-def report(connection: duckdb.DuckDBPyConnection, question: Question, *, now: datetime) -> Report:
+def report(
+    connection: duckdb.DuckDBPyConnection, question: Question, *, now: datetime, known_names: bool = True
+) -> Report:
     """Answer `question` from the ledger.
+
+    Args:
+        known_names: Refuse filters that name what is nowhere in the ledger: misspelt ones.
 
     Raises:
         WrongUsage: An unknown key, time zone, or a name that is nowhere in the ledger.
     """
     groups, totals = measured(connection, question)
-    if not totals["events"]:
+    if known_names and not totals["events"]:
         refuse_unknown_names(connection, question)
     found = [dict(zip(question.by, map(_key, names), strict=True)) | measures for names, measures in groups]
     found.sort(key=lambda group: _rank(group, question))

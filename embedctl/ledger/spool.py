@@ -39,7 +39,12 @@ class SpoolFile:
     @property
     def spool_id(self) -> str:
         """What `spool_offset` and each event call this file."""
-        return self.path.name.removesuffix(SUFFIX)
+        return spool_id(self.path)
+
+
+def spool_id(path: Path) -> str:
+    """The id that a spool file's name is."""
+    return path.name.removesuffix(SUFFIX)
 
 
 def line(event: UsageEvent) -> bytes:

@@ -1,0 +1,109 @@
+"""`embedctl usage budget`: what a workspace may spend."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+from embedctl import render
+from embedctl.cli import SuggestingGroup, ledgers
+from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.errors import BudgetReached, BudgetWarning
+
+Text = Optional[str]  # noqa: UP045 - typer reads it
+Workspace = Annotated[str, typer.Option("--workspace", "-w", help="Whose.")]
+app = typer.Typer(
+    cls=SuggestingGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Set, list and check what a workspace may spend.",
+    epilog="Example: embedctl usage budget set -w acme --amount 50 --period month",
+)
+
+
+@app.command("set", epilog="Example: embedctl usage budget set -w acme --amount 50 --action warn")
+def budget_set(
+    amount_usd: Annotated[str, typer.Option("--amount", help="USD per period.")],
+    workspace: Workspace = "default",
+    period: Annotated[Literal["day", "week", "month"], typer.Option(help="Per whole day, week or month.")] = "month",
+    action: Annotated[Literal["warn", "block"], typer.Option(help="Whether it stops runs.")] = "block",
+    timezone: Annotated[str, typer.Option("--timezone", "-z", help="Whose days.")] = "UTC",
+    warn_at: Annotated[float, typer.Option(min=0.001, max=1, help="Share at which `budget check` exits 5.")] = 0.8,
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Set the budget of a workspace, in place of the one before."""
+    from embedctl.ledger import budgets, database
+
+    new = budgets.Budget(
+        workspace=workspace,
+        amount=ledgers.typed_amount(amount_usd, "--amount"),
+        period=period,
+        timezone=timezone,
+        action=action,
+        warn_ratio=round(Decimal(str(warn_at)), 3),
+    )
+    found = ledgers.opened(ledger, config)
+    with database.writer(found.paths, wait_s=30, now=found.now) as connection:
+        budgets.put(connection, new)
+    render.notice(f"{workspace} may spend {ledgers.amount(new.amount)} USD a {period}")
+
+
+def _standings(ledger: Path | None, config: Path | None, workspace: str | None, form: render.Format) -> list[Any]:
+    from embedctl.ledger import budgets, database
+
+    found = ledgers.opened(ledger, config)
+    notes = ledgers.take_in(found)
+    extra = budgets.configured(found.settings.workspaces)
+    with database.reader(found.paths, now=found.now) as connection:
+        standings = list(budgets.standings(connection, extra, workspace=workspace, now=found.now))
+    keys = ("workspace", "period", "amount", "spent", "at_risk", "remaining", "used", "action", "state")
+    rows = [each.as_dict() for each in standings]
+    render.table(
+        render.Table(
+            columns=[
+                render.Column(k, k.replace("_", " ").capitalize(), "right" if k in keys[2:7] else "left") for k in keys
+            ],
+            rows=[row | {"used": f"{row['used_ratio']:.1%}"} for row in rows],
+            envelope={"budgets": rows, "warnings": notes},
+            footer=notes,
+        ),
+        form,
+    )
+    return standings
+
+
+OnlyWorkspace = Annotated[Text, typer.Option("--workspace", "-w", help="Only this one's.")]
+
+
+@app.command("list", epilog="Example: embedctl usage budget list --json")
+def budget_list(
+    workspace: OnlyWorkspace = None,
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """List budgets, the ledger's and the settings', and how they stand."""
+    _standings(ledger, config, workspace, ledgers.chosen_format(form, as_json))
+
+
+@app.command("check", epilog="Example: embedctl usage budget check -w acme || echo look")
+def budget_check(
+    workspace: OnlyWorkspace = None,
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Exit 0 when all is within budget, 5 past a warning line, 4 when a budget is used up."""
+    standings = _standings(ledger, config, workspace, ledgers.chosen_format(form, as_json))
+    names = {state: [s.budget.workspace for s in standings if s.state == state] for state in ("exceeded", "warn")}
+    if names["exceeded"]:
+        ledgers.after_result(BudgetReached(f"budget used up: {', '.join(names['exceeded'])}"))
+    if names["warn"]:
+        ledgers.after_result(BudgetWarning(f"budget past its warning line: {', '.join(names['warn'])}"))

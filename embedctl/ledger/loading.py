@@ -1,0 +1,143 @@
+"""Lines of the spool as rows of the database, rated, each once. Within the caller's transaction."""
+
+# ruff: noqa: S608 - column names and conditions are ours; every foreign value is bound
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+import duckdb
+import orjson
+
+from embedctl.errors import StorageFailed
+from embedctl.ledger import rating
+from embedctl.ledger.paths import LedgerPaths
+from embedctl.ledger.spool import SpoolFile
+
+_COLUMNS = {
+    "event_id": "UUID",
+    "entry_kind": "VARCHAR",
+    "corrects_event_id": "UUID",
+    "workspace_id": "VARCHAR",
+    "job_id": "VARCHAR",
+    "run_id": "UUID",
+    "operation_id": "VARCHAR",
+    "operation_kind": "VARCHAR",
+    "purpose": "VARCHAR",
+    "attempt": "SMALLINT",
+    "fallback_from": "VARCHAR",
+    "provider": "VARCHAR",
+    "model": "VARCHAR",
+    "response_model": "VARCHAR",
+    "region": "VARCHAR",
+    "provider_account": "VARCHAR",
+    "provider_request_id": "VARCHAR",
+    "batch_id": "VARCHAR",
+    "occurred_at": "TIMESTAMPTZ",
+    "duration_ms": "INTEGER",
+    "status": "VARCHAR",
+    "error_class": "VARCHAR",
+    "billable": "VARCHAR",
+    "price_tier": "VARCHAR",
+    "price_as": "VARCHAR",
+    "meter": "VARCHAR",
+    "quantity": "BIGINT",
+    "tokens_total": "BIGINT",
+    "tokens_cached": "BIGINT",
+    "tokens_native": "BIGINT",
+    "tokens_estimated": "BIGINT",
+    "usage_mode": "VARCHAR",
+    "usage_source": "VARCHAR",
+    "tokenizer_id": "VARCHAR",
+    "input_count": "INTEGER",
+    "content_bytes": "BIGINT",
+    "cost_provider": "DECIMAL(28,15)",
+    "tags": "JSON",
+    "reason": "VARCHAR",
+    "tool_version": "VARCHAR",
+    "spool_id": "VARCHAR",
+}
+_DEFAULTS = {
+    "entry_kind": "'usage'",
+    "operation_kind": "'request'",
+    "purpose": "'ingest'",
+    "attempt": "1",
+    "region": "'*'",
+    "price_tier": "'standard'",
+    "meter": "'input_token'",
+    "quantity": "tokens_total",
+    "input_count": "1",
+    "tool_version": "''",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A spool file whose lines are in the temporary table `batch`, as `spool_offset` remembers it."""
+
+    spool_id: str
+    size_bytes: int
+    lines: int
+    bad: int
+
+
+def load(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, files: Iterable[SpoolFile]) -> list[Taken]:
+    """Fill the temporary table `batch` with every good line, through a file: DuckDB parses it on all cores.
+
+    Args:
+        files: Taken one after the other; none is kept.
+    """
+    place = paths.database.with_name(f".{paths.database.name}.batch")
+    taken = []
+    try:
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as out:
+            for file in files:
+                head = b'{"spool_id":%s,' % orjson.dumps(file.spool_id)
+                out.writelines(head + line[1:] + b"\n" for line in file.lines)
+                taken.append(Taken(file.spool_id, file.size_bytes, len(file.lines), file.bad))
+    except OSError as error:
+        raise StorageFailed(f"{place} cannot be written: {error.strerror}") from error
+    columns = ", ".join(f"'{name}': '{kind}'" for name, kind in _COLUMNS.items())
+    values = ", ".join(f"coalesce({name}, {default}) AS {name}" for name, default in _DEFAULTS.items())
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE batch AS SELECT * EXCLUDE (cost_provider, tags) REPLACE ({values}), "
+        "cost_provider AS amount, CAST(tags AS VARCHAR) AS tags "
+        f"FROM read_json(?, format = 'newline_delimited', columns = {{{columns}}})",
+        [str(place)],
+    )
+    place.unlink(missing_ok=True)
+    return taken
+
+
+def insert(connection: duckdb.DuckDBPyConnection, now: datetime) -> int:
+    """Rate `batch` and insert what is not there yet; by a window of ids, so that old row groups are not read."""
+    row = connection.execute("SELECT min(event_id), max(event_id), count(*), count(DISTINCT event_id) FROM batch")
+    low, high, lines, events = row.fetchone() or (None, None, 0, 0)
+    once = "DISTINCT ON (event_id)" if events < lines else ""  # costs as much as all the rest
+    inserted = connection.execute(
+        f"INSERT INTO usage_event BY NAME SELECT {once} *, ?::TIMESTAMPTZ AS recorded_at, "
+        "CASE WHEN cost_status <> 'unpriced' THEN ?::TIMESTAMPTZ END AS rated_at "
+        f"FROM ({rating.RATED}) n WHERE NOT EXISTS "
+        "(SELECT 1 FROM usage_event u WHERE u.event_id BETWEEN ? AND ? AND u.event_id = n.event_id)",
+        [now, now, low, high],
+    ).fetchone()
+    return int(inserted[0]) if inserted else 0
+
+
+def remember_aliases(connection: duckdb.DuckDBPyConnection) -> None:
+    """Keep whose prices each provider is charged by, when that is news."""
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE alias AS SELECT provider, arg_max(coalesce(price_as, ''), occurred_at) AS latest "
+        "FROM batch WHERE entry_kind = 'usage' GROUP BY provider"
+    )
+    news = (
+        "(SELECT provider, nullif(latest, '') AS price_as FROM alias a WHERE NOT EXISTS (SELECT 1 FROM price_alias p "
+        "WHERE p.provider = a.provider AND coalesce(p.price_as, '') = a.latest))"
+    )
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE alias_news AS {news}")
+    connection.execute("DELETE FROM price_alias WHERE provider IN (SELECT provider FROM alias_news)")
+    connection.execute("INSERT INTO price_alias SELECT * FROM alias_news")
