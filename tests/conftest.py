@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import Zygote, zygote
+
+from tests.wire.client import Wire, started
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "VIRTUAL_ENV", "COVERAGE_PROCESS_START")
 
@@ -50,3 +54,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "long" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="long: run with --long"))
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Wire]:
+    """The wire server, in its own process."""
+    with started() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Zygote]:
+    """Real processes of embedctl without the price of their imports."""
+    with zygote() as process:
+        yield process

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import MODEL, World, Zygote, sentence, zygote
+from processes import MODEL, World, Zygote, sentence
 
-from tests.wire.client import Wire, started
+from tests.wire.client import Wire
 
 TEXTS = [sentence(number) for number in range(40)]
 OPENAI = ("-m", f"openai:{MODEL}", "--dimensions", "8", "--batch-size", "5")
-
-
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with started() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Zygote]:
-    with zygote() as process:
-        yield process
 
 
 @pytest.fixture

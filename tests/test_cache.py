@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import MODEL, World, Zygote, hash_of, sentence, zygote
+from processes import MODEL, World, Zygote, hash_of, sentence
 
 from embedctl.cache import Cache, Hit
-from tests.wire.client import Wire, started
+from tests.wire.client import Wire
 
 TEXTS = [sentence(number) for number in range(20)]
 OPENAI = ("-m", f"openai:{MODEL}", "--dimensions", "8", "--batch-size", "5")
 SPACE = "a space"
-
-
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with started() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Zygote]:
-    with zygote() as process:
-        yield process
 
 
 @pytest.fixture

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 import pytest
-from processes import World, Zygote, sentence, zygote
+from processes import World, Zygote, sentence
 
 from embedctl import catalog, providers
 from embedctl.ledger.ingest import ingest
 from embedctl.ledger.paths import LedgerPaths
 from tests import calling
-from tests.wire.client import Wire, started
+from tests.wire.client import Wire
 
 MODELS = {
     "openai": "text-embedding-3-small",
@@ -88,18 +87,6 @@ def keys(name: str) -> dict[str, str]:
     """The environment that has its key."""
     place = catalog.providers().get(name)
     return dict.fromkeys(place.api_key_env if place else (), "test-key")
-
-
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with started() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Zygote]:
-    with zygote() as process:
-        yield process
 
 
 @dataclass(frozen=True)

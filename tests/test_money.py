@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -10,29 +9,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import MODEL, World, Zygote, sentence, zygote
+from processes import MODEL, World, Zygote, sentence
 
 from embedctl import money, offers, serving
 from embedctl import settings as user_settings
 from embedctl.errors import BudgetReached
 from embedctl.records import Request, UsageEvent, utc_now, uuid7
-from tests.wire.client import Wire, started
+from tests.wire.client import Wire
 
 TEXTS = [sentence(number) for number in range(60)]
 OPENAI = ("-m", f"openai:{MODEL}", "--dimensions", "8", "--batch-size", "5")
 PRICE = Decimal("0.02")
-
-
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with started() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Zygote]:
-    with zygote() as process:
-        yield process
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ The ordering rules of a run. Each is taken away once in `MUTANTS`, and the check
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -32,19 +32,13 @@ from embedctl.output import FolderOutput, Record
 from embedctl.receipt import Receipt
 from embedctl.segments import Segment
 from embedctl.storage import Disk
-from tests.wire.client import Wire, started
+from tests.wire.client import Wire
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 TEXTS = [sentence(number) for number in range(17)] + [sentence(3)]
 CHANGED = [*TEXTS[:4], sentence(100), *TEXTS[5:14], sentence(101), sentence(102)]
 POINTS = 10
-
-
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with started() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

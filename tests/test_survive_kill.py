@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from processes import MODEL, World, Zygote, sentence, zygote
+from processes import MODEL, World, Zygote, sentence
 
-from tests.wire.client import Wire, started
+from tests.wire.client import Wire
 
 FAULTS = {
     "rate": {"p": 0.08, "form": "ms", "seconds": 0.02},
@@ -26,18 +25,6 @@ FAULTS = {
 }
 KILLS = 16
 LONG_KILLS = 1000
-
-
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with started() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Zygote]:
-    with zygote() as process:
-        yield process
 
 
 @dataclass(frozen=True)

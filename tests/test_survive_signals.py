@@ -9,33 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from crashed_runs import Small
-from processes import MODEL, ROOT, World, Zygote, sentence, zygote
+from processes import MODEL, ROOT, World, Zygote, sentence
 
 from embedctl import slots
 from embedctl.errors import EmbedctlError
 from embedctl.receipt import Receipt
 from embedctl.storage import Disk, StorageFailed
-from tests.wire.client import Wire, started
+from tests.wire.client import Wire
 
 TEXTS = [sentence(number) for number in range(60)]
 OPENAI = ("-m", f"openai:{MODEL}", "--dimensions", "8", "--batch-size", "5", "--concurrency", "2")
-
-
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with started() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Zygote]:
-    with zygote() as process:
-        yield process
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,17 +16,11 @@ from processes import sentence
 from embedctl import locks, slots
 from embedctl.errors import Locked, OutputRefused
 from embedctl.receipt import Receipt
-from tests.wire.client import Wire, started
+from tests.wire.client import Wire
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 NUMBERS = st.integers(0, 30)
-
-
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with started() as server:
-        yield server
 
 
 class Histories(RuleBasedStateMachine):

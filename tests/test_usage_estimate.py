@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -13,16 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from embedctl.cli import app
-from tests.wire.client import Wire, started
+from tests.wire.client import Wire
 
 MODEL = "openai:text-embedding-3-small"
 TEXTS = [f"The harbour opens at {number} and closes late." for number in range(40)]
-
-
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with started() as server:
-        yield server
 
 
 @pytest.fixture
