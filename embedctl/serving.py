@@ -122,7 +122,10 @@ def offer(settings: Settings, provider: str, model: str, *, now_s: float | None 
         raise ConfigurationInvalid(
             f"provider {provider!r} has no protocol", hint=f'set protocol = "openai" under [providers.{provider}]'
         )
-    protocol = providers.protocol(protocol_name)
+    try:
+        protocol = providers.protocol(protocol_name)
+    except ConfigurationInvalid as unknown:
+        raise ConfigurationInvalid(f"[providers.{provider}]: {unknown.message}", hint=unknown.hint) from None
     entry = _entry(provider, own, built_in, protocol_name, model)
     if entry and entry.status == "retired":
         raise ConfigurationInvalid(

@@ -148,11 +148,15 @@ def _bars(found: Report, split: str, measure: str, title: str) -> dict[str, Any]
     """Stacked bars over time; the smaller series together as "others"."""
     unit = found.question.by[0]
     sums: dict[str, dict[str, Decimal]] = {}
+    weights: dict[str, tuple[Decimal, int]] = {}  # the same for every measure: a name keeps its colour
     for group in found.groups:
-        series = sums.setdefault(str(group[split] if group[split] is not None else "–"), {})
+        name = str(group[split] if group[split] is not None else "–")
+        cost, tokens = weights.get(name, (Decimal(0), 0))
+        weights[name] = (cost + Decimal(group["cost"] or 0), tokens + int(group["tokens"] or 0))
+        series = sums.setdefault(name, {})
         day = group[unit]
         series[day] = series.get(day, Decimal(0)) + Decimal(group[measure] or 0)
-    ranked = sorted(sums, key=lambda name: -sum(sums[name].values()))
+    ranked = sorted(sums, key=lambda name: weights[name], reverse=True)
     kept = {name: sums[name] for name in ranked[:MOST_SERIES]}
     for name in ranked[MOST_SERIES:]:
         others = kept.setdefault("others", {})
@@ -173,7 +177,7 @@ def _bars(found: Report, split: str, measure: str, title: str) -> dict[str, Any]
         "barmode": "stack",
         "height": 320,
         "margin": {"l": 50, "r": 10, "t": 40, "b": 40},
-        "xaxis": {"type": "date", "gridcolor": _GREY},
+        "xaxis": {"type": "date", "gridcolor": _GREY, "tickformat": "%Y-%m-%d"},
         "yaxis": axis,
         "legend": {"orientation": "h", "y": -0.2},
         "showlegend": True,
