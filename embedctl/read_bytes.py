@@ -47,10 +47,6 @@ class _FirstBytes(io.RawIOBase):
         self._left -= count
         return count
 
-    @property
-    def left_bytes(self) -> int:
-        return self._left
-
     def close(self) -> None:
         self._file.close()
         super().close()

@@ -32,8 +32,21 @@ class Opened:
 
 def opened(ledger: Path | None, config: Path | None) -> Opened:
     """The ledger the flags, the environment and the settings name."""
-    found = settings.load(config=config, ledger=ledger)
+    return of(settings.load(config=config, ledger=ledger))
+
+
+def of(found: Settings) -> Opened:
+    """The ledger that settings name."""
     return Opened(LedgerPaths(found.paths.ledger, found.paths.spool, found.paths.price_file), found, utc_now())
+
+
+def book(found: Settings) -> None:
+    """What a call has just cost into the ledger; one that is busy or broken is a warning: the next command does it."""
+    try:
+        for note in take_in(of(found), wait_s=5):
+            render.warning(note)
+    except EmbedctlError as error:
+        render.warning(f"usage is spooled, not in the ledger yet: {error.message}")
 
 
 def take_in(ledger: Opened, *, wait_s: float = 10) -> list[str]:

@@ -10,7 +10,7 @@ import typer
 from embedctl import render, settings
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, tags
 from embedctl.cli.listing import ListingGroup
-from embedctl.errors import EmbedctlError, StorageFailed, TextRefused
+from embedctl.errors import StorageFailed, TextRefused
 from embedctl.settings import Settings
 
 app = typer.Typer(cls=ListingGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -94,6 +94,7 @@ def try_out(
     It is in the ledger like every other call, with purpose `test`.
     """
     from embedctl import names, serving, single
+    from embedctl.cli import ledgers
 
     flags = {
         "provider": name,
@@ -113,7 +114,7 @@ def try_out(
         text = chain.first.prefix + _TEXT
         made = single.embed(found, chain, [text], purpose="test", command=f"providers test {name}")
     finally:
-        _take_in(found)
+        ledgers.book(found)
     spent, seconds = made.spending, time.monotonic() - started
     for refused in made.refusals.values():
         raise TextRefused(f"{name} refuses a plain text: {refused.message}", provider=name)
@@ -165,17 +166,3 @@ def _only(found: Settings, name: str) -> Settings:
     if found.origins.get("model") == "flag":
         return found
     return replace(found, options=replace(found.options, model=None))
-
-
-def _take_in(found: Settings) -> None:
-    """The usage into the ledger, however it ended; a ledger that is busy is a warning."""
-    from embedctl.cli import ledgers
-    from embedctl.ledger.paths import LedgerPaths
-    from embedctl.records import utc_now
-
-    paths = LedgerPaths(found.paths.ledger, found.paths.spool, found.paths.price_file)
-    try:
-        for note in ledgers.take_in(ledgers.Opened(paths, found, utc_now()), wait_s=5):
-            render.warning(note)
-    except EmbedctlError as error:
-        render.warning(f"usage is spooled, not in the ledger yet: {error.message}")

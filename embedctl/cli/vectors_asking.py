@@ -233,19 +233,11 @@ def _input(
 
 
 def _with_ledger(found: Settings, call: Callable[[], _T]) -> _T:
-    """Do it, and take what it cost into the ledger, however it ends; a ledger that is busy is a warning."""
-    from embedctl.ledger.paths import LedgerPaths
-    from embedctl.records import utc_now
-
+    """Do it, and take what it cost into the ledger, however it ends."""
     try:
         return call()
     finally:
-        paths = LedgerPaths(found.paths.ledger, found.paths.spool, found.paths.price_file)
-        try:
-            for note in ledgers.take_in(ledgers.Opened(paths, found, utc_now()), wait_s=5):
-                render.warning(note)
-        except EmbedctlError as error:
-            render.warning(f"usage is spooled, not in the ledger yet: {error.message}")
+        ledgers.book(found)
 
 
 def _spent(spending: Spending | None) -> dict[str, Any]:
