@@ -142,3 +142,13 @@ def test_the_page_fits_its_screen_in_the_dark(paths: LedgerPaths, tmp_path: Path
     )  # fmt: skip
 
     assert "<title>true|true|rgb(22, 24, 29)</title>" in done.stdout, re.findall("<title>.*?</title>", done.stdout)
+
+
+def test_a_name_has_one_colour_on_every_chart(paths: LedgerPaths) -> None:
+    """Series stand in one order on the charts of cost and of tokens, though their sums order them otherwise."""
+    take(paths, event(workspace_id="free", price_as="free", tokens_total=900_000_000))
+    run("--html", "usage.html")
+    names = re.findall(r'"name": ?"(w0|w1|w2|free)"', Path("usage.html").read_text())
+
+    assert len(names) == 8
+    assert names[:4] == names[4:]

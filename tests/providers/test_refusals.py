@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from embedctl import errors, providers
@@ -345,6 +345,7 @@ def test_any_body(body: bytes, status: int, protocol: str) -> None:
     assert found.message.isprintable()
 
 
+@example(body={"detail": [{"loc": None}]})
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=8),
