@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import resource
+import secrets
 import shutil
 import statistics
 import subprocess
@@ -22,18 +23,26 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from uuid import UUID, uuid4
 
 from embedctl.ledger import database, spool
 from embedctl.ledger.ingest import ingest
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.periods import Range
 from embedctl.ledger.reports import Question, report
-from embedctl.records import UsageEvent, uuid7
+from embedctl.records import UsageEvent, new_operation_id, uuid7
 
 YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 12, 31, tzinfo=UTC)
 PLACES = [("openai", "text-embedding-3-small"), ("openai", "text-embedding-3-large"), ("voyage", "voyage-4"),
           ("cohere", "embed-v4.0"), ("google", "gemini-embedding-001"), ("onnx", "all-MiniLM-L6-v2")]  # fmt: skip
+PRICES = "".join(
+    f'[[price]]\nprovider = "{provider}"\nmodel = "{model}"\nkind = "contract"\nusd_per_million = "{usd}"\n'
+    f'valid_from = 2025-01-01\nsource = "benchmark"\n'
+    for (provider, model), usd in zip(PLACES, ("0.018", "0.117", "0.054", "0.108", "0.135"), strict=False)
+)
+"""For all of the year, and beside the list prices, so that each event has a cost and most have two."""
+
 PER_FILE = 5000
 AT_ONCE = 1_000_000  # events that wait in the spool together, so that 10M do not take 6 GB of disk twice
 
@@ -45,39 +54,50 @@ def events(number: int, share: float, chance: random.Random) -> list[UsageEvent]
     start = YEAR + timedelta(days=364 * share)
     found = []
     for place in range(number):
-        at = start + timedelta(seconds=place)
+        at = start + timedelta(seconds=place, microseconds=chance.randrange(1_000_000))
         lost = chance.random() < 0.01
         tokens = 0 if lost else chance.randrange(500, 9000)
+        event_id, operation_id, request_id = minted(provider, at)
         found.append(
             UsageEvent(
-                event_id=uuid7(now_s=at.timestamp()),
+                event_id=event_id,
                 workspace_id=f"team-{workspace:03d}",
                 job_id=f"job-{workspace % 40}",
                 run_id=run_id,
-                operation_id=str(uuid7()),
+                operation_id=operation_id,
                 provider=provider,
                 price_as="free" if provider == "onnx" else provider,
                 model=model,
+                response_model=model,
+                provider_account=None if provider == "onnx" else "4b227777d4dd",
                 occurred_at=at,
                 duration_ms=chance.randrange(80, 900),
                 status="timeout" if lost else "ok",
                 billable="unknown" if lost else "yes",
                 tokens_total=tokens,
+                quantity=tokens,
                 tokens_native=None if lost else tokens,
-                tokens_estimated=3000 if lost else None,
+                tokens_estimated=3000 if lost else tokens + chance.randrange(20) if chance.random() < 0.01 else None,
                 usage_mode="auto",
-                usage_source="native",
+                usage_source="fallback" if lost else "native",
+                tokenizer_id="tiktoken:cl100k_base" if lost else None,
                 input_count=96,
-                content_bytes=tokens * 4,
-                provider_request_id=f"req-{place:012d}",
+                content_bytes=tokens * 4 + chance.randrange(500),
+                provider_request_id=request_id,
                 tool_version="1.0",
             )
         )
     return found
 
 
+def minted(provider: str, at: datetime) -> tuple[UUID, str, str | None]:
+    """The ids of an attempt at `at`, as the call point and the planner mint them, and the provider (or it does not)."""
+    request_id = {"openai": f"req_{secrets.token_hex(16)}", "cohere": str(uuid4())}.get(provider)
+    return uuid7(now_s=at.timestamp()), new_operation_id(), request_id
+
+
 def fill(paths: LedgerPaths, count: int, done: int, total: int, chance: random.Random) -> None:
-    """Spool `count` events, in as many files as runs would."""
+    """Spool `count` events, in as many files as runs would; a run's numbers return in 20 files, its ids never."""
     base = events(PER_FILE, 0, chance)
     for number in range(0, count, PER_FILE):
         share = (done + number) / total
@@ -86,9 +106,10 @@ def fill(paths: LedgerPaths, count: int, done: int, total: int, chance: random.R
         lines = []
         for one in base:
             body = spool.line(one)[9:-1]
-            moved = body.replace(str(one.event_id).encode(), str(uuid7(now_s=one.occurred_at.timestamp())).encode())
-            moved = moved.replace(one.operation_id.encode(), str(uuid7()).encode())
-            lines.append(b"%08x %s\n" % (zlib.crc32(moved), moved))
+            fresh = minted(one.provider, one.occurred_at)
+            for old, new in zip((one.event_id, one.operation_id, one.provider_request_id), fresh, strict=True):
+                body = body.replace(str(old).encode(), str(new).encode()) if old else body
+            lines.append(b"%08x %s\n" % (zlib.crc32(body), body))
         paths.spool.mkdir(parents=True, exist_ok=True)
         (paths.spool / f"{done + number:010d}.spool").write_bytes(b"".join(lines))
 
@@ -141,6 +162,7 @@ def main() -> None:
     paths, chance = of(folder), random.Random(7)
     wall = cpu = peak = 0.0
     try:
+        paths.price_file.write_text(PRICES)
         for done in range(0, given.events, AT_ONCE):
             fill(paths, min(AT_ONCE, given.events - done), done, given.events, chance)
             took = in_a_process(paths)

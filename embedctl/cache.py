@@ -1,32 +1,22 @@
-"""The shared vector cache across outputs: one SQLite file, an entry per text and space. Broken or busy, it is a miss.
-
-Nothing in it is precious: whoever cannot read or write it goes on without. Door to sqlite3.
-"""
+"""The shared vector cache across outputs: an entry per text and space. Broken or busy, it is a miss."""
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_T = TypeVar("_T")
-
-BUSY_MS = 500
-"""How long another process that writes is waited for."""
+from embedctl.shelf import Shelf, Tally, some_at_once
 
 _FULL_TO = 0.9
 """When it is too large, the entries used longest ago go until it is so full."""
 
-_VARIABLES = 500  # SQLite took 999 in one statement before 3.32
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entry (
   space_id TEXT NOT NULL, text_hash BLOB NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL, tokens INTEGER,
@@ -74,14 +64,10 @@ class Cache:
         warned: Callable[[str], None] = lambda line: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._path = path
+        self._shelf = Shelf(path, "vector", _SCHEMA, warned=warned)
         self._max_bytes = max_bytes
         self._ttl_s = ttl_days * 86_400
-        self._warned = warned
         self._wall = wall
-        self._connection: sqlite3.Connection | None = None
-        self._broken = False
-        self._lock = threading.Lock()
 
     def look_up(self, space_id: str, hashes: Sequence[bytes], width: int) -> dict[bytes, Hit]:
         """The vectors of those texts that it has, and that are not too old.
@@ -94,11 +80,10 @@ class Cache:
 
         def select(connection: sqlite3.Connection) -> dict[bytes, Hit]:
             found: dict[bytes, Hit] = {}
-            for start in range(0, len(hashes), _VARIABLES):
-                some = hashes[start : start + _VARIABLES]
+            for some, marks in some_at_once(hashes):
                 rows = connection.execute(
                     "SELECT text_hash, provider, model, tokens, vector FROM entry WHERE space_id = ? AND made_at > ? "  # noqa: S608 - only marks are put in
-                    f"AND length(vector) = ? AND text_hash IN ({','.join('?' * len(some))})",
+                    f"AND length(vector) = ? AND text_hash IN ({marks})",
                     [space_id, now - self._ttl_s, width * 4, *some],
                 )
                 for text_hash, provider, model, tokens, vector in rows:
@@ -113,9 +98,10 @@ class Cache:
             )
 
         nothing: dict[bytes, Hit] = {}
-        found = self._with(select, nothing)
+        found = self._shelf.do(select, nothing)
+        self._shelf.saw(len(found), len(set(hashes)) - len(found))
         if found:
-            self._with(touch, None)
+            self._shelf.do(touch, None)
         return found
 
     def put(self, space_id: str, hashes: Sequence[bytes], hits: Sequence[Hit]) -> None:
@@ -140,7 +126,7 @@ class Cache:
             connection.execute("UPDATE total SET bytes = bytes + ?", [added])
             self._make_room(connection)
 
-        self._with(insert, None)
+        self._shelf.do(insert, None)
 
     def _make_room(self, connection: sqlite3.Connection) -> None:
         (size,) = connection.execute("SELECT bytes FROM total").fetchone()
@@ -169,43 +155,16 @@ class Cache:
             return Stats(sum(s["entries"] for s in spaces), sum(s["bytes"] for s in spaces), spaces, oldest)
 
         nothing = Stats(0, 0, [], None)
-        return self._with(select, nothing) if self._path.exists() else nothing
+        return self._shelf.do(select, nothing) if self._shelf.path.exists() else nothing
+
+    def tally(self) -> Tally:
+        """How often it had a text, and how often not."""
+        return self._shelf.tally()
 
     def clear(self) -> None:
         """Remove the file, whatever is in it."""
-        self.close()
-        for suffix in ("", "-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        self._shelf.clear()
 
     def close(self) -> None:
         """Let go of the file."""
-        with self._lock, suppress(sqlite3.Error):
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = None
-
-    def _with(self, work: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
-        """What `work` gives, as one transaction; `otherwise`, and a word of it, when the file is of no use."""
-        with self._lock:
-            if self._broken:
-                return otherwise
-            try:
-                self._connection = self._connection or self._connect()
-                with self._connection:
-                    return work(self._connection)
-            except (sqlite3.Error, OSError) as problem:
-                busy = isinstance(problem, sqlite3.OperationalError) and "locked" in str(problem)
-                self._broken = not busy
-                if not busy:
-                    hint = "`embedctl cache clear` makes a new one"
-                    self._warned(f"the vector cache {self._path} is not used: {problem}; {hint}")
-                return otherwise
-
-    def _connect(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        connection = sqlite3.connect(self._path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.executescript(_SCHEMA)
-        return connection
+        self._shelf.close()

@@ -52,13 +52,18 @@ class Scale:
 
 
 def exact(offer: Offer, request: Request) -> tuple[int, str]:
-    """Tokens of a request as counted here, and who counted."""
+    """Tokens of a request as counted here, and who counted; a tokenizer that fails at it is replaced by bytes/4."""
     if request.token_arrays:
         return sum(len(array) for array in request.texts), "token arrays"
     if request.tokens is not None:
         return request.tokens, offer.tokenizer or "token arrays"
+    texts = [str(text) for text in request.texts]
     counter = tokenizers.counter(offer.tokenizer, offer.fallback_tokenizer)
-    return sum(counter.count([str(text) for text in request.texts])), counter.tokenizer_id
+    try:
+        return sum(offer.counts.of(counter, texts)), counter.tokenizer_id
+    except Exception:  # loaded, and yet it has no token for this text: it must not cost the run
+        counter = tokenizers.counter(tokenizers.BYTES)
+        return sum(counter.count(texts)), counter.tokenizer_id
 
 
 def ceiling(request: Request) -> int:

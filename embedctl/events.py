@@ -10,7 +10,7 @@ from embedctl import __version__, counting
 from embedctl.errors import AnswerLost, EmbedctlError, ProviderError
 from embedctl.offers import Offer
 from embedctl.providers._contract import WireAnswer
-from embedctl.records import Request, Usage, UsageEvent, utc_now, uuid7
+from embedctl.records import NO_USAGE, Request, Usage, UsageEvent, utc_now, uuid7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ def answered(event: UsageEvent, wire: WireAnswer, used: Usage, seconds: float) -
         provider_request_id=wire.embedding_id,
         cost_provider=wire.cost,
         fallback_from=wire.fallback_from or event.fallback_from,
-        reason="native usage missing" if used.mode == "native" and used.tokens_native is None else None,
+        reason=NO_USAGE if used.mode == "native" and used.tokens_native is None else None,
     )
 
 

@@ -85,7 +85,7 @@ def test_broken_file_is_a_miss(world: World, content: bytes) -> None:
 
 
 def test_stats(world: World) -> None:
-    """`cache stats` counts vectors and bytes for each space."""
+    """`cache stats` counts vectors and bytes for each space, and how many texts were found and not found."""
     empty = json.loads(world.run("cache", "stats", "--json").out)
     world.run("embed", "in", "-o", "one.parquet", *OPENAI)
     full = json.loads(world.run("cache", "stats", "--json").out)
@@ -93,6 +93,9 @@ def test_stats(world: World) -> None:
     assert (empty["entries"], empty["bytes"]) == (0, 0)
     assert (full["entries"], full["bytes"]) == (20, 20 * 8 * 4)
     assert full["spaces"][0]["model"] == MODEL
+    world.run("embed", "in", "-o", "two.parquet", *OPENAI)
+    again = json.loads(world.run("cache", "stats", "--json").out)
+    assert [(one["hits"], one["misses"]) for one in (empty, full, again)] == [(0, 0), (0, 20), (20, 20)]
     assert "Total" in world.run("cache", "stats").out
 
 
@@ -154,7 +157,7 @@ def test_the_longest_unused_go_first(tmp_path: Path) -> None:
 
 def test_busy_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process that writes for long is not waited for, and the cache stays in use."""
-    monkeypatch.setattr("embedctl.cache.BUSY_MS", 50)
+    monkeypatch.setattr("embedctl.shelf.BUSY_MS", 50)
     warnings: list[str] = []
     kept = cache(tmp_path, warned=warnings.append)
     kept.put(SPACE, [digest(1)], [hit(1)])

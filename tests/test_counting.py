@@ -139,3 +139,15 @@ def test_the_ceiling_holds(texts: list[str]) -> None:
     counter = counting.tokenizers.counter("tiktoken:cl100k_base")
 
     assert sum(counter.count([str(text) for text in sent.texts])) <= counting.ceiling(sent)
+
+
+def test_a_tokenizer_that_fails_at_a_text_stops_nothing(offer: Offer, tmp_path: Path) -> None:
+    """A tokenizer that loads and has no token for a text leaves the count to bytes/4, which says so."""
+    from tokenizers import Tokenizer, models
+
+    place = tmp_path / "tokenizer.json"
+    Tokenizer(models.WordLevel({"only": 0}, unk_token="[UNK]")).save(str(place))
+    found = counting.usage(replace(offer, tokenizer=f"file:{place}"), request(), None, None, SELDOM, Scale())
+
+    assert (found.source, found.tokenizer_id) == ("fallback", "bytes/4")
+    assert found.tokens_total == -(-len(TEXT) // 4) * 4

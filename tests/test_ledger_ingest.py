@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from ledger_events import NOW, event, one, place, rows, take
 
 from embedctl.errors import ConfigurationInvalid, InvariantBroken, Locked
-from embedctl.ledger import database, rating, spool
+from embedctl.ledger import database, loading, rating, schema, spool
 from embedctl.ledger.ingest import ingest, prune
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import uuid7
@@ -95,6 +95,19 @@ def test_an_event_twice_in_one_batch_counts_once(tmp_path: Path) -> None:
     done = take(paths)
 
     assert (done.events, done.repeated) == (1, 2)
+
+
+def test_of_one_event_told_twice_the_outcome_stays(tmp_path: Path) -> None:
+    """When an event waits twice, as interrupted and with its outcome, the outcome is what the ledger keeps."""
+    paths = place(tmp_path)
+    for number in range(20):
+        ended = event()
+        lost = replace(ended, status="interrupted", billable="unknown", tokens_total=0, tokens_native=None)
+        spool.publish(paths.spool, f"{number:02d}", [lost, ended] if number % 2 else [ended, lost])
+    done = take(paths)
+
+    assert (done.events, done.repeated) == (20, 20)
+    assert rows(paths, "SELECT DISTINCT status, tokens_total FROM usage_event") == [("ok", 1000)]
 
 
 def test_an_old_event_is_known_whatever_its_id(tmp_path: Path) -> None:
@@ -194,6 +207,32 @@ def test_the_file_opens_in_older_duckdb(tmp_path: Path) -> None:
     assert tags["storage_version"].startswith("v1.2.0")
 
 
+def test_portions_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few lines are taken in at once, each event is in once, and each file's lines, good and bad, on record."""
+    monkeypatch.setattr(loading, "PORTION", 3)
+    paths = place(tmp_path)
+    some = [event() for _ in range(8)]
+    spool.publish(paths.spool, "a", [*some[:5], some[1]])
+    spool.publish(paths.spool, "b", [some[0], *some[5:], some[7]])
+    (paths.spool / "c.spool").write_bytes(spool.line(some[2]) + b"torn")
+    done = ingest(paths, wait_s=1, now=NOW)
+    offsets = rows(paths, "SELECT spool_id, lines_done, lines_bad FROM spool_offset ORDER BY 1")
+
+    assert (done.events, done.repeated, done.bad_lines, done.files) == (8, 4, 1, 3)
+    assert {row[0] for row in rows(paths, "SELECT event_id FROM usage_event")} == {one.event_id for one in some}
+    assert offsets == [("a", 6, 0), ("b", 5, 0), ("c", 1, 1)]
+
+
+def test_no_index_and_no_key_is_in_the_file(tmp_path: Path) -> None:
+    """The file has no index, no key and no unique column: identity is the ingest's, and checked by `usage doctor`."""
+    paths = place(tmp_path)
+    take(paths, event())
+
+    assert rows(paths, "SELECT index_name FROM duckdb_indexes()") == []
+    kinds = {row[0] for row in rows(paths, "SELECT DISTINCT constraint_type FROM duckdb_constraints()")}
+    assert kinds == {"CHECK", "NOT NULL"}
+
+
 def test_anyone_can_query_the_file(tmp_path: Path) -> None:
     """The database answers plain SQL without embedctl, by table and by view."""
     paths = place(tmp_path)
@@ -270,9 +309,9 @@ def test_migrations_are_recorded(tmp_path: Path) -> None:
     """Each migration is recorded once with its checksum; a half-migrated file is completed."""
     paths = place(tmp_path)
     with closing(duckdb.connect(str(paths.database))) as connection:
-        connection.execute(database.migrations()[0].sql)
+        connection.execute(schema.migrations()[0].sql)
     take(paths, event())
-    steps = database.migrations()
+    steps = schema.migrations()
 
     assert rows(paths, "SELECT version, checksum FROM schema_migration ORDER BY 1") == [
         (step.version, step.checksum) for step in steps

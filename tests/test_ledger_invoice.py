@@ -169,3 +169,22 @@ def test_a_miscounting_server_is_found(tmp_path: Path, wire: Wire, forks: Zygote
     assert model["weighted"] > 1
     assert any("usage drift" in line for line in report["warnings"])
     assert report["totals"]["tokens"] < int(model["tokens_native"])
+
+
+def test_a_silent_server_in_native_mode_is_said(tmp_path: Path, wire: Wire, forks: Zygote) -> None:
+    """In native mode an answer without usage is kept, its cost is unknown, and receipt, report and --strict say so."""
+    wire.reset()
+    wire.plan(faults={"usage_missing": 1.0})
+    world = Place(tmp_path, wire, forks, slot_bytes=1 << 20).of("openai")
+    model = f"openai:{MODELS['openai']}"
+    (tmp_path / "embedctl.toml").write_text(f'[models."{model}"]\nusage_mode = "native"\n')
+    world.table(TEXTS[:8])
+    ended = world.run("embed", "in.parquet", "-o", "out.parquet", "-m", model, "--fallback", "off", "--no-cache")
+    report = world.run("usage", "report", "--json", "--strict")
+    totals = json.loads(report.out)["totals"]
+
+    assert ended.code == 0, ended.err
+    assert "cost unknown: the provider gave no usage" in ended.err
+    assert (totals["cost"], totals["tokens"], totals["cost_is_lower_bound"]) == (None, 0, True)
+    assert "came without usage" in report.err
+    assert report.code == 3

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ledger_events import NOON, PRICES, event, one, place, rows, take
 
 from embedctl.ledger import prices
+from embedctl.ledger.price import cost
 
 MONEY = "cost, cost_list, cost_at_risk, cost_status, unit_price"
 
@@ -208,7 +209,7 @@ def test_large_amounts_lose_no_digit(tmp_path: Path) -> None:
     """A price of nine decimals times a billion of tokens is exact: no binary float on the way."""
     paths = place(tmp_path, PRICES.replace('"0.02"', '"0.123456789"'))
     take(paths, event(tokens_total=9_007_199_254_740_993))
-    exact = prices.cost(9_007_199_254_740_993, Decimal("0.123456789"))
+    exact = cost(9_007_199_254_740_993, Decimal("0.123456789"))
 
     assert one(paths, "SELECT cost FROM usage_event") == exact == Decimal("1111999897.873516022451477")
 
@@ -227,7 +228,7 @@ def test_a_thousand_small_calls_sum_exactly(tmp_path: Path) -> None:
 )
 def test_cost_is_exact(tokens: int, price: Decimal) -> None:
     """The receipt's arithmetic is integer arithmetic in femto-USD."""
-    assert prices.cost(tokens, price) * 10**15 == tokens * int(price * 10**9)
+    assert cost(tokens, price) * 10**15 == tokens * int(price * 10**9)
 
 
 def test_receipt_and_ledger_agree(tmp_path: Path) -> None:
@@ -245,5 +246,5 @@ def test_receipt_and_ledger_agree(tmp_path: Path) -> None:
     by_id = dict(found)
     for each in events:
         price = book.price_at(each.price_as, each.model, at=each.occurred_at, region=each.region, tier=each.price_tier)
-        expected = None if price is None else prices.cost(1000, price.usd_per_million)
+        expected = None if price is None else cost(1000, price.usd_per_million)
         assert by_id[each.event_id] == expected, each.model

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ledger_events import NOON, NOW, event, place, take
 
@@ -62,6 +62,8 @@ def test_a_report_counts_calls_operations_and_errors(tmp_path: Path) -> None:
         "cost": Decimal("0.00008"),
         "cost_is_lower_bound": True,
         "cost_list": Decimal("0.00008"),
+        "cost_list_is_lower_bound": True,
+        "adjustments": Decimal(0),
         "unpriced_tokens": 700,
         "cost_at_risk": Decimal("0.00002"),
         "fallback_share": 0.638298,
@@ -328,6 +330,26 @@ def test_wrong_ranges_are_refused(flags: tuple[str | None, str | None, str | Non
     """Reversed, empty, malformed or contradicting ranges are a usage error."""
     with pytest.raises(WrongUsage):
         periods.chosen(*flags, UTC, NOW)
+
+
+DATES = st.one_of(
+    st.text(max_size=30), st.datetimes().map(str), st.dates().map(str), st.datetimes(timezones=st.timezones()).map(str)
+)
+
+
+@settings(deadline=None)
+@given(since=DATES, until=st.none() | DATES, name=st.sampled_from(["UTC", "Pacific/Kiritimati", "Pacific/Niue"]))
+@example("9999-12-31T23:59:59-12:00", None, "UTC")
+@example("0001-01-01", None, "Pacific/Kiritimati")
+def test_any_text_is_a_range_or_refused(since: str, until: str | None, name: str) -> None:
+    """Whatever stands for a date, it is a range with moments in every zone, or a usage error."""
+    where = periods.zone(name)
+    try:
+        found = periods.chosen(since, until, None, where, NOW)
+    except WrongUsage:
+        return
+
+    assert all(end.astimezone(where) for end in (found.since, found.until) if end)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from embedctl.cli import app
 from embedctl.errors import ConfigurationInvalid
-from embedctl.ledger import price_file, prices
-from embedctl.ledger.prices import Price, PriceBook, PriceKey
+from embedctl.ledger import price_file, price_offers, prices
+from embedctl.ledger.price import Price, PriceKey, rate_at, timeline
+from embedctl.ledger.prices import PriceBook
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -146,10 +147,10 @@ def test_the_timeline_is_the_rule(starts: list[int], regions: list[str], kinds: 
     ]
     found = book(*tables)
     key = PriceKey(provider="place", price_as="p", model="m", region="eu")
-    rates = prices.timeline(found.prices, key)
+    rates = timeline(found.prices, key)
     for moment in map(day, moments):
         holding = [rate for rate in rates if rate.since <= moment and (rate.until is None or moment < rate.until)]
-        expected = prices.rate_at(found.prices, key, moment)
+        expected = rate_at(found.prices, key, moment)
 
         assert [rate.effective for rate in holding] == ([expected.effective] if expected.effective else [])
         assert [rate.listed for rate in holding] == ([expected.listed] if expected.effective else [])
@@ -170,6 +171,7 @@ def test_remarks_name_gaps_outliers_and_odd_tiers() -> None:
     assert kinds == [("ended", "m"), ("future", "later"), ("gap", "m"), ("outlier", "dear"), ("tier", "n0")]
 
 
+@settings(deadline=None)
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30),
     usd=st.decimals("0.0001", "1000", places=9),
@@ -207,12 +209,12 @@ def test_two_sources_must_agree() -> None:
 
     first = [offer("known", "0.02"), offer("two", "1.00"), offer("one", "1"), offer("apart", "1.00")]
     second = [offer("two", "1.009"), offer("apart", "1.02")]
-    found = price_file.judge(first, ours, second, now=NOW)
-    taken = price_file.accepted(found, confirm=False)
+    found = price_offers.judge(first, ours, second, now=NOW)
+    taken = price_offers.accepted(found, confirm=False)
 
     assert [each.verdict for each in found] == ["same", "agrees", "new", "new"]
     assert [(price.model, price.usd_per_million, price.confidence) for price in taken] == [("two", 1, "confirmed")]
-    assert len(price_file.accepted(found, confirm=True)) == 3
+    assert len(price_offers.accepted(found, confirm=True)) == 3
 
 
 Run = Callable[..., tuple[int, str, str]]
@@ -263,6 +265,16 @@ def test_wrong_arguments_exit_2(run: Run, args: tuple[str, ...]) -> None:
 
     assert (code, out) == (2, "")
     assert "error: " in err.lower()
+
+
+def test_a_price_for_nobody_is_pointed_out(run: Run) -> None:
+    """A price of a provider that is not known here is kept, for it may come, and its name is asked about."""
+    code, _, err = run("set", "opnai:m", "1")
+    quiet = run("set", "openai:text-embedding-3-small", "0.01")[2]
+
+    assert code == 0
+    assert "did you mean openai?" in err
+    assert "warning" not in quiet
 
 
 def test_list_shows_what_holds(run: Run) -> None:

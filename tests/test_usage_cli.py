@@ -22,8 +22,9 @@ from typer.testing import CliRunner
 
 from embedctl.cli import app
 from embedctl.cli.usage import EACH, with_values
-from embedctl.ledger import database, exports, spool
+from embedctl.ledger import checking, database, exports, limits, spool
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.records import uuid7
 
 SHAPE = ["by", "currency", "filters", "generated_at", "groups", "prices_as_of", "schema_version", "since", "timezone"]
 SHAPE += ["totals", "until", "warnings"]
@@ -158,6 +159,14 @@ def test_csv_has_plain_numbers(run: Run, paths: LedgerPaths) -> None:
         ("kb", "291700", "0.00582"),
         ("'=cmd()", "1000", "0.00002"),
     ]
+
+
+def test_large_counts_stay_exact_in_json(run: Run, paths: LedgerPaths) -> None:
+    """A count beyond 2^53 is a string in JSON, where other programs would lose its last digits."""
+    take(paths, event(tokens_total=(1 << 53) + 1))
+    told = run("usage", "report", "--json").json["totals"]
+
+    assert (told["tokens"], told["calls"]) == ("9007199254740993", 1)
 
 
 def test_strict_fails_on_the_unknown(run: Run, paths: LedgerPaths) -> None:
@@ -298,6 +307,15 @@ def test_explain_a_run(run: Run, paths: LedgerPaths) -> None:
     assert data["cost"] == "0.00006"
 
 
+def test_explain_says_why_a_cost_is_unknown(run: Run, paths: LedgerPaths) -> None:
+    """An answer whose provider said nothing of tokens is not one whose price is unknown."""
+    silent = event(usage_mode="native", tokens_native=None, tokens_total=0, run_id=event().event_id)
+    take(paths, silent)
+    told = [run("usage", "explain", str(silent.event_id)), run("usage", "explain", "--run", str(silent.run_id))]
+
+    assert all("answered, and nothing said of tokens: unknown" in one.out for one in told)
+
+
 @pytest.mark.parametrize("args", [["nothing"], ["'; drop"], [], ["x", "--run", "y"], ["--run", "y"]])
 def test_explain_refuses_the_unknown(run: Run, paths: LedgerPaths, args: list[str]) -> None:
     """What is not in the ledger cannot be explained."""
@@ -342,6 +360,37 @@ def test_budgets_warn_and_block(run: Run, paths: LedgerPaths) -> None:
         "exceeded",
     )
     assert run("usage", "budget", "check", "-w", "other").code == 0
+
+
+def test_budgets_outlive_a_damaged_ledger(run: Run, paths: LedgerPaths) -> None:
+    """A ledger that is made anew from the spool has the budgets of the one that was damaged."""
+    run("usage", "budget", "set", "-w", "acme", "--amount", "1.50", "--period", "day", "--warn-at", "0.5")
+    run("usage", "budget", "set", "-w", "kb", "--amount", "7", "--action", "warn", "-z", "Europe/Berlin")
+    take(paths, event())
+    before = run("usage", "budget", "list", "--json").json["budgets"]
+    paths.database.write_bytes(b"no database" * 1000)
+    again = run("usage", "ingest", "--json")
+
+    assert again.json["rebuilt_from"] is not None
+    assert run("usage", "budget", "list", "--json").json["budgets"] == before
+    assert [(one["workspace"], one["amount"]) for one in before] == [("acme", "1.50"), ("kb", "7.00")]
+
+
+def test_runs_know_without_the_ledger_whether_there_is_a_budget(run: Run, paths: LedgerPaths) -> None:
+    """What stands beside the ledger says whether it holds a budget, from the first one on; what is torn says yes."""
+    take(paths, event())
+    found = [limits.there_are(paths)]
+    assert not paths.limits.exists()
+    run("usage", "budget", "set", "-w", "acme", "--amount", "1")
+    found.append(limits.there_are(paths))
+    with duckdb.connect(str(paths.database)) as connection:
+        connection.execute("DELETE FROM budget")
+    take(paths, event())
+    found.append(limits.there_are(paths))
+    paths.limits.write_bytes(b"[{")
+    found.append(limits.there_are(paths))
+
+    assert found == [False, True, False, True]
 
 
 def test_budgets_of_the_settings_count(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
@@ -439,6 +488,27 @@ def test_credits_and_refunds_are_rows(run: Run, paths: LedgerPaths) -> None:
     assert run("usage", "adjust", "--credit", "-1", "--provider", "p", "--reason", "r").code == 2
 
 
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["adjust", "--credit", "1", "--provider", "opnai", "--reason", "r"], "openai"),
+        (["adjust", "--credit", "1", "--provider", "openai", "--reason", "r", "-w", "A B"], "lower-case"),
+        (["budget", "set", "--amount", "1", "-w", "../x"], "lower-case"),
+        (["budget", "set", "--amount", "1e30"], "decimal places"),
+        (["budget", "set", "--amount", "0.0000000000000001"], "decimal places"),
+        (["budget", "set", "--amount", "NaN"], "decimal places"),
+        (["reconcile", "--provider", "opnai", "--file", "bill.csv"], "openai"),
+    ],
+)
+def test_money_for_nobody_is_refused(run: Run, paths: LedgerPaths, tmp_path: Path, args: list[str], hint: str) -> None:
+    """Money is entered only for a provider that is known here, and for a workspace that can be one."""
+    (tmp_path / "bill.csv").write_text("day,tokens\n2026-11-15,1\n")
+    told = run("usage", *args)
+
+    assert (told.code, told.out) == (2, "")
+    assert hint in told.err
+
+
 def test_the_invoice_is_met(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
     """Against an export, each day says whether the ledger explains it; a true-up makes the sums equal, once."""
     lost = {"billable": "unknown", "status": "timeout", "tokens_total": 0, "tokens_native": None}
@@ -493,6 +563,33 @@ def test_doctor_finds_what_is_wrong(run: Run, paths: LedgerPaths) -> None:
     assert told.code == 70
     assert "1 events are in the ledger twice" in told.out
     assert "1 events lie in the future" in told.out
+
+
+def test_doctor_knows_network_disks(paths: LedgerPaths) -> None:
+    """A ledger on a network file system is pointed out: the innermost mount counts, blanks in its name too."""
+    take(paths, event())
+    home = paths.database.parent
+    inner = str(home).replace(" ", "\\040")
+    tables = {
+        "ok": f"srv:/x / nfs4 rw 0 0\n/dev/sda {inner} ext4 rw 0 0\n",
+        "look": f"/dev/sda / ext4 rw 0 0\nsrv:/x {inner} nfs4 rw 0 0\nsrv:/y {inner}2 ext4 rw 0 0\n",
+    }
+    for state, table in tables.items():
+        with database.reader(paths, now=NOON) as connection:
+            found = list(checking.findings(connection, paths, now=NOON, mounts=lambda table=table: table))
+        assert [one.state for one in found if one.check == "place"] == [state]
+
+
+def test_doctor_sees_a_clock_that_jumped(run: Run, paths: LedgerPaths) -> None:
+    """An event whose id was minted a day or more from when it happened is pointed out; reports count it by its day."""
+    take(paths, event(event_id=uuid7(now_s=NOON.timestamp()), occurred_at=NOON))
+    before = run("usage", "doctor", "--json").json["findings"]
+    take(paths, event(event_id=uuid7(now_s=NOON.timestamp()), occurred_at=NOON.replace(year=2024)))
+    after = run("usage", "doctor", "--json").json["findings"]
+
+    states = [{one["check"]: one["state"] for one in found} for found in (before, after)]
+    assert [each["clock jumps"] for each in states] == ["ok", "look"]
+    assert run("usage", "daily", "--json").json["groups"][0]["day"] == "2024-11-15"
 
 
 def test_a_backup_is_the_ledger(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""`embedctl cache`: the shared vector cache."""
+"""`embedctl cache`: the vectors and token counts that outputs share."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag
 
 if TYPE_CHECKING:
     from embedctl.cache import Cache
+    from embedctl.counts import SharedCounts
     from embedctl.settings import Settings
 
 app = typer.Typer(cls=SuggestingGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -21,25 +23,28 @@ app = typer.Typer(cls=SuggestingGroup, no_args_is_help=True, rich_markup_mode=No
 
 @app.callback(epilog="Example: embedctl cache stats", context_settings={"help_option_names": ["-h", "--help"]})
 def _cache() -> None:
-    """Show or clear the vectors that `embed` keeps across outputs."""
+    """Show or clear the vectors, and the token counts, that are kept across outputs."""
 
 
-def _opened(config: Path | None) -> tuple[Cache, Settings]:
+def _opened(config: Path | None) -> tuple[Cache, SharedCounts, Settings]:
     from embedctl import settings
     from embedctl.cache import Cache
+    from embedctl.counts import SharedCounts
 
     found = settings.load(config=config)
     kept = found.cache
     cache = Cache(found.paths.cache, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=render.warning)
-    return cache, found
+    return cache, SharedCounts(found.paths.cache, ttl_s=found.token_usage.cache_ttl_s), found
 
 
 @app.command(epilog="Example: embedctl cache stats --json", context_settings={"help_option_names": ["-h", "--help"]})
 def stats(form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None) -> None:
-    """Show how many vectors are kept, of which spaces, and how much room they take."""
-    cache, found = _opened(config)
-    kept = cache.stats()
+    """Show how many vectors and token counts are kept, how much room they take, and how often they were of use."""
+    cache, counts, found = _opened(config)
+    kept, looked_up = cache.stats(), cache.tally()
     cache.close()
+    counted, count_tally = counts.kept(), counts.tally()
+    counts.close()
     oldest = None if kept.oldest_at is None else datetime.fromtimestamp(kept.oldest_at, UTC)
     envelope = {
         "path": str(found.paths.cache),
@@ -49,6 +54,13 @@ def stats(form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigF
         "ttl_days": found.cache.ttl_days,
         "oldest_at": oldest,
         "spaces": list(kept.spaces),
+        **asdict(looked_up),
+        "token_counts": {
+            "on": found.token_usage.cache,
+            "entries": counted,
+            "ttl_s": found.token_usage.cache_ttl_s,
+            **asdict(count_tally),
+        },
     }
     columns = [
         render.Column("model", "Model"),
@@ -57,15 +69,21 @@ def stats(form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigF
         render.Column("bytes", "Bytes", "right"),
     ]
     totals = {"model": "Total", "entries": kept.entries, "bytes": kept.bytes}
-    footer = [f"{found.paths.cache}: at most {found.cache.max_bytes:,} bytes, {found.cache.ttl_days} days"]
+    footer = [
+        f"{found.paths.cache}: at most {found.cache.max_bytes:,} bytes, {found.cache.ttl_days} days",
+        f"vectors: {looked_up.hits:,} found, {looked_up.misses:,} not",
+        f"token counts ({'on' if found.token_usage.cache else 'off'}): {counted:,} kept, "
+        f"{count_tally.hits:,} found, {count_tally.misses:,} not",
+    ]
     table = render.Table(columns=columns, rows=kept.spaces, envelope=envelope, totals=totals, footer=footer)
     render.table(table, "json" if as_json else form)
 
 
 @app.command(epilog="Example: embedctl cache clear", context_settings={"help_option_names": ["-h", "--help"]})
 def clear(config: ConfigFlag = None) -> None:
-    """Remove all kept vectors; outputs are not touched."""
-    cache, found = _opened(config)
-    entries = cache.stats().entries
+    """Remove all kept vectors and token counts; outputs are not touched."""
+    cache, counts, found = _opened(config)
+    entries, counted = cache.stats().entries, counts.kept()
+    counts.close()
     cache.clear()
-    render.notice(f"{entries:,} vectors removed from {found.paths.cache}")
+    render.notice(f"{entries:,} vectors and {counted:,} token counts removed from {found.paths.cache}")

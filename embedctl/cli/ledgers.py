@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from embedctl import render, settings
+from embedctl import render, settings, storage
 from embedctl.errors import EmbedctlError, Locked, WrongUsage
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import utc_now
@@ -19,6 +21,10 @@ from embedctl.records import utc_now
 if TYPE_CHECKING:
     from embedctl.ledger.reports import Report
     from embedctl.settings import Settings
+
+
+MOST_USD = Decimal(10) ** 13
+"""What the ledger can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ def take_in(ledger: Opened, *, wait_s: float = 10) -> list[str]:
     except Locked as busy:
         waiting = spool.pending_events(ledger.paths.spool)
         return [f"{waiting:,} spooled events are not included: {busy.message}"]
-    return ingest_notes(done)
+    return done.notes()
 
 
 def recover(ledger: Opened) -> int:
@@ -74,21 +80,31 @@ def recover(ledger: Opened) -> int:
     from functools import partial
 
     from embedctl.ledger import spool
-    from embedctl.runs import recover_dead
+    from embedctl.runs import recover_dead, sweep
 
     publish = partial(spool.publish, ledger.paths.spool)
-    return recover_dead(ledger.settings.paths.runs, publish, ledger=ledger.paths.database)
+    put = recover_dead(ledger.settings.paths.runs, publish, ledger=ledger.paths.database)
+    sweep(ledger.settings.paths.journal)
+    return put
 
 
-def ingest_notes(done: Any) -> list[str]:
-    """Sentences for what went wrong in an ingest."""
-    notes = []
-    if done.rebuilt_from is not None:
-        notes.append(f"the ledger was damaged: set aside as {done.rebuilt_from}, rebuilt from the spool")
-    if done.bad_lines:
-        notes.append(f"{done.bad_lines:,} spool lines were damaged or foreign and are not counted")
-    notes.extend(f"spool file not read: {name}" for name in done.unreadable)
-    return notes
+def refuse_unknown_provider(ledger: Opened, name: str) -> None:
+    """Money is entered for, and compared with, a provider that is configured or has been called.
+
+    Raises:
+        WrongUsage: It is neither; the nearest is named.
+    """
+    from embedctl.ledger import database
+    from embedctl.names import checked_provider, known_providers
+
+    if name in known_providers(ledger.settings):
+        return
+    if ledger.paths.database.exists():
+        take_in(ledger)
+        with database.reader(ledger.paths, now=ledger.now) as connection:
+            if connection.execute("SELECT 1 FROM usage_event WHERE provider = ? LIMIT 1", [name]).fetchone():
+                return
+    checked_provider(ledger.settings, name)
 
 
 def chosen_format(form: str, as_json: bool) -> render.Format:
@@ -102,8 +118,36 @@ def after_result(problem: EmbedctlError) -> NoReturn:
     raise typer.Exit(problem.exit_code)
 
 
-def print_report(found: Report, form: render.Format, notes: Sequence[str] = ()) -> None:
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What of a report people see; programs get everything.
+
+    Attributes:
+        cost: "effective", "list", "both" or "none".
+        split: Corrections and the like stand beside the cost of usage.
+        compact: Tokens and money only.
+    """
+
+    cost: str = "effective"
+    split: bool = False
+    compact: bool = False
+
+
+@contextmanager
+def written_to(place: Path | None) -> Iterator[None]:
+    """What is printed inside goes to a file, whole, in place of the one before; None: to stdout as ever."""
+    if place is None:
+        yield
+        return
+    with redirect_stdout(io.StringIO()) as printed:
+        yield
+    storage.replace(storage.DISK, place, printed.getvalue().encode(), mode=0o644)
+    render.notice(f"written to {place}")
+
+
+def print_report(found: Report, form: render.Format, notes: Sequence[str] = (), look: Look | None = None) -> None:
     """Print a report; `notes` stand among its warnings."""
+    look = look or Look()
     warnings = [*found.warnings, *notes]
     envelope = found.envelope() | {"warnings": warnings}
     if form in ("json", "csv"):
@@ -114,11 +158,11 @@ def print_report(found: Report, form: render.Format, notes: Sequence[str] = ()) 
         render.table(render.Table(columns=columns, rows=rows, envelope=envelope), form)
         return
     columns = [render.Column(key, key.capitalize() if ":" not in key else key) for key in found.question.by]
-    columns += [render.Column(key, heading, "right") for key, heading in _MEASURES]
-    totals: dict[str, Any] = _shown(found.totals)
+    columns += [render.Column(key, heading, "right") for key, heading in _measures(look, found.question.currency)]
+    totals: dict[str, Any] = _shown(found.totals, look)
     if found.question.by:
         totals[found.question.by[0]] = "Total"
-    rows = [_shown(group) for group in found.groups] if found.question.by else [totals]
+    rows = [_shown(group, look) for group in found.groups] if found.question.by else [totals]
     render.table(
         render.Table(
             columns=columns,
@@ -132,27 +176,35 @@ def print_report(found: Report, form: render.Format, notes: Sequence[str] = ()) 
     )
 
 
-_MEASURES = (
-    ("operations", "Ops"),
-    ("calls", "Calls"),
-    ("errors", "Errors"),
-    ("tokens", "Tokens"),
-    ("share", "Est.%"),
-    ("money", "Cost USD"),
-    ("risk", "At risk USD"),
-)
+def _measures(look: Look, currency: str) -> list[tuple[str, str]]:
+    """Keys and headings of the columns."""
+    counts = [("operations", "Ops"), ("calls", "Calls"), ("errors", "Errors")]
+    money = [("listed", f"List {currency}")] if look.cost in ("list", "both") else []
+    money += [("money", f"Cost {currency}")] if look.cost in ("effective", "both") else []
+    if money:
+        money += [("adjusted", f"Adjusted {currency}")] if look.split else []
+        money += [] if look.compact else [("risk", f"At risk {currency}")]
+    return [*([] if look.compact else counts), ("tokens", "Tokens"), ("share", "Est.%"), *money]
 
 
-def _shown(measures: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(measures: Mapping[str, Any], look: Look) -> dict[str, Any]:
     """A group as people read it: `~` where tokens are estimated, `>=` where the cost lacks something."""
     share = measures["fallback_share"]
-    money = amount(measures["cost"]) if measures["cost"] is not None else "unknown"
-    bound = ">= " if measures["cost_is_lower_bound"] and measures["cost"] is not None else ""
     risk = measures["cost_at_risk"]
+    paid = measures["cost"]
+    if look.split and paid is not None:
+        paid -= measures["adjustments"]
+    listed = measures["cost_list"] if measures["calls"] else Decimal(0)
+
+    def told(value: Decimal | None, at_least: bool) -> str:
+        return "unknown" if value is None else (">= " if at_least else "") + amount(value)
+
     return {
         **measures,
         "share": None if share is None else f"{'~' if share else ''}{share * 100:.1f}",
-        "money": bound + money,
+        "money": told(paid, measures["cost_is_lower_bound"]),
+        "listed": told(listed, measures["cost_list_is_lower_bound"]),
+        "adjusted": amount(measures["adjustments"]) if measures["adjustments"] else None,
         "risk": "unknown" if risk is None else amount(risk) if risk else None,
     }
 
@@ -168,14 +220,14 @@ def typed_amount(text: str, flag: str) -> Decimal:
     """USD as typed.
 
     Raises:
-        WrongUsage: It is no positive amount.
+        WrongUsage: It is no amount from 0 on that the ledger can hold exactly.
     """
     try:
         value = Decimal(text)
     except InvalidOperation:
         value = Decimal("NaN")
-    if not value.is_finite() or value < 0:
-        raise WrongUsage(f"{flag} {text!r} is no amount", hint="like 5 or 0.50, in USD")
+    if not value.is_finite() or not 0 <= value < MOST_USD or value != round(value, 15):
+        raise WrongUsage(f"{flag} {text!r} is no amount", hint="like 5 or 0.50, in USD, with at most 15 decimal places")
     return value
 
 

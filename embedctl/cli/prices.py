@@ -12,7 +12,9 @@ from embedctl import render
 from embedctl.cli import SuggestingGroup, ledgers, nearest
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag
 from embedctl.errors import RowsFailed, WrongUsage
-from embedctl.ledger import periods, price_file, prices
+from embedctl.ledger import periods, price_file, price_offers, prices
+from embedctl.ledger.price import Price, named
+from embedctl.names import known_providers
 
 app = typer.Typer(
     cls=SuggestingGroup,
@@ -31,7 +33,7 @@ _COLUMNS = {"provider": "Provider", "model": "Model", "tier": "Tier", "region": 
             "source": "Source"}  # fmt: skip
 
 
-def _print(found: list[prices.Price], form: render.Format, title: str | None = None) -> None:
+def _print(found: list[Price], form: render.Format, title: str | None = None) -> None:
     rows = [price_file.shown(price) for price in found]
     render.table(
         render.Table(
@@ -109,6 +111,13 @@ def set_(
         name, usd_per_million, tier=tier, region=region, meter=meter, kind=kind, source=source, start=since
     )
     price_file.add(found.paths.price_file, [new])
+    if new.provider not in (known := known_providers(found.settings)):
+        close = nearest(new.provider, known)
+        render.warning(
+            f"no provider {new.provider!r} is known here"
+            + (f" (did you mean {close}?)" if close else "")
+            + ": nothing has this price until there is one"
+        )
     render.notice(
         f"{name} costs {_usd(new.usd_per_million)} USD per million from {since:%Y-%m-%d} on; "
         "`embedctl usage reprice --apply` rates what is in the ledger since then"
@@ -132,10 +141,10 @@ def import_(
     """Compare another list with ours, and take over what two sources agree on, or what you confirm."""
     found = ledgers.opened(None, config)
     book = prices.load(prices.price_texts(found.paths.price_file))
-    offered = [p for p in price_file.read_offers(file, now=found.now) if provider in (None, p.provider)]
-    others = price_file.read_offers(second, now=found.now) if second else []
-    offers = price_file.judge(offered, book, others, now=found.now)
-    taken = price_file.accepted(offers, confirm=confirm)
+    offered = [p for p in price_offers.read_offers(file, now=found.now) if provider in (None, p.provider)]
+    others = price_offers.read_offers(second, now=found.now) if second else []
+    offers = price_offers.judge(offered, book, others, now=found.now)
+    taken = price_offers.accepted(offers, confirm=confirm)
     if taken:
         price_file.add(found.paths.price_file, taken)
     rows: list[dict[str, Any]] = [
@@ -180,7 +189,7 @@ def check(
     found = ledgers.opened(None, config)
     book = prices.load(prices.price_texts(found.paths.price_file))
     remarks = list(price_file.remarks(book, now=found.now))
-    rows = [{"price": prices.named(r.price), "kind": r.kind, "remark": r.sentence} for r in remarks]
+    rows = [{"price": named(r.price), "kind": r.kind, "remark": r.sentence} for r in remarks]
     render.table(
         render.Table(
             columns=[render.Column("price", "Price"), render.Column("kind", "Kind"), render.Column("remark", "Remark")],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 from typer.core import TyperCommand
@@ -82,6 +82,20 @@ Strict = Annotated[bool, typer.Option("--strict", help="Exit 3 when something ha
 NoIngest = Annotated[bool, typer.Option("--no-ingest", help="Leave the spool alone; report what is in the ledger.")]
 
 
+Cost = Annotated[
+    Literal["effective", "list", "both", "none"],
+    typer.Option("--cost", help="Columns of money: what is paid, what the list says, both, or none."),
+]
+Corrections = Annotated[
+    Literal["net", "split"], typer.Option(help="Corrections, refunds, credits and true-ups: in the cost, or beside it.")
+]
+Compact = Annotated[bool, typer.Option("--compact", help="Only tokens and money, for narrow terminals.")]
+Currency = Annotated[str, typer.Option(help="Show money in this currency, by the rates of `usage rates`.")]
+FxDate = Annotated[Literal["day", "month-end"], typer.Option(help="Which rate: of the day, or the month's last.")]
+Output = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--output", "-o", help="Write it to this file, whole, in place of the one before.", metavar="FILE"),
+]
 Page = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
@@ -117,6 +131,8 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
         timezone=given["timezone"],
         top=given["top"],
         descending=given["order"] == "desc",
+        currency=_currency(given),
+        fx_date=given["fx_date"],
     )
     notes = [] if given["no_ingest"] else ledgers.take_in(ledger)
     if given["html"] is not None:
@@ -124,7 +140,9 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
     else:
         with database.reader(ledger.paths, now=ledger.now) as connection:
             found = reports.report(connection, question, now=ledger.now)
-        ledgers.print_report(found, form, notes)
+        look = ledgers.Look(given["cost"], given["corrections"] == "split", given["compact"])
+        with ledgers.written_to(given["output"]):
+            ledgers.print_report(found, form, notes, look)
     if given["strict"] and found.incomplete:
         ledgers.after_result(
             RowsFailed("some usage has no price or no outcome (--strict)", hint="the warnings name it")
@@ -141,6 +159,23 @@ def _write_page(ledger: ledgers.Opened, question: Question, notes: list[str], pl
     usage_page.write(shown, place, notes)
     render.notice(f"report written to {place}")
     return shown.whole
+
+
+def _currency(given: dict[str, Any]) -> str:
+    """The currency asked for.
+
+    Raises:
+        WrongUsage: It is none, or the page was asked for, which is in USD.
+    """
+    from embedctl.ledger import rates
+
+    try:
+        code = rates.checked_currency(given["currency"])
+    except ValueError as problem:
+        raise WrongUsage(f"--currency: {problem}", hint="like EUR") from None
+    if given["html"] is not None and (code != rates.OWN or given["output"] is not None):
+        raise WrongUsage("--html is a page of its own, in USD: not with --currency or --output")
+    return code
 
 
 def _split(by: list[str] | None) -> list[str]:
@@ -163,7 +198,13 @@ def _flags(
     order: Order = "asc",
     strict: Strict = False,
     no_ingest: NoIngest = False,
+    cost: Cost = "effective",
+    corrections: Corrections = "net",
+    compact: Compact = False,
+    currency: Currency = "USD",
+    fx_date: FxDate = "day",
     html: Page = None,
+    output: Output = None,
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
     ledger: LedgerFlag = None,

@@ -12,6 +12,7 @@ from embedctl import render
 from embedctl.cli import SuggestingGroup, ledgers
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import BudgetReached, BudgetWarning
+from embedctl.options import checked_name
 
 Text = Optional[str]  # noqa: UP045 - typer reads it
 Workspace = Annotated[str, typer.Option("--workspace", "-w", help="Whose.")]
@@ -37,10 +38,10 @@ def budget_set(
     config: ConfigFlag = None,
 ) -> None:
     """Set the budget of a workspace, in place of the one before."""
-    from embedctl.ledger import budgets, database
+    from embedctl.ledger import budgets, database, limits
 
     new = budgets.Budget(
-        workspace=workspace,
+        workspace=checked_name(workspace, "workspace"),
         amount=ledgers.typed_amount(amount_usd, "--amount"),
         period=period,
         timezone=timezone,
@@ -50,6 +51,7 @@ def budget_set(
     found = ledgers.opened(ledger, config)
     with database.writer(found.paths, wait_s=30, now=found.now) as connection:
         budgets.put(connection, new)
+        limits.keep(connection, found.paths)
     render.notice(f"{workspace} may spend {ledgers.amount(new.amount)} USD a {period}")
 
 

@@ -45,13 +45,31 @@ def ingest(
     ledgers.recover(found)
     done = steps.ingest(found.paths, wait_s=wait, now=found.now, rebuild=rebuild)
     pruned = steps.prune(found.paths, older_than=timedelta(days=keep_days), now=found.now)
-    for note in ledgers.ingest_notes(done):
+    for note in done.notes():
         render.warning(note)
     summary = {"events": done.events, "repeated": done.repeated, "bad_lines": done.bad_lines, "files": done.files}
     if as_json:
         render.result(summary | {"pruned": pruned, "rebuilt_from": done.rebuilt_from, "unreadable": done.unreadable})
     else:
         render.notice(f"{done.events:,} new events from {done.files:,} spool files ({done.repeated:,} known already)")
+
+
+@app.command(epilog="Example: embedctl usage rates eurofxref-hist.csv")
+def rates(
+    file: Annotated[Path, typer.Argument(help="The ECB's history, or a CSV of day, base, quote, rate.")],
+    ledger: LedgerFlag = None,
+    config: ConfigFlag = None,
+) -> None:
+    """Take in daily exchange rates, for reports with --currency. Nothing that was spent is changed."""
+    from embedctl.ledger import database
+    from embedctl.ledger import rates as exchange
+
+    found = ledgers.opened(ledger, config)
+    read = exchange.read(file)
+    with database.writer(found.paths, wait_s=30, now=found.now) as connection:
+        exchange.put(connection, read, str(file))
+    days = sorted({one.day for one in read})
+    render.notice(f"{len(read):,} rates" + (f" of {days[0]} to {days[-1]}" if days else ""))
 
 
 @app.command(epilog="Example: embedctl usage doctor --json")
@@ -199,6 +217,7 @@ def metrics(
             budgets_set=extra,
             jobs=_ended(found),
             circuits=running(found.settings.paths.home / "circuits"),
+            counts=_counts_looked_up(found),
             by_workspace=not no_workspaces,
             now=found.now,
         )
@@ -206,6 +225,19 @@ def metrics(
         typer.echo(measuring.text(collected), nl=False)
     else:
         measuring.write(collected, textfile)
+
+
+def _counts_looked_up(found: ledgers.Opened) -> tuple[int, int] | None:
+    """Hits and misses of the token-count cache, where one is kept."""
+    from embedctl.counts import SharedCounts
+
+    asked = found.settings.token_usage
+    if not asked.cache or not found.settings.paths.cache.exists():
+        return None
+    counts = SharedCounts(found.settings.paths.cache, ttl_s=asked.cache_ttl_s, warned=render.warning)
+    tally = counts.tally()
+    counts.close()
+    return tally.hits, tally.misses
 
 
 def _ended(found: ledgers.Opened) -> list[Ended]:

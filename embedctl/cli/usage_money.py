@@ -11,6 +11,7 @@ from embedctl import render
 from embedctl.cli import ledgers, usage_budget
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import RowsFailed, WrongUsage
+from embedctl.options import checked_name
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(usage_budget.app, name="budget")
@@ -86,23 +87,26 @@ def drift(
         drifts = drifting.drift(connection, question, threshold)
     over = [each for each in drifts if each.over(threshold)]
 
-    def percent(value: float | None) -> str | None:
-        return None if value is None else f"{value:+.1%}"
+    def percent(value: float | None, sign: str = "") -> str | None:
+        return None if value is None else f"{value:{sign}.1%}"
 
     headings = {"pairs": "Pairs", "tokens_native": "Native", "tokens_estimated": "Counted", "weighted": "Drift",
                 "p95": "p95", "share_over": "Over", "fallback_share": "Est."}  # fmt: skip
-    ratios = ("weighted", "p95", "share_over", "fallback_share")
+    ratios = ("p95", "share_over", "fallback_share")
     render.table(
         render.Table(
             columns=[render.Column("provider", "Provider"), render.Column("model", "Model")]
             + [render.Column(key, heading, "right") for key, heading in headings.items()],
-            rows=[d.as_dict() | {key: percent(getattr(d, key)) for key in ratios} for d in drifts],
+            rows=[
+                d.as_dict() | {"weighted": percent(d.weighted, "+")} | {key: percent(getattr(d, key)) for key in ratios}
+                for d in drifts
+            ],
             envelope={
                 "threshold": threshold,
                 "models": [d.as_dict() | {"over": d in over} for d in drifts],
                 "warnings": notes,
             },
-            footer=[*(f"! {d.provider}:{d.model} drifts by {percent(d.weighted)}" for d in over), *notes],
+            footer=[*(f"! {d.provider}:{d.model} drifts by {percent(d.weighted, '+')}" for d in over), *notes],
         ),
         ledgers.chosen_format(form, as_json),
     )
@@ -170,10 +174,19 @@ def adjust(
     if (credit is None) == (refund is None):
         raise WrongUsage("either --credit or --refund")
     found = ledgers.opened(ledger, config)
+    ledgers.refuse_unknown_provider(found, provider)
     kind: entries.Kind = "credit" if credit is not None else "refund"
     value = ledgers.typed_amount(credit or refund or "", f"--{kind}")
     at = periods.parse(on, periods.zone("UTC"), "--on") if on else found.now
-    row = entries.entry(kind, -value, workspace=workspace, reason=reason, at=at, provider=provider, model=model)
+    row = entries.entry(
+        kind,
+        -value,
+        workspace=checked_name(workspace, "workspace"),
+        reason=reason,
+        at=at,
+        provider=provider,
+        model=model,
+    )
     entries.publish(found.paths, [row], f"{kind}-{row.event_id}")
     for note in ledgers.take_in(found):
         render.warning(note)
@@ -209,6 +222,7 @@ def reconcile(
 
     found = ledgers.opened(ledger, config)
     within = periods.chosen(since, until, last, periods.zone("UTC"), found.now)
+    checked_name(workspace, "workspace")
     if file is None:
         from embedctl import account
 
@@ -217,6 +231,7 @@ def reconcile(
             billed = invoices.fetch_openai(fetch, within)
     else:
         billed = invoices.read_export(file)
+        ledgers.refuse_unknown_provider(found, provider)
     notes = ledgers.take_in(found)
     with database.writer(found.paths, wait_s=30, now=found.now) as connection:
         lines = reconciling.compare(connection, provider, billed, within)

@@ -89,16 +89,26 @@ class Standing:
 
 
 def spent(
-    connection: duckdb.DuckDBPyConnection, workspace: str, period: Unit, *, timezone: str = "UTC", now: datetime
+    connection: duckdb.DuckDBPyConnection,
+    workspace: str,
+    period: Unit,
+    *,
+    timezone: str = "UTC",
+    now: datetime,
+    without_runs: Sequence[str] = (),
 ) -> Spent:
-    """What `workspace` spent in the period that `now` is in."""
+    """What `workspace` spent in the period that `now` is in.
+
+    Args:
+        without_runs: Ids of runs whose spending is left out.
+    """
     within = periods.current(period, periods.zone(timezone), now)
     assert within.since is not None and within.until is not None  # noqa: S101, PT018
     row = connection.execute(
         "SELECT coalesce(sum(cost), 0), coalesce(sum(cost_at_risk), 0), count(*) FILTER (cost_status = 'unpriced') "
         "FROM usage_event WHERE workspace_id = ? AND occurred_at >= make_timestamptz(?) "
-        "AND occurred_at < make_timestamptz(?)",
-        [workspace, microseconds(within.since), microseconds(within.until)],
+        "AND occurred_at < make_timestamptz(?) AND NOT coalesce(list_contains(?::UUID[], run_id), false)",
+        [workspace, microseconds(within.since), microseconds(within.until), list(without_runs)],
     ).fetchone()
     cost, at_risk, unpriced = row or (Decimal(0), Decimal(0), 0)
     return Spent(within=within, cost=cost, at_risk=at_risk, unpriced_calls=unpriced)
@@ -154,16 +164,25 @@ def remove(connection: duckdb.DuckDBPyConnection, workspace: str, period: Unit) 
 
 
 def standings(
-    connection: duckdb.DuckDBPyConnection, extra: Iterable[Budget] = (), *, workspace: str | None = None, now: datetime
+    connection: duckdb.DuckDBPyConnection,
+    extra: Iterable[Budget] = (),
+    *,
+    workspace: str | None = None,
+    now: datetime,
+    without_runs: Sequence[str] = (),
 ) -> Sequence[Standing]:
     """How every budget stands: the ledger's own, and `extra` from the settings.
 
     Args:
         workspace: Only this one's.
+        without_runs: See `spent`.
     """
     budgets = [b for b in (*stored(connection), *extra) if workspace is None or b.workspace == workspace]
     return [
-        Standing(budget=b, spent=spent(connection, b.workspace, b.period, timezone=b.timezone, now=now))
+        Standing(
+            budget=b,
+            spent=spent(connection, b.workspace, b.period, timezone=b.timezone, now=now, without_runs=without_runs),
+        )
         for b in budgets
     ]
 

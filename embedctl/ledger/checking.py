@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import duckdb
 
-from embedctl.ledger import database, spool
+from embedctl.ledger import schema, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.rating import microseconds
 
 AHEAD = timedelta(minutes=5)
+NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
+"""File systems on which neither flock nor DuckDB's own lock can be relied on (facts/accounting.md 2.5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,21 @@ class Finding:
     detail: str
 
 
-def findings(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, *, now: datetime) -> Iterator[Finding]:
+def mounted() -> str:
+    """What is mounted here, as Linux lists it; "" elsewhere."""
+    try:
+        return Path("/proc/self/mounts").read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def findings(
+    connection: duckdb.DuckDBPyConnection,
+    paths: LedgerPaths,
+    *,
+    now: datetime,
+    mounts: Callable[[], str] = mounted,
+) -> Iterator[Finding]:
     """Every check, in the order of weight."""
 
     def count(sql: str, *values: object) -> int:
@@ -50,7 +67,7 @@ def findings(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, *, now: 
         "GROUP BY operation_id HAVING count(*) > 1)"
     )
     yield _look("operations", shared, "each has one first attempt", "operations have several first attempts")
-    steps = {step.version: step.checksum for step in database.migrations()}
+    steps = {step.version: step.checksum for step in schema.migrations()}
     applied = connection.execute("SELECT version, checksum FROM schema_migration").fetchall()
     differing = [version for version, checksum in applied if steps.get(version) != checksum]
     yield _look("schema", len(differing), f"version {max(steps)}", "migrations differ from the ones of this version")
@@ -68,6 +85,7 @@ def findings(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, *, now: 
     yield _look("clock jumps", jumped, "ids and times agree", "events are a day or more from the time in their id")
     unpriced = count("SELECT count(*) FROM usage_event WHERE cost_status = 'unpriced'")
     yield _look("prices", unpriced, "every billable call has one", "calls have no price (`usage report` names them)")
+    yield _place(paths.database.absolute(), mounts())
     waiting = spool.pending(paths.spool)
     yield _look("spool", len(waiting), "empty", "spool files wait (`usage ingest`)")
     aside = sorted(paths.database.parent.glob(paths.database.name + ".bad-*"))
@@ -80,3 +98,14 @@ def _broken(check: str, number: int, fine: str, wrong: str) -> Finding:
 
 def _look(check: str, number: int, fine: str, wrong: str) -> Finding:
     return Finding(check, "look", f"{number:,} {wrong}") if number else Finding(check, "ok", fine)
+
+
+def _place(database: Path, mounts: str) -> Finding:
+    """Whether the ledger is on a disk of this machine: the innermost mount point that it is below."""
+    lines = [line.split(" ") for line in mounts.splitlines()]
+    found = [(line[1].replace("\\040", " "), line[2]) for line in lines if len(line) > 2]
+    above = [(len(point), kind) for point, kind in found if database.is_relative_to(point)]
+    kind = max(above, default=(0, ""))[1]
+    if kind not in NETWORK:
+        return Finding("place", "ok", "a disk of this machine")
+    return Finding("place", "look", f"on {kind}: locks may not hold there; keep the ledger on a disk of this machine")

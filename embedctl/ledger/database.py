@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 
 import duckdb
 
-from embedctl import __version__
 from embedctl.errors import ConfigurationInvalid, InvariantBroken, Locked, StorageFailed
+from embedctl.ledger import schema
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.storage import DISK
 
@@ -35,10 +32,6 @@ _BROKEN = re.compile(
     re.IGNORECASE,
 )
 
-
-_VERSION = "SELECT max(version) FROM schema_migration WHERE NOT EXISTS (SELECT event_id FROM usage_event WHERE false)"
-"""One cheap question instead of a list of all tables, which costs 10 ms."""
-
 _REBUILD = "`embedctl usage ingest --rebuild` sets it aside and rebuilds it from the spool"
 
 
@@ -46,31 +39,6 @@ class Broken(StorageFailed):
     """The file is no database, or a damaged one. Writers set it aside; readers show this."""
 
     word = "ledger_broken"
-
-
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One numbered step of the schema, never edited once released."""
-
-    version: int
-    name: str
-    sql: str
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of the SQL."""
-        return hashlib.sha256(self.sql.encode()).hexdigest()
-
-
-def migrations() -> list[Migration]:
-    """All steps this version knows, in order."""
-    folder = resources.files("embedctl.ledger") / "migrations"
-    found = []
-    for entry in folder.iterdir():
-        number, _, name = entry.name.removesuffix(".sql").partition("_")
-        if entry.name.endswith(".sql"):
-            found.append(Migration(int(number), name, entry.read_text("utf-8")))
-    return sorted(found, key=lambda step: step.version)
 
 
 @contextmanager
@@ -128,7 +96,7 @@ def writer(paths: LedgerPaths, *, wait_s: float, now: datetime) -> Iterator[duck
         if not _is_there(paths.database):
             _create(paths.database, now)
         with opened(paths.database, wait_s=wait_s, read_only=False) as connection:
-            _migrate(connection, paths.database, now)
+            schema.migrate(connection, paths.database, now)
             yield connection
 
 
@@ -146,7 +114,7 @@ def reader(paths: LedgerPaths, *, wait_s: float = 10, now: datetime) -> Iterator
         held(paths, shared=True, wait_s=wait_s),
         opened(paths.database, wait_s=wait_s, read_only=True) as connection,
     ):
-        refuse_foreign(connection, paths.database)
+        schema.refuse_foreign(connection, paths.database)
         yield connection
 
 
@@ -222,7 +190,7 @@ def _create(database: Path, now: datetime) -> None:
             connection.execute(f"ATTACH '{quoted}' AS ledger (STORAGE_VERSION '{STORAGE_VERSION}')")
             connection.execute("USE ledger")
             connection.execute("SET TimeZone = 'UTC'")
-            _migrate(connection, database, now)
+            schema.migrate(connection, database, now)
             connection.execute("CHECKPOINT ledger")
         temporary.chmod(0o600)
         descriptor = os.open(temporary, os.O_RDONLY)
@@ -234,51 +202,6 @@ def _create(database: Path, now: datetime) -> None:
         DISK.sync_folder(database.parent)
     except OSError as error:
         raise StorageFailed(f"the ledger {database} cannot be made: {error.strerror}") from error
-
-
-def refuse_foreign(connection: duckdb.DuckDBPyConnection, database: Path) -> int:
-    """The schema version; 0 in an empty file.
-
-    Raises:
-        ConfigurationInvalid: Newer than this program, or a database of something else.
-    """
-    known = migrations()[-1].version
-    try:
-        row = connection.execute(_VERSION).fetchone()
-    except (duckdb.CatalogException, duckdb.BinderException):
-        _refuse_strangers(connection, database)
-        return 0
-    version = int(row[0] or 0) if row else 0
-    if version > known:
-        raise ConfigurationInvalid(
-            f"the ledger {database} has schema {version}; this embedctl knows up to {known}",
-            hint="upgrade embedctl; events wait in the spool meanwhile",
-        )
-    return version
-
-
-def _refuse_strangers(connection: duckdb.DuckDBPyConnection, database: Path) -> None:
-    """An empty file and one whose making was cut short are ours; others with tables are not."""
-    tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
-    if tables and "usage_event" not in tables:
-        raise ConfigurationInvalid(
-            f"{database} is a DuckDB file of something else (tables: {', '.join(sorted(tables)[:5])})",
-            hint="name another file with --ledger or EMBEDCTL_LEDGER",
-        )
-
-
-def _migrate(connection: duckdb.DuckDBPyConnection, database: Path, now: datetime) -> None:
-    version = refuse_foreign(connection, database)
-    for step in migrations():
-        if step.version <= version:
-            continue
-        connection.execute("BEGIN")
-        connection.execute(step.sql)
-        connection.execute(
-            "INSERT INTO schema_migration VALUES (?, ?, ?, ?, ?)",
-            [step.version, step.name, step.checksum, now, __version__],
-        )
-        connection.execute("COMMIT")
 
 
 def set_aside(database: Path, now: datetime) -> Path:

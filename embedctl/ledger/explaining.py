@@ -14,6 +14,7 @@ import duckdb
 
 from embedctl.errors import WrongUsage
 from embedctl.ledger.reports import plain
+from embedctl.records import NO_USAGE
 
 _COLUMNS = (
     "event_id", "occurred_at", "workspace_id", "job_id", "run_id", "operation_id", "attempt", "purpose", "entry_kind",
@@ -58,6 +59,7 @@ def run(connection: duckdb.DuckDBPyConnection, run_id: str) -> Explanation:
     """
     cursor = connection.execute(
         "SELECT provider, model, price_tier, meter, status, billable, cost_status, unit_price, price_id, usage_source, "
+        "CASE WHEN cost_status = 'unpriced' THEN reason END AS reason, "
         "count(*) AS calls, sum(quantity)::BIGINT AS quantity, sum(tokens_estimated)::BIGINT AS tokens_estimated, "
         "sum(cost) AS cost, sum(cost_at_risk) AS cost_at_risk "
         "FROM usage_event WHERE run_id = try_cast(? AS UUID) GROUP BY ALL ORDER BY ALL",
@@ -120,6 +122,8 @@ def arithmetic(row: dict[str, Any]) -> str:
                 f"~{row['tokens_estimated'] or 0:,} {unit} sent, no answer: up to {plain(row['cost_at_risk'])} USD "
                 f"at {plain(row['unit_price'])} USD per million"
             )
+        case "unpriced" if row["reason"] == NO_USAGE:
+            return f"answered, and nothing said of {unit}: unknown"
         case "unpriced":
             return f"{about}{row['quantity']:,} {unit}, no price: unknown"
         case "provider_reported":

@@ -15,7 +15,7 @@ from embedctl.storage import DISK, TEMPORARY_PREFIX
 FOCUS_VERSION = "1.4"
 """FinOps Open Cost and Usage Specification; ratified 2026-06-04 (facts/accounting.md 2.9)."""
 
-MAPPING_VERSION = "2"
+MAPPING_VERSION = "3"
 """Of what is below: which of our columns becomes which of FOCUS's. Stands in each row as x_MappingVersion."""
 
 FOCUS_COLUMNS = (
@@ -34,6 +34,7 @@ _FOCUS = """
 WITH day AS (
   SELECT occurred_at::DATE AS charge_day, workspace_id, provider, model, region, price_tier, meter, entry_kind,
     unit_price, price_id, cost_status, usage_source, coalesce(tags, '{{}}') AS tags, currency,
+    date_trunc('month', recorded_at) > date_trunc('month', occurred_at) AS closed,
     sum(cost) AS cost, sum(cost_list) AS cost_list, sum(cost_at_risk) AS cost_at_risk,
     sum(CASE WHEN billable = 'yes' THEN quantity ELSE 0 END)::BIGINT AS quantity, count(*) AS requests,
     sum(CASE WHEN usage_source = 'fallback' THEN tokens_total ELSE 0 END)
@@ -41,14 +42,18 @@ WITH day AS (
   FROM usage_event WHERE {condition} GROUP BY ALL),
 named AS (
   SELECT *, entry_kind NOT IN ('usage', 'cache_hit') AS entered, starts_with(meter, 'input_token') AS in_tokens,
-    date_trunc('month', charge_day)::DATE AS month, coalesce(cost, 0) AS paid FROM day)
+    closed AND entry_kind IN ('correction', 'refund') AS corrects,
+    date_trunc('month', charge_day)::DATE AS month, coalesce(cost, 0) AS paid, coalesce(cost_list, paid) AS listed,
+    quantity * 0.000001::DECIMAL(7,6) AS millions,
+    provider || '/' || model || '/' || price_tier || '/' || meter AS sku FROM day)
 SELECT
   paid AS BilledCost, provider AS BillingAccountId, provider AS BillingAccountName,
   'Provider account' AS BillingAccountType, currency AS BillingCurrency,
   strftime(month + INTERVAL 1 MONTH, '%Y-%m-%dT00:00:00Z') AS BillingPeriodEnd,
   strftime(month, '%Y-%m-%dT00:00:00Z') AS BillingPeriodStart,
-  CASE entry_kind WHEN 'credit' THEN 'Credit' WHEN 'true_up' THEN 'Adjustment' ELSE 'Usage' END AS ChargeCategory,
-  CASE WHEN entry_kind IN ('correction', 'refund') THEN 'Correction' END AS ChargeClass,
+  CASE WHEN entry_kind = 'credit' THEN 'Credit' WHEN entered AND NOT corrects THEN 'Adjustment' ELSE 'Usage' END
+    AS ChargeCategory,
+  CASE WHEN corrects THEN 'Correction' END AS ChargeClass,
   provider || ' ' || model || ' ' || meter || CASE WHEN entered THEN ' ' || entry_kind ELSE '' END AS ChargeDescription,
   CASE WHEN entered THEN 'One-Time' ELSE 'Usage-Based' END AS ChargeFrequency,
   strftime(charge_day + INTERVAL 1 DAY, '%Y-%m-%dT00:00:00Z') AS ChargePeriodEnd,
@@ -56,28 +61,30 @@ SELECT
   CASE WHEN NOT entered THEN quantity END AS ConsumedQuantity,
   CASE WHEN NOT entered THEN CASE WHEN in_tokens THEN 'Tokens' ELSE meter END END AS ConsumedUnit,
   paid AS ContractedCost,
-  CASE WHEN NOT entered AND paid = quantity * unit_price * 0.000001::DECIMAL(7,6) THEN unit_price END
+  CASE WHEN NOT entered AND paid = millions * coalesce(unit_price, 0) THEN coalesce(unit_price, 0) END
     AS ContractedUnitPrice, paid AS EffectiveCost,
   provider AS HostProviderName, NULL::VARCHAR AS InvoiceDetailId, NULL::VARCHAR AS InvoiceId,
   provider AS InvoiceIssuerName,
-  coalesce(cost_list, paid) AS ListCost, CASE WHEN NOT entered THEN
+  listed AS ListCost, CASE WHEN NOT entered THEN coalesce(
     (SELECT max(p.unit_price) FROM price p WHERE p.model = named.model AND p.price_tier = named.price_tier
-      AND p.meter = named.meter AND p.kind = 'list' AND quantity * p.unit_price * 0.000001::DECIMAL(7,6) = cost_list)
-    END AS ListUnitPrice,
+      AND p.meter = named.meter AND p.kind = 'list' AND millions * p.unit_price = listed),
+    CASE WHEN listed = millions * coalesce(unit_price, 0) THEN coalesce(unit_price, 0) END) END AS ListUnitPrice,
   CASE WHEN entered THEN NULL WHEN price_tier = 'standard' THEN 'Standard' ELSE 'Other' END AS PricingCategory,
   currency AS PricingCurrency,
-  CASE WHEN NOT entered AND price_id IS NOT NULL THEN quantity * 0.000001::DECIMAL(7,6) END AS PricingQuantity,
-  CASE WHEN NOT entered AND price_id IS NOT NULL
+  CASE WHEN NOT entered THEN millions END AS PricingQuantity,
+  CASE WHEN NOT entered
     THEN CASE WHEN in_tokens THEN '1000000 Tokens' ELSE '1000000 ' || meter END END AS PricingUnit,
   nullif(region, '*') AS RegionId, nullif(region, '*') AS RegionName,
   'AI and Machine Learning' AS ServiceCategory, 'Embeddings' AS ServiceName, provider AS ServiceProviderName,
   'Other (AI and Machine Learning)' AS ServiceSubcategory,
-  provider || '/' || model || '/' || price_tier || '/' || meter AS SkuId, meter AS SkuMeter,
-  json_object('x_ModelId', model, 'x_TokenDirection', 'Input', 'x_PriceTier', price_tier)::VARCHAR AS SkuPriceDetails,
-  price_id::VARCHAR AS SkuPriceId,
+  sku AS SkuId, meter AS SkuMeter,
+  CASE WHEN NOT entered
+    THEN json_object('x_ModelId', model, 'x_TokenDirection', 'Input', 'x_PriceTier', price_tier)::VARCHAR END
+    AS SkuPriceDetails,
+  CASE WHEN NOT entered THEN sku END AS SkuPriceId,
   workspace_id AS SubAccountId, workspace_id AS SubAccountName, 'Workspace' AS SubAccountType, tags AS Tags,
-  usage_source AS x_UsageSource, cost_status AS x_CostStatus, requests AS x_RequestCount,
-  cost_at_risk AS x_AtRiskCost, share AS x_FallbackShare,
+  usage_source AS x_UsageSource, cost_status AS x_CostStatus, price_id::VARCHAR AS x_PriceId,
+  requests AS x_RequestCount, cost_at_risk AS x_AtRiskCost, share AS x_FallbackShare,
   '{focus}' AS x_FocusVersion, '{mapping}' AS x_MappingVersion
 FROM named {priced_only} ORDER BY charge_day, SubAccountId, SkuId
 """

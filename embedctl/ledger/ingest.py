@@ -13,13 +13,16 @@ import orjson
 
 from embedctl import storage
 from embedctl.errors import StorageFailed
-from embedctl.ledger import database, loading, prices, rating, spool
+from embedctl.ledger import database, limits, loading, prices, rating, schema, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.spool import SpoolFile
 
-_BATCH_BYTES = 64 << 20  # about a row group of DuckDB (122,880 rows): fewer rows are written again and again
-_BATCH_FILES = 500
-_MEMORY = "160MB"  # DuckDB's; beyond it writes to disk
+_BATCH_BYTES = 512 << 20  # a transaction's; its last rows do not fill a row group, and are copied when it is closed
+_BATCH_FILES = 4000
+_NO_EVENT = (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException)
+"""What DuckDB says to a line whose checksum is right and which is no event all the same."""
+
+_MEMORY = "160MB"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,15 @@ class Ingested:
     files: int = 0
     rebuilt_from: Path | None = None
     unreadable: tuple[str, ...] = field(default=())
+
+    def notes(self) -> list[str]:
+        """What went wrong, in sentences."""
+        found = []
+        if self.rebuilt_from is not None:
+            found.append(f"the ledger was damaged: set aside as {self.rebuilt_from}, rebuilt from the spool")
+        if self.bad_lines:
+            found.append(f"{self.bad_lines:,} spool lines were damaged or foreign and are not counted")
+        return [*found, *(f"spool file not read: {name}" for name in self.unreadable)]
 
 
 def ingest(paths: LedgerPaths, *, wait_s: float = 60, now: datetime, rebuild: bool = False) -> Ingested:
@@ -75,7 +87,7 @@ def _is_broken(paths: LedgerPaths) -> bool:
     """Whether the database is damaged now: another process may have rebuilt it meanwhile."""
     try:
         with database.opened(paths.database, wait_s=1, read_only=False) as connection:
-            if database.refuse_foreign(connection, paths.database):
+            if schema.refuse_foreign(connection, paths.database):
                 connection.execute("SELECT count(*), sum(tokens_total), max(event_id) FROM usage_event").fetchall()
     except database.Broken:
         return True
@@ -86,14 +98,17 @@ def _ingest(paths: LedgerPaths, book: list[tuple[str, str]], wait_s: float, now:
     total = Ingested()
     with database.writer(paths, wait_s=wait_s, now=now) as connection:
         connection.execute(f"SET memory_limit = '{_MEMORY}'")
+        connection.execute("SET preserve_insertion_order = false")  # or one core fills the table of a portion
         intake = _Intake(connection, paths, book, now)
         if paths.rebuilding.exists():
+            limits.restore(connection, paths)
             for batch in _batches(spool.pending(paths.done)):
                 total = _sum(total, intake.take_in(batch))
             storage.DISK.unlink(paths.rebuilding)
         for batch in _batches(spool.pending(paths.spool)):
             total = _sum(total, intake.take_in(batch))
             _put_away(paths, [path for path in batch if path not in intake.unreadable])
+        limits.keep(connection, paths)
     unreadable = tuple(f"{path.name}: {why}" for path, why in intake.unreadable.items())
     return replace(total, unreadable=unreadable)
 
@@ -130,17 +145,21 @@ class _Intake:
         self.unreadable: dict[Path, str] = {}
 
     def take_in(self, batch: Sequence[Path]) -> Ingested:
-        """One transaction for all files; when one of their lines is no event, file by file with a closer look."""
+        """All files that the ledger does not know yet."""
         known = _known(self._connection, batch)
-        fresh = [path for path in batch if spool.spool_id(path) not in known]
-        try:
-            total = self._transaction(self._files(fresh))
-        except (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException):
-            self._connection.execute("ROLLBACK")
-            total = Ingested()
-            for file in self._files(fresh):
-                total = _sum(total, self._transaction([self._only_events(file)]))
+        total = self._in_one([path for path in batch if spool.spool_id(path) not in known])
         return replace(total, files=sum(path not in self.unreadable for path in batch))
+
+    def _in_one(self, paths: Sequence[Path]) -> Ingested:
+        """One transaction for all; where a line is no event, two halves, down to a closer look at its file."""
+        try:
+            return self._transaction(self._files(paths))
+        except _NO_EVENT:
+            self._connection.execute("ROLLBACK")
+        if len(paths) > 1:
+            middle = len(paths) // 2
+            return _sum(self._in_one(paths[:middle]), self._in_one(paths[middle:]))
+        return self._transaction([self._only_events(file) for file in self._files(paths)])
 
     def _files(self, paths: Iterable[Path]) -> Iterator[SpoolFile]:
         """One after the other, so that only one is in memory."""
@@ -155,12 +174,13 @@ class _Intake:
         connection.execute("BEGIN")
         if rating.known_fingerprint(connection) != prices.fingerprint(self._book):
             rating.sync_prices(connection, prices.load(self._book), self._now)
-        taken = loading.load(connection, self._paths, files)
-        lines = sum(file.lines for file in taken)
-        events = 0
-        if lines:
+        taken: list[loading.Taken] = []
+        lines = loading.lines_of(files, taken)
+        events = loaded = 0
+        while portion := loading.load(connection, self._paths, lines):
+            loaded += portion
             rating.make_rates(connection)
-            events = loading.insert(connection, self._now)
+            events += loading.insert(connection, self._now)
             loading.remember_aliases(connection)
         if taken:
             rows = [[f.spool_id, f.size_bytes, f.lines, f.bad] for f in taken]
@@ -171,7 +191,7 @@ class _Intake:
             )
         connection.execute("DROP TABLE IF EXISTS temp.batch")
         connection.execute("COMMIT")
-        return Ingested(events=events, repeated=lines - events, bad_lines=sum(file.bad for file in taken))
+        return Ingested(events=events, repeated=loaded - events, bad_lines=sum(file.bad for file in taken))
 
     def _only_events(self, file: SpoolFile) -> SpoolFile:
         """`file` without lines whose checksum is right and which yet are no event: halved until they stand alone."""
@@ -191,10 +211,11 @@ class _Intake:
         """Whether the table's own constraints take all lines; nothing stays."""
         self._connection.execute("BEGIN")
         try:
-            loading.load(self._connection, self._paths, [file])
-            rating.make_rates(self._connection)
-            loading.insert(self._connection, rating.EPOCH)
-        except (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException):
+            lines = loading.lines_of([file], [])
+            while loading.load(self._connection, self._paths, lines):
+                rating.make_rates(self._connection)
+                loading.insert(self._connection, rating.EPOCH)
+        except _NO_EVENT:
             return False
         else:
             return True

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from embedctl.errors import AnswerUnusable, InputInvalid, InputMissing
-from embedctl.ledger import prices
+from embedctl.ledger import price_entries
 from embedctl.ledger.periods import Range
 
 Fetch = Callable[[str, Sequence[tuple[str, str]]], bytes]
@@ -153,7 +153,7 @@ def _billed(row: Mapping[str, Any], where: str) -> Billed:
 def _day(value: Any) -> date:
     if isinstance(value, int) or (isinstance(value, str) and value.isdigit() and len(value) > 8):
         return datetime.fromtimestamp(int(value), UTC).date()
-    return prices.moment(str(value)).date()
+    return price_entries.moment(str(value)).date()
 
 
 def _whole(value: Any) -> int | None:

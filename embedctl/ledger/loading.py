@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 import duckdb
 import orjson
@@ -74,6 +75,14 @@ _DEFAULTS = {
 }
 
 
+PORTION = 2 * 122_880
+"""Lines taken in at once: row groups of DuckDB, one for each of two cores to compress. Row groups that are not full
+are copied into full ones when the file is closed: that takes as long as all the rest, and the file grows to twice the
+size."""
+
+_LINE = 4 << 20  # bytes a line may have; DuckDB sets aside twice as much for each core
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """A spool file whose lines are in the temporary table `batch`, as `spool_offset` remembers it."""
@@ -84,45 +93,56 @@ class Taken:
     bad: int
 
 
-def load(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, files: Iterable[SpoolFile]) -> list[Taken]:
-    """Fill the temporary table `batch` with every good line, through a file: DuckDB parses it on all cores.
+def lines_of(files: Iterable[SpoolFile], taken: list[Taken]) -> Iterator[bytes]:
+    """Every good line as `load` wants it; a file is in `taken` once its last line has been given."""
+    for file in files:
+        head = b'{"spool_id":%s,' % orjson.dumps(file.spool_id)
+        for line in file.lines:
+            yield head + line[1:] + b"\n"
+        taken.append(Taken(file.spool_id, file.size_bytes, len(file.lines), file.bad))
 
-    Args:
-        files: Taken one after the other; none is kept.
+
+def load(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, lines: Iterator[bytes]) -> int:
+    """Fill the temporary table `batch` with the next lines, through a file: DuckDB parses it on all cores.
+
+    Returns:
+        How many lines that were; 0 at the end.
     """
     place = paths.database.with_name(f".{paths.database.name}.batch")
-    taken = []
     try:
         descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as out:
-            for file in files:
-                head = b'{"spool_id":%s,' % orjson.dumps(file.spool_id)
-                out.writelines(head + line[1:] + b"\n" for line in file.lines)
-                taken.append(Taken(file.spool_id, file.size_bytes, len(file.lines), file.bad))
+            out.writelines(islice(lines, PORTION))
+            if not out.tell():
+                return 0
+        columns = ", ".join(f"'{name}': '{kind}'" for name, kind in _COLUMNS.items())
+        values = ", ".join(f"coalesce({name}, {default}) AS {name}" for name, default in _DEFAULTS.items())
+        row = connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE batch AS SELECT * EXCLUDE (cost_provider, tags) REPLACE ({values}), "
+            "cost_provider AS amount, CAST(tags AS VARCHAR) AS tags "
+            f"FROM read_json(?, format = 'newline_delimited', columns = {{{columns}}}, maximum_object_size = {_LINE})",
+            [str(place)],
+        ).fetchone()
     except OSError as error:
         raise StorageFailed(f"{place} cannot be written: {error.strerror}") from error
-    columns = ", ".join(f"'{name}': '{kind}'" for name, kind in _COLUMNS.items())
-    values = ", ".join(f"coalesce({name}, {default}) AS {name}" for name, default in _DEFAULTS.items())
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE batch AS SELECT * EXCLUDE (cost_provider, tags) REPLACE ({values}), "
-        "cost_provider AS amount, CAST(tags AS VARCHAR) AS tags "
-        f"FROM read_json(?, format = 'newline_delimited', columns = {{{columns}}})",
-        [str(place)],
-    )
-    place.unlink(missing_ok=True)
-    return taken
+    finally:
+        place.unlink(missing_ok=True)
+    return int(row[0]) if row else 0
 
 
 def insert(connection: duckdb.DuckDBPyConnection, now: datetime) -> int:
     """Rate `batch` and insert what is not there yet; by a window of ids, so that old row groups are not read."""
     row = connection.execute("SELECT min(event_id), max(event_id), count(*), count(DISTINCT event_id) FROM batch")
     low, high, lines, events = row.fetchone() or (None, None, 0, 0)
-    once = "DISTINCT ON (event_id)" if events < lines else ""  # costs as much as all the rest
+    twice = events < lines  # to tell them apart costs as much as all the rest
+    once = "DISTINCT ON (event_id)" if twice else ""
+    what_is_known_first = "ORDER BY event_id, status = 'interrupted', tokens_total DESC" if twice else ""
     inserted = connection.execute(
         f"INSERT INTO usage_event BY NAME SELECT {once} *, ?::TIMESTAMPTZ AS recorded_at, "
         "CASE WHEN cost_status <> 'unpriced' THEN ?::TIMESTAMPTZ END AS rated_at "
         f"FROM ({rating.RATED}) n WHERE NOT EXISTS "
-        "(SELECT 1 FROM usage_event u WHERE u.event_id BETWEEN ? AND ? AND u.event_id = n.event_id)",
+        "(SELECT 1 FROM usage_event u WHERE u.event_id BETWEEN ? AND ? AND u.event_id = n.event_id) "
+        f"{what_is_known_first}",
         [now, now, low, high],
     ).fetchone()
     return int(inserted[0]) if inserted else 0
@@ -130,14 +150,13 @@ def insert(connection: duckdb.DuckDBPyConnection, now: datetime) -> int:
 
 def remember_aliases(connection: duckdb.DuckDBPyConnection) -> None:
     """Keep whose prices each provider is charged by, when that is news."""
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE alias AS SELECT provider, arg_max(coalesce(price_as, ''), occurred_at) AS latest "
-        "FROM batch WHERE entry_kind = 'usage' GROUP BY provider"
-    )
-    news = (
-        "(SELECT provider, nullif(latest, '') AS price_as FROM alias a WHERE NOT EXISTS (SELECT 1 FROM price_alias p "
-        "WHERE p.provider = a.provider AND coalesce(p.price_as, '') = a.latest))"
-    )
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE alias_news AS {news}")
-    connection.execute("DELETE FROM price_alias WHERE provider IN (SELECT provider FROM alias_news)")
-    connection.execute("INSERT INTO price_alias SELECT * FROM alias_news")
+    news = connection.execute(
+        "SELECT a.provider, nullif(a.latest, '') FROM "
+        "(SELECT provider, arg_max(coalesce(price_as, ''), occurred_at) AS latest "
+        "FROM batch WHERE entry_kind = 'usage' GROUP BY provider) a "
+        "WHERE NOT EXISTS (SELECT 1 FROM price_alias p "
+        "WHERE p.provider = a.provider AND coalesce(p.price_as, '') = a.latest)"
+    ).fetchall()
+    for provider, price_as in news:
+        connection.execute("DELETE FROM price_alias WHERE provider = ?", [provider])
+        connection.execute("INSERT INTO price_alias VALUES (?, ?)", [provider, price_as])

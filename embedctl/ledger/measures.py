@@ -10,6 +10,7 @@ from typing import Any
 
 import duckdb
 
+from embedctl.ledger import rates
 from embedctl.ledger.questions import Question, keys, where_clause
 
 # Rows are summed by what the measures tell apart first: there are few such groups, and then all else is cheap.
@@ -17,6 +18,7 @@ _SUMS = """
   SELECT {names} entry_kind, billable, usage_source, cost_status, status = 'ok' AS fine, count(*) AS n,
     count(*) FILTER (entry_kind = 'usage' AND NOT ({repeats})) AS single,
     count(*) FILTER (cost_status = 'at_risk' AND cost_at_risk IS NULL) AS unknown_risk,
+    count(*) FILTER (cost_list IS NULL AND entry_kind = 'usage' AND billable = 'yes') AS unlisted,
     sum(tokens_total) AS tokens_total, sum(tokens_estimated) AS tokens_estimated,
     sum(cost) AS cost, sum(cost_list) AS cost_list, sum(cost_at_risk) AS cost_at_risk
   FROM chosen GROUP BY ALL
@@ -31,8 +33,10 @@ _MEASURES = """
   coalesce(sum(tokens_total) FILTER (cost_status = 'unpriced'), 0) AS unpriced_tokens,
   coalesce(sum(n) FILTER (cost_status = 'unpriced'), 0)::BIGINT AS unpriced_calls,
   coalesce(sum(n) FILTER (cost_status = 'at_risk'), 0)::BIGINT AS at_risk_calls,
+  coalesce(sum(unlisted), 0)::BIGINT AS unlisted_calls,
   coalesce(sum(unknown_risk), 0)::BIGINT AS unpriced_at_risk_calls,
   coalesce(sum(n), 0)::BIGINT AS events,
+  coalesce(sum(cost) FILTER (entry_kind NOT IN ('usage', 'cache_hit')), 0) AS adjustments,
   sum(cost) AS cost, sum(cost_list) AS cost_list, sum(cost_at_risk) AS cost_at_risk
 """
 
@@ -55,7 +59,10 @@ def measured(
     expressions, key_values = keys(connection, question)
     names = [f"k{index}" for index in range(len(expressions))]
     selected = "".join(f"{expression} AS {name}, " for expression, name in zip(expressions, names, strict=True))
-    chosen = f"WITH chosen AS NOT MATERIALIZED (SELECT {selected}* FROM usage_event WHERE {condition})"
+    source = "usage_event"
+    if question.currency != rates.OWN:
+        source = rates.convert(connection, question.currency, question.fx_date, condition, values)
+    chosen = f"WITH chosen AS NOT MATERIALIZED (SELECT {selected}* FROM {source} WHERE {condition})"
     bound = [*key_values, *values]
     by_name = "".join(f"{name}, " for name in names)
     groups = f"GROUP BY GROUPING SETS (({', '.join(names)}), ())" if names else ""
@@ -136,6 +143,8 @@ def _measures(row: Mapping[str, Any], operations: int) -> dict[str, Any]:
         "cost": None if unknown_cost else row["cost"] or Decimal(0),
         "cost_is_lower_bound": bool(row["unpriced_calls"]),
         "cost_list": row["cost_list"],
+        "cost_list_is_lower_bound": bool(row["unlisted_calls"]),
+        "adjustments": row["adjustments"],
         "unpriced_tokens": int(row["unpriced_tokens"]),
         "cost_at_risk": None if unknown_risk else row["cost_at_risk"] or Decimal(0),
         "fallback_share": round(int(row["tokens_fallback"]) / tokens, 6) if tokens else None,

@@ -55,6 +55,7 @@ def collect(
     budgets_set: Iterable[Budget] = (),
     jobs: Iterable[Ended] = (),
     circuits: Iterable[Mapping[str, Any]] = (),
+    counts: tuple[int, int] | None = None,
     by_workspace: bool = True,
     now: datetime,
 ) -> list[Metric]:
@@ -63,6 +64,7 @@ def collect(
     Args:
         budgets_set: Those of the settings.
         circuits: `provider`, `model` and `state` of every circuit that is not closed now.
+        counts: Look-ups in the token-count cache that found something, and that did not; None without one.
     """
     workspace = "workspace_id" if by_workspace else "'*'"
     found = []
@@ -81,7 +83,17 @@ def collect(
         for each in budgets.standings(connection, budgets_set, now=now)
     ]
     found.append(Metric("embedctl_budget_used_ratio", "gauge", "Spent and at risk, of the budget.", used))
-    return [*found, *_job_metrics(jobs), _circuit_metric(connection, circuits)]
+    return [*found, *_job_metrics(jobs), _circuit_metric(connection, circuits), *_count_metrics(counts)]
+
+
+def _count_metrics(counts: tuple[int, int] | None) -> list[Metric]:
+    """They begin anew with `cache clear`, as a counter may."""
+    hits, misses = counts or (None, None)
+    told = (
+        ("hits", hits, "Token counts taken from the cache."),
+        ("misses", misses, "Texts whose tokens were counted."),
+    )
+    return [Metric(f"embedding_token_count_cache_{n}_total", "counter", text, [({}, v)]) for n, v, text in told]
 
 
 def _prices_age(connection: duckdb.DuckDBPyConnection, now: datetime) -> Metric:

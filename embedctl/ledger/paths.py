@@ -25,6 +25,16 @@ class LedgerPaths:
         return self.database.with_name(self.database.name + ".lock")
 
     @property
+    def budgets(self) -> Path:
+        """What runs that go on now have spent of their workspaces' budgets (shared_purse.py); never removed."""
+        return self.database.with_name(self.database.name + ".budgets")
+
+    @property
+    def limits(self) -> Path:
+        """A copy of the budgets that the ledger holds (limits.py)."""
+        return self.database.with_name(self.database.name + ".limits")
+
+    @property
     def rebuilding(self) -> Path:
         """There from when a damaged database is set aside until all of `done` is in the new one."""
         return self.database.with_name(self.database.name + ".rebuilding")

@@ -7,7 +7,7 @@ import re
 import zoneinfo
 from bisect import bisect_right
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from datetime import MAXYEAR, MINYEAR, UTC, date, datetime, time, timedelta, tzinfo
 from typing import Literal
 
 from embedctl.errors import WrongUsage
@@ -50,13 +50,20 @@ def parse(text: str, where: tzinfo, flag: str) -> datetime:
     Raises:
         WrongUsage: It is neither.
     """
+    moment = _moment(text, where)
+    if moment is None or not MINYEAR < moment.year < MAXYEAR:  # their first and last days have no moment everywhere
+        raise WrongUsage(f"{flag} {text!r} is no date", hint="like 2026-11-01, or 2026-11-01T12:00+01:00")
+    return moment.astimezone(UTC)
+
+
+def _moment(text: str, where: tzinfo) -> datetime | None:
     try:
         if re.fullmatch(r"\d{8}|\d{4}-\d{2}-\d{2}", text):
-            return start_of(date.fromisoformat(text), where)
+            return datetime.combine(date.fromisoformat(text), time(), where)
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise WrongUsage(f"{flag} {text!r} is no date", hint="like 2026-11-01, or 2026-11-01T12:00+01:00") from None
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=where).astimezone(UTC)
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=where)
 
 
 def start_of(day: date, where: tzinfo) -> datetime:

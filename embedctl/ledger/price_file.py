@@ -1,23 +1,20 @@
-"""The user's own prices.toml: set one, import a list of others, and look closely at all."""
+"""The user's own prices.toml: set one, write it down, and look closely at all."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from embedctl import storage
-from embedctl.errors import InputInvalid, InputMissing, WrongUsage
-from embedctl.ledger import prices
-from embedctl.ledger.prices import Price, PriceBook, named
-
-AGREEMENT = Decimal("0.01")
-"""Two sources that differ by no more than this share agree (facts/accounting.md 1.7, decision 8)."""
+from embedctl.errors import WrongUsage
+from embedctl.ledger import price_entries, prices
+from embedctl.ledger.price import Price, named
+from embedctl.ledger.prices import PriceBook
 
 _HEAD = "# Your own prices, USD per million units; stronger than the catalog's of the same key and day.\n"
 
@@ -43,7 +40,7 @@ def _own(place: Path) -> list[Price]:
     """The file's prices as they were written, without the ends that follow from the next one."""
     if not place.is_file():
         return []
-    return [prices.parse(entry) for entry in prices.entries(str(place), place.read_text("utf-8"))]
+    return [price_entries.parse(entry) for entry in price_entries.entries(str(place), place.read_text("utf-8"))]
 
 
 def _table(price: Price) -> str:
@@ -72,126 +69,6 @@ def _table(price: Price) -> str:
 def _quoted(text: str) -> str:
     """A TOML basic string: JSON's, with DEL escaped."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A price that another list names, beside ours.
-
-    Attributes:
-        ours: What holds now; None when nothing does.
-        verdict: "same", "new", "agrees" (a second source says so within 1 %) or "differs".
-    """
-
-    price: Price
-    ours: Price | None
-    verdict: str
-
-
-def read_offers(path: Path, *, now: datetime) -> list[Price]:
-    """Embedding prices of a litellm or genai-prices JSON file, as observed now.
-
-    Raises:
-        InputMissing, InputInvalid: No such file; neither of the two formats.
-    """
-    try:
-        content = json.loads(path.read_text("utf-8"), parse_float=Decimal)
-    except FileNotFoundError:
-        raise InputMissing(f"no such file: {path}") from None
-    except (OSError, ValueError) as error:
-        raise InputInvalid(f"{path} is no JSON: {error}") from None
-    day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    if isinstance(content, list) and all(isinstance(entry, dict) and "models" in entry for entry in content):
-        found = _genai(content, day, path.name)
-    elif isinstance(content, dict) and any(isinstance(e, dict) and "mode" in e for e in content.values()):
-        found = _litellm(content, day, path.name)
-    else:
-        raise InputInvalid(f"{path} is neither litellm's nor genai-prices' list", hint="their JSON files")
-    return list({price.key: price for price in found}.values())
-
-
-def _litellm(content: Mapping[str, Any], day: datetime, name: str) -> Iterator[Price]:
-    """Zero and missing prices there mean unknown (facts/accounting.md 1.1): left out."""
-    for key, entry in content.items():
-        if not isinstance(entry, dict) or entry.get("mode") != "embedding":
-            continue
-        provider = _PROVIDERS.get(str(entry.get("litellm_provider")), str(entry.get("litellm_provider")))
-        model = key.removeprefix(f"{entry.get('litellm_provider')}/")
-        for field, tier in (("input_cost_per_token", "standard"), ("input_cost_per_token_batches", "batch")):
-            price = _observed(provider, model, tier, entry.get(field), 1_000_000, day, f"litellm:{name}")
-            if price is not None:
-                yield price
-
-
-def _genai(content: Sequence[Mapping[str, Any]], day: datetime, name: str) -> Iterator[Price]:
-    for provider in content:
-        for model in provider["models"]:
-            if "embed" not in str(model.get("id", "")).lower():
-                continue
-            listed = model.get("prices")
-            entry = listed[-1].get("prices", {}) if isinstance(listed, list) and listed else listed
-            value = entry.get("input_mtok") if isinstance(entry, dict) else None
-            own = _PROVIDERS.get(str(provider.get("id")), str(provider.get("id")))
-            price = _observed(own, str(model["id"]), "standard", value, 1, day, f"genai-prices:{name}")
-            if price is not None:
-                yield price
-
-
-_PROVIDERS = {"voyageai": "voyage", "jina_ai": "jina", "together_ai": "together", "fireworks_ai": "fireworks",
-              "gemini": "google", "aws": "bedrock", "x-ai": "xai"}  # fmt: skip
-"""Their names of our providers."""
-
-
-def _observed(provider: str, model: str, tier: str, value: Any, scale: int, day: datetime, source: str) -> Price | None:
-    """A price as another list has it; None where it has none or an impossible one."""
-    if isinstance(value, bool) or not isinstance(value, int | Decimal) or value <= 0:
-        return None
-    try:
-        usd = (Decimal(value) * scale).quantize(Decimal("0.000000001")).normalize()
-    except InvalidOperation:
-        return None
-    if not prices.LOWEST <= usd <= prices.HIGHEST:
-        return None
-    return Price(
-        provider=provider,
-        model=model,
-        tier=tier,
-        usd_per_million=usd,
-        valid_from=day,
-        source=source,
-        confidence="observed_only",
-    )
-
-
-def judge(offers: Iterable[Price], book: PriceBook, others: Iterable[Price] = (), *, now: datetime) -> list[Offer]:
-    """Each offered price beside ours; `others` is a second source. Differences are listed, never averaged."""
-    second = {price.key: price for price in others}
-    found = []
-    for price in offers:
-        ours = book.price_at(price.provider, price.model, at=now, region=price.region, tier=price.tier)
-        listed = ours if ours is not None and ours.kind == "list" else None
-        witness = second.get(price.key)
-        if listed is not None and listed.usd_per_million == price.usd_per_million:
-            verdict = "same"
-        elif witness is not None and agree(witness, price):
-            verdict = "agrees"
-        else:
-            verdict = "new" if listed is None else "differs"
-        confirmed = replace(price, confidence="confirmed") if verdict == "agrees" else price
-        found.append(Offer(confirmed, ours, verdict))
-    return found
-
-
-def agree(one: Price, other: Price) -> bool:
-    """Whether two prices are within 1 % of the larger."""
-    low, high = sorted((one.usd_per_million, other.usd_per_million))
-    return high - low <= high * AGREEMENT
-
-
-def accepted(offers: Iterable[Offer], *, confirm: bool) -> list[Price]:
-    """The offers that go in: agreed by two sources, or all that differ when a person confirms."""
-    wanted = ("agrees", "new", "differs") if confirm else ("agrees",)
-    return [offer.price for offer in offers if offer.verdict in wanted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +138,7 @@ def new_price(
     """
     provider, model = split(name)
     try:
-        return prices.parse(
+        return price_entries.parse(
             {
                 "provider": provider,
                 "model": model,
@@ -273,7 +150,7 @@ def new_price(
                 "source": source,
                 "confidence": "confirmed",
                 "valid_from": start,
-                "is_free": prices.exact(usd_per_million) == 0,
+                "is_free": price_entries.exact(usd_per_million) == 0,
             }
         )
     except ValueError as error:

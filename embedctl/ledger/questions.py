@@ -16,6 +16,7 @@ import duckdb
 from embedctl.errors import WrongUsage
 from embedctl.ledger import periods
 from embedctl.ledger.periods import Range
+from embedctl.ledger.rates import OWN, FxDate
 from embedctl.ledger.rating import microseconds, moment
 
 _COLUMNS = {
@@ -44,6 +45,7 @@ class Question:
         timezone: IANA name; decides days, weeks and months.
         top: Keep the N dearest groups; None keeps all.
         descending: Latest first, where grouped by time.
+        currency: Which money is shown in; other than USD by the rate of each event's `fx_date`.
     """
 
     by: Sequence[str] = ()
@@ -52,6 +54,8 @@ class Question:
     timezone: str = "UTC"
     top: int | None = None
     descending: bool = False
+    currency: str = OWN
+    fx_date: FxDate = "day"
 
 
 def where_clause(question: Question) -> tuple[str, list[Any]]:

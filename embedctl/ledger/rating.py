@@ -10,9 +10,10 @@ from typing import Any
 import duckdb
 import orjson
 
-from embedctl.ledger import prices
-from embedctl.ledger.prices import Price, PriceBook, PriceKey
-from embedctl.records import uuid7
+from embedctl.ledger import price as pricing
+from embedctl.ledger.price import Price, PriceKey
+from embedctl.ledger.prices import PriceBook
+from embedctl.records import NO_USAGE, uuid7
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -76,7 +77,7 @@ SELECT * EXCLUDE (price_as, amount, basis, list_price, cached_price, cached_unit
   CASE WHEN basis = 'reported' THEN amount END::DECIMAL(28,15) AS cost_provider,
   CASE basis WHEN 'nothing' THEN 'not_billable' WHEN 'reported' THEN 'provider_reported' WHEN 'risk' THEN 'at_risk'
        WHEN 'uncounted' THEN 'unpriced' ELSE basis END AS cost_status,
-  CASE WHEN basis = 'uncounted' THEN coalesce(reason, 'native usage missing') ELSE reason END AS reason
+  CASE WHEN basis = 'uncounted' THEN coalesce(reason, '{NO_USAGE}') ELSE reason END AS reason
 FROM matched
 """
 """Every column of usage_event that rating decides; `batch` holds the others, with `price_as` and `amount`."""
@@ -133,7 +134,7 @@ def known_fingerprint(connection: duckdb.DuckDBPyConnection) -> str | None:
 
 
 def make_rates(connection: duckdb.DuckDBPyConnection) -> None:
-    """Fill the temporary table `rate` with the rates of every key in `batch`, by the rule of `prices.rate_at`."""
+    """Fill the temporary table `rate` with the rates of every key in `batch`, by the rule of `price.rate_at`."""
     keys = connection.execute(
         "SELECT DISTINCT provider, price_as, model, region, price_tier, meter FROM batch "
         "WHERE entry_kind = 'usage' AND billable <> 'no'"
@@ -142,7 +143,7 @@ def make_rates(connection: duckdb.DuckDBPyConnection) -> None:
     rates: list[dict[str, Any]] = []
     for provider, price_as, model, region, tier, meter in keys:
         key = PriceKey(provider=provider, price_as=price_as, model=model, region=region, tier=tier, meter=meter)
-        for rate in prices.timeline(known.get(model, ()), key):
+        for rate in pricing.timeline(known.get(model, ()), key):
             rates.append(
                 {
                     "provider": provider,

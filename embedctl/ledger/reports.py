@@ -16,6 +16,7 @@ from embedctl.ledger import periods
 from embedctl.ledger.measures import measured
 from embedctl.ledger.questions import KEYS, UNITS, Question, refuse_unknown_names, where_clause
 from embedctl.ledger.rating import microseconds
+from embedctl.records import NO_USAGE
 
 __all__ = ["KEYS", "Question", "Report", "report"]
 
@@ -52,7 +53,7 @@ class Report:
             "timezone": self.question.timezone,
             "since": within.since.astimezone(where) if within.since else None,
             "until": within.until.astimezone(where) if within.until else None,
-            "currency": "USD",
+            "currency": self.question.currency,
             "prices_as_of": self.prices_as_of,
             "by": list(self.question.by),
             "filters": {key: list(values) for key, values in self.question.only.items()},
@@ -80,7 +81,7 @@ def report(
     found.sort(key=lambda group: _rank(group, question))
     kept = found if question.top is None else found[: question.top]
     condition, values = where_clause(question)
-    warnings = _warnings(connection, condition, values, totals)
+    warnings = _warnings(connection, condition, values, totals, question.currency)
     if len(kept) < len(found):
         warnings.append(f"{len(found) - len(kept)} more groups are in the total only (--top {question.top})")
     return Report(
@@ -124,14 +125,14 @@ def _rank(group: Mapping[str, Any], question: Question) -> tuple[Any, ...]:
 
 
 def _warnings(
-    connection: duckdb.DuckDBPyConnection, condition: str, values: list[Any], totals: Mapping[str, Any]
+    connection: duckdb.DuckDBPyConnection, condition: str, values: list[Any], totals: Mapping[str, Any], currency: str
 ) -> list[str]:
     sentences = []
     if totals["unpriced_calls"]:
         sentences.extend(_unpriced(connection, condition, values))
     if totals["at_risk_calls"]:
         amount = totals["cost_at_risk"]
-        upto = f"up to {plain(amount)} USD" if amount is not None else "an unknown amount"
+        upto = f"up to {plain(amount)} {currency}" if amount is not None else "an unknown amount"
         sentences.append(
             f"{upto} unconfirmed ({counted(totals['at_risk_calls'], 'call')} without an answer, "
             f"{totals['tokens_unknown']:,} tokens); not included in the cost"
@@ -147,7 +148,7 @@ def _warnings(
 def _unpriced(connection: duckdb.DuckDBPyConnection, condition: str, values: list[Any]) -> list[str]:
     rows = connection.execute(
         "SELECT provider, model, sum(tokens_total)::BIGINT, count(*), "
-        "count(*) FILTER (reason = 'native usage missing') FROM usage_event "
+        f"count(*) FILTER (reason = '{NO_USAGE}') FROM usage_event "
         f"WHERE {condition} AND cost_status = 'unpriced' GROUP BY provider, model ORDER BY 3 DESC, 1, 2",
         values,
     ).fetchall()

@@ -79,7 +79,7 @@ def pending(folder: Path) -> list[Path]:
     """Spool files that wait, oldest name first."""
     try:
         names = [path.name for path in folder.iterdir()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [folder / name for name in sorted(names) if name.endswith(SUFFIX) and not name.startswith(".")]
 

@@ -1,0 +1,72 @@
+"""A copy of the ledger's budgets beside it, so that runs know without opening it whether there are any.
+
+Most workspaces have none, and their runs need not wait for a ledger that another program holds, nor load duckdb. A
+ledger that is made anew from the spool gets its budgets back from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from embedctl import storage
+from embedctl.ledger.paths import LedgerPaths
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def there_are(paths: LedgerPaths) -> bool:
+    """Whether the ledger holds a budget; a copy that cannot be read counts as one: the ledger must be asked."""
+    try:
+        return _read(paths) != []
+    except (OSError, ValueError):
+        return True
+
+
+def keep(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths) -> None:
+    """Make the copy say what the ledger says.
+
+    Raises:
+        StorageFailed: The disk refused.
+    """
+    from embedctl.ledger import budgets
+
+    content = orjson.dumps([asdict(one) for one in budgets.stored(connection)], default=str)
+    try:
+        if paths.limits.read_bytes() == content:
+            return
+    except FileNotFoundError:
+        if content == b"[]":
+            return
+    except OSError:
+        pass  # it is replaced
+    storage.replace(storage.DISK, paths.limits, content)
+
+
+def restore(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths) -> int:
+    """Put the copy's budgets into a ledger that was made anew; how many."""
+    from decimal import Decimal
+
+    from embedctl.ledger import budgets
+
+    try:
+        kept = _read(paths)
+    except (OSError, ValueError):
+        return 0
+    for one in kept:
+        money = {"amount": Decimal(one["amount"]), "warn_ratio": Decimal(one["warn_ratio"])}
+        budgets.put(connection, budgets.Budget(**(one | money)))
+    return len(kept)
+
+
+def _read(paths: LedgerPaths) -> list[dict[str, Any]]:
+    try:
+        found = orjson.loads(paths.limits.read_bytes())
+    except FileNotFoundError:
+        return []
+    if not isinstance(found, list):
+        raise ValueError("no list")  # noqa: TRY004 - a foreign content, not a wrong call
+    return found

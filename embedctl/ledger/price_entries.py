@@ -1,0 +1,104 @@
+"""One [[price]] table of a price file, read and checked: exact, dated, in the right unit. Pure."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import UTC, date, datetime, time
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from embedctl.errors import ConfigurationInvalid
+from embedctl.ledger.price import Price, named
+
+CONFIDENCES = ("confirmed", "listed", "derived", "observed_only")
+LOWEST, HIGHEST = Decimal("0.0001"), Decimal(1000)
+"""USD per million tokens outside of which a price is a unit mix-up (accounting.md 1.12: 1,000x and 100,000x)."""
+
+_KEYS = {field.name for field in fields(Price)}
+
+
+def entries(place: str, text: str) -> list[dict[str, Any]]:
+    """The [[price]] tables of a file, unchecked."""
+    try:
+        content = tomllib.loads(text, parse_float=Decimal)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationInvalid(f"{place}: {error}", hint="the file must be TOML") from None
+    entries = content.get("price", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigurationInvalid(f"{place}: prices are [[price]] tables")
+    return entries
+
+
+def parse(entry: Mapping[str, Any]) -> Price:
+    """One [[price]] table.
+
+    Raises:
+        ValueError: What is wrong with it.
+    """
+    unknown = sorted(entry.keys() - _KEYS)
+    if unknown:
+        raise ValueError(f"unknown key {unknown[0]!r}")
+    missing = [key for key in ("provider", "model", "usd_per_million", "valid_from", "source") if not entry.get(key)]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    values = dict(entry)
+    values["usd_per_million"] = exact(entry["usd_per_million"])
+    values["valid_from"] = moment(entry["valid_from"])
+    values["valid_to"] = moment(entry["valid_to"]) if entry.get("valid_to") else None
+    values.setdefault("confidence", "listed")
+    values["is_free"] = bool(entry.get("is_free", False))
+    price = Price(**values)
+    _check(price)
+    return price
+
+
+def _check(price: Price) -> None:
+    if price.confidence not in CONFIDENCES:
+        raise ValueError(f"confidence {price.confidence!r} is none of {', '.join(CONFIDENCES)}")
+    if price.kind not in ("list", "contract"):
+        raise ValueError(f"kind {price.kind!r} is neither list nor contract")
+    if price.is_free != (price.usd_per_million == 0):
+        raise ValueError(f"{named(price)}: is_free says one thing, usd_per_million = {price.usd_per_million} another")
+    if price.meter.startswith("input_token") and not price.is_free and not LOWEST <= price.usd_per_million <= HIGHEST:
+        raise ValueError(
+            f"{named(price)}: {price.usd_per_million} USD per million tokens is not between {LOWEST} and {HIGHEST}: "
+            "another unit?"
+        )
+    if price.valid_to is not None and price.valid_to <= price.valid_from:
+        raise ValueError(f"{named(price)}: valid_to is not after valid_from")
+
+
+def exact(value: object) -> Decimal:
+    """A price as a decimal of at most nine places.
+
+    Raises:
+        ValueError: It is none, is negative, or a binary float.
+    """
+    if isinstance(value, float) or not isinstance(value, str | int | Decimal):
+        raise ValueError(f'usd_per_million must be a string like "0.02", not {value!r}')  # noqa: TRY004
+    try:
+        price = Decimal(value)
+    except InvalidOperation:
+        raise ValueError(f"usd_per_million {value!r} is no number") from None
+    if not price.is_finite() or price < 0:
+        raise ValueError(f"usd_per_million {value!r} is no price")
+    if price != price.quantize(Decimal("0.000000001")):
+        raise ValueError(f"usd_per_million {value!r} has more than nine decimal places")
+    return price
+
+
+def moment(value: object) -> datetime:
+    """A day or time of TOML, or an ISO 8601 string, as a moment in UTC; without a zone it is UTC.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    if isinstance(value, date):
+        return datetime.combine(value, time(), UTC)
+    raise ValueError(f"{value!r} is no date")

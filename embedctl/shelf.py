@@ -1,0 +1,144 @@
+"""One SQLite file that any number of processes share. Broken or busy, it is of no use, and nobody stops.
+
+Nothing in it is precious: whoever cannot read or write it goes on without. Door to sqlite3.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+BUSY_MS = 500
+"""How long another process that writes is waited for."""
+
+_VARIABLES = 500  # SQLite took 999 in one statement before 3.32
+_TALLY = """
+CREATE TABLE IF NOT EXISTS tally (
+  kind TEXT PRIMARY KEY, hits INTEGER NOT NULL DEFAULT 0, misses INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What was looked up since the file was made, by processes that ended well: found, or not."""
+
+    hits: int = 0
+    misses: int = 0
+
+
+class Shelf:
+    """Entries of one kind in `path`; from any thread.
+
+    Args:
+        kind: What the entries are, in words.
+        schema: SQL that makes their tables where they are not.
+        busy_ms: How long another process that writes is waited for.
+        warned: Told once when it is of no use; from then on everything is a miss.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        schema: str,
+        *,
+        busy_ms: int | None = None,
+        warned: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.path = path
+        self._kind = kind
+        self._schema = schema
+        self._busy_ms = BUSY_MS if busy_ms is None else busy_ms
+        self._warned = warned
+        self._connection: sqlite3.Connection | None = None
+        self._broken = False
+        self._lock = threading.Lock()
+        self._seen = Tally()
+
+    def do(self, work: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
+        """What `work` gives, as one transaction; `otherwise`, and a word of it, when the file is of no use."""
+        with self._lock:
+            if self._broken:
+                return otherwise
+            try:
+                self._connection = self._connection or self._connect()
+                with self._connection:
+                    return work(self._connection)
+            except (sqlite3.Error, OSError) as problem:
+                busy = isinstance(problem, sqlite3.OperationalError) and "locked" in str(problem)
+                self._broken = not busy
+                if not busy:
+                    hint = "`embedctl cache clear` makes a new one"
+                    self._warned(f"the {self._kind} cache {self.path} is not used: {problem}; {hint}")
+                return otherwise
+
+    def saw(self, hits: int, misses: int) -> None:
+        """Count look-ups; they are written down with `close`."""
+        with self._lock:
+            self._seen = Tally(self._seen.hits + hits, self._seen.misses + misses)
+
+    def tally(self) -> Tally:
+        """Of all processes."""
+
+        def select(connection: sqlite3.Connection) -> Tally:
+            row = connection.execute("SELECT hits, misses FROM tally WHERE kind = ?", [self._kind]).fetchone()
+            return Tally(*row) if row else Tally()
+
+        return self.do(select, Tally()) if self.path.exists() else Tally()
+
+    def clear(self) -> None:
+        """Remove the file, whatever is in it."""
+        self._let_go()
+        for suffix in ("", "-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Write down how often it was of use, and let go of the file."""
+        seen, self._seen = self._seen, Tally()
+        if seen != Tally():
+            self.do(lambda connection: self._add(connection, seen), None)
+        self._let_go()
+
+    def _add(self, connection: sqlite3.Connection, seen: Tally) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT OR IGNORE INTO tally (kind) VALUES (?)", [self._kind])
+        connection.execute(
+            "UPDATE tally SET hits = hits + ?, misses = misses + ? WHERE kind = ?",
+            [seen.hits, seen.misses, self._kind],
+        )
+
+    def _let_go(self) -> None:
+        with self._lock, suppress(sqlite3.Error):
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(
+            self.path, timeout=self._busy_ms / 1000, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.executescript(self._schema + _TALLY)
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+
+def some_at_once(keys: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], str]]:
+    """`keys` in such portions as one statement takes, each with its marks for IN."""
+    for start in range(0, len(keys), _VARIABLES):
+        some = keys[start : start + _VARIABLES]
+        yield some, ",".join("?" * len(some))
