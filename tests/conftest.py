@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "long" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="long: run with --long"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests have counted, behind their results; also those that ran in other processes."""
+    passed = [report for report in terminalreporter.getreports("passed") if report.when == "call"]
+    told = [(report.nodeid, value) for report in passed for name, value in report.user_properties if name == "counted"]
+    if told:
+        terminalreporter.section("counted")
+    for nodeid, value in told:
+        terminalreporter.write_line(f"{nodeid.rpartition('::')[2]}: {value}")
+
+
+@pytest.fixture
+def counted(record_property: Callable[[str, object], None]) -> Callable[[object], None]:
+    """Keeps what a test has counted for the summary, in words: what is no word cannot come from another process."""
+    return lambda count: record_property("counted", str(count))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
-"""A disk that dies: at any durable operation, whole or torn, with or without the power."""
+"""Disks that die, with or without the power, or refuse: from any durable operation on."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedctl.errors import OutputRefused, StorageFailed
 from embedctl.storage import Buffer, Disk
 
 
@@ -45,7 +47,7 @@ class CrashingDisk(Disk):
         self.count = 0
         self.dead = False
         self.trace: list[str] = []
-        self._graveyard = graveyard
+        self.graveyard = graveyard
         self._random = random.Random(seed)
         self._lock = threading.RLock()
         self._graves = itertools.count()
@@ -126,8 +128,9 @@ class CrashingDisk(Disk):
         with self._operation("rename", target):
             before = self._buried(target)
 
-            def undo() -> None:
-                target.unlink(missing_ok=True)
+            def undo() -> None:  # in one step: file systems with a journal lose both names' change, or none
+                os.link(target, source)
+                target.unlink()
                 if before is not None:
                     os.link(before, target)
 
@@ -145,25 +148,22 @@ class CrashingDisk(Disk):
         if not folder.is_dir():
             super().make_folder(folder, mode=mode)
 
-    def close(self, fd: int) -> None:
-        super().close(fd)
-
     # the power
 
     def _later(self, folder: Path, undo: Callable[[], None]) -> None:
-        if self._graveyard is not None:
+        if self.graveyard is not None:
             self._undo.setdefault(folder, []).append(undo)
 
     def _buried(self, path: Path) -> Path | None:
-        if self._graveyard is None or not path.exists():
+        if self.graveyard is None or not path.exists():
             return None
-        grave = self._graveyard / f"{id(self)}-{self.at}-{next(self._graves)}"
+        grave = self.graveyard / f"{id(self)}-{self.at}-{next(self._graves)}"
         os.link(path, grave)
         return grave
 
     def lose_power(self) -> None:
         """What was not synced is gone, or some of it. To be called when nobody uses the files any more."""
-        if self._graveyard is None:
+        if self.graveyard is None:
             return
         for file in self._written:
             with suppress(OSError):
@@ -182,3 +182,81 @@ class CrashingDisk(Disk):
         os.truncate(file.path, file.synced if fate != "torn" else self._random.randrange(file.synced, file.end))
         if fate == "zeros":
             os.truncate(file.path, file.end)
+
+
+class RefusingDisk(Disk):
+    """From durable operation number `at` on it is full, or read-only.
+
+    Full, it takes names away and gives space back, but takes nothing more; of a write it may take the first half.
+    """
+
+    def __init__(self, at: int, *, read_only: bool = False, torn: bool = False) -> None:
+        self.at = at
+        self.read_only = read_only
+        self.torn = torn
+        self.count = 0
+        self.refused = 0
+        self.trace = ["nothing"]
+        self._lock = threading.Lock()
+
+    def _refuse(self, path: Path, doing: str) -> None:
+        with self._lock:
+            self.count += 1
+            if self.count < self.at:
+                return
+            self.refused += 1
+            self.trace.append(f"{doing} {path.name}")
+        why = os.strerror(errno.EROFS if self.read_only else errno.ENOSPC)
+        kind = OutputRefused if self.read_only and doing == "create" else StorageFailed
+        raise kind(f"cannot {doing} {path}: {why}")
+
+    def _refuse_to_remove(self, path: Path) -> None:
+        if self.read_only:
+            self._refuse(path, "remove")
+
+    def create(self, path: Path, *, mode: int = 0o600) -> int:
+        self._refuse(path, "create")
+        return super().create(path, mode=mode)
+
+    def write(self, fd: int, buffers: Sequence[Buffer], offset: int, path: Path) -> int:
+        whole = b"".join(bytes(buffer) for buffer in buffers)
+        try:
+            self._refuse(path, "write")
+        except StorageFailed:
+            if self.torn:
+                super().write(fd, [whole[: len(whole) // 2]], offset, path)
+            raise
+        return super().write(fd, [whole], offset, path)
+
+    def reserve(self, fd: int, end: int, path: Path) -> bool:
+        self._refuse(path, "reserve space in")
+        return super().reserve(fd, end, path)
+
+    def sync(self, fd: int, path: Path) -> None:
+        self._refuse(path, "sync")
+        super().sync(fd, path)
+
+    def link(self, source: Path, target: Path) -> bool:
+        self._refuse(target, "create")
+        return super().link(source, target)
+
+    def also(self, source: Path, target: Path) -> bool:
+        self._refuse(target, "create")
+        return super().also(source, target)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._refuse(target, "replace")
+        super().rename(source, target)
+
+    def make_folder(self, folder: Path, *, mode: int = 0o700) -> None:
+        if not folder.is_dir():
+            self._refuse(folder, "create")
+        super().make_folder(folder, mode=mode)
+
+    def unlink(self, path: Path) -> None:
+        self._refuse_to_remove(path)
+        super().unlink(path)
+
+    def truncate(self, fd: int, size: int, path: Path) -> None:
+        self._refuse_to_remove(path)
+        super().truncate(fd, size, path)

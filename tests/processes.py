@@ -28,6 +28,21 @@ from tests.wire.client import Wire, expected, hash_of
 MODEL = "text-embedding-3-small"
 WORDS = ["the", "one", "red", "big", "old", "new", "day", "man", "sun", "sea", "war", "law", "art", "car", "dog", "cat"]
 ROOT = Path(__file__).parents[1]
+LEDGER = """
+SELECT coalesce(sum(tokens_total) FILTER (billable = 'yes' AND entry_kind = 'usage'), 0),
+       coalesce(sum(tokens_estimated) FILTER (billable = 'unknown' AND entry_kind = 'usage'), 0),
+       count(*) FILTER (entry_kind = 'usage'),
+       count(DISTINCT event_id) FILTER (entry_kind = 'usage'),
+       coalesce(sum(input_count) FILTER (status = 'ok' AND purpose <> 'test' AND entry_kind = 'usage'), 0),
+       coalesce(sum(input_count) FILTER (entry_kind = 'cache_hit'), 0)
+FROM usage_event
+"""
+HURRY = {
+    "embedctl.resilience.retry:TRANSIENT_BASE_S": 0.02,
+    "embedctl.resilience.retry:THROTTLE_BASE_S": 0.04,
+    "embedctl.resilience.window:AdaptiveRate.SLOWEST": 200.0,
+}
+"""Constants for tests that are not about waiting."""
 
 
 @dataclass
@@ -77,8 +92,10 @@ class Zygote:
     def start(self, args: Sequence[object], world: World) -> Child:
         self._count += 1
         out, err = (world.folder / f".{self._count}.{name}" for name in ("out", "err"))
+        out.touch()
+        err.touch()  # it may be killed before it opens them
         order = {"args": [str(arg) for arg in args], "cwd": str(world.folder), "env": world.environment}
-        order["slot_bytes"] = world.slot_bytes
+        order |= {"constants": world.constants, "run": world.run_with}
         pid = self.ask({**order, "out": str(out), "err": str(err)})
         return Child(pid, out, err, self)
 
@@ -99,12 +116,16 @@ class World:
 
     Attributes:
         slot_bytes: Small ones make many parts of few rows.
+        segment_bytes: Of the journal; None: as ever.
+        hurried: Waits after failures take a 25th of their time.
     """
 
     folder: Path
     wire: Wire
     zygote: Zygote
     slot_bytes: int = 1
+    segment_bytes: int | None = None
+    hurried: bool = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -116,6 +137,16 @@ class World:
             "OPENAI_API_KEY": "sk-test",
             "OPENAI_BASE_URL": self.wire.base_url(),
         }
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What is other than usual in its processes."""
+        return {"embedctl.slots:SLOT_BYTES": self.slot_bytes, **(HURRY if self.hurried else {})}
+
+    @property
+    def run_with(self) -> dict[str, Any]:
+        """Arguments of its processes' `Run`."""
+        return {} if self.segment_bytes is None else {"segment_bytes": self.segment_bytes}
 
     @property
     def home(self) -> Path:
@@ -177,22 +208,27 @@ class World:
         """Confirmed and possibly billed tokens, and events, after taking in what waits."""
         ended = self.run("usage", "ingest")
         assert ended.code == 0, (ended.code, ended.err)
+        return self.ledger_as_it_is()
+
+    def ledger_as_it_is(self) -> dict[str, int]:
+        """The same, and how many texts were answered or came from the cache; what waits is left out."""
         with duckdb.connect(str(self.home / "usage.duckdb"), read_only=True) as connection:
-            row = connection.execute(
-                "SELECT coalesce(sum(tokens_total) FILTER (billable = 'yes'), 0), "
-                "coalesce(sum(tokens_estimated) FILTER (billable = 'unknown'), 0), count(*), count(DISTINCT event_id) "
-                "FROM usage_event WHERE entry_kind = 'usage'"
-            ).fetchone()
+            row = connection.execute(LEDGER).fetchone()
         assert row is not None
-        assert row[2] == row[3], "an event is in the ledger twice"
-        return {"confirmed": int(row[0]), "unknown": int(row[1]), "events": int(row[2])}
+        found = dict(zip(("confirmed", "unknown", "events", "ids", "texts", "hits"), map(int, row), strict=True))
+        assert found["events"] == found.pop("ids"), "an event is in the ledger twice"
+        return found
 
     def check_bill(self) -> None:
         """Confirmed ≤ the provider's invoice ≤ confirmed + unknown, and every attempt that got there is an event."""
-        ledger, billed = self.ledger(), self.wire.billed()
+        self.check_billed(self.ledger())
+
+    def check_billed(self, ledger: dict[str, int]) -> None:
+        truth = self.wire.truth()
+        billed = sum(one["tokens_billed"] for one in truth)
 
         assert ledger["confirmed"] <= billed <= ledger["confirmed"] + ledger["unknown"]
-        assert ledger["events"] >= len(self.wire.truth())
+        assert ledger["events"] >= len(truth)
 
     def bought(self) -> Counter[str]:
         """How often each text was answered with a bill, by hash."""

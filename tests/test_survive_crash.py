@@ -1,8 +1,9 @@
-"""A whole run dies at every durable operation it does, whole and torn; the next one finishes it.
+"""A whole run dies, or its disk refuses, at every durable operation it does; the next one finishes it.
 
 Each row once with its vector, no answered text bought again, confirmed ≤ billed ≤ confirmed + unknown, no leftovers.
-The journal's own operations are taken one by one in test_journal_crash.py, with the power going too. Here a sample of
-all operations of a run is taken; `--long` takes every one.
+It dies there, whole or torn; the power goes with it; the disk is full, or read-only, from there on. The journal's own
+operations are taken one by one in test_journal_crash.py. Here a sample of all operations of a run is taken; `--long`
+takes every one.
 
 The ordering rules of a run. Each is taken away once in `MUTANTS`, and the checks must notice:
 
@@ -15,6 +16,7 @@ The ordering rules of a run. Each is taken away once in `MUTANTS`, and the check
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ import orjson
 import pyarrow as pa
 import pytest
 from crashed_runs import CrashingDisk, Small
+from crashing import RefusingDisk
 from processes import sentence
 
 from embedctl import slots, storage
@@ -38,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 TEXTS = [sentence(number) for number in range(17)] + [sentence(3)]
 CHANGED = [*TEXTS[:4], sentence(100), *TEXTS[5:14], sentence(101), sentence(102)]
-POINTS = 10
+POINTS = 7
 
 
 @pytest.fixture(autouse=True)
@@ -107,8 +110,29 @@ CASES = {
 }
 
 
-def crash_everywhere(case: str, folder: Path, wire: Wire, points: int | None) -> int:
-    """Die at so many operations (None: all), in each as a whole and torn; how often."""
+def dies(folder: Path, at: int, torn: bool) -> CrashingDisk:
+    return CrashingDisk(at, torn=torn)
+
+
+def loses_power(folder: Path, at: int, torn: bool) -> CrashingDisk:
+    """What was not synced is lost, kept, torn or zeroed."""
+    (folder / "graves").mkdir()
+    return CrashingDisk(at, torn=torn, graveyard=folder / "graves", seed=at)
+
+
+def is_full(folder: Path, at: int, torn: bool) -> RefusingDisk:
+    return RefusingDisk(at, torn=torn)
+
+
+def is_read_only(folder: Path, at: int, torn: bool) -> RefusingDisk:
+    return RefusingDisk(at, read_only=True)
+
+
+ENDS = {"dies": dies, "loses power": loses_power, "is full": is_full, "is read-only": is_read_only}
+
+
+def end_everywhere(end: str, case: str, folder: Path, wire: Wire, points: int | None) -> int:
+    """Let it end so at so many operations (None: at all), in each as a whole and torn; how often it did."""
     prepare, texts, about = CASES[case]
     counting = CrashingDisk()
     wire.reset()
@@ -116,43 +140,48 @@ def crash_everywhere(case: str, folder: Path, wire: Wire, points: int | None) ->
     every = counting.count
     assert every > 20
     step = 1 if points is None else max(1, every // points)
-    crashes = 0
+    ends = 0
     for at in range(1, every + 1, step):
         torn = counting.trace[at - 1].startswith("write") and (points is None or at // step % 2 == 0)
         for half in (False, True) if torn and points is None else (torn,):
             wire.reset()
             small = prepare(folder / f"{at}-{half}", wire)
-            crashes += crash_once(small, at, half, texts, about)
-    return crashes
+            ends += end_once(small, ENDS[end](small.folder, at, half), texts, about)
+            shutil.rmtree(small.folder)
+    return ends
 
 
-def crash_once(small: Small, at: int, torn: bool, texts: list[str], about: dict[str, object]) -> bool:
-    """Die there, then finish; whether it died."""
-    disk = CrashingDisk(at, torn=torn)
+def end_once(small: Small, disk: CrashingDisk | RefusingDisk, texts: list[str], about: dict[str, object]) -> bool:
+    """End there, then finish; whether it did end there."""
     had = small.safe(overwritten=bool(about.get("overwrite")))
     before, shown = len(small.wire.truth()), small.shown()
-    small.run(disk, **about)
-    assert not had & {h for one in small.wire.truth()[before:] for h in one["text_hashes"]}, (
-        "bought again before it died"
-    )
+    ended = small.run(disk, **about)
+    where = f"operation {disk.at}{' torn' if disk.torn else ''}: {disk.trace[-1]}"
+    assert not had & {h for one in small.wire.truth()[before:] for h in one["text_hashes"]}, f"{where}: bought again"
     small.check_whole(shown)
     safe, seen = small.safe(overwritten=bool(about.get("overwrite"))), len(small.wire.truth())
     finished = small.run(**about)
 
-    where = f"operation {at}{' torn' if torn else ''}: {disk.trace[-1]}"
+    if isinstance(disk, RefusingDisk):
+        code = ended.exit_code if ended is not None else None
+        assert code in ((73, 74) if disk.refused else (0,)), f"{where}: {ended}"
     assert isinstance(finished, Receipt), f"{where}: {finished}"
     assert finished.exit_code == 0, f"{where}: {finished.error}"
     assert not safe & {h for one in small.wire.truth()[seen:] for h in one["text_hashes"]}, where
     small.check_rows(texts)
     small.check_bill()
     small.check_no_leftovers()
-    return disk.dead
+    return disk.dead if isinstance(disk, CrashingDisk) else bool(disk.refused)
 
 
+@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("case", CASES)
-def test_crash_anywhere(case: str, tmp_path: Path, wire: Wire) -> None:
-    """A run that dies at a durable operation is finished by the next one, nothing lost, nothing bought twice."""
-    assert crash_everywhere(case, tmp_path, wire, POINTS) > POINTS // 2
+def test_ends_anywhere(case: str, end: str, tmp_path: Path, wire: Wire, counted: Callable[[object], None]) -> None:
+    """A run that ends at a durable operation is finished by the next one, nothing lost, nothing bought twice."""
+    ends = end_everywhere(end, case, tmp_path, wire, POINTS)
+    counted(f"{ends} times")
+
+    assert ends > POINTS // 2
 
 
 def thrown_away(self: FolderOutput) -> None:
@@ -207,12 +236,13 @@ def test_checks_bite(mutant: str, tmp_path: Path, wire: Wire, monkeypatch: pytes
     monkeypatch.setattr(target, instead)
 
     with pytest.raises((AssertionError, EmbedctlError, OSError, pa.ArrowException)):
-        crash_everywhere(case, tmp_path, wire, 60)
+        end_everywhere("dies", case, tmp_path, wire, 60)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("case", CASES)
-def test_crash_everywhere(case: str, tmp_path: Path, wire: Wire) -> None:
+def test_ends_everywhere(case: str, end: str, tmp_path: Path, wire: Wire, counted: Callable[[object], None]) -> None:
     """The same at every single operation, whole and torn."""
-    print(f"{case}: {crash_everywhere(case, tmp_path, wire, None)} crashes")
+    counted(f"{end_everywhere(end, case, tmp_path, wire, None)} times")

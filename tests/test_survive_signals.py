@@ -1,4 +1,4 @@
-"""A run that is told to stop, or runs out of time, disk, permission or readers, loses nothing it has paid for."""
+"""A run that is told to stop, or runs out of time, disk, threads or readers, loses nothing it has paid for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from crashed_runs import Small
 from processes import MODEL, ROOT, World, Zygote, sentence
 
 from embedctl import slots
-from embedctl.errors import EmbedctlError
+from embedctl.errors import EmbedctlError, StorageFailed
 from embedctl.receipt import Receipt
-from embedctl.storage import Disk, StorageFailed
+from embedctl.storage import Disk
 from tests.wire.client import Wire
 
 TEXTS = [sentence(number) for number in range(60)]
@@ -175,3 +176,29 @@ def test_read_only_folder(world: World) -> None:
 
     assert ended.code == 73, ended.err
     assert world.wire.truth() == []
+
+
+class NoThreads(ThreadPoolExecutor):
+    """Where the system gives no more threads, as at the limit of a container."""
+
+    def submit(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.timeout(30)
+def test_no_thread_left(tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal whose helper thread cannot be started keeps nobody waiting: the run ends, and the next one goes on."""
+    wire.reset()
+    small = Small(tmp_path, wire)
+    small.fill(TEXTS[:9])
+    with monkeypatch.context() as patch:
+        patch.setattr("embedctl.commits.ThreadPoolExecutor", NoThreads)
+        with pytest.raises(RuntimeError, match="new thread"):
+            small.run()
+    safe, seen = small.safe(), len(wire.truth())
+
+    assert safe
+    assert isinstance(small.run(), Receipt)
+    assert not safe & {h for one in wire.truth()[seen:] for h in one["text_hashes"]}
+    small.check_rows(TEXTS[:9])
+    small.check_bill()

@@ -1,20 +1,22 @@
-"""Any history of kills, reruns, changed rows, other models and overwrites keeps the promises (hypothesis)."""
+"""Any history of kills, reruns, changed rows, full disks, other models and overwrites keeps the promises."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from crashed_runs import CrashingDisk, Small
+from crashing import RefusingDisk
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from processes import sentence
 
 from embedctl import locks, slots
-from embedctl.errors import Locked, OutputRefused
+from embedctl.errors import EmbedctlError, Locked, OutputRefused
 from embedctl.receipt import Receipt
 from tests.wire.client import Wire
 
@@ -67,6 +69,25 @@ class Histories(RuleBasedStateMachine):
         self.whole = self.whole or (isinstance(ended, Receipt) and ended.error is None)
         self.made = self.made or self.whole
 
+    @rule(at=st.integers(1, 90), torn=st.booleans())
+    def disk_is_full(self, at: int, torn: bool) -> None:
+        self.run_refused(RefusingDisk(at, torn=torn))
+
+    @rule(at=st.integers(1, 90))
+    def folder_is_read_only(self, at: int) -> None:
+        self.run_refused(RefusingDisk(at, read_only=True))
+
+    def run_refused(self, disk: RefusingDisk) -> None:
+        """What the disk does not take ends the run with 73 or 74; what is safe is not bought again."""
+        safe, seen = self.small.safe(), len(self.wire.truth())
+        ended = self.small.run(disk)
+        self.bought_nothing_again(safe, seen)
+
+        assert isinstance(ended, Receipt | EmbedctlError)
+        assert ended.exit_code in ((73, 74) if disk.refused else (0,)), ended
+        self.whole = self.whole or ended.exit_code == 0
+        self.made = self.made or self.whole
+
     @rule()
     def run(self) -> None:
         safe, seen = self.small.safe(), len(self.wire.truth())
@@ -112,37 +133,35 @@ class Histories(RuleBasedStateMachine):
             assert self.small.output.is_file()
 
 
-def test_histories(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows once each with the right vector, nothing answered bought again, the bill bounded, no leftovers."""
+Tell = Callable[[int, int], None]
+
+
+@pytest.fixture
+def tell(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Tell:
+    """Tells so many histories of so many steps."""
     monkeypatch.setattr(slots, "SLOT_BYTES", 1)
     monkeypatch.setattr(Histories, "wire", wire, raising=False)
 
-    run_state_machine_as_test(
-        Histories,
-        settings=settings(
-            max_examples=8,
-            stateful_step_count=8,
+    def told(histories: int, steps: int) -> None:
+        how = settings(
+            max_examples=histories,
+            stateful_step_count=steps,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             database=None,
-        ),
-    )
+        )
+        run_state_machine_as_test(Histories, settings=how)
+
+    return told
+
+
+def test_histories(tell: Tell) -> None:
+    """Rows once each with the right vector, nothing answered bought again, the bill bounded, no leftovers."""
+    tell(15, 10)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_histories_long(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_histories_long(tell: Tell) -> None:
     """The same, for many more histories."""
-    monkeypatch.setattr(slots, "SLOT_BYTES", 1)
-    monkeypatch.setattr(Histories, "wire", wire, raising=False)
-
-    run_state_machine_as_test(
-        Histories,
-        settings=settings(
-            max_examples=400,
-            stateful_step_count=15,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            database=None,
-        ),
-    )
+    tell(1000, 15)

@@ -1,23 +1,28 @@
 """A process that has imported embedctl and forks a child per command: real processes, without the imports.
 
-Reads one JSON object per line: `{"args": […], "cwd": …, "env": {…}, "out": path, "err": path}` starts a command and
-answers its pid; `{"wait": pid}` answers its exit status, negative for a signal.
+Reads one JSON object per line: `{"args": […], "cwd": …, "env": {…}, "out": path, "err": path, "constants": {…},
+"run": {…}}` starts a command and answers its pid; `{"wait": pid}` answers its exit status, negative for a signal.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
+import importlib
+import io
 import json
 import os
 import sys
 import traceback
-
-from embedctl import slots
+from typing import Any
 
 
 def main() -> None:
     from embedctl import cli
-    from embedctl.cli import batch, embed, running  # noqa: F401 - what a command imports
+    from embedctl.cli import running
 
+    warm(cli.app)
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
@@ -25,6 +30,7 @@ def main() -> None:
             answer = os.waitstatus_to_exitcode(status)
         elif (answer := os.fork()) == 0:
             become(order)
+            running.Run = functools.partial(running.Run, **order["run"])  # type: ignore[misc,assignment]
             code = 70
             try:
                 cli.app(order["args"])
@@ -37,16 +43,54 @@ def main() -> None:
                 sys.stderr.flush()
                 os._exit(code)
         print(answer, flush=True)
+    os._exit(0)  # what was frozen cannot be taken apart
 
 
-def become(order: dict) -> None:
+LOADED = (
+    "anyio._backends._asyncio",
+    "embedctl.cli.batch",
+    "embedctl.cli.embed",
+    "embedctl.cli.usage",
+    "embedctl.ledger.ingest",
+    "embedctl.local",
+    "embedctl.providers.onnx",
+    "embedctl.read_parquet",
+    "embedctl.transport",
+    "importlib.readers",
+    "numpy.ma",
+    "onnxruntime",
+    "platformdirs",
+    "simdjson",
+)
+"""What commands import on their way."""
+
+
+def warm(app: Any) -> None:
+    """Load what commands load, as far as it survives a fork: no threads, no open files."""
+    from embedctl import catalog, tokens
+
+    for name in LOADED:
+        importlib.import_module(name)
+    catalog.find("openai", "text-embedding-3-small")
+    tokens.counter(tokens.FALLBACK)
+    tokens.counter(tokens.BUNDLED)
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        app(["embed", "in", "--batch-size", "none"])  # a mistake: the words are read, nothing is done
+    gc.freeze()
+
+
+def become(order: dict[str, Any]) -> None:
+    """The process that the order describes: its folder, environment, streams, and the constants it runs with."""
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(os.open(order["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
     os.dup2(os.open(order["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
-    slots.SLOT_BYTES = order["slot_bytes"]
+    for name, value in order["constants"].items():
+        module, _, path = name.partition(":")
+        *owners, last = path.split(".")
+        setattr(functools.reduce(getattr, owners, importlib.import_module(module)), last, value)
     sys.argv = ["embedctl", *order["args"]]
 
 
