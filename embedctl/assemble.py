@@ -125,7 +125,9 @@ def counts(slot: Slot, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> Ro
     return found
 
 
-def same_part(slot: Slot, rows: Any, kept: NDArray[np.bool_], counted: Rows, parts: Sequence[Part]) -> Part | None:
+def same_part(
+    slot: Slot, rows: Any, kept: NDArray[np.bool_], counted: Rows, layout: Layout, parts: Sequence[Part]
+) -> Part | None:
     """The older part that holds exactly these rows, where there is one: it need not be written again."""
     wanted = np.asarray(slot.rows, np.int64)
     if not len(wanted) or not kept.all() or (wanted < 0).any():
@@ -138,7 +140,7 @@ def same_part(slot: Slot, rows: Any, kept: NDArray[np.bool_], counted: Rows, par
     found = write.read_metadata(part.path) or {}
     if found.get("rows") != len(wanted) or found.get("counts") != asdict(counted):
         return None
-    return part if part.holds(rows) else None
+    return part if part.holds(rows, layout) else None
 
 
 def tables(slot: Slot, rows: Any, kept: NDArray[np.bool_], layout: Layout, sources: Sources) -> Iterator[Any]:

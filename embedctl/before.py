@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,19 @@ from typing import Any
 import numpy as np
 import orjson
 
-from embedctl import storage, write
+from embedctl import refusals, storage, write
 from embedctl.assemble import Purchase, Purchases, tokens_array
 from embedctl.errors import OutputRefused
 from embedctl.intake import JOURNAL_FILES
 from embedctl.journal import Recovered, recover
 from embedctl.known import PLACE, Known
-from embedctl.output import RECORD, FolderOutput, check_space, part_name
+from embedctl.output import RECORD, FolderOutput, Output, check_space, part_name
 from embedctl.output_file import FileOutput
 from embedctl.pipeline import Segments
 from embedctl.receipt import Rows
 from embedctl.records import Space
 from embedctl.slots import Refusal
 from embedctl.write import Part
-
-LASTING = ("text_refused", "unusable_vector", "provider_failed", "too_long")
-"""Reasons found by a provider: such a row stays failed until its text changes, or --retry-failed."""
 
 
 def binding(source: Mapping[str, Any], options: Mapping[str, Any]) -> str:
@@ -45,6 +42,7 @@ class Before:
         parts: Parts whose vectors may be taken, numbered as `known` does.
         done: Slots of the interrupted run that is continued.
         failed: Texts a provider refused.
+        damaged: Parts that cannot be read: their rows are embedded anew.
     """
 
     space: Space | None = None
@@ -53,6 +51,7 @@ class Before:
     done: dict[int, Rows] = field(default_factory=dict)
     recovered: Recovered | None = None
     failed: dict[bytes, Refusal] = field(default_factory=dict)
+    damaged: list[Path] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +72,15 @@ class Asked:
     reuse: bool = True
     retry_failed: bool = False
     dtype: write.Dtype = "float32"
+
+
+def own_files(output: Output) -> tuple[Path, ...]:
+    """What is there of the output, as far as embedctl wrote it: no input of a run that writes it again."""
+    if isinstance(output, FolderOutput):
+        return tuple(output.parts())
+    if isinstance(output, FileOutput) and write.read_metadata(output.path) is not None:
+        return (output.path,)
+    return ()
 
 
 def of_file(output: FileOutput, asked: Asked) -> Before:
@@ -96,7 +104,7 @@ def of_file(output: FileOutput, asked: Asked) -> Before:
         before.finished = _nothing_left(Rows(**found["counts"]), asked)
     if asked.reuse and write.is_precise(output.path, asked.dtype):
         before.parts.append(Part(output.path, before.space.dimensions))
-    before.failed = {} if asked.retry_failed else _failed([output.failures_path])
+    before.failed = {} if asked.retry_failed else refusals.of([output.failures_path])
     return before
 
 
@@ -124,15 +132,17 @@ def of_folder(output: FolderOutput, asked: Asked) -> Before:
     same = record.get("binding") == asked.binding and record.get("overwrite", False) == asked.overwrite
     continued = same and record.get("state") == "running" and _is_whole(output, replacing=bool(record["replacing"]))
     before = Before(recovered=recover(output.state / "journal"))
-    found = write.read_metadata(parts[0]) if parts else None
-    if parts and not asked.overwrite:
+    told = [write.read_metadata(path) for path in parts]
+    before.damaged = [path for path, found in zip(parts, told, strict=True) if found is None]
+    found = next(filter(None, told), None)
+    if parts and not asked.overwrite and (found is not None or "space_id" not in record):
         check_space(found, asked.space, output.folder)
     if found is not None and not (asked.overwrite and asked.space != Space(**found["space"])):
         before.space = Space(**found["space"])
     if not asked.retry_failed:
-        before.failed = _failed([output.failures_path, *sorted(output.failed.glob("*.jsonl"))])
+        before.failed = refusals.of([output.failures_path, *sorted(output.failed.glob("*.jsonl"))])
     complete = same and record.get("state") == "complete" and len(parts) == record.get("parts")
-    if complete and (not asked.overwrite or _begun(before.recovered)):
+    if complete and not before.damaged and (not asked.overwrite or _begun(before.recovered)):
         before.finished = _nothing_left(Rows(**record["counts"]), asked)
     if before.finished is not None:
         return before
@@ -167,7 +177,7 @@ def glance(output: FileOutput | FolderOutput, asked: Asked) -> Before:
             before.parts.append(Part(path, before.space.dimensions))
     before.space = before.space or asked.space
     if not asked.retry_failed:
-        before.failed = _failed([output.failures_path])
+        before.failed = refusals.of([output.failures_path])
     return before
 
 
@@ -193,13 +203,12 @@ def _sources(output: FolderOutput, asked: Asked, before: Before, parts: list[Pat
 
 
 def _record(output: FolderOutput) -> dict[str, Any]:
-    path = output.state / RECORD
+    """The last run's record. One that somebody broke is as good as none: parts and journal speak for themselves."""
     try:
-        return {"replacing": False, **orjson.loads(path.read_bytes())}
-    except FileNotFoundError:
+        found = orjson.loads((output.state / RECORD).read_bytes())
+        return {"replacing": False, **found, "counts": asdict(Rows(**found["counts"]))}
+    except (OSError, orjson.JSONDecodeError, TypeError, KeyError):
         return {"replacing": False}
-    except (orjson.JSONDecodeError, TypeError) as problem:
-        raise OutputRefused(f"{path} cannot be read: {problem}", hint="--overwrite begins anew") from None
 
 
 def _done(output: FolderOutput) -> Iterator[tuple[int, Rows]]:
@@ -211,36 +220,6 @@ def _done(output: FolderOutput) -> Iterator[tuple[int, Rows]]:
                 f"{output.into / part_name(number)} is damaged", hint="remove it, then run the same command again"
             )
         yield number, Rows(**found["counts"])
-
-
-def _failed(paths: Sequence[Path]) -> dict[bytes, Refusal]:
-    """Texts of failures files that a provider refused."""
-    found: dict[bytes, Refusal] = {}
-    for path in paths:
-        if path.is_file():
-            with path.open("rb") as file:
-                found.update(_refusals(file))
-    return found
-
-
-def _refusals(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Refusal]]:
-    for line in lines:
-        try:
-            failure = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if failure.get("text_hash") and failure.get("reason") in LASTING and failure.get("provider"):
-            yield (
-                bytes.fromhex(failure["text_hash"]),
-                Refusal(
-                    reason=failure["reason"],
-                    message=failure["message"],
-                    provider=failure["provider"],
-                    attempts=failure.get("attempts", 0),
-                    tokens=failure.get("tokens"),
-                    max_tokens=failure.get("max_tokens"),
-                ),
-            )
 
 
 def space_of_journal(

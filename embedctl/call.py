@@ -31,7 +31,7 @@ from embedctl.lanes import Lanes, Patience
 from embedctl.line import Line, NotAdmittedError
 from embedctl.offers import Offer
 from embedctl.plan import part_of
-from embedctl.records import Answer, Request, Space, UsageEvent, text_hash, uuid7
+from embedctl.records import Answer, Request, Space, UsageEvent, new_operation_id, text_hash, uuid7
 from embedctl.resilience.retry import Attempts, Policy, Step, may_be_the_texts_fault
 from embedctl.slots import Refusal
 
@@ -230,7 +230,7 @@ class CallPoint:
             ProviderError: The line does not give them.
         """
         request = Request(
-            operation_id=str(uuid7()),
+            operation_id=new_operation_id(),
             texts=list(texts),
             hashes=b"".join(text_hash(f"\0probe {uuid7()}") for _ in texts),  # never taken for a row's vector
             workspace_id=self._exchange.caller.workspace_id,

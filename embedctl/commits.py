@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -88,15 +89,16 @@ class Writer:
             self._end(None)
 
     def _end(self, error: BaseException | None) -> None:
-        for segment in list(self._segments.values()):
-            self._keeper.submit(segment.close)  # not here: it may be syncing one of them
-        self._keeper.shutdown(wait=False)
         self.ended = True
         if error is not None:
             answer([(waiter, None, error) for command in self._group if (waiter := waiter_of(command))])
         self._refuse_rest()
         if self._stop is not None:
             answer([(self._stop.waiter, None, error or self._unheard)])
+        with suppress(RuntimeError):  # last: no thread may be to be had for it, and nobody may wait for ever
+            for segment in list(self._segments.values()):
+                self._keeper.submit(segment.close)  # not here: it may be syncing one of them
+        self._keeper.shutdown(wait=False)
 
     def _refuse_rest(self) -> None:
         error = self.failure or InvariantBroken("the journal is closed")

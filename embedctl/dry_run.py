@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -15,8 +15,9 @@ from embedctl import before as befores
 from embedctl import preparation, read, tokens
 from embedctl.assemble import Purchases
 from embedctl.before import Before
+from embedctl.counts import Counts
 from embedctl.known import Known
-from embedctl.ledger.prices import cost
+from embedctl.ledger.price import cost
 from embedctl.offers import Offer
 from embedctl.options import Options
 from embedctl.pipeline import Segments
@@ -90,11 +91,11 @@ class _Sample:
             elif (place := self.chance.randrange(self.seen)) < SAMPLE_TEXTS:
                 self.texts[place] = str(text)
 
-    def tokens(self, counter: tokens.Counter) -> tuple[int, int]:
+    def tokens(self, counter: tokens.Counter, kept: Counts) -> tuple[int, int]:
         """Tokens of all texts, and half the width of their 95 % interval: 0 when all of them were counted."""
         if not self.texts:
             return self.known_tokens, 0
-        counts = counter.count(self.texts)
+        counts = kept.of(counter, self.texts)
         sizes = [len(text.encode("utf-8", "surrogatepass")) for text in self.texts]
         ratio = sum(counts) / max(1, sum(sizes))
         if self.seen == len(self.texts):
@@ -110,12 +111,14 @@ def forecast(
     offer: Offer,
     options: Options,
     before: Before,
+    barred: Mapping[str, str],
     price: Callable[[str], Decimal | None],
 ) -> Forecast:
     """Read the input, and add up what a run would send.
 
     Args:
         before: What the output holds; nothing of it is touched.
+        barred: Workspaces of rows that may not use the model.
         price: Price tier ("standard", "batch") → USD per million tokens.
     """
     sample = _Sample()
@@ -125,7 +128,7 @@ def forecast(
     with tempfile.TemporaryDirectory(prefix="embedctl-") as name, Known(Path(name)) as known, Known(Path(name)) as seen:
         befores.index(before, before.space.space_id if before.space else None, known, Segments(), Purchases())
         preparation.check_source(source, options, Path(name))
-        taking = preparation.intake(source, offer, options, packing, known, seen, before.failed)
+        taking = preparation.intake(source, offer, options, packing, known, seen, before.failed, barred)
         blocks: Iterator[Any] = source.blocks()
         for block in blocks:
             slot = taking.slot(0, block.first_row)
@@ -140,7 +143,8 @@ def forecast(
         for packed in packing.rest():
             sample.take(packed)
         requests, reused, duplicates = packing.packed, taking.reused, taking.duplicates
-    total, error = sample.tokens(tokens.counter(offer.tokenizer, offer.fallback_tokenizer))
+    total, error = sample.tokens(tokens.counter(offer.tokenizer, offer.fallback_tokenizer), offer.counts)
+    offer.counts.close()
     unit, batch = price("standard"), price("batch")
     low, high = max(0, total - error), total + error
     return Forecast(

@@ -120,6 +120,7 @@ class Lanes:
     async def aclose(self) -> None:
         """Close all connections."""
         self._circuits.close()
+        self._chain.close()
         for transport in self._transports.values():
             await transport.aclose()
 

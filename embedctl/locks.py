@@ -19,7 +19,12 @@ from embedctl.records import utc_now
 GLANCE_S = 0.05
 """Seconds a refusal is tried again at least: `is_held` of another process holds a lock for an instant."""
 
+RECOVERY = "recovery of a dead run"
+RECOVERY_S = 10.0
+"""Any command recovers dead runs; who is to continue one waits for that: it is done in a moment."""
+
 _POLL_S = 0.02
+_INSTANT_S = 0.001
 
 
 class Lock:
@@ -56,14 +61,15 @@ def hold(
 
     Args:
         command: What the holder runs, for the message another process gets; no secrets.
-        wait_s: How long to wait for a process that holds it.
+        wait_s: How long to wait for a process that holds it; a recovery is waited for by all but another one.
 
     Raises:
         Locked: A living process holds it; the message says which.
         OutputRefused: The file cannot be made.
         StorageFailed: The file system has no locks.
     """
-    deadline = clock() + max(wait_s, GLANCE_S)
+    started = clock()
+    patience_s = max(wait_s, GLANCE_S)
     while True:
         fd = _open(path)
         try:
@@ -73,7 +79,8 @@ def hold(
                     lock, fd = Lock(path, fd), -1
                     return lock
                 continue  # its folder was removed by the one who held it: the name is another file now
-            if clock() >= deadline:
+            recovered = command != RECOVERY and _signature(fd).get("command") == RECOVERY
+            if clock() - started >= (max(patience_s, RECOVERY_S) if recovered else patience_s):
                 raise Locked(
                     f"already running: {_holder(fd)} holds {path}",
                     hint="wait for it to end, or run again later; the lock of a dead process is free by itself",
@@ -82,6 +89,40 @@ def hold(
             if fd >= 0:
                 os.close(fd)
         sleep(_POLL_S)
+
+
+def hold_folder(folder: Path, name: str, *, make: Callable[[Path], None], command: str = "") -> Lock:
+    """Make a folder and take the lock `name` in it, though one who is done with it may remove it under our feet.
+
+    Raises:
+        Locked, OutputRefused, StorageFailed: As `hold`.
+    """
+    while True:
+        make(folder)
+        try:
+            return hold(folder / name, command=command)
+        except OutputRefused:
+            if folder.is_dir():
+                raise
+
+
+def take(fd: int, path: Path, *, wait_s: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Lock an open file that everybody holds for an instant only; closing it, or `give_back`, lets go of it.
+
+    Raises:
+        Locked: Somebody held it all the while, stopped in that instant.
+        StorageFailed: The file system has no locks.
+    """
+    deadline = time.monotonic() + wait_s
+    while not _take(fd, path, fcntl.LOCK_EX):
+        if time.monotonic() >= deadline:
+            raise Locked(f"{path} is held for too long", hint="look for a stopped embedctl process (`kill -CONT`)")
+        sleep(_INSTANT_S)
+
+
+def give_back(fd: int) -> None:
+    """Let go of a lock that `take` took."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def is_held(path: Path) -> bool:
@@ -141,9 +182,18 @@ def _sign(fd: int, command: str) -> None:
 
 def _holder(fd: int) -> str:
     """Who holds it, as a person would say it."""
+    holder = _signature(fd)
     try:
-        holder = orjson.loads(os.pread(fd, 65536, 0))
         command = f", {holder['command']!r}" if holder["command"] else ""
         return f"process {holder['pid']} on {holder['host']} (since {holder['started']}{command})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except KeyError:
         return "another process"
+
+
+def _signature(fd: int) -> dict[str, object]:
+    """What `_sign` wrote; empty when nothing of the kind can be read."""
+    try:
+        found = orjson.loads(os.pread(fd, 65536, 0))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

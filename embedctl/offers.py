@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedctl import urls
 from embedctl.catalog import Model
+from embedctl.counts import Counts
 from embedctl.errors import ConfigurationInvalid
 from embedctl.providers._contract import Options, Place, WireProtocol
 from embedctl.records import Limits, Space, UsageMode
@@ -30,6 +31,7 @@ class Offer:
         wire: What is asked of the provider; `base64` only where the dialect may know it.
         folder: Of a local model that is not the bundled one.
         key_variable: Where the user said its key is.
+        counts: Tokens of texts, as they were counted before in this run; one for all offers of a chain.
     """
 
     provider: str
@@ -61,6 +63,7 @@ class Offer:
     ca_file: Path | None = None
     folder: Path | None = None
     key_variable: str | None = None
+    counts: Counts = field(default_factory=Counts, compare=False, repr=False)
 
     @property
     def id(self) -> str:

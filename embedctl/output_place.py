@@ -18,6 +18,9 @@ from embedctl.storage import Disk
 
 LOCK = "lock"
 
+OUTPUT_FOLDER_MODE = 0o777
+"""Folders made for an output are the user's, as open as umask says, like the output itself; ours in it are not."""
+
 
 def output(
     order: Order, run_id: UUID, disk: Disk, warned: Callable[[str], None]
@@ -32,17 +35,32 @@ def output(
         state = order.settings.paths.journal / str(run_id)
         return StreamOutput(state, order.stream, order.vectors, disk=disk, told=warned)
     assert order.output is not None  # noqa: S101 - likewise
-    if order.kind == "file":
-        if os.path.isdir(order.output):  # noqa: PTH112 - False for a name that cannot be, too
-            raise OutputRefused(f"{order.output} is a folder", hint="-o names a file; `batch run` writes folders")
-        return FileOutput(order.output, disk)
-    _check_folder(order.output)
+    try:
+        if order.kind == "file":
+            _check_file(order.output)
+            return FileOutput(order.output, disk)
+        _check_folder(order.output)
+    except OSError as refusal:  # too long a name, no permission to look
+        raise OutputRefused(
+            f"cannot create {order.output}: {refusal.strerror}", hint="choose a place you may write to"
+        ) from refusal
     return FolderOutput(order.output, disk)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise OutputRefused(f"{path} is a folder", hint="-o names a file; `batch run` writes folders")
+    if path.exists() and not path.is_file():
+        raise OutputRefused(f"{path} is a device or pipe", hint="-o names a file; -o - prints JSON lines")
+    if path.is_symlink() and not path.exists():
+        raise OutputRefused(f"{path} is a symbolic link to nowhere", hint="remove it, or choose another -o")
 
 
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputRefused(f"{folder} is a file", hint="-o names a folder; `embed` writes files")
+    if folder.is_symlink() and not folder.exists():
+        raise OutputRefused(f"{folder} is a symbolic link to nowhere", hint="remove it, or choose another -o")
     if folder.is_dir() and not (folder / STATE_FOLDER).is_dir() and any(folder.iterdir()):
         raise OutputRefused(
             f"{folder} is not empty and not embedctl's", hint="choose a new folder: nothing in it is touched"
@@ -53,7 +71,7 @@ def _check_folder(folder: Path) -> None:
 def held(out: Output, order: Order, disk: Disk) -> Iterator[None]:
     """Hold the output, and the job's name where it has one; nobody else may run either meanwhile.
 
-    Folders made for it are removed again when the run raises.
+    Folders made for it are removed again when the run raises and nothing came of it.
 
     Raises:
         Locked: A living process holds one of them.
@@ -65,23 +83,19 @@ def held(out: Output, order: Order, disk: Disk) -> Iterator[None]:
             runs = order.settings.paths.runs
             disk.make_folder(runs)
             stack.enter_context(locks.hold(runs / f"{order.job}.lock", command=order.resume or ""))
-        stack.enter_context(_locked(out.state, order, disk))
+        if not isinstance(out, StreamOutput):
+            disk.make_folder(out.state.parent, mode=OUTPUT_FOLDER_MODE)
+        stack.enter_context(locks.hold_folder(out.state, LOCK, make=disk.make_folder, command=order.resume or ""))
         try:
             yield
         except EmbedctlError:
-            if made and not any((out.state / "journal").glob("*")):
+            if made and not any((out.state / "journal").glob("*")) and not _holds_parts(out):
                 storage.remove_tree(disk, out.state)
                 for folder in made[1:]:
                     disk.remove_folder(folder)
             raise
 
 
-def _locked(state: Path, order: Order, disk: Disk) -> locks.Lock:
-    """The lock of a state folder; the folder may be removed under our feet by one who is done with it."""
-    while True:
-        disk.make_folder(state)
-        try:
-            return locks.hold(state / LOCK, command=order.resume or "")
-        except OutputRefused:
-            if state.is_dir():
-                raise
+def _holds_parts(out: Output) -> bool:
+    """Whether anything but our own state stands in an output folder: without that, it would be nobody's."""
+    return isinstance(out, FolderOutput) and any(path != out.state for path in out.folder.iterdir())

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Literal
 import orjson
 
 from embedctl import storage, write
+from embedctl.errors import StorageFailed
 from embedctl.output import Facts, Finished, Record
 from embedctl.storage import Disk
 from embedctl.write import Layout
@@ -30,10 +31,15 @@ class StreamOutput:
 
     def put(self, slot: Finished) -> Path | None:
         """Print the slot's rows."""
-        for table in slot.tables:
-            for line in json_lines(table, slot.layout.dimensions if slot.layout else 0, self.vectors):
-                self.stream.write(line)
-        self.stream.flush()
+        try:
+            for table in slot.tables:
+                for line in json_lines(table, slot.layout.dimensions if slot.layout else 0, self.vectors):
+                    self.stream.write(line)
+            self.stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as refusal:
+            raise StorageFailed(f"cannot write to stdout: {refusal.strerror}") from refusal
         for failure in slot.failed:
             self.told(f"{'skipped' if failure.skipped else 'failed'}: row {failure.id}: {failure.message}")
         return None
@@ -56,11 +62,12 @@ def json_lines(table: Any, dimensions: int, vectors: str) -> Iterator[bytes]:
     """One JSON object per row, with the column names of the Parquet output."""
     matrix = write.matrix(table.column("embedding"), dimensions)
     hashes = table.column("embedding_text_hash").to_pylist()
-    others = table.drop_columns(["embedding", "embedding_text_hash"]).to_pylist()
     names = table.column_names
-    for row, vector, digest in zip(others, matrix, hashes, strict=True):
+    others = [name for name in names if name not in ("embedding", "embedding_text_hash")]
+    values = zip(*(write.plain(table.column(name)) for name in others), strict=True)
+    for row, vector, digest in zip(values, matrix, hashes, strict=True):
         shown: Any = base64.b64encode(vector.tobytes()).decode() if vectors == "base64" else vector
-        whole = {**row, "embedding": shown, "embedding_text_hash": digest.hex()}
+        whole = {**dict(zip(others, row, strict=True)), "embedding": shown, "embedding_text_hash": digest.hex()}
         ordered = {name: whole[name] for name in names}
         yield orjson.dumps(ordered, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE, default=_plain)
 

@@ -292,7 +292,7 @@ class Pipeline:
         if layout is not None and rows is not None:
             sources = Sources(self._read_journal, self._is.purchases, self._is.parts)
             tables = assemble.tables(slot, rows, kept, layout, sources)
-            same = assemble.same_part(slot, rows, kept, counts, self._is.parts)
+            same = assemble.same_part(slot, rows, kept, counts, layout, self._is.parts)
         finished = Finished(
             number=slot.number,
             tables=tables,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from embedctl import catalog
 from embedctl.catalog import Model, Provider
@@ -22,6 +23,12 @@ _NOT_FOR_PROTOCOLS = frozenset({
     "max_bytes", "jwt_secret_env", "jwt_subject", "pin", "options",
 })
 # fmt: on
+
+
+Exposure = Literal["fine", "warned", "refused"]
+
+SECRET_MOUNTS = ("/run/secrets/", "/var/run/secrets/", "/run/credentials/")
+"""Where Docker, Podman, Kubernetes and systemd put secrets."""
 
 
 def place(settings: Settings, name: str, protocol_name: str, protocol: WireProtocol, now_s: float) -> Place:
@@ -69,27 +76,61 @@ def key_in(environment: Mapping[str, str], variables: Sequence[str]) -> Secret |
     """The first variable that is set, or the file that its `_FILE` twin names; None where there is neither.
 
     Raises:
-        ConfigurationInvalid: That file cannot be read, or others may read it.
+        ConfigurationInvalid: That file cannot be read, or others may read or change it.
     """
     for variable in variables:
         if environment.get(variable):
             return Secret(environment[variable])
         named = environment.get(f"{variable}_FILE")
         if named:
-            return Secret(_read(variable, named))
+            return Secret(_read(variable, named)[0])
     return None
 
 
-def _read(variable: str, named: str) -> str:
-    """A key's file, when it is its owner's alone."""
+def exposed_key_file(environment: Mapping[str, str], variables: Sequence[str]) -> str | None:
+    """The sentence that warns of the file which `key_in` reads, when others may read it too; None when all is well."""
+    for variable in variables:
+        named = environment.get(f"{variable}_FILE")
+        if environment.get(variable):
+            return None
+        if named:
+            exposed = _read(variable, named)[1] == "warned"
+            return f"others than its owner may read the key in {named} (chmod 600)" if exposed else None
+    return None
+
+
+def _read(variable: str, named: str) -> tuple[str, Exposure]:
+    """A key's file, and what to think of who else may get at it."""
     try:
         with open(named, encoding="utf-8") as file:  # noqa: PTH123 - the mode is asked of the very file that is read
-            if os.fstat(file.fileno()).st_mode & 0o077:
-                raise ConfigurationInvalid(f"others may read {named}", hint=f"chmod 600 {named}")
-            return file.read().strip()
+            found, place = os.fstat(file.fileno()), os.path.realpath(named)
+            sealed = place.startswith(SECRET_MOUNTS) or bool(os.fstatvfs(file.fileno()).f_flag & os.ST_RDONLY)
+            exposed = exposure(found.st_mode, mine=found.st_uid == os.geteuid(), sealed=sealed)
+            if exposed == "refused":
+                doing = "change" if found.st_mode & 0o022 else "read"
+                raise ConfigurationInvalid(f"others may {doing} {named}", hint=f"chmod 600 {named}")
+            return file.read().strip(), exposed
     except (OSError, UnicodeDecodeError) as problem:
         why = problem.strerror if isinstance(problem, OSError) else "it is no text"
         raise ConfigurationInvalid(f"{variable}_FILE cannot be read: {why}", hint=f"see {named}") from None
+
+
+def exposure(mode: int, *, mine: bool, sealed: bool) -> Exposure:
+    """What to think of a key's file that is not for its owner alone.
+
+    A mounted secret is as its mount made it, often 0444 and root's: its reader cannot change that, and who else is in
+    the container sees it anyhow. A file of one's own that everybody may read is a mistake; one for a group may be
+    meant so, and one of another user is not this user's to change.
+
+    Args:
+        mine: Whether this process's user owns it.
+        sealed: Whether it lies on a read-only mount, or where secrets are mounted.
+    """
+    if sealed:
+        return "fine"
+    if mode & 0o022 or (mine and mode & 0o004):
+        return "refused"
+    return "warned" if mode & 0o004 or (mine and mode & 0o040) else "fine"
 
 
 def _minted(environment: Mapping[str, str], name: str, own: ProviderSettings, now_s: float) -> Secret:

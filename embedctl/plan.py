@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from embedctl.records import TEXT_HASH_BYTES, Limits, Purpose, Request, uuid7
+from embedctl.records import TEXT_HASH_BYTES, Limits, Purpose, Request, new_operation_id
 
 ANSWER_BYTES_IN_FLIGHT = 64 * 1024 * 1024
 """All answers in flight together; request sizes are chosen so. An answer is its vectors and, as base64, 4/3 of them."""
@@ -113,7 +113,7 @@ class Packer:
 
     def _pack(self, workspace: str, bundle: _Bundle) -> Packed:
         request = Request(
-            operation_id=str(uuid7()),
+            operation_id=new_operation_id(),
             texts=bundle.texts,
             hashes=b"".join(bundle.hashes),
             workspace_id=workspace,

@@ -18,11 +18,12 @@ from embedctl.slots import Refusal
 from embedctl.wording import wording
 
 
-def read_options(options: Options, spool: Path | None) -> read.ReadOptions:
+def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ...] = ()) -> read.ReadOptions:
     """How the input is read; a column that names workspaces is read also when it is not kept.
 
     Args:
         spool: Where what comes through a pipe is kept for the next run.
+        leave_out: Files that are no input.
     """
     column = options.workspace_column
     keep: Any = options.keep if options.keep in ("all", "none") else tuple(options.keep.split(","))
@@ -36,6 +37,7 @@ def read_options(options: Options, spool: Path | None) -> read.ReadOptions:
         encoding=options.encoding,
         max_row_bytes=options.max_row_bytes,
         spool=spool,
+        leave_out=leave_out,
     )
 
 
@@ -89,6 +91,7 @@ def intake(
     known: Known,
     seen: Known,
     failed_before: Mapping[bytes, Refusal],
+    barred: Mapping[str, str],
 ) -> Intake:
     """Steps 2 and 3."""
     columns = row_columns(source, options)
@@ -100,4 +103,5 @@ def intake(
         seen=seen,
         columns=lambda block, at, chunks, texts: write.row_batch(block, at, chunks, texts, columns),
         failed_before=failed_before,
+        barred=barred,
     )

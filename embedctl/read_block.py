@@ -33,6 +33,7 @@ class ReadOptions:
         max_row_bytes: A longer text (in UTF-8) is not read: reason "too_large".
         spool: Folder that keeps what comes from stdin or a pipe, so that a resume can read it again;
             None keeps it in an unnamed temporary file.
+        leave_out: Files that are no input though an argument means them: the output of an earlier run.
     """
 
     text_column: str | None = None
@@ -42,6 +43,7 @@ class ReadOptions:
     encoding: str = "utf-8"
     max_row_bytes: int = MAX_ROW_BYTES
     spool: Path | None = None
+    leave_out: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

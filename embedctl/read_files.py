@@ -22,6 +22,9 @@ from embedctl.read_bytes import CHUNK_BYTES, codec
 from embedctl.read_kinds import KINDS, Kind
 
 OURS = (".embeddings.parquet", ".failures.jsonl")  # in a folder, what an earlier run wrote is no input
+STATE_FOLDER = "_embedctl"
+"""A folder that holds one is an output of ours: its parts are no input, unless they are named."""
+
 STDIN = "stdin"
 
 
@@ -65,7 +68,7 @@ def found(inputs: Sequence[str], options: ReadOptions, stdin: BinaryIO | None) -
         raise WrongUsage("no input", hint="name a file, a folder, a glob, or - for stdin")
     codec(options.encoding)
     files: list[InputFile] = []
-    seen: set[str] = set()
+    seen = {os.path.realpath(path) for path in options.leave_out}
     for argument in inputs:
         if argument == "-":
             if "-" not in seen:
@@ -77,6 +80,8 @@ def found(inputs: Sequence[str], options: ReadOptions, stdin: BinaryIO | None) -
             if real not in seen:
                 seen.add(real)
                 files.append(_looked_into(path, root, options))
+    if not files:
+        raise InputMissing("the only input is the output of an earlier run", hint="name what is to be embedded")
     return _told_apart(files)
 
 
@@ -95,7 +100,8 @@ def _paths(argument: str) -> Iterator[tuple[Path, Path]]:
             yield path, path.parent
         return
     matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-    files = [match for match in matches if not match.is_dir()]
+    ours = {folder for folder in {match.parent for match in matches} if _is_ours(folder)}
+    files = [match for match in matches if match.parent not in ours and not match.is_dir()]
     if not files:
         raise InputMissing(
             f"no file matches {printable(argument)}", hint="check the pattern; ** matches folders of any depth"
@@ -124,7 +130,11 @@ def _folder(root: Path) -> list[Path]:
         raise _missing(str(problem.filename), problem) from problem
 
     for folder, subfolders, names in os.walk(root, onerror=refused):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "_embedctl")
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not name.startswith(".") and name != STATE_FOLDER and not _is_ours(Path(folder, name))
+        )
         for name in sorted(names):
             path = Path(folder, name)
             if name.startswith(".") or name.endswith(OURS) or read_kinds.by_name(name)[0] is None:
@@ -139,6 +149,10 @@ def _folder(root: Path) -> list[Path]:
             hint=f"it is searched for {' '.join(sorted(KINDS))} (text also .gz); name other files one by one",
         )
     return files
+
+
+def _is_ours(folder: Path) -> bool:
+    return os.path.isdir(os.path.join(folder, STATE_FOLDER))  # noqa: PTH112, PTH118 - asked of every folder
 
 
 def _is_below(path: str, folder: str) -> bool:

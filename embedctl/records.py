@@ -44,9 +44,18 @@ def uuid7(now_s: float | None = None, random: bytes | None = None) -> uuid.UUID:
     return uuid.UUID(int=value)
 
 
+def new_operation_id() -> str:
+    """80 random bits as 20 hex digits: the ledger keeps them in 11.5 bytes, a UUID written out in 18.9."""
+    return os.urandom(10).hex()
+
+
 def utc_now() -> datetime:
     """The wall clock, in UTC; only for time stamps, never for waiting."""
     return datetime.now(UTC)
+
+
+NO_USAGE = "native usage missing"
+"""Why an answer has no tokens and no cost: its provider said none, and in `native` mode nobody else counts."""
 
 
 def text_hash(wire_text: str) -> bytes:

@@ -126,7 +126,12 @@ def recover(folder: Path) -> Recovered:
 
 
 def interrupted(intent: UsageEvent) -> UsageEvent:
-    """What is known of an attempt whose end is not: perhaps billed, for the tokens that were estimated."""
+    """What is known of an attempt whose end is not: perhaps billed, for the tokens that were estimated.
+
+    A vector from the cache that was not kept in time cost nothing and saved nothing.
+    """
+    if intent.entry_kind == "cache_hit":
+        return dataclasses.replace(intent, status="interrupted", input_count=0, tokens_estimated=None)
     estimated, tokenizer_id = intent.tokens_estimated, intent.tokenizer_id
     if estimated is None:
         estimated, tokenizer_id = -(-(intent.content_bytes or 0) // 4), "bytes/4"

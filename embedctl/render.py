@@ -7,6 +7,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from embedctl.errors import EmbedctlError, WrongUsage
+from embedctl import streams
+from embedctl.errors import EmbedctlError, StorageFailed, WrongUsage
 
 if TYPE_CHECKING:
     from embedctl.dry_run import Forecast
@@ -33,7 +35,7 @@ def safe(text: object) -> str:
 
 def notice(text: str) -> None:
     """One line on stderr."""
-    print(safe(text), file=sys.stderr, flush=True)
+    streams.aside(f"{safe(text)}\n")
 
 
 def warning(text: str) -> None:
@@ -44,16 +46,16 @@ def warning(text: str) -> None:
 def error(problem: EmbedctlError, *, as_json: bool) -> None:
     """Print an error: a line and its hint on stderr, or with `--json` one object on stdout."""
     if as_json:
-        result(
-            {
-                "error": problem.word,
-                "message": problem.message,
-                "details": list(problem.details),
-                "hint": problem.hint,
-                "exit_code": problem.exit_code,
-            }
-        )
-        return
+        said = {
+            "error": problem.word,
+            "message": problem.message,
+            "details": list(problem.details),
+            "hint": problem.hint,
+            "exit_code": problem.exit_code,
+        }
+        with suppress(StorageFailed):  # on stderr then, as without --json
+            result(said)
+            return
     notice(f"error: {problem.message}")
     if problem.hint:
         notice(f"hint: {problem.hint}")
@@ -72,8 +74,7 @@ def _plain(value: object) -> object:
 
 def result(value: object) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(document(value).decode())
-    sys.stdout.flush()
+    streams.out(document(value).decode())
 
 
 def document(value: object) -> bytes:
@@ -123,12 +124,11 @@ def table(content: Table, form: Format) -> None:
     if form == "json":
         result(content.envelope)
     elif form == "csv":
-        sys.stdout.write(_csv(content))
+        streams.out(_csv(content))
     elif form == "md":
-        sys.stdout.write(_markdown(content))
+        streams.out(_markdown(content))
     else:
-        sys.stdout.write(_text(content))
-    sys.stdout.flush()
+        streams.out(_text(content))
 
 
 def _cell(value: object, *, absent: str) -> str:
@@ -203,8 +203,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._drawn:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            streams.aside("\r\x1b[K")
 
     def show(self, headway: Headway, rows_total: int | None, spending: Spending) -> None:
         """Show where the run stands."""
@@ -222,10 +221,9 @@ class Progress:
         )
         if self._terminal:
             self._drawn = True
-            sys.stderr.write(f"\r\x1b[K{text}")
+            streams.aside(f"\r\x1b[K{text}")
         else:
-            sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+            streams.aside(f"{text}\n")
 
 
 def _duration(seconds: float) -> str:
@@ -269,8 +267,7 @@ def forecast(found: Forecast) -> None:
     ]
     if found.seconds is not None:
         lines.append(f"at least {_duration(found.seconds)} at the limits per minute")
-    sys.stdout.write("\n".join([*map(safe, lines), "nothing was sent"]) + "\n")
-    sys.stdout.flush()
+    streams.out("\n".join([*map(safe, lines), "nothing was sent"]) + "\n")
 
 
 def _forecast_cost(found: Forecast) -> str:
@@ -304,7 +301,8 @@ def _receipt_rows(done: Receipt) -> str:
 
 def _receipt_usage(done: Receipt) -> str:
     share = f" ({done.tokens_estimated:,} of them estimated)" if done.tokens_estimated else ""
-    cost = "cost unknown: no price" if done.cost is None else f"cost {'at least ' if done.cost_is_lower_bound else ''}"
+    why = "no price" if done.tokens or not done.vectors else "the provider gave no usage"
+    cost = f"cost unknown: {why}" if done.cost is None else f"cost {'at least ' if done.cost_is_lower_bound else ''}"
     cost += "" if done.cost is None else f"{money(done.cost)} USD"
     risk = f", up to {money(done.cost_at_risk)} USD unconfirmed" if done.cost_at_risk else ""
     saved = f", {money(done.cost_saved)} USD saved" if done.cost_saved else ""

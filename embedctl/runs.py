@@ -13,13 +13,14 @@ from uuid import UUID
 import msgspec
 import orjson
 
-from embedctl.errors import InputMissing, InvariantBroken, Locked
-from embedctl.locks import hold, is_held
+from embedctl import payers
+from embedctl.errors import InputMissing, InvariantBroken, Locked, OutputRefused
+from embedctl.locks import RECOVERY, hold, is_held
 from embedctl.orders import Spool
 from embedctl.records import utc_now
 from embedctl.recovery import recover
 from embedctl.segments import ANSWERS, INTENTS
-from embedctl.storage import DISK, Disk, publish, replace
+from embedctl.storage import DISK, Disk, publish, remove_tree, replace
 
 State = Literal["accepted", "running", "completed", "partial", "failed", "interrupted"]
 
@@ -142,7 +143,7 @@ class Runs:
             InputMissing: There is none.
         """
         for run in self.all():
-            if name in (str(run.run_id), run.run_id.hex, run.job_id):
+            if name and name in (str(run.run_id), run.run_id.hex, run.job_id):
                 return run
         raise InputMissing(f"no run and no job is called {name!r}", hint="see `embedctl batch list`")
 
@@ -163,11 +164,32 @@ def recover_dead(runs_folder: Path, spool: Spool, *, ledger: Path, disk: Disk = 
     for folder, keeps_vectors in _folders(Runs(runs_folder, disk=disk).all(), str(ledger.absolute())).items():
         if any((folder / JOURNAL).glob("*")):
             try:
-                with hold(folder / LOCK, command="recovery of a dead run"):
-                    put += rescue(folder / JOURNAL, spool, keeps_vectors=keeps_vectors, disk=disk)
+                with hold(folder / LOCK, command=RECOVERY):
+                    give = payers.routed(folder, spool, ledger=ledger, disk=disk)
+                    put += rescue(folder / JOURNAL, give, keeps_vectors=keeps_vectors, disk=disk)
             except Locked:
                 continue
     return put
+
+
+def sweep(journals: Path, *, disk: Disk = DISK) -> int:
+    """Remove the folders of calls without an output whose process is dead and whose journal holds nothing; how many.
+
+    Args:
+        journals: Where they are: `Paths.journal`.
+    """
+    gone = 0
+    for folder in sorted(journals.glob("*/")):
+        if is_held(folder / LOCK) or any((folder / JOURNAL).glob("*")):
+            continue
+        try:
+            with hold(folder / LOCK, command="removal of what a dead run left"):
+                if not any((folder / JOURNAL).glob("*")):
+                    remove_tree(disk, folder)
+                    gone += 1
+        except (Locked, OutputRefused):  # it lives after all, or another one was faster
+            continue
+    return gone
 
 
 def rescue(journal: Path, spool: Spool, *, keeps_vectors: bool, disk: Disk = DISK) -> int:

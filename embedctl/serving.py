@@ -6,23 +6,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from embedctl import catalog, folders, places, providers
+from embedctl import catalog, folders, permissions, places, providers
 from embedctl.catalog import Model, Provider
+from embedctl.counts import Counts, SharedCounts
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage
 from embedctl.folders import Folder
 from embedctl.names import asked_for, checked_provider, default_model, known_providers
 from embedctl.offers import Offer, check_usable
 from embedctl.options import Options
 from embedctl.providers._contract import Options as WireOptions
-from embedctl.resilience.fallback import Allow, Entry, LeftOut, allowed, require
+from embedctl.resilience.fallback import Entry, LeftOut, allowed, require
 from embedctl.settings import ProviderSettings, Settings
 
 __all__ = [
     "Chain",
     "Offer",
-    "allow_lists",
     "asked_for",
     "chain",
     "check_usable",
@@ -44,9 +43,18 @@ class Chain:
         """The one that was asked for."""
         return self.offers[0]
 
+    def close(self) -> None:
+        """Nobody counts any more."""
+        self.first.counts.close()
 
-def chain(settings: Settings, wall: Callable[[], float] = time.time) -> Chain:
+
+def chain(
+    settings: Settings, wall: Callable[[], float] = time.time, warned: Callable[[str], None] = lambda line: None
+) -> Chain:
     """The chain of the model that the options ask for.
+
+    Args:
+        warned: Told when token counts of other runs cannot be had, though the settings ask for them.
 
     Raises:
         WrongUsage: No such model or provider, or the dimensions cannot be had.
@@ -55,7 +63,7 @@ def chain(settings: Settings, wall: Callable[[], float] = time.time) -> Chain:
     """
     options = settings.options
     first = offer(settings, *asked_for(settings), now_s=wall())
-    lists = allow_lists(settings, options.workspace)
+    lists = permissions.lists(settings, options.workspace)
     require(first.in_chain, lists)
     others, refused = [], []
     for entry in _chain_entries(settings, first) if options.fallback != "off" else ():
@@ -66,6 +74,7 @@ def chain(settings: Settings, wall: Callable[[], float] = time.time) -> Chain:
             continue
         if other.id != first.id:
             others.append(other)
+    lists += permissions.of_rows(settings, first.in_chain)
     kept, left_out = allowed([other.in_chain for other in others], lists)
     fitting = [other for other in others if other.in_chain in kept]
     if options.fallback == "same-space":
@@ -82,27 +91,18 @@ def chain(settings: Settings, wall: Callable[[], float] = time.time) -> Chain:
             left_out.append(LeftOut(other.in_chain, problem.message))
         else:
             usable.append(other)
-    return Chain((first, *usable), (*refused, *left_out))
+    counts = _counts(settings, warned)
+    return Chain(tuple(replace(one, counts=counts) for one in (first, *usable)), (*refused, *left_out))
+
+
+def _counts(settings: Settings, warned: Callable[[str], None]) -> Counts:
+    asked = settings.token_usage
+    return Counts(SharedCounts(settings.paths.cache, ttl_s=asked.cache_ttl_s, warned=warned) if asked.cache else None)
 
 
 def _left_out(entry: str, problem: EmbedctlError) -> LeftOut:
     provider, _, model = entry.partition(":")
     return LeftOut(Entry(provider=provider, model=model), problem.message)
-
-
-def allow_lists(settings: Settings, workspace: str) -> list[Allow]:
-    """Every list that a provider and model must pass."""
-
-    def rule(name: str, source: Any) -> Allow:
-        def chosen(values: Sequence[str] | None) -> frozenset[str] | None:
-            return None if values is None else frozenset(values)
-
-        return Allow(rule=name, providers=chosen(source.providers), models=chosen(source.models))
-
-    lists = [rule(f"[allow] in {label}", found) for label, found in settings.narrowings]
-    if workspace in settings.workspaces:
-        lists.append(rule(f"[workspaces.{workspace}]", settings.workspaces[workspace]))
-    return lists
 
 
 def offer(settings: Settings, provider: str, model: str, *, now_s: float | None = None) -> Offer:

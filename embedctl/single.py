@@ -20,7 +20,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import locks, money, plan, storage
+from embedctl import allowances, locks, money, plan, storage
 from embedctl.call import CallPoint, Piece
 from embedctl.events import Caller
 from embedctl.journal import Journal
@@ -94,15 +94,20 @@ def embed(
     check_usable(chain.first)
     price = unit_price(settings)
     made = Single(uuid7(), Spending(price))
-    till = money.till(
-        LedgerPaths(settings.paths.ledger, settings.paths.spool, settings.paths.price_file),
-        settings,
-        chain.offers,
-        lambda one: price(one.provider, one.wire_model, one.price_as),
-        warned,
-    )
     with _registered(settings, chain, made.run_id, command) as journal:
-        asyncio.run(_calls(settings, chain, texts, purpose, space, told, till, made, journal))
+        till = allowances.till(
+            LedgerPaths(settings.paths.ledger, settings.paths.spool, settings.paths.price_file),
+            settings,
+            chain.offers,
+            lambda one: price(one.provider, one.wire_model, one.price_as),
+            warned,
+            run_id=str(made.run_id),
+            state=journal.parent,
+        )
+        try:
+            asyncio.run(_calls(settings, chain, texts, purpose, space, told, till, made, journal))
+        finally:
+            till.close()
     return made
 
 
@@ -189,8 +194,7 @@ def _registered(settings: Settings, chain: Chain, run_id: UUID, command: str) ->
     """
     folder = settings.paths.journal / str(run_id)
     runs = Runs(settings.paths.runs)
-    storage.DISK.make_folder(folder)
-    with locks.hold(folder / LOCK, command=command):
+    with locks.hold_folder(folder, LOCK, make=storage.DISK.make_folder, command=command):
         run = Run(
             run_id=run_id,
             job_id="",

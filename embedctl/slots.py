@@ -38,8 +38,8 @@ class Failure:
     Attributes:
         row: Ordinal of the row in the input; not listed.
         skipped: Not wanted (a blank text), rather than failed.
-        reason: One of a fixed set: blank, null, too_long, too_large, invalid_utf8, invalid_unicode, text_refused,
-            unusable_vector.
+        reason: One of a fixed set: blank, null, too_long, too_large, invalid_utf8, invalid_unicode, invalid_tokens,
+            not_allowed, bad_workspace, text_refused, unusable_vector, provider_failed.
     """
 
     row: int
@@ -145,13 +145,24 @@ class Slot:
     def want(self, where: Where = Where.PENDING, file: int = 0, offset: int = 0) -> int:
         """Add a wanted vector; its place in this slot."""
         place = self.wanted
-        if place == len(self.where):
-            self.where = np.resize(self.where, place * 2)
-            self.file = np.resize(self.file, place * 2)
-            self.offset = np.resize(self.offset, place * 2)
+        self._make_room(1)
         self.where[place], self.file[place], self.offset[place] = where, file, offset
         self.wanted += 1
         return place
+
+    def have(self, where: NDArray[np.uint8], file: NDArray[np.uint32], offset: NDArray[np.uint64]) -> None:
+        """Add wanted vectors that are there, one entry of each array for each."""
+        first, end = self.wanted, self.wanted + len(where)
+        self._make_room(len(where))
+        self.where[first:end], self.file[first:end], self.offset[first:end] = where, file, offset
+        self.wanted = end
+
+    def _make_room(self, count: int) -> None:
+        if self.wanted + count > len(self.where):
+            size = max(2 * len(self.where), self.wanted + count)
+            self.where = np.resize(self.where, size)
+            self.file = np.resize(self.file, size)
+            self.offset = np.resize(self.offset, size)
 
     def settle(self) -> None:
         """Take in what arrived: only now, because rows may be added in one thread while vectors arrive in another."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from embedctl import catalog, circuits, names, places, providers, serving, urls
+from embedctl import catalog, circuits, names, permissions, places, providers, urls
 from embedctl.errors import EmbedctlError
 from embedctl.providers._contract import HttpRequest
 from embedctl.resilience import hints
@@ -86,7 +86,7 @@ def _standing(
         (one for one in running if one["provider"] == name),
         key=lambda one: ("half_open", "open", "dead").index(one["state"]),
     )
-    lists = serving.allow_lists(settings, settings.options.workspace)
+    lists = permissions.lists(settings, settings.options.workspace)
     return ProviderStanding(
         name=name,
         protocol=protocol,

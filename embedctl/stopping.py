@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from embedctl.errors import DeadlinePassed, EmbedctlError
@@ -15,6 +17,28 @@ class Stop:
 
     reason: EmbedctlError | None = None
     asked: asyncio.Event = field(default_factory=asyncio.Event)
+    _loop: asyncio.AbstractEventLoop | None = None
+    _over: bool = False
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """While requests are sent by the running loop; afterwards nothing can be stopped any more."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            yield
+        finally:
+            self.too_late()
+
+    def too_late(self) -> None:
+        """From now on the end is written down, and nobody stops that."""
+        self._loop, self._over = None, True
+
+    def ask(self, reason: EmbedctlError) -> None:
+        """Stop sending, from a signal handler; before anything is sent, raise the reason."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.because, reason)
+        elif not self._over:
+            raise reason
 
     def because(self, reason: EmbedctlError) -> None:
         """Stop sending; the first reason stays."""

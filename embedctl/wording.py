@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedctl import chunk, read, tokens
-from embedctl.intake import Wording
+from embedctl.candidates import Wording
 from embedctl.options import Options
 from embedctl.serving import Offer
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedctl import __version__
+from embedctl.errors import OutputRefused, StorageFailed
 from embedctl.records import TEXT_HASH_BYTES, Space
 
 ROW_GROUP_ROWS = 16_384
@@ -209,13 +211,22 @@ def _leaf(field: pa.Field) -> str:
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """What embedctl wrote about a Parquet file; None when it is no Parquet, or not ours."""
+    """What embedctl wrote about a Parquet file; None when it is no Parquet, not ours, or broken.
+
+    Raises:
+        OutputRefused: A version of embedctl wrote it that knows more of a space than this one.
+    """
     try:
-        found = pq.read_metadata(path).metadata or {}
-    except (pa.ArrowException, OSError):
+        found = orjson.loads((pq.read_metadata(path).metadata or {})[METADATA_KEY])
+        unknown = found["space"].keys() - {one.name for one in fields(Space)}
+        if not unknown:
+            return dict(found) if Space(**found["space"]).space_id == found["space_id"] else None
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
-    text = found.get(METADATA_KEY)
-    return dict(orjson.loads(text)) if text else None
+    raise OutputRefused(
+        f"{path} was written by embedctl {found.get('version')}: its space says {', '.join(sorted(unknown))}",
+        hint="use that version, or choose another -o",
+    )
 
 
 def is_precise(path: Path, dtype: Dtype) -> bool:
@@ -232,11 +243,23 @@ class Part:
         self._dimensions = dimensions
         self._cached: tuple[int, pa.Table] | None = None
 
-    def _file(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self.path, page_checksum_verification=True)
+    @contextmanager
+    def _file(self) -> Iterator[pq.ParquetFile]:
+        try:
+            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+                yield file
+        except (pa.ArrowException, OSError) as damage:
+            raise StorageFailed(
+                f"{self.path} cannot be read: {str(damage).splitlines()[0]}",
+                hint="see `embedctl vectors verify`; without that file the same command embeds its rows anew",
+            ) from damage
 
     def hashes(self) -> Iterator[bytes]:
-        """The text hashes of all rows, n x 16 bytes at a time, in order."""
+        """The text hashes of all rows, n x 16 bytes at a time, in order.
+
+        Raises:
+            StorageFailed: The file is damaged; so do all that read it.
+        """
         with self._file() as file:
             for batch in file.iter_batches(1 << 18, columns=["embedding_text_hash"]):
                 column = batch.column(0)
@@ -255,12 +278,14 @@ class Part:
                     found += file.read_row_group(group, columns=columns).take(at).to_pylist()
             return found
 
-    def holds(self, rows: pa.Table) -> bool:
-        """Whether its columns beside the embedding ones are exactly these rows."""
+    def holds(self, rows: pa.Table, layout: Layout) -> bool:
+        """Whether its columns beside the embedding ones are exactly these rows, and its vectors are as in `layout`."""
         with self._file() as file:
-            names = file.schema_arrow.names
-            own = names[: names.index("embedding")]
-            return bool(own == rows.column_names and file.read(columns=own).equals(rows))
+            schema = file.schema_arrow
+            own = schema.names[: schema.names.index("embedding")]
+            if own != rows.column_names or schema.field("embedding").type != layout.schema.field("embedding").type:
+                return False
+            return bool(file.read(columns=own).equals(rows))
 
     def take(
         self, rows: NDArray[np.int64]
@@ -288,6 +313,14 @@ class Part:
             columns = ["embedding", "embedding_tokens", *_PURCHASE_COLUMNS]
             self._cached = (group, file.read_row_group(group, columns=columns))
         return self._cached[1]
+
+
+def plain(column: pa.ChunkedArray) -> list[Any]:
+    """A column's values in Python's types; times finer than those as text."""
+    try:
+        return list(column.to_pylist())
+    except ValueError:  # nanoseconds
+        return [value.replace(" ", "T", 1) if value else value for value in column.cast(pa.string()).to_pylist()]
 
 
 _PURCHASE_COLUMNS = ("embedding_model", "embedding_provider", "embedding_operation_id")

@@ -187,3 +187,14 @@ def test_dry_run(world: World) -> None:
     people = world.run("batch", "run", "in", "-o", "out", "--dry-run", *OPENAI)
     assert "2 texts to send, 10 reused" in people.out
     assert "nothing was sent" in people.out
+
+
+def test_a_run_has_a_name(world: World) -> None:
+    """No name is no run's name; amounts are shown in full, as everywhere."""
+    assert world.run("batch", "run", "in", "-o", "out", *OPENAI).code == 0
+    assert world.run("batch", "status", "").code == 66
+    run_id = shown(world, "list")["runs"][0]["run_id"]
+    told = world.run("batch", "status", run_id).out
+
+    assert "0.0000032" in told
+    assert "E-" not in told

@@ -342,6 +342,20 @@ def test_json_lines_on_stdout() -> None:
     np.testing.assert_allclose(np.linalg.norm(first["embedding"]), 1, atol=1e-5)
 
 
+def test_times_of_nanoseconds_on_stdout(here: Path) -> None:
+    """`-o -` prints times that Python has no type for in full."""
+    times = pa.array([1_000_000_001, None, 2_000_000_000], pa.timestamp("ns"))
+    pq.write_table(pa.table({"id": [1, 2, 3], "text": ["a", "b", "c"], "at": times}), "in.parquet")
+    done = embedctl("embed", "in.parquet", "-o", "-")
+
+    assert done.code == 0, done.err
+    assert [line["at"] for line in done.lines] == [
+        "1970-01-01T00:00:01.000000001",
+        None,
+        "1970-01-01T00:00:02.000000000",
+    ]
+
+
 def test_vectors_on_stdout_may_be_base64(here: Path) -> None:
     """--vectors base64 prints little-endian float32; nothing is left in the folder."""
     Path("a.txt").write_text("one")

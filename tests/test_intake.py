@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedctl import assemble, write
-from embedctl.errors import WrongUsage
-from embedctl.intake import JOURNAL_FILES, REASON_WORDS, Intake, Wording
+from embedctl.candidates import REASON_WORDS, Wording
+from embedctl.intake import JOURNAL_FILES, Intake
 from embedctl.known import PLACE, Known
 from embedctl.options import Options
 from embedctl.plan import Packed, Packer
@@ -96,6 +96,7 @@ def take(
     failed_before: dict[bytes, Refusal] | None = None,
     columns: pa.Schema = COLUMNS,
     token_arrays: bool = False,
+    barred: dict[str, str] | None = None,
 ) -> Taken:
     """Blocks through a real intake, packer and index."""
     with Known(tmp_path) as index, Known(tmp_path) as seen:
@@ -110,6 +111,7 @@ def take(
             seen=seen,
             columns=lambda block, at, chunks, texts: write.row_batch(block, at, chunks, texts, columns),
             failed_before=failed_before or {},
+            barred=barred or {},
         )
         slot = intake.slot(0, 0)
         requests = [one for block in blocks for one in intake.take(block, slot)]
@@ -419,18 +421,29 @@ def test_each_row_is_paid_by_the_workspace_its_column_names(tmp_path: Path) -> N
     }
 
 
-def test_a_bad_workspace_name_in_a_row_names_the_row(tmp_path: Path) -> None:
-    """A cell that is no workspace name stops the run and says in which row it stands."""
-    kept = pa.record_batch({"team": pa.array(["Acme Inc."])})
-    with pytest.raises(WrongUsage) as caught:
-        take(
-            tmp_path,
-            block("a", kept=kept),
-            options=Options(workspace_column="team"),
-            columns=write.row_columns(pa.string(), kept.schema, text=True),
-        )
+def test_a_row_whose_workspace_may_not_use_the_model_fails(tmp_path: Path) -> None:
+    """A row is held to the allow-list of the workspace its column names: barred, or no workspace, it fails unsent."""
+    names = ["acme", "zeta", None, "Acme Inc.", " ", "zeta"]
+    kept = pa.record_batch({"team": pa.array(names)})
+    taken = take(
+        tmp_path,
+        block("a", "b", "c", "d", "e", None, kept=kept),
+        options=Options(workspace="mine", workspace_column="team"),
+        columns=write.row_columns(pa.string(), kept.schema, text=True),
+        barred={"zeta": "zeta may not"},
+    )
+    failed, counts = taken.finish()
 
-    assert caught.value.message == "row 'r0': bad workspace name: 'Acme Inc.'"
+    assert {one.request.workspace_id: list(one.request.texts) for one in taken.requests} == {
+        "acme": ["a"],
+        "mine": ["c", "e"],
+    }
+    assert [(one.id, one.reason, one.message) for one in failed] == [
+        ("r1", "not_allowed", "zeta may not"),
+        ("r3", "bad_workspace", "bad workspace name: 'Acme Inc.'"),
+        ("r5", "not_allowed", "zeta may not"),
+    ]
+    assert (counts.read, counts.vectors, counts.failed) == (6, 3, 3)
 
 
 def test_a_slot_is_complete_with_its_own_requests(tmp_path: Path) -> None:

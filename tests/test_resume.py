@@ -370,3 +370,142 @@ def test_old_leftovers_in_shared_folders_go(small: Small) -> None:
 
     for place in ("spool", "runs"):
         assert [path.name for path in (small.folder / "home" / place).glob(".tmp-*")] == [f".tmp-{fresh}"]
+
+
+BROKEN_RECORDS = [b"", b"x", b"[]", b"null", b"{}", b'{"state": "complete"}', b'{"counts": {"rows": 1}}']
+
+
+@pytest.mark.parametrize("record", BROKEN_RECORDS)
+def test_a_broken_run_record(batch: Small, wire: Wire, record: bytes) -> None:
+    """A run record that somebody broke is made again: parts speak for themselves, and nothing is bought."""
+    receipt(batch.run())
+    before = len(asked(wire))
+    (batch.state / "run.json").write_bytes(record)
+    again = receipt(batch.run())
+
+    assert (again.exit_code, again.vectors, again.requests) == (0, len(TEXTS), 0)
+    assert len(asked(wire)) == before
+    batch.check_rows(TEXTS)
+
+
+def test_a_broken_failures_file(small: Small, wire: Wire) -> None:
+    """Lines of a failures file that somebody broke say nothing, and stop nothing."""
+    wire.plan(poison=[TEXTS[4]])
+    assert receipt(small.run()).failed == 1
+    path = small.output / "failures.jsonl" if small.kind == "folder" else small.folder / "out.parquet.failures.jsonl"
+    refused = path.read_bytes()
+    lines = [b'{"reason": "text_refused", "provider": "x", "message": "m", "text_hash": "zz"}', b"\xff", b"[1]", b'"x"']
+    path.write_bytes(b"\n".join([*lines, b'{"text_hash": 5, "reason": "text_refused", "provider": "x"}', refused]))
+    small.fill([*TEXTS, "one more"])
+    again = receipt(small.run())
+
+    assert (again.failed, again.vectors) == (1, len(TEXTS))
+    assert asked(wire).count(hash_of(TEXTS[4])) > 0
+
+
+def test_a_damaged_part(batch: Small, wire: Wire) -> None:
+    """A part that is cut short is said, and its rows, no others, are embedded anew."""
+    receipt(batch.run())
+    before = len(asked(wire))
+    part = batch.output / "part-000001.parquet"
+    part.write_bytes(part.read_bytes()[:300])
+    warnings: list[str] = []
+    run = Run(batch.order(), ingest=batch._take_in, segment_bytes=1)
+    object.__setattr__(run.watch, "warned", warnings.append)
+    again = run.execute()
+
+    assert again.exit_code == 0
+    assert len(asked(wire)) == before + 10
+    assert any("part-000001.parquet is damaged" in line for line in warnings)
+    batch.check_rows(TEXTS)
+
+
+@pytest.mark.parametrize("column", ["embedding_text_hash", "embedding.list.element", "embedding_model"])
+def test_bit_rot(small: Small, column: str) -> None:
+    """A flipped bit in what a rerun reads ends it with 74, the file and what to do; without it the run goes on."""
+    receipt(small.run())
+    path = small.output / "part-000000.parquet" if small.kind == "folder" else small.output
+    meta = pq.read_metadata(path)
+    found = [meta.row_group(0).column(i) for i in range(meta.num_columns)]
+    chunk = next(one for one in found if one.path_in_schema == column)
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 0xFF
+    path.write_bytes(content)
+    small.fill([*TEXTS, "one more"])
+    damaged = small.run()
+    problem = damaged.error if isinstance(damaged, Receipt) else error(damaged)
+
+    assert problem is not None
+    assert problem.exit_code == 74
+    assert f"{path} cannot be read" in problem.message
+    assert "vectors verify" in str(problem.hint)
+    path.unlink()
+    receipt(small.run())
+    small.check_rows([*TEXTS, "one more"])
+
+
+def test_an_output_of_another_version(small: Small, wire: Wire) -> None:
+    """An output whose space says more than this version knows is refused, not bought again."""
+    receipt(small.run())
+    before = len(asked(wire))
+    for path in small.output.glob("part-*") if small.kind == "folder" else [small.output]:
+        table, said = pq.read_table(path), orjson.loads(pq.read_metadata(path).metadata[b"embedctl"])
+        said["space"]["tilt"] = 3
+        pq.write_table(table.replace_schema_metadata({b"embedctl": orjson.dumps(said)}), path)
+    small.fill([*TEXTS, "one more"])
+    refused = error(small.run())
+
+    assert refused.exit_code == 73
+    assert "its space says tilt" in refused.message
+    assert len(asked(wire)) == before
+
+
+@pytest.mark.parametrize("metadata", [b"not json", b"[1]", b'{"space": 1}', b'{"space": {}}'])
+def test_metadata_that_says_nothing(small: Small, metadata: bytes) -> None:
+    """Metadata that no version of ours wrote is no bug of ours: a file is not ours, a part is made again."""
+    receipt(small.run())
+    path = small.output / "part-000000.parquet" if small.kind == "folder" else small.output
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"embedctl": metadata}), path)
+    small.fill([*TEXTS, "one more"])
+    again = small.run()
+
+    if small.kind == "file":
+        assert error(again).exit_code == 73
+    else:
+        assert receipt(again).exit_code == 0
+        small.check_rows([*TEXTS, "one more"])
+
+
+LAYOUTS = [{"vector_type": "list"}, {"dtype": "float16"}, {"dtype": "int8", "vector_type": "list"}, {"dtype": "int8"}]
+
+
+@pytest.mark.parametrize("flags", LAYOUTS)
+def test_another_layout_of_the_same_rows(small: Small, wire: Wire, flags: dict[str, str]) -> None:
+    """A rerun that asks for another type of vectors gets it, from what is there: nothing is bought."""
+    receipt(small.run())
+    before = len(asked(wire))
+    again = receipt(small.run(flags=flags))
+    path = small.output / "part-000000.parquet" if small.kind == "folder" else small.output
+    kind = pq.read_schema(path).field("embedding").type
+
+    assert str(kind.value_type) == {"float16": "halffloat", "int8": "int8"}.get(flags.get("dtype", ""), "float")
+    assert pa.types.is_fixed_size_list(kind) == ("vector_type" not in flags)
+    assert (again.vectors, len(asked(wire))) == (len(TEXTS), before)
+
+
+def test_no_rows_at_all(batch: Small, wire: Wire) -> None:
+    """An input of no rows is an output of no rows that a reader can open; once more is nothing to do."""
+    receipt(batch.run())
+    for path in (batch.folder / "in").glob("*.parquet"):
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
+    empty = receipt(batch.run())
+    before = stamps(batch)
+    again = receipt(batch.run())
+
+    assert (empty.exit_code, empty.rows, again.rows) == (0, 0, 0)
+    assert stamps(batch) == before
+    table = pq.read_table(batch.output)
+    assert (table.num_rows, "embedding" in table.column_names) == (0, True)
+    batch.fill(TEXTS)
+    assert receipt(batch.run()).vectors == len(TEXTS)
+    batch.check_rows(TEXTS)

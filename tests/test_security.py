@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from embedctl.cli import app
+from embedctl.places import exposure
 from embedctl.providers import _errors
 from embedctl.providers._contract import HttpRequest
 from tests.wire.client import Wire, started
@@ -252,7 +253,7 @@ def test_a_projects_file_sends_keys_nowhere(wire: Wire, tmp_path: Path, monkeypa
 
 
 def test_a_keys_file_is_its_owners_alone(wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key's file that others may read is refused."""
+    """A key's file that everybody may read is refused."""
     prepare(WAYS["a file"], wire, tmp_path, monkeypatch)
     (tmp_path / "key.txt").chmod(0o644)
 
@@ -261,6 +262,54 @@ def test_a_keys_file_is_its_owners_alone(wire: Wire, tmp_path: Path, monkeypatch
     assert ended.exit_code == 78
     assert "chmod 600" in ended.stderr
     assert wire.truth() == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "mine", "sealed", "verdict"),
+    [
+        (0o600, True, False, "fine"),
+        (0o400, True, False, "fine"),
+        (0o640, True, False, "warned"),
+        (0o440, True, False, "warned"),
+        (0o644, True, False, "refused"),
+        (0o444, True, False, "refused"),
+        (0o660, True, False, "refused"),
+        (0o440, False, False, "fine"),  # given to this user's group by the one who may
+        (0o444, False, False, "warned"),
+        (0o646, False, False, "refused"),
+        (0o444, False, True, "fine"),  # Docker
+        (0o644, True, True, "fine"),  # Kubernetes, as root
+        (0o440, False, True, "fine"),  # Kubernetes with fsGroup, systemd
+    ],
+)
+def test_mounted_secrets(mode: int, mine: bool, sealed: bool, verdict: str) -> None:
+    """A mounted secret is taken as it is; a file that others may change, or of one's own for all, is refused."""
+    assert exposure(mode, mine=mine, sealed=sealed) == verdict
+
+
+def test_a_keys_file_for_a_group(wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key's file that its group may read is used with a warning that names the file, not the key."""
+    prepare(WAYS["a file"], wire, tmp_path, monkeypatch)
+    (tmp_path / "key.txt").chmod(0o640)
+
+    ended = run("embed", "texts.txt", "-m", f"mine:{MODEL}")
+
+    assert ended.exit_code == 0, ended.stderr
+    assert "others than its owner may read the key in" in ended.stderr
+    assert KEY not in ended.stderr
+    assert wire.truth() != []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_keys_file_of_root(wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key's file of another user, given to this one's group, needs no word."""
+    prepare(WAYS["a file"], wire, tmp_path, monkeypatch)
+    os.chown(tmp_path / "key.txt", 4321, 0)
+    (tmp_path / "key.txt").chmod(0o440)
+
+    ended = run("embed", "texts.txt", "-m", f"mine:{MODEL}")
+
+    assert (ended.exit_code, "key.txt" in ended.stderr) == (0, False)
 
 
 # ── allow-lists ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from crashing import Crashed, CrashingDisk
 
-from embedctl import storage
+from embedctl import disk as disk_module
 from embedctl.errors import OutputRefused, StorageFailed
 from embedctl.storage import DISK, Disk, publish, remove_leftovers, replace
 
@@ -27,7 +27,7 @@ class WithoutLinks(Disk):
 
         monkeypatch.setattr(os, "link", link)
         if not exclusive:
-            monkeypatch.setattr(storage, "_rename_exclusively", rename)
+            monkeypatch.setattr(disk_module, "_rename_exclusively", rename)
 
 
 def names(folder: Path) -> list[str]:

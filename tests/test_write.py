@@ -20,6 +20,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from embedctl import __version__, storage, write
+from embedctl.errors import StorageFailed
 from embedctl.read_block import Block
 from embedctl.records import Space, text_hash
 from embedctl.write import Embeddings, Layout, Part
@@ -285,7 +286,7 @@ def test_a_flipped_bit_in_a_vector_is_noticed(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="CRC"):
         pq.read_table(path, page_checksum_verification=True)
-    with pytest.raises(OSError, match="CRC"):
+    with pytest.raises(StorageFailed, match=r"a\.parquet cannot be read: .* CRC"):
         Part(path, 4).take(np.array([7]))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from embedctl import __version__
+from embedctl import __version__, streams
 from embedctl.cli.groups import SuggestingGroup as SuggestingGroup
 from embedctl.cli.groups import made, quick
 from embedctl.cli.groups import nearest as nearest
@@ -157,4 +158,9 @@ def _root(
 
 def main() -> None:
     """Entry point of the `embedctl` command."""
-    app()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # keys are in memory
+    streams.stand_in_for_closed()
+    try:
+        app()
+    finally:
+        streams.let_go()

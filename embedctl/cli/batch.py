@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -77,12 +79,15 @@ def run(
 
     words = list(inputs or ())
     found = read_job(Path(words.pop(0))) if words and words[0].endswith(".toml") else {}
-    inputs_named = words or [found["input"]] if isinstance(found.get("input"), str) else words or found.get("input", [])
-    folder = output or found.get("output")
+    named = [found["input"]] if isinstance(found.get("input"), str) else found.get("input", [])
+    inputs_named = words or [os.path.expanduser(one) for one in named]  # noqa: PTH111 - no shell did it
+    folder = output or (Path(found["output"]).expanduser() if found.get("output") else None)
     if not inputs_named:
         raise WrongUsage("nothing to embed", hint="name files or folders: embedctl batch run INPUT... -o DIR")
     if folder is None:
         raise WrongUsage("no output named", hint="name a folder: embedctl batch run INPUT... -o DIR")
+    if str(folder) == "-":
+        raise WrongUsage("batch run writes a folder", hint="`embedctl embed INPUT... -o -` prints JSON lines")
     name = job or found.get("job")
     execute(
         "batch run",
@@ -167,7 +172,8 @@ def status(
     flat = {key: value for key, value in found.items() if not isinstance(value, Mapping | list)}
     flat |= {f"{key}.{name}": part for key in ("counts", "failure") for name, part in found.get(key, {}).items()}
     flat |= {f"chunk {chunk['chunk_index']}": chunk["embedding_operation_id"] for chunk in found.get("chunks", ())}
-    rows = [{"key": key, "value": None if value is None else str(value)} for key, value in flat.items()]
+    said = {key: render.money(value) if isinstance(value, Decimal) else value for key, value in flat.items()}
+    rows = [{"key": key, "value": None if value is None else str(value)} for key, value in said.items()]
     columns = [render.Column("key", "Key"), render.Column("value", "Value")]
     render.table(render.Table(columns=columns, rows=rows, envelope=found), "json" if as_json else form)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from embedctl import catalog, render, serving, settings
+from embedctl import catalog, permissions, render, serving, settings
 from embedctl.catalog import Model
 from embedctl.cli import models_choose, models_local, nearest
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
@@ -51,7 +51,7 @@ def list_models(
     ]
     book = _prices(found)
     rows = [_row(model, found, book) for model in chosen]
-    lists = serving.allow_lists(found, found.options.workspace)
+    lists = permissions.lists(found, found.options.workspace)
     envelope = {
         "schema_version": 1,
         "data": rows,
@@ -107,7 +107,7 @@ def _prices(found: Settings) -> prices.PriceBook:
 
 def _row(model: Model, found: Settings, book: prices.PriceBook) -> dict[str, Any]:
     entry = Entry(provider=model.provider, model=model.name, canonical=model.canonical)
-    lists = serving.allow_lists(found, found.options.workspace)
+    lists = permissions.lists(found, found.options.workspace)
     place = catalog.providers().get(model.provider)
     price: Any = None
     if place and place.free:

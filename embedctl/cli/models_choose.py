@@ -37,11 +37,11 @@ def choose(
     config: ConfigFlag = None,
 ) -> None:
     """Choose a model by cost, quality, speed or languages, in this order, and say why."""
-    from embedctl import choosing, serving
+    from embedctl import choosing, permissions
     from embedctl.resilience.fallback import Entry, allowed
 
     found = settings.load(flags={"workspace": workspace, "text_column": text_column}, config=config)
-    lists = serving.allow_lists(found, found.options.workspace)
+    lists = permissions.lists(found, found.options.workspace)
 
     def may(one: Model) -> bool:
         return bool(allowed([Entry(provider=one.provider, model=one.name, canonical=one.canonical)], lists)[0])
@@ -86,6 +86,7 @@ def choose(
 def _rows(found: Settings, offers: Sequence[Model], size: tuple[list[str], int] | None) -> list[dict[str, Any]]:
     from embedctl import catalog, standing, tokens
     from embedctl.ledger import prices
+    from embedctl.ledger.price import cost
     from embedctl.records import utc_now
 
     book = prices.load(prices.price_texts(found.paths.price_file))
@@ -114,7 +115,7 @@ def _rows(found: Settings, offers: Sequence[Model], size: tuple[list[str], int] 
             counted = sum(tokens.counter(one.tokenizer).count(sample))
             row["tokens"] = counted * content_bytes // sampled if sampled else 0
             unit = None if free or held is None else held.usd_per_million
-            row["cost"] = "0.00" if free else None if unit is None else render.money(prices.cost(row["tokens"], unit))
+            row["cost"] = "0.00" if free else None if unit is None else render.money(cost(row["tokens"], unit))
         rows.append(row)
     return rows
 

@@ -28,7 +28,7 @@ class Entry:
     space_id: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.provider}:{self.model}"
+        return f"{self.provider}:{self.model}" if self.model else self.provider
 
 
 @dataclass(frozen=True, slots=True)

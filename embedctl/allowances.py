@@ -1,0 +1,147 @@
+"""What a run may spend: --max-cost, and what its workspaces' budgets leave it, other runs considered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from embedctl import locks, payers, runs
+from embedctl.errors import Locked, OutputRefused, WrongUsage
+from embedctl.ledger import limits, spool
+from embedctl.ledger.paths import LedgerPaths
+from embedctl.money import Allowance, Till, UnitPrice, reached, usd
+from embedctl.options import Options
+from embedctl.records import utc_now
+from embedctl.serving import Offer
+from embedctl.settings import Settings
+from embedctl.shared_purse import SharedPurse, Sums
+
+if TYPE_CHECKING:
+    from embedctl.ledger.budgets import Standing
+
+LEDGER_WAIT_S = 30
+"""How long the ledger is waited for when budgets are looked up: without them nothing may be sent."""
+
+
+def check_priced(offers: Sequence[Offer], unit_price: UnitPrice, options: Options) -> None:
+    """With --max-cost every offer needs a price.
+
+    Raises:
+        WrongUsage: One has none.
+    """
+    if options.max_cost is None or options.allow_unpriced:
+        return
+    for offer in offers:
+        if unit_price(offer) is None:
+            raise WrongUsage(
+                f"{offer.id} has no price, so --max-cost cannot hold",
+                hint="set one with `embedctl prices set`, or --allow-unpriced",
+            )
+
+
+def till(
+    paths: LedgerPaths,
+    settings: Settings,
+    offers: Sequence[Offer],
+    unit_price: UnitPrice,
+    warned: Callable[[str], None],
+    *,
+    run_id: str,
+    state: Path,
+) -> Till:
+    """What this run may spend: --max-cost, and what is left of its workspaces' budgets. To be closed.
+
+    Args:
+        state: The run's state folder, whose lock it holds.
+
+    Raises:
+        BudgetReached: A budget that blocks is used up.
+        Locked: The ledger cannot be read, so nobody knows.
+        WrongUsage: A budget that blocks, and a model without a price.
+    """
+    options = settings.options
+    allowances = [] if options.max_cost is None else [Allowance("--max-cost", options.max_cost)]
+    prices = {offer.id: unit_price(offer) for offer in offers}
+    if all(price == 0 for price in prices.values()) or not (limits.there_are(paths) or _has_budget(settings)):
+        return Till(unit_price, allowances, warned)
+    budgets, purse = _standings(paths, settings), None
+    if any(one.budget.action == "block" for one in budgets):
+        unpriced = next((name for name, price in prices.items() if price is None), None)
+        if unpriced is not None and not options.allow_unpriced:
+            raise WrongUsage(
+                f"{unpriced} has no price, so a workspace's budget cannot hold",
+                hint="set one with `embedctl prices set`, or --allow-unpriced",
+            )
+        purse = SharedPurse(paths.budgets, run_id, state)
+        names = {one.budget.workspace for one in budgets}
+        budgets = purse.join(names, partial(_is_settled, paths), partial(_standings, paths, settings))
+    allowances += _allowances(budgets, purse, alone=options.workspace_column is None, warned=warned)
+    return Till(unit_price, allowances, warned, purse)
+
+
+def _has_budget(settings: Settings) -> bool:
+    return any(workspace.budget is not None for workspace in settings.workspaces.values())
+
+
+def _standings(paths: LedgerPaths, settings: Settings, without_runs: Collection[str] = ()) -> Sequence[Standing]:
+    """How the budgets of this run's workspaces stand, everything spooled included."""
+    from embedctl.ledger import budgets  # duckdb takes longer to import than a free run takes
+    from embedctl.ledger.database import reader
+    from embedctl.ledger.ingest import ingest
+
+    now = utc_now()
+    if spool.pending(paths.spool):
+        ingest(paths, wait_s=LEDGER_WAIT_S, now=now)
+    only = None if settings.options.workspace_column else settings.options.workspace
+    own = [one for one in budgets.configured(settings.workspaces) if only in (None, one.workspace)]
+    with reader(paths, wait_s=LEDGER_WAIT_S, now=now) as connection:
+        return budgets.standings(connection, own, workspace=only, now=now, without_runs=sorted(without_runs))
+
+
+def _is_settled(paths: LedgerPaths, state: Path) -> bool:
+    """Whether the run with this state folder has ended; all that it spent is in the spool then."""
+    if not state.is_dir():
+        return True
+    try:
+        with locks.hold(state / runs.LOCK, command=locks.RECOVERY):
+            give = payers.routed(state, partial(spool.publish, paths.spool), ledger=paths.database)
+            runs.rescue(state / runs.JOURNAL, give, keeps_vectors=True)
+    except (Locked, OutputRefused):
+        return not state.is_dir()
+    return True
+
+
+def _allowances(
+    standings: Sequence[Standing], purse: SharedPurse | None, *, alone: bool, warned: Callable[[str], None]
+) -> list[Allowance]:
+    """An allowance for each budget that blocks; warnings for those past their line.
+
+    Args:
+        alone: One workspace pays for all: a used-up budget stops the run before it begins.
+    """
+    found = []
+    sums = Sums()
+    if purse is not None:
+        with purse.open() as sums:
+            pass
+    for one in standings:
+        budget = one.budget
+        name = f"the {budget.period}'s budget of workspace {budget.workspace}"
+        spent = one.spent.cost + one.spent.at_risk if purse is None else sums.spent(budget.workspace, budget.period)
+        line = budget.amount * budget.warn_ratio
+        allowance = Allowance(
+            name, budget.amount, spent, workspace_id=budget.workspace, period=budget.period, warn_at=line
+        )
+        if spent >= budget.amount and budget.action == "block" and alone:
+            if purse is not None:
+                purse.close()
+            raise reached(allowance)
+        if spent >= line:
+            allowance.warn_at = None
+            nearly = "" if spent >= budget.amount else "nearly "
+            warned(f"{name} is {nearly}used up: {usd(spent)} of {usd(budget.amount)} USD")
+        if budget.action == "block":
+            found.append(allowance)
+    return found

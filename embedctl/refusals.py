@@ -1,0 +1,43 @@
+"""Texts that an earlier run could not embed, as its failures file lists them: they are not tried again unasked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import orjson
+
+from embedctl.slots import Refusal
+
+LASTING = ("text_refused", "unusable_vector", "provider_failed", "too_long")
+"""Reasons found by a provider: such a row stays failed until its text changes, or --retry-failed."""
+
+
+def of(paths: Sequence[Path]) -> dict[bytes, Refusal]:
+    """Texts of failures files that a provider refused."""
+    found: dict[bytes, Refusal] = {}
+    for path in paths:
+        if path.is_file():
+            with path.open("rb") as file:
+                found.update(_refusals(file))
+    return found
+
+
+def _refusals(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Refusal]]:
+    """Lines that somebody broke say nothing: such a text is tried again."""
+    for line in lines:
+        with suppress(orjson.JSONDecodeError, TypeError, KeyError, ValueError, AttributeError):
+            failure = orjson.loads(line)
+            if failure["reason"] in LASTING and failure.get("provider"):
+                yield (
+                    bytes.fromhex(failure["text_hash"]),
+                    Refusal(
+                        reason=failure["reason"],
+                        message=failure["message"],
+                        provider=failure["provider"],
+                        attempts=failure.get("attempts", 0),
+                        tokens=failure.get("tokens"),
+                        max_tokens=failure.get("max_tokens"),
+                    ),
+                )

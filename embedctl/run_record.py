@@ -1,0 +1,105 @@
+"""What a run binds, and leaves behind for the next one: in the output's metadata, and in `_embedctl/run.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+from uuid import UUID
+
+from embedctl import before as befores
+from embedctl import read, write
+from embedctl.before import Asked
+from embedctl.errors import InputChanged, OutputRefused
+from embedctl.offers import Offer
+from embedctl.options import Options
+from embedctl.order import Order
+from embedctl.output import FolderOutput, Output
+from embedctl.receipt import Rows
+from embedctl.records import Space, utc_now
+
+_SHAPING = frozenset(
+    "text_column id_column keep split encoding chunk_size chunk_overlap input_type dimensions dimension_policy "  # noqa: SIM905
+    "on_too_long on_blank vector_type dtype max_row_bytes model provider".split()
+)
+"""Options that decide what stands in the output."""
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """A run's terms, and how far it came.
+
+    Attributes:
+        space: Of its vectors; None while it is not known.
+        rows: What became of rows so far.
+    """
+
+    order: Order
+    run_id: UUID
+    space: Space | None = None
+    rows: Rows = field(default_factory=Rows)
+    _bound: str = ""
+    _seen_at_start: dict[str, Any] = field(default_factory=dict)
+
+    def bind(self, source: read.Source, first: Offer, barred: Sequence[str]) -> Asked:
+        """What is wanted of the output; the input is bound as it is now.
+
+        Args:
+            barred: Workspaces whose rows fail.
+        """
+        options, space = self.order.settings.options, first.space()
+        shaping = {**self._shaping(), "space": space.space_id if space else first.id}
+        if barred:
+            shaping["barred"] = sorted(barred)
+        self._seen_at_start = source.fingerprint()
+        self._bound = befores.binding(self._seen_at_start, shaping)
+        return Asked(
+            space=space,
+            binding=self._bound,
+            overwrite=self.order.overwrite,
+            reuse=options.reuse,
+            retry_failed=self.order.retry_failed,
+            dtype=options.dtype,
+        )
+
+    def check_unchanged(self, source: read.Source) -> None:
+        """Raise InputChanged when a file is not what it was at the start."""
+        if source.fingerprint() != self._seen_at_start:
+            raise InputChanged("the input changed while it was read", hint="run the same command again")
+
+    def facts(self, space: Space | None, written: int, counts: Rows) -> bytes:
+        """The metadata of a part or file.
+
+        Args:
+            written: Rows in it.
+            counts: What became of the rows that were read for it.
+        """
+        if space is None:
+            raise OutputRefused("no vector was made, so nobody knows how wide one is")
+        extra = {"binding": self._bound, "counts": asdict(counts), "options": self._shaping()}
+        return write.metadata(space, run_id=str(self.run_id), source=self._seen_at_start, rows=written, extra=extra)
+
+    def as_dict(self, output: Output, state: str) -> dict[str, Any]:
+        """The content of run.json."""
+        replacing, parts = False, 0
+        if isinstance(output, FolderOutput):
+            replacing, parts = output.replacing, len(output.parts(output.into))
+        return {
+            "run_id": str(self.run_id),
+            "job": self.order.job,
+            "state": state,
+            "binding": self._bound,
+            "overwrite": self.order.overwrite,
+            "replacing": replacing,
+            "parts": parts,
+            "space": self.space.as_dict() if self.space else None,
+            "space_id": self.space.space_id if self.space else None,
+            "options": self._shaping(),
+            "counts": asdict(self.rows),
+            "at": utc_now(),
+        }
+
+    def _shaping(self) -> dict[str, Any]:
+        """Options that decide what stands in the output; `vectors verify` and `vectors search` read them."""
+        options = self.order.settings.options
+        return {one.name: getattr(options, one.name) for one in fields(Options) if one.name in _SHAPING}

@@ -1,0 +1,33 @@
+"""What tokens cost in one run: the prices as they stand when it begins."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+
+from embedctl.ledger import prices
+from embedctl.offers import Offer
+
+
+class Tariff:
+    """Prices at one moment.
+
+    Args:
+        price_file: The user's own prices.
+    """
+
+    def __init__(self, price_file: Path, at: datetime) -> None:
+        self._book = prices.load(prices.price_texts(price_file))
+        self._at = at
+
+    def price(self, provider: str, model: str, price_as: str | None, tier: str = "standard") -> Decimal | None:
+        """USD per million tokens; 0 when it is free, None when nobody knows."""
+        if price_as == "free":
+            return Decimal(0)
+        found = self._book.price_at(price_as, model, at=self._at, place=provider, tier=tier)
+        return found.usd_per_million if found else None
+
+    def of(self, offer: Offer, tier: str = "standard") -> Decimal | None:
+        """The same, of an offer."""
+        return self.price(offer.provider, offer.wire_model, offer.price_as, tier)
