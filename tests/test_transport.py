@@ -22,7 +22,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedctl import transport as module
-from embedctl import urls
 from embedctl.errors import (
     AnswerLost,
     AnswerUnusable,
@@ -33,7 +32,7 @@ from embedctl.errors import (
     RedirectRefused,
 )
 from embedctl.providers._contract import HttpRequest
-from embedctl.transport import HttpResponse, Transport, translated
+from embedctl.transport import HttpResponse, Transport, exchanges, links, translated
 
 KEY = "sk-canary-0123456789abcdef"
 Act = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -377,16 +376,8 @@ def test_a_body_cut_without_a_length_is_passed_on() -> None:
     assert answer.body == b'{"data":['
 
 
-def test_silence_is_lost_after_the_read_timeout() -> None:
-    """A server that takes the request and falls silent is left after the read timeout."""
-    problem = failure(hang, read_timeout_s=0.1)
-
-    assert type(problem) is AnswerLost
-    assert "fell silent" in problem.message
-
-
 def test_a_slow_drip_is_stopped_by_the_total_deadline() -> None:
-    """A server that sends a byte now and then never trips a read timeout; the total deadline stops it."""
+    """A server that is silent, or sends a byte now and then, is stopped by the deadline of the whole exchange."""
 
     async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n")
@@ -395,10 +386,11 @@ def test_a_slow_drip_is_stopped_by_the_total_deadline() -> None:
             await writer.drain()
             await asyncio.sleep(0.05)
 
-    problem = failure(drip, timeout_s=0.4, read_timeout_s=0.3)
+    for act in (drip, hang):
+        problem = failure(act, timeout_s=0.4)
 
-    assert type(problem) is AnswerLost
-    assert "took more than 0.4 s" in problem.message
+        assert type(problem) is AnswerLost
+        assert "took more than 0.4 s" in problem.message
 
 
 def test_a_request_that_is_not_read_is_lost() -> None:
@@ -522,7 +514,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("tls") / "server.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=here"
     subprocess.run(
-        [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", file, "-out", f"{file}.crt"],
+        [
+            *command.split(),
+            "-addext",
+            "subjectAltName=IP:127.0.0.1,DNS:far.example",
+            "-keyout",
+            file,
+            "-out",
+            f"{file}.crt",
+        ],
         check=True,
         capture_output=True,
     )
@@ -624,6 +624,48 @@ def test_a_proxy_is_asked_for_a_tunnel_and_never_told_the_key() -> None:
     run(main)
 
 
+async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
+    """Take a connection's bytes to a port of this machine and back, whatever host was asked for."""
+    writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+    far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while piece := await source.read(65536):
+            target.write(piece)
+            await target.drain()
+        target.write_eof()
+
+    try:
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+    finally:
+        far_writer.close()
+        await far_writer.wait_closed()
+
+
+def test_an_exchange_through_a_proxy_is_one_with_the_server(certificate: Path) -> None:
+    """Through a tunnel the server's own certificate counts, large answers come whole, and the tunnel is used again."""
+    body = b"v" * 3_000_000
+
+    async def main() -> None:
+        async with serving(says(ok(body)), tls_server(certificate)) as server:
+            async with serving(lambda reader, writer: tunnel(reader, writer, server.port)) as proxy:
+                environ = {"HTTPS_PROXY": f"http://me:p%40ss@127.0.0.1:{proxy.port}"}
+                async with transport(environ=environ) as sender:
+                    with pytest.raises(NotSent, match=r"certificate of far\.example"):
+                        await sender.send(post("https://far.example:8443/v1"), timeout_s=5)
+                async with transport(environ=environ, ca_file=Path(f"{certificate}.crt")) as sender:
+                    answers = [await sender.send(post("https://far.example:8443/v1"), timeout_s=5) for _ in range(3)]
+                asked = proxy.requests[-1]
+
+            assert [answer.body for answer in answers] == [body] * 3
+            assert (len(proxy.requests), len(server.requests)) == (2, 3)
+            assert asked.startswith(b"CONNECT far.example:8443 HTTP/1.1\r\n")
+            assert b"proxy-authorization: basic bwu6cebzcw==" in asked.lower()
+            assert KEY.encode() not in asked
+
+    run(main)
+
+
 def test_a_proxy_that_hangs_means_not_sent() -> None:
     """The tunnel's own handshake is not the request: a proxy that never answers it means NotSent."""
 
@@ -664,49 +706,119 @@ def test_a_netrc_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run(main)
 
 
-# ── the pool ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── connections ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_retired_pool_is_closed_by_its_last_exchange() -> None:
-    """Connections of a retired pool are closed when its last exchange is over, not kept until the end."""
+def test_a_large_answer_is_held_once() -> None:
+    """The bytes of a large answer go from the socket to where they stay: at no time are they there twice."""
+    size = 24_000_000
+
+    async def act(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode())
+        for _ in range(240):
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+
+    async def main() -> int:
+        async with serving(act) as server, transport() as sender:
+            tracemalloc.start()
+            try:
+                answer = await sender.send(post(server.url()))
+                assert len(answer.body) == size
+                return tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+
+    assert asyncio.run(main()) < size * 3 // 2
+
+
+def test_an_answer_may_come_before_the_request_is_read() -> None:
+    """A server that refuses a large request by its first bytes, and hangs up, is heard."""
+
+    async def main() -> None:
+        async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(ok(b"too much", "Connection: close", status="413 Too Large"))
+            await writer.drain()
+            await heard.wait()
+            writer.close()
+
+        heard = asyncio.Event()
+        listener = await asyncio.start_server(act, "127.0.0.1", 0, limit=4096)
+        url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
+        async with transport() as sender:
+            answer = await sender.send(post(url, b"x" * 30_000_000), timeout_s=5)
+        heard.set()
+        listener.close()
+        await asyncio.sleep(0.05)
+
+        assert (answer.status, answer.body) == (413, b"too much")
+
+    run(main)
+
+
+def test_what_is_no_answer_yet_is_waited_through() -> None:
+    """An informational answer (100, 103) is not the answer."""
+    early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+
+    assert exchange(says(early, ok(b"{}")))[0].body == b"{}"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(ok(b"{}", "Connection: close"), id="says so"),
+        pytest.param(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}", id="old"),
+        pytest.param(ok(b"{}") + b"HTTP/1.1 200 OK\r\n", id="says more than was asked"),
+        pytest.param(ok(b"", status="500 Oops") + ok(b"{}"), id="answers twice"),
+    ],
+)
+def test_a_connection_that_cannot_be_trusted_is_not_used_again(answer: bytes) -> None:
+    """What a server says beyond its answer is never taken for the answer to the next request."""
+
+    async def main() -> None:
+        async with serving(says(answer)) as server, transport() as sender:
+            first = await sender.send(post(server.url()))
+            server.act = says(ok(b"second"))
+            second = await sender.send(post(server.url()))
+
+            assert first.body in (b"{}", b"")
+            assert (second.body, server.connections) == (b"second", 2)
+
+    run(main)
+
+
+def test_a_free_connection_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that has been free for long is closed rather than used: the server may just be closing it."""
+    monkeypatch.setattr(exchanges, "KEEPALIVE_S", 0.01)
 
     async def main() -> None:
         async with serving(says(ok(b"{}"))) as server, transport() as sender:
             await sender.send(post(server.url()))
-            (pool,) = sender._pools.values()
-            async with sender._pool(urls.checked(server.url())):
-                sender._retire(pool)
-                await asyncio.sleep(0)
-                kept = len(pool.http._pool.connections)
-            while sender._closing:
-                await asyncio.sleep(0)
+            await asyncio.sleep(0.03)
+            await sender.send(post(server.url()))
 
-            assert (kept, len(pool.http._pool.connections)) == (1, 0)
+            assert server.connections == 2
 
     run(main)
 
 
-def test_a_large_answer_is_read_in_large_pieces() -> None:
-    """A large answer is not cut into 64 KiB pieces on its way: httpcore still reads as much as it is told to."""
-    asked: list[int] = []
+def test_a_name_that_leads_to_a_link_local_address_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may lead to 169.254.169.254 as well: what was connected to is looked at before a byte is written."""
+    assert links.is_link_local("169.254.169.254")
+    assert links.is_link_local("fe80::1%eth0")
+    assert links.is_link_local("::ffff:169.254.169.254")
+    assert not links.is_link_local("127.0.0.1")
+    monkeypatch.setattr(links, "is_link_local", lambda address: address == "127.0.0.1")
 
     async def main() -> None:
-        async with serving(says(ok(b"x" * 2_000_000))) as server, transport() as sender:
-            await sender.send(post(server.url()))
-            (pool,) = sender._pools.values()
-            wire = pool.http._pool.connections[0]._connection._network_stream
-            read = wire.read
+        async with serving(says(ok(b"{}"))) as server, transport() as sender:
+            with pytest.raises(NotSent, match=r"localhost:.* leads to a link-local address"):
+                await sender.send(post(f"http://localhost:{server.port}/"))
 
-            async def counted(most: int, timeout: float | None = None) -> bytes:
-                asked.append(most)
-                return await read(most, timeout)
-
-            wire.read = counted
-            await sender.send(post(server.url()))
+            assert server.requests == []
 
     run(main)
-
-    assert min(asked) >= 256 * 1024
 
 
 def test_no_more_exchanges_than_connections_are_in_flight() -> None:
@@ -783,8 +895,8 @@ def test_after_600_cancelled_requests_the_next_ones_work() -> None:
     run(main)
 
 
-def test_a_cancelled_exchange_retires_its_pool_and_spares_its_neighbours() -> None:
-    """After a cancelled exchange new ones take a new pool, while those in flight finish in the old one."""
+def test_a_cancelled_exchange_takes_its_connection_and_spares_its_neighbours() -> None:
+    """A cancelled exchange closes its own connection; those in flight finish, and theirs are used again."""
 
     async def main() -> None:
         release = asyncio.Event()
@@ -799,29 +911,43 @@ def test_a_cancelled_exchange_retires_its_pool_and_spares_its_neighbours() -> No
             victim = asyncio.create_task(sender.send(post(server.url())))
             while len(server.requests) < 2:
                 await asyncio.sleep(0.005)
-            (old,) = sender._pools.values()
             victim.cancel()
             await asyncio.wait([victim])
             release.set()
-            later = await sender.send(post(server.url()))
-            (new,) = sender._pools.values()
+            first = await neighbour
+            later = [await sender.send(post(server.url())) for _ in range(3)]
 
-            assert new is not old
-            assert ((await neighbour).status, later.status) == (200, 200)
-            assert old.users == 0
+            assert [answer.status for answer in (first, *later)] == [200] * 4
+            assert server.connections == 2
 
     run(main)
 
 
-def test_a_deadline_retires_the_pool_too() -> None:
-    """The total deadline cancels the exchange inside httpx, so its pool is given up as well."""
+def test_an_exchange_that_outlives_the_transport_closes_its_own_connection() -> None:
+    """`aclose` closes what is free; an exchange in flight finishes, and leaves nothing open."""
 
     async def main() -> None:
-        async with serving(hang) as server, transport() as sender:
-            with pytest.raises(AnswerLost):
-                await sender.send(post(server.url()), timeout_s=0.05)
+        release = asyncio.Event()
 
-            assert sender._pools == {}
+        async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await release.wait()
+            writer.write(ok(b"{}"))
+            await writer.drain()
+            assert await reader.read() == b""
+            ended.set()
+
+        ended = asyncio.Event()
+        async with serving(act) as server:
+            sender = Transport(environ={})
+            task = asyncio.create_task(sender.send(post(server.url())))
+            while not server.requests:
+                await asyncio.sleep(0.005)
+            await sender.aclose()
+            release.set()
+
+            assert (await task).status == 200
+            async with asyncio.timeout(5):
+                await ended.wait()
 
     run(main)
 

@@ -1,0 +1,219 @@
+"""One HTTP exchange, with every foreign error become ours. The only door to httpx and h11.
+
+httpx's client follows redirects when asked, reads netrc and proxies for loopback, and logs URLs; its requests,
+responses and errors do none of that, so those are what is used, over a transport of our own (exchanges.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+import httpx
+
+from embedctl import urls
+from embedctl.errors import AnswerLost, ConfigurationInvalid, NotSent, ProviderError, RedirectRefused
+from embedctl.providers._contract import HttpRequest
+from embedctl.transport.bodies import MAX_ERROR_BYTES, body_of
+from embedctl.transport.exchanges import Exchanges
+from embedctl.transport.translation import WORDS, translated
+
+__all__ = ["MAX_BYTES", "MAX_ERROR_BYTES", "WORDS", "HttpResponse", "Transport", "translated"]
+
+MAX_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpResponse:
+    """One answer, whole.
+
+    Attributes:
+        headers: Names in lower case; a repeated header's values joined by ", ".
+        body: Decoded. Of an answer that is no success (status ≥ 400) at most the first MiB.
+        seconds: From the first byte sent to the last one read.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    seconds: float
+
+
+class _Progress:
+    """Whether any byte of the request has been written: before that, nothing can have been billed."""
+
+    __slots__ = ("written",)
+
+    def __init__(self) -> None:
+        self.written = False
+
+    def begin(self) -> None:
+        """The first byte is about to leave."""
+        self.written = True
+
+
+class Transport:
+    """Sends requests, at most `connections` at a time. Used in one event loop; closed with `aclose`."""
+
+    def __init__(
+        self,
+        *,
+        connections: int = 64,
+        ca_file: Path | None = None,
+        insecure: bool = False,
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start without a connection.
+
+        Args:
+            connections: Exchanges in flight at most.
+            ca_file: Certificates (PEM) that are trusted besides the public ones.
+            insecure: Allow plain http to other machines.
+            environ: Where `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are looked up.
+            clock: Monotonic seconds, for `HttpResponse.seconds` only.
+        """
+        self._ca_file = ca_file
+        self._insecure = insecure
+        self._environ = environ
+        self._clock = clock
+        self._gate = asyncio.Semaphore(connections)
+        self._ways: dict[str, _Way] = {}
+        self._exchanges: dict[tuple[str, str | None], Exchanges] = {}
+        self._trust: ssl.SSLContext | None = None
+
+    async def send(self, request: HttpRequest, *, timeout_s: float = 120.0, max_bytes: int = MAX_BYTES) -> HttpResponse:
+        """Send one request and read its answer, whatever its status (but for redirects).
+
+        Args:
+            request: GET or POST.
+            timeout_s: For the whole exchange; waiting for a turn is not part of it.
+            max_bytes: Decoded size of an answer.
+
+        Raises:
+            NotSent: Nothing of the request was written.
+            AnswerLost: It was, and no whole answer came.
+            AnswerUnusable: The answer is too large, or in an encoding that was not asked for.
+            RedirectRefused: The status is 3xx.
+            ConfigurationInvalid: The URL is one that keys are not sent to, or a header cannot be sent.
+        """
+        way = self._way(request.url)
+        host = way.parts.netloc
+        progress = _Progress()
+        async with self._gate:
+            started = self._clock()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    status, headers, body = await _exchange(way.exchanges, request, progress, max_bytes, host)
+            except TimeoutError:
+                raise _lost(progress, f"{host} took more than {timeout_s:g} s") from None
+            except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
+                raise translated(problem, host, written=progress.written) from None
+            seconds = self._clock() - started
+        if 300 <= status < 400:
+            target = _host_of(headers.get("location", "")) or "itself"
+            raise RedirectRefused(
+                f"{host} redirects to {target}; keys and texts do not follow",
+                hint="set the provider's base_url to where it should go",
+                status=status,
+            )
+        return HttpResponse(status=status, headers=headers, body=body, seconds=seconds)
+
+    async def aclose(self) -> None:
+        """Close all connections; those of exchanges in flight when these are over."""
+        for exchanges in self._exchanges.values():
+            await exchanges.aclose()
+
+    def proxy(self, url: str) -> str | None:
+        """HOST:PORT of the proxy that requests to this URL pass, for `doctor`; None without one."""
+        proxy = urls.proxy_for(urls.checked(url, insecure=self._insecure), self._environ)
+        return urlsplit(proxy).netloc.rpartition("@")[2] if proxy else None
+
+    def _way(self, url: str) -> _Way:
+        """Checked, and looked up in the environment, once for each URL."""
+        way = self._ways.get(url)
+        if way is None:
+            parts = urls.checked(url, insecure=self._insecure)
+            key = (parts.scheme, urls.proxy_for(parts, self._environ))
+            if key not in self._exchanges:
+                self._exchanges[key] = self._made(*key)
+            way = self._ways[url] = _Way(parts, self._exchanges[key])
+        return way
+
+    def _made(self, scheme: str, proxy: str | None) -> Exchanges:
+        # Reading the certificates takes 20 ms and more: not for plain http, and once for all.
+        trust = self._certificates() if scheme == "https" else None
+        if proxy is None:
+            return Exchanges(trust)
+        try:
+            return Exchanges(trust, httpx.Proxy(proxy))
+        except (ValueError, httpx.InvalidURL):
+            raise ConfigurationInvalid(
+                "the proxy that HTTPS_PROXY or ALL_PROXY names cannot be used", hint="http://HOST:PORT"
+            ) from None
+
+    def _certificates(self) -> ssl.SSLContext:
+        if self._trust is None:
+            self._trust = httpx.create_ssl_context(trust_env=False)
+            self._trust.set_alpn_protocols(["http/1.1"])
+            if self._ca_file is not None:
+                try:
+                    self._trust.load_verify_locations(cafile=self._ca_file)
+                except (OSError, ssl.SSLError) as problem:
+                    raise ConfigurationInvalid(
+                        f"the certificates in {self._ca_file} cannot be read: {problem}", hint="a PEM file"
+                    ) from None
+        return self._trust
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A URL that may be asked, and through what."""
+
+    parts: SplitResult
+    exchanges: Exchanges
+
+
+async def _exchange(
+    exchanges: Exchanges, request: HttpRequest, progress: _Progress, max_bytes: int, host: str
+) -> tuple[int, Mapping[str, str], bytes]:
+    """Status, headers and decoded body."""
+    for name, value in request.headers.items():
+        if not (value.isascii() and value.isprintable()):
+            raise ConfigurationInvalid(
+                f"the header {name} for {host} holds characters that HTTP does not allow",
+                hint="does the key in the environment end with a line break, or hold a quotation mark of print?",
+            )
+    outgoing = httpx.Request(
+        request.method,
+        request.url,
+        headers={"accept": "*/*", "accept-encoding": "identity", **request.headers},
+        content=request.body if request.method != "GET" else None,
+        extensions={"written": progress.begin},
+    )
+    response = await exchanges.handle_async_request(outgoing)
+    try:
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        if 300 <= response.status_code < 400:
+            return response.status_code, headers, b""
+        return response.status_code, headers, await body_of(response, headers, max_bytes, host)
+    finally:
+        await response.aclose()
+
+
+def _host_of(location: str) -> str:
+    """The host that a server's Location names, "" when it names none; its path and query may hold secrets."""
+    try:
+        return urlsplit(location).netloc.rpartition("@")[2][:100]
+    except ValueError:
+        return "somewhere that cannot be read"
+
+
+def _lost(progress: _Progress, message: str) -> ProviderError:
+    return AnswerLost(message) if progress.written else NotSent(message)

@@ -1,0 +1,243 @@
+"""One connection: bytes out, and bytes in where the reader wants them. Plain or TLS, straight or through a proxy.
+
+asyncio's own streams hand every answer over in pieces that are joined again: three copies of each body. Here the
+kernel (or TLS) writes into the reader's buffer. Measured on answers of 2.4 MB, CPU for 100k texts: 0.3 s, aiohttp
+0.47 s, httpcore 1.0 to 1.3 s (2026-11-21).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import select
+import ssl
+from dataclasses import dataclass
+
+SCRATCH_BYTES = 256 * 1024
+"""What comes before anybody said where it should go: heads, and bodies of unknown length."""
+
+
+EYEBALLS_S = 0.25
+"""After so long the next of a name's addresses is tried as well (RFC 8305)."""
+
+
+class LinkLocalError(OSError):
+    """A name led to a link-local address: a cloud machine's own credentials, never a provider."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a connection leads.
+
+    Attributes:
+        tls: What TLS trusts; None without TLS.
+    """
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+
+
+class Link(asyncio.BufferedProtocol):
+    """One connection, for one exchange at a time. Made with `connected`.
+
+    Attributes:
+        free_until: Loop time until which it may be used again.
+    """
+
+    def __init__(self) -> None:
+        self.free_until = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self._held = 0
+        self._target: memoryview | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._writable = True
+        self._ended = False
+        self._problem: Exception | None = None
+
+    # for who holds it
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing has come and nothing has ended since the last exchange, as far as the kernel knows."""
+        if self._ended or self._held or self._wire.is_closing():
+            return False
+        kernel = select.poll()
+        kernel.register(self._wire.get_extra_info("socket"), select.POLLIN)
+        return not kernel.poll(0)
+
+    async def write(self, content: bytes) -> None:
+        """Hand over to the kernel; until the other side reads, or says something, or hangs up.
+
+        Raises:
+            OSError: The connection is lost.
+        """
+        self._wire.write(content)
+        while not (self._writable or self._held or self._ended):
+            await self._something()
+
+    async def read(self, most: int) -> bytes:
+        """What has come, at least a byte and at most so many; empty at the end.
+
+        Raises:
+            OSError: The connection is lost.
+        """
+        while not self._held:
+            if self._ended:
+                if self._problem is not None:
+                    raise self._problem
+                return b""
+            await self._something()
+        return self._taken(most)
+
+    async def fill(self, target: memoryview) -> int:
+        """Wait until `target` is full, or nothing more comes; how many bytes it holds.
+
+        Raises:
+            OSError: The connection is lost.
+        """
+        come = self._taken(len(target))
+        target[: len(come)] = come
+        self._target = target[len(come) :]
+        try:
+            while self._target and not self._ended:
+                await self._something()
+            if self._target and self._problem is not None:
+                raise self._problem
+            return len(target) - len(self._target)
+        finally:
+            self._target = None
+
+    def drop(self) -> None:
+        """Close it at once; nobody waits for the other side."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def secure(self, to: Address) -> None:
+        """Begin TLS inside this connection, with who is behind the proxy.
+
+        Raises:
+            OSError: No TLS with them (ssl.SSLError, too).
+        """
+        assert to.tls is not None  # noqa: S101 - only https passes a proxy
+        inside = await self._loop.start_tls(self._wire, self, to.tls, server_hostname=to.host)
+        assert inside is not None  # noqa: S101 - a lost connection raises
+        self._transport = inside
+
+    # for asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a stream
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """See asyncio; never empty, because reading stops while there is no room."""
+        return self._target or self._scratch[self._held :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See asyncio. Who fills a target is woken when it is full."""
+        if self._target:
+            self._target = self._target[nbytes:]
+            if self._target:
+                return
+        else:
+            self._held += nbytes
+            if self._held == SCRATCH_BYTES:
+                self._wire.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> None:
+        """See asyncio."""
+        self._end(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        self._end(exc)
+
+    def pause_writing(self) -> None:
+        """See asyncio."""
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        self._writable = True
+        self._wake()
+
+    def _taken(self, most: int) -> bytes:
+        size = min(self._held, most)
+        found = bytes(self._scratch[:size])
+        self._scratch[: self._held - size] = bytes(self._scratch[size : self._held])
+        self._held -= size
+        if not self._ended:
+            self._wire.resume_reading()
+        return found
+
+    def _end(self, problem: Exception | None) -> None:
+        self._ended = True
+        self._problem = self._problem or problem
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _something(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    @property
+    def _wire(self) -> asyncio.Transport:
+        assert self._transport is not None  # noqa: S101 - `connected` gives it away only then
+        return self._transport
+
+
+async def connected(to: Address, *, any_address: bool = False) -> Link:
+    """A new connection.
+
+    Args:
+        any_address: A link-local one, too: a proxy's.
+
+    Raises:
+        OSError: Nobody is there, or no TLS with who is (ssl.SSLError, socket.gaierror, too).
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        transport, link = await loop.create_connection(
+            Link,
+            to.host,
+            to.port,
+            ssl=to.tls,
+            server_hostname=to.host if to.tls else None,
+            happy_eyeballs_delay=None if _is_address(to.host) else EYEBALLS_S,
+        )
+    except OSError as problem:
+        if problem.errno is None and f"[Errno {errno.ECONNREFUSED}]" in str(problem):  # of several addresses
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "refused") from problem
+        raise
+    if not any_address and is_link_local(transport.get_extra_info("peername")[0]):
+        transport.abort()
+        raise LinkLocalError("a link-local address")
+    return link
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_link_local(address: str) -> bool:
+    """Whether an address is one that only machines on the same wire have; a cloud's metadata service is at one."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped:
+        return found.ipv4_mapped.is_link_local
+    return found.is_link_local
