@@ -23,6 +23,9 @@ ReadJournal = Callable[[int, int, int, int], NDArray[np.float32]]
 """(file number, offset in bytes, count, D) → float32 (count, D)."""
 
 
+VIEWED_ROWS = 64
+"""Vectors that stand together in the journal, so many or more, are written from where they are; fewer are gathered."""
+
 _JOURNAL, _PART = int(Where.JOURNAL), int(Where.PART)  # plain numbers: comparing arrays with an enum is slow
 
 
@@ -161,12 +164,12 @@ def tables(slot: Slot, rows: Any, kept: NDArray[np.bool_], layout: Layout, sourc
 
 def _embeddings(slot: Slot, rows: NDArray[np.int64], dimensions: int, sources: Sources) -> Embeddings:
     wanted = np.asarray(slot.rows, np.int64)[rows]
-    out = _Columns(len(rows), dimensions)
+    out = _Columns(len(rows), dimensions, views={})
     own = np.flatnonzero(wanted >= 0)
     _fill(out, own, slot, wanted[own], sources)
     for target in np.flatnonzero(wanted < 0):
         mean = slot.means[int(rows[target])]
-        pieces = _Columns(mean.stop - mean.start, dimensions)
+        pieces = _Columns(mean.stop - mean.start, dimensions, views=None)
         _fill(pieces, np.arange(mean.stop - mean.start), slot, np.arange(mean.start, mean.stop), sources)
         weights = np.asarray(mean.weights, np.float32)[:, None]
         vector = (pieces.vectors * weights).sum(axis=0)
@@ -175,19 +178,40 @@ def _embeddings(slot: Slot, rows: NDArray[np.int64], dimensions: int, sources: S
         out.bought[target] = out.number(pieces.purchases[int(pieces.bought[0])])
     hashes = b"".join(slot.row_hashes[int(row)] for row in rows)
     return Embeddings(
-        vectors=out.vectors, bought=out.bought, purchases=list(out.purchases), tokens=out.tokens, hashes=hashes
+        vectors=out.pieces(), bought=out.bought, purchases=list(out.purchases), tokens=out.tokens, hashes=hashes
     )
 
 
 class _Columns:
-    """Embedding columns while they are filled."""
+    """Embedding columns while they are filled.
 
-    def __init__(self, rows: int, dimensions: int) -> None:
+    Attributes:
+        vectors: Where vectors are gathered; memory is taken only for rows that are.
+        views: First row → vectors that stay where they are; None: none do.
+    """
+
+    def __init__(self, rows: int, dimensions: int, *, views: dict[int, NDArray[np.float32]] | None) -> None:
         self.vectors = np.empty((rows, dimensions), np.float32)
+        self.views = views
         self.tokens = np.full(rows, -1, np.int32)
         self.bought = np.zeros(rows, np.int32)
         self.purchases: list[tuple[str, str, str]] = []
         self._numbers: dict[tuple[str, str, str], int] = {}
+
+    def put(self, row: int, vectors: NDArray[np.float32]) -> None:
+        """Vectors for this row and those after it."""
+        if self.views is not None and len(vectors) >= VIEWED_ROWS:
+            self.views[row] = vectors
+        else:
+            self.vectors[row : row + len(vectors)] = vectors
+
+    def pieces(self) -> list[NDArray[np.float32]]:
+        """All vectors in order, gathered ones and those that stay where they are."""
+        found, row = [], 0
+        for first, vectors in sorted((self.views or {}).items(), key=lambda item: item[0]):
+            found += [self.vectors[row:first], vectors]
+            row = first + len(vectors)
+        return [piece for piece in (*found, self.vectors[row:]) if len(piece)]
 
     def number(self, purchase: tuple[str, str, str]) -> int:
         if purchase not in self._numbers:
@@ -213,7 +237,7 @@ def _fill(out: _Columns, targets: NDArray[np.int64], slot: Slot, wanted: NDArray
 def _from_journal(
     out: _Columns, targets: NDArray[np.int64], file: NDArray[Any], offset: NDArray[np.int64], sources: Sources
 ) -> None:
-    """Copy runs of vectors that stand one after the other, both in the journal and in the output."""
+    """Take runs of vectors that stand one after the other, both in the journal and in the output."""
     width = out.vectors.shape[1] * 4
     if not len(targets):
         return
@@ -226,7 +250,7 @@ def _from_journal(
             count = min(len(run) - done, purchase.count - first)
             rows = targets[run[done : done + count]]
             span = slice(int(rows[0]), int(rows[0]) + count)
-            out.vectors[span] = sources.read_journal(int(file[run[0]]), at, count, width // 4)
+            out.put(span.start, sources.read_journal(int(file[run[0]]), at, count, width // 4))
             out.bought[span] = out.number((purchase.model, purchase.provider, purchase.operation_id))
             if purchase.tokens_each is not None:
                 out.tokens[span] = purchase.tokens_each[first : first + count]

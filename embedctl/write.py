@@ -77,14 +77,14 @@ class Embeddings:
     """The embedding columns of some rows.
 
     Attributes:
-        vectors: float32, shape (n, D).
+        vectors: float32 arrays of shape (n_i, D), one after the other n rows; wherever they are, also in mapped files.
         bought: For each row, which of `purchases` its vector comes from.
         purchases: (model, provider, operation_id) of each.
         tokens: Per row, -1 where nobody counted.
         hashes: n x 16 bytes.
     """
 
-    vectors: NDArray[np.float32]
+    vectors: Sequence[NDArray[np.float32]]
     bought: NDArray[np.int32]
     purchases: Sequence[tuple[str, str, str]]
     tokens: NDArray[np.int32]
@@ -108,17 +108,14 @@ def quantised(vectors: NDArray[np.float32], dtype: Dtype) -> NDArray[Any]:
 
 def table(rows: pa.RecordBatch | pa.Table, embeddings: Embeddings, layout: Layout) -> pa.Table:
     """Rows and their embedding columns as one table of `layout.schema`."""
-    numbers = quantised(embeddings.vectors, layout.dtype)
-    flat = pa.array(np.ascontiguousarray(numbers).reshape(-1), _ELEMENTS[layout.dtype])
     schema = layout.schema
     kind = schema.field("embedding").type
-    if layout.vector_type == "fixed":
-        whole = pa.FixedSizeListArray.from_arrays(flat, type=kind)
-    else:
-        ends = np.arange(0, len(flat) + 1, layout.dimensions, dtype=np.int32)
-        whole = pa.ListArray.from_arrays(pa.array(ends), flat, type=kind)
     # the writer makes 4 bytes of nesting levels per number, for a whole chunk at a time
-    chunks = [whole.slice(start, _CHUNK_ROWS) for start in range(0, len(whole), _CHUNK_ROWS)]
+    chunks = [
+        _lists(quantised(piece[start : start + _CHUNK_ROWS], layout.dtype), kind)
+        for piece in embeddings.vectors
+        for start in range(0, len(piece), _CHUNK_ROWS)
+    ]
     columns = [
         *rows.columns,
         pa.chunked_array(chunks, type=kind),
@@ -130,6 +127,15 @@ def table(rows: pa.RecordBatch | pa.Table, embeddings: Embeddings, layout: Layou
         ),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _lists(numbers: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """Vectors as a column, without a copy where they stand one after the other."""
+    flat = pa.array(np.ascontiguousarray(numbers).reshape(-1), kind.value_type)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    ends = np.arange(0, len(flat) + 1, numbers.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), flat, type=kind)
 
 
 def joined(batches: Sequence[pa.RecordBatch]) -> pa.Table | None:

@@ -42,7 +42,7 @@ def embeddings(vectors: NDArray[np.float32]) -> Embeddings:
     """Vectors bought in turn by two operations; every third was counted by nobody."""
     count = len(vectors)
     return Embeddings(
-        vectors=vectors,
+        vectors=[vectors],
         bought=np.arange(count, dtype=np.int32) % 2,
         purchases=[("small", "openai", "op-1"), ("small", "eu", "op-2")],
         tokens=np.array([-1 if i % 3 == 2 else i + 1 for i in range(count)], np.int32),
@@ -369,7 +369,7 @@ def test_equal_words_stand_in_a_dictionary_once() -> None:
     """Two operations of one provider share the provider's word."""
     look = layout()
     one = Embeddings(
-        vectors=unit(2),
+        vectors=[unit(2)],
         bought=np.array([0, 1], np.int32),
         purchases=[("small", "openai", "op-1"), ("small", "openai", "op-2")],
         tokens=np.array([1, 2], np.int32),

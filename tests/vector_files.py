@@ -69,7 +69,7 @@ def put(
     table = write.table(
         pa.RecordBatch.from_arrays(arrays, schema=columns),
         write.Embeddings(
-            vectors=made.vectors,
+            vectors=[made.vectors],
             bought=np.zeros(count, np.int32),
             purchases=[("model", "elsewhere", "operation-1")],
             tokens=np.full(count, 5, np.int32),

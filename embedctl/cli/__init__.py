@@ -5,6 +5,7 @@ Commands are modules of this folder, imported when they are called: `--help` imp
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import resource
@@ -158,6 +159,8 @@ def _root(
 
 def main() -> None:
     """Entry point of the `embedctl` command."""
+    # Rows and requests come by the hundred thousand and hold no cycles: looking through them was 5 % of a run.
+    gc.set_threshold(100_000, 20, 100)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # keys are in memory
     streams.stand_in_for_closed()
     try:

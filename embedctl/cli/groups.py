@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
@@ -108,6 +110,8 @@ class _Plain:
     def __init__(self, param: Any) -> None:
         self._param = param
         self._kind = param.type_descriptor.annotation
+        about = param.type_descriptor.parameter_info
+        self._unbound = about.min is None and about.max is None
 
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
         """`value` as its type."""
@@ -120,6 +124,12 @@ class _Plain:
             return list(value)
         if get_origin(self._kind) is Literal and value in get_args(self._kind):
             return value
+        if self._kind is bool and isinstance(value, bool):
+            return value
+        if self._kind is int and isinstance(value, str) and value.isascii() and value.isdigit() and self._unbound:
+            return int(value)
+        if self._kind is Path and isinstance(value, str) and (os.access(value, os.R_OK) or not os.path.lexists(value)):
+            return Path(value)
         self._param._runtime_param = None
         return self._param.get_runtime_param().coerce(value, param=param, ctx=ctx)
 
