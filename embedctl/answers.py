@@ -123,11 +123,11 @@ def _bare(name: str) -> str:
 def _in_order(vectors: NDArray[np.float32], index: Sequence[int] | None) -> NDArray[np.float32]:
     if index is None:
         return vectors
+    if tuple(index) == tuple(range(len(vectors))):
+        return vectors
     places = np.asarray(index, dtype=np.int64)
     if len(places) != len(vectors) or not np.array_equal(np.sort(places), np.arange(len(vectors))):
         raise AnswerUnusable(f"the answer's indexes are not 0 to {len(vectors) - 1}, each once")
-    if np.array_equal(places, np.arange(len(vectors))):
-        return vectors
     ordered = np.empty_like(vectors)
     ordered[places] = vectors
     return ordered

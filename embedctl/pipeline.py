@@ -214,14 +214,12 @@ class Pipeline:
             packed, slot = taken
             self._busy.add(this)
             try:
-                arrived = await self._is.recall.embed(packed)
+                await self._fulfil(packed, slot)
             except EmbedctlError as error:
                 self._stop.because(error)
                 return
             finally:
                 self._busy.discard(this)
-            for ordinals, piece in arrived:
-                self._arrive(ordinals, piece, slot)
             self._texts_open -= len(packed.ordinals)
             self._is.watch(self.headway)
             self._finished.add(packed.number)
@@ -229,6 +227,11 @@ class Pipeline:
                 self._finished.remove(self._next_request)
                 self._next_request += 1
             self._complete.set()
+
+    async def _fulfil(self, packed: Packed, slot: Slot) -> None:
+        """One request; its answer is let go of here, not kept until the next one has come."""
+        for ordinals, piece in await self._is.recall.embed(packed):
+            self._arrive(ordinals, piece, slot)
 
     def _arrive(self, ordinals: Sequence[int], piece: Piece, slot: Slot) -> None:
         if piece.answer is None:

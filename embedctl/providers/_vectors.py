@@ -12,6 +12,7 @@ import numpy as np
 import pybase64
 
 from embedctl.errors import AnswerUnusable
+from embedctl.providers import _packed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +21,7 @@ _QUOTE, _BRACKET = 0x22, 0x5B
 _FLOATS = msgspec.json.Decoder(list[float])
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 _ABSENT = msgspec.Raw()
+_EMPTY = b'""'
 
 T = TypeVar("T")
 
@@ -88,15 +90,32 @@ def listed(body: bytes) -> Listed:
     Raises:
         AnswerUnusable: Cut, not JSON, empty, ragged, or with a value that is no number.
     """
-    answer = decoded(_BODY, body)
+    answer, vectors = _without_strings(body) or (decoded(_BODY, body), None)
+    packed = vectors is not None
     used = counts(answer.usage)
     with billed(used.total):
         if not answer.data:
             raise unusable("the answer holds no vectors", body)
-        vectors = rows([item.embedding for item in answer.data], "data[{}].embedding")
+        if vectors is None:
+            vectors = rows([item.embedding for item in answer.data], "data[{}].embedding")
+            packed = memoryview(answer.data[0].embedding)[0] == _QUOTE
         order = places([item.index for item in answer.data])
-    packed = memoryview(answer.data[0].embedding)[0] == _QUOTE
     return Listed(vectors, order, used, text(answer.model), text(answer.id), packed)
+
+
+def _without_strings(body: bytes) -> tuple[_Body, NDArray[np.float32]] | None:
+    """The answer and its vectors when every item is one base64 string, and nothing else is; None: read it whole."""
+    if (parted := _packed.cut(body)) is None:
+        return None
+    left, strings = parted
+    try:
+        answer = _BODY.decode(left)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if len(answer.data) != len(strings) or any(bytes(item.embedding) != _EMPTY for item in answer.data):
+        return None
+    vectors = _packed.matrix(strings)
+    return None if vectors is None else (answer, vectors)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import sys
 from decimal import Decimal
 from typing import Any
@@ -11,12 +12,12 @@ import msgspec
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from embedctl.errors import AnswerUnusable
-from embedctl.providers import _vectors
+from embedctl.providers import _packed, _vectors
 
 FLOATS = arrays.arrays(
     np.float32,
@@ -55,6 +56,62 @@ def test_float_round_trip(wanted: np.ndarray) -> None:
     found = _vectors.listed(body(*wanted.astype(float).tolist()))
 
     np.testing.assert_array_equal(found.vectors, wanted)
+
+
+_STRINGS = st.sampled_from([base64.b64encode(np.arange(n, n + 3, dtype="<f4").tobytes()).decode() for n in range(4)])
+_TRICKS = st.sampled_from(
+    ["", "A", "AAAA", '"', "\\", '"embedding":"AAAA"', '\\"embedding":"', "a/b\\/c", "x\n", [1.0, 2.0, 3.0], None, {}]
+)
+_ITEMS = st.one_of(
+    st.builds(lambda one: {"embedding": one, "index": 0}, _STRINGS),
+    st.builds(lambda one, more: {"text": more, "embedding": one}, _STRINGS, _TRICKS),
+    st.builds(lambda one, more: {"embedding": one, "meta": {"embedding": more}}, _STRINGS, _STRINGS | _TRICKS),
+    st.builds(lambda more: {"embedding": more}, _TRICKS),
+    st.builds(lambda more: {'x"embedding': more}, _STRINGS),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    items=st.lists(_ITEMS, min_size=1, max_size=3),
+    model=_STRINGS | st.just('"embedding":"AAAA"'),
+    separators=st.sampled_from([(",", ":"), (", ", ": "), (" ,", ":\n\t ")]),
+    cut=st.none() | st.integers(0, 200),
+    flip=st.none() | st.tuples(st.integers(0, 400), st.sampled_from(b'"\\:,{}[]A')),
+)
+def test_strings_that_are_cut_out_read_as_they_would_inside(
+    items: list[dict[str, Any]], model: str, separators: tuple[str, str], cut: int | None, flip: tuple[int, int] | None
+) -> None:
+    """Whatever an answer holds, it reads the same whether its strings are cut out first or the JSON is read whole."""
+    whole = bytearray(json.dumps({"data": items, "model": model}, separators=separators).encode())
+    if flip:
+        whole[flip[0] % len(whole)] = flip[1]
+    sent = bytes(whole[: len(whole) - cut] if cut else whole)
+
+    def read() -> object:
+        try:
+            found = _vectors.listed(sent)
+        except AnswerUnusable as error:
+            return error.message
+        return found._replace(vectors=(found.vectors.shape, found.vectors.tobytes()))
+
+    quick = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_packed, "cut", lambda body: None)
+        slow = read()
+
+    assert quick == slow
+
+
+def test_an_ordinary_answer_is_read_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary base64 answer needs no second reading."""
+    packed = base64.b64encode(np.array([1, 2], dtype="<f4").tobytes()).decode()
+    monkeypatch.setattr(_vectors, "rows", None)
+
+    found = _vectors.listed(body(packed, packed, usage={"total_tokens": 4}, model="m"))
+
+    assert (found.vectors.tolist(), found.places, found.base64) == ([[1, 2], [1, 2]], (0, 1), True)
+    assert (found.counts.total, found.model) == (4, "m")
 
 
 def test_both_in_one_answer(parser: str) -> None:
