@@ -86,6 +86,8 @@ async def main() -> None:
         writer.write_table(pa.Table.from_arrays([ids, texts, flat], schema=schema), row_group_size=16_384)
 
     workers = [asyncio.create_task(work()) for _ in range(CONCURRENCY)]
+    for worker in workers:
+        worker.add_done_callback(lambda task: task.exception() and sys.exit(repr(task.exception())))
     written, group = 0, []
 
     async def flush(last: bool = False) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -104,16 +104,16 @@ class Transport:
             ConfigurationInvalid: The URL is one that keys are not sent to, or a header cannot be sent.
         """
         way = self._way(request.url)
-        host = way.parts.netloc
+        host = way.host
         progress = _Progress()
         async with self._gate:
             started = self._clock()
             try:
                 async with asyncio.timeout(timeout_s):
-                    status, headers, body = await _exchange(way.exchanges, request, progress, max_bytes, host)
+                    status, headers, body = await _exchange(way, request, progress, max_bytes)
             except TimeoutError:
                 raise _lost(progress, f"{host} took more than {timeout_s:g} s") from None
-            except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
+            except (httpx.HTTPError, httpx.StreamError, OSError) as problem:
                 raise translated(problem, host, written=progress.written) from None
             seconds = self._clock() - started
         if 300 <= status < 400:
@@ -143,7 +143,11 @@ class Transport:
             key = (parts.scheme, urls.proxy_for(parts, self._environ))
             if key not in self._exchanges:
                 self._exchanges[key] = self._made(*key)
-            way = self._ways[url] = _Way(parts, self._exchanges[key])
+            try:
+                asked = httpx.URL(url)
+            except httpx.InvalidURL as problem:
+                raise ConfigurationInvalid(f"a URL of {parts.netloc} cannot be asked: {problem}") from None
+            way = self._ways[url] = _Way(asked, parts.netloc, self._exchanges[key])
         return way
 
     def _made(self, scheme: str, proxy: str | None) -> Exchanges:
@@ -176,33 +180,34 @@ class Transport:
 class _Way:
     """A URL that may be asked, and through what."""
 
-    parts: SplitResult
+    url: httpx.URL
+    host: str
     exchanges: Exchanges
 
 
 async def _exchange(
-    exchanges: Exchanges, request: HttpRequest, progress: _Progress, max_bytes: int, host: str
+    way: _Way, request: HttpRequest, progress: _Progress, max_bytes: int
 ) -> tuple[int, Mapping[str, str], bytes]:
     """Status, headers and decoded body."""
     for name, value in request.headers.items():
         if not (value.isascii() and value.isprintable()):
             raise ConfigurationInvalid(
-                f"the header {name} for {host} holds characters that HTTP does not allow",
+                f"the header {name} for {way.host} holds characters that HTTP does not allow",
                 hint="does the key in the environment end with a line break, or hold a quotation mark of print?",
             )
     outgoing = httpx.Request(
         request.method,
-        request.url,
+        way.url,
         headers={"accept": "*/*", "accept-encoding": "identity", **request.headers},
         content=request.body if request.method != "GET" else None,
         extensions={"written": progress.begin},
     )
-    response = await exchanges.handle_async_request(outgoing)
+    response = await way.exchanges.handle_async_request(outgoing)
     try:
         headers = {name.lower(): value for name, value in response.headers.items()}
         if 300 <= response.status_code < 400:
             return response.status_code, headers, b""
-        return response.status_code, headers, await body_of(response, headers, max_bytes, host)
+        return response.status_code, headers, await body_of(response, headers, max_bytes, way.host)
     finally:
         await response.aclose()
 
