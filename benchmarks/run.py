@@ -1,6 +1,7 @@
 """Compare embedctl with what a user would pick instead, side by side in one run.
 
-    python benchmarks/run.py [--rows 20000 100000] [--rounds 3] [--latency 0 200] [--float] [--local] [--start-up]
+    python benchmarks/run.py [--rows 20000 100000] [--rounds 3] [--latency 0 200] [--float] [--again]
+                             [--local TEXTS] [--start-up]
 
 Peers live in an environment of their own, made on first use in benchmarks/.peers; the mock server is built from
 benchmarks/server with cargo. Reported: CPU seconds of the whole process tree (user + system), peak RSS of its
@@ -27,6 +28,7 @@ HERE = Path(__file__).parent
 PEERS = HERE / ".peers"
 PACKAGES = "aiohttp httpx openai langchain-openai orjson pybase64 pysimdjson msgspec numpy pyarrow".split()  # noqa: SIM905
 PORT = 18_099
+INSTALLED = {"PYTHONDONTWRITEBYTECODE": ""}  # modules are compiled once, as they are for who installed them
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def measured(words: list[str], **environment: str) -> Measured:
     """Run a command and count its CPU, that of its children included; it must succeed."""
     started = time.perf_counter()
     process = subprocess.Popen(
-        words, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        words, env={**os.environ, **INSTALLED, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     assert process.stderr is not None
     said = process.stderr.read()
@@ -108,8 +110,8 @@ def contestants(work: Path, corpus: Path, *, floats: bool) -> dict[str, tuple[li
     return found
 
 
-def over_http(rows: int, rounds: int, latency: int, *, floats: bool, without: list[str]) -> None:
-    """One table: all contestants, interleaved, `rounds` times."""
+def over_http(rows: int, rounds: int, latency: int, *, floats: bool, without: list[str], again: bool) -> None:
+    """One table: all contestants, interleaved, `rounds` times; with `again`, embedctl once more over what is there."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         corpus = work / "corpus.parquet"
@@ -139,19 +141,20 @@ def show(title: str, results: dict[str, list[Measured]], rows: int) -> None:
 
 
 def start_up(rounds: int) -> None:
-    """CPU of commands that do next to nothing."""
+    """CPU of commands that do next to nothing, the least of several."""
     print("\n### Start-up\n\n| command | CPU ms |\n|---|---:|")
     with tempfile.TemporaryDirectory() as home:
         text = Path(home) / "a.txt"
         text.write_text("one line\n")
-        for words in (["--help"], ["usage", "report"], ["embed", str(text), "-o", "-"]):
-            found = [
-                measured([sys.executable, "-m", "embedctl", *words], EMBEDCTL_HOME=home).cpu_s
-                for _ in range(rounds * 2)
-            ]
-            print(
-                f"| embedctl {' '.join(words[:2]).replace(str(text), 'a.txt')} | {min(found) * 1000:.0f} |", flush=True
-            )
+        for shown, words in (
+            ("--help", ["--help"]),
+            ("embed --help", ["embed", "--help"]),
+            ("usage report", ["usage", "report"]),
+            ("embed a.txt -o - (first vector, local)", ["embed", str(text), "-o", "-"]),
+        ):
+            command = [sys.executable, "-m", "embedctl", *words]
+            found = [measured(command, EMBEDCTL_HOME=home).cpu_s for _ in range(rounds * 2)]
+            print(f"| embedctl {shown} | {min(found) * 1000:.0f} |", flush=True)
 
 
 def locally(texts: int, rounds: int, python: str | None) -> None:
@@ -167,8 +170,12 @@ def locally(texts: int, rounds: int, python: str | None) -> None:
         }
         if python:
             model = os.environ["MINILM_FOLDER"]
-            commands["sentence-transformers (torch)"] = [
+            commands["sentence-transformers (torch, fp32)"] = [
                 python, HERE / "peers/local_st.py", work / "texts.json", work / "theirs.npy", model,
+            ]  # fmt: skip
+            commands["fastembed (the bundled 8-bit file)"] = [
+                python, HERE / "peers/local_fastembed.py", work / "texts.json", work / "fast.npy",
+                HERE.parent / "embedctl/assets/minilm/model.onnx", model,
             ]  # fmt: skip
         results: dict[str, list[Measured]] = {}
         for _ in range(rounds):
@@ -198,6 +205,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--latency", type=int, nargs="*", default=[0])
     parser.add_argument("--float", action="store_true", dest="floats")
+    parser.add_argument("--again", action="store_true", help="the same run again, with nothing new")
     parser.add_argument("--without", nargs="*", default=[], help="contestants to leave out")
     parser.add_argument("--local", type=int, default=0, metavar="TEXTS")
     parser.add_argument(
@@ -211,7 +219,8 @@ def main() -> None:
         try:
             for rows in asked.rows:
                 for latency in asked.latency:
-                    over_http(rows, asked.rounds, latency, floats=asked.floats, without=asked.without)
+                    more = {"floats": asked.floats, "without": asked.without, "again": asked.again}
+                    over_http(rows, asked.rounds, latency, **more)
         finally:
             server.terminate()
     if asked.start_up:
