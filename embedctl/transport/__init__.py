@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from embedctl.transport import alone as alone  # isort: skip  # before httpx
+
 import httpx
 
 from embedctl import urls
