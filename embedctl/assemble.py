@@ -76,11 +76,16 @@ class Purchases:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where vectors are read from."""
+    """Where vectors are read from.
+
+    Attributes:
+        relax: Called when a row group is written: what was read for it is not read again soon.
+    """
 
     read_journal: ReadJournal
     purchases: Purchases
     parts: Sequence[Part]
+    relax: Callable[[], None] = lambda: None
 
 
 def failures(slot: Slot, ids: Sequence[str | int], chunk_indexes: Sequence[int]) -> tuple[list[Failure], NDArray[Any]]:
@@ -160,6 +165,7 @@ def tables(slot: Slot, rows: Any, kept: NDArray[np.bool_], layout: Layout, sourc
         whole = len(group) == group[-1] - group[0] + 1
         chosen = rows.slice(group[0], len(group)) if whole else rows.take(group)
         yield write.table(chosen.combine_chunks(), embeddings, layout)
+        sources.relax()
 
 
 def _embeddings(slot: Slot, rows: NDArray[np.int64], dimensions: int, sources: Sources) -> Embeddings:

@@ -154,6 +154,10 @@ class Journal:
         """
         return self._views.read(place)
 
+    def relax(self) -> None:
+        """What was read so far is not read again soon: memory it took may be given back; arrays stay valid."""
+        self._views.relax()
+
     def release(self, segment_id: str, vectors: int | None = None) -> None:
         """So many vectors of a segment stand in published parts, or nobody needs them.
 

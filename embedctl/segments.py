@@ -233,6 +233,12 @@ class Views:
             self._maps[place.segment] = mapped = self._mapped(place.segment, end)
         return np.frombuffer(mapped, "<f4", count, place.offset).reshape(place.count, place.dimensions)
 
+    def relax(self) -> None:
+        """Give pages back that were read: they stay in the system's cache, but are no longer this process's memory."""
+        if (advice := getattr(mmap, "MADV_DONTNEED", None)) is not None:
+            for mapped in list(self._maps.values()):
+                mapped.madvise(advice)
+
     def forget(self, segment: str) -> None:
         """Let go of a segment's memory once the last array of it is gone."""
         self._maps.pop(segment, None)
