@@ -20,13 +20,17 @@ class Tariff:
     def __init__(self, price_file: Path, at: datetime) -> None:
         self._book = prices.load(prices.price_texts(price_file))
         self._at = at
+        self._found: dict[tuple[str, str, str | None, str], Decimal | None] = {}
 
     def price(self, provider: str, model: str, price_as: str | None, tier: str = "standard") -> Decimal | None:
         """USD per million tokens; 0 when it is free, None when nobody knows."""
         if price_as == "free":
             return Decimal(0)
-        found = self._book.price_at(price_as, model, at=self._at, place=provider, tier=tier)
-        return found.usd_per_million if found else None
+        key = (provider, model, price_as, tier)
+        if key not in self._found:  # asked three times for each request
+            found = self._book.price_at(price_as, model, at=self._at, place=provider, tier=tier)
+            self._found[key] = found.usd_per_million if found else None
+        return self._found[key]
 
     def of(self, offer: Offer, tier: str = "standard") -> Decimal | None:
         """The same, of an offer."""
