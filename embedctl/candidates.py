@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from embedctl.errors import WrongUsage
 from embedctl.options import Options, checked_name
-from embedctl.records import text_hash, tokens_hash
+from embedctl.records import bytes_hash, tokens_hash
 from embedctl.slots import Failure, Slot
 from embedctl.tokens import Counter
 
@@ -157,9 +157,8 @@ class Candidates:
         yield one
 
     def _candidate(self, position: int, index: int, text: str) -> Candidate:
-        wire = self._wording.prefix + text
-        size = len(wire) if wire.isascii() else len(wire.encode("utf-8", "surrogatepass"))
-        return Candidate(position, index, text, size, text_hash(wire))
+        wire = (self._wording.prefix + text).encode("utf-8", "surrogatepass")
+        return Candidate(position, index, text, len(wire), bytes_hash(wire))
 
     def _lengths(self, candidates: list[Candidate], block: Rows, slot: Slot) -> list[Candidate]:
         """Count where it is needed, and do with texts over the limit what `--on-too-long` says."""

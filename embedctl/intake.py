@@ -95,8 +95,10 @@ class Intake:
         seen = self._seen.look_up(sent) if not is_known.all() else (places, is_known)
         first, done = slot.wanted, 0
         for at in np.flatnonzero(~is_known).tolist():
-            self._have(slot, places[done:at])
-            yield from self._want(slot, candidates[at], at, seen, fresh)
+            if done < at:
+                self._have(slot, places[done:at])
+            if full := self._want(slot, candidates[at], at, seen, fresh):
+                yield full
             done = at + 1
         self._have(slot, places[done:])
         slot.rows += range(first, slot.wanted)
@@ -117,29 +119,33 @@ class Intake:
                 for at in range(cursor, cursor + count):
                     if known[1][at]:
                         self._have(slot, known[0][at : at + 1])
-                    else:
-                        yield from self._want(slot, wanted[at], at, seen, fresh)
+                    elif full := self._want(slot, wanted[at], at, seen, fresh):
+                        yield full
                 slot.rows.append(-1 if one.pieces else slot.wanted - 1)
                 if one.pieces:
                     weights = tuple(piece.tokens or 1 for piece in one.pieces)
                     slot.means[len(slot.rows) - 1] = Mean(slot.wanted - count, slot.wanted, weights)
             cursor += count
 
-    def _want(self, slot: Slot, one: Candidate, at: int, seen: Found, fresh: _Fresh) -> Iterator[Packed]:
-        """One wanted vector that is not known: asked for, unless its text was wanted before, or has failed."""
+    def _want(self, slot: Slot, one: Candidate, at: int, seen: Found, fresh: _Fresh) -> Packed | None:
+        """One wanted vector that is not known: asked for, unless its text was wanted before, or has failed.
+
+        Returns:
+            The request that became full.
+        """
         ordinal = self._ordinal
         self._ordinal += 1
         twin = int(seen[0]["row"][at]) if seen[1][at] else fresh.ordinals.get(one.digest)
         if twin is not None:
             slot.want(Where.TWIN, 0, twin)
             self.duplicates += 1
-            return
+            return None
         place = slot.want()
         if one.digest in self._failed_before:
             slot.refused(place, self._failed_before[one.digest])
-            return
+            return None
         fresh.ordinals[one.digest] = ordinal
-        full = self._packer.add(
+        return self._packer.add(
             one.text if not isinstance(one.text, str) else self._prefix + one.text,
             one.digest,
             ordinal,
@@ -147,8 +153,6 @@ class Intake:
             tokens=one.tokens,
             workspace=self._candidates.payer(one.position),
         )
-        if full:
-            yield full
 
     def _have(self, slot: Slot, places: NDArray[np.void]) -> None:
         """Wanted vectors that are known, one after the other."""

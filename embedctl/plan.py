@@ -84,11 +84,12 @@ class Packer:
             tokens: Where they are known exactly.
         """
         size = tokens if tokens is not None else estimated_tokens(content_bytes)
-        bundle = self._bundles.setdefault(workspace, _Bundle())
+        bundle = self._bundles.get(workspace)
         full = None
-        if bundle.texts and not self._fits(bundle, size, content_bytes):
-            full = self._pack(workspace, self._bundles.pop(workspace))
-            bundle = self._bundles.setdefault(workspace, _Bundle())
+        if bundle is not None and not self._fits(bundle, size, content_bytes):
+            full, bundle = self._pack(workspace, bundle), None
+        if bundle is None:
+            bundle = self._bundles[workspace] = _Bundle()
         bundle.texts.append(text)  # type: ignore[arg-type]
         bundle.ordinals.append(ordinal)
         bundle.hashes.append(digest)

@@ -60,7 +60,12 @@ NO_USAGE = "native usage missing"
 
 def text_hash(wire_text: str) -> bytes:
     """blake2b-128 of the exact text sent (prefix included), 16 bytes."""
-    return blake2b(wire_text.encode("utf-8", "surrogatepass"), digest_size=TEXT_HASH_BYTES).digest()
+    return bytes_hash(wire_text.encode("utf-8", "surrogatepass"))
+
+
+def bytes_hash(wire_text: bytes) -> bytes:
+    """The same, of the text in UTF-8."""
+    return blake2b(wire_text, digest_size=TEXT_HASH_BYTES).digest()
 
 
 def tokens_hash(tokens: Sequence[int]) -> bytes:

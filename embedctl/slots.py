@@ -145,9 +145,11 @@ class Slot:
     def want(self, where: Where = Where.PENDING, file: int = 0, offset: int = 0) -> int:
         """Add a wanted vector; its place in this slot."""
         place = self.wanted
-        self._make_room(1)
-        self.where[place], self.file[place], self.offset[place] = where, file, offset
-        self.wanted += 1
+        if place == len(self.where):
+            self._make_room(1)
+        if where is not Where.PENDING:  # as new entries are
+            self.where[place], self.file[place], self.offset[place] = where, file, offset
+        self.wanted = place + 1
         return place
 
     def have(self, where: NDArray[np.uint8], file: NDArray[np.uint32], offset: NDArray[np.uint64]) -> None:
@@ -160,9 +162,7 @@ class Slot:
     def _make_room(self, count: int) -> None:
         if self.wanted + count > len(self.where):
             size = max(2 * len(self.where), self.wanted + count)
-            self.where = np.resize(self.where, size)
-            self.file = np.resize(self.file, size)
-            self.offset = np.resize(self.offset, size)
+            self.where, self.file, self.offset = (_grown(each, size) for each in (self.where, self.file, self.offset))
 
     def settle(self) -> None:
         """Take in what arrived: only now, because rows may be added in one thread while vectors arrive in another."""
@@ -196,6 +196,13 @@ class Slot:
         if vectors >= SLOT_BYTES or self.content_bytes >= SLOT_BYTES or len(self.rows) >= SLOT_ROWS:
             return True
         return dimensions is not None and len(self.failures) >= SLOT_ROWS  # without a width it could not be a part
+
+
+def _grown(entries: NDArray[Any], size: int) -> NDArray[Any]:
+    """More room behind the entries, all zeros."""
+    grown = np.zeros(size, entries.dtype)
+    grown[: len(entries)] = entries
+    return grown
 
 
 class History:
