@@ -101,6 +101,7 @@ class Exchange:
         self._watch = watch
         self._proceed = proceed
         self.space = space
+        self._spaces: dict[int, tuple[Offer, int, Space | None]] = {}
 
     async def once(self, line: Line, operation: Operation, request: Request) -> tuple[Answer, Any]:
         """One attempt at a request through one line; the answer, and where it is written down.
@@ -181,7 +182,7 @@ class Exchange:
         line.voice = line.voice or answers.voice(wire)
         if operation.aside:
             return vectors
-        space = line.offer.space(int(vectors.shape[1]))
+        space = self._space_of(line.offer, int(vectors.shape[1]))
         if self.space is not None and (space is None or space.space_id != self.space.space_id):
             raise SpaceMismatch(
                 f"{line.offer.id} answers in another space than the output has: "
@@ -191,6 +192,13 @@ class Exchange:
             )
         self.space = self.space or space
         return vectors
+
+    def _space_of(self, offer: Offer, width: int) -> Space | None:
+        """Where an offer's vectors of this width belong; worked out once, because an id is a hash of all fields."""
+        known = self._spaces.get(id(offer))
+        if known is None or known[0] is not offer or known[1] != width:
+            known = self._spaces[id(offer)] = (offer, width, offer.space(width))
+        return known[2]
 
     def _failed(
         self, line: Line, request: Request, event: UsageEvent, error: EmbedctlError, seconds: float
