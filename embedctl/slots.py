@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SLOT_ROWS = 1 << 18
+SLOT_ROWS = 1 << 17
 """Rows, or failures, close it too, however narrow the vectors."""
 
 SLOT_BYTES = 128 * 1024 * 1024

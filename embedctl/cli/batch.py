@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from embedctl import render
+from embedctl import allocator, render
 from embedctl.cli import SuggestingGroup
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, one_of, with_options
 from embedctl.errors import WrongUsage
@@ -73,6 +73,7 @@ def run(
     flags: Mapping[str, Any],
 ) -> None:
     """Embed inputs into a folder of Parquet parts; the same command again continues, or embeds what is new."""
+    allocator.keep_memory()
     from embedctl.cli.running import Talk, execute
     from embedctl.options import checked_name
     from embedctl.settings import read_job

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
+from embedctl import allocator
 from embedctl.cli.flags import ConfigFlag, LedgerFlag, with_options
 from embedctl.errors import WrongUsage
 
@@ -47,6 +48,7 @@ def embed(
 
     Without a model this runs offline, with the bundled one, and costs nothing.
     """
+    allocator.keep_memory()
     from embedctl.cli.running import Talk, default_name, execute
 
     if output == "-" and as_json:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import typer
 
-from embedctl import allocator, render, settings
+from embedctl import render, settings
 from embedctl.errors import Interrupted, Terminated
 from embedctl.order import Order, Watch
 from embedctl.run import Run
@@ -79,7 +79,6 @@ def execute(
         else:
             render.forecast(forecast)
         return
-    allocator.keep_memory()
     with _signals(run), progress:
         receipt = run.execute()
     if talk.as_json:
