@@ -18,7 +18,7 @@ from embedctl.intake import JOURNAL_FILES
 from embedctl.journal import Recovered, recover
 from embedctl.known import PLACE, Known
 from embedctl.output import RECORD, FolderOutput, Output, check_space, part_name
-from embedctl.output_file import FileOutput
+from embedctl.output.file import FileOutput
 from embedctl.pipeline import Segments
 from embedctl.receipt import Rows
 from embedctl.records import Space

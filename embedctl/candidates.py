@@ -18,7 +18,7 @@ from embedctl.tokens import Counter
 
 
 class Rows(Protocol):
-    """A block of rows, as read.py gives it."""
+    """A block of rows, as step 1 gives it."""
 
     first_row: int
     ids: Sequence[str | int]

@@ -25,7 +25,7 @@ from embedctl.resilience.lane import Slot as Turn
 
 
 class Record(Protocol):
-    """Where attempts are written down (journal.py)."""
+    """Where attempts are written down (journal/)."""
 
     async def intend(self, event: UsageEvent) -> None:
         """Before an attempt is sent."""
@@ -43,7 +43,7 @@ class Record(Protocol):
 
 
 class Purse(Protocol):
-    """What may be spent (money.py): wait for room, reserve before sending, settle after."""
+    """What may be spent (money/): wait for room, reserve before sending, settle after."""
 
     async def room(self, offer: Offer, request: Request) -> None:
         """Wait while money is short, but some of it is set aside for what is in flight and may come back."""

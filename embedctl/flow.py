@@ -10,8 +10,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from embedctl import allowances, payers, plan, preparation, read, storage, write
 from embedctl import before as befores
+from embedctl import payers, plan, preparation, read, storage, write
 from embedctl.assemble import Purchases
 from embedctl.before import Before
 from embedctl.cache import Cache
@@ -19,14 +19,15 @@ from embedctl.call import CallPoint
 from embedctl.events import Caller
 from embedctl.ids import Ids
 from embedctl.journal import Journal
+from embedctl.journal.orders import Spool
 from embedctl.known import Known
 from embedctl.lanes import Lanes
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.money import Till
+from embedctl.money import Till, allowances
+from embedctl.money.tariff import Tariff
 from embedctl.offers import Offer
 from embedctl.options import Options
 from embedctl.order import Order, Watch
-from embedctl.orders import Spool
 from embedctl.output import Finished, FolderOutput, Output
 from embedctl.pipeline import Pipeline, Segments, Steps
 from embedctl.recall import Recall
@@ -38,7 +39,6 @@ from embedctl.run_record import RunRecord
 from embedctl.serving import Chain
 from embedctl.stopping import Stop
 from embedctl.storage import Disk
-from embedctl.tariff import Tariff
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 import orjson
 
+from embedctl.journal.orders import Spool
 from embedctl.ledger import spool as spools
-from embedctl.orders import Spool
 from embedctl.records import UsageEvent
 from embedctl.storage import DISK, Disk, replace
 

@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from embedctl import allowances, dry_run, output_place, payers, permissions, places, preparation, read, serving, storage
 from embedctl import before as befores
+from embedctl import dry_run, payers, permissions, places, preparation, read, serving, storage
 from embedctl.before import Before
 from embedctl.dry_run import Forecast
 from embedctl.errors import EmbedctlError, OutputRefused
 from embedctl.flow import Flow
+from embedctl.journal.orders import Spool
 from embedctl.lanes import check_usable
 from embedctl.ledger import spool
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.money import allowances
+from embedctl.money.tariff import Tariff
 from embedctl.order import Order, Watch
-from embedctl.orders import Spool
 from embedctl.output import FolderOutput
-from embedctl.output_file import FileOutput
-from embedctl.output_stream import StreamOutput
+from embedctl.output import place as output_place
+from embedctl.output.file import FileOutput
+from embedctl.output.stream import StreamOutput
 from embedctl.receipt import Receipt, Spending
 from embedctl.receipt import made as receipt_made
 from embedctl.records import utc_now, uuid7
@@ -32,7 +35,6 @@ from embedctl.runs import JOURNAL, recover_dead, rescue, sweep
 from embedctl.serving import Chain
 from embedctl.stopping import Stop
 from embedctl.storage import Disk
-from embedctl.tariff import Tariff
 
 INGEST_WAIT_S = 5
 LEFTOVER_S = 3600

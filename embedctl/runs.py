@@ -15,11 +15,11 @@ import orjson
 
 from embedctl import payers
 from embedctl.errors import InputMissing, InvariantBroken, Locked, OutputRefused
+from embedctl.journal.orders import Spool
+from embedctl.journal.recovery import recover
+from embedctl.journal.segments import ANSWERS, INTENTS
 from embedctl.locks import RECOVERY, hold, is_held
-from embedctl.orders import Spool
 from embedctl.records import utc_now
-from embedctl.recovery import recover
-from embedctl.segments import ANSWERS, INTENTS
 from embedctl.storage import DISK, Disk, publish, remove_tree, replace
 
 State = Literal["accepted", "running", "completed", "partial", "failed", "interrupted"]

@@ -20,13 +20,14 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import allowances, locks, money, plan, storage
+from embedctl import locks, money, plan, storage
 from embedctl.call import CallPoint, Piece
 from embedctl.events import Caller
 from embedctl.journal import Journal
 from embedctl.lanes import Lanes
 from embedctl.ledger import prices, spool
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.money import allowances
 from embedctl.offers import Offer, check_usable
 from embedctl.receipt import Spending
 from embedctl.records import Answer, Limits, Purpose, Space, text_hash, utc_now, uuid7

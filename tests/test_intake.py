@@ -19,7 +19,7 @@ from embedctl.intake import JOURNAL_FILES, Intake
 from embedctl.known import PLACE, Known
 from embedctl.options import Options
 from embedctl.plan import Packed, Packer
-from embedctl.read_block import REASONS, Block
+from embedctl.read.block import REASONS, Block
 from embedctl.records import Limits, text_hash, tokens_hash
 from embedctl.slots import Arrival, History, Refusal, Slot, Where, resolve_twins
 

@@ -21,12 +21,11 @@ from crashing import CrashingDisk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedctl import frames
 from embedctl.errors import InvariantBroken, StorageFailed
-from embedctl.journal import Journal, Recovered, recover
+from embedctl.journal import Journal, Recovered, frames, recover
+from embedctl.journal.recovery import interrupted
+from embedctl.journal.segments import ANSWERS, INTENTS
 from embedctl.records import UsageEvent, uuid7
-from embedctl.recovery import interrupted
-from embedctl.segments import ANSWERS, INTENTS
 from embedctl.storage import Buffer, Disk
 
 

@@ -43,8 +43,8 @@ import numpy as np
 import pytest
 from crashing import Crashed, CrashingDisk
 
-from embedctl import commits, frames, recovery, segments, storage
-from embedctl.journal import Journal, recover
+from embedctl import storage
+from embedctl.journal import Journal, commits, frames, recover, recovery, segments
 from embedctl.records import UsageEvent, text_hash, uuid7
 
 BATCHES = [[f"text {batch}.{index}" for index in range(3)] for batch in range(5)]

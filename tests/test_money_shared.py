@@ -22,7 +22,7 @@ from embedctl import locks, money
 from embedctl.errors import BudgetReached
 from embedctl.ledger.budgets import Budget, Spent, Standing
 from embedctl.ledger.periods import Range
-from embedctl.shared_purse import SharedPurse
+from embedctl.money.shared_purse import SharedPurse
 from tests.wire.client import Wire
 
 AMOUNT = Decimal("0.0000120")

@@ -105,7 +105,7 @@ def test_n_paragraphs_are_n_rows(tmp_path_factory, paragraphs, gap):
 @given(cut=st.integers(1, 40), lines=st.lists(st.text("aé漢\r😀", max_size=30), min_size=1, max_size=20))
 def test_lines_do_not_depend_on_how_the_file_is_cut(tmp_path_factory, cut, lines):
     """A character or line end that falls between two reads is put together again."""
-    from embedctl import read_bytes
+    from embedctl.read import decoding as read_bytes
 
     lines = [line.rstrip("\r") for line in lines]
     path = tmp_path_factory.mktemp("cut") / "a.txt"
@@ -443,7 +443,7 @@ def test_invalid_utf8_is_named_by_file_line_and_byte(tmp_path):
 @given(before=st.lists(st.text("aé漢😀", max_size=9), max_size=30), cut=st.integers(1, 50))
 def test_the_line_and_byte_of_invalid_utf8_are_exact(tmp_path_factory, before, cut):
     """The position holds wherever reads happen to be cut."""
-    from embedctl import read_bytes
+    from embedctl.read import decoding as read_bytes
 
     path = tmp_path_factory.mktemp("bad") / "a.txt"
     start = "\n".join(before).encode()

@@ -54,7 +54,7 @@ LOADED = (
     "embedctl.ledger.ingest",
     "embedctl.local",
     "embedctl.providers.onnx",
-    "embedctl.read_parquet",
+    "embedctl.read.parquet",
     "embedctl.transport",
     "importlib.readers",
     "numpy.ma",

@@ -9,10 +9,11 @@ from typing import Any
 
 import orjson
 
-from embedctl import read_bytes, read_text
 from embedctl.errors import InputInvalid
-from embedctl.read_block import ROWS_PER_BLOCK, ReadOptions
-from embedctl.read_files import InputFile
+from embedctl.read import decoding as read_bytes
+from embedctl.read import text as read_text
+from embedctl.read.block import ROWS_PER_BLOCK, ReadOptions
+from embedctl.read.files import InputFile
 
 ARRAY_BYTES = 256 << 20  # an array is parsed whole
 

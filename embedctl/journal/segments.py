@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from embedctl import frames
 from embedctl.errors import StorageFailed
-from embedctl.frames import Draft
+from embedctl.journal import frames
+from embedctl.journal.frames import Draft
 from embedctl.records import UsageEvent, uuid7
 from embedctl.storage import Buffer, Disk
 

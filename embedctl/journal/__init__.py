@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedctl import frames
-from embedctl.commits import Writer
 from embedctl.errors import InvariantBroken
-from embedctl.orders import Entry, Release, Spool, Stop, Sync
+from embedctl.journal import frames
+from embedctl.journal.commits import Writer
+from embedctl.journal.orders import Entry, Release, Spool, Stop, Sync
+from embedctl.journal.recovery import Recovered, RecoveredAnswer, RecoveredSegment, recover
+from embedctl.journal.segments import Place, Segment, Views
 from embedctl.records import TEXT_HASH_BYTES, UsageEvent
-from embedctl.recovery import Recovered, RecoveredAnswer, RecoveredSegment, recover
-from embedctl.segments import Place, Segment, Views
 from embedctl.storage import DISK, Disk, remove_leftovers
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from decimal import Decimal
 from embedctl import counting
 from embedctl.errors import BudgetReached, InvariantBroken
 from embedctl.ledger.price import cost
+from embedctl.money.shared_purse import SharedPurse
 from embedctl.records import Request, UsageEvent
 from embedctl.serving import Offer
-from embedctl.shared_purse import SharedPurse
 
 UnitPrice = Callable[[Offer], Decimal | None]
 """USD per million tokens of an offer now; 0 when it is free, None when nobody knows."""

@@ -12,8 +12,8 @@ from embedctl import locks, storage
 from embedctl.errors import EmbedctlError, OutputRefused
 from embedctl.order import Order
 from embedctl.output import STATE_FOLDER, FolderOutput, Output
-from embedctl.output_file import FileOutput
-from embedctl.output_stream import StreamOutput
+from embedctl.output.file import FileOutput
+from embedctl.output.stream import StreamOutput
 from embedctl.storage import Disk
 
 LOCK = "lock"

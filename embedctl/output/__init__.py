@@ -1,6 +1,6 @@
 """Where a run's rows end up. Whole or not at all: everything durable goes through the disk's `publish` and `replace`.
 
-`batch` writes a folder of parts (here), `embed` one file (output_file.py) or JSON lines (output_stream.py).
+`batch` writes a folder of parts (here), `embed` one file (file.py) or JSON lines (stream.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import orjson
 
 from embedctl import storage, write
 from embedctl.errors import OutputRefused
-from embedctl.read_files import STDIN
+from embedctl.read.files import STDIN
 from embedctl.records import Space, uuid7
 from embedctl.slots import Failure
 from embedctl.storage import Disk

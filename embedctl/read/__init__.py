@@ -1,4 +1,4 @@
-"""Step 1. Inputs → rows, streaming. The door to pyarrow for input, with the `read_*` files behind it."""
+"""Step 1. Inputs → rows, streaming. The door to pyarrow for input, with the files beside it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 
-from embedctl import read_columns, read_files, read_text
 from embedctl.errors import InputInvalid
-from embedctl.read_block import REASONS as REASONS
-from embedctl.read_block import Block as Block
-from embedctl.read_block import ReadOptions as ReadOptions
-from embedctl.read_block import Reason as Reason
-from embedctl.read_columns import Columns
-from embedctl.read_files import InputFile
+from embedctl.read import columns as read_columns
+from embedctl.read import files as read_files
+from embedctl.read import text as read_text
+from embedctl.read.block import REASONS as REASONS
+from embedctl.read.block import Block as Block
+from embedctl.read.block import ReadOptions as ReadOptions
+from embedctl.read.block import Reason as Reason
+from embedctl.read.columns import Columns
+from embedctl.read.files import InputFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,14 +94,14 @@ class Source:
         if self.columns is None:
             return iter(())
         if file.kind == "parquet":
-            from embedctl import read_parquet
+            from embedctl.read import parquet as read_parquet
 
             return read_parquet.blocks(file, self.columns, self.options, first_row)
         if file.kind == "csv":
-            from embedctl import read_csv
+            from embedctl.read import csv_tables as read_csv
 
             return read_csv.blocks(file, self.columns, self.options, first_row)
-        from embedctl import read_json
+        from embedctl.read import json_lines as read_json
 
         return read_json.blocks(file, self.columns, self.options, self.known_fields, first_row)
 
@@ -158,18 +160,18 @@ def _schemas(files: list[InputFile], options: ReadOptions) -> Iterator[tuple[str
     """(label, schema, rows, is CSV, is JSON) of each table; all JSON files are one, whose fields are joined."""
     json_files = [file for file in files if file.kind in ("jsonl", "json")]
     if json_files:
-        from embedctl import read_json
+        from embedctl.read import json_lines as read_json
 
         schema, count = read_json.schema(json_files, options)
         yield json_files[0].label, schema, count, False, True
     for file in files:
         if file.kind == "parquet":
-            from embedctl import read_parquet
+            from embedctl.read import parquet as read_parquet
 
             schema, count = read_parquet.schema(file)
             yield file.label, schema, count, False, False
         elif file.kind == "csv":
-            from embedctl import read_csv
+            from embedctl.read import csv_tables as read_csv
 
             schema = read_csv.schema(file, options)
             yield file.label, schema, None if schema.names else 0, True, False

@@ -14,17 +14,17 @@ from types import MappingProxyType
 from typing import Any
 
 from embedctl import options as run_options
-from embedctl import settings_files
 from embedctl.errors import ConfigurationInvalid, InputMissing, WrongUsage
 from embedctl.options import Options
-from embedctl.settings_files import NAMED_TABLES, SINGLE_TABLES, SettingsFile
-from embedctl.settings_tables import Allow as Allow
-from embedctl.settings_tables import Budget as Budget
-from embedctl.settings_tables import CacheSettings as CacheSettings
-from embedctl.settings_tables import ModelSettings as ModelSettings
-from embedctl.settings_tables import ProviderSettings as ProviderSettings
-from embedctl.settings_tables import TokenUsage as TokenUsage
-from embedctl.settings_tables import WorkspaceSettings as WorkspaceSettings
+from embedctl.settings import files as settings_files
+from embedctl.settings.files import NAMED_TABLES, SINGLE_TABLES, SettingsFile
+from embedctl.settings.tables import Allow as Allow
+from embedctl.settings.tables import Budget as Budget
+from embedctl.settings.tables import CacheSettings as CacheSettings
+from embedctl.settings.tables import ModelSettings as ModelSettings
+from embedctl.settings.tables import ProviderSettings as ProviderSettings
+from embedctl.settings.tables import TokenUsage as TokenUsage
+from embedctl.settings.tables import WorkspaceSettings as WorkspaceSettings
 
 PROJECT_FILE = "embedctl.toml"
 LEDGER_NAME = "usage.duckdb"

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from embedctl import options as run_options
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage
 from embedctl.options import Options
-from embedctl.settings_tables import (
+from embedctl.settings.tables import (
     Allow,
     CacheSettings,
     ModelSettings,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from embedctl.read_block import BYTES_PER_BLOCK, ROWS_PER_BLOCK, Block, ReadOptions, Reason, pieces
-from embedctl.read_bytes import Utf8Stream, line_runs
-from embedctl.read_files import InputFile
+from embedctl.read.block import BYTES_PER_BLOCK, ROWS_PER_BLOCK, Block, ReadOptions, Reason, pieces
+from embedctl.read.decoding import Utf8Stream, line_runs
+from embedctl.read.files import InputFile
 
 
 def opened(file: InputFile, options: ReadOptions) -> Utf8Stream:

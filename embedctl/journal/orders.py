@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
 
-from embedctl.frames import Draft
+from embedctl.journal.frames import Draft
+from embedctl.journal.segments import Place
 from embedctl.records import UsageEvent
-from embedctl.segments import Place
 
 Spool = Callable[[str, Sequence[UsageEvent]], bool]
 """Puts the events of one segment where the ledger finds them, durably, under the segment's id; False when that id

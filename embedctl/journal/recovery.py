@@ -11,9 +11,9 @@ from typing import Any
 from uuid import UUID
 
 from embedctl.errors import StorageFailed
-from embedctl.frames import Frame, Scan
+from embedctl.journal.frames import Frame, Scan
+from embedctl.journal.segments import ANSWERS, INTENTS, Place
 from embedctl.records import UsageEvent
-from embedctl.segments import ANSWERS, INTENTS, Place
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from embedctl import read_text
 from embedctl.errors import InputInvalid
-from embedctl.read_block import Block, ReadOptions, Reason, pieces
-from embedctl.read_columns import Columns
-from embedctl.read_files import InputFile
+from embedctl.read import text as read_text
+from embedctl.read.block import Block, ReadOptions, Reason, pieces
+from embedctl.read.columns import Columns
+from embedctl.read.files import InputFile
 
 SNIFF_BYTES = 1 << 20
 ROW_BYTES = 16 << 20  # no row is longer; arrow holds a few such blocks

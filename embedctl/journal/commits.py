@@ -15,11 +15,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from uuid import UUID
 
-from embedctl import frames
 from embedctl.errors import EmbedctlError, InvariantBroken, StorageFailed
-from embedctl.orders import Command, Entry, Release, Report, Result, Spool, Stop, Sync, answer, waiter_of
-from embedctl.recovery import interrupted
-from embedctl.segments import Log, Place, Segment
+from embedctl.journal import frames
+from embedctl.journal.orders import Command, Entry, Release, Report, Result, Spool, Stop, Sync, answer, waiter_of
+from embedctl.journal.recovery import interrupted
+from embedctl.journal.segments import Log, Place, Segment
 from embedctl.storage import Disk
 
 SYNC_AFTER_S = 1.0

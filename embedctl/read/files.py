@@ -15,11 +15,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 
-from embedctl import read_kinds
 from embedctl.errors import InputInvalid, InputMissing, StorageFailed, WrongUsage
-from embedctl.read_block import ReadOptions
-from embedctl.read_bytes import CHUNK_BYTES, codec
-from embedctl.read_kinds import KINDS, Kind
+from embedctl.read import kinds as read_kinds
+from embedctl.read.block import ReadOptions
+from embedctl.read.decoding import CHUNK_BYTES, codec
+from embedctl.read.kinds import KINDS, Kind
 
 OURS = (".embeddings.parquet", ".failures.jsonl")  # in a folder, what an earlier run wrote is no input
 STATE_FOLDER = "_embedctl"

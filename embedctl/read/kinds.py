@@ -11,8 +11,8 @@ from typing import BinaryIO, Literal
 import orjson
 
 from embedctl.errors import InputInvalid
-from embedctl.read_block import ReadOptions
-from embedctl.read_bytes import codec
+from embedctl.read.block import ReadOptions
+from embedctl.read.decoding import codec
 
 Kind = Literal["text", "jsonl", "json", "csv", "parquet"]
 
