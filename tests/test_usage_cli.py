@@ -7,9 +7,10 @@ import io
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from typer.testing import CliRunner
 
 from embedctl.cli import app
 from embedctl.cli.usage import EACH, with_values
-from embedctl.ledger import checking, database, exports, limits, spool
+from embedctl.ledger import checking, database, exports, limits, price_file, prices, reports, spool
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.ledger.price import Price
 from embedctl.records import uuid7
 
 SHAPE = ["by", "currency", "filters", "generated_at", "groups", "prices_as_of", "schema_version", "since", "timezone"]
@@ -180,9 +182,61 @@ def test_strict_fails_on_the_unknown(run: Run, paths: LedgerPaths) -> None:
     assert "Total" in told.out
 
 
+def test_strict_fails_on_an_old_price_list(run: Run, paths: LedgerPaths) -> None:
+    """A list price is stale for a call 180 days after the list; a contract's never, and what is free has none."""
+    listed = datetime.fromisoformat(run("usage", "report", "--json").json["prices_as_of"]).replace(tzinfo=UTC)
+    then = listed + prices.STALE_AFTER
+    take(
+        paths,
+        event(occurred_at=then - timedelta(seconds=1)),
+        event(occurred_at=then, model="agreed"),
+        event(occurred_at=then, model="gift"),
+        event(occurred_at=then, cost_provider=Decimal("0.1")),
+    )
+    fine = run("usage", "report", "--strict")
+    take(paths, event(occurred_at=then, tokens_total=1234))
+    stale = run("usage", "report", "--strict", "--json")
+    before = run("usage", "report", "--strict", "--until", then.isoformat())
+
+    assert (fine.code, stale.code, before.code) == (0, 3, 0)
+    assert f"1,234 tokens are priced by a list of {listed.date()}" in " ".join(stale.json["warnings"])
+    assert "an old one" in stale.err
+
+
+def test_a_fresh_ledger_has_the_catalogs_prices(run: Run, paths: LedgerPaths) -> None:
+    """Before anything was spent, the date of the prices is the catalog's."""
+    catalog = prices.load([("", prices.catalog_text())]).prices
+    day = max(price.valid_from for price in catalog).date().isoformat()
+
+    assert f"prices as of {day}\n" in run("usage", "report").out
+    assert run("usage", "report", "--no-ingest", "--json").json["prices_as_of"] == day
+
+
+def test_a_contract_is_no_newer_list(paths: LedgerPaths) -> None:
+    """The date of the prices is the list's: what somebody agreed on since says nothing of other prices."""
+    take(paths, event())
+    with database.reader(paths, now=NOON) as connection:
+        listed = datetime.fromisoformat(str(reports.prices_as_of(connection, datetime.now(UTC)))).replace(tzinfo=UTC)
+    later = listed + timedelta(days=5)
+    agreed = {"provider": "pay", "model": "own", "usd_per_million": Decimal(1), "source": "7", "confidence": "listed"}
+    price_file.add(paths.price_file, [Price(**agreed, kind="contract", valid_from=later)])
+    take(paths, event())
+    with database.reader(paths, now=NOON) as connection:
+        as_of = reports.prices_as_of(connection, later)
+
+    assert one(paths, "SELECT count(*) FROM price WHERE model = 'own'") == 1
+    assert as_of == listed.date().isoformat()
+
+
 @pytest.mark.parametrize(
     ("args", "hint"),
     [
+        (["--format", "parquet"], "--output usage.parquet"),
+        (["--format", "focus"], "--output usage.csv"),
+        (["--format", "focus", "-o", "f.csv", "--by", "day"], ""),
+        (["--format", "focus", "-o", "f.csv", "--currency", "EUR"], ""),
+        (["--format", "parquet", "-o", "f.parquet", "--html", "f.html"], ""),
+        (["--format", "parquet", "-o", "no/folder/f.parquet", "--by", "modle"], "did you mean model?"),
         (["--workspace", "acmee"], "did you mean acme?"),
         (["--since", "2026-11-03", "--until", "2026-11-01"], "half open"),
         (["--since", "gestern"], "like 2026-11-01"),
@@ -372,6 +426,9 @@ def test_budgets_outlive_a_damaged_ledger(run: Run, paths: LedgerPaths) -> None:
     again = run("usage", "ingest", "--json")
 
     assert again.json["rebuilt_from"] is not None
+    assert "the ledger was damaged: set aside as " in again.err
+    assert "`embedctl usage rates FILE`" in again.err
+    assert "the ledger is set aside as " in run("usage", "ingest", "--rebuild").err
     assert run("usage", "budget", "list", "--json").json["budgets"] == before
     assert [(one["workspace"], one["amount"]) for one in before] == [("acme", "1.50"), ("kb", "7.00")]
 
@@ -627,6 +684,20 @@ def test_sql_reads(run: Run, paths: LedgerPaths) -> None:
 
 FORBIDDEN = [
     "SELECT * FROM read_text('/etc/hostname')",
+    "FROM read_csv('/etc/passwd')",
+    "FROM '/etc/passwd'",
+    "FROM glob('/etc/*')",
+    "COPY (SELECT 1) TO 'stolen.csv' (FORMAT csv)",
+    "EXPORT DATABASE 'stolen.csv'",
+    "IMPORT DATABASE 'x'",
+    "ATTACH ':memory:' AS m",
+    "LOAD 'x.duckdb_extension'",
+    "SET TimeZone = 'Europe/Berlin'",
+    "RESET lock_configuration",
+    "PRAGMA enable_profiling = 'json'",
+    "FROM duckdb_secrets()",
+    "CREATE TABLE t AS SELECT 1",
+    "",
     "COPY usage_event TO 'stolen.csv'",
     "DELETE FROM usage_event",
     "SELECT 1; SELECT 2",
@@ -649,15 +720,94 @@ def test_sql_does_nothing_else(run: Run, paths: LedgerPaths, tmp_path: Path) -> 
     assert one(paths, "SELECT count(*) FROM usage_event") == 1
 
 
+ENDLESS = "SELECT count(*) FROM range(100000000) a, range(1000000) b"
+
+
+def test_no_query_outlives_its_time(run: Run, paths: LedgerPaths) -> None:
+    """A command killed with -9 leaves no query behind that keeps writers out for longer than its --timeout."""
+    take(paths, event())
+    command = [sys.executable, "-m", "embedctl", "usage", "sql", ENDLESS, "--timeout", "2"]
+    until = time.monotonic() + 20
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as asking:
+        children = Path(f"/proc/{asking.pid}/task/{asking.pid}/children")
+        while not (asked := children.read_text().split()) and time.monotonic() < until:
+            time.sleep(0.02)
+        asking.kill()
+    query = Path("/proc", asked[0], "cmdline")
+    left_behind = _runs(query)
+    while _runs(query) and time.monotonic() < until:
+        time.sleep(0.05)
+
+    assert left_behind
+    assert not _runs(query)
+
+
+def _runs(command_line: Path) -> bool:
+    """Whether the process is there and no zombie, whose command line is empty."""
+    try:
+        return command_line.read_bytes() != b""
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_sql_has_limits(run: Run, paths: LedgerPaths) -> None:
     """A query that takes too long, too much memory or too many rows ends."""
     take(paths, event())
-    slow = run("usage", "sql", "SELECT count(*) FROM range(100000000) a, range(100000) b", "--timeout", "1.5")
+    slow = run("usage", "sql", ENDLESS, "--timeout", "1.5")
     large = run("usage", "sql", "SELECT length(repeat('x', 2000000000))", "--memory", "64")
+    spilling = run(
+        "usage", "sql", "CREATE TEMP TABLE t AS SELECT md5(range::VARCHAR) FROM range(100000000)", "--memory", "64"
+    )
+    wide = run("usage", "sql", "SELECT repeat('x', 10000000) FROM range(10000)", "--memory", "64")
     many = run("usage", "sql", "FROM range(10)", "--rows", "3", "--json")
 
-    assert (slow.code, large.code) == (75, 74)
+    assert (slow.code, large.code, spilling.code, wide.code) == (75, 74, 74, 74)
+    assert "--timeout" in slow.err
+    assert all("--memory" in told.err for told in (large, spilling, wide))
+    assert [path.name for path in paths.database.parent.glob("usage.duckdb*")] == ["usage.duckdb", "usage.duckdb.lock"]
     assert (len(many.json["rows"]), many.json["cut"]) == (3, True)
+
+
+def test_a_report_as_parquet(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
+    """`report --format parquet` has the groups of the JSON report, typed and exact; all else is in its metadata."""
+    month(paths)
+    take(paths, event(tags={"te'am/x": 'a"b'}), event(tokens_total=(1 << 53) + 1))
+    args = ["usage", "report", "--by", "day,model,tag:te'am/x", "--until", "2027-01-01"]
+    told = run(*args, "--format", "parquet", "-o", "r.parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "r.parquet")
+    wanted = run(*args, "--json").json
+    about = json.loads(table.schema.metadata[b"embedctl"])
+
+    assert (told.code, told.out) == (0, "")
+    assert "have no price" in told.err
+    assert [{k: str(v) for k, v in row.items()} for row in map(_plain, table.to_pylist())] == [
+        {k: str(v) for k, v in row.items()} for row in map(_plain, wanted["groups"])
+    ]
+    assert [str(table.schema.field(name).type) for name in ("day", "tokens", "cost", "cost_is_lower_bound")] == [
+        "date32[day]", "int64", "decimal128(38, 15)", "bool"
+    ]  # fmt: skip
+    assert about.keys() == wanted.keys() - {"groups"}
+    assert _plain(about["totals"]) == _plain(wanted["totals"])
+    assert (about["until"], about["warnings"]) == (wanted["until"], wanted["warnings"])
+    assert run(*args, "--format", "parquet", "-o", "r.parquet").code == 0
+    assert run(*args, "--format", "parquet", "-o", "none/r.parquet").code == 73
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Money without the zeros behind it."""
+    money = ("cost", "cost_list", "adjustments", "cost_at_risk")
+    return row | {key: None if row[key] is None else Decimal(row[key]).normalize() for key in money}
+
+
+def test_a_report_as_focus(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
+    """`report --format focus` writes the charges that the report is made of, with its filters, in its range."""
+    month(paths)
+    take(paths, event(workspace_id="new"), event(workspace_id="new", model="cached"))
+    told = run("usage", "report", "-w", "new", "-m", "m", "--format", "focus", "-o", "f.csv", "--strict")
+    focus = list(csv.DictReader((tmp_path / "f.csv").read_text().splitlines()))
+
+    assert (told.code, told.out) == (0, "")
+    assert {(row["SubAccountId"], row["SkuId"]) for row in focus} == {("new", "pay/m/standard/input_token")}
 
 
 def test_exports(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
@@ -675,6 +825,8 @@ def test_exports(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
     assert pyarrow.parquet.read_table(tmp_path / "f.parquet").num_rows == len(events) == 5
     assert {"specversion", "id", "source", "type", "time", "data"} <= events[0].keys()
     assert run("usage", "export", "-o", "f.csv").code == 73
+    nowhere = run("usage", "export", "-o", "/proc/f.csv")
+    assert (nowhere.code, nowhere.err.startswith("error: /proc/f.csv cannot be created")) == (73, True)
     assert run("usage", "export", "-o", "f.csv", "--overwrite", "--priced-only").code == 0
 
 

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from ledger_events import NOON, event, place, take
+from ledger_events import NOON, event, one, place, take
 from typer.testing import CliRunner
 
 from embedctl.cli import app
@@ -36,6 +36,9 @@ VALUES = {
 }
 
 
+EVENTS = 24
+
+
 @pytest.fixture
 def rows(clean_environment: Path, tmp_path: Path) -> list[dict[str, str]]:
     """An export with every kind of row."""
@@ -46,7 +49,12 @@ def rows(clean_environment: Path, tmp_path: Path) -> list[dict[str, str]]:
         paths,
         event(tokens_total=1_500_000),
         event(price_tier="batch", tags={"team": "search"}),
-        event(model="cached", tokens_total=2_000_000, tokens_cached=1_000_000),
+        event(model="cached", tokens_total=2_000_000, tokens_cached=700_001),
+        event(model="cached", tokens_total=1000, tokens_cached=1000),
+        event(model="cached", tokens_total=3000, tokens_cached=0),
+        *(event(model=model, cost_provider=Decimal("0.0123"), tokens_cached=300) for model in ("m", "cached", "x")),
+        event(model="x", cost_provider=Decimal("0.5"), tokens_total=0, quantity=0),
+        event(model="agreed", cost_provider=Decimal("0.7")),
         event(model="x"),
         event(model="gift"),
         event(model="agreed", tokens_total=3_000_000),
@@ -133,18 +141,54 @@ def test_a_sku_price_stays_when_its_price_changes(rows: list[dict[str, str]]) ->
 
 
 def test_costs_are_price_times_quantity(rows: list[dict[str, str]]) -> None:
-    """Where a unit price stands, its product with the quantity is the cost, to the last digit.
-
-    It stands for all usage but that with two prices in one row: full and cached tokens.
-    """
-    checked = 0
-    for row in rows:
-        assert (row["PricingUnit"] == "") == (row["PricingQuantity"] == "")
+    """All usage has both unit prices, whose product with the quantity is the cost, to the last digit."""
+    used = [row for row in rows if row["SkuPriceId"]]
+    for row in used:
         for cost, price in (("ContractedCost", "ContractedUnitPrice"), ("ListCost", "ListUnitPrice")):
-            if row["PricingQuantity"] and row[price]:
-                checked += 1
-                assert Decimal(row[price]) * Decimal(row["PricingQuantity"]) == Decimal(row[cost]), row
-            elif row["PricingQuantity"]:
-                assert "cached" in row["SkuId"]
+            assert Decimal(row[price]) * Decimal(row["PricingQuantity"]) == Decimal(row[cost]), row
 
-    assert checked >= 16
+    assert len(used) >= 16
+
+
+def test_cached_tokens_are_a_charge_of_their_own(rows: list[dict[str, str]]) -> None:
+    """A call with full and cached tokens is two charges at two unit prices, but one request."""
+    found = {
+        row["SkuMeter"]: tuple(Decimal(row[name]) for name in ("ConsumedQuantity", "ListUnitPrice", "BilledCost"))
+        for row in rows
+        if row["SkuId"].startswith("pay/cached/") and row["x_CostStatus"] == "priced"
+    }
+    requests = [row["x_RequestCount"] for row in rows if row["SkuMeter"] == "input_token_cached"]
+
+    assert found == {
+        "input_token": (1_302_999, Decimal("0.1"), Decimal("0.1302999")),
+        "input_token_cached": (701_001, Decimal("0.025"), Decimal("0.017525025")),
+    }
+    assert requests == ["1"]
+    assert sum(int(row["x_RequestCount"]) for row in rows) == EVENTS
+
+
+def test_a_reported_amount_is_billed_beside_the_list(rows: list[dict[str, str]]) -> None:
+    """An amount that the provider reports is billed; list and contracted cost are the list's, where there is one."""
+    found = {
+        (row["SkuId"].split("/")[1], row["ConsumedQuantity"]): tuple(
+            Decimal(row[name]) for name in ("BilledCost", "EffectiveCost", "ListCost", "ContractedCost")
+        )
+        for row in rows
+        if row["x_CostStatus"] == "provider_reported"
+    }
+
+    assert found == {
+        ("m", "1000"): (Decimal("0.0123"), Decimal("0.0123"), Decimal("0.00002"), Decimal("0.00002")),
+        ("cached", "1000"): (Decimal("0.0123"), Decimal("0.0123"), Decimal("0.0000775"), Decimal("0.0000775")),
+        ("x", "1000"): (Decimal("0.5123"), Decimal("0.5123"), Decimal("0.5123"), Decimal("0.5123")),
+        ("agreed", "1000"): (Decimal("0.7"), Decimal("0.7"), Decimal("0.00013"), Decimal("0.00013")),
+    }
+
+
+def test_what_is_billed_is_the_ledgers_cost(rows: list[dict[str, str]], clean_environment: Path) -> None:
+    """However calls are split into charges, they sum to what the ledger says was paid."""
+    billed = sum(Decimal(row["BilledCost"]) for row in rows)
+    paths = place(clean_environment)
+
+    assert billed == one(paths, "SELECT sum(cost) FROM usage_event")
+    assert len(rows) > 10

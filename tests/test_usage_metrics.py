@@ -29,8 +29,9 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 
 
 @pytest.fixture
-def paths(clean_environment: Path) -> LedgerPaths:
+def paths(clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LedgerPaths:
     """A ledger with something of everything."""
+    monkeypatch.chdir(tmp_path)
     found = place(clean_environment)
     lost = {"billable": "unknown", "status": "timeout", "tokens_total": 0, "tokens_native": None}
     take(
@@ -84,6 +85,18 @@ def test_promtool_finds_nothing(paths: LedgerPaths) -> None:
     )
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_age_of_the_prices_is_the_lists(paths: LedgerPaths) -> None:
+    """The age grows from the day that reports name as the prices', whenever they were loaded; a fresh ledger has it."""
+    asked = ["usage", "report", "--json", "--ledger", "fresh.duckdb"]
+    listed = orjson.loads(CliRunner().invoke(app, asked).stdout)["prices_as_of"]
+    shown = CliRunner().invoke(app, ["usage", "metrics", "--ledger", "fresh.duckdb"]).stdout
+    ages = re.findall(r"^embedctl_prices_age_seconds (\S+)$", told() + shown, re.MULTILINE)
+    wanted = (datetime.now(UTC) - datetime.fromisoformat(listed).replace(tzinfo=UTC)).total_seconds()
+
+    assert len(ages) == 2
+    assert all(float(age) == pytest.approx(wanted, abs=60) for age in ages)
 
 
 def test_counters_never_decrease(paths: LedgerPaths) -> None:

@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from embedctl import render
 from embedctl.cli import SuggestingGroup, ledgers, usage_care, usage_estimate, usage_money
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.cli.flags import ConfigFlag, JsonFlag, LedgerFlag
 from embedctl.errors import RowsFailed, WrongUsage
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ app.add_typer(usage_money.app)
 app.add_typer(usage_estimate.app)
 app.add_typer(usage_care.app)
 
+_FILES = ("parquet", "focus")
 EACH = "\0each"
 """What a bare --workspace stands for: group by it."""
 
@@ -78,7 +79,9 @@ Model = Annotated[Names, typer.Option("--model", "-m", help="Only this model (re
 Job = Annotated[Names, typer.Option("--job", help="Only this job (repeatable).")]
 Top = Annotated[Optional[int], typer.Option(min=1, help="Only the N dearest groups.")]  # noqa: UP045
 Order = Annotated[str, typer.Option(help="asc or desc, in time.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit 3 when something has no price or no outcome.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit 3 when something has no price, an old one, or no outcome.")
+]
 NoIngest = Annotated[bool, typer.Option("--no-ingest", help="Leave the spool alone; report what is in the ledger.")]
 
 
@@ -96,6 +99,10 @@ Output = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--output", "-o", help="Write it to this file, whole, in place of the one before.", metavar="FILE"),
 ]
+Form = Annotated[
+    Literal["table", "json", "csv", "md", "parquet", "focus"],
+    typer.Option("--format", help="How to print it; parquet and focus (FOCUS 1.4) go to the file of --output."),
+]
 Page = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
@@ -106,37 +113,17 @@ Page = Annotated[
 
 def _report(by: list[str], given: dict[str, Any]) -> None:
     """Ask, print, and fail under --strict when the answer is incomplete."""
-    from embedctl.ledger import database, periods, reports
+    from embedctl.ledger import database, reports
 
     form = ledgers.chosen_format(given["form"], given["as_json"])
-    names = given["workspace"] or []
-    only = {
-        "workspace": [name for name in names if name != EACH],
-        "provider": given["provider"] or [],
-        "model": given["model"] or [],
-        "job": given["job"] or [],
-    }
-    if given["everyone"] and only["workspace"]:
-        raise WrongUsage("--all and --workspace NAME exclude each other")
-    if given["order"] not in ("asc", "desc"):
-        raise WrongUsage(f"--order {given['order']!r} is neither asc nor desc")
-    keys = (["workspace"] if EACH in names else []) + (_split(given["by"]) or by)
-    keys += ["provider", "model"] if given["breakdown"] else []
+    _refuse_contradictions(given, form)
     ledger = ledgers.opened(given["ledger"], given["config"])
-    where = periods.zone(given["timezone"])
-    question = reports.Question(
-        by=list(dict.fromkeys(keys)),
-        only={key: values for key, values in only.items() if values},
-        within=periods.chosen(given["since"], given["until"], given["last"], where, ledger.now),
-        timezone=given["timezone"],
-        top=given["top"],
-        descending=given["order"] == "desc",
-        currency=_currency(given),
-        fx_date=given["fx_date"],
-    )
+    question = _question(by, given, ledger)
     notes = [] if given["no_ingest"] else ledgers.take_in(ledger)
     if given["html"] is not None:
         found = _write_page(ledger, question, notes, given["html"])
+    elif form in _FILES:
+        found = _write_file(ledger, question, notes, given)
     else:
         with database.reader(ledger.paths, now=ledger.now) as connection:
             found = reports.report(connection, question, now=ledger.now)
@@ -145,8 +132,68 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
             ledgers.print_report(found, form, notes, look)
     if given["strict"] and found.incomplete:
         ledgers.after_result(
-            RowsFailed("some usage has no price or no outcome (--strict)", hint="the warnings name it")
+            RowsFailed("some usage has no price, an old one, or no outcome (--strict)", hint="the warnings name it")
         )
+
+
+def _refuse_contradictions(given: dict[str, Any], form: str) -> None:
+    """Flags that exclude each other, before anything is opened.
+
+    Raises:
+        WrongUsage: Some do.
+    """
+    if given["everyone"] and any(name != EACH for name in given["workspace"] or []):
+        raise WrongUsage("--all and --workspace NAME exclude each other")
+    if given["order"] not in ("asc", "desc"):
+        raise WrongUsage(f"--order {given['order']!r} is neither asc nor desc")
+    if form in _FILES and (given["output"] is None or given["html"] is not None):
+        raise WrongUsage(f"--format {form} is a file", hint=f"--output usage.{'csv' if form == 'focus' else form}")
+    if form == "focus" and (given["by"] or given["breakdown"] or given["top"] or given["currency"].upper() != "USD"):
+        raise WrongUsage("--format focus is charges by day in USD: not with --by, --breakdown, --top or --currency")
+
+
+def _question(by: list[str], given: dict[str, Any], ledger: ledgers.Opened) -> Question:
+    """What the flags ask."""
+    from embedctl.ledger import periods, reports
+
+    names = given["workspace"] or []
+    only = {
+        "workspace": [name for name in names if name != EACH],
+        "provider": given["provider"] or [],
+        "model": given["model"] or [],
+        "job": given["job"] or [],
+    }
+    keys = (["workspace"] if EACH in names else []) + (_split(given["by"]) or by)
+    keys += ["provider", "model"] if given["breakdown"] else []
+    return reports.Question(
+        by=list(dict.fromkeys(keys)),
+        only={key: values for key, values in only.items() if values},
+        within=periods.chosen(
+            given["since"], given["until"], given["last"], periods.zone(given["timezone"]), ledger.now
+        ),
+        timezone=given["timezone"],
+        top=given["top"],
+        descending=given["order"] == "desc",
+        currency=_currency(given),
+        fx_date=given["fx_date"],
+    )
+
+
+def _write_file(ledger: ledgers.Opened, question: Question, notes: list[str], given: dict[str, Any]) -> Report:
+    """The report as Parquet, or the charges it is made of as FOCUS."""
+    from embedctl.ledger import database, exports, reports
+
+    place = given["output"]
+    with database.reader(ledger.paths, now=ledger.now) as connection:
+        found = reports.report(connection, question, now=ledger.now)
+        if given["form"] == "focus":
+            exports.export(connection, question, place, "focus", overwrite=True)
+        else:
+            exports.export_report(connection, found, place)
+    for line in [*found.warnings, *notes]:
+        render.warning(line)
+    render.notice(f"written to {place}")
+    return found
 
 
 def _write_page(ledger: ledgers.Opened, question: Question, notes: list[str], place: Path) -> Report:
@@ -205,7 +252,7 @@ def _flags(
     fx_date: FxDate = "day",
     html: Page = None,
     output: Output = None,
-    form: FormatFlag = "table",
+    form: Form = "table",
     as_json: JsonFlag = False,
     ledger: LedgerFlag = None,
     config: ConfigFlag = None,

@@ -125,8 +125,8 @@ def sql(
         str, typer.Argument(help="One statement that reads; views: usage_daily, usage_by_workspace, drift.")
     ],
     rows: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 10_000,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds it may take.")] = 60,
-    memory: Annotated[int, typer.Option(min=64, help="Megabytes it may use.")] = 1024,
+    timeout: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds it may take.")] = 60,
+    memory: Annotated[int, typer.Option(min=64, max=1 << 20, help="Megabytes it may use.")] = 1024,
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
     ledger: LedgerFlag = None,

@@ -1,21 +1,28 @@
 """The ledger in other people's formats: FOCUS, Parquet, CloudEvents. Names that move live here and nowhere else."""
 
+# ruff: noqa: S608 - names are ours or quoted; every foreign value is bound
+
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import duckdb
+import orjson
 
 from embedctl.errors import OutputRefused, WrongUsage
-from embedctl.ledger.questions import Question, where_clause
+from embedctl.ledger.questions import UNITS, Question, where_clause
 from embedctl.storage import DISK, TEMPORARY_PREFIX
+
+if TYPE_CHECKING:
+    from embedctl.ledger.reports import Report
 
 FOCUS_VERSION = "1.4"
 """FinOps Open Cost and Usage Specification; ratified 2026-06-04 (facts/accounting.md 2.9)."""
 
-MAPPING_VERSION = "3"
+MAPPING_VERSION = "4"
 """Of what is below: which of our columns becomes which of FOCUS's. Stands in each row as x_MappingVersion."""
 
 FOCUS_COLUMNS = (
@@ -30,21 +37,46 @@ FOCUS_COLUMNS = (
 )  # fmt: skip
 """Columns of the Cost and Usage dataset that we fill; our own start with x_."""
 
+# The specification wants both unit prices for all usage, and cost = unit price x quantity. So a call with full and
+# cached tokens is two charges, at the prices that its cost was made of; and an amount that the provider reports is
+# billed as it is, beside what the list says (the amount itself where no list has the model).
 _FOCUS = """
-WITH day AS (
+WITH told AS (
+  SELECT *, CASE WHEN billable = 'yes' THEN quantity ELSE 0 END AS units, 1 AS requests,
+    least(coalesce(tokens_cached, 0), units) AS reread, unit_price * 0.000001::DECIMAL(7,6) AS each,
+    CASE WHEN cost_status = 'priced' AND reread > 0 AND cost <> units * each
+      THEN cost - (units - reread) * each END AS reread_cost
+  FROM usage_event WHERE {condition}),
+charge AS (
+  SELECT * REPLACE (CASE WHEN reread_cost IS NULL THEN units ELSE units - reread END AS units,
+    cost - coalesce(reread_cost, 0) AS cost, cost_list - coalesce(reread_cost, 0) AS cost_list)
+  FROM told WHERE reread_cost IS NULL OR units > reread
+  UNION ALL
+  SELECT * REPLACE (meter || '_cached' AS meter, reread AS units, reread_cost AS cost, reread_cost AS cost_list,
+    NULL AS price_id, (reread_cost / reread * 1000000)::DECIMAL(18,9) AS unit_price,
+    (units = reread)::INTEGER AS requests)
+  FROM told WHERE reread_cost IS NOT NULL),
+day AS (
   SELECT occurred_at::DATE AS charge_day, workspace_id, provider, model, region, price_tier, meter, entry_kind,
     unit_price, price_id, cost_status, usage_source, coalesce(tags, '{{}}') AS tags, currency,
+    CASE WHEN cost_status = 'priced' AND units > 0 THEN (cost_list / units * 1000000)::DECIMAL(18,9) END AS list_price,
     date_trunc('month', recorded_at) > date_trunc('month', occurred_at) AS closed,
     sum(cost) AS cost, sum(cost_list) AS cost_list, sum(cost_at_risk) AS cost_at_risk,
-    sum(CASE WHEN billable = 'yes' THEN quantity ELSE 0 END)::BIGINT AS quantity, count(*) AS requests,
+    sum(units)::BIGINT AS quantity, sum(requests)::BIGINT AS requests,
     sum(CASE WHEN usage_source = 'fallback' THEN tokens_total ELSE 0 END)
       / nullif(sum(tokens_total), 0)::DOUBLE AS share
-  FROM usage_event WHERE {condition} GROUP BY ALL),
+  FROM charge GROUP BY ALL),
 named AS (
   SELECT *, entry_kind NOT IN ('usage', 'cache_hit') AS entered, starts_with(meter, 'input_token') AS in_tokens,
     closed AND entry_kind IN ('correction', 'refund') AS corrects,
-    date_trunc('month', charge_day)::DATE AS month, coalesce(cost, 0) AS paid, coalesce(cost_list, paid) AS listed,
+    date_trunc('month', charge_day)::DATE AS month, coalesce(cost, 0) AS paid,
     quantity * 0.000001::DECIMAL(7,6) AS millions,
+    CASE WHEN NOT entered THEN coalesce(list_price,
+      CASE WHEN cost_status = 'provider_reported' AND quantity > 0
+        THEN (coalesce(cost_list, paid) / quantity * 1000000)::DECIMAL(18,9) END, unit_price, 0) END AS list_unit,
+    CASE WHEN NOT entered THEN CASE WHEN cost_status = 'provider_reported' THEN list_unit
+      ELSE coalesce(unit_price, 0) END END AS agreed_unit,
+    coalesce(millions * list_unit, paid) AS listed, coalesce(millions * agreed_unit, paid) AS agreed,
     provider || '/' || model || '/' || price_tier || '/' || meter AS sku FROM day)
 SELECT
   paid AS BilledCost, provider AS BillingAccountId, provider AS BillingAccountName,
@@ -60,15 +92,10 @@ SELECT
   strftime(charge_day, '%Y-%m-%dT00:00:00Z') AS ChargePeriodStart,
   CASE WHEN NOT entered THEN quantity END AS ConsumedQuantity,
   CASE WHEN NOT entered THEN CASE WHEN in_tokens THEN 'Tokens' ELSE meter END END AS ConsumedUnit,
-  paid AS ContractedCost,
-  CASE WHEN NOT entered AND paid = millions * coalesce(unit_price, 0) THEN coalesce(unit_price, 0) END
-    AS ContractedUnitPrice, paid AS EffectiveCost,
+  agreed AS ContractedCost, agreed_unit AS ContractedUnitPrice, paid AS EffectiveCost,
   provider AS HostProviderName, NULL::VARCHAR AS InvoiceDetailId, NULL::VARCHAR AS InvoiceId,
   provider AS InvoiceIssuerName,
-  listed AS ListCost, CASE WHEN NOT entered THEN coalesce(
-    (SELECT max(p.unit_price) FROM price p WHERE p.model = named.model AND p.price_tier = named.price_tier
-      AND p.meter = named.meter AND p.kind = 'list' AND millions * p.unit_price = listed),
-    CASE WHEN listed = millions * coalesce(unit_price, 0) THEN coalesce(unit_price, 0) END) END AS ListUnitPrice,
+  listed AS ListCost, list_unit AS ListUnitPrice,
   CASE WHEN entered THEN NULL WHEN price_tier = 'standard' THEN 'Standard' ELSE 'Other' END AS PricingCategory,
   currency AS PricingCurrency,
   CASE WHEN NOT entered THEN millions END AS PricingQuantity,
@@ -79,7 +106,8 @@ SELECT
   'Other (AI and Machine Learning)' AS ServiceSubcategory,
   sku AS SkuId, meter AS SkuMeter,
   CASE WHEN NOT entered
-    THEN json_object('x_ModelId', model, 'x_TokenDirection', 'Input', 'x_PriceTier', price_tier)::VARCHAR END
+    THEN json_object('x_ModelId', model, 'x_TokenDirection', 'Input', 'x_TokenCacheAction',
+      CASE WHEN ends_with(meter, '_cached') THEN 'Read' ELSE 'None' END, 'x_PriceTier', price_tier)::VARCHAR END
     AS SkuPriceDetails,
   CASE WHEN NOT entered THEN sku END AS SkuPriceId,
   workspace_id AS SubAccountId, workspace_id AS SubAccountName, 'Workspace' AS SubAccountType, tags AS Tags,
@@ -134,24 +162,77 @@ def export(
     """
     if form not in FORMATS:
         raise WrongUsage(f"unknown export format {form!r}", hint=f"one of {', '.join(FORMATS)}")
+    sql, options = FORMATS[form]
+    condition, values = where_clause(question)
+    only = "WHERE cost IS NOT NULL" if priced_only else ""
+    query = sql.format(condition=condition, priced_only=only, focus=FOCUS_VERSION, mapping=MAPPING_VERSION)
+    return _copy(connection, query, values, place, options, overwrite=overwrite)
+
+
+_COUNTED = ("tokens", "tokens_unknown", "unpriced_tokens", "calls", "operations", "errors")
+_SAID = ("cost_is_lower_bound", "cost_list_is_lower_bound")
+_SHARES = ("fallback_share", "success_rate")
+
+
+def export_report(connection: duckdb.DuckDBPyConnection, found: Report, place: Path) -> int:
+    """Write a report's groups as Parquet, in place of the file before; the rest of its envelope is metadata `embedctl`.
+
+    Returns:
+        Groups written.
+
+    Raises:
+        OutputRefused: `place` cannot be created.
+    """
+    kinds = {key: "DATE" if key in UNITS else "VARCHAR" for key in found.question.by}
+    kinds |= dict.fromkeys(found.totals, "DECIMAL(38,15)")
+    kinds |= dict.fromkeys(_COUNTED, "BIGINT") | dict.fromkeys(_SAID, "BOOLEAN") | dict.fromkeys(_SHARES, "DOUBLE")
+    columns = ", ".join(f"x->>{_quoted(_pointer(key))} AS {_name(key)}" for key in kinds)
+    typed = ", ".join(f"{_name(key)}::{kind} AS {_name(key)}" for key, kind in kinds.items())
+    envelope = {key: value for key, value in found.envelope().items() if key != "groups"}
+    options = f"FORMAT parquet, COMPRESSION zstd, KV_METADATA {{embedctl: {_quoted(_json(envelope))}}}"
+    query = f"SELECT {typed} FROM (SELECT {columns} FROM (SELECT unnest(from_json(?::JSON, '[\"JSON\"]')) AS x))"
+    return _copy(connection, query, [_json(found.groups)], place, options, overwrite=True)
+
+
+def _copy(
+    connection: duckdb.DuckDBPyConnection, query: str, values: list[Any], place: Path, options: str, *, overwrite: bool
+) -> int:
+    """The rows of `query` as a file, whole or not at all; how many."""
     if os.path.lexists(place) and not overwrite:
         raise OutputRefused(f"{place} exists", hint="--overwrite replaces it")
     if not place.parent.is_dir():
         raise OutputRefused(f"no such folder: {place.parent}")
-    sql, options = FORMATS[form]
-    condition, values = where_clause(question)
-    only = "WHERE cost IS NOT NULL" if priced_only else ""
     temporary = place.with_name(f"{TEMPORARY_PREFIX}{place.name}.{os.getpid()}")
-    quoted = str(temporary).replace("'", "''")
-    query = sql.format(condition=condition, priced_only=only, focus=FOCUS_VERSION, mapping=MAPPING_VERSION)
     try:
-        row = connection.execute(f"COPY ({query}) TO '{quoted}' ({options})", values).fetchone()
+        temporary.touch(0o600)
+    except OSError as error:
+        raise OutputRefused(f"{place} cannot be created: {error.strerror}") from error
+    try:
+        row = connection.execute(f"COPY ({query}) TO {_quoted(str(temporary))} ({options})", values).fetchone()
         temporary.chmod(0o600)
         _put(temporary, place, overwrite)
     finally:
         temporary.unlink(missing_ok=True)
     DISK.sync_folder(place.parent)
     return int(row[0]) if row else 0
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value, default=str).decode()
+
+
+def _pointer(key: str) -> str:
+    """A JSON pointer to one member."""
+    return "/" + key.replace("~", "~0").replace("/", "~1")
+
+
+def _quoted(text: str) -> str:
+    """A string of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _name(key: str) -> str:
+    return '"' + key.replace('"', '""') + '"'
 
 
 def _put(temporary: Path, place: Path, overwrite: bool) -> None:

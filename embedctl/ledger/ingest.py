@@ -35,6 +35,7 @@ class Ingested:
         bad_lines: Lines dropped and counted: torn, foreign, bit-flipped, or no event.
         files: Spool files taken in.
         rebuilt_from: Where a damaged database was set aside; None when there was none.
+        asked: It was set aside because somebody wanted that, damaged or not.
         unreadable: Spool files that could not be read, left where they are.
     """
 
@@ -43,13 +44,16 @@ class Ingested:
     bad_lines: int = 0
     files: int = 0
     rebuilt_from: Path | None = None
+    asked: bool = False
     unreadable: tuple[str, ...] = field(default=())
 
     def notes(self) -> list[str]:
         """What went wrong, in sentences."""
         found = []
         if self.rebuilt_from is not None:
-            found.append(f"the ledger was damaged: set aside as {self.rebuilt_from}, rebuilt from the spool")
+            why = "is" if self.asked else "was damaged:"
+            found.append(f"the ledger {why} set aside as {self.rebuilt_from}, rebuilt from the spool")
+            found.append("exchange rates are not in the spool: take them in again (`embedctl usage rates FILE`)")
         if self.bad_lines:
             found.append(f"{self.bad_lines:,} spool lines were damaged or foreign and are not counted")
         return [*found, *(f"spool file not read: {name}" for name in self.unreadable)]
@@ -80,7 +84,7 @@ def ingest(paths: LedgerPaths, *, wait_s: float = 60, now: datetime, rebuild: bo
         if paths.database.exists() and (rebuild or _is_broken(paths)):
             storage.publish(storage.DISK, paths.rebuilding, b"")
             aside = database.set_aside(paths.database, now)
-    return replace(_ingest(paths, book, wait_s, now), rebuilt_from=aside)
+    return replace(_ingest(paths, book, wait_s, now), rebuilt_from=aside, asked=rebuild)
 
 
 def _is_broken(paths: LedgerPaths) -> bool:

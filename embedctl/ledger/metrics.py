@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import duckdb
 
 from embedctl import storage
 from embedctl.errors import OutputRefused
-from embedctl.ledger import budgets, spool
+from embedctl.ledger import budgets, reports, spool
 from embedctl.ledger.budgets import Budget
 from embedctl.ledger.metric_queries import QUERIES
 from embedctl.ledger.paths import LedgerPaths
@@ -97,9 +97,9 @@ def _count_metrics(counts: tuple[int, int] | None) -> list[Metric]:
 
 
 def _prices_age(connection: duckdb.DuckDBPyConnection, now: datetime) -> Metric:
-    row = connection.execute("SELECT max(epoch_us(loaded_at)) / 1000000.0 FROM price").fetchone()
-    age = None if row is None or row[0] is None else now.timestamp() - float(row[0])
-    return Metric("embedctl_prices_age_seconds", "gauge", "Since the prices were last loaded.", [({}, age)])
+    day = reports.prices_as_of(connection, now)
+    age = None if day is None else (now - datetime.fromisoformat(day).replace(tzinfo=UTC)).total_seconds()
+    return Metric("embedctl_prices_age_seconds", "gauge", "Since the day of the price list.", [({}, age)])
 
 
 def _job_metrics(jobs: Iterable[Ended]) -> list[Metric]:

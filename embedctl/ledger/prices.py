@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -73,6 +73,16 @@ class PriceBook:
             provider=place or provider or "", price_as=provider, model=model, region=region, tier=tier, meter=meter
         )
         return rate_at(self._by_model.get(model, ()), key, at).effective
+
+
+STALE_AFTER = timedelta(days=180)
+"""Providers change prices about once a year: a list that was young at a call by less than this is taken at its word."""
+
+
+def catalog_day(now: datetime) -> date | None:
+    """The day of the shipped list: of its youngest price that holds; None without one."""
+    begun = [price.valid_from for price in load(price_texts(None)).prices if price.valid_from <= now]
+    return max(begun).date() if begun else None
 
 
 def catalog_text() -> str:

@@ -6,6 +6,7 @@ For the owner's convenience: SQL is code, and this is no boundary against other 
 from __future__ import annotations
 
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,10 @@ from embedctl.ledger.paths import LedgerPaths
 
 _OWN_MB = 512
 """For Python and DuckDB beside the query; some functions allocate outside of DuckDB's own limit."""
+
+_GRACE_S = 5
+"""The child ends itself in time, also when nobody is there any more to end it: it would keep writers out. Later than
+that it hangs."""
 
 _PLAIN = ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR")
 
@@ -62,6 +67,7 @@ def ask(
         "sql": sql,
         "rows": rows,
         "memory_mb": memory_mb,
+        "timeout_s": timeout_s,
     }
     try:
         with held(paths, shared=True, wait_s=wait_s):
@@ -69,13 +75,13 @@ def ask(
                 [sys.executable, "-m", "embedctl.ledger.query"],
                 input=orjson.dumps(task),
                 capture_output=True,
-                timeout=timeout_s,
+                timeout=timeout_s + _GRACE_S,
                 check=False,
             )
     except subprocess.TimeoutExpired:
-        raise Temporary(
-            f"the query ran for more than {timeout_s:g} s and was stopped", hint="--timeout allows more"
-        ) from None
+        raise _too_slow(timeout_s) from None
+    if child.returncode == -signal.SIGALRM:
+        raise _too_slow(timeout_s)
     if child.returncode != 0 or not child.stdout:
         why = child.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise StorageFailed(f"the query's process ended with {child.returncode}: {why}", hint="--memory allows more")
@@ -84,6 +90,10 @@ def ask(
         kind = {"locked": Locked, "usage": WrongUsage}.get(found["error"], StorageFailed)
         raise kind(found["message"], hint=found["hint"])
     return Answer(found["columns"], found["rows"], found["cut"])
+
+
+def _too_slow(timeout_s: float) -> Temporary:
+    return Temporary(f"the query ran for more than {timeout_s:g} s and was stopped", hint="--timeout allows more")
 
 
 def _answer(task: dict[str, Any]) -> dict[str, Any]:
@@ -107,8 +117,12 @@ def _answer(task: dict[str, Any]) -> dict[str, Any]:
                 duckdb.PermissionException,
                 duckdb.NotSupportedError,
             ) as error:
+                why = " ".join(str(error).partition("\n\n")[0].split())
                 hint = "tables: usage_event, price, budget …; views: usage_daily, usage_by_workspace, drift"
-                return {"error": "usage", "message": str(error).strip(), "hint": hint}
+                return {"error": "usage", "message": why, "hint": hint}
+            except (duckdb.OutOfMemoryException, MemoryError):
+                message = f"the query takes more than {task['memory_mb']} MB of memory"
+                return {"error": "storage", "message": message, "hint": "--memory allows more"}
     except EmbedctlError as error:
         return {"error": error.word, "message": error.message, "hint": error.hint}
     except duckdb.Error as error:
@@ -127,6 +141,7 @@ def _locked_down(database: str, memory_mb: int) -> Any:
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
             "memory_limit": f"{memory_mb}MB",
+            "temp_directory": "",  # or a query that needs more memory fills the disk, and stays there when it is killed
             "threads": "2",
         },
     )
@@ -156,6 +171,8 @@ def _run(connection: Any, sql: str, rows: int) -> dict[str, Any]:
 
 def _main() -> None:
     task = orjson.loads(sys.stdin.buffer.read())
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, task["timeout_s"])  # its default is to end the process, wherever it is
     with suppress(ValueError, OSError):  # a system without this limit has DuckDB's own
         limit = (task["memory_mb"] + _OWN_MB) * 1024 * 1024
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

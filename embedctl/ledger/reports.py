@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import duckdb
 
-from embedctl.ledger import periods
+from embedctl.ledger import periods, prices
 from embedctl.ledger.measures import measured
 from embedctl.ledger.questions import KEYS, UNITS, Question, refuse_unknown_names, where_clause
 from embedctl.ledger.rating import microseconds
@@ -32,7 +32,7 @@ class Report:
     Attributes:
         groups: One mapping per group: its keys, and the measures of `totals`.
         warnings: What is missing in the numbers, in sentences.
-        incomplete: Whether something has no price or no outcome (`--strict`).
+        incomplete: Whether something has no price, an old one, or no outcome (`--strict`).
     """
 
     question: Question
@@ -82,16 +82,23 @@ def report(
     kept = found if question.top is None else found[: question.top]
     condition, values = where_clause(question)
     warnings = _warnings(connection, condition, values, totals, question.currency)
+    listed_on = prices_as_of(connection, now)
+    stale_tokens = _stale_tokens(connection, condition, values, listed_on)
+    if stale_tokens:
+        warnings.append(
+            f"{stale_tokens:,} tokens are priced by a list of {listed_on}, by then {prices.STALE_AFTER.days} days old "
+            "or more (a newer embedctl has a newer one; `embedctl prices import` or `set` tells what holds)"
+        )
     if len(kept) < len(found):
         warnings.append(f"{len(found) - len(kept)} more groups are in the total only (--top {question.top})")
     return Report(
         question=question,
         generated_at=now,
-        prices_as_of=prices_as_of(connection, now),
+        prices_as_of=listed_on,
         groups=[_published(group) for group in kept],
         totals=_published(totals),
         warnings=warnings,
-        incomplete=bool(totals["unpriced_calls"] or totals["at_risk_calls"]),
+        incomplete=bool(totals["unpriced_calls"] or totals["at_risk_calls"] or stale_tokens),
     )
 
 
@@ -180,12 +187,30 @@ def _drifting(connection: duckdb.DuckDBPyConnection, condition: str, values: lis
 
 
 def prices_as_of(connection: duckdb.DuckDBPyConnection, now: datetime) -> str | None:
-    """The day of the youngest price that holds; None without prices."""
+    """The day of the price list: of its youngest price that holds. A ledger without prices will take the catalog's."""
     row = connection.execute(
-        "SELECT CAST(max(valid_from)::TIMESTAMP::DATE AS VARCHAR) FROM price WHERE epoch_us(valid_from) <= ?",
+        "SELECT max(valid_from)::TIMESTAMP::DATE FROM price WHERE kind = 'list' AND epoch_us(valid_from) <= ?",
         [microseconds(now)],
     ).fetchone()
-    return row[0] if row else None
+    day = row[0] if row and row[0] else prices.catalog_day(now)
+    return day.isoformat() if day else None
+
+
+def _stale_tokens(
+    connection: duckdb.DuckDBPyConnection, condition: str, values: list[Any], listed_on: str | None
+) -> int:
+    """Tokens at list prices, when the list was older than STALE_AFTER; what a contract says holds until it ends."""
+    if listed_on is None:
+        return 0
+    end = datetime.fromisoformat(listed_on).replace(tzinfo=UTC) + prices.STALE_AFTER
+    row = connection.execute(
+        f"SELECT coalesce(sum(tokens_total), 0)::BIGINT FROM usage_event WHERE {condition} "
+        "AND occurred_at >= make_timestamptz(?) AND cost_status = 'priced' AND price_id NOT IN "
+        "(SELECT price_id FROM (FROM price UNION ALL SELECT * EXCLUDE (superseded_at) FROM price_superseded) "
+        "WHERE kind = 'contract')",
+        [*values, microseconds(end)],
+    ).fetchone()
+    return int(row[0]) if row else 0
 
 
 def plain(amount: Decimal) -> str:
