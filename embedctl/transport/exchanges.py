@@ -11,7 +11,6 @@ import base64
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator
-from urllib.parse import unquote
 
 import h11
 import httpx
@@ -20,6 +19,7 @@ from embedctl.transport.links import SCRATCH_BYTES, Address, Link, connected
 
 CONNECT_S = 10.0
 KEEPALIVE_S = 15.0
+MAX_PORT = 65_535
 MAX_HEAD_BYTES = 100 * 1024
 _STEP_BYTES = 16 * 1024  # of a head, so that its limit is looked at before it is whole
 _NO_BODY = (204, 304)
@@ -36,12 +36,14 @@ class Exchanges(httpx.AsyncBaseTransport):
         proxy: Where https goes through.
 
     Raises:
-        ValueError: The proxy is of a kind that is not spoken here (SOCKS).
+        ValueError: The proxy is of a kind that is not spoken here (SOCKS), or nowhere.
     """
 
     def __init__(self, tls: ssl.SSLContext | None, proxy: httpx.Proxy | None = None) -> None:
-        if proxy is not None and proxy.url.scheme not in ("http", "https"):
-            raise ValueError(proxy.url.scheme)
+        if proxy is not None:
+            port = proxy.url.port or 1
+            if proxy.url.scheme not in ("http", "https") or not proxy.url.host or port > MAX_PORT:
+                raise ValueError(proxy.url.scheme)
         self._tls = tls
         self._proxy = proxy
         self._free: dict[Address, deque[Link]] = {}
@@ -110,28 +112,18 @@ class Exchanges(httpx.AsyncBaseTransport):
 
     async def _through(self, proxy: httpx.Proxy, to: Address) -> Link:
         """A tunnel; the proxy learns the host's name and nothing else."""
-        link = await connected(_address(proxy.url, proxy.ssl_context or self._tls), any_address=True)
         try:
-            host = f"[{to.host}]" if ":" in to.host else to.host
-            target = f"{host}:{to.port}"
-            headers = [("host", target), *proxy.headers.items()]
-            if proxy.raw_auth is not None:
-                pair = base64.b64encode(b":".join(unquote(part.decode()).encode() for part in proxy.raw_auth))
-                headers.append(("proxy-authorization", f"Basic {pair.decode()}"))
-            wire = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-            await link.write(wire.send(h11.Request(method="CONNECT", target=target, headers=headers)) or b"")
-            wire.send(h11.EndOfMessage())
-            head = await _head(link, wire)
-            if 200 <= head.status_code < 300:
-                await link.secure(to)
+            link = await connected(_address(proxy.url, self._tls), any_address=True)
+        except OSError as problem:
+            raise httpx.ProxyError(str(problem)) from problem
+        try:
+            await _tunnel(link, proxy, to)
+            await link.secure(to)
         except BaseException as problem:
             link.drop()
             if isinstance(problem, h11.ProtocolError | httpx.RemoteProtocolError):
                 raise httpx.ProxyError("no HTTP") from problem
             raise
-        if not 200 <= head.status_code < 300:
-            link.drop()
-            raise httpx.ProxyError(f"{head.status_code}")
         return link
 
 
@@ -161,7 +153,7 @@ class Body(httpx.AsyncByteStream):
         size = min(len(come), len(target))
         target[:size] = come[:size]
         try:
-            size += await self._link.fill(target[size:])
+            size = await self._link.fill(target, size)
         except OSError as problem:
             raise httpx.ReadError(str(problem)) from problem
         if size < len(target):
@@ -198,6 +190,23 @@ class Body(httpx.AsyncByteStream):
             self._owner.give_back(self._to, self._link)
         else:
             self._link.drop()
+
+
+async def _tunnel(link: Link, proxy: httpx.Proxy, to: Address) -> None:
+    host = f"[{to.host}]" if ":" in to.host else to.host
+    target = f"{host}:{to.port}"
+    headers = [("host", target), *proxy.headers.items()]
+    if proxy.raw_auth is not None:
+        headers.append(("proxy-authorization", f"Basic {base64.b64encode(b':'.join(proxy.raw_auth)).decode()}"))
+    wire = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+    await link.write(wire.send(h11.Request(method="CONNECT", target=target, headers=headers)) or b"")
+    wire.send(h11.EndOfMessage())
+    head = await _head(link, wire)
+    if not 200 <= head.status_code < 300:
+        raise httpx.ProxyError(f"{head.status_code}")
+    # What comes before TLS would be read as if it had come through it: an answer that the proxy made up.
+    if wire.trailing_data[0] or not link.usable:
+        raise httpx.ProxyError("more than was asked")
 
 
 async def _send(link: Link, wire: h11.Connection, request: httpx.Request) -> None:

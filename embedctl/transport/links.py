@@ -8,18 +8,21 @@ kernel (or TLS) writes into the reader's buffer. Measured on answers of 2.4 MB, 
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
 import select
+import socket
 import ssl
+from collections import deque
 from dataclasses import dataclass
+from itertools import zip_longest
 
 SCRATCH_BYTES = 256 * 1024
 """What comes before anybody said where it should go: heads, and bodies of unknown length."""
 
-
 EYEBALLS_S = 0.25
 """After so long the next of a name's addresses is tried as well (RFC 8305)."""
+
+_Place = tuple[int, tuple[str | int | bytes, ...]]  # a family of addresses, and one of them
 
 
 class LinkLocalError(OSError):
@@ -53,6 +56,7 @@ class Link(asyncio.BufferedProtocol):
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._held = 0
         self._target: memoryview | None = None
+        self._filled = 0
         self._waiter: asyncio.Future[None] | None = None
         self._writable = True
         self._ended = False
@@ -93,21 +97,24 @@ class Link(asyncio.BufferedProtocol):
             await self._something()
         return self._taken(most)
 
-    async def fill(self, target: memoryview) -> int:
-        """Wait until `target` is full, or nothing more comes; how many bytes it holds.
+    async def fill(self, target: memoryview, size: int) -> int:
+        """Wait until `target` is full, or nothing more comes; how many bytes it holds, with the `size` it held before.
+
+        No slice of it is kept: one that lives on in a traceback would make Python 3.13 complain about its owner.
 
         Raises:
             OSError: The connection is lost.
         """
-        come = self._taken(len(target))
-        target[: len(come)] = come
-        self._target = target[len(come) :]
+        come = self._taken(len(target) - size)
+        self._filled = size + len(come)
+        target[size : self._filled] = come
+        self._target = target
         try:
-            while self._target and not self._ended:
+            while self._filled < len(target) and not self._ended:
                 await self._something()
-            if self._target and self._problem is not None:
+            if self._filled < len(target) and self._problem is not None:
                 raise self._problem
-            return len(target) - len(self._target)
+            return self._filled
         finally:
             self._target = None
 
@@ -136,13 +143,15 @@ class Link(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """See asyncio; never empty, because reading stops while there is no room."""
-        return self._target or self._scratch[self._held :]
+        if self._target is not None and self._filled < len(self._target):
+            return self._target[self._filled :]
+        return self._scratch[self._held :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """See asyncio. Who fills a target is woken when it is full."""
-        if self._target:
-            self._target = self._target[nbytes:]
-            if self._target:
+        if self._target is not None and self._filled < len(self._target):
+            self._filled += nbytes
+            if self._filled < len(self._target):
                 return
         else:
             self._held += nbytes
@@ -202,37 +211,75 @@ async def connected(to: Address, *, any_address: bool = False) -> Link:
     """A new connection.
 
     Args:
-        any_address: A link-local one, too: a proxy's.
+        any_address: To a link-local one, too: a proxy's.
 
     Raises:
         OSError: Nobody is there, or no TLS with who is (ssl.SSLError, socket.gaierror, too).
     """
-    loop = asyncio.get_running_loop()
+    plain = await _raced(await _places(to, any_address=any_address))
+    link = Link()
     try:
-        transport, link = await loop.create_connection(
-            Link,
-            to.host,
-            to.port,
-            ssl=to.tls,
-            server_hostname=to.host if to.tls else None,
-            happy_eyeballs_delay=None if _is_address(to.host) else EYEBALLS_S,
+        await asyncio.get_running_loop().create_connection(
+            lambda: link, sock=plain, ssl=to.tls, server_hostname=to.host if to.tls else None
         )
-    except OSError as problem:
-        if problem.errno is None and f"[Errno {errno.ECONNREFUSED}]" in str(problem):  # of several addresses
-            raise ConnectionRefusedError(errno.ECONNREFUSED, "refused") from problem
+    except BaseException:
+        link.drop()  # asyncio says goodbye to a TLS that has just begun, and waits for the answer
         raise
-    if not any_address and is_link_local(transport.get_extra_info("peername")[0]):
-        transport.abort()
-        raise LinkLocalError("a link-local address")
     return link
 
 
-def _is_address(host: str) -> bool:
+async def _places(to: Address, *, any_address: bool) -> list[_Place]:
+    """Where a name leads, the kinds of address in turns."""
     try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+        try:
+            found = socket.getaddrinfo(to.host, to.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        except socket.gaierror:  # not an address: a thread asks
+            found = await asyncio.get_running_loop().getaddrinfo(to.host, to.port, type=socket.SOCK_STREAM)
+    except UnicodeError as problem:  # a part of the name is empty, or longer than 63
+        raise socket.gaierror(socket.EAI_NONAME, "no name") from problem
+    places = [(family, address) for family, _, _, _, address in found]
+    allowed = [place for place in places if any_address or not is_link_local(str(place[1][0]))]
+    if not allowed:
+        raise LinkLocalError("a link-local address")
+    first = [place for place in allowed if place[0] is allowed[0][0]]
+    second = [place for place in allowed if place[0] is not allowed[0][0]]
+    return [place for pair in zip_longest(first, second) for place in pair if place]
+
+
+async def _raced(places: list[_Place]) -> socket.socket:
+    """A connection to who answers first; each is asked a little after the one before, or when that has failed.
+
+    asyncio's own race (`happy_eyeballs_delay`) forgets a socket when it is cancelled at the finish.
+    """
+    waiting, running, problem = deque(places), set[asyncio.Task[socket.socket]](), None
+    try:
+        while waiting or running:
+            if waiting:
+                running.add(asyncio.create_task(_tried(*waiting.popleft())))
+            pause = EYEBALLS_S if waiting else None
+            done, _ = await asyncio.wait(running, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                running.remove(task)
+                problem = task.exception()
+                if problem is None:
+                    return task.result()
+        assert problem is not None  # noqa: S101 - a name leads somewhere, or is none
+        raise problem
+    finally:
+        for task in running:
+            if not task.cancel() and not task.cancelled() and task.exception() is None:
+                task.result().close()
+
+
+async def _tried(family: int, address: tuple[str | int | bytes, ...]) -> socket.socket:
+    plain = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        plain.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(plain, address)
+    except BaseException:
+        plain.close()
+        raise
+    return plain
 
 
 def is_link_local(address: str) -> bool:

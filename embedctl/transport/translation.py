@@ -40,6 +40,8 @@ def translated(problem: Exception, host: str, *, written: bool) -> ProviderError
     message = sentence.format(host=host)
     if written:
         return AnswerLost(message)
+    if isinstance(problem, httpx.ProxyError):
+        host = f"the proxy on the way to {host}"
     for cause in _causes(problem):
         if isinstance(cause, LinkLocalError):
             return NotSent(f"{host} leads to a link-local address, never a provider", provider_code="link_local")
