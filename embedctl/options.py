@@ -111,6 +111,14 @@ def checked_name(name: str, what: str) -> str:
     return name
 
 
+_LEAST = {
+    "chunk_size": 1, "chunk_overlap": 0, "dimensions": 1, "batch_size": 1, "concurrency": 1, "rpm": 0, "tpm": 0,
+    "burst": 1, "retries": 0, "max_cost": 0, "max_row_bytes": 1,
+}  # fmt: skip
+_MOST = 10**15
+_MOST_CONCURRENCY = 10_000
+"""Requests in flight: each takes a task and may take a connection."""
+
 DURATIONS = frozenset({"timeout", "max_wait", "deadline"})
 """Options that are times: given as `seconds` reads them."""
 
@@ -130,15 +138,17 @@ def check(options: Options, *, spelt: Callable[[str], str] = flag) -> Options:
         WrongUsage: A number is out of range, or two options contradict.
     """
     checked_name(options.workspace, "workspace")
-    for name, least in (
-        ("chunk_size", 1), ("chunk_overlap", 0), ("dimensions", 1), ("batch_size", 1), ("concurrency", 1),
-        ("rpm", 0), ("tpm", 0), ("burst", 1), ("retries", 0), ("max_cost", 0), ("max_row_bytes", 1),
-    ):  # fmt: skip
+    for name, least in _LEAST.items():
         value = getattr(options, name)
+        most = _MOST_CONCURRENCY if name == "concurrency" else _MOST
         if isinstance(value, Decimal) and not value.is_finite():
             raise WrongUsage(f"{spelt(name)} must be an amount, not {value}")
         if value is not None and value < least:
             raise WrongUsage(f"{spelt(name)} must be at least {least}, not {value}")
+        if value is not None and value > most:
+            raise WrongUsage(f"{spelt(name)} must be at most {most}, not {value}")
+    if options.timeout <= 0:
+        raise WrongUsage(f"{spelt('timeout')} must be more than 0", hint="like 90, 90s or 2m")
     if options.chunk_size is not None and (options.chunk_overlap or 0) >= options.chunk_size:
         raise WrongUsage(
             f"{spelt('chunk_overlap')} {options.chunk_overlap} must be smaller than "

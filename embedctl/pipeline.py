@@ -227,6 +227,7 @@ class Pipeline:
                 self._finished.remove(self._next_request)
                 self._next_request += 1
             self._complete.set()
+            del taken, packed, slot  # who waits for the next request keeps no published slot in memory
 
     async def _fulfil(self, packed: Packed, slot: Slot) -> None:
         """One request; its answer is let go of here, not kept until the next one has come."""

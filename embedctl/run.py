@@ -105,11 +105,18 @@ class Run:
                     self._hand_over(output)
                     output.tidy()
             receipt = self._receipt(output, failure, time.monotonic() - started, chain)
-            entry.end(self._record.rows, self.spending, failure, receipt.exit_code)
+            self._sign_off(entry, failure, receipt.exit_code)
             if failure is not None and not self._has_begun(failure):
                 raise failure
         self._take_in()
         return receipt
+
+    def _sign_off(self, entry: Registration, failure: EmbedctlError | None, exit_code: int) -> None:
+        """Say in the registry how it ended; the output is what it is, whether that can be written or not."""
+        try:
+            entry.end(self._record.rows, self.spending, failure, exit_code)
+        except EmbedctlError as refusal:
+            self.watch.warned(f"`batch list` will call this run interrupted: {refusal.message}")
 
     def forecast(self) -> Forecast:
         """What `execute` would do; nothing is sent, made or changed.

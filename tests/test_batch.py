@@ -147,18 +147,6 @@ def test_dead_run_is_accounted_for_by_the_next_one(world: World) -> None:
     world.check_bill()
 
 
-def test_many_at_once(world: World) -> None:
-    """Many runs on one ledger at the same time lose nothing."""
-    children = [
-        world.start("batch", "run", f"in/00{number % 4}.parquet", "-o", f"out{number}", *OPENAI) for number in range(8)
-    ]
-    ended = [child.wait() for child in children]
-
-    assert [one.code for one in ended] == [0] * 8
-    world.check_bill()
-    assert world.ledger()["confirmed"] == world.wire.billed()
-
-
 def test_shorthand(world: World) -> None:
     """`batch INPUT…` means `batch run INPUT…`."""
     assert world.run("batch", "in", "-o", "out", *OPENAI).code == 0

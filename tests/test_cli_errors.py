@@ -100,7 +100,10 @@ BAD = {
     "no key": (["a.txt", "-m", "openai:text-embedding-3-small"], 78, "provider 'openai' has no key", "OPENAI_API_KEY"),
     "bad workspace": (["a.txt", "-w", "Not A Name"], 2, "bad workspace name: 'Not A Name'", "lower-case letters"),
     "bad number": (["a.txt", "--batch-size", "0"], 2, "--batch-size must be at least 1, not 0", None),
-    "bad duration": (["a.txt", "--timeout", "soon"], 2, "not a duration: 'soon'", "like 90, 90s, 2m or 1h30m"),
+    "bad duration": (["a.txt", "--timeout", "soon"], 2, "--timeout must be a duration, like 90", None),
+    "no time": (["a.txt", "--timeout", "0"], 2, "--timeout must be more than 0", "like 90, 90s or 2m"),
+    "endless duration": (["a.txt", "--deadline", "1e400"], 2, "--deadline must be a duration, like 90", None),
+    "too large a number": (["a.txt", "--concurrency", "9" * 20], 2, "--concurrency must be at most 10000", None),
     "bad amount": (["a.txt", "--max-cost", "much"], 2, "--max-cost is no amount: 'much'", "like 5 or 0.50, in USD"),
     "bad tag": (["a.txt", "--tag", "x"], 2, "--tag 'x' is not K=V", "like --tag team=search"),
     "bad choice": (
@@ -267,6 +270,45 @@ def test_a_full_disk_loses_nothing(here: Path) -> None:
     assert not half
     assert (done.code, done.json["vectors"]) == (0, 200)
     assert not [path for path in here.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["batch", "run", "--help"]])
+def test_help_that_cannot_be_printed_is_no_bug(words: list[str]) -> None:
+    """A stdout that takes no more is an error of its own, for --help too."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "embedctl", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    assert (done.returncode, done.stderr) == (74, "error: cannot write to stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize("module", ["typer", "duckdb"])
+def test_ctrl_c_during_an_import_is_quiet(module: str) -> None:
+    """Ctrl-C while the program, or a library of its command, is imported is 130 for a shell, and no traceback."""
+    program = (
+        "import os, signal, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "from embedctl.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        ["bash", "-c", '"$@"; exit $?', "bash", sys.executable, "-c", program, "usage", "report"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

@@ -344,6 +344,28 @@ def test_after_a_failed_sync_nothing_more_is_sent(tmp_path: Path, spool: Spool) 
     assert Broken.syncs == 1
 
 
+def test_answers_that_cannot_be_synced_are_in_no_part(tmp_path: Path, spool: Spool) -> None:
+    """Who waits for answers to be on the disk is told that they may not be; so is who closes the journal."""
+
+    class Broken(Disk):
+        def sync(self, fd: int, path: Path) -> None:
+            if path.name.endswith(ANSWERS):
+                raise StorageFailed(f"cannot sync {path}: Input/output error")
+            super().sync(fd, path)
+
+    async def run() -> None:
+        book = Journal.open(tmp_path, spool=spool, disk=Broken())
+        event = intent()
+        await book.intend(event)
+        await book.answer(event, HASHES, vectors(2))
+        with pytest.raises(StorageFailed, match="Input/output error"):
+            await book.sync()
+        with pytest.raises(StorageFailed, match="Input/output error"):
+            await book.close()
+
+    asyncio.run(run())
+
+
 def test_a_spool_that_fails_is_told_at_the_end(tmp_path: Path, spool: Spool) -> None:
     """When the spool cannot be written, closing says so, and the segment stays for recovery."""
     event = intent()

@@ -29,6 +29,7 @@ import dataclasses
 import itertools
 import json
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -75,6 +76,17 @@ def intent(batch: int, attempt: int) -> UsageEvent:
         input_count=3,
         content_bytes=30,
     )
+
+
+@pytest.fixture(autouse=True)
+def no_threads_left() -> Iterator[None]:
+    """Every writer and keeper of a test ends with it."""
+    yield
+    mine = [thread for thread in threading.enumerate() if thread.name.startswith("journal-")]
+    for thread in mine:
+        thread.join(5)
+
+    assert not [thread.name for thread in mine if thread.is_alive()]
 
 
 class World:
@@ -147,6 +159,8 @@ class World:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            with suppress(Crashed, Exception):  # a dead run has nothing to say any more; its threads end
+                await book.close()
 
     def _missing(self, places: dict[bytes, Any]) -> list[int]:
         published = {text for slot, texts in enumerate(SLOTS) if self._part(slot).exists() for b in texts for text in b}

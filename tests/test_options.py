@@ -83,6 +83,23 @@ def test_an_amount_is_finite(amount: str) -> None:
         options.check(Options(max_cost=Decimal(amount)))
 
 
+@pytest.mark.parametrize(("name", "most"), [("concurrency", 10_000), ("max_row_bytes", 10**15), ("max_cost", 10**15)])
+def test_a_number_has_a_greatest_value(name: str, most: int) -> None:
+    """The greatest value goes, one more is refused and the flag is named."""
+    flag = "--" + name.replace("_", "-")
+
+    assert options.check(replace(Options(), **{name: most}))
+    with pytest.raises(WrongUsage, match=f"^{flag} must be at most {most}, not {most + 1}$"):
+        options.check(replace(Options(), **{name: most + 1}))
+
+
+def test_a_request_has_some_time() -> None:
+    """No time at all is refused; the shortest goes."""
+    assert options.check(Options(timeout=0.001))
+    with pytest.raises(WrongUsage, match=r"^--timeout must be more than 0$"):
+        options.check(Options(timeout=0))
+
+
 def test_neighbouring_chunks_share_less_than_a_chunk() -> None:
     """An overlap as large as the chunk is refused; one less goes."""
     assert options.check(Options(chunk_size=10, chunk_overlap=9))
@@ -113,7 +130,7 @@ def test_every_option_is_a_flag_of_a_run() -> None:
     assert wrapped(**{**names, "tag": ["a=1", "b=x=y"], "max_cost": "0.50", "timeout": "2m", "rpm": 0}) == {
         "tag": {"a": "1", "b": "x=y"},
         "max_cost": Decimal("0.50"),
-        "timeout": 120.0,
+        "timeout": "2m",
         "rpm": 0,
     }
 

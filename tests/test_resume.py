@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -15,10 +16,13 @@ from crashed_runs import MODEL, CrashingDisk, Small
 from processes import sentence
 
 from embedctl import chunk, slots, tokens
-from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, OutputRefused
+from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, OutputRefused, StorageFailed
+from embedctl.order import Watch
+from embedctl.pipeline import OPEN_SLOTS
 from embedctl.receipt import Headway, Receipt
 from embedctl.records import uuid7
 from embedctl.run import Run
+from embedctl.storage import Disk
 from tests.wire.client import Wire, hash_of, started
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -89,6 +93,70 @@ def test_same_again_does_nothing(small: Small) -> None:
     assert stamps(small) == before
     assert (again.exit_code, again.vectors, again.reused, again.requests) == (0, 30, 30, 0)
     small.check_no_leftovers()
+
+
+class FullAt(Disk):
+    """Has no room for files that `refuses` names; takes names away and gives space back as ever."""
+
+    def __init__(self, refuses: Callable[[Path], bool]) -> None:
+        self._refuses = refuses
+
+    def create(self, path: Path, *, mode: int = 0o600) -> int:
+        self._check(path)
+        return super().create(path, mode=mode)
+
+    def link(self, source: Path, target: Path) -> bool:
+        self._check(target)
+        return super().link(source, target)
+
+    def _check(self, path: Path) -> None:
+        if self._refuses(path):
+            raise StorageFailed(f"no space left to create {path}")
+
+
+def test_a_run_that_ends_early_keeps_its_parts(batch: Small) -> None:
+    """What stands in a part stays there when the run is closed: the next one buys what is missing and no more."""
+    ended = receipt(batch.run(FullAt(lambda path: path.name == "part-000001.parquet")))
+    kept = stamps(batch)
+
+    assert ended.exit_code == 74
+    assert [name for name, _, _ in kept] == ["part-000000.parquet"]
+    receipt(batch.run())
+    assert stamps(batch)[:1] == kept
+    assert asked(batch.wire) == sorted(map(hash_of, TEXTS))
+    batch.check_rows(TEXTS)
+
+
+def test_a_registry_that_takes_no_more_stops_no_run(batch: Small) -> None:
+    """The output is whole: that its entry cannot be closed is a warning, and the exit code is 0."""
+
+    def at_the_end(path: Path) -> bool:
+        record = batch.state / "run.json"
+        ended = record.exists() and orjson.loads(record.read_bytes())["state"] == "complete"
+        return ended and path.parent.name == "runs"
+
+    warned: list[str] = []
+    run = Run(batch.order(), Watch(warned=warned.append), disk=FullAt(at_the_end), ingest=batch._take_in)
+    done = run.execute()
+
+    assert (done.exit_code, done.error, done.vectors) == (0, None, 30)
+    assert [note for note in warned if note.startswith("`batch list` will call this run interrupted: no space left")]
+    batch.check_rows(TEXTS)
+    batch.wire.reset()
+    assert receipt(batch.run()).requests == 0
+
+
+def test_published_slots_are_let_go(batch: Small) -> None:
+    """However many requests may be in flight: memory holds the open slots, and none that stands in a part."""
+    batch.fill(TEXTS, files=len(TEXTS))
+    alive: list[int] = []
+    watch = Watch(headway=lambda *_: alive.append(sum(type(one) is slots.Slot for one in gc.get_objects())))
+    gc.collect()
+    before = sum(type(one) is slots.Slot for one in gc.get_objects())
+    Run(batch.order(flags={"concurrency": 16}), watch, ingest=batch._take_in, segment_bytes=1).execute()
+
+    assert len(alive) > len(TEXTS)
+    assert max(alive) - before <= OPEN_SLOTS + 1
 
 
 def test_touched_input_rewrites_nothing(batch: Small) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,24 @@ def test_a_full_disk_is_said_with_the_path(monkeypatch: pytest.MonkeyPatch, tmp_
     assert caught.value.exit_code == 74
     assert "free some space" in (caught.value.hint or "")
     assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="files are synced by fcntl there")
+@pytest.mark.parametrize("put", [publish, replace])
+@pytest.mark.parametrize("call", ["pwritev", "fdatasync", "fsync"])
+def test_what_the_disk_refuses_was_not_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str, put: Callable[..., object]
+) -> None:
+    """A write or sync that fails is an error, never a file that counts as put."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(StorageFailed, match="Input/output error"):
+        put(DISK, tmp_path / "file", b"content")
+
+    assert (tmp_path / "file").exists() == (call == "fsync")  # of the folder: the name is there, perhaps not for long
 
 
 def test_a_short_write_is_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def wants_json(words: list[str]) -> bool:
 
 def _version(show: bool) -> None:
     if show:
-        typer.echo(f"embedctl {__version__}")
+        streams.out(f"embedctl {__version__}\n")
         raise typer.Exit
 
 

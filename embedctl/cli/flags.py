@@ -14,7 +14,7 @@ import typer
 
 from embedctl.cli import nearest
 from embedctl.errors import WrongUsage
-from embedctl.options import Options, seconds
+from embedctl.options import Options
 
 FormatFlag = Annotated[
     Literal["table", "json", "csv", "md"],
@@ -81,9 +81,6 @@ def _read(flags: dict[str, Any]) -> Mapping[str, Any]:
         if not amount.is_finite():
             raise WrongUsage(f"--max-cost is no amount: {flags['max_cost']!r}", hint="like 5 or 0.50, in USD")
         flags["max_cost"] = amount
-    for name in ("timeout", "max_wait", "deadline"):
-        if name in flags:
-            flags[name] = seconds(flags[name])
     return flags
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperGroup
 
+from embedctl import streams
 from embedctl.errors import WrongUsage
 
 
@@ -98,10 +99,19 @@ def quick(command: Any) -> Any:
         for param in found:
             if getattr(param, "_runtime_param", param) is None:
                 param._runtime_param = _Plain(param)
+            if "--help" in param.opts:
+                param.callback = _help
         return found
 
     command.get_params = params
     return command
+
+
+def _help(ctx: Any, param: Any, asked: bool) -> None:
+    """`--help`, through the door that says when stdout takes no more."""
+    if asked and not ctx.resilient_parsing:
+        streams.out(f"{ctx.get_help()}\n")
+        ctx.exit()
 
 
 class _Plain:
