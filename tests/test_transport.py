@@ -762,6 +762,36 @@ def test_an_answer_may_come_before_the_request_is_read() -> None:
     run(main)
 
 
+def test_a_request_that_was_answered_half_sent_takes_its_connection() -> None:
+    """A connection on which a request still waits to be read is not used again, whatever the answer says."""
+
+    async def main() -> None:
+        heads = 0
+
+        async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal heads
+            heads += 1
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(ok(b"too much", status="413 Too Large"))
+            await writer.drain()
+            await heard.wait()
+            writer.close()
+
+        heard = asyncio.Event()
+        listener = await asyncio.start_server(act, "127.0.0.1", 0, limit=4096)
+        url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
+        async with transport() as sender:
+            for _ in range(2):
+                assert (await sender.send(post(url, b"x" * 30_000_000), timeout_s=5)).status == 413
+        heard.set()
+        listener.close()
+        await asyncio.sleep(0.05)
+
+        assert heads == 2
+
+    run(main)
+
+
 def test_what_is_no_answer_yet_is_waited_through() -> None:
     """An informational answer (100, 103) is not the answer."""
     early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"

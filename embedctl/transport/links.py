@@ -66,8 +66,8 @@ class Link(asyncio.BufferedProtocol):
 
     @property
     def usable(self) -> bool:
-        """Whether nothing has come and nothing has ended since the last exchange, as far as the kernel knows."""
-        if self._ended or self._held or self._wire.is_closing():
+        """Whether nothing has come, nothing has ended and nothing is left to be sent, as far as the kernel knows."""
+        if self._ended or self._held or self._wire.is_closing() or self._wire.get_write_buffer_size():
             return False
         kernel = select.poll()
         kernel.register(self._wire.get_extra_info("socket"), select.POLLIN)
@@ -187,7 +187,8 @@ class Link(asyncio.BufferedProtocol):
 
     def _end(self, problem: Exception | None) -> None:
         self._ended = True
-        self._problem = self._problem or problem
+        if problem is not None:
+            self._problem = self._problem or problem.with_traceback(None)  # whose frames hold slices of a target
         self._wake()
 
     def _wake(self) -> None:
