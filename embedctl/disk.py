@@ -138,15 +138,46 @@ class Disk:
         with _told(target, "replace"):
             source.replace(target)
 
-    def unlink(self, path: Path) -> None:
-        """Remove a file; one that is gone already is as good."""
-        with _told(path, "remove"):
-            path.unlink(missing_ok=True)
+    def unlink(self, path: Path, *, folder_fd: int | None = None) -> None:
+        """Remove a file; one that is gone already is as good.
 
-    def remove_folder(self, folder: Path) -> None:
-        """Remove an empty folder; one that is gone, or not empty, stays as it is."""
+        Args:
+            folder_fd: The open folder it stands in, whatever its path leads to by now.
+        """
+        with _told(path, "remove"), suppress(FileNotFoundError):
+            os.unlink(path if folder_fd is None else path.name, dir_fd=folder_fd)
+
+    def remove_folder(self, folder: Path, *, folder_fd: int | None = None) -> None:
+        """Remove an empty folder; one that is gone, or not empty, stays as it is.
+
+        Args:
+            folder_fd: The open folder it stands in, whatever its path leads to by now.
+        """
         with suppress(OSError):
-            folder.rmdir()
+            os.rmdir(folder if folder_fd is None else folder.name, dir_fd=folder_fd)
+
+    def open_own_folder(self, folder: Path, *, folder_fd: int | None = None) -> int | None:
+        """Open a folder that this process may empty; None where there is none.
+
+        Args:
+            folder_fd: The open folder it stands in, whatever its path leads to by now.
+
+        Raises:
+            OutputRefused: The name is a symbolic link, no folder, or another user's.
+        """
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(folder if folder_fd is None else folder.name, flags, dir_fd=folder_fd)
+        except FileNotFoundError:
+            return None
+        except OSError as refusal:
+            if refusal.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise not_own(folder, "a symbolic link or no folder") from refusal
+            raise _failure(refusal, folder, "open") from refusal
+        if os.fstat(fd).st_uid != os.geteuid():
+            os.close(fd)
+            raise not_own(folder, "another user's")
+        return fd
 
     def make_folder(self, folder: Path, *, mode: int = 0o700) -> None:
         """The folder and what is missing above it; an existing one stays as it is."""
@@ -165,6 +196,14 @@ class Disk:
         """Give the descriptor back."""
         with suppress(OSError):
             os.close(fd)
+
+
+def not_own(path: Path, what: str) -> OutputRefused:
+    """The error for a name where our own state should stand and something else does."""
+    return OutputRefused(
+        f"{path} is {what}, not a folder or file of this user's",
+        hint="remove it, or choose another place: embedctl keeps its state in folders of its own",
+    )
 
 
 DISK = Disk()

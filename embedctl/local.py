@@ -94,6 +94,8 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _session(path: Path) -> Any:
+    # Its Linux wheel keeps a device id and resolves a collector unless this is set before the import (1.32).
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

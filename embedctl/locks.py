@@ -13,6 +13,7 @@ from types import TracebackType
 
 import orjson
 
+from embedctl import storage
 from embedctl.errors import Locked, OutputRefused, StorageFailed
 from embedctl.records import utc_now
 
@@ -92,12 +93,14 @@ def hold(
 
 
 def hold_folder(folder: Path, name: str, *, make: Callable[[Path], None], command: str = "") -> Lock:
-    """Make a folder and take the lock `name` in it, though one who is done with it may remove it under our feet.
+    """Make a folder of our state and take the lock `name` in it, though one who is done may remove it under our feet.
 
     Raises:
+        OutputRefused: The folder, or something in it, is a link or another user's (`storage.check_own`).
         Locked, OutputRefused, StorageFailed: As `hold`.
     """
     while True:
+        storage.check_own(folder)
         make(folder)
         try:
             return hold(folder / name, command=command)

@@ -20,7 +20,7 @@ from embedctl.journal.recovery import recover
 from embedctl.journal.segments import ANSWERS, INTENTS
 from embedctl.locks import RECOVERY, hold, is_held
 from embedctl.records import utc_now
-from embedctl.storage import DISK, Disk, publish, remove_tree, replace
+from embedctl.storage import DISK, Disk, check_own, publish, remove_tree, replace
 
 State = Literal["accepted", "running", "completed", "partial", "failed", "interrupted"]
 
@@ -164,10 +164,11 @@ def recover_dead(runs_folder: Path, spool: Spool, *, ledger: Path, disk: Disk = 
     for folder, keeps_vectors in _folders(Runs(runs_folder, disk=disk).all(), str(ledger.absolute())).items():
         if any((folder / JOURNAL).glob("*")):
             try:
+                check_own(folder)
                 with hold(folder / LOCK, command=RECOVERY):
                     give = payers.routed(folder, spool, ledger=ledger, disk=disk)
                     put += rescue(folder / JOURNAL, give, keeps_vectors=keeps_vectors, disk=disk)
-            except Locked:
+            except (Locked, OutputRefused):  # it lives; or something else has taken its folder's place
                 continue
     return put
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +14,7 @@ from typing import BinaryIO, cast
 from embedctl.disk import DISK as DISK
 from embedctl.disk import Buffer as Buffer
 from embedctl.disk import Disk as Disk
+from embedctl.disk import not_own
 from embedctl.errors import EmbedctlError
 from embedctl.records import uuid7
 
@@ -56,15 +59,67 @@ def remove_leftovers(disk: Disk, folder: Path, *, older_than_s: float = 0) -> in
 
 
 def remove_tree(disk: Disk, folder: Path) -> None:
-    """Remove a folder of ours with all that is in it; a crash leaves the rest for the next one who does it."""
-    if not folder.is_dir():
-        return
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            remove_tree(disk, path)
+    """Remove a folder of ours with all that is in it; a crash leaves the rest for the next one who does it.
+
+    No symbolic link is followed, neither at `folder` nor below it, also when one appears meanwhile.
+
+    Raises:
+        OutputRefused: `folder`, or a folder in it, is a link or another user's; what it leads to is untouched.
+    """
+    fd = disk.open_own_folder(folder)
+    if fd is not None:
+        try:
+            _empty(disk, folder, fd)
+        finally:
+            disk.close(fd)
+        disk.remove_folder(folder)
+
+
+def _empty(disk: Disk, folder: Path, fd: int) -> None:
+    for name in sorted(os.listdir(fd)):
+        if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
+            below = disk.open_own_folder(folder / name, folder_fd=fd)
+            if below is not None:
+                try:
+                    _empty(disk, folder / name, below)
+                finally:
+                    disk.close(below)
+            disk.remove_folder(folder / name, folder_fd=fd)
         else:
-            disk.unlink(path)
-    disk.remove_folder(folder)
+            disk.unlink(folder / name, folder_fd=fd)
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a state folder that is not ours, or holds what is not ours; one that is not there is fine.
+
+    Raises:
+        OutputRefused: It, or anything in it, is a symbolic link, another user's, or neither folder nor file.
+    """
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as refusal:
+        raise not_own(folder, "not readable") from refusal
+    if stat.S_ISLNK(found.st_mode):
+        raise not_own(folder, "a symbolic link")
+    if found.st_uid != os.geteuid():
+        raise not_own(folder, "another user's")
+    if stat.S_ISDIR(found.st_mode):
+        for path in _paths(folder):
+            check_own(path)
+    elif not stat.S_ISREG(found.st_mode):
+        raise not_own(folder, "a pipe or device")
+
+
+def _paths(folder: Path) -> list[Path]:
+    """What a folder holds; nothing when it is removed meanwhile."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as refusal:
+        raise not_own(folder, "not readable") from refusal
 
 
 class Unfinished:

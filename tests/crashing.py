@@ -120,9 +120,9 @@ class CrashingDisk(Disk):
                 self._later(target.parent, lambda: target.unlink(missing_ok=True))
             return linked
 
-    def remove_folder(self, folder: Path) -> None:
+    def remove_folder(self, folder: Path, *, folder_fd: int | None = None) -> None:
         with self._operation("remove_folder", folder):
-            super().remove_folder(folder)
+            super().remove_folder(folder, folder_fd=folder_fd)
 
     def rename(self, source: Path, target: Path) -> None:
         with self._operation("rename", target):
@@ -137,10 +137,10 @@ class CrashingDisk(Disk):
             super().rename(source, target)
             self._later(target.parent, undo)
 
-    def unlink(self, path: Path) -> None:
+    def unlink(self, path: Path, *, folder_fd: int | None = None) -> None:
         with self._operation("unlink", path):
             before = self._buried(path)
-            super().unlink(path)
+            super().unlink(path, folder_fd=folder_fd)
             if before is not None:
                 self._later(path.parent, lambda: os.link(before, path))
 
@@ -253,9 +253,9 @@ class RefusingDisk(Disk):
             self._refuse(folder, "create")
         super().make_folder(folder, mode=mode)
 
-    def unlink(self, path: Path) -> None:
+    def unlink(self, path: Path, *, folder_fd: int | None = None) -> None:
         self._refuse_to_remove(path)
-        super().unlink(path)
+        super().unlink(path, folder_fd=folder_fd)
 
     def truncate(self, fd: int, size: int, path: Path) -> None:
         self._refuse_to_remove(path)

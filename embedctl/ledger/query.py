@@ -5,6 +5,7 @@ For the owner's convenience: SQL is code, and this is no boundary against other 
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import subprocess
@@ -27,6 +28,11 @@ _OWN_MB = 512
 _GRACE_S = 5
 """The child ends itself in time, also when nobody is there any more to end it: it would keep writers out. Later than
 that it hangs."""
+
+_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from embedctl.ledger import query; query.main()"
+
+_CHILD_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "OPENBLAS_CORETYPE")
+"""What the child knows of the environment: no keys, and nothing that says where code is loaded from but libraries."""
 
 _PLAIN = ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR")
 
@@ -61,9 +67,9 @@ def ask(
         Locked: The ledger is being written for all of `wait_s`.
     """
     task = {
-        "database": str(paths.database),
-        "spool": str(paths.spool),
-        "price_file": str(paths.price_file),
+        "database": str(paths.database.absolute()),
+        "spool": str(paths.spool.absolute()),
+        "price_file": str(paths.price_file.absolute()),
         "sql": sql,
         "rows": rows,
         "memory_mb": memory_mb,
@@ -71,12 +77,15 @@ def ask(
     }
     try:
         with held(paths, shared=True, wait_s=wait_s):
-            child = subprocess.run(
-                [sys.executable, "-m", "embedctl.ledger.query"],
+            child = subprocess.run(  # noqa: S603 - this Python, with our own words
+                # -I: neither the current folder nor PYTHON… variables say what is imported; -S: nor .pth files again
+                [sys.executable, "-I", "-S", "-c", _CHILD, orjson.dumps(_import_path()).decode()],
                 input=orjson.dumps(task),
                 capture_output=True,
                 timeout=timeout_s + _GRACE_S,
                 check=False,
+                cwd="/",
+                env={name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ},
             )
     except subprocess.TimeoutExpired:
         raise _too_slow(timeout_s) from None
@@ -90,6 +99,11 @@ def ask(
         kind = {"locked": Locked, "usage": WrongUsage}.get(found["error"], StorageFailed)
         raise kind(found["message"], hint=found["hint"])
     return Answer(found["columns"], found["rows"], found["cut"])
+
+
+def _import_path() -> list[str]:
+    """Where this process imports from, but for names that mean something else in another folder."""
+    return [entry for entry in sys.path if Path(entry).is_absolute()]
 
 
 def _too_slow(timeout_s: float) -> Temporary:
@@ -169,7 +183,8 @@ def _run(connection: Any, sql: str, rows: int) -> dict[str, Any]:
     return {"columns": columns, "rows": found[:rows], "cut": len(found) > rows}
 
 
-def _main() -> None:
+def main() -> None:
+    """In the child: the task from stdin, the answer to stdout."""
     task = orjson.loads(sys.stdin.buffer.read())
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, task["timeout_s"])  # its default is to end the process, wherever it is
@@ -178,7 +193,3 @@ def _main() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     with suppress(BrokenPipeError):
         sys.stdout.buffer.write(orjson.dumps(_answer(task), default=str))
-
-
-if __name__ == "__main__":
-    _main()
