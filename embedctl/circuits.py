@@ -15,11 +15,10 @@ from typing import Any
 
 import orjson
 
-from embedctl import locks
 from embedctl.errors import EmbedctlError
-from embedctl.locks import Lock
 from embedctl.resilience.breaker import Snapshot, State
-from embedctl.storage import DISK, replace
+from embedctl.storage import DISK, locks, replace
+from embedctl.storage.locks import Lock
 
 
 class Circuits:

@@ -15,13 +15,13 @@ from embedctl import before as befores
 from embedctl import preparation, read, tokens
 from embedctl.assemble import Purchases
 from embedctl.before import Before
-from embedctl.counts import Counts
-from embedctl.known import Known
 from embedctl.ledger.price import cost
 from embedctl.offers import Offer
 from embedctl.options import Options
 from embedctl.pipeline import Segments
 from embedctl.plan import Packed
+from embedctl.storage.hash_index import Known
+from embedctl.storage.token_count_cache import Counts
 
 SAMPLE_TEXTS = 1000
 """So many texts are counted exactly; all of them, when there are no more."""

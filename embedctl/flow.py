@@ -14,13 +14,11 @@ from embedctl import before as befores
 from embedctl import payers, plan, preparation, read, storage, write
 from embedctl.assemble import Purchases
 from embedctl.before import Before
-from embedctl.cache import Cache
 from embedctl.call import CallPoint
 from embedctl.events import Caller
 from embedctl.ids import Ids
 from embedctl.journal import Journal
 from embedctl.journal.orders import Spool
-from embedctl.known import Known
 from embedctl.lanes import Lanes
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.money import Till, allowances
@@ -39,6 +37,8 @@ from embedctl.run_record import RunRecord
 from embedctl.serving import Chain
 from embedctl.stopping import Stop
 from embedctl.storage import Disk
+from embedctl.storage.hash_index import Known
+from embedctl.storage.vector_cache import Cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

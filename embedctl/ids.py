@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from embedctl.errors import InputInvalid
-from embedctl.known import PLACE, Known
 from embedctl.read import Source
+from embedctl.storage.hash_index import PLACE, Known
 
 _IN_MEMORY = 1 << 15
 

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.candidates import Candidate, Candidates, Rows, Wording
-from embedctl.known import PLACE, Known
 from embedctl.options import Options
 from embedctl.plan import Packed, Packer
 from embedctl.records import TEXT_HASH_BYTES
 from embedctl.slots import Mean, Refusal, Slot, Where
+from embedctl.storage.hash_index import PLACE, Known
 
 Found = tuple[NDArray[np.void], NDArray[np.bool_]]
 """Places (known.PLACE) of n hashes, and which of them were found."""

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from embedctl import urls
 from embedctl.catalog import Model
-from embedctl.counts import Counts
 from embedctl.errors import ConfigurationInvalid
 from embedctl.providers._contract import Options, Place, WireProtocol
 from embedctl.records import Limits, Space, UsageMode
 from embedctl.resilience.fallback import Entry
 from embedctl.resilience.hints import fingerprint
 from embedctl.resilience.limiter import Ceiling
+from embedctl.storage.token_count_cache import Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ from embedctl import plan, read, write
 from embedctl.errors import InputInvalid
 from embedctl.ids import Ids
 from embedctl.intake import Intake
-from embedctl.known import Known
 from embedctl.offers import Offer
 from embedctl.options import Options
 from embedctl.records import Limits
 from embedctl.slots import Refusal
+from embedctl.storage.hash_index import Known
 from embedctl.wording import wording
 
 

@@ -12,13 +12,13 @@ from dataclasses import replace
 import numpy as np
 
 from embedctl import __version__
-from embedctl.cache import Cache, Hit
 from embedctl.call import CallPoint, Piece
 from embedctl.events import Caller
 from embedctl.journal import Journal
 from embedctl.offers import Offer
 from embedctl.plan import Packed
 from embedctl.records import TEXT_HASH_BYTES, Answer, Request, Space, Usage, UsageEvent, utc_now, uuid7
+from embedctl.storage.vector_cache import Cache, Hit
 
 Arrived = tuple[Sequence[int], Piece]
 """Ordinals of wanted vectors, and what became of them."""

@@ -18,9 +18,9 @@ from embedctl.errors import InputMissing, InvariantBroken, Locked, OutputRefused
 from embedctl.journal.orders import Spool
 from embedctl.journal.recovery import recover
 from embedctl.journal.segments import ANSWERS, INTENTS
-from embedctl.locks import RECOVERY, hold, is_held
 from embedctl.records import utc_now
 from embedctl.storage import DISK, Disk, check_own, publish, remove_tree, replace
+from embedctl.storage.locks import RECOVERY, hold, is_held
 
 State = Literal["accepted", "running", "completed", "partial", "failed", "interrupted"]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from embedctl import catalog, folders, permissions, places, providers
 from embedctl.catalog import Model, Provider
-from embedctl.counts import Counts, SharedCounts
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage
 from embedctl.folders import Folder
 from embedctl.names import asked_for, checked_provider, default_model, known_providers
@@ -18,6 +17,7 @@ from embedctl.options import Options
 from embedctl.providers._contract import Options as WireOptions
 from embedctl.resilience.fallback import Entry, LeftOut, allowed, require
 from embedctl.settings import ProviderSettings, Settings
+from embedctl.storage.token_count_cache import Counts, SharedCounts
 
 __all__ = [
     "Chain",

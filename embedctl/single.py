@@ -20,7 +20,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import locks, money, plan, storage
+from embedctl import money, plan, storage
 from embedctl.call import CallPoint, Piece
 from embedctl.events import Caller
 from embedctl.journal import Journal
@@ -36,6 +36,7 @@ from embedctl.runs import JOURNAL, LOCK, Run, Runs
 from embedctl.serving import Chain
 from embedctl.settings import Settings
 from embedctl.slots import Refusal
+from embedctl.storage import locks
 
 
 @dataclass(slots=True)

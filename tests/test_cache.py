@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from processes import MODEL, World, Zygote, hash_of, sentence
 
-from embedctl.cache import Cache, Hit
+from embedctl.storage.vector_cache import Cache, Hit
 from tests.wire.client import Wire
 
 TEXTS = [sentence(number) for number in range(20)]
@@ -157,7 +157,7 @@ def test_the_longest_unused_go_first(tmp_path: Path) -> None:
 
 def test_busy_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process that writes for long is not waited for, and the cache stays in use."""
-    monkeypatch.setattr("embedctl.shelf.BUSY_MS", 50)
+    monkeypatch.setattr("embedctl.storage.sqlite_cache.BUSY_MS", 50)
     warnings: list[str] = []
     kept = cache(tmp_path, warned=warnings.append)
     kept.put(SPACE, [digest(1)], [hit(1)])

@@ -14,10 +14,10 @@ import orjson
 import pytest
 from typer.testing import CliRunner, Result
 
-from embedctl import locks
 from embedctl.cli import app
 from embedctl.resilience import hints
 from embedctl.resilience.hints import Account, Hints, Served
+from embedctl.storage import locks
 from tests.wire.client import Wire, started
 
 KEY = "sk-test-0123456789abcdef"

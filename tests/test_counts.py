@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import MODEL, World, Zygote, sentence
 
-from embedctl import counts as kept_counts
 from embedctl import tokens
-from embedctl.counts import Counts, SharedCounts
 from embedctl.records import text_hash
+from embedctl.storage import token_count_cache
+from embedctl.storage.token_count_cache import Counts, SharedCounts
 from tests.wire.client import Wire
 
 TEXTS = [sentence(number) for number in range(20)]
@@ -70,7 +70,7 @@ def test_a_text_is_counted_once_in_a_run() -> None:
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many texts a run counts, it remembers the last ones only."""
-    monkeypatch.setattr(kept_counts, "MOST_IN_MEMORY", 10)
+    monkeypatch.setattr(token_count_cache, "MOST_IN_MEMORY", 10)
     memory, counter = Counts(), Watched()
     for number in range(100):
         memory.of(counter, [str(number)])
@@ -126,7 +126,7 @@ def test_tokenizers_are_apart(tmp_path: Path) -> None:
 
 def test_the_oldest_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When there are too many, the oldest counts go."""
-    monkeypatch.setattr(kept_counts, "MOST_KEPT", 10)
+    monkeypatch.setattr(token_count_cache, "MOST_KEPT", 10)
     now = [1_000_000.0]
     kept = shared(tmp_path, wall=lambda: now[0])
     for number in range(15):

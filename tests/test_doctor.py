@@ -15,13 +15,14 @@ import duckdb
 import pytest
 from typer.testing import CliRunner
 
-from embedctl import health, locks, settings
+from embedctl import health, settings
 from embedctl.cli import app
 from embedctl.ledger import spool
 from embedctl.records import uuid7
 from embedctl.resilience import hints
 from embedctl.resilience.hints import Account
 from embedctl.runs import Run, Runs
+from embedctl.storage import locks
 from tests.wire import client
 
 KEY = "sk-never-to-be-seen-0123456789"

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from embedctl import known
 from embedctl.errors import InvariantBroken, StorageFailed
-from embedctl.known import PLACE, Known
+from embedctl.storage import hash_index
+from embedctl.storage.hash_index import PLACE, Known
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_the_number_of_runs_grows_with_the_logarithm(index: Known, tmp_path: Pat
 
 def test_large_runs_are_merged_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Merging piece by piece gives what merging at once gives, also when many share one key."""
-    monkeypatch.setattr(known, "_MERGED_AT_ONCE", 3)
+    monkeypatch.setattr(hash_index, "_MERGED_AT_ONCE", 3)
     with Known(tmp_path, in_memory=20) as index:
         texts = [bytes([n % 5]) * 8 + n.to_bytes(8, "big") for n in range(640)]
         for number, text in enumerate(texts):
@@ -106,8 +106,8 @@ def test_large_runs_are_merged_in_pieces(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_pages_are_given_back(index: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     """Letting go of touched pages changes no answer."""
-    monkeypatch.setattr(known, "_RELAX_ENTRIES", 1)
-    monkeypatch.setattr(known, "_RELAX_EVERY", 1)
+    monkeypatch.setattr(hash_index, "_RELAX_ENTRIES", 1)
+    monkeypatch.setattr(hash_index, "_RELAX_EVERY", 1)
     batch = np.random.default_rng(1).bytes(16 * 500)
     index.add(batch, places(7, 500))
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from embedctl import locks
 from embedctl.errors import Locked, OutputRefused
-from embedctl.locks import hold, is_held
+from embedctl.storage import locks
+from embedctl.storage.locks import hold, is_held
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from embedctl.locks import hold
+from embedctl.storage.locks import hold
 lock = hold(Path(sys.argv[1]), command="batch run nightly")
 print("held", flush=True)
 time.sleep(60)

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from processes import MODEL, World, Zygote, sentence
 from test_money import OFFER, PRICE, configure, event, request, spent
 
-from embedctl import locks, money
+from embedctl import money
 from embedctl.errors import BudgetReached
 from embedctl.ledger.budgets import Budget, Spent, Standing
 from embedctl.ledger.periods import Range
 from embedctl.money.shared_purse import SharedPurse
+from embedctl.storage import locks
 from tests.wire.client import Wire
 
 AMOUNT = Decimal("0.0000120")

@@ -13,9 +13,9 @@ from crashing import Crashed, CrashingDisk
 
 from embedctl.errors import InputMissing, InvariantBroken
 from embedctl.journal import Journal, recover
-from embedctl.locks import hold
 from embedctl.records import UsageEvent, uuid7
 from embedctl.runs import JOURNAL, LOCK, Run, Runs, recover_dead
+from embedctl.storage.locks import hold
 
 LEDGER = Path("usage.duckdb")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from crashing import Crashed, CrashingDisk
 
-from embedctl import disk as disk_module
 from embedctl.errors import OutputRefused, StorageFailed
 from embedctl.storage import DISK, Disk, publish, remove_leftovers, replace
+from embedctl.storage import disk as disk_module
 
 
 class WithoutLinks(Disk):

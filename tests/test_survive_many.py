@@ -13,8 +13,8 @@ import duckdb
 import pytest
 from processes import MODEL, Child, Ended, World, Zygote, hash_of, sentence
 
-from embedctl import locks
 from embedctl.errors import Locked
+from embedctl.storage import locks
 from tests.wire.client import Wire
 
 PROCESSES = 20

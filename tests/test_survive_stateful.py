@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from processes import sentence
 
-from embedctl import locks, slots
+from embedctl import slots
 from embedctl.errors import EmbedctlError, Locked, OutputRefused
 from embedctl.receipt import Receipt
+from embedctl.storage import locks
 from tests.wire.client import Wire
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -16,13 +16,13 @@ import pytest
 from ledger_events import event, place, take
 from typer.testing import CliRunner
 
-from embedctl import locks
 from embedctl.cli import app
 from embedctl.ledger import metrics
 from embedctl.ledger.entries import entry
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import uuid7
 from embedctl.runs import Run, Runs
+from embedctl.storage import locks
 
 PROMTOOL = shutil.which("promtool")
 NOW = datetime.now(UTC).replace(microsecond=0)

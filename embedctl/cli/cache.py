@@ -14,9 +14,9 @@ from embedctl.cli import SuggestingGroup
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag
 
 if TYPE_CHECKING:
-    from embedctl.cache import Cache
-    from embedctl.counts import SharedCounts
     from embedctl.settings import Settings
+    from embedctl.storage.token_count_cache import SharedCounts
+    from embedctl.storage.vector_cache import Cache
 
 app = typer.Typer(cls=SuggestingGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -28,8 +28,8 @@ def _cache() -> None:
 
 def _opened(config: Path | None) -> tuple[Cache, SharedCounts, Settings]:
     from embedctl import settings
-    from embedctl.cache import Cache
-    from embedctl.counts import SharedCounts
+    from embedctl.storage.token_count_cache import SharedCounts
+    from embedctl.storage.vector_cache import Cache
 
     found = settings.load(config=config)
     kept = found.cache

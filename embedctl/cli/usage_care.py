@@ -229,7 +229,7 @@ def metrics(
 
 def _counts_looked_up(found: ledgers.Opened) -> tuple[int, int] | None:
     """Hits and misses of the token-count cache, where one is kept."""
-    from embedctl.counts import SharedCounts
+    from embedctl.storage.token_count_cache import SharedCounts
 
     asked = found.settings.token_usage
     if not asked.cache or not found.settings.paths.cache.exists():

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedctl import locks, payers, runs
+from embedctl import payers, runs
 from embedctl.errors import Locked, OutputRefused, WrongUsage
 from embedctl.ledger import limits, spool
 from embedctl.ledger.paths import LedgerPaths
@@ -17,6 +17,7 @@ from embedctl.options import Options
 from embedctl.records import utc_now
 from embedctl.serving import Offer
 from embedctl.settings import Settings
+from embedctl.storage import locks
 
 if TYPE_CHECKING:
     from embedctl.ledger.budgets import Standing

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import orjson
 
-from embedctl import locks
 from embedctl.errors import StorageFailed
+from embedctl.storage import locks
 
 if TYPE_CHECKING:
     from embedctl.ledger.budgets import Standing

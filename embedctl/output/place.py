@@ -8,13 +8,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import UUID
 
-from embedctl import locks, storage
+from embedctl import storage
 from embedctl.errors import EmbedctlError, OutputRefused
 from embedctl.order import Order
 from embedctl.output import STATE_FOLDER, FolderOutput, Output
 from embedctl.output.file import FileOutput
 from embedctl.output.stream import StreamOutput
-from embedctl.storage import Disk
+from embedctl.storage import Disk, locks
 
 LOCK = "lock"
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from embedctl import plan, read
 from embedctl.intake import Intake
-from embedctl.known import Known
 from embedctl.offers import Offer
 from embedctl.options import Options
 from embedctl.records import Limits
 from embedctl.slots import Failure
+from embedctl.storage.hash_index import Known
 from embedctl.vectors import agreement
 from embedctl.vectors.checks import Firsts, Rows, keys, marks
 from embedctl.vectors.files import Stored

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.errors import InputInvalid
-from embedctl.known import PLACE, Known
 from embedctl.records import text_hash
+from embedctl.storage.hash_index import PLACE, Known
 from embedctl.vectors.files import Batch, Stored
 from embedctl.vectors.findings import Findings
 from embedctl.vectors.sample import SAME_COSINE, Sample, cosine

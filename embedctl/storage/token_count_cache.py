@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from embedctl.records import text_hash
-from embedctl.shelf import Shelf, Tally, some_at_once
+from embedctl.storage.sqlite_cache import Shelf, Tally, some_at_once
 from embedctl.tokens import BYTES, Counter
 
 MOST_IN_MEMORY = 1 << 14

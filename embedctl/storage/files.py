@@ -11,12 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from embedctl.disk import DISK as DISK
-from embedctl.disk import Buffer as Buffer
-from embedctl.disk import Disk as Disk
-from embedctl.disk import not_own
 from embedctl.errors import EmbedctlError
 from embedctl.records import uuid7
+from embedctl.storage.disk import DISK as DISK
+from embedctl.storage.disk import Buffer as Buffer
+from embedctl.storage.disk import Disk as Disk
+from embedctl.storage.disk import not_own
 
 TEMPORARY_PREFIX = ".tmp-"
 """Names that start so are ours and unfinished; nobody else's are ever removed."""

@@ -13,9 +13,9 @@ from types import TracebackType
 
 import orjson
 
-from embedctl import storage
 from embedctl.errors import Locked, OutputRefused, StorageFailed
 from embedctl.records import utc_now
+from embedctl.storage import files
 
 GLANCE_S = 0.05
 """Seconds a refusal is tried again at least: `is_held` of another process holds a lock for an instant."""
@@ -100,7 +100,7 @@ def hold_folder(folder: Path, name: str, *, make: Callable[[Path], None], comman
         Locked, OutputRefused, StorageFailed: As `hold`.
     """
     while True:
-        storage.check_own(folder)
+        files.check_own(folder)
         make(folder)
         try:
             return hold(folder / name, command=command)
