@@ -19,7 +19,7 @@ from embedctl.offers import Offer
 from embedctl.plan import estimated_tokens
 from embedctl.providers._contract import HttpRequest, WireAnswer
 from embedctl.providers._errors import clean
-from embedctl.providers._waiting import rates
+from embedctl.providers._rate_headers import rates
 from embedctl.records import Answer, Request, Space, Usage, UsageEvent
 from embedctl.resilience.lane import Slot as Turn
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from embedctl import catalog
 from embedctl.errors import WrongUsage
+from embedctl.providers import catalog
 from embedctl.settings import ProviderSettings, Settings
 
 BUNDLED = ("onnx", "all-MiniLM-L6-v2")

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedctl import urls
-from embedctl.catalog import Model
 from embedctl.errors import ConfigurationInvalid
 from embedctl.providers._contract import Options, Place, WireProtocol
+from embedctl.providers.catalog import Model
 from embedctl.records import Limits, Space, UsageMode
 from embedctl.resilience.fallback import Entry
 from embedctl.resilience.hints import fingerprint

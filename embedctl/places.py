@@ -6,12 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from embedctl import catalog
-from embedctl.catalog import Model, Provider
 from embedctl.errors import ConfigurationInvalid
 from embedctl.options import Options
-from embedctl.providers import tldw
+from embedctl.providers import catalog, tldw
 from embedctl.providers._contract import Place, Secret, WireProtocol
+from embedctl.providers.catalog import Model, Provider
 from embedctl.records import Limits
 from embedctl.resilience.limiter import Ceiling
 from embedctl.settings import ProviderSettings, Settings

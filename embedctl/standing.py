@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from embedctl import catalog, circuits, names, permissions, places, providers, urls
+from embedctl import circuits, names, permissions, places, providers, urls
 from embedctl.errors import EmbedctlError
+from embedctl.providers import catalog
 from embedctl.providers._contract import HttpRequest
 from embedctl.resilience import hints
 from embedctl.resilience.hints import Account, Hints, Served

@@ -10,9 +10,8 @@ from decimal import Decimal
 
 import pytest
 
-from embedctl import catalog
 from embedctl.ledger import prices
-from embedctl.providers import PROTOCOLS, is_local, protocol
+from embedctl.providers import PROTOCOLS, catalog, is_local, protocol
 from embedctl.records import Limits
 
 MODELS = catalog.models()

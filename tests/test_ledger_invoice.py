@@ -12,9 +12,10 @@ import duckdb
 import pytest
 from processes import World, Zygote, sentence
 
-from embedctl import catalog, providers
+from embedctl import providers
 from embedctl.ledger.ingest import ingest
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.providers import catalog
 from tests import calling
 from tests.wire.client import Wire
 

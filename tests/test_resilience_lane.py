@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedctl.errors import AnswerLost, KeyRejected, NotSent, ProviderError, ServerFailed, Throttled
-from embedctl.providers._waiting import Rates
+from embedctl.providers._rate_headers import Rates
 from embedctl.resilience.lane import Lane
 from embedctl.resilience.limiter import Ceiling
 

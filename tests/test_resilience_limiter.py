@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from embedctl.providers._waiting import Rates, duration, rates
+from embedctl.providers._rate_headers import Rates, duration, rates
 from embedctl.resilience.bucket import Bucket
 from embedctl.resilience.limiter import Ceiling, Limiter, Reservation
 from embedctl.resilience.window import AdaptiveRate, Window

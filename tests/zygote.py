@@ -67,7 +67,8 @@ LOADED = (
 
 def warm(app: Any) -> None:
     """Load what commands load, as far as it survives a fork: no threads, no open files."""
-    from embedctl import catalog, tokens
+    from embedctl import tokens
+    from embedctl.providers import catalog
 
     for name in LOADED:
         importlib.import_module(name)

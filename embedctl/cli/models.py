@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from embedctl import catalog, permissions, render, serving, settings
-from embedctl.catalog import Model
+from embedctl import permissions, render, serving, settings
 from embedctl.cli import models_choose, models_local, nearest
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli.listing import ListingGroup
 from embedctl.errors import WrongUsage
 from embedctl.ledger import prices
+from embedctl.providers import catalog
+from embedctl.providers.catalog import Model
 from embedctl.records import utc_now
 from embedctl.resilience.fallback import Entry, allowed
 from embedctl.settings import Settings

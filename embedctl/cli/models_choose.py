@@ -12,7 +12,7 @@ from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag
 from embedctl.errors import NotAllowed
 
 if TYPE_CHECKING:
-    from embedctl.catalog import Model
+    from embedctl.providers.catalog import Model
     from embedctl.settings import Settings
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -37,7 +37,8 @@ def choose(
     config: ConfigFlag = None,
 ) -> None:
     """Choose a model by cost, quality, speed or languages, in this order, and say why."""
-    from embedctl import choosing, permissions
+    from embedctl import permissions
+    from embedctl.providers.catalog import choosing
     from embedctl.resilience.fallback import Entry, allowed
 
     found = settings.load(flags={"workspace": workspace, "text_column": text_column}, config=config)
@@ -84,9 +85,10 @@ def choose(
 
 
 def _rows(found: Settings, offers: Sequence[Model], size: tuple[list[str], int] | None) -> list[dict[str, Any]]:
-    from embedctl import catalog, standing, tokens
+    from embedctl import standing, tokens
     from embedctl.ledger import prices
     from embedctl.ledger.price import cost
+    from embedctl.providers import catalog
     from embedctl.records import utc_now
 
     book = prices.load(prices.price_texts(found.paths.price_file))

@@ -87,7 +87,7 @@ def catalog_day(now: datetime) -> date | None:
 
 def catalog_text() -> str:
     """The shipped prices.toml; empty when this installation has none."""
-    file = resources.files("embedctl.catalog") / "prices.toml"
+    file = resources.files("embedctl.providers.catalog") / "prices.toml"
     return file.read_text("utf-8") if file.is_file() else ""
 
 

@@ -22,7 +22,7 @@ from embedctl.errors import (
     TextTooLong,
     Throttled,
 )
-from embedctl.providers import _vectors, _waiting
+from embedctl.providers import _rate_headers, _vectors
 from embedctl.providers._contract import HttpRequest
 
 MESSAGE_CHARACTERS = 300
@@ -192,7 +192,9 @@ def refusal(protocol: str, status: int, headers: Mapping[str, str], body: bytes,
         details=said.details,
         status=status,
         provider_code=clean(said.code, request)[:80] or None,
-        retry_after_s=_waiting.retry_after(headers, said.message, raw.decode("utf-8", "replace")) if waits else None,
+        retry_after_s=_rate_headers.retry_after(headers, said.message, raw.decode("utf-8", "replace"))
+        if waits
+        else None,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from embedctl.errors import AnswerLost, NotSent, ProviderError, ServerFailed, Throttled
-from embedctl.providers._waiting import Rates
+from embedctl.providers._rate_headers import Rates
 from embedctl.resilience.limiter import Ceiling, Limiter, Reservation
 from embedctl.resilience.retry import THROTTLE_BASE_S, hinted_s
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from embedctl.providers._waiting import Rates
+from embedctl.providers._rate_headers import Rates
 from embedctl.resilience.bucket import Bucket
 from embedctl.resilience.window import AdaptiveRate, Window
 

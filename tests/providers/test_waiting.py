@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from embedctl.providers import _errors
 from embedctl.providers._contract import HttpRequest
-from embedctl.providers._waiting import duration, retry_after
+from embedctl.providers._rate_headers import duration, retry_after
 
 DATE = "Sat, 21 Nov 2026 12:00:00 GMT"
 

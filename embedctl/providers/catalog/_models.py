@@ -8,8 +8,8 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
 
-from embedctl.catalog._providers import providers
-from embedctl.catalog._tables import table
+from embedctl.providers.catalog._providers import providers
+from embedctl.providers.catalog._tables import table
 from embedctl.records import InputType, Limits, UsageMode
 
 Status = Literal["active", "legacy", "retired"]

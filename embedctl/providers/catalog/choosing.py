@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from embedctl import catalog
-from embedctl.catalog import Model
+from embedctl.providers import catalog
+from embedctl.providers.catalog import Model
 
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _QUALITIES = ("very high", "high", "medium", "low")

@@ -7,8 +7,8 @@ named("all-MiniLM-L6-v2")                       what a bare name may mean
 
 from __future__ import annotations
 
-from embedctl.catalog._models import Model, default_model, find, models, named, serving
-from embedctl.catalog._providers import Provider, default_chain, providers
+from embedctl.providers.catalog._models import Model, default_model, find, models, named, serving
+from embedctl.providers.catalog._providers import Provider, default_chain, providers
 
 __all__ = [
     "Model",

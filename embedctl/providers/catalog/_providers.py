@@ -8,7 +8,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from embedctl.catalog._tables import table
+from embedctl.providers.catalog._tables import table
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
