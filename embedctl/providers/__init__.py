@@ -1,35 +1,8 @@
-"""Wire formats, one pure file each; this folder is the registry.
+"""Wire formats, one pure file each.
 
-What a protocol is: `_contract.py`. A new one is one file here, plus its wire examples in the tests.
+A new provider is one file here, its rows in `catalog/`, and its wire examples in the tests.
 """
 
-from __future__ import annotations
-
-import difflib
-import importlib
-from pathlib import Path
-from typing import cast
-
-from embedctl.errors import ConfigurationInvalid
-from embedctl.providers._contract import WireProtocol
-
-PROTOCOLS = tuple(sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py")))
-"""The names a provider's `protocol` may have."""
-
-
-def protocol(name: str) -> WireProtocol:
-    """The module of one protocol.
-
-    Raises:
-        ConfigurationInvalid: There is none of that name; the hint names the nearest.
-    """
-    if name not in PROTOCOLS:
-        near = difflib.get_close_matches(name, PROTOCOLS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(PROTOCOLS)}"
-        raise ConfigurationInvalid(f"there is no protocol {name!r}", hint=hint)
-    return cast("WireProtocol", importlib.import_module(f"embedctl.providers.{name}"))
-
-
-def is_local(name: str) -> bool:
-    """Whether a protocol runs in this process: it has limits, and nothing to send."""
-    return bool(getattr(protocol(name), "LOCAL", False))
+from embedctl.providers._registry import PROTOCOLS as PROTOCOLS
+from embedctl.providers._registry import is_local as is_local
+from embedctl.providers._registry import protocol as protocol
