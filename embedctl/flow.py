@@ -24,7 +24,6 @@ from embedctl.ledger.paths import LedgerPaths
 from embedctl.money import Till, allowances
 from embedctl.money.tariff import Tariff
 from embedctl.offers import Offer
-from embedctl.options import Options
 from embedctl.order import Order, Watch
 from embedctl.output import Finished, FolderOutput, Output
 from embedctl.pipeline import Pipeline, Segments, Steps
@@ -35,6 +34,7 @@ from embedctl.registration import Registration
 from embedctl.resilience.retry import Policy
 from embedctl.run_record import RunRecord
 from embedctl.serving import Chain
+from embedctl.settings.options import Options
 from embedctl.stopping import Stop
 from embedctl.storage import Disk
 from embedctl.storage.hash_index import Known

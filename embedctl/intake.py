@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.candidates import Candidate, Candidates, Rows, Wording
-from embedctl.options import Options
 from embedctl.plan import Packed, Packer
 from embedctl.records import TEXT_HASH_BYTES
+from embedctl.settings.options import Options
 from embedctl.slots import Mean, Refusal, Slot, Where
 from embedctl.storage.hash_index import PLACE, Known
 

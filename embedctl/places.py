@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from embedctl.errors import ConfigurationInvalid
-from embedctl.options import Options
 from embedctl.providers import catalog, tldw
 from embedctl.providers._contract import Place, Secret, WireProtocol
 from embedctl.providers.catalog import Model, Provider
 from embedctl.records import Limits
 from embedctl.resilience.limiter import Ceiling
 from embedctl.settings import ProviderSettings, Settings
+from embedctl.settings.options import Options
 
 # fmt: off
 _NOT_FOR_PROTOCOLS = frozenset({

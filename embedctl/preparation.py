@@ -11,8 +11,8 @@ from embedctl.errors import InputInvalid
 from embedctl.ids import Ids
 from embedctl.intake import Intake
 from embedctl.offers import Offer
-from embedctl.options import Options
 from embedctl.records import Limits
+from embedctl.settings.options import Options
 from embedctl.slots import Refusal
 from embedctl.storage.hash_index import Known
 from embedctl.wording import wording

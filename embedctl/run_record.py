@@ -12,11 +12,11 @@ from embedctl import read, write
 from embedctl.before import Asked
 from embedctl.errors import InputChanged, OutputRefused
 from embedctl.offers import Offer
-from embedctl.options import Options
 from embedctl.order import Order
 from embedctl.output import FolderOutput, Output
 from embedctl.receipt import Rows
 from embedctl.records import Space, utc_now
+from embedctl.settings.options import Options
 
 _SHAPING = frozenset(
     "text_column id_column keep split encoding chunk_size chunk_overlap input_type dimensions dimension_policy "  # noqa: SIM905

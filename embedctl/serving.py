@@ -12,12 +12,12 @@ from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage
 from embedctl.folders import Folder
 from embedctl.names import asked_for, checked_provider, default_model, known_providers
 from embedctl.offers import Offer, check_usable
-from embedctl.options import Options
 from embedctl.providers import catalog
 from embedctl.providers._contract import Options as WireOptions
 from embedctl.providers.catalog import Model, Provider
 from embedctl.resilience.fallback import Entry, LeftOut, allowed, require
 from embedctl.settings import ProviderSettings, Settings
+from embedctl.settings.options import Options
 from embedctl.storage.token_count_cache import Counts, SharedCounts
 
 __all__ = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from embedctl import chunk, read, tokens
 from embedctl.candidates import Wording
-from embedctl.options import Options
 from embedctl.serving import Offer
+from embedctl.settings.options import Options
 
 
 def wording(offer: Offer, options: Options, source: read.Source) -> Wording:

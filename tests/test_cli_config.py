@@ -16,7 +16,7 @@ from running import Ran, embedctl
 from embedctl import __version__, settings
 from embedctl.cli import COMMANDS, app
 from embedctl.cli.config import TEMPLATE
-from embedctl.options import Options
+from embedctl.settings.options import Options
 
 GOLDEN = Path(__file__).parent / "golden"
 

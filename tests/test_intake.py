@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from embedctl import assemble, write
 from embedctl.candidates import REASON_WORDS, Wording
 from embedctl.intake import JOURNAL_FILES, Intake
-from embedctl.options import Options
 from embedctl.plan import Packed, Packer
 from embedctl.read.block import REASONS, Block
 from embedctl.records import Limits, text_hash, tokens_hash
+from embedctl.settings.options import Options
 from embedctl.slots import Arrival, History, Refusal, Slot, Where, resolve_twins
 from embedctl.storage.hash_index import PLACE, Known
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedctl import options
 from embedctl.cli import flags
 from embedctl.errors import WrongUsage
-from embedctl.options import Options
+from embedctl.settings import options
+from embedctl.settings.options import Options
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,8 @@ def run(
     """Embed inputs into a folder of Parquet parts; the same command again continues, or embeds what is new."""
     allocator.keep_memory()
     from embedctl.cli.running import Talk, execute
-    from embedctl.options import checked_name
     from embedctl.settings import read_job
+    from embedctl.settings.options import checked_name
 
     words = list(inputs or ())
     found = read_job(Path(words.pop(0))) if words and words[0].endswith(".toml") else {}

@@ -12,7 +12,7 @@ from embedctl import render, settings
 from embedctl.cli import SuggestingGroup
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import OutputRefused
-from embedctl.options import Options
+from embedctl.settings.options import Options
 
 app = typer.Typer(cls=SuggestingGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 _HELP = {"help_option_names": ["-h", "--help"]}

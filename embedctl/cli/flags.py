@@ -14,7 +14,7 @@ import typer
 
 from embedctl.cli import nearest
 from embedctl.errors import WrongUsage
-from embedctl.options import Options
+from embedctl.settings.options import Options
 
 FormatFlag = Annotated[
     Literal["table", "json", "csv", "md"],

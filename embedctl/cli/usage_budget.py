@@ -12,7 +12,7 @@ from embedctl import render
 from embedctl.cli import SuggestingGroup, ledgers
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import BudgetReached, BudgetWarning
-from embedctl.options import checked_name
+from embedctl.settings.options import checked_name
 
 Text = Optional[str]  # noqa: UP045 - typer reads it
 Workspace = Annotated[str, typer.Option("--workspace", "-w", help="Whose.")]

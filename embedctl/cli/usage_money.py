@@ -11,7 +11,7 @@ from embedctl import render
 from embedctl.cli import ledgers, usage_budget
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import RowsFailed, WrongUsage
-from embedctl.options import checked_name
+from embedctl.settings.options import checked_name
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(usage_budget.app, name="budget")

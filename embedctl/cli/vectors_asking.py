@@ -15,7 +15,7 @@ from embedctl import render
 from embedctl.cli import ledgers
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, tags
 from embedctl.errors import EmbedctlError, InputInvalid, WrongUsage
-from embedctl.options import checked_name
+from embedctl.settings.options import checked_name
 
 if TYPE_CHECKING:
     from embedctl.receipt import Spending

@@ -13,10 +13,10 @@ from embedctl.ledger import limits, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.money import Allowance, Till, UnitPrice, reached, usd
 from embedctl.money.shared_purse import SharedPurse, Sums
-from embedctl.options import Options
 from embedctl.records import utc_now
 from embedctl.serving import Offer
 from embedctl.settings import Settings
+from embedctl.settings.options import Options
 from embedctl.storage import locks
 
 if TYPE_CHECKING:

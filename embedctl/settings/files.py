@@ -11,9 +11,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from embedctl import options as run_options
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage
-from embedctl.options import Options
+from embedctl.settings import options as run_options
+from embedctl.settings.options import Options
 from embedctl.settings.tables import (
     Allow,
     CacheSettings,

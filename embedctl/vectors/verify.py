@@ -9,8 +9,8 @@ from typing import Any
 
 from embedctl import read, single, tokens
 from embedctl.offers import Offer
-from embedctl.options import Options
 from embedctl.receipt import Spending
+from embedctl.settings.options import Options
 from embedctl.vectors import agreement
 from embedctl.vectors.against import Against
 from embedctl.vectors.asking import Asking
