@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from embedctl import places, providers
+from embedctl.backends.http.transport import Transport
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.providers import _errors, _http
 from embedctl.providers._contract import HttpRequest, Place
 from embedctl.settings import ProviderSettings, Settings
-from embedctl.transport import Transport
 
 if TYPE_CHECKING:
     from embedctl.ledger.invoices import Fetch

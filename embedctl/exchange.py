@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import answers, counting, events, local
+from embedctl import answers, counting, events
+from embedctl.backends.onnx import local_model
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceMismatch
 from embedctl.events import Caller
 from embedctl.lanes import Lanes, Patience
@@ -164,7 +165,7 @@ class Exchange:
         """Send, and read the answer: over the wire, or in a thread of this process."""
         offer = line.offer
         if message is None or line.transport is None:
-            model = await asyncio.to_thread(local.load, offer.folder, offer.max_tokens or 512)
+            model = await asyncio.to_thread(local_model.load, offer.folder, offer.max_tokens or 512)
             vectors, each = await asyncio.to_thread(model.embed, [str(text) for text in request.texts])
             return WireAnswer(vectors=vectors, tokens=sum(each), tokens_each=each), {}, b""
         response = await line.transport.send(message, timeout_s=offer.timeout_s)

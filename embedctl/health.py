@@ -278,7 +278,7 @@ def _proxy(settings: Settings) -> Check:
     said = [name for name in environment if name.upper() in _PROXIES]
     if not said:
         return Check("proxy", "ok", "none", facts={"variables": []})
-    from embedctl.transport import Transport  # httpx
+    from embedctl.backends.http.transport import Transport  # httpx
 
     url = "https://api.openai.com/v1"
     facts = {"variables": sorted(said)}

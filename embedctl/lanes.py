@@ -30,7 +30,7 @@ from embedctl.serving import Chain
 from embedctl.waits import Waits, spoken
 
 if TYPE_CHECKING:
-    from embedctl.transport import Transport
+    from embedctl.backends.http.transport import Transport
 
 _SHORTEST_PAUSE_S = 0.05
 _LOOK_EVERY_S = 5.0
@@ -108,7 +108,7 @@ class Lanes:
         )
 
     def _transport(self, offer: Offer) -> Transport:
-        from embedctl.transport import Transport  # httpx: not for runs that stay on this machine
+        from embedctl.backends.http.transport import Transport  # httpx: not for runs that stay on this machine
 
         key = (offer.insecure, offer.ca_file)
         if key not in self._transports:

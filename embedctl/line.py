@@ -17,7 +17,7 @@ from embedctl.resilience.lane import Lane
 from embedctl.resilience.retry import Budget, may_be_the_texts_fault
 
 if TYPE_CHECKING:
-    from embedctl.transport import Transport
+    from embedctl.backends.http.transport import Transport
 
 
 class NotAdmittedError(Exception):

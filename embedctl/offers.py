@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from embedctl import urls
+from embedctl.backends.http import urls
 from embedctl.errors import ConfigurationInvalid
 from embedctl.providers._contract import Options, Place, WireProtocol
 from embedctl.providers.catalog import Model

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from embedctl import folders, permissions, places, providers
+from embedctl import permissions, places, providers
+from embedctl.backends.onnx import folders
+from embedctl.backends.onnx.folders import Folder
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage
-from embedctl.folders import Folder
 from embedctl.names import asked_for, checked_provider, default_model, known_providers
 from embedctl.offers import Offer, check_usable
 from embedctl.providers import catalog

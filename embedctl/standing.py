@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from embedctl import circuits, names, permissions, places, providers, urls
+from embedctl import circuits, names, permissions, places, providers
+from embedctl.backends.http import urls
 from embedctl.errors import EmbedctlError
 from embedctl.providers import catalog
 from embedctl.providers._contract import HttpRequest
@@ -122,7 +123,7 @@ async def _reachable(settings: Settings, found: Sequence[ProviderStanding]) -> d
 
 
 async def _answers(settings: Settings, one: ProviderStanding) -> str:
-    from embedctl.transport import Transport
+    from embedctl.backends.http.transport import Transport
 
     if one.protocol is not None and providers.is_local(one.protocol):
         return "here"

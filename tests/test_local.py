@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embedctl import local
+from embedctl.backends.onnx import local_model
 from embedctl.errors import ConfigurationInvalid, TextTooLong
 from embedctl.tokens import ASSETS
 
@@ -25,13 +25,13 @@ TEXTS: list[str] = REFERENCE["texts"]
 
 
 @pytest.fixture(scope="module")
-def model() -> local.LocalModel:
+def model() -> local_model.LocalModel:
     """The bundled model, loaded once."""
-    return local.load(None, 256)
+    return local_model.load(None, 256)
 
 
 @pytest.fixture(scope="module")
-def vectors(model: local.LocalModel) -> NDArray[np.float32]:
+def vectors(model: local_model.LocalModel) -> NDArray[np.float32]:
     """All reference texts, embedded together."""
     return model.embed(TEXTS)[0]
 
@@ -60,7 +60,9 @@ def test_the_reference_covers_what_texts_are_like() -> None:
     assert REFERENCE["weights_sha256"] == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-def test_a_vector_does_not_depend_on_its_batch_mates(model: local.LocalModel, vectors: NDArray[np.float32]) -> None:
+def test_a_vector_does_not_depend_on_its_batch_mates(
+    model: local_model.LocalModel, vectors: NDArray[np.float32]
+) -> None:
     """A text alone has the vector it has among sixty others: cosine at least 0.99999."""
     for place in range(0, len(TEXTS), 4):
         alone = model.embed([TEXTS[place]])[0][0]
@@ -68,7 +70,9 @@ def test_a_vector_does_not_depend_on_its_batch_mates(model: local.LocalModel, ve
         assert float(alone @ vectors[place]) >= 0.99999
 
 
-def test_each_text_gets_its_own_vector_in_any_order(model: local.LocalModel, vectors: NDArray[np.float32]) -> None:
+def test_each_text_gets_its_own_vector_in_any_order(
+    model: local_model.LocalModel, vectors: NDArray[np.float32]
+) -> None:
     """Row i is the vector of texts[i] although texts are sorted by length inside; the nearest reference is itself."""
     order = np.random.default_rng(7).permutation(len(TEXTS))[:30]
     shuffled = model.embed([TEXTS[place] for place in order])[0]
@@ -76,7 +80,9 @@ def test_each_text_gets_its_own_vector_in_any_order(model: local.LocalModel, vec
     assert (shuffled @ vectors.T).argmax(axis=1).tolist() == order.tolist()
 
 
-def test_vectors_have_unit_length_and_tokens_are_counted(model: local.LocalModel, vectors: NDArray[np.float32]) -> None:
+def test_vectors_have_unit_length_and_tokens_are_counted(
+    model: local_model.LocalModel, vectors: NDArray[np.float32]
+) -> None:
     """Every vector is float32 of length 1, 384 wide; the tokens of each text are told, special ones included."""
     counts = model.embed(TEXTS[:10])[1]
 
@@ -85,7 +91,7 @@ def test_vectors_have_unit_length_and_tokens_are_counted(model: local.LocalModel
     assert list(counts) == REFERENCE["tokens"][:10]
 
 
-def test_a_text_of_256_tokens_goes_and_of_257_is_too_long(model: local.LocalModel) -> None:
+def test_a_text_of_256_tokens_goes_and_of_257_is_too_long(model: local_model.LocalModel) -> None:
     """The model's limit is kept to the token; nothing is ever cut, and the error says which text and how long."""
     fits = " ".join(["word"] * 254)
     found, counts = model.embed([fits])
@@ -97,7 +103,7 @@ def test_a_text_of_256_tokens_goes_and_of_257_is_too_long(model: local.LocalMode
     assert caught.value.details == ({"index": 1, "tokens": 257, "max_tokens": 256},)
 
 
-def test_no_texts_make_no_vectors(model: local.LocalModel) -> None:
+def test_no_texts_make_no_vectors(model: local_model.LocalModel) -> None:
     """An empty request has an empty answer."""
     found, counts = model.embed([])
 
@@ -108,16 +114,16 @@ def test_no_texts_make_no_vectors(model: local.LocalModel) -> None:
 @given(st.lists(st.integers(2, 256), max_size=80))
 def test_batches_hold_every_text_once_and_stay_small(lengths: list[int]) -> None:
     """Every place is in exactly one batch; a padded batch is at most 512 tokens, or one text; lengths are alike."""
-    batches = local._batches(lengths)
+    batches = local_model._batches(lengths)
 
     assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= local.BATCH_TOKENS
+        assert len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= local_model.BATCH_TOKENS
     longest = [max(lengths[place] for place in batch) for batch in batches]
     assert longest == sorted(longest)
 
 
-def test_threads_may_share_a_model(model: local.LocalModel, vectors: NDArray[np.float32]) -> None:
+def test_threads_may_share_a_model(model: local_model.LocalModel, vectors: NDArray[np.float32]) -> None:
     """Four threads that embed at the same time get the vectors that one gets."""
     start = threading.Barrier(4)
 
@@ -132,18 +138,18 @@ def test_threads_may_share_a_model(model: local.LocalModel, vectors: NDArray[np.
         assert ((part * vectors[number * 8 : number * 8 + 8]).sum(axis=1) >= 0.99999).all()
 
 
-def test_a_model_is_loaded_once(model: local.LocalModel) -> None:
+def test_a_model_is_loaded_once(model: local_model.LocalModel) -> None:
     """Asking again for the same model gives the same one."""
-    assert local.load(None, 256) is model
+    assert local_model.load(None, 256) is model
 
 
 def test_a_folder_without_a_model_says_what_is_missing(tmp_path: Path) -> None:
     """A model folder needs model.onnx and tokenizer.json; the error names the first that is missing."""
     with pytest.raises(ConfigurationInvalid, match=r"holds no model\.onnx"):
-        local.load(tmp_path, 256)
+        local_model.load(tmp_path, 256)
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(ConfigurationInvalid, match=r"holds no tokenizer\.json"):
-        local.load(tmp_path, 256)
+        local_model.load(tmp_path, 256)
 
 
 def test_a_file_that_is_no_model_is_a_configuration_error(tmp_path: Path) -> None:
@@ -152,4 +158,4 @@ def test_a_file_that_is_no_model_is_a_configuration_error(tmp_path: Path) -> Non
     shutil.copy(ASSETS / "minilm" / "tokenizer.json", tmp_path)
 
     with pytest.raises(ConfigurationInvalid, match=r"model\.onnx is not a model that onnxruntime can load"):
-        local.load(tmp_path, 256)
+        local_model.load(tmp_path, 256)

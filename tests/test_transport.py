@@ -21,7 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedctl import transport as module
+from embedctl.backends.http import exchanges, links
+from embedctl.backends.http import transport as module
+from embedctl.backends.http.transport import HttpResponse, Transport, translated
 from embedctl.errors import (
     AnswerLost,
     AnswerUnusable,
@@ -32,7 +34,6 @@ from embedctl.errors import (
     RedirectRefused,
 )
 from embedctl.providers._contract import HttpRequest
-from embedctl.transport import HttpResponse, Transport, exchanges, links, translated
 
 KEY = "sk-canary-0123456789abcdef"
 Act = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -32,10 +32,11 @@ from test_transport import (
     tunnel,
 )
 
+from embedctl.backends.http import links
+from embedctl.backends.http.exchanges import Body, Exchanges
+from embedctl.backends.http.transport import Transport
 from embedctl.errors import AnswerLost, ConfigurationInvalid, NotSent
 from embedctl.providers._contract import HttpRequest
-from embedctl.transport import Transport, links
-from embedctl.transport.exchanges import Body, Exchanges
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import httpx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedctl.transport.bodies import body_of
-from embedctl.transport.exchanges import Exchanges
+from embedctl.backends.http.bodies import body_of
+from embedctl.backends.http.exchanges import Exchanges
 
 Told = tuple[int, list[tuple[str, str]], bytes]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedctl import urls
+from embedctl.backends.http import urls
 from embedctl.errors import ConfigurationInvalid
 
 KEY = "sk-canary-0123456789abcdef"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedctl import local
+from embedctl.backends.onnx import local_model
 
-vectors, _ = local.load(None, 256).embed(json.loads(Path(sys.argv[1]).read_text()))
+vectors, _ = local_model.load(None, 256).embed(json.loads(Path(sys.argv[1]).read_text()))
 np.save(sys.argv[2], vectors)

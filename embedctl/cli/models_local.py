@@ -26,7 +26,7 @@ def pull(
     config: ConfigFlag = None,
 ) -> None:
     """Fetch a Hugging Face ONNX model, to be used as onnx:OWNER/NAME."""
-    from embedctl import hub
+    from embedctl.backends.onnx import hub
 
     found = settings.load(config=config)
     pulled = hub.pull(name, found.paths.models, revision=revision, endpoint=found.environment.get("HF_ENDPOINT"))
@@ -55,7 +55,8 @@ def warmup(
     config: ConfigFlag = None,
 ) -> None:
     """Load a local model and time its first vector."""
-    from embedctl import local, serving
+    from embedctl import serving
+    from embedctl.backends.onnx import local_model
 
     found = settings.load(flags={"model": model}, config=config)
     provider, name = serving.asked_for(found)
@@ -63,7 +64,7 @@ def warmup(
     if not offer.local:
         raise WrongUsage(f"{offer.id} does not run here", hint=f"`embedctl providers test {offer.provider}` asks it")
     started = time.perf_counter()
-    loaded = local.load(offer.folder, offer.max_tokens or 512)
+    loaded = local_model.load(offer.folder, offer.max_tokens or 512)
     there = time.perf_counter()
     vectors, _ = loaded.embed([offer.prefix + _TEXT])
     first = time.perf_counter()

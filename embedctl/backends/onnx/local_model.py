@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import folders
+from embedctl.backends.onnx import folders
 from embedctl.errors import ConfigurationInvalid, TextTooLong
 from embedctl.tokens import ASSETS, tokenizer_file
 

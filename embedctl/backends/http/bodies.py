@@ -8,8 +8,8 @@ from io import BytesIO
 
 import httpx
 
+from embedctl.backends.http.exchanges import Body
 from embedctl.errors import AnswerUnusable
-from embedctl.transport.exchanges import Body
 
 MAX_ERROR_BYTES = 1024 * 1024
 """Of an answer that is not a success, more is cut off."""

@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from embedctl.transport import alone as alone  # isort: skip  # before httpx
+from embedctl.backends.http import alone as alone  # isort: skip  # before httpx
 
 import httpx
 
-from embedctl import urls
+from embedctl.backends.http import urls
+from embedctl.backends.http.bodies import MAX_ERROR_BYTES, body_of
+from embedctl.backends.http.exchanges import Exchanges
+from embedctl.backends.http.translation import WORDS, translated
 from embedctl.errors import AnswerLost, ConfigurationInvalid, NotSent, ProviderError, RedirectRefused
 from embedctl.providers._contract import HttpRequest
-from embedctl.transport.bodies import MAX_ERROR_BYTES, body_of
-from embedctl.transport.exchanges import Exchanges
-from embedctl.transport.translation import WORDS, translated
 
 __all__ = ["MAX_BYTES", "MAX_ERROR_BYTES", "WORDS", "HttpResponse", "Transport", "translated"]
 

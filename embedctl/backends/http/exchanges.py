@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 import h11
 import httpx
 
-from embedctl.transport.links import SCRATCH_BYTES, Address, Link, connected
+from embedctl.backends.http.links import SCRATCH_BYTES, Address, Link, connected
 
 CONNECT_S = 10.0
 KEEPALIVE_S = 15.0

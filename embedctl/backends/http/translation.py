@@ -7,8 +7,8 @@ import ssl
 
 import httpx
 
+from embedctl.backends.http.links import LinkLocalError
 from embedctl.errors import AnswerLost, NotSent, ProviderError
-from embedctl.transport.links import LinkLocalError
 
 WORDS: dict[type[Exception], str] = {
     httpx.ConnectError: "cannot connect to {host}",

@@ -6,7 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
-from embedctl import folders
+from embedctl.backends.onnx import folders
+from embedctl.backends.onnx.folders import Folder
 from embedctl.errors import (
     ConfigurationInvalid,
     EmbedctlError,
@@ -17,7 +18,6 @@ from embedctl.errors import (
     OutputRefused,
     WrongUsage,
 )
-from embedctl.folders import Folder
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED = (

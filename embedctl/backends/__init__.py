@@ -1,0 +1,1 @@
+"""Where a request goes: over HTTP, or into a local model. One exchange each; no retry, no price."""

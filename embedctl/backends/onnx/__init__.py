@@ -1,0 +1,1 @@
+"""One inference of a local model. The door to onnxruntime."""
