@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from embedctl import places, providers
+from embedctl import providers
 from embedctl.backends.http.transport import Transport
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.providers import _errors, _http
 from embedctl.providers._contract import HttpRequest, Place
+from embedctl.routing import credentials
 from embedctl.settings import ProviderSettings, Settings
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def fetching(settings: Settings, provider: str) -> Iterator[Fetch]:
             hint="--file takes its usage or cost export: CSV or JSON, with a column day",
         )
     variable = ADMIN_KEYS[provider]
-    key = places.key_in(settings.environment, (variable,))
+    key = credentials.key_in(settings.environment, (variable,))
     if key is None:
         raise ConfigurationInvalid(
             f"{variable} is not set: an ordinary key may not read what was billed",
@@ -52,7 +53,7 @@ def fetching(settings: Settings, provider: str) -> Iterator[Fetch]:
         )
     dialect = providers.protocol(provider)
     own = settings.providers.get(provider, ProviderSettings())
-    found = places.place(settings, provider, provider, dialect, 0)
+    found = credentials.place(settings, provider, provider, dialect, 0)
     asked = Place(name=provider, protocol=provider, base_url=found.base_url, api_key=key)
     transport = Transport(
         connections=1,

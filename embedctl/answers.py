@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.errors import AnswerUnusable, SpaceMismatch
-from embedctl.offers import Offer
 from embedctl.providers._contract import WireAnswer
+from embedctl.routing.endpoint import Offer
 
 _UNIT_TOLERANCE = 1e-3
 

@@ -29,10 +29,10 @@ from embedctl.events import Caller
 from embedctl.exchange import Exchange, Operation, Purse, Record
 from embedctl.lanes import Lanes, Patience
 from embedctl.line import Line, NotAdmittedError
-from embedctl.offers import Offer
 from embedctl.plan import part_of
 from embedctl.records import Answer, Request, Space, UsageEvent, new_operation_id, text_hash, uuid7
-from embedctl.resilience.retry import Attempts, Policy, Step, may_be_the_texts_fault
+from embedctl.routing.endpoint import Offer
+from embedctl.routing.retry import Attempts, Policy, Step, may_be_the_texts_fault
 from embedctl.slots import Refusal
 
 _KNOWN_GOOD = "The harbour office opens at seven."

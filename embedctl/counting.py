@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from embedctl import tokens as tokenizers
-from embedctl.offers import Offer
 from embedctl.records import Request, Usage
+from embedctl.routing.endpoint import Offer
 
 FIRST_CHECKED = 3
 """Answers of each offer that are counted here too before its counts are believed; then 1 %."""

@@ -16,9 +16,9 @@ from embedctl import preparation, read, tokens
 from embedctl.assemble import Purchases
 from embedctl.before import Before
 from embedctl.ledger.price import cost
-from embedctl.offers import Offer
 from embedctl.pipeline import Segments
 from embedctl.plan import Packed
+from embedctl.routing.endpoint import Offer
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import Known
 from embedctl.storage.token_count_cache import Counts

@@ -8,9 +8,9 @@ from uuid import UUID
 
 from embedctl import __version__, counting
 from embedctl.errors import AnswerLost, EmbedctlError, ProviderError
-from embedctl.offers import Offer
 from embedctl.providers._contract import WireAnswer
 from embedctl.records import NO_USAGE, Request, Usage, UsageEvent, utc_now, uuid7
+from embedctl.routing.endpoint import Offer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

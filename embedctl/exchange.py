@@ -16,13 +16,13 @@ from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceM
 from embedctl.events import Caller
 from embedctl.lanes import Lanes, Patience
 from embedctl.line import Line
-from embedctl.offers import Offer
 from embedctl.plan import estimated_tokens
 from embedctl.providers._contract import HttpRequest, WireAnswer
 from embedctl.providers._errors import clean
 from embedctl.providers._rate_headers import rates
 from embedctl.records import Answer, Request, Space, Usage, UsageEvent
-from embedctl.resilience.lane import Slot as Turn
+from embedctl.routing.endpoint import Offer
+from embedctl.routing.limiter import Slot as Turn
 
 
 class Record(Protocol):

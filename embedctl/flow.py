@@ -23,7 +23,6 @@ from embedctl.lanes import Lanes
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.money import Till, allowances
 from embedctl.money.tariff import Tariff
-from embedctl.offers import Offer
 from embedctl.order import Order, Watch
 from embedctl.output import Finished, FolderOutput, Output
 from embedctl.pipeline import Pipeline, Segments, Steps
@@ -31,9 +30,10 @@ from embedctl.recall import Recall
 from embedctl.receipt import Headway, Rows, Spending
 from embedctl.records import Limits, Space
 from embedctl.registration import Registration
-from embedctl.resilience.retry import Policy
+from embedctl.routing.chain import Chain
+from embedctl.routing.endpoint import Offer
+from embedctl.routing.retry import Policy
 from embedctl.run_record import RunRecord
-from embedctl.serving import Chain
 from embedctl.settings.options import Options
 from embedctl.stopping import Stop
 from embedctl.storage import Disk

@@ -126,8 +126,8 @@ def _settings(settings: Settings) -> Check:
 
 
 def _model(settings: Settings) -> Check:
-    from embedctl import serving
-    from embedctl.offers import check_usable
+    from embedctl.routing import chain as serving
+    from embedctl.routing.endpoint import check_usable
 
     try:
         chain = serving.chain(settings)
@@ -140,10 +140,10 @@ def _model(settings: Settings) -> Check:
 
 
 def _providers(settings: Settings, *, online: bool, now: datetime) -> Iterator[Check]:
-    from embedctl import standing
+    from embedctl.routing import status
 
-    known = standing.standings(settings, now_s=now.timestamp())
-    answers = standing.reachable(settings, known) if online else {}
+    known = status.standings(settings, now_s=now.timestamp())
+    answers = status.reachable(settings, known) if online else {}
     quiet = []
     for one in known:
         answer = answers.get(one.name)
@@ -177,7 +177,7 @@ def _providers(settings: Settings, *, online: bool, now: datetime) -> Iterator[C
 
 
 def _hints(settings: Settings) -> Check:
-    from embedctl.resilience import hints
+    from embedctl.routing import hints
 
     path = settings.paths.home / "hints.json"
     known, complaint = hints.load(path)

@@ -13,21 +13,21 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.circuits import Circuits
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, ServerFailed, SpaceMismatch, Throttled
 from embedctl.line import Line
-from embedctl.memory import QUOTA_HOLD_S, Memory, smaller
-from embedctl.offers import Offer
-from embedctl.offers import check_usable as check_usable
 from embedctl.proof import Probe, Proof
 from embedctl.records import Limits, Space
-from embedctl.resilience import fallback
-from embedctl.resilience.breaker import Breaker, Snapshot
-from embedctl.resilience.fallback import Entry, Nobody, Standing
-from embedctl.resilience.lane import Lane
-from embedctl.resilience.retry import Step
-from embedctl.serving import Chain
-from embedctl.waits import Waits, spoken
+from embedctl.routing import fallback
+from embedctl.routing.breaker import Breaker, Snapshot
+from embedctl.routing.chain import Chain
+from embedctl.routing.circuits import Circuits
+from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import check_usable as check_usable
+from embedctl.routing.fallback import Entry, Nobody, Standing
+from embedctl.routing.learned import QUOTA_HOLD_S, Memory, smaller
+from embedctl.routing.limiter import Lane
+from embedctl.routing.retry import Step
+from embedctl.routing.waits import Waits, spoken
 
 if TYPE_CHECKING:
     from embedctl.backends.http.transport import Transport

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from embedctl.answers import Voice
 from embedctl.counting import Scale
 from embedctl.errors import ProviderError, RequestRefused
-from embedctl.offers import Offer
-from embedctl.resilience.breaker import Breaker, Pass, State
-from embedctl.resilience.lane import Lane
-from embedctl.resilience.retry import Budget, may_be_the_texts_fault
+from embedctl.routing.breaker import Breaker, Pass, State
+from embedctl.routing.endpoint import Offer
+from embedctl.routing.limiter import Lane
+from embedctl.routing.retry import Budget, may_be_the_texts_fault
 
 if TYPE_CHECKING:
     from embedctl.backends.http.transport import Transport

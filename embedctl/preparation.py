@@ -10,8 +10,8 @@ from embedctl import plan, read, write
 from embedctl.errors import InputInvalid
 from embedctl.ids import Ids
 from embedctl.intake import Intake
-from embedctl.offers import Offer
 from embedctl.records import Limits
+from embedctl.routing.endpoint import Offer
 from embedctl.settings.options import Options
 from embedctl.slots import Refusal
 from embedctl.storage.hash_index import Known

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from embedctl import answers
 from embedctl.errors import ProviderError, SpaceMismatch
 from embedctl.line import Line
-from embedctl.memory import Memory
 from embedctl.records import Space
+from embedctl.routing.learned import Memory
 
 TRUSTED_COSINE = 0.999
 PROBES = 3

@@ -15,9 +15,9 @@ from embedctl import __version__
 from embedctl.call import CallPoint, Piece
 from embedctl.events import Caller
 from embedctl.journal import Journal
-from embedctl.offers import Offer
 from embedctl.plan import Packed
 from embedctl.records import TEXT_HASH_BYTES, Answer, Request, Space, Usage, UsageEvent, utc_now, uuid7
+from embedctl.routing.endpoint import Offer
 from embedctl.storage.vector_cache import Cache, Hit
 
 Arrived = tuple[Sequence[int], Piece]

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from embedctl import before as befores
-from embedctl import dry_run, payers, permissions, places, preparation, read, serving, storage
+from embedctl import dry_run, payers, preparation, read, storage
 from embedctl.before import Before
 from embedctl.dry_run import Forecast
 from embedctl.errors import EmbedctlError, OutputRefused
@@ -30,9 +30,11 @@ from embedctl.receipt import Receipt, Spending
 from embedctl.receipt import made as receipt_made
 from embedctl.records import utc_now, uuid7
 from embedctl.registration import Registration
+from embedctl.routing import allow, credentials
+from embedctl.routing import chain as serving
+from embedctl.routing.chain import Chain
 from embedctl.run_record import RunRecord
 from embedctl.runs import JOURNAL, recover_dead, rescue, sweep
-from embedctl.serving import Chain
 from embedctl.stopping import Stop
 from embedctl.storage import Disk
 
@@ -128,7 +130,7 @@ class Run:
         allowances.check_priced(chain.offers, self._tariff.of, self._options)
         output = output_place.output(self.order, self.run_id, self._disk, self.watch.warned)
         source = self._source(output, None)
-        offer, barred = chain.first, permissions.barred(self.order.settings, chain.first.in_chain)
+        offer, barred = chain.first, allow.barred(self.order.settings, chain.first.in_chain)
         asked = self._record.bind(source, offer, tuple(barred))
         before = Before() if isinstance(output, StreamOutput) else befores.glance(output, asked)
         return dry_run.forecast(source, offer, self._options, before, barred, lambda tier: self._tariff.of(offer, tier))
@@ -137,8 +139,8 @@ class Run:
         """Who may be asked; a warning for each key that others could read."""
         chain = serving.chain(self.order.settings, warned=self.watch.warned)
         for name in dict.fromkeys(offer.provider for offer in chain.offers):
-            variables = places.key_variables(self.order.settings, name)
-            if note := places.exposed_key_file(self.order.settings.environment, variables):
+            variables = credentials.key_variables(self.order.settings, name)
+            if note := credentials.exposed_key_file(self.order.settings.environment, variables):
                 self.watch.warned(note)
         return chain
 
@@ -150,7 +152,7 @@ class Run:
         """Do what is left to do."""
         source = self._source(output, output.state)
         preparation.check_source(source, self._options, output.state)
-        barred = permissions.barred(self.order.settings, chain.first.in_chain)
+        barred = allow.barred(self.order.settings, chain.first.in_chain)
         before = self._before(output, source, chain, tuple(barred))
         if before.finished is not None:
             self._hand_over(output)

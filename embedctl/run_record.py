@@ -11,11 +11,11 @@ from embedctl import before as befores
 from embedctl import read, write
 from embedctl.before import Asked
 from embedctl.errors import InputChanged, OutputRefused
-from embedctl.offers import Offer
 from embedctl.order import Order
 from embedctl.output import FolderOutput, Output
 from embedctl.receipt import Rows
 from embedctl.records import Space, utc_now
+from embedctl.routing.endpoint import Offer
 from embedctl.settings.options import Options
 
 _SHAPING = frozenset(

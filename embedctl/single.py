@@ -28,12 +28,12 @@ from embedctl.lanes import Lanes
 from embedctl.ledger import prices, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.money import allowances
-from embedctl.offers import Offer, check_usable
 from embedctl.receipt import Spending
 from embedctl.records import Answer, Limits, Purpose, Space, text_hash, utc_now, uuid7
-from embedctl.resilience.retry import Policy
+from embedctl.routing.chain import Chain
+from embedctl.routing.endpoint import Offer, check_usable
+from embedctl.routing.retry import Policy
 from embedctl.runs import JOURNAL, LOCK, Run, Runs
-from embedctl.serving import Chain
 from embedctl.settings import Settings
 from embedctl.slots import Refusal
 from embedctl.storage import locks

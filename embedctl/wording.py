@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from embedctl import chunk, read, tokens
 from embedctl.candidates import Wording
-from embedctl.serving import Offer
+from embedctl.routing.chain import Offer
 from embedctl.settings.options import Options
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from embedctl import money, serving, settings
+from embedctl import money, settings
 from embedctl.call import CallPoint, Piece
 from embedctl.errors import EmbedctlError
 from embedctl.events import Caller
@@ -19,8 +19,9 @@ from embedctl.journal import Journal
 from embedctl.lanes import Lanes
 from embedctl.ledger import spool
 from embedctl.records import Limits, Request, Space, UsageEvent, text_hash, uuid7
-from embedctl.resilience.retry import Policy
-from embedctl.serving import Chain
+from embedctl.routing import chain as serving
+from embedctl.routing.chain import Chain
+from embedctl.routing.retry import Policy
 from embedctl.settings import Settings
 
 KEY = "sk-test-0123456789abcdef"

@@ -38,9 +38,9 @@ SELECT coalesce(sum(tokens_total) FILTER (billable = 'yes' AND entry_kind = 'usa
 FROM usage_event
 """
 HURRY = {
-    "embedctl.resilience.retry:TRANSIENT_BASE_S": 0.02,
-    "embedctl.resilience.retry:THROTTLE_BASE_S": 0.04,
-    "embedctl.resilience.window:AdaptiveRate.SLOWEST": 200.0,
+    "embedctl.routing.retry:TRANSIENT_BASE_S": 0.02,
+    "embedctl.routing.retry:THROTTLE_BASE_S": 0.04,
+    "embedctl.routing.window:AdaptiveRate.SLOWEST": 200.0,
 }
 """Constants for tests that are not about waiting."""
 

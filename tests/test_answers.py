@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embedctl import answers, serving
+from embedctl import answers
 from embedctl.answers import Voice
 from embedctl.errors import AnswerUnusable, SpaceMismatch
-from embedctl.offers import Offer
 from embedctl.providers._contract import WireAnswer
+from embedctl.routing import chain
+from embedctl.routing.endpoint import Offer
 from tests import calling
 
 MODEL = "text-embedding-3-small"
@@ -24,7 +25,7 @@ MODEL = "text-embedding-3-small"
 
 @pytest.fixture
 def offer(tmp_path: Path) -> Offer:
-    return replace(serving.chain(calling.load(tmp_path, model=f"openai:{MODEL}", fallback="off")).first, dimensions=4)
+    return replace(chain.chain(calling.load(tmp_path, model=f"openai:{MODEL}", fallback="off")).first, dimensions=4)
 
 
 def rows(count: int = 3, width: int = 4) -> NDArray[np.float32]:

@@ -20,14 +20,14 @@ import duckdb
 import numpy as np
 import pytest
 
-from embedctl import serving, tokens
+from embedctl import tokens
 from embedctl.errors import ConfigurationInvalid
 from embedctl.ledger.ingest import ingest
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.receipt import Spending
 from embedctl.records import Space
-from embedctl.resilience import hints
-from embedctl.resilience.breaker import State
+from embedctl.routing import chain, hints
+from embedctl.routing.breaker import State
 from embedctl.settings import Settings
 from tests.calling import KEY, SMALL, embed, load
 from tests.wire.client import Wire, expected, hash_of, started
@@ -587,7 +587,7 @@ def test_a_key_that_is_named_but_not_set(wire: Wire, tmp_path: Path) -> None:
     found = load(tmp_path, config, model="mine:some")
 
     with pytest.raises(ConfigurationInvalid, match="NOT_SET"):
-        serving.check_usable(serving.chain(found).first)
+        chain.check_usable(chain.chain(found).first)
 
 
 def test_a_token_is_minted(wire: Wire, tmp_path: Path) -> None:
@@ -609,7 +609,7 @@ def test_a_token_is_minted(wire: Wire, tmp_path: Path) -> None:
     assert sent.headers["x-provider"] == "openai"
     assert done.error is None
     with pytest.raises(ConfigurationInvalid, match="TLDW_SECRET"):
-        serving.chain(load(tmp_path, config, model=f"tldw:{SMALL}"))
+        chain.chain(load(tmp_path, config, model=f"tldw:{SMALL}"))
 
 
 def test_local_runs_need_no_http(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from embedctl.cli import app
-from embedctl.resilience import hints
-from embedctl.resilience.hints import Account, Hints, Served
+from embedctl.routing import hints
+from embedctl.routing.hints import Account, Hints, Served
 from embedctl.storage import locks
 from tests.wire.client import Wire, started
 

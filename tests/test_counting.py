@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedctl import counting, serving
+from embedctl import counting
 from embedctl.counting import Scale
-from embedctl.offers import Offer
 from embedctl.records import Request
+from embedctl.routing import chain
+from embedctl.routing.endpoint import Offer
 from tests import calling
 
 SELDOM = UUID(int=1)  # not one of the 1 % that are looked at
@@ -24,7 +25,7 @@ TEXT = "The ferry leaves the harbour at seven every morning, but for Sundays."
 
 @pytest.fixture
 def offer(tmp_path: Path) -> Offer:
-    return serving.chain(calling.load(tmp_path, model="openai:text-embedding-3-small", fallback="off")).first
+    return chain.chain(calling.load(tmp_path, model="openai:text-embedding-3-small", fallback="off")).first
 
 
 def used(offer: Offer, native: int | None, scale: Scale | None = None, texts: int = 4, event: UUID = SELDOM) -> Any:

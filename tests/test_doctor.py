@@ -19,8 +19,8 @@ from embedctl import health, settings
 from embedctl.cli import app
 from embedctl.ledger import spool
 from embedctl.records import uuid7
-from embedctl.resilience import hints
-from embedctl.resilience.hints import Account
+from embedctl.routing import hints
+from embedctl.routing.hints import Account
 from embedctl.runs import Run, Runs
 from embedctl.storage import locks
 from tests.wire import client

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from embedctl import circuits, serving
 from embedctl.errors import EmbedctlError, NoProviderNow, RequestTooLarge, ServerFailed, Throttled
 from embedctl.lanes import Lanes, Patience
 from embedctl.line import Line, NotAdmittedError
 from embedctl.records import Limits
-from embedctl.resilience.breaker import State
-from embedctl.resilience.retry import Remedy, Step
-from embedctl.waits import spoken
+from embedctl.routing import chain as serving
+from embedctl.routing import circuits
+from embedctl.routing.breaker import State
+from embedctl.routing.retry import Remedy, Step
+from embedctl.routing.waits import spoken
 from tests.calling import SMALL, load
 
 ILL = ServerFailed("HTTP 503: no", provider="openai", status=503)

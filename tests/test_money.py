@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import MODEL, World, Zygote, sentence
 
-from embedctl import money, offers, serving
+from embedctl import money
 from embedctl import settings as user_settings
 from embedctl.errors import BudgetReached
 from embedctl.records import Request, UsageEvent, utc_now, uuid7
+from embedctl.routing import chain, endpoint
 from tests.wire.client import Wire
 
 TEXTS = [sentence(number) for number in range(60)]
@@ -110,10 +111,10 @@ def test_free_models_need_no_budget(world: World) -> None:
     assert world.run("batch", "run", "in/000.parquet", "-o", "out", "-w", "acme").code == 0
 
 
-def offer() -> offers.Offer:
+def offer() -> endpoint.Offer:
     environment = {"EMBEDCTL_HOME": "/nowhere", "OPENAI_API_KEY": "sk-test", "HOME": "/nowhere"}
     found = user_settings.load(flags={"model": f"openai:{MODEL}"}, environment=environment, folder=Path("/"))
-    return serving.chain(found).first
+    return chain.chain(found).first
 
 
 OFFER = offer()

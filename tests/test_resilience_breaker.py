@@ -24,7 +24,7 @@ from embedctl.errors import (
     TextTooLong,
     Throttled,
 )
-from embedctl.resilience.breaker import Breaker, Pass, State, Thresholds
+from embedctl.routing.breaker import Breaker, Pass, State, Thresholds
 
 ILL = [NotSent, ServerFailed, AnswerLost, AnswerUnusable]
 NEUTRAL = [Throttled, RequestTooLarge, TextRefused, TextTooLong]

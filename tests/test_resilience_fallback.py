@@ -15,17 +15,7 @@ from embedctl.errors import (
     QuotaExhausted,
     RedirectRefused,
 )
-from embedctl.resilience.fallback import (
-    Allow,
-    Entry,
-    LeftOut,
-    Nobody,
-    Standing,
-    allowed,
-    choose,
-    fitting,
-    require,
-)
+from embedctl.routing.fallback import Allow, Entry, LeftOut, Nobody, Standing, allowed, choose, fitting, require
 
 OPENAI = Entry(provider="openai", model="small", canonical="openai/small", space_id="s1")
 AZURE = Entry(provider="eu", model="my-deployment", canonical="openai/small", space_id="s1")

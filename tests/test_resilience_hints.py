@@ -12,18 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedctl.records import Limits
-from embedctl.resilience.hints import (
-    Account,
-    Hints,
-    Served,
-    fingerprint,
-    living,
-    load,
-    merged,
-    pair,
-    save,
-    update,
-)
+from embedctl.routing.hints import Account, Hints, Served, fingerprint, living, load, merged, pair, save, update
 
 OPENAI = Account("openai", fingerprint("sk-canary-0123456789"))
 SMALL = Served("tei", "bge")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from embedctl.errors import AnswerLost, KeyRejected, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
-from embedctl.resilience.lane import Lane
-from embedctl.resilience.limiter import Ceiling
+from embedctl.routing.limiter import Lane
+from embedctl.routing.rate_limit import Ceiling
 
 
 class Clock:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from embedctl.providers._rate_headers import Rates, duration, rates
-from embedctl.resilience.bucket import Bucket
-from embedctl.resilience.limiter import Ceiling, Limiter, Reservation
-from embedctl.resilience.window import AdaptiveRate, Window
+from embedctl.routing.bucket import Bucket
+from embedctl.routing.rate_limit import Ceiling, Limiter, Reservation
+from embedctl.routing.window import AdaptiveRate, Window
 
 # ── buckets ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -24,16 +24,7 @@ from embedctl.errors import (
     TextTooLong,
     Throttled,
 )
-from embedctl.resilience.retry import (
-    THROTTLE_COST,
-    TRANSIENT_COST,
-    Attempts,
-    Budget,
-    Policy,
-    Step,
-    hinted_s,
-    wait_before,
-)
+from embedctl.routing.retry import THROTTLE_COST, TRANSIENT_COST, Attempts, Budget, Policy, Step, hinted_s, wait_before
 
 jitters = st.floats(0, 1, exclude_max=True)
 RETRIED = [NotSent, ServerFailed, AnswerLost, AnswerUnusable]

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from embedctl.errors import ProviderError, Remedy, ServerFailed, Throttled
-from embedctl.resilience.breaker import Breaker, Pass
-from embedctl.resilience.limiter import Ceiling, Limiter, Reservation
-from embedctl.resilience.retry import Attempts, Budget, Policy
+from embedctl.routing.breaker import Breaker, Pass
+from embedctl.routing.rate_limit import Ceiling, Limiter, Reservation
+from embedctl.routing.retry import Attempts, Budget, Policy
 
 TEN_MINUTES = 600.0
 LATENCY_S = 0.3

@@ -18,9 +18,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from embedctl.cli import app
-from embedctl.places import exposure
 from embedctl.providers import _errors
 from embedctl.providers._contract import HttpRequest
+from embedctl.routing.credentials import exposure
 from tests.wire.client import Wire, started
 
 KEY = "sk-proj-Zx81kQvLw93hTnYb77RmD0aJc5"
@@ -183,10 +183,11 @@ def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
 
 def test_a_minted_token_is_right(wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is signed says who and until when, for a day, and nothing else."""
-    from embedctl import serving, settings
+    from embedctl import settings
+    from embedctl.routing import chain
 
     prepare(WAYS["a key and a minted token"], wire, tmp_path, monkeypatch)
-    offer = serving.chain(settings.load(flags={"model": f"tldw:{MODEL}"}), wall=lambda: 1_800_000_000.0).first
+    offer = chain.chain(settings.load(flags={"model": f"tldw:{MODEL}"}), wall=lambda: 1_800_000_000.0).first
 
     sent = offer.protocol.request(offer.place, MODEL, ["a"], offer.wire)
 

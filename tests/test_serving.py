@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from embedctl import serving
 from embedctl.errors import ConfigurationInvalid, NotAllowed, WrongUsage
-from embedctl.offers import Offer
 from embedctl.records import Limits
+from embedctl.routing import chain as serving
+from embedctl.routing.endpoint import Offer
 from tests.calling import KEY, SMALL, load
 
 

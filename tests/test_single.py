@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedctl import serving, settings, single
+from embedctl import settings, single
 from embedctl.errors import BudgetReached, KeyRejected
 from embedctl.ledger import spool
+from embedctl.routing import chain
 from embedctl.runs import Runs, recover_dead
 from embedctl.settings import Settings
 from tests.wire import client
@@ -52,7 +53,7 @@ def configured(wire: client.Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def made(found: Settings, texts: list[str]) -> single.Single:
     """Embed some texts for a test."""
-    return single.embed(found, serving.chain(found), texts, purpose="test", command="a test")
+    return single.embed(found, chain.chain(found), texts, purpose="test", command="a test")
 
 
 def test_vectors_come_in_order_and_are_paid_for(wire: client.Wire, configured: Callable[..., Settings]) -> None:

@@ -9,7 +9,8 @@ import orjson
 import pytest
 from processes import MODEL, World, Zygote, hash_of, sentence
 
-from embedctl import serving, settings
+from embedctl import settings
+from embedctl.routing import chain as serving
 from tests.wire.client import Wire
 
 TEXTS = [sentence(number) for number in range(12)]

@@ -95,7 +95,7 @@ def refuse_unknown_provider(ledger: Opened, name: str) -> None:
         WrongUsage: It is neither; the nearest is named.
     """
     from embedctl.ledger import database
-    from embedctl.names import checked_provider, known_providers
+    from embedctl.routing.names import checked_provider, known_providers
 
     if name in known_providers(ledger.settings):
         return

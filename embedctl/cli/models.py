@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from embedctl import permissions, render, serving, settings
+from embedctl import render, settings
 from embedctl.cli import models_choose, models_local, nearest
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli.listing import ListingGroup
@@ -15,7 +15,8 @@ from embedctl.ledger import prices
 from embedctl.providers import catalog
 from embedctl.providers.catalog import Model
 from embedctl.records import utc_now
-from embedctl.resilience.fallback import Entry, allowed
+from embedctl.routing import allow, chain
+from embedctl.routing.fallback import Entry, allowed
 from embedctl.settings import Settings
 
 app = typer.Typer(cls=ListingGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -42,8 +43,8 @@ def list_models(
 ) -> None:
     """Models the catalog knows, with width, limit, price, and whether they may be used."""
     found = settings.load(flags={"workspace": workspace}, config=config)
-    if provider is not None and provider not in serving.known_providers(found):
-        close = nearest(provider, serving.known_providers(found))
+    if provider is not None and provider not in chain.known_providers(found):
+        close = nearest(provider, chain.known_providers(found))
         raise WrongUsage(f"unknown provider: {provider!r}", hint=f"did you mean {close!r}?" if close else None)
     chosen = [
         model
@@ -52,7 +53,7 @@ def list_models(
     ]
     book = _prices(found)
     rows = [_row(model, found, book) for model in chosen]
-    lists = permissions.lists(found, found.options.workspace)
+    lists = allow.lists(found, found.options.workspace)
     envelope = {
         "schema_version": 1,
         "data": rows,
@@ -83,7 +84,7 @@ def show(
 ) -> None:
     """Everything known of a model, where it was read, and what nobody has verified."""
     found = settings.load(flags={"model": model}, config=config, ledger=ledger)
-    provider, name = serving.asked_for(found)
+    provider, name = chain.asked_for(found)
     entry = catalog.find(provider, name)
     if entry is None:
         raise WrongUsage(
@@ -108,7 +109,7 @@ def _prices(found: Settings) -> prices.PriceBook:
 
 def _row(model: Model, found: Settings, book: prices.PriceBook) -> dict[str, Any]:
     entry = Entry(provider=model.provider, model=model.name, canonical=model.canonical)
-    lists = permissions.lists(found, found.options.workspace)
+    lists = allow.lists(found, found.options.workspace)
     place = catalog.providers().get(model.provider)
     price: Any = None
     if place and place.free:

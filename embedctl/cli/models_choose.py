@@ -37,12 +37,12 @@ def choose(
     config: ConfigFlag = None,
 ) -> None:
     """Choose a model by cost, quality, speed or languages, in this order, and say why."""
-    from embedctl import permissions
     from embedctl.providers.catalog import choosing
-    from embedctl.resilience.fallback import Entry, allowed
+    from embedctl.routing import allow
+    from embedctl.routing.fallback import Entry, allowed
 
     found = settings.load(flags={"workspace": workspace, "text_column": text_column}, config=config)
-    lists = permissions.lists(found, found.options.workspace)
+    lists = allow.lists(found, found.options.workspace)
 
     def may(one: Model) -> bool:
         return bool(allowed([Entry(provider=one.provider, model=one.name, canonical=one.canonical)], lists)[0])
@@ -85,14 +85,15 @@ def choose(
 
 
 def _rows(found: Settings, offers: Sequence[Model], size: tuple[list[str], int] | None) -> list[dict[str, Any]]:
-    from embedctl import standing, tokens
+    from embedctl import tokens
     from embedctl.ledger import prices
     from embedctl.ledger.price import cost
     from embedctl.providers import catalog
     from embedctl.records import utc_now
+    from embedctl.routing import status
 
     book = prices.load(prices.price_texts(found.paths.price_file))
-    stand: Mapping[str, standing.ProviderStanding] = {one.name: one for one in standing.standings(found)}
+    stand: Mapping[str, status.ProviderStanding] = {one.name: one for one in status.standings(found)}
     rows = []
     for one in offers:
         place, known = catalog.providers().get(one.provider), stand.get(one.provider)

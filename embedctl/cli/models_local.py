@@ -55,12 +55,12 @@ def warmup(
     config: ConfigFlag = None,
 ) -> None:
     """Load a local model and time its first vector."""
-    from embedctl import serving
     from embedctl.backends.onnx import local_model
+    from embedctl.routing import chain
 
     found = settings.load(flags={"model": model}, config=config)
-    provider, name = serving.asked_for(found)
-    offer = serving.offer(found, provider, name)
+    provider, name = chain.asked_for(found)
+    offer = chain.offer(found, provider, name)
     if not offer.local:
         raise WrongUsage(f"{offer.id} does not run here", hint=f"`embedctl providers test {offer.provider}` asks it")
     started = time.perf_counter()

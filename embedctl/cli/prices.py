@@ -14,7 +14,7 @@ from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag
 from embedctl.errors import RowsFailed, WrongUsage
 from embedctl.ledger import periods, price_file, price_offers, prices
 from embedctl.ledger.price import Price, named
-from embedctl.names import known_providers
+from embedctl.routing.names import known_providers
 
 app = typer.Typer(
     cls=SuggestingGroup,

@@ -38,11 +38,11 @@ def list_providers(
     config: ConfigFlag = None,
 ) -> None:
     """Show every provider: where it is, whether its key is there, what it said, how running jobs find it."""
-    from embedctl import standing
+    from embedctl.routing import status
 
     found = settings.load(flags={"workspace": workspace}, config=config)
-    known = standing.standings(found)
-    answers = standing.reachable(found, known) if online else {}
+    known = status.standings(found)
+    answers = status.reachable(found, known) if online else {}
     rows = [
         {
             "provider": one.name,
@@ -93,8 +93,10 @@ def try_out(
 
     It is in the ledger like every other call, with purpose `test`.
     """
-    from embedctl import names, serving, single
+    from embedctl import single
     from embedctl.cli import ledgers
+    from embedctl.routing import chain as serving
+    from embedctl.routing import names
 
     flags = {
         "provider": name,
@@ -145,12 +147,12 @@ def try_out(
 @app.command(epilog="Example: embedctl providers reset openai", context_settings=_HELP)
 def reset(name: Name, as_json: JsonFlag = False, config: ConfigFlag = None) -> None:
     """Forget what a provider said of itself (wait, limits, base64), and close its circuits in running jobs."""
-    from embedctl import names, standing
+    from embedctl.routing import names, status
 
     found = settings.load(config=config)
     names.checked_provider(found, name)
     try:
-        forgotten = standing.forget(found, name)
+        forgotten = status.forget(found, name)
     except OSError as error:
         raise StorageFailed(f"{found.paths.home} cannot be written: {error.strerror}") from error
     if as_json:

@@ -202,9 +202,9 @@ def metrics(
     config: ConfigFlag = None,
 ) -> None:
     """Write counters for Prometheus: tokens, cost, calls, failures, fallbacks, circuits, drift, budgets, jobs."""
-    from embedctl.circuits import running
     from embedctl.ledger import budgets, database
     from embedctl.ledger import metrics as measuring
+    from embedctl.routing.circuits import running
 
     found = ledgers.opened(ledger, config)
     for note in ledgers.take_in(found):

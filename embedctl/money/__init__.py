@@ -13,7 +13,7 @@ from embedctl.errors import BudgetReached, InvariantBroken
 from embedctl.ledger.price import cost
 from embedctl.money.shared_purse import SharedPurse
 from embedctl.records import Request, UsageEvent
-from embedctl.serving import Offer
+from embedctl.routing.chain import Offer
 
 UnitPrice = Callable[[Offer], Decimal | None]
 """USD per million tokens of an offer now; 0 when it is free, None when nobody knows."""

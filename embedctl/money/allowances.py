@@ -14,7 +14,7 @@ from embedctl.ledger.paths import LedgerPaths
 from embedctl.money import Allowance, Till, UnitPrice, reached, usd
 from embedctl.money.shared_purse import SharedPurse, Sums
 from embedctl.records import utc_now
-from embedctl.serving import Offer
+from embedctl.routing.chain import Offer
 from embedctl.settings import Settings
 from embedctl.settings.options import Options
 from embedctl.storage import locks

@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from embedctl.ledger import prices
-from embedctl.offers import Offer
+from embedctl.routing.endpoint import Offer
 
 
 class Tariff:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from embedctl import plan, read
 from embedctl.intake import Intake
-from embedctl.offers import Offer
 from embedctl.records import Limits
+from embedctl.routing.endpoint import Offer
 from embedctl.settings.options import Options
 from embedctl.slots import Failure
 from embedctl.storage.hash_index import Known

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from embedctl import names, serving
 from embedctl.errors import ConfigurationInvalid, WrongUsage
-from embedctl.offers import Offer
 from embedctl.records import Space
-from embedctl.serving import Chain
+from embedctl.routing import chain as serving
+from embedctl.routing import names
+from embedctl.routing.chain import Chain
+from embedctl.routing.endpoint import Offer
 from embedctl.settings import Settings
 from embedctl.vectors.files import Stored
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from embedctl import read, single, tokens
-from embedctl.offers import Offer
 from embedctl.receipt import Spending
+from embedctl.routing.endpoint import Offer
 from embedctl.settings.options import Options
 from embedctl.vectors import agreement
 from embedctl.vectors.against import Against

@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from embedctl import permissions, places, providers
+from embedctl import providers
 from embedctl.backends.onnx import folders
 from embedctl.backends.onnx.folders import Folder
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage
-from embedctl.names import asked_for, checked_provider, default_model, known_providers
-from embedctl.offers import Offer, check_usable
 from embedctl.providers import catalog
 from embedctl.providers._contract import Options as WireOptions
 from embedctl.providers.catalog import Model, Provider
-from embedctl.resilience.fallback import Entry, LeftOut, allowed, require
+from embedctl.routing import allow, credentials
+from embedctl.routing.endpoint import Offer, check_usable
+from embedctl.routing.fallback import Entry, LeftOut, allowed, require
+from embedctl.routing.names import asked_for, checked_provider, default_model, known_providers
 from embedctl.settings import ProviderSettings, Settings
 from embedctl.settings.options import Options
 from embedctl.storage.token_count_cache import Counts, SharedCounts
@@ -65,7 +66,7 @@ def chain(
     """
     options = settings.options
     first = offer(settings, *asked_for(settings), now_s=wall())
-    lists = permissions.lists(settings, options.workspace)
+    lists = allow.lists(settings, options.workspace)
     require(first.in_chain, lists)
     others, refused = [], []
     for entry in _chain_entries(settings, first) if options.fallback != "off" else ():
@@ -76,7 +77,7 @@ def chain(
             continue
         if other.id != first.id:
             others.append(other)
-    lists += permissions.of_rows(settings, first.in_chain)
+    lists += allow.of_rows(settings, first.in_chain)
     kept, left_out = allowed([other.in_chain for other in others], lists)
     fitting = [other for other in others if other.in_chain in kept]
     if options.fallback == "same-space":
@@ -152,12 +153,12 @@ def offer(settings: Settings, provider: str, model: str, *, now_s: float | None 
         or (entry.name if entry else model),
         canonical=_canonical(provider, model, entry, folder),
         entry=entry,
-        place=places.place(settings, provider, protocol_name, protocol, time.time() if now_s is None else now_s),
+        place=credentials.place(settings, provider, protocol_name, protocol, time.time() if now_s is None else now_s),
         protocol=protocol,
         local=local,
         price_as="free" if free else own.price_as or (built_in.price_as if built_in and not own.base_url else None),
-        limits=places.limits(own, None if local else entry, protocol),
-        ceiling=places.ceiling(own, built_in, options, local=local),
+        limits=credentials.limits(own, None if local else entry, protocol),
+        ceiling=credentials.ceiling(own, built_in, options, local=local),
         timeout_s=own.timeout_s or options.timeout,
         wire=WireOptions(
             dimensions=sent,
@@ -176,7 +177,7 @@ def offer(settings: Settings, provider: str, model: str, *, now_s: float | None 
         usage_mode=(asked.usage_mode if asked else None) or (entry.usage_mode if entry else "auto"),
         fallback_tokenizer=(asked.fallback_tokenizer if asked else None) or settings.token_usage.fallback_tokenizer,
         truncation=options.on_too_long if options.on_too_long in ("truncate", "mean") else "none",
-        takes_tokens=places.takes_tokens(built_in, protocol, local=local),
+        takes_tokens=credentials.takes_tokens(built_in, protocol, local=local),
         insecure=own.insecure or options.insecure,
         ca_file=Path(own.ca_file).expanduser() if own.ca_file else None,
         folder=folder.path if folder else None,

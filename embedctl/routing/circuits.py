@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from embedctl.errors import EmbedctlError
-from embedctl.resilience.breaker import Snapshot, State
+from embedctl.routing.breaker import Snapshot, State
 from embedctl.storage import DISK, locks, replace
 from embedctl.storage.locks import Lock
 

@@ -11,7 +11,7 @@ from embedctl.providers import catalog, tldw
 from embedctl.providers._contract import Place, Secret, WireProtocol
 from embedctl.providers.catalog import Model, Provider
 from embedctl.records import Limits
-from embedctl.resilience.limiter import Ceiling
+from embedctl.routing.rate_limit import Ceiling
 from embedctl.settings import ProviderSettings, Settings
 from embedctl.settings.options import Options
 

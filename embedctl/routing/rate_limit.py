@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 
 from embedctl.providers._rate_headers import Rates
-from embedctl.resilience.bucket import Bucket
-from embedctl.resilience.window import AdaptiveRate, Window
+from embedctl.routing.bucket import Bucket
+from embedctl.routing.window import AdaptiveRate, Window
 
 TOKEN_BURST_S = 10.0  # seconds' worth of tokens that may go at once
 LONGEST_GATE_S = 60.0  # a reset in a header says when all is there again; waiting for all of it is too long

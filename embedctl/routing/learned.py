@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from embedctl.errors import ProviderError, Remedy
-from embedctl.offers import Offer
 from embedctl.records import Limits, Space
-from embedctl.resilience import hints
-from embedctl.resilience.hints import Account, Hints, Pair, Served
+from embedctl.routing import hints
+from embedctl.routing.endpoint import Offer
+from embedctl.routing.hints import Account, Hints, Pair, Served
 
 _ABOUT_ITEMS = re.compile(
     r"batch size|array too long|at most \d+ (?:requests|items|texts)|number of texts|requests can be in"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from embedctl.resilience.bucket import Bucket
+from embedctl.routing.bucket import Bucket
 
 CUT = 0.7
 CUT_EVERY_S = 1.0

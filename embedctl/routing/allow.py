@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from embedctl.resilience.fallback import Allow, Entry
+from embedctl.routing.fallback import Allow, Entry
 from embedctl.settings import Settings
 
 

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 from embedctl.errors import AnswerLost, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
-from embedctl.resilience.limiter import Ceiling, Limiter, Reservation
-from embedctl.resilience.retry import THROTTLE_BASE_S, hinted_s
+from embedctl.routing.rate_limit import Ceiling, Limiter, Reservation
+from embedctl.routing.retry import THROTTLE_BASE_S, hinted_s
 
 LONG_S = 5.0
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from embedctl.errors import CircuitOpen, ProviderError, Remedy
-from embedctl.resilience.retry import Jitter
+from embedctl.routing.retry import Jitter
 
 
 class State(Enum):

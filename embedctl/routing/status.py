@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from embedctl import circuits, names, permissions, places, providers
+from embedctl import providers
 from embedctl.backends.http import urls
 from embedctl.errors import EmbedctlError
 from embedctl.providers import catalog
 from embedctl.providers._contract import HttpRequest
-from embedctl.resilience import hints
-from embedctl.resilience.hints import Account, Hints, Served
+from embedctl.routing import allow, circuits, credentials, hints, names
+from embedctl.routing.hints import Account, Hints, Served
 from embedctl.settings import ProviderSettings, Settings
 
 ONLINE_S = 5.0
@@ -64,13 +64,13 @@ def _standing(
     own = settings.providers.get(name, ProviderSettings())
     built_in = catalog.providers().get(name)
     protocol = own.protocol or (built_in.protocol if built_in else None)
-    variables = places.key_variables(settings, name)
+    variables = credentials.key_variables(settings, name)
     url, key, problem = "", "none", None
     try:
         if protocol is None:
             problem = "no protocol"
         else:
-            place = places.place(settings, name, protocol, providers.protocol(protocol), now)
+            place = credentials.place(settings, name, protocol, providers.protocol(protocol), now)
             url = place.base_url
             needed = url.startswith("https://") or own.api_key_env is not None
             key = "set" if place.api_key else "none" if not variables else "missing" if needed else "optional"
@@ -88,7 +88,7 @@ def _standing(
         (one for one in running if one["provider"] == name),
         key=lambda one: ("half_open", "open", "dead").index(one["state"]),
     )
-    lists = permissions.lists(settings, settings.options.workspace)
+    lists = allow.lists(settings, settings.options.workspace)
     return ProviderStanding(
         name=name,
         protocol=protocol,

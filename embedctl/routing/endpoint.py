@@ -10,9 +10,9 @@ from embedctl.errors import ConfigurationInvalid
 from embedctl.providers._contract import Options, Place, WireProtocol
 from embedctl.providers.catalog import Model
 from embedctl.records import Limits, Space, UsageMode
-from embedctl.resilience.fallback import Entry
-from embedctl.resilience.hints import fingerprint
-from embedctl.resilience.limiter import Ceiling
+from embedctl.routing.fallback import Entry
+from embedctl.routing.hints import fingerprint
+from embedctl.routing.rate_limit import Ceiling
 from embedctl.storage.token_count_cache import Counts
 
 
