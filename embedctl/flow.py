@@ -18,7 +18,7 @@ from embedctl.call import CallPoint
 from embedctl.events import Caller
 from embedctl.ids import Ids
 from embedctl.journal import Journal
-from embedctl.journal.orders import Spool
+from embedctl.journal.commands import Spool
 from embedctl.lanes import Lanes
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.money import Till, allowances

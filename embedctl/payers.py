@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import orjson
 
-from embedctl.journal.orders import Spool
+from embedctl.journal.commands import Spool
 from embedctl.ledger import spool as spools
 from embedctl.records import UsageEvent
 from embedctl.storage import DISK, Disk, replace

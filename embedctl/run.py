@@ -15,7 +15,7 @@ from embedctl.before import Before
 from embedctl.dry_run import Forecast
 from embedctl.errors import EmbedctlError, OutputRefused
 from embedctl.flow import Flow
-from embedctl.journal.orders import Spool
+from embedctl.journal.commands import Spool
 from embedctl.lanes import check_usable
 from embedctl.ledger import spool
 from embedctl.ledger.paths import LedgerPaths

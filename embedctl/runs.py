@@ -15,7 +15,7 @@ import orjson
 
 from embedctl import payers
 from embedctl.errors import InputMissing, InvariantBroken, Locked, OutputRefused
-from embedctl.journal.orders import Spool
+from embedctl.journal.commands import Spool
 from embedctl.journal.recovery import recover
 from embedctl.journal.segments import ANSWERS, INTENTS
 from embedctl.records import utc_now

@@ -528,7 +528,7 @@ import asyncio, os, sys
 sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 from attempts import HASHES, intent, vectors
-from embedctl.journal import Journal
+from embedctl.journal.journal import Journal
 
 async def run():
     book = Journal.open(Path(sys.argv[1]), spool=lambda *_: True, segment_bytes=20_000)

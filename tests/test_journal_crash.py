@@ -45,7 +45,7 @@ import pytest
 from crashing import Crashed, CrashingDisk
 
 from embedctl import storage
-from embedctl.journal import Journal, commits, frames, recover, recovery, segments
+from embedctl.journal import Journal, frames, recover, recovery, segments, writer
 from embedctl.records import UsageEvent, text_hash, uuid7
 
 BATCHES = [[f"text {batch}.{index}" for index in range(3)] for batch in range(5)]
@@ -330,8 +330,8 @@ Patch = Iterator[None]
 original = {
     "append": segments.Log.append,
     "sync": segments.Log.sync,
-    "append_ends": commits.Writer._append_ends,
-    "spool_segment": commits.Writer._spool_segment,
+    "append_ends": writer.Writer._append_ends,
+    "spool_segment": writer.Writer._spool_segment,
     "remove": segments.Segment.remove,
     "interrupted": recovery.interrupted,
 }
@@ -366,7 +366,7 @@ def usage_and_vectors_apart() -> Patch:
                 segment.intents.append([frames.draft("outcome", entry.draft.event)])
         original["append_ends"](writer, segment, log, entries, results)
 
-    with patch.object(commits.Writer, "_append_ends", append_ends):
+    with patch.object(writer.Writer, "_append_ends", append_ends):
         yield
 
 
@@ -402,7 +402,7 @@ def answers_in_the_newest_segment() -> Patch:
             log = newest.answers
         original["append_ends"](writer, segment, log, entries, results)
 
-    with patch.object(commits.Writer, "_append_ends", append_ends):
+    with patch.object(writer.Writer, "_append_ends", append_ends):
         yield
 
 
@@ -427,7 +427,7 @@ def removed_before_the_spool() -> Patch:
             spool(segment.segment_id, events)
 
     with (
-        patch.object(commits.Writer, "_spool_segment", spool_segment),
+        patch.object(writer.Writer, "_spool_segment", spool_segment),
         patch.object(segments.Segment, "remove", remove),
     ):
         yield
@@ -439,7 +439,7 @@ def removed_before_the_part() -> Patch:
         original["append_ends"](writer, segment, log, entries, results)
         segment.released = segment.vectors
 
-    with patch.object(commits.Writer, "_append_ends", append_ends):
+    with patch.object(writer.Writer, "_append_ends", append_ends):
         yield
 
 
@@ -467,7 +467,7 @@ def unknown_is_free() -> Patch:
     def interrupted(event: UsageEvent) -> UsageEvent:
         return dataclasses.replace(original["interrupted"](event), billable="no")
 
-    with patch.object(recovery, "interrupted", interrupted), patch.object(commits, "interrupted", interrupted):
+    with patch.object(recovery, "interrupted", interrupted), patch.object(writer, "interrupted", interrupted):
         yield
 
 
@@ -503,7 +503,7 @@ def spooled_before_the_answers_are_synced() -> Patch:
             log.dirty = False
         original["spool_segment"](writer, segment)
 
-    with patch.object(commits.Writer, "_spool_segment", spool_segment):
+    with patch.object(writer.Writer, "_spool_segment", spool_segment):
         yield
 
 

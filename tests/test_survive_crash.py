@@ -30,8 +30,8 @@ from processes import sentence
 
 from embedctl import slots, storage
 from embedctl.errors import EmbedctlError
-from embedctl.journal.commits import Writer
 from embedctl.journal.segments import Segment
+from embedctl.journal.writer import Writer
 from embedctl.output import FolderOutput, Record
 from embedctl.receipt import Receipt
 from embedctl.storage import Disk
@@ -225,7 +225,7 @@ MUTANTS: dict[str, tuple[str, str, object]] = {
     "1 bought parts are thrown away": ("batch twice", "embedctl.output.FolderOutput.keep_aside", thrown_away),
     "2 no commit record": ("batch changed", "embedctl.output.FolderOutput.finish", swapped_at_once),
     "3 finished too soon": ("batch", "embedctl.output.FolderOutput.record", finished_too_soon),
-    "4 emptied too soon": ("embed", "embedctl.journal.commits.Writer._spool_segment", emptied_too_soon),
+    "4 emptied too soon": ("embed", "embedctl.journal.writer.Writer._spool_segment", emptied_too_soon),
     "5 journal not spooled": ("batch", "embedctl.run.rescue", forgotten),
 }
 

@@ -192,7 +192,7 @@ def test_no_thread_left(tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPa
     small = Small(tmp_path, wire)
     small.fill(TEXTS[:9])
     with monkeypatch.context() as patch:
-        patch.setattr("embedctl.journal.commits.ThreadPoolExecutor", NoThreads)
+        patch.setattr("embedctl.journal.writer.ThreadPoolExecutor", NoThreads)
         with pytest.raises(RuntimeError, match="new thread"):
             small.run()
     safe, seen = small.safe(), len(wire.truth())

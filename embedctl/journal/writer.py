@@ -17,7 +17,7 @@ from uuid import UUID
 
 from embedctl.errors import EmbedctlError, InvariantBroken, StorageFailed
 from embedctl.journal import frames
-from embedctl.journal.orders import Command, Entry, Release, Report, Result, Spool, Stop, Sync, answer, waiter_of
+from embedctl.journal.commands import Command, Entry, Release, Report, Result, Spool, Stop, Sync, answer, waiter_of
 from embedctl.journal.recovery import interrupted
 from embedctl.journal.segments import Log, Place, Segment
 from embedctl.storage import Disk

@@ -1,0 +1,212 @@
+"""Step 5. What is known, durably, before anything else happens: one run's write-ahead record.
+
+    intent ─▶ send ─▶ outcome or answer ─▶ spool file, part ─▶ segment removed
+
+An intent is on the disk before its request is sent. An answer's vectors and its usage stand in one frame, so that
+neither is there without the other. A segment goes only when its events are in the spool and its vectors in parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedctl.errors import InvariantBroken
+from embedctl.journal import frames
+from embedctl.journal.commands import Entry, Release, Spool, Stop, Sync
+from embedctl.journal.recovery import Recovered, RecoveredSegment
+from embedctl.journal.segments import Place, Segment, Views
+from embedctl.journal.writer import Writer
+from embedctl.records import TEXT_HASH_BYTES, UsageEvent
+from embedctl.storage import DISK, Disk, remove_leftovers
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_FRAME_BYTES = 4096
+"""Room kept for what an answer's frame holds beside vectors and hashes."""
+
+
+class Journal:
+    """One run's record in one folder, under the lock of the run's output. For one event loop."""
+
+    def __init__(self, writer: Writer, views: Views, dimensions: int) -> None:
+        self._writer = writer
+        self._views = views
+        self._dimensions = dimensions
+        self._closing: asyncio.Future[Place | None] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        spool: Spool,
+        recovered: Recovered | None = None,
+        disk: Disk = DISK,
+        sync_intents: bool = True,
+        segment_bytes: int = 64 << 20,
+        segment_s: float = 30.0,
+        dimensions: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Journal:
+        """Begin a new record, and take over what `recover` found in the folder.
+
+        Taken-over segments are spooled at once, `read` and `release` work for them, and nothing is ever added to
+        them. Without `recovered` they are left alone.
+
+        Args:
+            spool: Called in a thread of the journal, once per segment.
+            sync_intents: Off for providers that cost nothing.
+            dimensions: Width of the vectors where known, to keep room on the disk for the first answers.
+
+        Raises:
+            OutputRefused: The folder cannot be made.
+            StorageFailed: The disk refused.
+        """
+        disk.make_folder(folder)
+        remove_leftovers(disk, folder)
+        views = Views(folder)
+        taken = () if recovered is None else recovered.segments
+        for path in () if recovered is None else recovered.remains:
+            disk.unlink(path)
+        writer = Writer(
+            folder,
+            disk=disk,
+            spool=spool,
+            sync_intents=sync_intents,
+            segment_bytes=segment_bytes,
+            segment_s=segment_s,
+            clock=clock,
+            forget=views.forget,
+            segments=[_taken_over(folder, segment) for segment in taken],
+        )
+        return cls(writer, views, dimensions)
+
+    async def intend(self, event: UsageEvent) -> None:
+        """An attempt is about to be sent; it may be once this has returned, and not before.
+
+        When this is cancelled, the attempt counts as never sent.
+
+        Raises:
+            StorageFailed: It could not be written, or something earlier could not: nothing more may be sent.
+        """
+        vector_bytes = TEXT_HASH_BYTES + self._dimensions * 4
+        room = event.input_count * vector_bytes + _FRAME_BYTES
+        entry = Entry(frames.draft("intent", event), _waiter(), room)
+        try:
+            await self._written(entry)
+        except asyncio.CancelledError:
+            never = replace(event, status="cancelled", billable="no", error_class="not_sent", tokens_total=0)
+            self._writer.put(Entry(frames.draft("outcome", never), _waiter()))
+            raise
+
+    async def settle(self, event: UsageEvent) -> None:
+        """An attempt has ended without vectors; `event` has the intent's id.
+
+        Raises:
+            StorageFailed: It could not be written; after recovery the attempt counts as interrupted.
+            InvariantBroken: There is no such intent, or it has ended already.
+        """
+        await self._written(Entry(frames.draft("outcome", event), _waiter()))
+
+    async def answer(
+        self,
+        event: UsageEvent,
+        hashes: bytes,
+        vectors: NDArray[np.float32],
+        tokens_each: Sequence[int] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Place:
+        """An attempt has brought vectors; they are safe from the death of this process once this has returned.
+
+        From loss of power they are safe a second later, or after `sync`.
+
+        Args:
+            hashes: One 16-byte text hash per vector.
+            vectors: float32, shape (n, D), C order; not to be changed until this has returned. Written as they lie.
+
+        Raises:
+            StorageFailed: They could not be written; after recovery the attempt counts as interrupted.
+            InvariantBroken: There is no such intent, it has ended already, or the arguments do not belong together.
+        """
+        draft = frames.draft_answer(event, hashes, vectors, tokens_each, extra)
+        self._dimensions = max(self._dimensions, vectors.shape[1])
+        place = await self._written(Entry(draft, _waiter()))
+        if place is None:
+            raise InvariantBroken("an answer was written nowhere")
+        return place
+
+    def read(self, place: Place) -> NDArray[np.float32]:
+        """Vectors of this run or a taken-over one: float32, shape (n, D), read-only, mapped from the file.
+
+        From any thread. The checksum was made when they were written, and verified by `recover`; not again here.
+
+        Raises:
+            StorageFailed: The segment is gone.
+        """
+        return self._views.read(place)
+
+    def relax(self) -> None:
+        """What was read so far is not read again soon: memory it took may be given back; arrays stay valid."""
+        self._views.relax()
+
+    def release(self, segment_id: str, vectors: int | None = None) -> None:
+        """So many vectors of a segment stand in published parts, or nobody needs them.
+
+        The segment is removed when all of them do and its events are in the spool.
+
+        Args:
+            vectors: How many more than said before; None for all that the segment has by now.
+        """
+        self._writer.put(Release(segment_id, vectors))
+
+    async def sync(self) -> None:
+        """Everything written so far is on the disk when this returns: to be called before a part is published.
+
+        Raises:
+            StorageFailed: It may not be.
+        """
+        waiter = _waiter()
+        self._writer.put(Sync(waiter))
+        await waiter
+
+    async def close(self, *, published: bool = False) -> None:
+        """Hand everything to the spool and end. Attempts nobody ended count as interrupted. May be called twice.
+
+        Args:
+            published: No vector is needed any more: nothing is left in the folder.
+
+        Raises:
+            StorageFailed: Something could not be synced, spooled or removed; recovery will do it.
+        """
+        if self._closing is None:
+            self._closing = _waiter()
+            self._writer.put(Stop(self._closing, published))
+        await asyncio.shield(self._closing)
+
+    async def _written(self, entry: Entry) -> Place | None:
+        self._writer.put(entry)
+        return await entry.waiter
+
+
+def _taken_over(folder: Path, found: RecoveredSegment) -> Segment:
+    return Segment(
+        segment_id=found.segment_id,
+        folder=folder,
+        sealed=True,
+        events=list(found.events),
+        vectors=found.vectors,
+    )
+
+
+def _waiter() -> asyncio.Future[Place | None]:
+    """What the writer answers. Errors nobody hears any more (the caller was cancelled) are not reported twice."""
+    waiter: asyncio.Future[Place | None] = asyncio.get_running_loop().create_future()
+    waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return waiter
