@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from embedctl import before as befores
-from embedctl import preparation, read, tokens
+from embedctl import preparation, inputs, tokens
 from embedctl.assemble import Purchases
 from embedctl.before import Before
 from embedctl.ledger.price import cost
@@ -107,7 +107,7 @@ class _Sample:
 
 
 def forecast(
-    source: read.Source,
+    source: inputs.Source,
     offer: Offer,
     options: Options,
     before: Before,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from embedctl import before as befores
-from embedctl import payers, plan, preparation, read, storage, write
+from embedctl import payers, plan, preparation, inputs, storage, write
 from embedctl.assemble import Purchases
 from embedctl.before import Before
 from embedctl.call import CallPoint
@@ -57,7 +57,7 @@ class Flow:
     watch: Watch
     stop: Stop
     chain: Chain
-    source: read.Source
+    source: inputs.Source
     output: Output
     before: Before
     barred: Mapping[str, str]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from embedctl.errors import InputInvalid
-from embedctl.read import Source
+from embedctl.inputs import Source
 from embedctl.storage.hash_index import PLACE, Known
 
 _IN_MEMORY = 1 << 15

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedctl import plan, read, write
+from embedctl import plan, inputs, write
 from embedctl.errors import InputInvalid
 from embedctl.ids import Ids
 from embedctl.intake import Intake
@@ -18,7 +18,7 @@ from embedctl.storage.hash_index import Known
 from embedctl.wording import wording
 
 
-def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ...] = ()) -> read.ReadOptions:
+def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ...] = ()) -> inputs.ReadOptions:
     """How the input is read; a column that names workspaces is read also when it is not kept.
 
     Args:
@@ -29,7 +29,7 @@ def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ..
     keep: Any = options.keep if options.keep in ("all", "none") else tuple(options.keep.split(","))
     if column is not None and keep != "all":
         keep = tuple(dict.fromkeys([*(() if keep == "none" else keep), column]))
-    return read.ReadOptions(
+    return inputs.ReadOptions(
         text_column=options.text_column,
         id_column=options.id_column,
         keep=keep,
@@ -41,7 +41,7 @@ def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ..
     )
 
 
-def check_source(source: read.Source, options: Options, folder: Path) -> None:
+def check_source(source: inputs.Source, options: Options, folder: Path) -> None:
     """What the options ask of the input beside the columns that are read.
 
     Args:
@@ -61,7 +61,7 @@ def check_source(source: read.Source, options: Options, folder: Path) -> None:
             ids.refuse()
 
 
-def row_columns(source: read.Source, options: Options) -> Any:
+def row_columns(source: inputs.Source, options: Options) -> Any:
     """The fields of the output's rows beside the embedding ones: not a column that only names workspaces."""
     keep, column, kept = options.keep, options.workspace_column, source.schema_kept
     if column is not None and keep != "all" and column not in keep.split(","):
@@ -69,7 +69,7 @@ def row_columns(source: read.Source, options: Options) -> Any:
     return write.row_columns(source.id_type, kept, text=keep != "none" and not source.is_tokens)
 
 
-def packer(source: read.Source, offer: Offer, options: Options) -> plan.Packer:
+def packer(source: inputs.Source, offer: Offer, options: Options) -> plan.Packer:
     """What collects texts into requests."""
     sends_tokens = source.is_tokens and offer.takes_tokens and not offer.prefix
     return plan.Packer(Limits(), purpose=options.purpose, token_arrays=sends_tokens)
@@ -84,7 +84,7 @@ def packed_limits(known: Limits, offer: Offer, options: Options) -> Limits:
 
 
 def intake(
-    source: read.Source,
+    source: inputs.Source,
     offer: Offer,
     options: Options,
     packing: plan.Packer,

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from embedctl import before as befores
-from embedctl import dry_run, payers, preparation, read, storage
+from embedctl import dry_run, payers, preparation, inputs, storage
 from embedctl.before import Before
 from embedctl.dry_run import Forecast
 from embedctl.errors import EmbedctlError, OutputRefused
@@ -181,7 +181,7 @@ class Run:
         output.tidy()
         payers.forget(output.state, self._disk)
 
-    def _source(self, output: AnyOutput, spool_folder: Path | None) -> read.Source:
+    def _source(self, output: AnyOutput, spool_folder: Path | None) -> inputs.Source:
         """The input, without an output of ours that an argument means too.
 
         Raises:
@@ -189,13 +189,13 @@ class Run:
         """
         leave_out = befores.own_files(output)
         reading = preparation.read_options(self._options, spool_folder, leave_out)
-        source = read.open_input(self.order.inputs, reading, stdin=self.order.stdin)
+        source = inputs.open_input(self.order.inputs, reading, stdin=self.order.stdin)
         for file in source.files:
             if isinstance(output, FileOutput) and output.path.exists() and file.path.samefile(output.path):
                 raise OutputRefused(f"{file.label} is an input: the output would replace it", hint="choose another -o")
         return source
 
-    def _before(self, output: AnyOutput, source: read.Source, chain: Chain, barred: tuple[str, ...]) -> Before:
+    def _before(self, output: AnyOutput, source: inputs.Source, chain: Chain, barred: tuple[str, ...]) -> Before:
         """What is there; the input is bound as it is now."""
         asked = self._record.bind(source, chain.first, barred)
         if isinstance(output, FileOutput):

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from embedctl import before as befores
-from embedctl import read, write
+from embedctl import inputs, write
 from embedctl.before import Asked
 from embedctl.errors import InputChanged, OutputRefused
 from embedctl.order import Order
@@ -41,7 +41,7 @@ class RunRecord:
     _bound: str = ""
     _seen_at_start: dict[str, Any] = field(default_factory=dict)
 
-    def bind(self, source: read.Source, first: Offer, barred: Sequence[str]) -> Asked:
+    def bind(self, source: inputs.Source, first: Offer, barred: Sequence[str]) -> Asked:
         """What is wanted of the output; the input is bound as it is now.
 
         Args:
@@ -62,7 +62,7 @@ class RunRecord:
             dtype=options.dtype,
         )
 
-    def check_unchanged(self, source: read.Source) -> None:
+    def check_unchanged(self, source: inputs.Source) -> None:
         """Raise InputChanged when a file is not what it was at the start."""
         if source.fingerprint() != self._seen_at_start:
             raise InputChanged("the input changed while it was read", hint="run the same command again")

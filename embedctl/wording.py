@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from embedctl import chunk, read, tokens
+from embedctl import chunk, inputs, tokens
 from embedctl.candidates import Wording
 from embedctl.routing.chain import Offer
 from embedctl.settings.options import Options
 
 
-def wording(offer: Offer, options: Options, source: read.Source) -> Wording:
+def wording(offer: Offer, options: Options, source: inputs.Source) -> Wording:
     """What an offer and the options say about the texts of an input."""
     counter = tokens.counter(offer.tokenizer, offer.fallback_tokenizer)
     measure = tokens.splitter_source(offer.tokenizer, offer.fallback_tokenizer)

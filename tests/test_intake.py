@@ -17,7 +17,7 @@ from embedctl import assemble, write
 from embedctl.candidates import REASON_WORDS, Wording
 from embedctl.intake import JOURNAL_FILES, Intake
 from embedctl.plan import Packed, Packer
-from embedctl.read.block import REASONS, Block
+from embedctl.inputs.block import REASONS, Block
 from embedctl.records import Limits, text_hash, tokens_hash
 from embedctl.settings.options import Options
 from embedctl.slots import Arrival, History, Refusal, Slot, Where, resolve_twins

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedctl import read
+from embedctl import inputs as read
 from embedctl.errors import EmbedctlError, InputInvalid, InputMissing, WrongUsage
-from embedctl.read import ReadOptions
+from embedctl.inputs import ReadOptions
 
 
 def rows(*inputs: str | Path, stdin: bytes | None = None, **options) -> list[tuple[str | int, str | None]]:
@@ -105,15 +105,15 @@ def test_n_paragraphs_are_n_rows(tmp_path_factory, paragraphs, gap):
 @given(cut=st.integers(1, 40), lines=st.lists(st.text("aé漢\r😀", max_size=30), min_size=1, max_size=20))
 def test_lines_do_not_depend_on_how_the_file_is_cut(tmp_path_factory, cut, lines):
     """A character or line end that falls between two reads is put together again."""
-    from embedctl.read import decoding as read_bytes
+    from embedctl.inputs import decoding
 
     lines = [line.rstrip("\r") for line in lines]
     path = tmp_path_factory.mktemp("cut") / "a.txt"
     path.write_bytes("".join(line + "\r\n" for line in lines).encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read_bytes, "CHUNK_BYTES", cut)
-        stream = read_bytes.Utf8Stream(path, "a", path.stat().st_size, gzipped=False, encoding="utf-8")
-        found = [line for run in read_bytes.line_runs(stream, 1000) for line in run]
+        patch.setattr(decoding, "CHUNK_BYTES", cut)
+        stream = decoding.Utf8Stream(path, "a", path.stat().st_size, gzipped=False, encoding="utf-8")
+        found = [line for run in decoding.line_runs(stream, 1000) for line in run]
         stream.close()
 
     assert [line.decode() for line in found] == lines
@@ -443,7 +443,7 @@ def test_invalid_utf8_is_named_by_file_line_and_byte(tmp_path):
 @given(before=st.lists(st.text("aé漢😀", max_size=9), max_size=30), cut=st.integers(1, 50))
 def test_the_line_and_byte_of_invalid_utf8_are_exact(tmp_path_factory, before, cut):
     """The position holds wherever reads happen to be cut."""
-    from embedctl.read import decoding as read_bytes
+    from embedctl.inputs import decoding
 
     path = tmp_path_factory.mktemp("bad") / "a.txt"
     start = "\n".join(before).encode()
@@ -451,7 +451,7 @@ def test_the_line_and_byte_of_invalid_utf8_are_exact(tmp_path_factory, before, c
     line = start.count(b"\n") + 1
     byte = len(start) - (start.rfind(b"\n") + 1) + 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read_bytes, "CHUNK_BYTES", cut)
+        patch.setattr(decoding, "CHUNK_BYTES", cut)
         problem = refused(path)
 
     assert problem.message == f"a.txt: line {line}: invalid UTF-8 at byte {byte} (0xfe)"

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedctl import read
+from embedctl import inputs as read
 from embedctl.errors import EmbedctlError, InputInvalid, WrongUsage
-from embedctl.read import ReadOptions
-from embedctl.read import json_lines as read_json
-from embedctl.read import parquet as read_parquet
+from embedctl.inputs import ReadOptions
+from embedctl.inputs import json_lines
+from embedctl.inputs import parquet as read_parquet
 
 SAMPLES = Path(__file__).parent.parent / "sample_data"
 
@@ -519,9 +519,9 @@ def test_invalid_utf8_in_json_lines_is_named(tmp_path):
 
 def test_a_field_that_first_comes_late_is_not_lost_silently(tmp_path, monkeypatch):
     """Beyond the part that is looked at, a new field or type ends with 65 and a hint at --keep."""
-    monkeypatch.setattr(read_json, "SCAN_BYTES", 0)
-    monkeypatch.setattr(read_json, "SCAN_BYTES_PER_FILE", 0)
-    monkeypatch.setattr("embedctl.read.decoding.CHUNK_BYTES", 64)
+    monkeypatch.setattr(json_lines, "SCAN_BYTES", 0)
+    monkeypatch.setattr(json_lines, "SCAN_BYTES_PER_FILE", 0)
+    monkeypatch.setattr("embedctl.inputs.decoding.CHUNK_BYTES", 64)
     start = [{"text": "some words", "n": 1}] * 20
     new = lines(tmp_path / "a.jsonl", *start, {"text": "x", "extra": 1})
     other = lines(tmp_path / "b.jsonl", *start, {"text": "x", "n": "one"})
@@ -595,10 +595,10 @@ def test_a_ragged_csv_row_is_named(tmp_path):
 
 def test_a_quote_that_is_never_closed_is_no_traceback(tmp_path, monkeypatch):
     """An open quote ends with 65, or with the row it makes; a row over the limit says how long."""
-    from embedctl.read import csv_tables as read_csv
+    from embedctl.inputs import csv_tables
 
-    monkeypatch.setattr(read_csv, "SNIFF_BYTES", 1 << 20)
-    monkeypatch.setattr(read_csv, "ROW_BYTES", 2 << 20)
+    monkeypatch.setattr(csv_tables, "SNIFF_BYTES", 1 << 20)
+    monkeypatch.setattr(csv_tables, "ROW_BYTES", 2 << 20)
     (tmp_path / "a.csv").write_text('id,text\n1,"' + "line\n" * 1_000_000)
 
     assert refused(tmp_path / "a.csv").message == "a.csv: a row is longer than 2 MiB, or a quote is never closed"

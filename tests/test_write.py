@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from embedctl import __version__, storage, write
 from embedctl.errors import StorageFailed
-from embedctl.read.block import Block
+from embedctl.inputs.block import Block
 from embedctl.records import Space, text_hash
 from embedctl.write import Embeddings, Layout, Part
 

@@ -54,7 +54,7 @@ LOADED = (
     "embedctl.ledger.ingest",
     "embedctl.backends.onnx.local_model",
     "embedctl.providers.onnx",
-    "embedctl.read.parquet",
+    "embedctl.inputs.parquet",
     "embedctl.backends.http.transport",
     "importlib.readers",
     "numpy.ma",

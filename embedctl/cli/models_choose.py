@@ -128,7 +128,7 @@ def _size(inputs: Sequence[str], found: Settings) -> tuple[list[str], int]:
     import tempfile
     from pathlib import Path
 
-    from embedctl import read
+    from embedctl import inputs as read
 
     options = found.options
     with tempfile.TemporaryDirectory() as folder:

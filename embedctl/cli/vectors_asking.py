@@ -215,7 +215,7 @@ def _input(
     stored: Stored, inputs: list[str], asking: Asking | None, flags: _Flags, place: Path, findings: Findings
 ) -> Input:
     """The input, read as it was when the output was made."""
-    from embedctl import read
+    from embedctl import inputs as read
     from embedctl.vectors import against
     from embedctl.vectors.verify import Input
 

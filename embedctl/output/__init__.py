@@ -14,7 +14,7 @@ import orjson
 
 from embedctl import storage, write
 from embedctl.errors import OutputRefused
-from embedctl.read.files import STDIN
+from embedctl.inputs.files import STDIN
 from embedctl.records import Space, uuid7
 from embedctl.slots import Failure
 from embedctl.storage import Disk

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import plan, read
+from embedctl import plan, inputs
 from embedctl.intake import Intake
 from embedctl.records import Limits
 from embedctl.routing.endpoint import Offer
@@ -33,10 +33,10 @@ def options_of(stored: Stored) -> dict[str, Any] | None:
     return None if said is None else {name: said[name] for name in _SHAPED_ALIKE if said.get(name) is not None}
 
 
-def read_options(options: Options, spool: Path) -> read.ReadOptions:
+def read_options(options: Options, spool: Path) -> inputs.ReadOptions:
     """How the input is read: its own columns are enough."""
     alike = {name: getattr(options, name) for name in _READ_ALIKE}
-    return read.ReadOptions(keep="none", spool=spool, **alike)
+    return inputs.ReadOptions(keep="none", spool=spool, **alike)
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Against:
         rows: Rows,
         findings: Findings,
         *,
-        source: read.Source,
+        source: inputs.Source,
         options: Options,
         offer: Offer | None,
         folder: Path,

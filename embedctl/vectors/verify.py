@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedctl import read, single, tokens
+from embedctl import inputs, single, tokens
 from embedctl.receipt import Spending
 from embedctl.routing.endpoint import Offer
 from embedctl.settings.options import Options
@@ -28,7 +28,7 @@ class Input:
         offer: Whose wording the texts were sent in; None when it cannot be known.
     """
 
-    source: read.Source
+    source: inputs.Source
     options: Options
     offer: Offer | None
 

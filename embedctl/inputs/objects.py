@@ -10,10 +10,10 @@ from typing import Any
 import orjson
 
 from embedctl.errors import InputInvalid
-from embedctl.read import decoding as read_bytes
-from embedctl.read import text as read_text
-from embedctl.read.block import ROWS_PER_BLOCK, ReadOptions
-from embedctl.read.files import InputFile
+from embedctl.inputs import decoding
+from embedctl.inputs import text
+from embedctl.inputs.block import ROWS_PER_BLOCK, ReadOptions
+from embedctl.inputs.files import InputFile
 
 ARRAY_BYTES = 256 << 20  # an array is parsed whole
 
@@ -43,29 +43,29 @@ def runs(file: InputFile, options: ReadOptions) -> Iterator[tuple[Run, int]]:
         InputInvalid: A line that is no JSON object, or an array that is not JSON or too large.
     """
     if file.kind == "json":
-        with read_text.opened(file, options) as stream:
+        with text.opened(file, options) as stream:
             is_array = _starts_array(stream)
         if is_array:
             yield from _array(file, options)
             return
-    with read_text.opened(file, options) as stream:
+    with text.opened(file, options) as stream:
         number = 1
-        for lines in read_bytes.line_runs(stream, options.max_row_bytes):
+        for lines in decoding.line_runs(stream, options.max_row_bytes):
             run = _parsed(file, number, lines)
             number += len(lines)
             if run.objects:
                 yield run, sum(map(len, filter(None, lines)))
 
 
-def _starts_array(stream: read_bytes.Utf8Stream) -> bool:
+def _starts_array(stream: decoding.Utf8Stream) -> bool:
     head = b""
-    while not head.strip() and (head := stream.read(read_bytes.CHUNK_BYTES)):
+    while not head.strip() and (head := stream.read(decoding.CHUNK_BYTES)):
         pass
     return head.lstrip().startswith(b"[")
 
 
 def _array(file: InputFile, options: ReadOptions) -> Iterator[tuple[Run, int]]:
-    with read_text.opened(file, options) as stream:
+    with text.opened(file, options) as stream:
         whole = b"".join(_bounded(file, stream))
     try:
         elements = orjson.loads(whole)
@@ -82,7 +82,7 @@ def _array(file: InputFile, options: ReadOptions) -> Iterator[tuple[Run, int]]:
         yield Run(range(start + 1, start + len(objects) + 1), objects), len(whole) * len(objects) // len(elements)
 
 
-def _bounded(file: InputFile, stream: read_bytes.Utf8Stream) -> Iterator[bytes]:
+def _bounded(file: InputFile, stream: decoding.Utf8Stream) -> Iterator[bytes]:
     size_bytes = 0
     for chunk in stream.chunks():
         size_bytes += len(chunk)

@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from embedctl.read.block import Block, ReadOptions, Reason, pieces
-from embedctl.read.columns import Columns
-from embedctl.read.files import InputFile
-from embedctl.read.objects import Run, bad, called, runs
+from embedctl.inputs.block import Block, ReadOptions, Reason, pieces
+from embedctl.inputs.columns import Columns
+from embedctl.inputs.files import InputFile
+from embedctl.inputs.objects import Run, bad, called, runs
 
 SCAN_BYTES = 64 << 20  # looked at before any work, over all files; a field that first comes later is an error
 SCAN_BYTES_PER_FILE = 1 << 20

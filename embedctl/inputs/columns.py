@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from embedctl.errors import InputInvalid, WrongUsage
-from embedctl.read.block import ReadOptions
+from embedctl.inputs.block import ReadOptions
 
 TEXT_NAMES = ("text", "content", "body", "document", "passage", "chunk", "sentence", "page_content")
 ID_NAMES = ("id", "_id", "uuid", "guid", "doc_id", "document_id", "key")

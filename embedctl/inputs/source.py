@@ -9,15 +9,15 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 
 from embedctl.errors import InputInvalid
-from embedctl.read import columns as read_columns
-from embedctl.read import files as read_files
-from embedctl.read import text as read_text
-from embedctl.read.block import REASONS as REASONS
-from embedctl.read.block import Block as Block
-from embedctl.read.block import ReadOptions as ReadOptions
-from embedctl.read.block import Reason as Reason
-from embedctl.read.columns import Columns
-from embedctl.read.files import InputFile
+from embedctl.inputs import columns as read_columns
+from embedctl.inputs import files as read_files
+from embedctl.inputs import text
+from embedctl.inputs.block import REASONS as REASONS
+from embedctl.inputs.block import Block as Block
+from embedctl.inputs.block import ReadOptions as ReadOptions
+from embedctl.inputs.block import Reason as Reason
+from embedctl.inputs.columns import Columns
+from embedctl.inputs.files import InputFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class Source:
             InputMissing: A file vanished.
         """
         if self.kind == "text":
-            yield from read_text.blocks(self.files, self.options)
+            yield from text.blocks(self.files, self.options)
             return
         first_row = 0
         for file in self.files:
@@ -94,16 +94,16 @@ class Source:
         if self.columns is None:
             return iter(())
         if file.kind == "parquet":
-            from embedctl.read import parquet as read_parquet
+            from embedctl.inputs import parquet
 
-            return read_parquet.blocks(file, self.columns, self.options, first_row)
+            return parquet.blocks(file, self.columns, self.options, first_row)
         if file.kind == "csv":
-            from embedctl.read import csv_tables as read_csv
+            from embedctl.inputs import csv_tables
 
-            return read_csv.blocks(file, self.columns, self.options, first_row)
-        from embedctl.read import json_lines as read_json
+            return csv_tables.blocks(file, self.columns, self.options, first_row)
+        from embedctl.inputs import json_lines
 
-        return read_json.blocks(file, self.columns, self.options, self.known_fields, first_row)
+        return json_lines.blocks(file, self.columns, self.options, self.known_fields, first_row)
 
 
 def open_input(inputs: Sequence[str], options: ReadOptions, *, stdin: BinaryIO | None = None) -> Source:
@@ -160,20 +160,20 @@ def _schemas(files: list[InputFile], options: ReadOptions) -> Iterator[tuple[str
     """(label, schema, rows, is CSV, is JSON) of each table; all JSON files are one, whose fields are joined."""
     json_files = [file for file in files if file.kind in ("jsonl", "json")]
     if json_files:
-        from embedctl.read import json_lines as read_json
+        from embedctl.inputs import json_lines
 
-        schema, count = read_json.schema(json_files, options)
+        schema, count = json_lines.schema(json_files, options)
         yield json_files[0].label, schema, count, False, True
     for file in files:
         if file.kind == "parquet":
-            from embedctl.read import parquet as read_parquet
+            from embedctl.inputs import parquet
 
-            schema, count = read_parquet.schema(file)
+            schema, count = parquet.schema(file)
             yield file.label, schema, count, False, False
         elif file.kind == "csv":
-            from embedctl.read import csv_tables as read_csv
+            from embedctl.inputs import csv_tables
 
-            schema = read_csv.schema(file, options)
+            schema = csv_tables.schema(file, options)
             yield file.label, schema, None if schema.names else 0, True, False
 
 

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from embedctl.errors import InputInvalid
-from embedctl.read import text as read_text
-from embedctl.read.block import Block, ReadOptions, Reason, pieces
-from embedctl.read.columns import Columns
-from embedctl.read.files import InputFile
+from embedctl.inputs import text
+from embedctl.inputs.block import Block, ReadOptions, Reason, pieces
+from embedctl.inputs.columns import Columns
+from embedctl.inputs.files import InputFile
 
 SNIFF_BYTES = 1 << 20
 ROW_BYTES = 16 << 20  # no row is longer; arrow holds a few such blocks
@@ -90,7 +90,7 @@ def _reader(
             strings_can_be_null=False,
         )
     try:
-        with read_text.opened(file, options) as stream:
+        with text.opened(file, options) as stream:
             if not (delimiter := _delimiter(file, options)):
                 yield None
                 return
@@ -128,7 +128,7 @@ def _translated(
 
 def _delimiter(file: InputFile, options: ReadOptions) -> str:
     """By the extension, else the one that the header holds most; empty when there is no header."""
-    with read_text.opened(file, options) as stream:
+    with text.opened(file, options) as stream:
         header = ""
         while not header.strip() and (chunk := stream.read(SNIFF_BYTES)):
             header = chunk.decode(errors="replace").lstrip().split("\n", 1)[0]

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from embedctl.errors import InputInvalid, InputMissing, StorageFailed, WrongUsage
-from embedctl.read import kinds as read_kinds
-from embedctl.read.block import ReadOptions
-from embedctl.read.decoding import CHUNK_BYTES, codec
-from embedctl.read.kinds import KINDS, Kind
+from embedctl.inputs import kinds
+from embedctl.inputs.block import ReadOptions
+from embedctl.inputs.decoding import CHUNK_BYTES, codec
+from embedctl.inputs.kinds import KINDS, Kind
 
 OURS = (".embeddings.parquet", ".failures.jsonl")  # in a folder, what an earlier run wrote is no input
 STATE_FOLDER = "_embedctl"
@@ -137,7 +137,7 @@ def _folder(root: Path) -> list[Path]:
         )
         for name in sorted(names):
             path = Path(folder, name)
-            if name.startswith(".") or name.endswith(OURS) or read_kinds.by_name(name)[0] is None:
+            if name.startswith(".") or name.endswith(OURS) or kinds.by_name(name)[0] is None:
                 continue
             if path.is_symlink() and not _is_below(os.path.realpath(path), inside):
                 continue
@@ -174,7 +174,7 @@ def _looked_into(path: Path, root: Path, options: ReadOptions) -> InputFile:
 
 
 def _described(file: BinaryIO, path: Path, label: str, options: ReadOptions, status: os.stat_result) -> InputFile:
-    kind, gzipped = read_kinds.looked_at(file, label, options)
+    kind, gzipped = kinds.looked_at(file, label, options)
     return InputFile(
         path=path,
         label=label,

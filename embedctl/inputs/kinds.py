@@ -11,8 +11,8 @@ from typing import BinaryIO, Literal
 import orjson
 
 from embedctl.errors import InputInvalid
-from embedctl.read.block import ReadOptions
-from embedctl.read.decoding import codec
+from embedctl.inputs.block import ReadOptions
+from embedctl.inputs.decoding import codec
 
 Kind = Literal["text", "jsonl", "json", "csv", "parquet"]
 

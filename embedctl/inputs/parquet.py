@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedctl.errors import InputInvalid, InputMissing
-from embedctl.read import columns as read_columns
-from embedctl.read.block import BYTES_PER_BLOCK, ROWS_PER_BLOCK, Block, ReadOptions, Reason
-from embedctl.read.columns import Columns
-from embedctl.read.files import InputFile
+from embedctl.inputs import columns as read_columns
+from embedctl.inputs.block import BYTES_PER_BLOCK, ROWS_PER_BLOCK, Block, ReadOptions, Reason
+from embedctl.inputs.columns import Columns
+from embedctl.inputs.files import InputFile
 
 BUFFER_BYTES = 1 << 20  # read a column chunk piece by piece, however large the row group
 BATCH_BYTES = 32 << 20

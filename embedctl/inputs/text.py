@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from embedctl.read.block import BYTES_PER_BLOCK, ROWS_PER_BLOCK, Block, ReadOptions, Reason, pieces
-from embedctl.read.decoding import Utf8Stream, line_runs
-from embedctl.read.files import InputFile
+from embedctl.inputs.block import BYTES_PER_BLOCK, ROWS_PER_BLOCK, Block, ReadOptions, Reason, pieces
+from embedctl.inputs.decoding import Utf8Stream, line_runs
+from embedctl.inputs.files import InputFile
 
 
 def opened(file: InputFile, options: ReadOptions) -> Utf8Stream:
