@@ -29,11 +29,11 @@ from embedctl.events import Caller
 from embedctl.exchange import Exchange, Operation, Purse, Record
 from embedctl.lanes import Lanes, Patience
 from embedctl.line import Line, NotAdmittedError
-from embedctl.plan import part_of
+from embedctl.planning.packer import part_of
 from embedctl.records import Answer, Request, Space, UsageEvent, new_operation_id, text_hash, uuid7
 from embedctl.routing.endpoint import Offer
 from embedctl.routing.retry import Attempts, Policy, Step, may_be_the_texts_fault
-from embedctl.slots import Refusal
+from embedctl.planning.slice import Refusal
 
 _KNOWN_GOOD = "The harbour office opens at seven."
 _RETRIES_ASIDE = 2

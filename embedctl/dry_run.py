@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from embedctl import before as befores
-from embedctl import preparation, inputs, tokens
+from embedctl import inputs, preparation, tokens
 from embedctl.assemble import Purchases
 from embedctl.before import Before
 from embedctl.ledger.price import cost
 from embedctl.pipeline import Segments
-from embedctl.plan import Packed
+from embedctl.planning.packer import Packed
 from embedctl.routing.endpoint import Offer
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import Known

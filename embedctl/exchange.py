@@ -16,7 +16,7 @@ from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceM
 from embedctl.events import Caller
 from embedctl.lanes import Lanes, Patience
 from embedctl.line import Line
-from embedctl.plan import estimated_tokens
+from embedctl.planning.packer import estimated_tokens
 from embedctl.providers._contract import HttpRequest, WireAnswer
 from embedctl.providers._errors import clean
 from embedctl.providers._rate_headers import rates

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from embedctl import before as befores
-from embedctl import payers, plan, preparation, inputs, storage, write
+from embedctl import inputs, payers, preparation, storage, write
+from embedctl.planning import packer as plan
 from embedctl.assemble import Purchases
 from embedctl.before import Before
 from embedctl.call import CallPoint
 from embedctl.events import Caller
-from embedctl.ids import Ids
+from embedctl.planning.duplicate_ids import Ids
 from embedctl.journal import Journal
 from embedctl.journal.commands import Spool
 from embedctl.lanes import Lanes

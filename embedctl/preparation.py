@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedctl import plan, inputs, write
+from embedctl import inputs, write
+from embedctl.planning import packer as plan
 from embedctl.errors import InputInvalid
-from embedctl.ids import Ids
-from embedctl.intake import Intake
+from embedctl.planning.duplicate_ids import Ids
+from embedctl.planning.planner import Intake
 from embedctl.records import Limits
 from embedctl.routing.endpoint import Offer
 from embedctl.settings.options import Options
-from embedctl.slots import Refusal
+from embedctl.planning.slice import Refusal
 from embedctl.storage.hash_index import Known
-from embedctl.wording import wording
+from embedctl.planning.text_rules import wording
 
 
 def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ...] = ()) -> inputs.ReadOptions:

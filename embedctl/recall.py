@@ -15,7 +15,7 @@ from embedctl import __version__
 from embedctl.call import CallPoint, Piece
 from embedctl.events import Caller
 from embedctl.journal import Journal
-from embedctl.plan import Packed
+from embedctl.planning.packer import Packed
 from embedctl.records import TEXT_HASH_BYTES, Answer, Request, Space, Usage, UsageEvent, utc_now, uuid7
 from embedctl.routing.endpoint import Offer
 from embedctl.storage.vector_cache import Cache, Hit

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from embedctl import before as befores
-from embedctl import dry_run, payers, preparation, inputs, storage
+from embedctl import dry_run, inputs, payers, preparation, storage
 from embedctl.before import Before
 from embedctl.dry_run import Forecast
 from embedctl.errors import EmbedctlError, OutputRefused

@@ -20,7 +20,8 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import money, plan, storage
+from embedctl import money, storage
+from embedctl.planning import packer as plan
 from embedctl.call import CallPoint, Piece
 from embedctl.events import Caller
 from embedctl.journal import Journal
@@ -35,7 +36,7 @@ from embedctl.routing.endpoint import Offer, check_usable
 from embedctl.routing.retry import Policy
 from embedctl.runs import JOURNAL, LOCK, Run, Runs
 from embedctl.settings import Settings
-from embedctl.slots import Refusal
+from embedctl.planning.slice import Refusal
 from embedctl.storage import locks
 
 

@@ -141,7 +141,7 @@ class World:
     @property
     def constants(self) -> dict[str, Any]:
         """What is other than usual in its processes."""
-        return {"embedctl.slots:SLOT_BYTES": self.slot_bytes, **(HURRY if self.hurried else {})}
+        return {"embedctl.planning.slice:SLOT_BYTES": self.slot_bytes, **(HURRY if self.hurried else {})}
 
     @property
     def run_with(self) -> dict[str, Any]:

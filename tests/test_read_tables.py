@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from embedctl import inputs as read
 from embedctl.errors import EmbedctlError, InputInvalid, WrongUsage
-from embedctl.inputs import ReadOptions
-from embedctl.inputs import json_lines
+from embedctl.inputs import ReadOptions, json_lines
 from embedctl.inputs import parquet as read_parquet
 
 SAMPLES = Path(__file__).parent.parent / "sample_data"

@@ -15,7 +15,8 @@ import pytest
 from crashed_runs import MODEL, CrashingDisk, Small
 from processes import sentence
 
-from embedctl import chunk, slots, tokens
+from embedctl.planning import splitter as chunk, slice as slices
+from embedctl import tokens
 from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, OutputRefused, StorageFailed
 from embedctl.order import Watch
 from embedctl.pipeline import OPEN_SLOTS
@@ -44,7 +45,7 @@ def wire(server: Wire) -> Wire:
 
 @pytest.fixture(autouse=True)
 def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "SLOT_BYTES", 1)
+    monkeypatch.setattr(slices, "SLOT_BYTES", 1)
 
 
 @pytest.fixture(params=["folder", "file"])
@@ -150,9 +151,9 @@ def test_published_slots_are_let_go(batch: Small) -> None:
     """However many requests may be in flight: memory holds the open slots, and none that stands in a part."""
     batch.fill(TEXTS, files=len(TEXTS))
     alive: list[int] = []
-    watch = Watch(headway=lambda *_: alive.append(sum(type(one) is slots.Slot for one in gc.get_objects())))
+    watch = Watch(headway=lambda *_: alive.append(sum(type(one) is slices.Slot for one in gc.get_objects())))
     gc.collect()
-    before = sum(type(one) is slots.Slot for one in gc.get_objects())
+    before = sum(type(one) is slices.Slot for one in gc.get_objects())
     Run(batch.order(flags={"concurrency": 16}), watch, ingest=batch._take_in, segment_bytes=1).execute()
 
     assert len(alive) > len(TEXTS)

@@ -13,7 +13,8 @@ import pytest
 from crashed_runs import MODEL, WIDTH, Small
 from processes import sentence
 
-from embedctl import chunk, tokens
+from embedctl.planning import splitter
+from embedctl import tokens
 from embedctl.receipt import Receipt
 from embedctl.write import matrix
 from tests.wire.client import Wire, expected, hash_of, started
@@ -77,7 +78,7 @@ def test_too_long_is_cut(small: Small) -> None:
 
     assert (done.exit_code, done.vectors) == (0, 3)
     assert LONG.startswith(found[1][2].strip())
-    assert 8000 < chunk.tokens(found[1][2], CL100K) <= 8191
+    assert 8000 < splitter.tokens(found[1][2], CL100K) <= 8191
     assert np.allclose(made, vectors([text for _, _, text in found]), atol=1e-6)
 
 
@@ -99,8 +100,8 @@ def test_too_long_is_averaged(small: Small) -> None:
     small.fill(TEXTS, files=1)
     done = receipt(small.run(flags={"on_too_long": "mean"}))
     found, made = rows(small)
-    pieces = chunk.pieces(LONG, 8191, CL100K)
-    weights = np.array([[chunk.tokens(piece, CL100K)] for piece in pieces])
+    pieces = splitter.pieces(LONG, 8191, CL100K)
+    weights = np.array([[splitter.tokens(piece, CL100K)] for piece in pieces])
     mean = (vectors(pieces) * weights).sum(axis=0)
 
     assert (done.exit_code, done.vectors, [row for row, _, _ in found]) == (0, 3, [0, 1, 2])
@@ -113,7 +114,7 @@ def test_too_long_is_averaged(small: Small) -> None:
 
 def test_refused_piece_fails_its_row(small: Small) -> None:
     """When a piece of a mean is refused the row has failed, and its other pieces are not bought again."""
-    pieces = chunk.pieces(LONG, 8191, CL100K)
+    pieces = splitter.pieces(LONG, 8191, CL100K)
     small.fill(TEXTS, files=1)
     small.wire.plan(poison=[pieces[0]])
     done = receipt(small.run(flags={"on_too_long": "mean"}))

@@ -28,7 +28,8 @@ from crashed_runs import CrashingDisk, Small
 from crashing import RefusingDisk
 from processes import sentence
 
-from embedctl import slots, storage
+from embedctl.planning import slice as slices
+from embedctl import storage
 from embedctl.errors import EmbedctlError
 from embedctl.journal.segments import Segment
 from embedctl.journal.writer import Writer
@@ -46,7 +47,7 @@ POINTS = 7
 
 @pytest.fixture(autouse=True)
 def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "SLOT_BYTES", 1)
+    monkeypatch.setattr(slices, "SLOT_BYTES", 1)
 
 
 Prepare = Callable[[Path, Wire], Small]

@@ -16,7 +16,7 @@ import pytest
 from crashed_runs import Small
 from processes import MODEL, ROOT, World, Zygote, sentence
 
-from embedctl import slots
+from embedctl.planning import slice as slices
 from embedctl.errors import EmbedctlError, StorageFailed
 from embedctl.receipt import Receipt
 from embedctl.storage import Disk
@@ -148,7 +148,7 @@ class FullDisk(Disk):
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_disk_full(tmp_path: Path, wire: Wire, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever the disk is full, the run ends with 74; with room again it goes on, and nothing is bought twice."""
-    monkeypatch.setattr(slots, "SLOT_BYTES", 1)
+    monkeypatch.setattr(slices, "SLOT_BYTES", 1)
     codes = set()
     for room in range(0, 60_000, 12_000):
         wire.reset()

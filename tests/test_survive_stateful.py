@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from processes import sentence
 
-from embedctl import slots
+from embedctl.planning import slice as slices
 from embedctl.errors import EmbedctlError, Locked, OutputRefused
 from embedctl.receipt import Receipt
 from embedctl.storage import locks
@@ -142,7 +142,7 @@ Tell = Callable[[int, int], None]
 @pytest.fixture
 def tell(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Tell:
     """Tells so many histories of so many steps."""
-    monkeypatch.setattr(slots, "SLOT_BYTES", 1)
+    monkeypatch.setattr(slices, "SLOT_BYTES", 1)
     monkeypatch.setattr(Histories, "wire", wire, raising=False)
 
     def told(histories: int, steps: int) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 import orjson
 
 from embedctl.errors import InputInvalid
-from embedctl.inputs import decoding
-from embedctl.inputs import text
+from embedctl.inputs import decoding, text
 from embedctl.inputs.block import ROWS_PER_BLOCK, ReadOptions
 from embedctl.inputs.files import InputFile
 

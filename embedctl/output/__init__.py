@@ -16,7 +16,7 @@ from embedctl import storage, write
 from embedctl.errors import OutputRefused
 from embedctl.inputs.files import STDIN
 from embedctl.records import Space, uuid7
-from embedctl.slots import Failure
+from embedctl.planning.slice import Failure
 from embedctl.storage import Disk
 from embedctl.write import Layout, Part
 

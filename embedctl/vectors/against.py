@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import plan, inputs
-from embedctl.intake import Intake
+from embedctl import inputs
+from embedctl.planning import packer
+from embedctl.planning.planner import Intake
 from embedctl.records import Limits
 from embedctl.routing.endpoint import Offer
 from embedctl.settings.options import Options
-from embedctl.slots import Failure
+from embedctl.planning.slice import Failure
 from embedctl.storage.hash_index import Known
 from embedctl.vectors import agreement
 from embedctl.vectors.checks import Firsts, Rows, keys, marks
 from embedctl.vectors.files import Stored
 from embedctl.vectors.findings import Findings
-from embedctl.wording import wording
+from embedctl.planning.text_rules import wording
 
 _READ_ALIKE = ("text_column", "id_column", "split", "encoding", "max_row_bytes")
 _SHAPED_ALIKE = ("chunk_size", "chunk_overlap", "on_too_long", "on_blank", *_READ_ALIKE)
@@ -120,7 +121,7 @@ class Against:
         intake = Intake(
             options=self._options,
             wording=wording(self._offer, self._options, self._source),
-            packer=plan.Packer(Limits(items=4096)),
+            packer=packer.Packer(Limits(items=4096)),
             known=known,
             seen=seen,
             columns=catch,

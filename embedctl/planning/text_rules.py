@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from embedctl import chunk, inputs, tokens
-from embedctl.candidates import Wording
+from embedctl.planning import splitter
+from embedctl import inputs, tokens
+from embedctl.planning.chunks import Wording
 from embedctl.routing.chain import Offer
 from embedctl.settings.options import Options
 
@@ -12,23 +13,23 @@ def wording(offer: Offer, options: Options, source: inputs.Source) -> Wording:
     """What an offer and the options say about the texts of an input."""
     counter = tokens.counter(offer.tokenizer, offer.fallback_tokenizer)
     measure = tokens.splitter_source(offer.tokenizer, offer.fallback_tokenizer)
-    special = counter.count([""])[0] + (chunk.tokens(offer.prefix, measure) if offer.prefix else 0)
+    special = counter.count([""])[0] + (splitter.tokens(offer.prefix, measure) if offer.prefix else 0)
     limit = offer.max_tokens - special if offer.max_tokens else None
     asked = options.chunk_size is not None or options.chunk_overlap is not None
-    splitters: dict[bool, chunk.Splitter] = {}
+    splitters: dict[bool, splitter.Splitter] = {}
 
     def chunked(text: str, row_id: str | int) -> list[str]:
-        markdown = source.kind == "text" and chunk.is_markdown(str(row_id))
+        markdown = source.kind == "text" and splitter.is_markdown(str(row_id))
         if markdown not in splitters:
-            size = options.chunk_size or chunk.DEFAULT_SIZE
+            size = options.chunk_size or splitter.DEFAULT_SIZE
             overlap = options.chunk_overlap
             if overlap is None:
-                overlap = chunk.DEFAULT_OVERLAP * size // chunk.DEFAULT_SIZE
-            fitting = chunk.capacity(size, overlap, limit)
-            splitters[markdown] = chunk.splitter(measure, *fitting, markdown=markdown)
-        return chunk.chunks(text, splitters[markdown])
+                overlap = splitter.DEFAULT_OVERLAP * size // splitter.DEFAULT_SIZE
+            fitting = splitter.capacity(size, overlap, limit)
+            splitters[markdown] = splitter.splitter(measure, *fitting, markdown=markdown)
+        return splitter.chunks(text, splitters[markdown])
 
-    most = limit or chunk.DEFAULT_SIZE
+    most = limit or splitter.DEFAULT_SIZE
     return Wording(
         prefix=offer.prefix,
         max_tokens=offer.max_tokens,
@@ -36,6 +37,6 @@ def wording(offer: Offer, options: Options, source: inputs.Source) -> Wording:
         count_all=offer.local,
         takes_tokens=offer.takes_tokens,
         chunked=chunked if source.is_document or asked else None,
-        pieces=lambda text: chunk.pieces(text, most, measure),
-        shortened=lambda text: chunk.truncated(text, most, measure),
+        pieces=lambda text: splitter.pieces(text, most, measure),
+        shortened=lambda text: splitter.truncated(text, most, measure),
     )

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from embedctl.errors import WrongUsage
 from embedctl.records import bytes_hash, tokens_hash
 from embedctl.settings.options import Options, checked_name
-from embedctl.slots import Failure, Slot
+from embedctl.planning.slice import Failure, Slot
 from embedctl.tokens import Counter
 
 
