@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from embedctl import write
 from embedctl.errors import InvariantBroken
-from embedctl.receipt import Rows
 from embedctl.planning.slice import Failure, Slot, Where
+from embedctl.receipt import Rows
 from embedctl.write import Embeddings, Layout, Part
 
 ReadJournal = Callable[[int, int, int, int], NDArray[np.float32]]

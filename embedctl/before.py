@@ -14,14 +14,14 @@ import orjson
 from embedctl import refusals, storage, write
 from embedctl.assemble import Purchase, Purchases, tokens_array
 from embedctl.errors import OutputRefused
-from embedctl.planning.planner import JOURNAL_FILES
 from embedctl.journal import Recovered, recover
 from embedctl.output import RECORD, FolderOutput, Output, check_space, part_name
 from embedctl.output.file import FileOutput
 from embedctl.pipeline import Segments
+from embedctl.planning.planner import JOURNAL_FILES
+from embedctl.planning.slice import Refusal
 from embedctl.receipt import Rows
 from embedctl.records import Space
-from embedctl.planning.slice import Refusal
 from embedctl.storage.hash_index import PLACE, Known
 from embedctl.write import Part
 

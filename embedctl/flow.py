@@ -12,22 +12,22 @@ from functools import partial
 
 from embedctl import before as befores
 from embedctl import inputs, payers, preparation, storage, write
-from embedctl.planning import packer as plan
 from embedctl.assemble import Purchases
 from embedctl.before import Before
-from embedctl.call import CallPoint
-from embedctl.events import Caller
-from embedctl.planning.duplicate_ids import Ids
+from embedctl.embedding.call import CallPoint
+from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.journal.commands import Spool
-from embedctl.lanes import Lanes
+from embedctl.embedding.router import Lanes
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.money import Till, allowances
 from embedctl.money.tariff import Tariff
 from embedctl.order import Order, Watch
 from embedctl.output import Finished, FolderOutput, Output
 from embedctl.pipeline import Pipeline, Segments, Steps
-from embedctl.recall import Recall
+from embedctl.planning import packer as plan
+from embedctl.planning.duplicate_ids import Ids
+from embedctl.embedding.cached import Recall
 from embedctl.receipt import Headway, Rows, Spending
 from embedctl.records import Limits, Space
 from embedctl.registration import Registration

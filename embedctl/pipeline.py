@@ -18,15 +18,15 @@ from typing import Any
 
 from embedctl import assemble, write
 from embedctl.assemble import Purchase, Purchases, Sources, tokens_array
-from embedctl.call import CallPoint, Piece
+from embedctl.embedding.call import CallPoint, Piece
 from embedctl.errors import EmbedctlError, InvariantBroken
-from embedctl.planning.planner import Intake
 from embedctl.journal import Journal, Place
 from embedctl.output import Finished, Output
 from embedctl.planning.packer import Packed
-from embedctl.recall import Recall
-from embedctl.receipt import Headway, Rows
+from embedctl.planning.planner import Intake
 from embedctl.planning.slice import Arrival, History, Slot, resolve_twins
+from embedctl.embedding.cached import Recall
+from embedctl.receipt import Headway, Rows
 from embedctl.stopping import Stop
 from embedctl.write import Layout, Part
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from embedctl import inputs, write
-from embedctl.planning import packer as plan
 from embedctl.errors import InputInvalid
+from embedctl.planning import packer as plan
 from embedctl.planning.duplicate_ids import Ids
 from embedctl.planning.planner import Intake
+from embedctl.planning.slice import Refusal
+from embedctl.planning.text_rules import wording
 from embedctl.records import Limits
 from embedctl.routing.endpoint import Offer
 from embedctl.settings.options import Options
-from embedctl.planning.slice import Refusal
 from embedctl.storage.hash_index import Known
-from embedctl.planning.text_rules import wording
 
 
 def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ...] = ()) -> inputs.ReadOptions:

@@ -16,7 +16,7 @@ from embedctl.dry_run import Forecast
 from embedctl.errors import EmbedctlError, OutputRefused
 from embedctl.flow import Flow
 from embedctl.journal.commands import Spool
-from embedctl.lanes import check_usable
+from embedctl.embedding.router import check_usable
 from embedctl.ledger import spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.money import allowances

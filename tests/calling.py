@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from embedctl import money, settings
-from embedctl.call import CallPoint, Piece
+from embedctl.embedding.call import CallPoint, Piece
 from embedctl.errors import EmbedctlError
-from embedctl.events import Caller
+from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
-from embedctl.lanes import Lanes
+from embedctl.embedding.router import Lanes
 from embedctl.ledger import spool
 from embedctl.records import Limits, Request, Space, UsageEvent, text_hash, uuid7
 from embedctl.routing import chain as serving

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embedctl import answers
-from embedctl.answers import Voice
+from embedctl.embedding import checks
+from embedctl.embedding.checks import Voice
 from embedctl.errors import AnswerUnusable, SpaceMismatch
 from embedctl.providers._contract import WireAnswer
 from embedctl.routing import chain
@@ -36,7 +36,7 @@ def checked(offer: Offer, vectors: Any = None, count: int = 3, **said: Any) -> N
     before = said.pop("before", None)
     dimensions = said.pop("output", None)
     wire = WireAnswer(vectors=rows() if vectors is None else vectors, **said)
-    return answers.checked(wire, offer, count, dimensions, before)
+    return checks.checked(wire, offer, count, dimensions, before)
 
 
 def test_a_good_answer_is_kept_as_it_is(offer: Offer) -> None:
@@ -52,7 +52,7 @@ def test_a_good_answer_is_kept_as_it_is(offer: Offer) -> None:
 def test_any_order_is_put_right(order: list[int]) -> None:
     """Whatever permutation an answer comes in, vector i ends at text i."""
     vectors = rows(6)
-    found = answers._in_order(vectors[order], order)
+    found = checks._in_order(vectors[order], order)
 
     np.testing.assert_array_equal(found, vectors)
 
@@ -173,6 +173,6 @@ def test_alike() -> None:
     theirs = ours.copy()
     theirs[2] = -theirs[2]
 
-    assert answers.alike(ours, ours * 3) == pytest.approx(1)
-    assert answers.alike(ours, theirs) == pytest.approx(-1)
-    assert answers.alike(ours, rows(3, 5)) == 0
+    assert checks.alike(ours, ours * 3) == pytest.approx(1)
+    assert checks.alike(ours, theirs) == pytest.approx(-1)
+    assert checks.alike(ours, rows(3, 5)) == 0

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedctl.planning import splitter
 from embedctl import tokens
 from embedctl.errors import WrongUsage
+from embedctl.planning import splitter
 
 SOURCES = ("bundled:minilm", "tiktoken:cl100k_base", "bytes/4")
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedctl import counting
-from embedctl.counting import Scale
+from embedctl.embedding import usage
+from embedctl.embedding.usage import Scale
 from embedctl.records import Request
 from embedctl.routing import chain
 from embedctl.routing.endpoint import Offer
@@ -29,7 +29,7 @@ def offer(tmp_path: Path) -> Offer:
 
 
 def used(offer: Offer, native: int | None, scale: Scale | None = None, texts: int = 4, event: UUID = SELDOM) -> Any:
-    return counting.usage(offer, request(texts), native, None, event, scale or Scale())
+    return usage.usage(offer, request(texts), native, None, event, scale or Scale())
 
 
 def request(texts: int = 4) -> Request:
@@ -37,7 +37,7 @@ def request(texts: int = 4) -> Request:
 
 
 def true_count(offer: Offer, texts: int = 4) -> int:
-    return counting.exact(offer, request(texts))[0]
+    return usage.exact(offer, request(texts))[0]
 
 
 def test_a_plausible_count_is_believed(offer: Offer) -> None:
@@ -120,26 +120,26 @@ def test_an_unusable_answer(offer: Offer) -> None:
     """Work that cannot be used is billed by the provider's count where that can be one, else by ours."""
     sent, count = request(), true_count(offer)
 
-    assert counting.unusable(offer, sent, count + 2).tokens_total == count + 2
-    assert counting.unusable(offer, sent, 0).tokens_total == count
-    assert counting.unusable(offer, sent, None).source == "fallback"
-    assert counting.unusable(replace(offer, usage_mode="native"), sent, None).tokens_total == 0
+    assert usage.unusable(offer, sent, count + 2).tokens_total == count + 2
+    assert usage.unusable(offer, sent, 0).tokens_total == count
+    assert usage.unusable(offer, sent, None).source == "fallback"
+    assert usage.unusable(replace(offer, usage_mode="native"), sent, None).tokens_total == 0
 
 
 def test_token_arrays(offer: Offer) -> None:
     """Arrays are counted by their lengths."""
     sent = replace(request(2), texts=[[1, 2, 3], [4]], token_arrays=True)
 
-    assert counting.exact(offer, sent) == (4, "token arrays")
+    assert usage.exact(offer, sent) == (4, "token arrays")
 
 
 @given(st.lists(st.text(min_size=1, max_size=80), min_size=1, max_size=8))
 def test_the_ceiling_holds(texts: list[str]) -> None:
     """No tokenizer counts more than the ceiling that is set aside before anything is known."""
     sent = calling.request([text.encode("utf-8", "replace").decode() for text in texts])
-    counter = counting.tokenizers.counter("tiktoken:cl100k_base")
+    counter = usage.tokenizers.counter("tiktoken:cl100k_base")
 
-    assert sum(counter.count([str(text) for text in sent.texts])) <= counting.ceiling(sent)
+    assert sum(counter.count([str(text) for text in sent.texts])) <= usage.ceiling(sent)
 
 
 def test_a_tokenizer_that_fails_at_a_text_stops_nothing(offer: Offer, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_tokenizer_that_fails_at_a_text_stops_nothing(offer: Offer, tmp_path: 
 
     place = tmp_path / "tokenizer.json"
     Tokenizer(models.WordLevel({"only": 0}, unk_token="[UNK]")).save(str(place))
-    found = counting.usage(replace(offer, tokenizer=f"file:{place}"), request(), None, None, SELDOM, Scale())
+    found = usage.usage(replace(offer, tokenizer=f"file:{place}"), request(), None, None, SELDOM, Scale())
 
     assert (found.source, found.tokenizer_id) == ("fallback", "bytes/4")
     assert found.tokens_total == -(-len(TEXT) // 4) * 4

@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedctl import assemble, write
-from embedctl.planning.chunks import REASON_WORDS, Wording
 from embedctl.inputs.block import REASONS, Block
-from embedctl.planning.planner import JOURNAL_FILES, Intake
+from embedctl.planning.chunks import REASON_WORDS, Wording
 from embedctl.planning.packer import Packed, Packer
+from embedctl.planning.planner import JOURNAL_FILES, Intake
+from embedctl.planning.slice import Arrival, History, Refusal, Slot, Where, resolve_twins
 from embedctl.records import Limits, text_hash, tokens_hash
 from embedctl.settings.options import Options
-from embedctl.planning.slice import Arrival, History, Refusal, Slot, Where, resolve_twins
 from embedctl.storage.hash_index import PLACE, Known
 
 LIMIT = 5

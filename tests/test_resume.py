@@ -15,11 +15,12 @@ import pytest
 from crashed_runs import MODEL, CrashingDisk, Small
 from processes import sentence
 
-from embedctl.planning import splitter as chunk, slice as slices
 from embedctl import tokens
 from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, OutputRefused, StorageFailed
 from embedctl.order import Watch
 from embedctl.pipeline import OPEN_SLOTS
+from embedctl.planning import slice as slices
+from embedctl.planning import splitter as chunk
 from embedctl.receipt import Headway, Receipt
 from embedctl.records import uuid7
 from embedctl.run import Run

@@ -13,8 +13,8 @@ import pytest
 from crashed_runs import MODEL, WIDTH, Small
 from processes import sentence
 
-from embedctl.planning import splitter
 from embedctl import tokens
+from embedctl.planning import splitter
 from embedctl.receipt import Receipt
 from embedctl.write import matrix
 from tests.wire.client import Wire, expected, hash_of, started

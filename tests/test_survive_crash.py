@@ -28,12 +28,12 @@ from crashed_runs import CrashingDisk, Small
 from crashing import RefusingDisk
 from processes import sentence
 
-from embedctl.planning import slice as slices
 from embedctl import storage
 from embedctl.errors import EmbedctlError
 from embedctl.journal.segments import Segment
 from embedctl.journal.writer import Writer
 from embedctl.output import FolderOutput, Record
+from embedctl.planning import slice as slices
 from embedctl.receipt import Receipt
 from embedctl.storage import Disk
 from tests.wire.client import Wire

@@ -16,8 +16,8 @@ import pytest
 from crashed_runs import Small
 from processes import MODEL, ROOT, World, Zygote, sentence
 
-from embedctl.planning import slice as slices
 from embedctl.errors import EmbedctlError, StorageFailed
+from embedctl.planning import slice as slices
 from embedctl.receipt import Receipt
 from embedctl.storage import Disk
 from tests.wire.client import Wire

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from processes import sentence
 
-from embedctl.planning import slice as slices
 from embedctl.errors import EmbedctlError, Locked, OutputRefused
+from embedctl.planning import slice as slices
 from embedctl.receipt import Receipt
 from embedctl.storage import locks
 from tests.wire.client import Wire

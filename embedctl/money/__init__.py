@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 
-from embedctl import counting
+from embedctl.embedding import usage
 from embedctl.errors import BudgetReached, InvariantBroken
 from embedctl.ledger.price import cost
 from embedctl.money.shared_purse import SharedPurse
@@ -152,8 +152,8 @@ class Till:
     @staticmethod
     def _amounts(offer: Offer, request: Request, price: Decimal) -> Iterator[Decimal]:
         """The most a request can cost: at a glance, and, when that does not fit, with its tokens counted."""
-        yield cost(counting.ceiling(request), price)
-        tokens, _ = counting.exact(offer, request)
+        yield cost(usage.ceiling(request), price)
+        tokens, _ = usage.exact(offer, request)
         yield cost(tokens + tokens // 50 + 16, price)
 
     @contextmanager

@@ -15,8 +15,8 @@ import orjson
 from embedctl import storage, write
 from embedctl.errors import OutputRefused
 from embedctl.inputs.files import STDIN
-from embedctl.records import Space, uuid7
 from embedctl.planning.slice import Failure
+from embedctl.records import Space, uuid7
 from embedctl.storage import Disk
 from embedctl.write import Layout, Part
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from embedctl.planning import splitter
 from embedctl import inputs, tokens
+from embedctl.planning import splitter
 from embedctl.planning.chunks import Wording
 from embedctl.routing.chain import Offer
 from embedctl.settings.options import Options

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from embedctl import inputs
 from embedctl.planning import packer
 from embedctl.planning.planner import Intake
+from embedctl.planning.slice import Failure
+from embedctl.planning.text_rules import wording
 from embedctl.records import Limits
 from embedctl.routing.endpoint import Offer
 from embedctl.settings.options import Options
-from embedctl.planning.slice import Failure
 from embedctl.storage.hash_index import Known
 from embedctl.vectors import agreement
 from embedctl.vectors.checks import Firsts, Rows, keys, marks
 from embedctl.vectors.files import Stored
 from embedctl.vectors.findings import Findings
-from embedctl.planning.text_rules import wording
 
 _READ_ALIKE = ("text_column", "id_column", "split", "encoding", "max_row_bytes")
 _SHAPED_ALIKE = ("chunk_size", "chunk_overlap", "on_too_long", "on_blank", *_READ_ALIKE)

@@ -25,15 +25,15 @@ from embedctl.errors import (
     ServerFailed,
     TextRefused,
 )
-from embedctl.events import Caller
-from embedctl.exchange import Exchange, Operation, Purse, Record
-from embedctl.lanes import Lanes, Patience
-from embedctl.line import Line, NotAdmittedError
+from embedctl.embedding.usage_events import Caller
+from embedctl.embedding.attempt import Exchange, Operation, Purse, Record
+from embedctl.embedding.router import Lanes, Patience
+from embedctl.embedding.endpoint_state import Line, NotAdmittedError
 from embedctl.planning.packer import part_of
+from embedctl.planning.slice import Refusal
 from embedctl.records import Answer, Request, Space, UsageEvent, new_operation_id, text_hash, uuid7
 from embedctl.routing.endpoint import Offer
 from embedctl.routing.retry import Attempts, Policy, Step, may_be_the_texts_fault
-from embedctl.planning.slice import Refusal
 
 _KNOWN_GOOD = "The harbour office opens at seven."
 _RETRIES_ASIDE = 2

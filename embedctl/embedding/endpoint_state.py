@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from embedctl.answers import Voice
-from embedctl.counting import Scale
+from embedctl.embedding.checks import Voice
+from embedctl.embedding.usage import Scale
 from embedctl.errors import ProviderError, RequestRefused
 from embedctl.routing.breaker import Breaker, Pass, State
 from embedctl.routing.endpoint import Offer

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from embedctl import __version__, counting
+from embedctl import __version__
+from embedctl.embedding import usage
 from embedctl.errors import AnswerLost, EmbedctlError, ProviderError
 from embedctl.providers._contract import WireAnswer
 from embedctl.records import NO_USAGE, Request, Usage, UsageEvent, utc_now, uuid7
@@ -52,7 +53,7 @@ def intended(caller: Caller, offer: Offer, request: Request, attempt: int, fallb
         region=str(offer.place.options.get("region", "*")),
         provider_account=offer.account or None,
         price_as=offer.price_as,
-        tokens_estimated=counting.ceiling(request),
+        tokens_estimated=usage.ceiling(request),
         tokenizer_id="bytes",
         input_count=len(request),
         content_bytes=request.content_bytes,
@@ -76,10 +77,10 @@ def failed(event: UsageEvent, offer: Offer, request: Request, error: ProviderErr
         quantity=0,
     )
     if error.billable == "unknown":
-        tokens, tokenizer_id = counting.exact(offer, request)
+        tokens, tokenizer_id = usage.exact(offer, request)
         return replace(ended, tokens_estimated=tokens, tokenizer_id=tokenizer_id)
     if error.billable == "yes":
-        return _counted(ended, counting.unusable(offer, request, error.tokens_native))
+        return _counted(ended, usage.unusable(offer, request, error.tokens_native))
     return ended
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, ServerFailed, SpaceMismatch, Throttled
-from embedctl.line import Line
-from embedctl.proof import Probe, Proof
+from embedctl.embedding.endpoint_state import Line
+from embedctl.embedding.space_probe import Probe, Proof
 from embedctl.records import Limits, Space
 from embedctl.routing import fallback
 from embedctl.routing.breaker import Breaker, Snapshot

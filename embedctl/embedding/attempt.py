@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import answers, counting, events
+from embedctl.embedding import checks, usage, usage_events
 from embedctl.backends.onnx import local_model
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceMismatch
-from embedctl.events import Caller
-from embedctl.lanes import Lanes, Patience
-from embedctl.line import Line
+from embedctl.embedding.usage_events import Caller
+from embedctl.embedding.router import Lanes, Patience
+from embedctl.embedding.endpoint_state import Line
 from embedctl.planning.packer import estimated_tokens
 from embedctl.providers._contract import HttpRequest, WireAnswer
 from embedctl.providers._errors import clean
@@ -121,7 +121,7 @@ class Exchange:
                 reservation = self._purse.reserve(line.offer, request)
                 operation.attempts += 1
                 origin = self._lanes.fallback_from(line)
-                event = events.intended(self.caller, line.offer, request, operation.attempts, origin)
+                event = usage_events.intended(self.caller, line.offer, request, operation.attempts, origin)
                 return await self._written_down(line, operation, request, message, event, turn, reservation)
 
     async def _written_down(
@@ -135,7 +135,7 @@ class Exchange:
         reservation: object,
     ) -> tuple[Answer, Any]:
         """The intent before, the outcome or the answer after; then the money is settled."""
-        ended = events.unsent(event)
+        ended = usage_events.unsent(event)
         started = self._clock()
         try:
             await self._record.intend(event)
@@ -149,8 +149,8 @@ class Exchange:
                 if isinstance(error, ProviderError):
                     turn.failed(error)
                 raise
-            used = counting.usage(line.offer, request, wire.tokens, wire.tokens_cached, event.event_id, line.scale)
-            ended = events.answered(event, wire, used, self._clock() - started)
+            used = usage.usage(line.offer, request, wire.tokens, wire.tokens_cached, event.event_id, line.scale)
+            ended = usage_events.answered(event, wire, used, self._clock() - started)
             place = await self._keep(operation, request, wire, ended, vectors)
             turn.succeeded(used.tokens_total, rates(headers))
             self._learn(line, operation, request, wire, vectors)
@@ -179,8 +179,8 @@ class Exchange:
     def _checked(self, line: Line, operation: Operation, request: Request, wire: WireAnswer) -> NDArray[np.float32]:
         """The vectors, when they may be kept; what comes first decides which space the output has."""
         width = self.space.dimensions if self.space else None
-        vectors = answers.checked(wire, line.offer, len(request), width, line.voice)
-        line.voice = line.voice or answers.voice(wire)
+        vectors = checks.checked(wire, line.offer, len(request), width, line.voice)
+        line.voice = line.voice or checks.voice(wire)
         if operation.aside:
             return vectors
         space = self._space_of(line.offer, int(vectors.shape[1]))
@@ -205,10 +205,10 @@ class Exchange:
         self, line: Line, request: Request, event: UsageEvent, error: EmbedctlError, seconds: float
     ) -> UsageEvent:
         if not isinstance(error, ProviderError):
-            return events.unsent(event, error)
+            return usage_events.unsent(event, error)
         error.provider = error.provider or line.offer.provider
         self._lanes.failed(line, error)
-        return events.failed(event, line.offer, request, error, seconds)
+        return usage_events.failed(event, line.offer, request, error, seconds)
 
     async def _keep(
         self, operation: Operation, request: Request, wire: WireAnswer, ended: UsageEvent, vectors: NDArray[np.float32]

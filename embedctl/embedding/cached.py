@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from embedctl import __version__
-from embedctl.call import CallPoint, Piece
-from embedctl.events import Caller
+from embedctl.embedding.call import CallPoint, Piece
+from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.planning.packer import Packed
 from embedctl.records import TEXT_HASH_BYTES, Answer, Request, Space, Usage, UsageEvent, utc_now, uuid7

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import answers
+from embedctl.embedding import checks
 from embedctl.errors import ProviderError, SpaceMismatch
-from embedctl.line import Line
+from embedctl.embedding.endpoint_state import Line
 from embedctl.records import Space
 from embedctl.routing.learned import Memory
 
@@ -85,7 +85,7 @@ class Proof:
                 status=error.status,
                 retry_after_s=error.retry_after_s,
             ) from error
-        cosine = answers.alike(vectors, await probe(line, texts))
+        cosine = checks.alike(vectors, await probe(line, texts))
         if cosine <= TRUSTED_COSINE:
             raise SpaceMismatch(
                 f"{line.offer.id} gives other vectors than {home.offer.id} for the same texts (cosine {cosine:.4f})",
