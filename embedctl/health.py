@@ -18,7 +18,7 @@ from typing import Any, Literal
 from embedctl import __version__
 from embedctl.errors import EmbedctlError, Locked
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.runs import OPEN, Runs
+from embedctl.runs.registry import OPEN, Runs
 from embedctl.settings import Settings
 
 State = Literal["ok", "note", "bad"]

@@ -19,8 +19,8 @@ from embedctl import streams
 from embedctl.errors import EmbedctlError, StorageFailed, WrongUsage
 
 if TYPE_CHECKING:
-    from embedctl.dry_run import Forecast
-    from embedctl.receipt import Headway, Receipt, Spending
+    from embedctl.runs.estimate import Forecast
+    from embedctl.runs.receipt import Headway, Receipt, Spending
 
 Format = Literal["table", "json", "csv", "md"]
 FORMATS: tuple[Format, ...] = ("table", "json", "csv", "md")

@@ -13,10 +13,10 @@ import numpy as np
 
 from embedctl import money, settings
 from embedctl.embedding.call import CallPoint, Piece
-from embedctl.errors import EmbedctlError
-from embedctl.embedding.usage_events import Caller
-from embedctl.journal import Journal
 from embedctl.embedding.router import Lanes
+from embedctl.embedding.usage_events import Caller
+from embedctl.errors import EmbedctlError
+from embedctl.journal import Journal
 from embedctl.ledger import spool
 from embedctl.records import Limits, Request, Space, UsageEvent, text_hash, uuid7
 from embedctl.routing import chain as serving

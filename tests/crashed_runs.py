@@ -23,11 +23,11 @@ from embedctl import settings
 from embedctl.errors import EmbedctlError
 from embedctl.journal import recover
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.order import Order
-from embedctl.receipt import Receipt
-from embedctl.run import Run
+from embedctl.outputs.parquet import matrix
+from embedctl.runs.job import Order
+from embedctl.runs.receipt import Receipt
+from embedctl.runs.run import Run
 from embedctl.storage import DISK, Disk
-from embedctl.write import matrix
 from tests.wire.client import Wire, expected
 
 MODEL = "text-embedding-3-small"

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedctl.journal import recover
-from embedctl.write import matrix
+from embedctl.outputs.parquet import matrix
 from tests.wire.client import Wire, expected, hash_of
 
 MODEL = "text-embedding-3-small"

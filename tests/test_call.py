@@ -24,10 +24,10 @@ from embedctl import tokens
 from embedctl.errors import ConfigurationInvalid
 from embedctl.ledger.ingest import ingest
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.receipt import Spending
 from embedctl.records import Space
 from embedctl.routing import chain, hints
 from embedctl.routing.breaker import State
+from embedctl.runs.receipt import Spending
 from embedctl.settings import Settings
 from tests.calling import KEY, SMALL, embed, load
 from tests.wire.client import Wire, expected, hash_of, started

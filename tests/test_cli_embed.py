@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from running import Ran, embedctl, ledger, rows
 
-from embedctl.write import matrix, read_metadata
+from embedctl.outputs.parquet import matrix, read_metadata
 
 SAMPLES = Path(__file__).parent.parent / "sample_data"
 HELLO = {

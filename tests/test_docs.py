@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from embedctl import errors, settings, write
+from embedctl import errors, settings
 from embedctl.errors import EmbedctlError
+from embedctl.outputs import parquet
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -84,7 +85,7 @@ def test_the_column_table_is_that_of_the_output() -> None:
     """README lists the columns that embedctl writes, in their order."""
     listed = [name for row in _rows("What it looks like") for name in re.findall(r"`(\w+)`", row[0])]
 
-    assert listed == list(write.OWN_COLUMNS)
+    assert listed == list(parquet.OWN_COLUMNS)
 
 
 def test_files_named_in_readme_exist() -> None:

@@ -21,7 +21,7 @@ from embedctl.ledger import spool
 from embedctl.records import uuid7
 from embedctl.routing import hints
 from embedctl.routing.hints import Account
-from embedctl.runs import Run, Runs
+from embedctl.runs.registry import Run, Runs
 from embedctl.storage import locks
 from tests.wire import client
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedctl import assemble, write
 from embedctl.inputs.block import REASONS, Block
+from embedctl.outputs import assemble, parquet
 from embedctl.planning.chunks import REASON_WORDS, Wording
 from embedctl.planning.packer import Packed, Packer
 from embedctl.planning.planner import JOURNAL_FILES, Intake
@@ -24,7 +24,7 @@ from embedctl.settings.options import Options
 from embedctl.storage.hash_index import PLACE, Known
 
 LIMIT = 5
-COLUMNS = write.row_columns(pa.string(), pa.schema([]), text=True)
+COLUMNS = parquet.row_columns(pa.string(), pa.schema([]), text=True)
 
 
 class Words:
@@ -109,7 +109,7 @@ def take(
             packer=Packer(Limits(items=3), token_arrays=token_arrays),
             known=index,
             seen=seen,
-            columns=lambda block, at, chunks, texts: write.row_batch(block, at, chunks, texts, columns),
+            columns=lambda block, at, chunks, texts: parquet.row_batch(block, at, chunks, texts, columns),
             failed_before=failed_before or {},
             barred=barred or {},
         )
@@ -357,7 +357,7 @@ def arrays(*rows: list[int] | None) -> Block:
     return Block(0, [f"r{i}" for i in range(len(rows))], [], tokens=list(rows))
 
 
-NO_TEXT = write.row_columns(pa.string(), pa.schema([]), text=False)
+NO_TEXT = parquet.row_columns(pa.string(), pa.schema([]), text=False)
 
 
 def test_token_arrays_go_out_as_they_are_where_the_protocol_takes_them(tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_an_over_long_token_array_is_not_sent(tmp_path: Path, takes_tokens: bool
 def test_each_row_is_paid_by_the_workspace_its_column_names(tmp_path: Path) -> None:
     """--workspace-column splits requests; a null cell is paid by --workspace."""
     kept = pa.record_batch({"team": pa.array(["acme", None, "acme"])})
-    columns = write.row_columns(pa.string(), kept.schema, text=True)
+    columns = parquet.row_columns(pa.string(), kept.schema, text=True)
     taken = take(
         tmp_path,
         block("a", "b", "c", kept=kept),
@@ -429,7 +429,7 @@ def test_a_row_whose_workspace_may_not_use_the_model_fails(tmp_path: Path) -> No
         tmp_path,
         block("a", "b", "c", "d", "e", None, kept=kept),
         options=Options(workspace="mine", workspace_column="team"),
-        columns=write.row_columns(pa.string(), kept.schema, text=True),
+        columns=parquet.row_columns(pa.string(), kept.schema, text=True),
         barred={"zeta": "zeta may not"},
     )
     failed, counts = taken.finish()

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from embedctl.errors import EmbedctlError, NoProviderNow, RequestTooLarge, ServerFailed, Throttled
-from embedctl.embedding.router import Lanes, Patience
 from embedctl.embedding.endpoint_state import Line, NotAdmittedError
+from embedctl.embedding.router import Lanes, Patience
+from embedctl.errors import EmbedctlError, NoProviderNow, RequestTooLarge, ServerFailed, Throttled
 from embedctl.records import Limits
 from embedctl.routing import chain as serving
 from embedctl.routing import circuits

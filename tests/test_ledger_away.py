@@ -23,7 +23,11 @@ class Impatient(World):
 
     @property
     def constants(self) -> dict[str, Any]:
-        return {**super().constants, "embedctl.money.allowances:LEDGER_WAIT_S": 0.5, "embedctl.run:INGEST_WAIT_S": 0.5}
+        return {
+            **super().constants,
+            "embedctl.money.allowances:LEDGER_WAIT_S": 0.5,
+            "embedctl.runs.run:INGEST_WAIT_S": 0.5,
+        }
 
 
 @pytest.fixture

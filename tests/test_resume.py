@@ -17,13 +17,13 @@ from processes import sentence
 
 from embedctl import tokens
 from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, OutputRefused, StorageFailed
-from embedctl.order import Watch
-from embedctl.pipeline import OPEN_SLOTS
 from embedctl.planning import slice as slices
 from embedctl.planning import splitter as chunk
-from embedctl.receipt import Headway, Receipt
 from embedctl.records import uuid7
-from embedctl.run import Run
+from embedctl.runs.job import Watch
+from embedctl.runs.pipeline import OPEN_SLOTS
+from embedctl.runs.receipt import Headway, Receipt
+from embedctl.runs.run import Run
 from embedctl.storage import Disk
 from tests.wire.client import Wire, hash_of, started
 

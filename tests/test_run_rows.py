@@ -14,9 +14,9 @@ from crashed_runs import MODEL, WIDTH, Small
 from processes import sentence
 
 from embedctl import tokens
+from embedctl.outputs.parquet import matrix
 from embedctl.planning import splitter
-from embedctl.receipt import Receipt
-from embedctl.write import matrix
+from embedctl.runs.receipt import Receipt
 from tests.wire.client import Wire, expected, hash_of, started
 
 LONG = " ".join(["alpha beta gamma delta."] * 2500)

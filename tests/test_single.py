@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedctl import settings, single
+from embedctl import settings
 from embedctl.errors import BudgetReached, KeyRejected
 from embedctl.ledger import spool
 from embedctl.routing import chain
-from embedctl.runs import Runs, recover_dead
+from embedctl.runs import adhoc
+from embedctl.runs.registry import Runs, recover_dead
 from embedctl.settings import Settings
 from tests.wire import client
 
@@ -51,9 +52,9 @@ def configured(wire: client.Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return load
 
 
-def made(found: Settings, texts: list[str]) -> single.Single:
+def made(found: Settings, texts: list[str]) -> adhoc.Single:
     """Embed some texts for a test."""
-    return single.embed(found, chain.chain(found), texts, purpose="test", command="a test")
+    return adhoc.embed(found, chain.chain(found), texts, purpose="test", command="a test")
 
 
 def test_vectors_come_in_order_and_are_paid_for(wire: client.Wire, configured: Callable[..., Settings]) -> None:

@@ -32,9 +32,9 @@ from embedctl import storage
 from embedctl.errors import EmbedctlError
 from embedctl.journal.segments import Segment
 from embedctl.journal.writer import Writer
-from embedctl.output import FolderOutput, Record
+from embedctl.outputs import FolderOutput, Record
 from embedctl.planning import slice as slices
-from embedctl.receipt import Receipt
+from embedctl.runs.receipt import Receipt
 from embedctl.storage import Disk
 from tests.wire.client import Wire
 
@@ -223,11 +223,11 @@ def forgotten(journal: Path, spool: object, *, keeps_vectors: bool, disk: Disk =
 
 
 MUTANTS: dict[str, tuple[str, str, object]] = {
-    "1 bought parts are thrown away": ("batch twice", "embedctl.output.FolderOutput.keep_aside", thrown_away),
-    "2 no commit record": ("batch changed", "embedctl.output.FolderOutput.finish", swapped_at_once),
-    "3 finished too soon": ("batch", "embedctl.output.FolderOutput.record", finished_too_soon),
+    "1 bought parts are thrown away": ("batch twice", "embedctl.outputs.folder.FolderOutput.keep_aside", thrown_away),
+    "2 no commit record": ("batch changed", "embedctl.outputs.folder.FolderOutput.finish", swapped_at_once),
+    "3 finished too soon": ("batch", "embedctl.outputs.folder.FolderOutput.record", finished_too_soon),
     "4 emptied too soon": ("embed", "embedctl.journal.writer.Writer._spool_segment", emptied_too_soon),
-    "5 journal not spooled": ("batch", "embedctl.run.rescue", forgotten),
+    "5 journal not spooled": ("batch", "embedctl.runs.run.rescue", forgotten),
 }
 
 

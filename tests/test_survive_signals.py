@@ -18,7 +18,7 @@ from processes import MODEL, ROOT, World, Zygote, sentence
 
 from embedctl.errors import EmbedctlError, StorageFailed
 from embedctl.planning import slice as slices
-from embedctl.receipt import Receipt
+from embedctl.runs.receipt import Receipt
 from embedctl.storage import Disk
 from tests.wire.client import Wire
 

@@ -17,7 +17,7 @@ from processes import sentence
 
 from embedctl.errors import EmbedctlError, Locked, OutputRefused
 from embedctl.planning import slice as slices
-from embedctl.receipt import Receipt
+from embedctl.runs.receipt import Receipt
 from embedctl.storage import locks
 from tests.wire.client import Wire
 

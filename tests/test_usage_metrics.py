@@ -21,7 +21,7 @@ from embedctl.ledger import metrics
 from embedctl.ledger.entries import entry
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import uuid7
-from embedctl.runs import Run, Runs
+from embedctl.runs.registry import Run, Runs
 from embedctl.storage import locks
 
 PROMTOOL = shutil.which("promtool")

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from embedctl import __version__, storage, write
+from embedctl import __version__, storage
 from embedctl.errors import StorageFailed
 from embedctl.inputs.block import Block
+from embedctl.outputs import parquet as write
+from embedctl.outputs.parquet import Embeddings, Layout, Part
 from embedctl.records import Space, text_hash
-from embedctl.write import Embeddings, Layout, Part
 
 SPACE = Space(model="openai/text-embedding-3-small", dimensions=4, normalized=True, input_type="document")
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedctl import write
+from embedctl.outputs import parquet as write
 from embedctl.records import Space, text_hash
 
 WIDTH = 16

@@ -16,7 +16,7 @@ from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, one
 from embedctl.errors import WrongUsage
 
 if TYPE_CHECKING:
-    from embedctl.runs import Runs
+    from embedctl.runs.registry import Runs
 
 
 class _Batch(SuggestingGroup):
@@ -113,7 +113,7 @@ Job = Annotated[str, typer.Argument(help="Name of a job, or id of a run.", metav
 
 def _runs(config: Path | None) -> Runs:
     from embedctl import settings
-    from embedctl.runs import Runs
+    from embedctl.runs.registry import Runs
 
     return Runs(settings.load(config=config).paths.runs)
 
@@ -135,7 +135,7 @@ def list_(
     config: ConfigFlag = None,
 ) -> None:
     """List runs, newest first."""
-    from embedctl import jobs
+    from embedctl.runs import status as jobs
 
     found = jobs.listed(_runs(config), [one_of(word, _STATES, "state") for word in status or ()])
     rows = [jobs.row(run) for run in found[offset : offset + limit]]
@@ -165,8 +165,8 @@ def status(
     config: ConfigFlag = None,
 ) -> None:
     """Show how a run stands: state, progress, rates, cost so far, last error."""
-    from embedctl import jobs
     from embedctl.records import utc_now
+    from embedctl.runs import status as jobs
 
     run = _runs(config).find(job)
     found = jobs.status(run, utc_now()) if row_id is None else jobs.whereabouts(run, row_id)
@@ -185,7 +185,7 @@ def status(
 )
 def failures(job: Job, form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None) -> None:
     """List the rows of a job's output that have no vector, and why."""
-    from embedctl import jobs
+    from embedctl.runs import status as jobs
 
     run = _runs(config).find(job)
     rows = list(jobs.failures([Path(run.output) / "failures.jsonl"]))

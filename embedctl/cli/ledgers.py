@@ -80,7 +80,7 @@ def recover(ledger: Opened) -> int:
     from functools import partial
 
     from embedctl.ledger import spool
-    from embedctl.runs import recover_dead, sweep
+    from embedctl.runs.registry import recover_dead, sweep
 
     publish = partial(spool.publish, ledger.paths.spool)
     put = recover_dead(ledger.settings.paths.runs, publish, ledger=ledger.paths.database)

@@ -93,10 +93,10 @@ def try_out(
 
     It is in the ledger like every other call, with purpose `test`.
     """
-    from embedctl import single
     from embedctl.cli import ledgers
     from embedctl.routing import chain as serving
     from embedctl.routing import names
+    from embedctl.runs import adhoc
 
     flags = {
         "provider": name,
@@ -114,7 +114,7 @@ def try_out(
     started = time.monotonic()
     try:
         text = chain.first.prefix + _TEXT
-        made = single.embed(found, chain, [text], purpose="test", command=f"providers test {name}")
+        made = adhoc.embed(found, chain, [text], purpose="test", command=f"providers test {name}")
     finally:
         ledgers.book(found)
     spent, seconds = made.spending, time.monotonic() - started

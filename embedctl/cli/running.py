@@ -15,8 +15,8 @@ import typer
 
 from embedctl import render, settings
 from embedctl.errors import Interrupted, Terminated
-from embedctl.order import Order, Watch
-from embedctl.run import Run
+from embedctl.runs.job import Order, Watch
+from embedctl.runs.run import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

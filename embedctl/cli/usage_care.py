@@ -243,7 +243,7 @@ def _counts_looked_up(found: ledgers.Opened) -> tuple[int, int] | None:
 def _ended(found: ledgers.Opened) -> list[Ended]:
     """The last end of every job that pays into this ledger."""
     from embedctl.ledger.metrics import Ended
-    from embedctl.runs import Runs
+    from embedctl.runs.registry import Runs
 
     jobs: dict[str, Ended] = {}
     for run in Runs(found.settings.paths.runs).all():  # newest first

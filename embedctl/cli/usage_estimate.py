@@ -40,9 +40,9 @@ def estimate(
     """Say what embedding an input would take and cost. Nothing is sent; nothing that exists is reused."""
     from embedctl import settings, storage
     from embedctl.ledger.estimates import Estimate
-    from embedctl.order import Order
     from embedctl.records import utc_now
-    from embedctl.run import Run
+    from embedctl.runs.job import Order
+    from embedctl.runs.run import Run
 
     found = settings.load(flags=flags, config=config, ledger=ledger)
     told = Run(

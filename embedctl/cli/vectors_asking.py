@@ -18,7 +18,7 @@ from embedctl.errors import EmbedctlError, InputInvalid, WrongUsage
 from embedctl.settings.options import checked_name
 
 if TYPE_CHECKING:
-    from embedctl.receipt import Spending
+    from embedctl.runs.receipt import Spending
     from embedctl.settings import Settings
     from embedctl.vectors.asking import Asking
     from embedctl.vectors.files import Stored
@@ -188,13 +188,13 @@ def search(
 
 def _embedded(words: str, stored: Stored, flags: _Flags) -> tuple[Any, dict[str, Any]]:
     """The vector of a question in the output's space; who made it, and what it cost."""
-    from embedctl import single
+    from embedctl.runs import adhoc
 
     asking = flags.asking(stored, must=True, as_query=True)
     assert asking is not None  # noqa: S101 - it must
     made = _with_ledger(
         asking.settings,
-        lambda: single.embed(
+        lambda: adhoc.embed(
             asking.settings,
             asking.chain,
             [asking.offer.prefix + words],

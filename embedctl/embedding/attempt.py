@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.embedding import checks, usage, usage_events
 from embedctl.backends.onnx import local_model
-from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceMismatch
-from embedctl.embedding.usage_events import Caller
-from embedctl.embedding.router import Lanes, Patience
+from embedctl.embedding import checks, usage, usage_events
 from embedctl.embedding.endpoint_state import Line
+from embedctl.embedding.router import Lanes, Patience
+from embedctl.embedding.usage_events import Caller
+from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceMismatch
 from embedctl.planning.packer import estimated_tokens
 from embedctl.providers._contract import HttpRequest, WireAnswer
 from embedctl.providers._errors import clean

@@ -17,6 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl.embedding.attempt import Exchange, Operation, Purse, Record
+from embedctl.embedding.endpoint_state import Line, NotAdmittedError
+from embedctl.embedding.router import Lanes, Patience
+from embedctl.embedding.usage_events import Caller
 from embedctl.errors import (
     AnswerUnusable,
     ProviderError,
@@ -25,10 +29,6 @@ from embedctl.errors import (
     ServerFailed,
     TextRefused,
 )
-from embedctl.embedding.usage_events import Caller
-from embedctl.embedding.attempt import Exchange, Operation, Purse, Record
-from embedctl.embedding.router import Lanes, Patience
-from embedctl.embedding.endpoint_state import Line, NotAdmittedError
 from embedctl.planning.packer import part_of
 from embedctl.planning.slice import Refusal
 from embedctl.records import Answer, Request, Space, UsageEvent, new_operation_id, text_hash, uuid7

@@ -13,9 +13,9 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, ServerFailed, SpaceMismatch, Throttled
 from embedctl.embedding.endpoint_state import Line
 from embedctl.embedding.space_probe import Probe, Proof
+from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, ServerFailed, SpaceMismatch, Throttled
 from embedctl.records import Limits, Space
 from embedctl.routing import fallback
 from embedctl.routing.breaker import Breaker, Snapshot

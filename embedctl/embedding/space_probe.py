@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.embedding import checks
-from embedctl.errors import ProviderError, SpaceMismatch
 from embedctl.embedding.endpoint_state import Line
+from embedctl.errors import ProviderError, SpaceMismatch
 from embedctl.records import Space
 from embedctl.routing.learned import Memory
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedctl import payers, runs
+from embedctl import payers
 from embedctl.errors import Locked, OutputRefused, WrongUsage
 from embedctl.ledger import limits, spool
 from embedctl.ledger.paths import LedgerPaths
@@ -15,6 +15,7 @@ from embedctl.money import Allowance, Till, UnitPrice, reached, usd
 from embedctl.money.shared_purse import SharedPurse, Sums
 from embedctl.records import utc_now
 from embedctl.routing.chain import Offer
+from embedctl.runs import registry
 from embedctl.settings import Settings
 from embedctl.settings.options import Options
 from embedctl.storage import locks
@@ -106,9 +107,9 @@ def _is_settled(paths: LedgerPaths, state: Path) -> bool:
     if not state.is_dir():
         return True
     try:
-        with locks.hold(state / runs.LOCK, command=locks.RECOVERY):
+        with locks.hold(state / registry.LOCK, command=locks.RECOVERY):
             give = payers.routed(state, partial(spool.publish, paths.spool), ledger=paths.database)
-            runs.rescue(state / runs.JOURNAL, give, keeps_vectors=True)
+            registry.rescue(state / registry.JOURNAL, give, keeps_vectors=True)
     except (Locked, OutputRefused):
         return not state.is_dir()
     return True

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedctl.errors import InputInvalid, InputMissing
-from embedctl.output import FAILURES, PART_PATTERN, RECORD, STATE_FOLDER
+from embedctl.outputs import FAILURES, PART_PATTERN, RECORD, STATE_FOLDER
+from embedctl.outputs.parquet import METADATA_KEY
 from embedctl.records import TEXT_HASH_BYTES, Space
-from embedctl.write import METADATA_KEY
 
 _BATCH_BYTES = 8 << 20
 _MOST_ROWS = 8192

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedctl import inputs, single, tokens
-from embedctl.receipt import Spending
+from embedctl import inputs, tokens
 from embedctl.routing.endpoint import Offer
+from embedctl.runs import adhoc
+from embedctl.runs.receipt import Spending
 from embedctl.settings.options import Options
 from embedctl.vectors import agreement
 from embedctl.vectors.against import Against
@@ -125,7 +126,7 @@ def embedded_again(
         why = "it holds no texts" if not stored.has_text else "it has no rows"
         findings.add("not_checked", str(stored.path), f"no sample was taken: {why}", wrong=False)
         return 0, None
-    made = single.embed(
+    made = adhoc.embed(
         asking.settings,
         asking.chain,
         [asking.offer.prefix + text for _, text, _ in rows],

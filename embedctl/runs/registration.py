@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from uuid import UUID
 
-from embedctl import runs
 from embedctl.errors import EmbedctlError
-from embedctl.order import Order
-from embedctl.output import Output
-from embedctl.receipt import RESUMABLE, Headway, Rows, Spending
-from embedctl.runs import Runs, State
+from embedctl.outputs import Output
+from embedctl.runs import registry
+from embedctl.runs.job import Order
+from embedctl.runs.receipt import RESUMABLE, Headway, Rows, Spending
+from embedctl.runs.registry import Runs, State
 from embedctl.storage import Disk
 
 EVERY_S = 5.0
@@ -31,7 +31,7 @@ class Registration:
         self._disk = disk
         self._clock = clock
         self._said_at = clock()
-        self._entry = runs.Run(
+        self._entry = registry.Run(
             run_id=run_id,
             job_id=order.job or "",
             folder=output.state.absolute(),
@@ -47,10 +47,10 @@ class Registration:
         """Register; runs of this output that never said their end are dead, for we hold their lock."""
         entries = self._registry.all()
         for run in entries:
-            if run.state in runs.OPEN and run.folder == self._entry.folder:
+            if run.state in registry.OPEN and run.folder == self._entry.folder:
                 self._registry.update(run, state="interrupted")
         for run in entries[KEPT_RUNS:]:
-            if run.finished_at is not None and not any((run.folder / runs.JOURNAL).glob("*")):
+            if run.finished_at is not None and not any((run.folder / registry.JOURNAL).glob("*")):
                 self._disk.unlink(self._registry.folder / f"{run.run_id}.json")
         self._registry.register(self._entry)
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import write
 from embedctl.errors import InvariantBroken
+from embedctl.outputs import parquet
+from embedctl.outputs.parquet import Embeddings, Layout, Part
 from embedctl.planning.slice import Failure, Slot, Where
-from embedctl.receipt import Rows
-from embedctl.write import Embeddings, Layout, Part
+from embedctl.runs.receipt import Rows
 
 ReadJournal = Callable[[int, int, int, int], NDArray[np.float32]]
 """(file number, offset in bytes, count, D) → float32 (count, D)."""
@@ -145,7 +145,7 @@ def same_part(
     if len(files) != 1 or not in_order or not (slot.where[wanted] == Where.PART).all():
         return None
     part = parts[int(files[0])]
-    found = write.read_metadata(part.path) or {}
+    found = parquet.read_metadata(part.path) or {}
     if found.get("rows") != len(wanted) or found.get("counts") != asdict(counted):
         return None
     return part if part.holds(rows, layout) else None
@@ -159,12 +159,12 @@ def tables(slot: Slot, rows: Any, kept: NDArray[np.bool_], layout: Layout, sourc
         kept: Which of them have a vector.
     """
     numbers = np.flatnonzero(kept)
-    for start in range(0, len(numbers), write.ROW_GROUP_ROWS):
-        group = numbers[start : start + write.ROW_GROUP_ROWS]
+    for start in range(0, len(numbers), parquet.ROW_GROUP_ROWS):
+        group = numbers[start : start + parquet.ROW_GROUP_ROWS]
         embeddings = _embeddings(slot, group, layout.dimensions, sources)
         whole = len(group) == group[-1] - group[0] + 1
         chosen = rows.slice(group[0], len(group)) if whole else rows.take(group)
-        yield write.table(chosen.combine_chunks(), embeddings, layout)
+        yield parquet.table(chosen.combine_chunks(), embeddings, layout)
         sources.relax()
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedctl import storage, write
+from embedctl import storage
 from embedctl.errors import OutputRefused
-from embedctl.output import OUTPUT_MODE, Facts, Finished, Record, lines
+from embedctl.outputs import parquet
+from embedctl.outputs.folder import OUTPUT_MODE, Facts, Finished, Record, lines
+from embedctl.outputs.parquet import Layout
 from embedctl.storage import Disk
-from embedctl.write import Layout
 
 
 @dataclass
@@ -36,7 +37,7 @@ class FileOutput:
         if slot.layout is not None:
             self._open(slot.layout)
         for table in slot.tables:
-            self._writer.write_table(table, row_group_size=write.ROW_GROUP_ROWS)
+            self._writer.write_table(table, row_group_size=parquet.ROW_GROUP_ROWS)
             self._rows += len(table)
         if slot.failed:
             self._failed = self._failed or storage.Unfinished(self.disk, self.state, mode=OUTPUT_MODE)
@@ -46,7 +47,7 @@ class FileOutput:
     def _open(self, layout: Layout) -> storage.Unfinished:
         if self._growing is None:
             self._growing = storage.Unfinished(self.disk, self.state, mode=OUTPUT_MODE)
-            self._writer = write.writer(self._growing.file, layout)
+            self._writer = parquet.writer(self._growing.file, layout)
         return self._growing
 
     def finish(self, layout: Layout | None, facts: Facts, record: Record) -> None:
@@ -58,7 +59,7 @@ class FileOutput:
             self._failed.put(self.failures_path, over=True)
         if layout is not None:
             growing = self._open(layout)
-            self._writer.add_key_value_metadata({write.METADATA_KEY.decode(): facts(self._rows).decode()})
+            self._writer.add_key_value_metadata({parquet.METADATA_KEY.decode(): facts(self._rows).decode()})
             self._writer.close()
             if not growing.put(self.path, over=self.replacing):
                 raise OutputRefused(f"{self.path} appeared while it was made", hint="choose another -o")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from embedctl.receipt import Headway, Spending
+from embedctl.runs.receipt import Headway, Spending
 from embedctl.settings import Settings
 
 

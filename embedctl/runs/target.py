@@ -10,10 +10,10 @@ from uuid import UUID
 
 from embedctl import storage
 from embedctl.errors import EmbedctlError, OutputRefused
-from embedctl.order import Order
-from embedctl.output import STATE_FOLDER, FolderOutput, Output
-from embedctl.output.file import FileOutput
-from embedctl.output.stream import StreamOutput
+from embedctl.outputs import STATE_FOLDER, FolderOutput, Output
+from embedctl.outputs.file import FileOutput
+from embedctl.outputs.stream import StreamOutput
+from embedctl.runs.job import Order
 from embedctl.storage import Disk, locks
 
 LOCK = "lock"

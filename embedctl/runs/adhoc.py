@@ -22,20 +22,20 @@ from numpy.typing import NDArray
 
 from embedctl import money, storage
 from embedctl.embedding.call import CallPoint, Piece
+from embedctl.embedding.router import Lanes
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
-from embedctl.embedding.router import Lanes
 from embedctl.ledger import prices, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.money import allowances
 from embedctl.planning import packer as plan
 from embedctl.planning.slice import Refusal
-from embedctl.receipt import Spending
 from embedctl.records import Answer, Limits, Purpose, Space, text_hash, utc_now, uuid7
 from embedctl.routing.chain import Chain
 from embedctl.routing.endpoint import Offer, check_usable
 from embedctl.routing.retry import Policy
-from embedctl.runs import JOURNAL, LOCK, Run, Runs
+from embedctl.runs.receipt import Spending
+from embedctl.runs.registry import JOURNAL, LOCK, Run, Runs
 from embedctl.settings import Settings
 from embedctl.storage import locks
 

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import orjson
 
-from embedctl import refusals, storage, write
-from embedctl.assemble import Purchase, Purchases, tokens_array
+from embedctl import storage
 from embedctl.errors import OutputRefused
 from embedctl.journal import Recovered, recover
-from embedctl.output import RECORD, FolderOutput, Output, check_space, part_name
-from embedctl.output.file import FileOutput
-from embedctl.pipeline import Segments
+from embedctl.outputs import RECORD, FolderOutput, Output, check_space, failures, parquet, part_name
+from embedctl.outputs.assemble import Purchase, Purchases, tokens_array
+from embedctl.outputs.file import FileOutput
+from embedctl.outputs.parquet import Part
 from embedctl.planning.planner import JOURNAL_FILES
 from embedctl.planning.slice import Refusal
-from embedctl.receipt import Rows
 from embedctl.records import Space
+from embedctl.runs.pipeline import Segments
+from embedctl.runs.receipt import Rows
 from embedctl.storage.hash_index import PLACE, Known
-from embedctl.write import Part
 
 
 def binding(source: Mapping[str, Any], options: Mapping[str, Any]) -> str:
@@ -71,14 +71,14 @@ class Asked:
     overwrite: bool = False
     reuse: bool = True
     retry_failed: bool = False
-    dtype: write.Dtype = "float32"
+    dtype: parquet.Dtype = "float32"
 
 
 def own_files(output: Output) -> tuple[Path, ...]:
     """What is there of the output, as far as embedctl wrote it: no input of a run that writes it again."""
     if isinstance(output, FolderOutput):
         return tuple(output.parts())
-    if isinstance(output, FileOutput) and write.read_metadata(output.path) is not None:
+    if isinstance(output, FileOutput) and parquet.read_metadata(output.path) is not None:
         return (output.path,)
     return ()
 
@@ -96,15 +96,15 @@ def of_file(output: FileOutput, asked: Asked) -> Before:
     output.replacing = True
     if asked.overwrite:
         return before
-    found = write.read_metadata(output.path)
+    found = parquet.read_metadata(output.path)
     check_space(found, asked.space, output.path)
     assert found is not None  # noqa: S101 - check_space refuses it
     before.space = Space(**found["space"])
     if found.get("binding") == asked.binding and not _begun(before.recovered):
         before.finished = _nothing_left(Rows(**found["counts"]), asked)
-    if asked.reuse and write.is_precise(output.path, asked.dtype):
+    if asked.reuse and parquet.is_precise(output.path, asked.dtype):
         before.parts.append(Part(output.path, before.space.dimensions))
-    before.failed = {} if asked.retry_failed else refusals.of([output.failures_path])
+    before.failed = {} if asked.retry_failed else failures.of([output.failures_path])
     return before
 
 
@@ -132,7 +132,7 @@ def of_folder(output: FolderOutput, asked: Asked) -> Before:
     same = record.get("binding") == asked.binding and record.get("overwrite", False) == asked.overwrite
     continued = same and record.get("state") == "running" and _is_whole(output, replacing=bool(record["replacing"]))
     before = Before(recovered=recover(output.state / "journal"))
-    told = [write.read_metadata(path) for path in parts]
+    told = [parquet.read_metadata(path) for path in parts]
     before.damaged = [path for path, found in zip(parts, told, strict=True) if found is None]
     found = next(filter(None, told), None)
     if parts and not asked.overwrite and (found is not None or "space_id" not in record):
@@ -140,7 +140,7 @@ def of_folder(output: FolderOutput, asked: Asked) -> Before:
     if found is not None and not (asked.overwrite and asked.space != Space(**found["space"])):
         before.space = Space(**found["space"])
     if not asked.retry_failed:
-        before.failed = refusals.of([output.failures_path, *sorted(output.failed.glob("*.jsonl"))])
+        before.failed = failures.of([output.failures_path, *sorted(output.failed.glob("*.jsonl"))])
     complete = same and record.get("state") == "complete" and len(parts) == record.get("parts")
     if complete and not before.damaged and (not asked.overwrite or _begun(before.recovered)):
         before.finished = _nothing_left(Rows(**record["counts"]), asked)
@@ -169,15 +169,15 @@ def glance(output: FileOutput | FolderOutput, asked: Asked) -> Before:
         paths = output.parts()
         bought = [*sorted(output.kept.glob("*.parquet")), *output.parts(output.next)]
     if paths and not asked.overwrite:
-        check_space(write.read_metadata(paths[0]), asked.space, paths[0])
+        check_space(parquet.read_metadata(paths[0]), asked.space, paths[0])
     for path in [*(paths if asked.reuse and not asked.overwrite else []), *bought]:
-        found = write.read_metadata(path)
+        found = parquet.read_metadata(path)
         if found is not None and (asked.space is None or found["space_id"] == asked.space.space_id):
             before.space = before.space or Space(**found["space"])
             before.parts.append(Part(path, before.space.dimensions))
     before.space = before.space or asked.space
     if not asked.retry_failed:
-        before.failed = refusals.of([output.failures_path])
+        before.failed = failures.of([output.failures_path])
     return before
 
 
@@ -193,10 +193,10 @@ def _sources(output: FolderOutput, asked: Asked, before: Before, parts: list[Pat
     old = parts if output.replacing else []
     bought = [*sorted(output.kept.glob("*.parquet")), *(output.into / part_name(number) for number in before.done)]
     for path in [*(old if asked.reuse and not asked.overwrite else []), *bought]:
-        found = write.read_metadata(path)
+        found = parquet.read_metadata(path)
         if found is None or (space is not None and found["space_id"] != space.space_id):
             continue
-        if not write.is_precise(path, asked.dtype):
+        if not parquet.is_precise(path, asked.dtype):
             continue
         before.space = before.space or Space(**found["space"])
         yield Part(path, found["space"]["dimensions"])
@@ -214,7 +214,7 @@ def _record(output: FolderOutput) -> dict[str, Any]:
 def _done(output: FolderOutput) -> Iterator[tuple[int, Rows]]:
     """Slots that are published, from 0 to the first that is not."""
     for number in range(len(output.parts(output.into))):
-        found = write.read_metadata(output.into / part_name(number))
+        found = parquet.read_metadata(output.into / part_name(number))
         if found is None or "counts" not in found:
             raise OutputRefused(
                 f"{output.into / part_name(number)} is damaged", hint="remove it, then run the same command again"

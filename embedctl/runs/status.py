@@ -10,9 +10,9 @@ from typing import Any
 
 import orjson
 
-from embedctl.output import FAILURES, PART_PATTERN, STATE_FOLDER
-from embedctl.runs import OPEN, Run, Runs
-from embedctl.write import Part
+from embedctl.outputs import FAILURES, PART_PATTERN, STATE_FOLDER
+from embedctl.outputs.parquet import Part
+from embedctl.runs.registry import OPEN, Run, Runs
 
 COMMAND = "batch run"
 """Only runs of this command are jobs; `embed` is registered for its spending alone."""

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 from uuid import UUID
 
-from embedctl import before as befores
-from embedctl import inputs, write
-from embedctl.before import Asked
+from embedctl import inputs
 from embedctl.errors import InputChanged, OutputRefused
-from embedctl.order import Order
-from embedctl.output import FolderOutput, Output
-from embedctl.receipt import Rows
+from embedctl.outputs import FolderOutput, Output, parquet
 from embedctl.records import Space, utc_now
 from embedctl.routing.endpoint import Offer
+from embedctl.runs import resume
+from embedctl.runs.job import Order
+from embedctl.runs.receipt import Rows
+from embedctl.runs.resume import Asked
 from embedctl.settings.options import Options
 
 _SHAPING = frozenset(
@@ -52,7 +52,7 @@ class RunRecord:
         if barred:
             shaping["barred"] = sorted(barred)
         self._seen_at_start = source.fingerprint()
-        self._bound = befores.binding(self._seen_at_start, shaping)
+        self._bound = resume.binding(self._seen_at_start, shaping)
         return Asked(
             space=space,
             binding=self._bound,
@@ -77,7 +77,7 @@ class RunRecord:
         if space is None:
             raise OutputRefused("no vector was made, so nobody knows how wide one is")
         extra = {"binding": self._bound, "counts": asdict(counts), "options": self._shaping()}
-        return write.metadata(space, run_id=str(self.run_id), source=self._seen_at_start, rows=written, extra=extra)
+        return parquet.metadata(space, run_id=str(self.run_id), source=self._seen_at_start, rows=written, extra=extra)
 
     def as_dict(self, output: Output, state: str) -> dict[str, Any]:
         """The content of run.json."""

@@ -9,33 +9,32 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from embedctl import before as befores
-from embedctl import dry_run, inputs, payers, preparation, storage
-from embedctl.before import Before
-from embedctl.dry_run import Forecast
-from embedctl.errors import EmbedctlError, OutputRefused
-from embedctl.flow import Flow
-from embedctl.journal.commands import Spool
+from embedctl import inputs, payers, storage
 from embedctl.embedding.router import check_usable
+from embedctl.errors import EmbedctlError, OutputRefused
+from embedctl.journal.commands import Spool
 from embedctl.ledger import spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.money import allowances
 from embedctl.money.tariff import Tariff
-from embedctl.order import Order, Watch
-from embedctl.output import FolderOutput
-from embedctl.output import place as output_place
-from embedctl.output.file import FileOutput
-from embedctl.output.stream import StreamOutput
-from embedctl.receipt import Receipt, Spending
-from embedctl.receipt import made as receipt_made
+from embedctl.outputs import FolderOutput
+from embedctl.outputs.file import FileOutput
+from embedctl.outputs.stream import StreamOutput
 from embedctl.records import utc_now, uuid7
-from embedctl.registration import Registration
 from embedctl.routing import allow, credentials
 from embedctl.routing import chain as serving
 from embedctl.routing.chain import Chain
-from embedctl.run_record import RunRecord
-from embedctl.runs import JOURNAL, recover_dead, rescue, sweep
-from embedctl.stopping import Stop
+from embedctl.runs import estimate, preparation, resume, target
+from embedctl.runs.estimate import Forecast
+from embedctl.runs.job import Order, Watch
+from embedctl.runs.receipt import Receipt, Spending
+from embedctl.runs.receipt import made as receipt_made
+from embedctl.runs.record import RunRecord
+from embedctl.runs.registration import Registration
+from embedctl.runs.registry import JOURNAL, recover_dead, rescue, sweep
+from embedctl.runs.resume import Before
+from embedctl.runs.stop import Stop
+from embedctl.runs.wiring import Flow
 from embedctl.storage import Disk
 
 INGEST_WAIT_S = 5
@@ -92,9 +91,9 @@ class Run:
         check_usable(chain.first)
         allowances.check_priced(chain.offers, self._tariff.of, self._options)
         self._record.space = chain.first.space()
-        output = output_place.output(self.order, self.run_id, self._disk, self.watch.warned)
+        output = target.output(self.order, self.run_id, self._disk, self.watch.warned)
         failure: EmbedctlError | None = None
-        with output_place.held(output, self.order, self._disk):
+        with target.held(output, self.order, self._disk):
             entry = Registration(self.order, self.run_id, output, chain.first.id, self._disk, time.monotonic)
             entry.begin()
             try:
@@ -128,12 +127,14 @@ class Run:
         """
         chain = self._chain()
         allowances.check_priced(chain.offers, self._tariff.of, self._options)
-        output = output_place.output(self.order, self.run_id, self._disk, self.watch.warned)
+        output = target.output(self.order, self.run_id, self._disk, self.watch.warned)
         source = self._source(output, None)
         offer, barred = chain.first, allow.barred(self.order.settings, chain.first.in_chain)
         asked = self._record.bind(source, offer, tuple(barred))
-        before = Before() if isinstance(output, StreamOutput) else befores.glance(output, asked)
-        return dry_run.forecast(source, offer, self._options, before, barred, lambda tier: self._tariff.of(offer, tier))
+        before = Before() if isinstance(output, StreamOutput) else resume.glance(output, asked)
+        return estimate.forecast(
+            source, offer, self._options, before, barred, lambda tier: self._tariff.of(offer, tier)
+        )
 
     def _chain(self) -> Chain:
         """Who may be asked; a warning for each key that others could read."""
@@ -187,7 +188,7 @@ class Run:
         Raises:
             OutputRefused: The output would replace an input.
         """
-        leave_out = befores.own_files(output)
+        leave_out = resume.own_files(output)
         reading = preparation.read_options(self._options, spool_folder, leave_out)
         source = inputs.open_input(self.order.inputs, reading, stdin=self.order.stdin)
         for file in source.files:
@@ -199,15 +200,15 @@ class Run:
         """What is there; the input is bound as it is now."""
         asked = self._record.bind(source, chain.first, barred)
         if isinstance(output, FileOutput):
-            found = befores.of_file(output, asked)
+            found = resume.of_file(output, asked)
         elif isinstance(output, FolderOutput):
-            found = befores.of_folder(output, asked)
+            found = resume.of_folder(output, asked)
         else:
             return Before()
         if found.space is None:
             offers = [offer.space for offer in chain.offers]
             where = self.order.output or output.state
-            found.space = befores.space_of_journal(found, offers, where, overwrite=asked.overwrite)
+            found.space = resume.space_of_journal(found, offers, where, overwrite=asked.overwrite)
         return found
 
     @property

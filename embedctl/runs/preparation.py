@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedctl import inputs, write
+from embedctl import inputs
 from embedctl.errors import InputInvalid
+from embedctl.outputs import parquet
 from embedctl.planning import packer as plan
 from embedctl.planning.duplicate_ids import Ids
 from embedctl.planning.planner import Intake
@@ -67,7 +68,7 @@ def row_columns(source: inputs.Source, options: Options) -> Any:
     keep, column, kept = options.keep, options.workspace_column, source.schema_kept
     if column is not None and keep != "all" and column not in keep.split(","):
         kept = kept.remove(kept.get_field_index(column))
-    return write.row_columns(source.id_type, kept, text=keep != "none" and not source.is_tokens)
+    return parquet.row_columns(source.id_type, kept, text=keep != "none" and not source.is_tokens)
 
 
 def packer(source: inputs.Source, offer: Offer, options: Options) -> plan.Packer:
@@ -102,7 +103,7 @@ def intake(
         packer=packing,
         known=known,
         seen=seen,
-        columns=lambda block, at, chunks, texts: write.row_batch(block, at, chunks, texts, columns),
+        columns=lambda block, at, chunks, texts: parquet.row_batch(block, at, chunks, texts, columns),
         failed_before=failed_before,
         barred=barred,
     )

@@ -16,19 +16,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedctl import assemble, write
-from embedctl.assemble import Purchase, Purchases, Sources, tokens_array
+from embedctl.embedding.cached import Recall
 from embedctl.embedding.call import CallPoint, Piece
 from embedctl.errors import EmbedctlError, InvariantBroken
 from embedctl.journal import Journal, Place
-from embedctl.output import Finished, Output
+from embedctl.outputs import Finished, Output, assemble, parquet
+from embedctl.outputs.assemble import Purchase, Purchases, Sources, tokens_array
+from embedctl.outputs.parquet import Layout, Part
 from embedctl.planning.packer import Packed
 from embedctl.planning.planner import Intake
 from embedctl.planning.slice import Arrival, History, Slot, resolve_twins
-from embedctl.embedding.cached import Recall
-from embedctl.receipt import Headway, Rows
-from embedctl.stopping import Stop
-from embedctl.write import Layout, Part
+from embedctl.runs.receipt import Headway, Rows
+from embedctl.runs.stop import Stop
 
 OPEN_SLOTS = 2
 """Slots that may be read into or waiting for vectors at once."""
@@ -284,7 +283,7 @@ class Pipeline:
         """A complete slot → the output; what became of its rows."""
         slot.settle()
         resolve_twins(slot, self._history)
-        rows = write.joined(slot.batches)
+        rows = parquet.joined(slot.batches)
         ids = rows.column("id").to_pylist() if rows is not None else []
         indexes = rows.column("chunk_index").to_pylist() if rows is not None else []
         failed, kept = assemble.failures(slot, ids, indexes)

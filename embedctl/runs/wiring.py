@@ -10,33 +10,33 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from embedctl import before as befores
-from embedctl import inputs, payers, preparation, storage, write
-from embedctl.assemble import Purchases
-from embedctl.before import Before
+from embedctl import inputs, payers, storage
+from embedctl.embedding.cached import Recall
 from embedctl.embedding.call import CallPoint
+from embedctl.embedding.router import Lanes
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.journal.commands import Spool
-from embedctl.embedding.router import Lanes
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.money import Till, allowances
 from embedctl.money.tariff import Tariff
-from embedctl.order import Order, Watch
-from embedctl.output import Finished, FolderOutput, Output
-from embedctl.pipeline import Pipeline, Segments, Steps
+from embedctl.outputs import Finished, FolderOutput, Output, parquet
+from embedctl.outputs.assemble import Purchases
 from embedctl.planning import packer as plan
 from embedctl.planning.duplicate_ids import Ids
-from embedctl.embedding.cached import Recall
-from embedctl.receipt import Headway, Rows, Spending
 from embedctl.records import Limits, Space
-from embedctl.registration import Registration
 from embedctl.routing.chain import Chain
 from embedctl.routing.endpoint import Offer
 from embedctl.routing.retry import Policy
-from embedctl.run_record import RunRecord
+from embedctl.runs import preparation, resume
+from embedctl.runs.job import Order, Watch
+from embedctl.runs.pipeline import Pipeline, Segments, Steps
+from embedctl.runs.receipt import Headway, Rows, Spending
+from embedctl.runs.record import RunRecord
+from embedctl.runs.registration import Registration
+from embedctl.runs.resume import Before
+from embedctl.runs.stop import Stop
 from embedctl.settings.options import Options
-from embedctl.stopping import Stop
 from embedctl.storage import Disk
 from embedctl.storage.hash_index import Known
 from embedctl.storage.vector_cache import Cache
@@ -171,7 +171,7 @@ class Flow:
     async def _through(self, opened: _Opened) -> None:
         """The pipeline, until the output is finished."""
         segments, purchases, space = Segments(), Purchases(), self.before.space
-        befores.index(self.before, space.space_id if space else None, opened.known, segments, purchases)
+        resume.index(self.before, space.space_id if space else None, opened.known, segments, purchases)
         pipeline = Pipeline(self._steps(opened, segments, purchases), self.stop)
         self.record.rows = pipeline.rows
         await pipeline.run()
@@ -193,8 +193,10 @@ class Flow:
         source, options, offer = self.source, self._options, opened.offer
         columns = preparation.row_columns(source, options)
 
-        def layout(width: int) -> write.Layout:
-            return write.Layout(columns=columns, dimensions=width, dtype=options.dtype, vector_type=options.vector_type)
+        def layout(width: int) -> parquet.Layout:
+            return parquet.Layout(
+                columns=columns, dimensions=width, dtype=options.dtype, vector_type=options.vector_type
+            )
 
         def watch(headway: Headway) -> None:
             self.watch.headway(headway, source.rows_hint, self.spending)

@@ -12,13 +12,14 @@ from typing import Any, BinaryIO, Protocol
 
 import orjson
 
-from embedctl import storage, write
+from embedctl import storage
 from embedctl.errors import OutputRefused
 from embedctl.inputs.files import STDIN
+from embedctl.outputs import parquet as write
+from embedctl.outputs.parquet import Layout, Part
 from embedctl.planning.slice import Failure
 from embedctl.records import Space, uuid7
 from embedctl.storage import Disk
-from embedctl.write import Layout, Part
 
 STATE_FOLDER = "_embedctl"
 PART_PATTERN = "part-[0-9][0-9][0-9][0-9][0-9][0-9].parquet"

@@ -11,14 +11,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from embedctl import before as befores
-from embedctl import inputs, preparation, tokens
-from embedctl.assemble import Purchases
-from embedctl.before import Before
+from embedctl import inputs, tokens
 from embedctl.ledger.price import cost
-from embedctl.pipeline import Segments
+from embedctl.outputs.assemble import Purchases
 from embedctl.planning.packer import Packed
 from embedctl.routing.endpoint import Offer
+from embedctl.runs import preparation, resume
+from embedctl.runs.pipeline import Segments
+from embedctl.runs.resume import Before
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import Known
 from embedctl.storage.token_count_cache import Counts
@@ -126,7 +126,7 @@ def forecast(
     packing = preparation.packer(source, offer, options)
     packing.limits = preparation.packed_limits(offer.limits, offer, options)
     with tempfile.TemporaryDirectory(prefix="embedctl-") as name, Known(Path(name)) as known, Known(Path(name)) as seen:
-        befores.index(before, before.space.space_id if before.space else None, known, Segments(), Purchases())
+        resume.index(before, before.space.space_id if before.space else None, known, Segments(), Purchases())
         preparation.check_source(source, options, Path(name))
         taking = preparation.intake(source, offer, options, packing, known, seen, before.failed, barred)
         blocks: Iterator[Any] = source.blocks()

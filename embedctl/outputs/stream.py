@@ -10,11 +10,12 @@ from typing import Any, BinaryIO, Literal
 
 import orjson
 
-from embedctl import storage, write
+from embedctl import storage
 from embedctl.errors import StorageFailed
-from embedctl.output import Facts, Finished, Record
+from embedctl.outputs import parquet
+from embedctl.outputs.folder import Facts, Finished, Record
+from embedctl.outputs.parquet import Layout
 from embedctl.storage import Disk
-from embedctl.write import Layout
 
 
 @dataclass
@@ -60,11 +61,11 @@ class StreamOutput:
 
 def json_lines(table: Any, dimensions: int, vectors: str) -> Iterator[bytes]:
     """One JSON object per row, with the column names of the Parquet output."""
-    matrix = write.matrix(table.column("embedding"), dimensions)
+    matrix = parquet.matrix(table.column("embedding"), dimensions)
     hashes = table.column("embedding_text_hash").to_pylist()
     names = table.column_names
     others = [name for name in names if name not in ("embedding", "embedding_text_hash")]
-    values = zip(*(write.plain(table.column(name)) for name in others), strict=True)
+    values = zip(*(parquet.plain(table.column(name)) for name in others), strict=True)
     for row, vector, digest in zip(values, matrix, hashes, strict=True):
         shown: Any = base64.b64encode(vector.tobytes()).decode() if vectors == "base64" else vector
         whole = {**dict(zip(others, row, strict=True)), "embedding": shown, "embedding_text_hash": digest.hex()}

@@ -1,0 +1,1 @@
+"""One run, from what a command asks for to its receipt: start reading at `pipeline.py`."""
