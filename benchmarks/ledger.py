@@ -29,8 +29,8 @@ from embedctl.ledger import database, spool
 from embedctl.ledger.ingest import ingest
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.periods import Range
-from embedctl.ledger.reports import Question, report
 from embedctl.records import UsageEvent, new_operation_id, uuid7
+from embedctl.reports.report import Question, report
 
 YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 12, 31, tzinfo=UTC)

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from embedctl import money, settings
+from embedctl import settings
+from embedctl.budgets import reservations
 from embedctl.embedding.call import CallPoint, Piece
 from embedctl.embedding.router import Lanes
 from embedctl.embedding.usage_events import Caller
@@ -160,7 +161,7 @@ async def _embed(
     call = CallPoint(
         lanes,
         journal,
-        money.Till(lambda offer: None),
+        reservations.Till(lambda offer: None),
         Caller(run_id=uuid7()),
         policy=Policy(max_wait_s=max_wait_s, **policy),
         space=space,

@@ -25,7 +25,7 @@ class Impatient(World):
     def constants(self) -> dict[str, Any]:
         return {
             **super().constants,
-            "embedctl.money.allowances:LEDGER_WAIT_S": 0.5,
+            "embedctl.budgets.limits:LEDGER_WAIT_S": 0.5,
             "embedctl.runs.run:INGEST_WAIT_S": 0.5,
         }
 

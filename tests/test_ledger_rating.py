@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ledger_events import NOON, PRICES, event, one, place, rows, take
 
 from embedctl.ledger import prices
-from embedctl.ledger.price import cost
+from embedctl.ledger.prices.price import cost
 
 MONEY = "cost, cost_list, cost_at_risk, cost_status, unit_price"
 

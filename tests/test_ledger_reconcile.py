@@ -12,8 +12,9 @@ import pytest
 from ledger_events import NOON, NOW, event, place, take
 
 from embedctl.errors import AnswerUnusable
-from embedctl.ledger import database, invoices, reconciling
+from embedctl.ledger import database
 from embedctl.ledger.periods import Range
+from embedctl.reports import provider_export, reconcile
 
 NOVEMBER = Range(datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC))
 
@@ -75,7 +76,7 @@ def fetch(path: str, pairs: Sequence[tuple[str, str]]) -> bytes:
 
 def test_openais_pages_become_days() -> None:
     """All pages are read, money is exact, and only embeddings count."""
-    found = invoices.fetch_openai(fetch, NOVEMBER)
+    found = provider_export.fetch_openai(fetch, NOVEMBER)
 
     assert [(row.day.day, row.model, row.tokens, row.requests, row.cost) for row in found] == [
         (15, "ada-002-v2", 1_500_000, 2, None),
@@ -96,7 +97,7 @@ def test_the_answers_model_name_is_found(tmp_path: Path) -> None:
         event(**mine, response_model="ada-002-v2", occurred_at=NOON.replace(day=17), tokens_total=5),
     )
     with database.reader(paths, now=NOW) as connection:
-        lines = reconciling.compare(connection, "openai", invoices.fetch_openai(fetch, NOVEMBER)[:2], NOVEMBER)
+        lines = reconcile.compare(connection, "openai", provider_export.fetch_openai(fetch, NOVEMBER)[:2], NOVEMBER)
     found = [
         (line.day, line.model, line.provider_tokens, line.confirmed, line.unknown, line.explained) for line in lines
     ]
@@ -112,11 +113,11 @@ def test_the_answers_model_name_is_found(tmp_path: Path) -> None:
 def test_another_answer_is_refused(body: bytes) -> None:
     """An answer that is not the API's is a provider error, not a traceback."""
     with pytest.raises(AnswerUnusable):
-        invoices.fetch_openai(lambda _path, _query: body, NOVEMBER)
+        provider_export.fetch_openai(lambda _path, _query: body, NOVEMBER)
 
 
 def test_an_endless_book_ends() -> None:
     """Pages that never end are given up on a page that repeats itself."""
     page = json.dumps({"data": [], "has_more": True, "next_page": "again"}).encode()
     with pytest.raises(AnswerUnusable):
-        invoices.fetch_openai(lambda _path, _query: page, NOVEMBER)
+        provider_export.fetch_openai(lambda _path, _query: page, NOVEMBER)

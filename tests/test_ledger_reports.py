@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from ledger_events import NOON, NOW, event, place, take
 
 from embedctl.errors import WrongUsage
-from embedctl.ledger import database, periods, reports
+from embedctl.ledger import database, periods
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.periods import Range
-from embedctl.ledger.reports import Question, Report
+from embedctl.reports import report
+from embedctl.reports.report import Question, Report
 
 ZONES = (
     "UTC",
@@ -37,7 +38,7 @@ ZONES = (
 def ask(paths: LedgerPaths, **question: Any) -> Report:
     """The report that answers a question."""
     with database.reader(paths, now=NOW) as connection:
-        return reports.report(connection, Question(**question), now=NOW)
+        return report.report(connection, Question(**question), now=NOW)
 
 
 def test_a_report_counts_calls_operations_and_errors(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_every_key_groups(tmp_path: Path) -> None:
     """By every key, the groups add up to the total."""
     paths = place(tmp_path)
     take(paths, event(), event(workspace_id="b", model="x", job_id="j", purpose="query", status="error"))
-    for key in reports.KEYS:
+    for key in report.KEYS:
         found = ask(paths, by=[key])
 
         assert sum(group["tokens"] for group in found.groups) == found.totals["tokens"] == 2000

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from processes import MODEL, World, Zygote, sentence
 from test_money import OFFER, PRICE, configure, event, request, spent
 
-from embedctl import money
+from embedctl.budgets import reservations
+from embedctl.budgets.shared import SharedPurse
 from embedctl.errors import BudgetReached
 from embedctl.ledger.budgets import Budget, Spent, Standing
 from embedctl.ledger.periods import Range
-from embedctl.money.shared_purse import SharedPurse
 from embedctl.storage import locks
 from tests.wire.client import Wire
 
@@ -112,7 +112,7 @@ def test_no_order_of_events_passes_the_budget(
     """However four runs begin, overlap, end and die, what was or may have been billed stays within the budget."""
     folder = tmp_path_factory.mktemp("shared")
     path = folder / "usage.duckdb.budgets"
-    tills: dict[int, money.Till] = {}
+    tills: dict[int, reservations.Till] = {}
     held: dict[int, locks.Lock] = {}
     names: dict[int, str] = {}
     purses: dict[int, SharedPurse] = {}
@@ -133,8 +133,8 @@ def test_no_order_of_events_passes_the_budget(
         held[number] = locks.hold(state / "lock")
         purse = SharedPurse(path, run_id, state)
         purse.join(["default"], settled, standings)
-        allowance = money.Allowance("b", limit, workspace_id="default", period="month")
-        tills[number], purses[number] = money.Till(lambda offer: PRICE, [allowance], purse=purse), purse
+        allowance = reservations.Allowance("b", limit, workspace_id="default", period="month")
+        tills[number], purses[number] = reservations.Till(lambda offer: PRICE, [allowance], purse=purse), purse
         names[number] = run_id
 
     for number, count, billable, which in steps:

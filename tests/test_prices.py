@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from embedctl.cli import app
 from embedctl.errors import ConfigurationInvalid
-from embedctl.ledger import price_file, price_offers, prices
-from embedctl.ledger.price import Price, PriceKey, rate_at, timeline
-from embedctl.ledger.prices import PriceBook
+from embedctl.ledger import prices
+from embedctl.ledger.prices import PriceBook, imported, price_file
+from embedctl.ledger.prices.price import Price, PriceKey, rate_at, timeline
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -209,12 +209,12 @@ def test_two_sources_must_agree() -> None:
 
     first = [offer("known", "0.02"), offer("two", "1.00"), offer("one", "1"), offer("apart", "1.00")]
     second = [offer("two", "1.009"), offer("apart", "1.02")]
-    found = price_offers.judge(first, ours, second, now=NOW)
-    taken = price_offers.accepted(found, confirm=False)
+    found = imported.judge(first, ours, second, now=NOW)
+    taken = imported.accepted(found, confirm=False)
 
     assert [each.verdict for each in found] == ["same", "agrees", "new", "new"]
     assert [(price.model, price.usd_per_million, price.confidence) for price in taken] == [("two", 1, "confirmed")]
-    assert len(price_offers.accepted(found, confirm=True)) == 3
+    assert len(imported.accepted(found, confirm=True)) == 3
 
 
 Run = Callable[..., tuple[int, str, str]]

@@ -23,10 +23,14 @@ from typer.testing import CliRunner
 
 from embedctl.cli import app
 from embedctl.cli.usage import EACH, with_values
-from embedctl.ledger import checking, database, exports, limits, price_file, prices, reports, spool
+from embedctl.ledger import budget_copy, database, prices, spool
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.ledger.price import Price
+from embedctl.ledger.prices import price_file
+from embedctl.ledger.prices.price import Price
 from embedctl.records import uuid7
+from embedctl.reports import focus as exports
+from embedctl.reports import integrity
+from embedctl.reports import report as reports
 
 SHAPE = ["by", "currency", "filters", "generated_at", "groups", "prices_as_of", "schema_version", "since", "timezone"]
 SHAPE += ["totals", "until", "warnings"]
@@ -436,16 +440,16 @@ def test_budgets_outlive_a_damaged_ledger(run: Run, paths: LedgerPaths) -> None:
 def test_runs_know_without_the_ledger_whether_there_is_a_budget(run: Run, paths: LedgerPaths) -> None:
     """What stands beside the ledger says whether it holds a budget, from the first one on; what is torn says yes."""
     take(paths, event())
-    found = [limits.there_are(paths)]
+    found = [budget_copy.there_are(paths)]
     assert not paths.limits.exists()
     run("usage", "budget", "set", "-w", "acme", "--amount", "1")
-    found.append(limits.there_are(paths))
+    found.append(budget_copy.there_are(paths))
     with duckdb.connect(str(paths.database)) as connection:
         connection.execute("DELETE FROM budget")
     take(paths, event())
-    found.append(limits.there_are(paths))
+    found.append(budget_copy.there_are(paths))
     paths.limits.write_bytes(b"[{")
-    found.append(limits.there_are(paths))
+    found.append(budget_copy.there_are(paths))
 
     assert found == [False, True, False, True]
 
@@ -633,7 +637,7 @@ def test_doctor_knows_network_disks(paths: LedgerPaths) -> None:
     }
     for state, table in tables.items():
         with database.reader(paths, now=NOON) as connection:
-            found = list(checking.findings(connection, paths, now=NOON, mounts=lambda table=table: table))
+            found = list(integrity.findings(connection, paths, now=NOON, mounts=lambda table=table: table))
         assert [one.state for one in found if one.check == "place"] == [state]
 
 

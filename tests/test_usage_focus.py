@@ -14,8 +14,8 @@ from ledger_events import NOON, event, one, place, take
 from typer.testing import CliRunner
 
 from embedctl.cli import app
-from embedctl.ledger import exports
-from embedctl.ledger.entries import entry
+from embedctl.ledger.adjustments import entry
+from embedctl.reports import focus
 
 OCTOBER = NOON.replace(month=10)
 MANDATORY = {
@@ -79,8 +79,8 @@ def test_required_columns(rows: list[dict[str, str]]) -> None:
 
     assert columns >= MANDATORY | NULLABLE
     assert [(name, row["SkuId"]) for row in rows for name in MANDATORY if row[name] == ""] == []
-    assert {name for name in columns if not name.startswith("x_")} == set(exports.FOCUS_COLUMNS)
-    assert {(row["x_FocusVersion"], row["x_MappingVersion"]) for row in rows} == {("1.4", exports.MAPPING_VERSION)}
+    assert {name for name in columns if not name.startswith("x_")} == set(focus.FOCUS_COLUMNS)
+    assert {(row["x_FocusVersion"], row["x_MappingVersion"]) for row in rows} == {("1.4", focus.MAPPING_VERSION)}
 
 
 def test_values_are_the_specifications(rows: list[dict[str, str]]) -> None:

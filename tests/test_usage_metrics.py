@@ -17,10 +17,10 @@ from ledger_events import event, place, take
 from typer.testing import CliRunner
 
 from embedctl.cli import app
-from embedctl.ledger import metrics
-from embedctl.ledger.entries import entry
+from embedctl.ledger.adjustments import entry
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import uuid7
+from embedctl.reports import prometheus
 from embedctl.runs.registry import Run, Runs
 from embedctl.storage import locks
 
@@ -157,25 +157,25 @@ def test_the_file_is_replaced_whole(tmp_path: Path) -> None:
     """Whoever reads while it is written sees the old file or the new one, whole, and no other *.prom."""
     sizes = (1, 5000)
     writings = [
-        [metrics.Metric("m", "gauge", "A sentence.", [({"n": str(n)}, n) for n in range(size)])] for size in sizes
+        [prometheus.Metric("m", "gauge", "A sentence.", [({"n": str(n)}, n) for n in range(size)])] for size in sizes
     ]
-    whole = {metrics.text(each) for each in writings}
-    metrics.write(writings[0], tmp_path)
+    whole = {prometheus.text(each) for each in writings}
+    prometheus.write(writings[0], tmp_path)
     seen: set[str] = set()
     names: set[str] = set()
     done = threading.Event()
 
     def read() -> None:
         while not done.is_set():
-            seen.add((tmp_path / metrics.FILE_NAME).read_text())
+            seen.add((tmp_path / prometheus.FILE_NAME).read_text())
             names.update(name for name in os.listdir(tmp_path) if name.endswith(".prom"))
 
     reader = threading.Thread(target=read)
     reader.start()
     for turn in range(60):
-        metrics.write(writings[turn % 2], tmp_path)
+        prometheus.write(writings[turn % 2], tmp_path)
     done.set()
     reader.join()
 
     assert seen == whole
-    assert names == {metrics.FILE_NAME}
+    assert names == {prometheus.FILE_NAME}

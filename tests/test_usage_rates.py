@@ -15,9 +15,9 @@ from typer.testing import CliRunner, Result
 
 from embedctl.cli import app
 from embedctl.errors import WrongUsage
-from embedctl.ledger import rates
-from embedctl.ledger.entries import entry
+from embedctl.ledger.adjustments import entry
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.reports import exchange_rates
 
 Run = Callable[..., Result]
 ECB = "Date,USD,JPY,BGN,\n2026-11-10,1.25,160,N/A,\n2026-11-13,1.00,150,N/A,\n2026-10-30,2.00,100,N/A,\n"
@@ -120,7 +120,7 @@ def test_the_rate_of_a_day_is_the_last_known(known: dict[date, Decimal], day: da
     """For any day it is the youngest rate that is not after it, at most a week old; else there is none."""
     earlier = [one for one in known if one <= day]
     try:
-        found = rates.of_days(known, [day], "EUR", "day")[day]
+        found = exchange_rates.of_days(known, [day], "EUR", "day")[day]
     except WrongUsage:
         assert not earlier or day - max(earlier) > timedelta(days=7)
     else:

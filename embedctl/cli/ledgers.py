@@ -19,7 +19,7 @@ from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import utc_now
 
 if TYPE_CHECKING:
-    from embedctl.ledger.reports import Report
+    from embedctl.reports.report import Report
     from embedctl.settings import Settings
 
 
@@ -211,7 +211,7 @@ def _shown(measures: Mapping[str, Any], look: Look) -> dict[str, Any]:
 
 def amount(value: Decimal) -> str:
     """USD with six decimals, all of them where that would show zero for something."""
-    from embedctl.ledger.reports import plain
+    from embedctl.reports.report import plain
 
     return plain(value)
 

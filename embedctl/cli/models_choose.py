@@ -87,7 +87,7 @@ def choose(
 def _rows(found: Settings, offers: Sequence[Model], size: tuple[list[str], int] | None) -> list[dict[str, Any]]:
     from embedctl import tokens
     from embedctl.ledger import prices
-    from embedctl.ledger.price import cost
+    from embedctl.ledger.prices.price import cost
     from embedctl.providers import catalog
     from embedctl.records import utc_now
     from embedctl.routing import status

@@ -12,8 +12,9 @@ from embedctl import render
 from embedctl.cli import SuggestingGroup, ledgers, nearest
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag
 from embedctl.errors import RowsFailed, WrongUsage
-from embedctl.ledger import periods, price_file, price_offers, prices
-from embedctl.ledger.price import Price, named
+from embedctl.ledger import periods, prices
+from embedctl.ledger.prices import imported, price_file
+from embedctl.ledger.prices.price import Price, named
 from embedctl.routing.names import known_providers
 
 app = typer.Typer(
@@ -141,10 +142,10 @@ def import_(
     """Compare another list with ours, and take over what two sources agree on, or what you confirm."""
     found = ledgers.opened(None, config)
     book = prices.load(prices.price_texts(found.paths.price_file))
-    offered = [p for p in price_offers.read_offers(file, now=found.now) if provider in (None, p.provider)]
-    others = price_offers.read_offers(second, now=found.now) if second else []
-    offers = price_offers.judge(offered, book, others, now=found.now)
-    taken = price_offers.accepted(offers, confirm=confirm)
+    offered = [p for p in imported.read_offers(file, now=found.now) if provider in (None, p.provider)]
+    others = imported.read_offers(second, now=found.now) if second else []
+    offers = imported.judge(offered, book, others, now=found.now)
+    taken = imported.accepted(offers, confirm=confirm)
     if taken:
         price_file.add(found.paths.price_file, taken)
     rows: list[dict[str, Any]] = [

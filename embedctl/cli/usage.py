@@ -15,7 +15,7 @@ from embedctl.cli.flags import ConfigFlag, JsonFlag, LedgerFlag
 from embedctl.errors import RowsFailed, WrongUsage
 
 if TYPE_CHECKING:
-    from embedctl.ledger.reports import Question, Report
+    from embedctl.reports.report import Question, Report
 
 app = typer.Typer(
     cls=SuggestingGroup,
@@ -113,7 +113,8 @@ Page = Annotated[
 
 def _report(by: list[str], given: dict[str, Any]) -> None:
     """Ask, print, and fail under --strict when the answer is incomplete."""
-    from embedctl.ledger import database, reports
+    from embedctl.ledger import database
+    from embedctl.reports import report
 
     form = ledgers.chosen_format(given["form"], given["as_json"])
     _refuse_contradictions(given, form)
@@ -126,7 +127,7 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
         found = _write_file(ledger, question, notes, given)
     else:
         with database.reader(ledger.paths, now=ledger.now) as connection:
-            found = reports.report(connection, question, now=ledger.now)
+            found = report.report(connection, question, now=ledger.now)
         look = ledgers.Look(given["cost"], given["corrections"] == "split", given["compact"])
         with ledgers.written_to(given["output"]):
             ledgers.print_report(found, form, notes, look)
@@ -154,7 +155,8 @@ def _refuse_contradictions(given: dict[str, Any], form: str) -> None:
 
 def _question(by: list[str], given: dict[str, Any], ledger: ledgers.Opened) -> Question:
     """What the flags ask."""
-    from embedctl.ledger import periods, reports
+    from embedctl.ledger import periods
+    from embedctl.reports import report
 
     names = given["workspace"] or []
     only = {
@@ -165,7 +167,7 @@ def _question(by: list[str], given: dict[str, Any], ledger: ledgers.Opened) -> Q
     }
     keys = (["workspace"] if EACH in names else []) + (_split(given["by"]) or by)
     keys += ["provider", "model"] if given["breakdown"] else []
-    return reports.Question(
+    return report.Question(
         by=list(dict.fromkeys(keys)),
         only={key: values for key, values in only.items() if values},
         within=periods.chosen(
@@ -181,15 +183,16 @@ def _question(by: list[str], given: dict[str, Any], ledger: ledgers.Opened) -> Q
 
 def _write_file(ledger: ledgers.Opened, question: Question, notes: list[str], given: dict[str, Any]) -> Report:
     """The report as Parquet, or the charges it is made of as FOCUS."""
-    from embedctl.ledger import database, exports, reports
+    from embedctl.ledger import database
+    from embedctl.reports import focus, report
 
     place = given["output"]
     with database.reader(ledger.paths, now=ledger.now) as connection:
-        found = reports.report(connection, question, now=ledger.now)
+        found = report.report(connection, question, now=ledger.now)
         if given["form"] == "focus":
-            exports.export(connection, question, place, "focus", overwrite=True)
+            focus.export(connection, question, place, "focus", overwrite=True)
         else:
-            exports.export_report(connection, found, place)
+            focus.export_report(connection, found, place)
     for line in [*found.warnings, *notes]:
         render.warning(line)
     render.notice(f"written to {place}")
@@ -197,8 +200,9 @@ def _write_file(ledger: ledgers.Opened, question: Question, notes: list[str], gi
 
 
 def _write_page(ledger: ledgers.Opened, question: Question, notes: list[str], place: Path) -> Report:
-    from embedctl import charts, usage_page
     from embedctl.ledger import database
+    from embedctl.reports import charts
+    from embedctl.reports import html as usage_page
 
     charts.require("plotly")
     with database.reader(ledger.paths, now=ledger.now) as connection:
@@ -214,13 +218,13 @@ def _currency(given: dict[str, Any]) -> str:
     Raises:
         WrongUsage: It is none, or the page was asked for, which is in USD.
     """
-    from embedctl.ledger import rates
+    from embedctl.reports import exchange_rates
 
     try:
-        code = rates.checked_currency(given["currency"])
+        code = exchange_rates.checked_currency(given["currency"])
     except ValueError as problem:
         raise WrongUsage(f"--currency: {problem}", hint="like EUR") from None
-    if given["html"] is not None and (code != rates.OWN or given["output"] is not None):
+    if given["html"] is not None and (code != exchange_rates.OWN or given["output"] is not None):
         raise WrongUsage("--html is a page of its own, in USD: not with --currency or --output")
     return code
 

@@ -38,7 +38,7 @@ def budget_set(
     config: ConfigFlag = None,
 ) -> None:
     """Set the budget of a workspace, in place of the one before."""
-    from embedctl.ledger import budgets, database, limits
+    from embedctl.ledger import budget_copy, budgets, database
 
     new = budgets.Budget(
         workspace=checked_name(workspace, "workspace"),
@@ -51,7 +51,7 @@ def budget_set(
     found = ledgers.opened(ledger, config)
     with database.writer(found.paths, wait_s=30, now=found.now) as connection:
         budgets.put(connection, new)
-        limits.keep(connection, found.paths)
+        budget_copy.keep(connection, found.paths)
     render.notice(f"{workspace} may spend {ledgers.amount(new.amount)} USD a {period}")
 
 

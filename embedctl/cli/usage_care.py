@@ -14,7 +14,7 @@ from embedctl.cli.usage_money import Last, Since, Until
 from embedctl.errors import InvariantBroken
 
 if TYPE_CHECKING:
-    from embedctl.ledger.metrics import Ended
+    from embedctl.reports.prometheus import Ended
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -62,12 +62,12 @@ def rates(
 ) -> None:
     """Take in daily exchange rates, for reports with --currency. Nothing that was spent is changed."""
     from embedctl.ledger import database
-    from embedctl.ledger import rates as exchange
+    from embedctl.reports import exchange_rates
 
     found = ledgers.opened(ledger, config)
-    read = exchange.read(file)
+    read = exchange_rates.read(file)
     with database.writer(found.paths, wait_s=30, now=found.now) as connection:
-        exchange.put(connection, read, str(file))
+        exchange_rates.put(connection, read, str(file))
     days = sorted({one.day for one in read})
     render.notice(f"{len(read):,} rates" + (f" of {days[0]} to {days[-1]}" if days else ""))
 
@@ -77,11 +77,12 @@ def doctor(
     form: FormatFlag = "table", as_json: JsonFlag = False, ledger: LedgerFlag = None, config: ConfigFlag = None
 ) -> None:
     """Check the ledger: ids, offsets, bad lines, schema, clock. Exit 70 when a promise is broken."""
-    from embedctl.ledger import checking, database
+    from embedctl.ledger import database
+    from embedctl.reports import integrity
 
     found = ledgers.opened(ledger, config)
     with database.reader(found.paths, now=found.now) as connection:
-        findings = list(checking.findings(connection, found.paths, now=found.now))
+        findings = list(integrity.findings(connection, found.paths, now=found.now))
     rows = [{"check": f.check, "state": f.state, "detail": f.detail} for f in findings]
     render.table(
         render.Table(
@@ -177,8 +178,9 @@ def export(
     config: ConfigFlag = None,
 ) -> None:
     """Write the ledger's events in a format of others. Days are UTC."""
-    from embedctl.ledger import database, exports, periods
-    from embedctl.ledger.reports import Question
+    from embedctl.ledger import database, periods
+    from embedctl.reports import focus
+    from embedctl.reports.report import Question
 
     found = ledgers.opened(ledger, config)
     for note in ledgers.take_in(found):
@@ -188,7 +190,7 @@ def export(
         only={"workspace": workspace} if workspace else {},
     )
     with database.reader(found.paths, now=found.now) as connection:
-        written = exports.export(connection, question, output, form, overwrite=overwrite, priced_only=priced_only)
+        written = focus.export(connection, question, output, form, overwrite=overwrite, priced_only=priced_only)
     render.notice(f"{written:,} rows in {output}")
 
 
@@ -203,7 +205,7 @@ def metrics(
 ) -> None:
     """Write counters for Prometheus: tokens, cost, calls, failures, fallbacks, circuits, drift, budgets, jobs."""
     from embedctl.ledger import budgets, database
-    from embedctl.ledger import metrics as measuring
+    from embedctl.reports import prometheus
     from embedctl.routing.circuits import running
 
     found = ledgers.opened(ledger, config)
@@ -211,7 +213,7 @@ def metrics(
         render.warning(note)
     extra = budgets.configured(found.settings.workspaces)
     with database.reader(found.paths, now=found.now) as connection:
-        collected = measuring.collect(
+        collected = prometheus.collect(
             connection,
             found.paths,
             budgets_set=extra,
@@ -222,9 +224,9 @@ def metrics(
             now=found.now,
         )
     if textfile is None:
-        typer.echo(measuring.text(collected), nl=False)
+        typer.echo(prometheus.text(collected), nl=False)
     else:
-        measuring.write(collected, textfile)
+        prometheus.write(collected, textfile)
 
 
 def _counts_looked_up(found: ledgers.Opened) -> tuple[int, int] | None:
@@ -242,7 +244,7 @@ def _counts_looked_up(found: ledgers.Opened) -> tuple[int, int] | None:
 
 def _ended(found: ledgers.Opened) -> list[Ended]:
     """The last end of every job that pays into this ledger."""
-    from embedctl.ledger.metrics import Ended
+    from embedctl.reports.prometheus import Ended
     from embedctl.runs.registry import Runs
 
     jobs: dict[str, Ended] = {}

@@ -39,8 +39,8 @@ def estimate(
 ) -> None:
     """Say what embedding an input would take and cost. Nothing is sent; nothing that exists is reused."""
     from embedctl import settings, storage
-    from embedctl.ledger.estimates import Estimate
     from embedctl.records import utc_now
+    from embedctl.reports.estimates import Estimate
     from embedctl.runs.job import Order
     from embedctl.runs.run import Run
 
@@ -113,12 +113,13 @@ def diff(
 
 
 def _with_estimate(found: ledgers.Opened, file: Path, form: render.Format) -> None:
-    from embedctl.ledger import database, estimates, reports
+    from embedctl.ledger import database
+    from embedctl.reports import estimates, report
 
     made = estimates.read(file)
     notes = ledgers.take_in(found)
     with database.reader(found.paths, now=found.now) as connection:
-        actual = reports.report(connection, made.question(), now=found.now, known_names=False)
+        actual = report.report(connection, made.question(), now=found.now, known_names=False)
     notes += actual.warnings
     compared = estimates.compared(made, actual.totals)
     render.table(
@@ -136,22 +137,23 @@ def _with_estimate(found: ledgers.Opened, file: Path, form: render.Format) -> No
 def _two_periods(
     found: ledgers.Opened, ranges: tuple[str, str], keys: list[str], timezone: str, form: render.Format
 ) -> None:
-    from embedctl.ledger import database, differing, periods, reports
+    from embedctl.ledger import database, periods
+    from embedctl.reports import compare, report
 
     notes = ledgers.take_in(found)
     where = periods.zone(timezone)
     with database.reader(found.paths, now=found.now) as connection:
         old, new = (
-            reports.report(
+            report.report(
                 connection,
-                reports.Question(by=keys, within=periods.named(text, where, found.now), timezone=timezone),
+                report.Question(by=keys, within=periods.named(text, where, found.now), timezone=timezone),
                 now=found.now,
             )
             for text in ranges
         )
     notes += [*(f"before: {line}" for line in old.warnings), *(f"after: {line}" for line in new.warnings)]
-    total = differing.total(old, new).as_dict()
-    rows = [change.as_dict() for change in differing.changes(old, new)]
+    total = compare.total(old, new).as_dict()
+    rows = [change.as_dict() for change in compare.changes(old, new)]
     columns = [render.Column(key, key.capitalize()) for key in keys]
     columns += [render.Column(key, key.replace("_", " ").capitalize(), "right") for key in total]
     envelope = {"from": old.envelope(), "to": new.envelope(), "changes": rows, "total": total, "warnings": notes}

@@ -33,7 +33,8 @@ def explain(
     config: ConfigFlag = None,
 ) -> None:
     """Show how a cost was computed: units x unit price, which price, and every attempt."""
-    from embedctl.ledger import database, explaining
+    from embedctl.ledger import database
+    from embedctl.reports import explain as explaining
 
     if (event is None) == (run is None):
         raise WrongUsage("name an event, or a run with --run")
@@ -77,8 +78,9 @@ def drift(
     config: ConfigFlag = None,
 ) -> None:
     """Compare the providers' token counts with the tokenizer's here."""
-    from embedctl.ledger import database, drifting, periods
-    from embedctl.ledger.reports import Question
+    from embedctl.ledger import database, periods
+    from embedctl.reports import drift as drifting
+    from embedctl.reports.report import Question
 
     found = ledgers.opened(ledger, config)
     notes = ledgers.take_in(found)
@@ -123,7 +125,8 @@ def reprice(
     config: ConfigFlag = None,
 ) -> None:
     """Fill in costs whose price came late; correct, by rows of their own, those whose price was wrong."""
-    from embedctl.ledger import periods, repricing
+    from embedctl.ledger import periods
+    from embedctl.reports import reprice as repricing
 
     found = ledgers.opened(ledger, config)
     ledgers.take_in(found)
@@ -169,16 +172,16 @@ def adjust(
     config: ConfigFlag = None,
 ) -> None:
     """Enter a credit or a refund: a negative row with a reason. Nothing that stands is changed."""
-    from embedctl.ledger import entries, periods
+    from embedctl.ledger import adjustments, periods
 
     if (credit is None) == (refund is None):
         raise WrongUsage("either --credit or --refund")
     found = ledgers.opened(ledger, config)
     ledgers.refuse_unknown_provider(found, provider)
-    kind: entries.Kind = "credit" if credit is not None else "refund"
+    kind: adjustments.Kind = "credit" if credit is not None else "refund"
     value = ledgers.typed_amount(credit or refund or "", f"--{kind}")
     at = periods.parse(on, periods.zone("UTC"), "--on") if on else found.now
-    row = entries.entry(
+    row = adjustments.entry(
         kind,
         -value,
         workspace=checked_name(workspace, "workspace"),
@@ -187,7 +190,7 @@ def adjust(
         provider=provider,
         model=model,
     )
-    entries.publish(found.paths, [row], f"{kind}-{row.event_id}")
+    adjustments.publish(found.paths, [row], f"{kind}-{row.event_id}")
     for note in ledgers.take_in(found):
         render.warning(note)
     if as_json:
@@ -218,19 +221,21 @@ def reconcile(
 
     Without --file OpenAI itself is asked, with the admin key in OPENAI_ADMIN_KEY; the last 30 days by default.
     """
-    from embedctl.ledger import database, entries, invoices, periods, reconciling
+    from embedctl.ledger import adjustments, database, periods
+    from embedctl.reports import provider_export
+    from embedctl.reports import reconcile as reconciling
 
     found = ledgers.opened(ledger, config)
     within = periods.chosen(since, until, last, periods.zone("UTC"), found.now)
     checked_name(workspace, "workspace")
     if file is None:
-        from embedctl import account
+        from embedctl.reports import provider_api
 
-        within = invoices.whole_days(within, found.now)
-        with account.fetching(found.settings, provider) as fetch:
-            billed = invoices.fetch_openai(fetch, within)
+        within = provider_export.whole_days(within, found.now)
+        with provider_api.fetching(found.settings, provider) as fetch:
+            billed = provider_export.fetch_openai(fetch, within)
     else:
-        billed = invoices.read_export(file)
+        billed = provider_export.read_export(file)
         ledgers.refuse_unknown_provider(found, provider)
     notes = ledgers.take_in(found)
     with database.writer(found.paths, wait_s=30, now=found.now) as connection:
@@ -238,7 +243,7 @@ def reconcile(
         reconciling.record(connection, provider, lines, found.now)
     ups = reconciling.true_ups(provider, lines, workspace) if write_true_up else []
     for row in ups:
-        entries.publish(found.paths, [row], f"true_up-{row.event_id}")
+        adjustments.publish(found.paths, [row], f"true_up-{row.event_id}")
     notes += ledgers.take_in(found)
     keys = ("day", "model", "account", "provider_tokens", "confirmed", "unknown", "difference", "explained",
             "provider_cost", "ledger_cost", "cost_difference")  # fmt: skip

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedctl import charts, render, storage
+from embedctl import render, storage
 from embedctl.cli import ledgers, vectors_asking
 from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli.groups import SuggestingGroup
 from embedctl.cli.vectors_asking import Where, Words
 from embedctl.errors import EmbedctlError, OutputRefused, WrongUsage
+from embedctl.reports import charts
 
 if TYPE_CHECKING:
     from embedctl.vectors.about import About

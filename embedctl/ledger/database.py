@@ -18,6 +18,9 @@ from embedctl.ledger import schema
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.storage import DISK
 
+Connection = duckdb.DuckDBPyConnection
+"""Of the ledger; the only name of duckdb's that leaves this room."""
+
 STORAGE_VERSION = "v1.2.0"
 """Opens in DuckDB 1.4, 1.5 and 2; a file made with 2.0's default opens in 2.0 alone (accounting.md 3)."""
 

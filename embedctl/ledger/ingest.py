@@ -13,7 +13,7 @@ import orjson
 
 from embedctl import storage
 from embedctl.errors import StorageFailed
-from embedctl.ledger import database, limits, loading, prices, rating, schema, spool
+from embedctl.ledger import budget_copy, database, loading, prices, rating, schema, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.spool import SpoolFile
 
@@ -105,14 +105,14 @@ def _ingest(paths: LedgerPaths, book: list[tuple[str, str]], wait_s: float, now:
         connection.execute("SET preserve_insertion_order = false")  # or one core fills the table of a portion
         intake = _Intake(connection, paths, book, now)
         if paths.rebuilding.exists():
-            limits.restore(connection, paths)
+            budget_copy.restore(connection, paths)
             for batch in _batches(spool.pending(paths.done)):
                 total = _sum(total, intake.take_in(batch))
             storage.DISK.unlink(paths.rebuilding)
         for batch in _batches(spool.pending(paths.spool)):
             total = _sum(total, intake.take_in(batch))
             _put_away(paths, [path for path in batch if path not in intake.unreadable])
-        limits.keep(connection, paths)
+        budget_copy.keep(connection, paths)
     unreadable = tuple(f"{path.name}: {why}" for path, why in intake.unreadable.items())
     return replace(total, unreadable=unreadable)
 

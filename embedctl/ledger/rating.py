@@ -10,9 +10,9 @@ from typing import Any
 import duckdb
 import orjson
 
-from embedctl.ledger import price as pricing
-from embedctl.ledger.price import Price, PriceKey
 from embedctl.ledger.prices import PriceBook
+from embedctl.ledger.prices import price as pricing
+from embedctl.ledger.prices.price import Price, PriceKey
 from embedctl.records import NO_USAGE, uuid7
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

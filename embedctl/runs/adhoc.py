@@ -20,14 +20,15 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import money, storage
+from embedctl import storage
+from embedctl.budgets import limits as allowances
+from embedctl.budgets import reservations
 from embedctl.embedding.call import CallPoint, Piece
 from embedctl.embedding.router import Lanes
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.ledger import prices, spool
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.money import allowances
 from embedctl.planning import packer as plan
 from embedctl.planning.slice import Refusal
 from embedctl.records import Answer, Limits, Purpose, Space, text_hash, utc_now, uuid7
@@ -121,7 +122,7 @@ async def _calls(
     purpose: Purpose,
     space: Space | None,
     told: Callable[[str], None],
-    till: money.Till,
+    till: reservations.Till,
     made: Single,
     folder: Path,
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from embedctl import inputs, tokens
-from embedctl.ledger.price import cost
+from embedctl.ledger.prices.price import cost
 from embedctl.outputs.assemble import Purchases
 from embedctl.planning.packer import Packed
 from embedctl.routing.endpoint import Offer

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from embedctl.errors import EmbedctlError, InvariantBroken, worst
-from embedctl.ledger.price import cost
+from embedctl.ledger.prices.price import cost
 from embedctl.records import Space, UsageEvent
 
 RESUMABLE = (4, 75, 130, 143)

@@ -13,11 +13,11 @@ from uuid import UUID
 import msgspec
 import orjson
 
-from embedctl import payers
 from embedctl.errors import InputMissing, InvariantBroken, Locked, OutputRefused
 from embedctl.journal.commands import Spool
 from embedctl.journal.recovery import recover
 from embedctl.journal.segments import ANSWERS, INTENTS
+from embedctl.ledger import segment_owners as payers
 from embedctl.records import utc_now
 from embedctl.storage import DISK, Disk, check_own, publish, remove_tree, replace
 from embedctl.storage.locks import RECOVERY, hold, is_held

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from embedctl import inputs, payers, storage
+from embedctl import inputs, storage
+from embedctl.budgets import limits
 from embedctl.embedding.router import check_usable
 from embedctl.errors import EmbedctlError, OutputRefused
 from embedctl.journal.commands import Spool
-from embedctl.ledger import spool
+from embedctl.ledger import segment_owners, spool
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.money import allowances
-from embedctl.money.tariff import Tariff
+from embedctl.ledger.prices.run_prices import Tariff
 from embedctl.outputs import FolderOutput
 from embedctl.outputs.file import FileOutput
 from embedctl.outputs.stream import StreamOutput
@@ -89,7 +89,7 @@ class Run:
         started = time.monotonic()
         chain = self._chain()
         check_usable(chain.first)
-        allowances.check_priced(chain.offers, self._tariff.of, self._options)
+        limits.check_priced(chain.offers, self._tariff.of, self._options)
         self._record.space = chain.first.space()
         output = target.output(self.order, self.run_id, self._disk, self.watch.warned)
         failure: EmbedctlError | None = None
@@ -126,7 +126,7 @@ class Run:
             EmbedctlError: Why it could not be done.
         """
         chain = self._chain()
-        allowances.check_priced(chain.offers, self._tariff.of, self._options)
+        limits.check_priced(chain.offers, self._tariff.of, self._options)
         output = target.output(self.order, self.run_id, self._disk, self.watch.warned)
         source = self._source(output, None)
         offer, barred = chain.first, allow.barred(self.order.settings, chain.first.in_chain)
@@ -180,7 +180,7 @@ class Run:
             )
             asyncio.run(flow.run())
         output.tidy()
-        payers.forget(output.state, self._disk)
+        segment_owners.forget(output.state, self._disk)
 
     def _source(self, output: AnyOutput, spool_folder: Path | None) -> inputs.Source:
         """The input, without an output of ours that an argument means too.
@@ -220,7 +220,7 @@ class Run:
 
     def _hand_over(self, output: AnyOutput) -> None:
         """Spool what the journal holds, whose vectors nobody needs."""
-        give = payers.routed(output.state, self._spool, ledger=self._ledger.database, disk=self._disk)
+        give = segment_owners.routed(output.state, self._spool, ledger=self._ledger.database, disk=self._disk)
         rescue(output.state / JOURNAL, give, keeps_vectors=False, disk=self._disk)
 
     def _take_in(self) -> None:

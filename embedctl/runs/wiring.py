@@ -10,16 +10,18 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from embedctl import inputs, payers, storage
+from embedctl import inputs, storage
+from embedctl.budgets import limits as allowances
+from embedctl.budgets.reservations import Till
 from embedctl.embedding.cached import Recall
 from embedctl.embedding.call import CallPoint
 from embedctl.embedding.router import Lanes
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.journal.commands import Spool
+from embedctl.ledger import segment_owners
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.money import Till, allowances
-from embedctl.money.tariff import Tariff
+from embedctl.ledger.prices.run_prices import Tariff
 from embedctl.outputs import Finished, FolderOutput, Output, parquet
 from embedctl.outputs.assemble import Purchases
 from embedctl.planning import packer as plan
@@ -120,8 +122,8 @@ class Flow:
         for path in self.before.damaged:
             self.watch.warned(f"{path} is damaged: its rows are embedded anew")
         found = [one.segment_id for one in self.before.recovered.segments] if self.before.recovered else []
-        payer = payers.Payer(str(self.ledger.database.absolute()), str(self.ledger.spool.absolute()))
-        for other in payers.bind(self.output.state, payer, found, self.disk):
+        payer = segment_owners.Payer(str(self.ledger.database.absolute()), str(self.ledger.spool.absolute()))
+        for other in segment_owners.bind(self.output.state, payer, found, self.disk):
             self.watch.warned(f"what an interrupted run spent here is counted in the ledger it ran under: {other}")
         self.entry.running()
 
@@ -133,7 +135,7 @@ class Flow:
         deadline = time.monotonic() + options.deadline if options.deadline is not None else None
         journal = Journal.open(
             state / "journal",
-            spool=payers.routed(state, self.spool, ledger=self.ledger.database, disk=self.disk),
+            spool=segment_owners.routed(state, self.spool, ledger=self.ledger.database, disk=self.disk),
             recovered=self.before.recovered,
             disk=self.disk,
             sync_intents=any(one.price_as != "free" for one in self.chain.offers),

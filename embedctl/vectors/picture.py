@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import charts
 from embedctl.errors import InputInvalid, WrongUsage
+from embedctl.reports import charts
 from embedctl.vectors.files import Stored
 
 MOST_WORDS = 10

@@ -10,10 +10,9 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-import duckdb
-
 from embedctl import __version__
 from embedctl.ledger import database, prices, rating
+from embedctl.ledger.database import Connection
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.rating import microseconds
 from embedctl.records import uuid7
@@ -77,7 +76,7 @@ def reprice(paths: LedgerPaths, *, since: datetime | None, apply: bool, wait_s: 
     return found
 
 
-def _rerate(connection: duckdb.DuckDBPyConnection, since: datetime | None) -> None:
+def _rerate(connection: Connection, since: datetime | None) -> None:
     """The temporary table `rerated`: what each event would cost."""
     whole_day = (
         None if since is None else since.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -103,7 +102,7 @@ _FILLABLE = (
 )
 
 
-def _found(connection: duckdb.DuckDBPyConnection) -> Repriced:
+def _found(connection: Connection) -> Repriced:
     row = connection.execute(
         "SELECT count(*), coalesce(sum(r.cost), 0), coalesce(sum(r.cost_at_risk), 0) "
         f"FROM usage_event u, rerated r WHERE {_FILLABLE}"
@@ -118,7 +117,7 @@ def _found(connection: duckdb.DuckDBPyConnection) -> Repriced:
     return Repriced(filled_events=events, filled_cost=cost, filled_at_risk=at_risk, corrections=corrections)
 
 
-def _write(connection: duckdb.DuckDBPyConnection, found: Repriced, now: datetime) -> None:
+def _write(connection: Connection, found: Repriced, now: datetime) -> None:
     run = uuid7()
     connection.execute(
         "UPDATE usage_event u SET price_id = r.price_id, unit_price = r.unit_price, cost_list = r.cost_list, "
@@ -134,7 +133,7 @@ def _write(connection: duckdb.DuckDBPyConnection, found: Repriced, now: datetime
     )
 
 
-def _correct(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], run: Any, now: datetime) -> None:
+def _correct(connection: Connection, row: dict[str, Any], run: Any, now: datetime) -> None:
     """One correction row. Not by the spool: a ledger rebuilt from it has the new price in the events themselves."""
     event_id = uuid7()
     values = {

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-import duckdb
-
 from embedctl.errors import WrongUsage
 from embedctl.ledger import periods
+from embedctl.ledger.database import Connection
 from embedctl.ledger.periods import Range
-from embedctl.ledger.rates import OWN, FxDate
 from embedctl.ledger.rating import microseconds, moment
+from embedctl.reports.exchange_rates import OWN, FxDate
 
 _COLUMNS = {
     "workspace": "workspace_id",
@@ -79,7 +78,7 @@ def where_clause(question: Question) -> tuple[str, list[Any]]:
     return " AND ".join(parts), values
 
 
-def keys(connection: duckdb.DuckDBPyConnection, question: Question) -> tuple[list[str], list[Any]]:
+def keys(connection: Connection, question: Question) -> tuple[list[str], list[Any]]:
     """One SQL expression per key, and the values they bind."""
     expressions, values = [], []
     for key in question.by:
@@ -99,7 +98,7 @@ def keys(connection: duckdb.DuckDBPyConnection, question: Question) -> tuple[lis
     return expressions, values
 
 
-def _local_time(connection: duckdb.DuckDBPyConnection, question: Question) -> str:
+def _local_time(connection: Connection, question: Question) -> str:
     """SQL for the local time of an event: UTC plus the offset of its stretch, which is whole seconds and ours."""
     where = periods.zone(question.timezone)
     ends = connection.execute(
@@ -127,7 +126,7 @@ def _seconds(offset: timedelta) -> int:
     return int(offset.total_seconds())
 
 
-def refuse_unknown_names(connection: duckdb.DuckDBPyConnection, question: Question) -> None:
+def refuse_unknown_names(connection: Connection, question: Question) -> None:
     """Tell an empty answer from a misspelt name.
 
     Raises:

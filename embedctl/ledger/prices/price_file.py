@@ -12,9 +12,9 @@ from typing import Any
 
 from embedctl import storage
 from embedctl.errors import WrongUsage
-from embedctl.ledger import price_entries, prices
-from embedctl.ledger.price import Price, named
-from embedctl.ledger.prices import PriceBook
+from embedctl.ledger.prices import price_entries, price_list
+from embedctl.ledger.prices.price import Price, named
+from embedctl.ledger.prices.price_list import PriceBook
 
 _HEAD = "# Your own prices, USD per million units; stronger than the catalog's of the same key and day.\n"
 
@@ -31,7 +31,7 @@ def add(place: Path, new: Iterable[Price]) -> None:
         known[(*price.key, price.valid_from)] = price
     ordered = sorted(known.values(), key=lambda price: (price.key, price.valid_from))
     text = _HEAD + "".join(map(_table, ordered))
-    prices.load([*prices.price_texts(None), (str(place), text)])
+    price_list.load([*price_list.price_texts(None), (str(place), text)])
     storage.DISK.make_folder(place.parent)
     storage.replace(storage.DISK, place, text.encode())
 

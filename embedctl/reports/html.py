@@ -10,12 +10,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedctl import charts, render, storage
+from embedctl import render, storage
 from embedctl.errors import OutputRefused
-from embedctl.ledger.reports import Question, Report, plain, report
+from embedctl.reports import charts
+from embedctl.reports.report import Question, Report, plain, report
 
 if TYPE_CHECKING:
-    import duckdb
+    from embedctl.ledger.database import Connection
 
 MOST_DAYS = 120
 """With more of them the charts show months."""
@@ -54,7 +55,7 @@ class Content:
     jobs: Report
 
 
-def content(connection: duckdb.DuckDBPyConnection, question: Question, *, now: datetime) -> Content:
+def content(connection: Connection, question: Question, *, now: datetime) -> Content:
     """Everything that is on the page for a question, whatever it is grouped by."""
     whole = report(connection, question, now=now)
     days = report(connection, replace(question, by=["day"], top=None), now=now, known_names=False)

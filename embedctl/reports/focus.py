@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import orjson
 
 from embedctl.errors import OutputRefused, WrongUsage
-from embedctl.ledger.questions import UNITS, Question, where_clause
+from embedctl.ledger.database import Connection
+from embedctl.reports.query import UNITS, Question, where_clause
 from embedctl.storage import DISK, TEMPORARY_PREFIX
 
 if TYPE_CHECKING:
-    from embedctl.ledger.reports import Report
+    from embedctl.reports.report import Report
 
 FOCUS_VERSION = "1.4"
 """FinOps Open Cost and Usage Specification; ratified 2026-06-04 (facts/accounting.md 2.9)."""
@@ -139,7 +139,7 @@ FORMATS = {
 
 
 def export(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Connection,
     question: Question,
     place: Path,
     form: str,
@@ -174,7 +174,7 @@ _SAID = ("cost_is_lower_bound", "cost_list_is_lower_bound")
 _SHARES = ("fallback_share", "success_rate")
 
 
-def export_report(connection: duckdb.DuckDBPyConnection, found: Report, place: Path) -> int:
+def export_report(connection: Connection, found: Report, place: Path) -> int:
     """Write a report's groups as Parquet, in place of the file before; the rest of its envelope is metadata `embedctl`.
 
     Returns:
@@ -194,9 +194,7 @@ def export_report(connection: duckdb.DuckDBPyConnection, found: Report, place: P
     return _copy(connection, query, [_json(found.groups)], place, options, overwrite=True)
 
 
-def _copy(
-    connection: duckdb.DuckDBPyConnection, query: str, values: list[Any], place: Path, options: str, *, overwrite: bool
-) -> int:
+def _copy(connection: Connection, query: str, values: list[Any], place: Path, options: str, *, overwrite: bool) -> int:
     """The rows of `query` as a file, whole or not at all; how many."""
     if os.path.lexists(place) and not overwrite:
         raise OutputRefused(f"{place} exists", hint="--overwrite replaces it")

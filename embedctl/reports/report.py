@@ -10,13 +10,12 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-import duckdb
-
 from embedctl.ledger import periods, prices
-from embedctl.ledger.measures import measured
-from embedctl.ledger.questions import KEYS, UNITS, Question, refuse_unknown_names, where_clause
+from embedctl.ledger.database import Connection
 from embedctl.ledger.rating import microseconds
 from embedctl.records import NO_USAGE
+from embedctl.reports.measures import measured
+from embedctl.reports.query import KEYS, UNITS, Question, refuse_unknown_names, where_clause
 
 __all__ = ["KEYS", "Question", "Report", "report"]
 
@@ -63,9 +62,7 @@ class Report:
         }
 
 
-def report(
-    connection: duckdb.DuckDBPyConnection, question: Question, *, now: datetime, known_names: bool = True
-) -> Report:
+def report(connection: Connection, question: Question, *, now: datetime, known_names: bool = True) -> Report:
     """Answer `question` from the ledger.
 
     Args:
@@ -132,7 +129,7 @@ def _rank(group: Mapping[str, Any], question: Question) -> tuple[Any, ...]:
 
 
 def _warnings(
-    connection: duckdb.DuckDBPyConnection, condition: str, values: list[Any], totals: Mapping[str, Any], currency: str
+    connection: Connection, condition: str, values: list[Any], totals: Mapping[str, Any], currency: str
 ) -> list[str]:
     sentences = []
     if totals["unpriced_calls"]:
@@ -152,7 +149,7 @@ def _warnings(
     return sentences
 
 
-def _unpriced(connection: duckdb.DuckDBPyConnection, condition: str, values: list[Any]) -> list[str]:
+def _unpriced(connection: Connection, condition: str, values: list[Any]) -> list[str]:
     rows = connection.execute(
         "SELECT provider, model, sum(tokens_total)::BIGINT, count(*), "
         f"count(*) FILTER (reason = '{NO_USAGE}') FROM usage_event "
@@ -173,7 +170,7 @@ def _unpriced(connection: duckdb.DuckDBPyConnection, condition: str, values: lis
     return sentences
 
 
-def _drifting(connection: duckdb.DuckDBPyConnection, condition: str, values: list[Any]) -> list[str]:
+def _drifting(connection: Connection, condition: str, values: list[Any]) -> list[str]:
     rows = connection.execute(
         "SELECT provider, model, sum(tokens_native) / sum(tokens_estimated)::DOUBLE - 1 AS drift FROM usage_event "
         f"WHERE {condition} AND entry_kind = 'usage' AND tokens_native IS NOT NULL AND tokens_estimated > 0 "
@@ -186,7 +183,7 @@ def _drifting(connection: duckdb.DuckDBPyConnection, condition: str, values: lis
     ]
 
 
-def prices_as_of(connection: duckdb.DuckDBPyConnection, now: datetime) -> str | None:
+def prices_as_of(connection: Connection, now: datetime) -> str | None:
     """The day of the price list: of its youngest price that holds. A ledger without prices will take the catalog's."""
     row = connection.execute(
         "SELECT max(valid_from)::TIMESTAMP::DATE FROM price WHERE kind = 'list' AND epoch_us(valid_from) <= ?",
@@ -196,9 +193,7 @@ def prices_as_of(connection: duckdb.DuckDBPyConnection, now: datetime) -> str | 
     return day.isoformat() if day else None
 
 
-def _stale_tokens(
-    connection: duckdb.DuckDBPyConnection, condition: str, values: list[Any], listed_on: str | None
-) -> int:
+def _stale_tokens(connection: Connection, condition: str, values: list[Any], listed_on: str | None) -> int:
     """Tokens at list prices, when the list was older than STALE_AFTER; what a contract says holds until it ends."""
     if listed_on is None:
         return 0

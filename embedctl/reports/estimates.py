@@ -12,7 +12,7 @@ from typing import Any
 
 from embedctl.errors import InputInvalid, InputMissing
 from embedctl.ledger.periods import Range
-from embedctl.ledger.questions import Question
+from embedctl.reports.query import Question
 
 SCHEMA_VERSION = 1
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from embedctl.errors import AnswerUnusable, InputInvalid, InputMissing
-from embedctl.ledger import price_entries
 from embedctl.ledger.periods import Range
+from embedctl.ledger.prices import price_entries
 
 Fetch = Callable[[str, Sequence[tuple[str, str]]], bytes]
 """GET of a path below the provider's base URL with a query; the body of a 200, else an error of our tree."""

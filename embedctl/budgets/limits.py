@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedctl import payers
+from embedctl.budgets.reservations import Allowance, Till, UnitPrice, reached, usd
+from embedctl.budgets.shared import SharedPurse, Sums
 from embedctl.errors import Locked, OutputRefused, WrongUsage
-from embedctl.ledger import limits, spool
+from embedctl.ledger import budget_copy, segment_owners, spool
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.money import Allowance, Till, UnitPrice, reached, usd
-from embedctl.money.shared_purse import SharedPurse, Sums
 from embedctl.records import utc_now
 from embedctl.routing.chain import Offer
 from embedctl.runs import registry
@@ -66,7 +65,7 @@ def till(
     options = settings.options
     allowances = [] if options.max_cost is None else [Allowance("--max-cost", options.max_cost)]
     prices = {offer.id: unit_price(offer) for offer in offers}
-    if all(price == 0 for price in prices.values()) or not (limits.there_are(paths) or _has_budget(settings)):
+    if all(price == 0 for price in prices.values()) or not (budget_copy.there_are(paths) or _has_budget(settings)):
         return Till(unit_price, allowances, warned)
     budgets, purse = _standings(paths, settings), None
     if any(one.budget.action == "block" for one in budgets):
@@ -108,7 +107,7 @@ def _is_settled(paths: LedgerPaths, state: Path) -> bool:
         return True
     try:
         with locks.hold(state / registry.LOCK, command=locks.RECOVERY):
-            give = payers.routed(state, partial(spool.publish, paths.spool), ledger=paths.database)
+            give = segment_owners.routed(state, partial(spool.publish, paths.spool), ledger=paths.database)
             registry.rescue(state / registry.JOURNAL, give, keeps_vectors=True)
     except (Locked, OutputRefused):
         return not state.is_dir()

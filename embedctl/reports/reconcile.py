@@ -11,13 +11,12 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
-import duckdb
-
-from embedctl.ledger import entries
-from embedctl.ledger.invoices import Billed
+from embedctl.ledger import adjustments
+from embedctl.ledger.database import Connection
 from embedctl.ledger.periods import Range
 from embedctl.ledger.rating import microseconds
 from embedctl.records import UsageEvent
+from embedctl.reports.provider_export import Billed
 
 _PLACES = 15
 """Decimal places of the ledger's money; a binary float in a provider's JSON has a tail beyond them."""
@@ -74,9 +73,7 @@ class Compared:
         }
 
 
-def compare(
-    connection: duckdb.DuckDBPyConnection, provider: str, billed: Iterable[Billed], within: Range
-) -> Sequence[Compared]:
+def compare(connection: Connection, provider: str, billed: Iterable[Billed], within: Range) -> Sequence[Compared]:
     """The provider's days beside the ledger's, in UTC, so that no border moves.
 
     An account that the ledger does not know by this name (it knows fingerprints of keys, a provider its projects) is
@@ -132,9 +129,7 @@ def _line(
     )
 
 
-def _ledger(
-    connection: duckdb.DuckDBPyConnection, provider: str, within: Range
-) -> dict[tuple[date, str, str | None], dict[str, Any]]:
+def _ledger(connection: Connection, provider: str, within: Range) -> dict[tuple[date, str, str | None], dict[str, Any]]:
     condition, values = ["provider = ?"], [provider]
     for bound, sign in ((within.since, ">="), (within.until, "<")):
         if bound is not None:
@@ -159,7 +154,7 @@ def _ledger(
     }
 
 
-def record(connection: duckdb.DuckDBPyConnection, provider: str, lines: Iterable[Compared], now: datetime) -> None:
+def record(connection: Connection, provider: str, lines: Iterable[Compared], now: datetime) -> None:
     """Keep a comparison in the `reconciliation` table."""
     for line in lines:
         start = datetime.combine(line.day, time(), UTC)
@@ -179,7 +174,7 @@ def true_ups(provider: str, lines: Iterable[Compared], workspace: str) -> list[U
             continue
         name = f"{provider}|{line.account}|{line.model}|{line.day}|{line.provider_cost}|{line.ledger_cost}"
         found.append(
-            entries.entry(
+            adjustments.entry(
                 "true_up",
                 delta,
                 workspace=workspace,

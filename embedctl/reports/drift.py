@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import duckdb
-
-from embedctl.ledger.questions import Question, where_clause
+from embedctl.ledger.database import Connection
+from embedctl.reports.query import Question, where_clause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +44,7 @@ class Drift:
         return asdict(self)
 
 
-def drift(connection: duckdb.DuckDBPyConnection, question: Question, threshold: float) -> Sequence[Drift]:
+def drift(connection: Connection, question: Question, threshold: float) -> Sequence[Drift]:
     """Every model that was called, the most drifting first."""
     condition, values = where_clause(question)
     cursor = connection.execute(

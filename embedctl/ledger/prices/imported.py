@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from embedctl.errors import InputInvalid, InputMissing
-from embedctl.ledger.price import Price
-from embedctl.ledger.price_entries import HIGHEST, LOWEST
-from embedctl.ledger.prices import PriceBook
+from embedctl.ledger.prices.price import Price
+from embedctl.ledger.prices.price_entries import HIGHEST, LOWEST
+from embedctl.ledger.prices.price_list import PriceBook
 
 AGREEMENT = Decimal("0.01")
 """Two sources that differ by no more than this share agree (facts/accounting.md 1.7, decision 8)."""

@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 
+from embedctl.budgets.shared import SharedPurse
 from embedctl.embedding import usage
 from embedctl.errors import BudgetReached, InvariantBroken
-from embedctl.ledger.price import cost
-from embedctl.money.shared_purse import SharedPurse
+from embedctl.ledger.prices.price import cost
 from embedctl.records import Request, UsageEvent
 from embedctl.routing.chain import Offer
 

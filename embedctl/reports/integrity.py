@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import duckdb
-
 from embedctl.ledger import schema, spool
+from embedctl.ledger.database import Connection
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.rating import microseconds
 
@@ -36,7 +35,7 @@ def mounted() -> str:
 
 
 def findings(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Connection,
     paths: LedgerPaths,
     *,
     now: datetime,

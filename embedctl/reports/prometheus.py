@@ -9,14 +9,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-import duckdb
-
 from embedctl import storage
 from embedctl.errors import OutputRefused
-from embedctl.ledger import budgets, reports, spool
+from embedctl.ledger import budgets, spool
 from embedctl.ledger.budgets import Budget
-from embedctl.ledger.metric_queries import QUERIES
+from embedctl.ledger.database import Connection
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.reports import report
+from embedctl.reports.prometheus_queries import QUERIES
 
 FILE_NAME = "embedctl_usage.prom"
 CIRCUIT_STATES = ("closed", "half_open", "open", "dead")
@@ -49,7 +49,7 @@ class Ended:
 
 
 def collect(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Connection,
     paths: LedgerPaths,
     *,
     budgets_set: Iterable[Budget] = (),
@@ -96,8 +96,8 @@ def _count_metrics(counts: tuple[int, int] | None) -> list[Metric]:
     return [Metric(f"embedding_token_count_cache_{n}_total", "counter", text, [({}, v)]) for n, v, text in told]
 
 
-def _prices_age(connection: duckdb.DuckDBPyConnection, now: datetime) -> Metric:
-    day = reports.prices_as_of(connection, now)
+def _prices_age(connection: Connection, now: datetime) -> Metric:
+    day = report.prices_as_of(connection, now)
     age = None if day is None else (now - datetime.fromisoformat(day).replace(tzinfo=UTC)).total_seconds()
     return Metric("embedctl_prices_age_seconds", "gauge", "Since the day of the price list.", [({}, age)])
 
@@ -114,7 +114,7 @@ def _job_metrics(jobs: Iterable[Ended]) -> list[Metric]:
     ]
 
 
-def _circuit_metric(connection: duckdb.DuckDBPyConnection, circuits: Iterable[Mapping[str, Any]]) -> Metric:
+def _circuit_metric(connection: Connection, circuits: Iterable[Mapping[str, Any]]) -> Metric:
     """Every model that was ever called; the worst of its circuits where several runs are at it."""
     called = connection.execute("SELECT DISTINCT provider, model FROM usage_event WHERE entry_kind = 'usage'")
     states = dict.fromkeys(((str(row[0]), str(row[1])) for row in called.fetchall()), 0)

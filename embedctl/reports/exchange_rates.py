@@ -12,10 +12,10 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Literal
 
-import duckdb
 import orjson
 
 from embedctl.errors import InputInvalid, InputMissing, WrongUsage
+from embedctl.ledger.database import Connection
 
 OWN = "USD"
 EVERY = ("day", "month-end")
@@ -93,7 +93,7 @@ def checked_currency(code: str) -> str:
     return code
 
 
-def put(connection: duckdb.DuckDBPyConnection, rates: Sequence[Rate], source: str) -> None:
+def put(connection: Connection, rates: Sequence[Rate], source: str) -> None:
     """Keep `rates`; those of the same day and pair are replaced."""
     rows = [[r.base, r.quote, r.day.isoformat(), format(r.rate, "f")] for r in rates]
     connection.execute(
@@ -109,7 +109,7 @@ def put(connection: duckdb.DuckDBPyConnection, rates: Sequence[Rate], source: st
     connection.execute("COMMIT")
 
 
-def known(connection: duckdb.DuckDBPyConnection, currency: str) -> dict[date, Decimal]:
+def known(connection: Connection, currency: str) -> dict[date, Decimal]:
     """Day → what one USD costs in `currency`: as it stands, turned round, or by way of a third currency."""
     rows = connection.execute("SELECT base, quote, day, rate FROM fx_rate ORDER BY day").fetchall()
     by_day: dict[date, dict[tuple[str, str], Decimal]] = {}
@@ -148,9 +148,7 @@ def of_days(rates: Mapping[date, Decimal], days: Iterable[date], currency: str, 
     return found
 
 
-def convert(
-    connection: duckdb.DuckDBPyConnection, currency: str, every: FxDate, condition: str, values: list[object]
-) -> str:
+def convert(connection: Connection, currency: str, every: FxDate, condition: str, values: list[object]) -> str:
     """SQL of usage_event in `currency`, each event by the rate of its UTC day.
 
     Args:

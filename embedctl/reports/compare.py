@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Any
 
-from embedctl.ledger.reports import Report
+from embedctl.reports.report import Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from embedctl.errors import ConfigurationInvalid
-from embedctl.ledger.price import Price, named
+from embedctl.ledger.prices.price import Price, named
 
 CONFIDENCES = ("confirmed", "listed", "derived", "observed_only")
 LOWEST, HIGHEST = Decimal("0.0001"), Decimal(1000)

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from embedctl.errors import ConfigurationInvalid
-from embedctl.ledger.price import Price, PriceKey, named, rate_at
-from embedctl.ledger.price_entries import entries, parse
+from embedctl.ledger.prices.price import Price, PriceKey, named, rate_at
+from embedctl.ledger.prices.price_entries import entries, parse
 
 
 @dataclass(frozen=True)

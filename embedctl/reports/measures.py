@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-import duckdb
-
-from embedctl.ledger import rates
-from embedctl.ledger.questions import Question, keys, where_clause
+from embedctl.ledger.database import Connection
+from embedctl.reports import exchange_rates
+from embedctl.reports.query import Question, keys, where_clause
 
 # Rows are summed by what the measures tell apart first: there are few such groups, and then all else is cheap.
 _SUMS = """
@@ -48,7 +47,7 @@ _PROVEN = 2_000_000
 
 
 def measured(
-    connection: duckdb.DuckDBPyConnection, question: Question
+    connection: Connection, question: Question
 ) -> tuple[list[tuple[tuple[Any, ...], dict[str, Any]]], dict[str, Any]]:
     """(keys, measures) of every group, and the measures over all.
 
@@ -60,8 +59,8 @@ def measured(
     names = [f"k{index}" for index in range(len(expressions))]
     selected = "".join(f"{expression} AS {name}, " for expression, name in zip(expressions, names, strict=True))
     source = "usage_event"
-    if question.currency != rates.OWN:
-        source = rates.convert(connection, question.currency, question.fx_date, condition, values)
+    if question.currency != exchange_rates.OWN:
+        source = exchange_rates.convert(connection, question.currency, question.fx_date, condition, values)
     chosen = f"WITH chosen AS NOT MATERIALIZED (SELECT {selected}* FROM {source} WHERE {condition})"
     bound = [*key_values, *values]
     by_name = "".join(f"{name}, " for name in names)
@@ -86,7 +85,7 @@ def measured(
 
 
 def _operations(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Connection,
     chosen: str,
     bound: list[Any],
     names: Sequence[str],

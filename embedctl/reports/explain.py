@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-import duckdb
-
 from embedctl.errors import WrongUsage
-from embedctl.ledger.reports import plain
+from embedctl.ledger.database import Connection
 from embedctl.records import NO_USAGE
+from embedctl.reports.report import plain
 
 _COLUMNS = (
     "event_id", "occurred_at", "workspace_id", "job_id", "run_id", "operation_id", "attempt", "purpose", "entry_kind",
@@ -32,7 +31,7 @@ class Explanation:
     cost: Decimal | None
 
 
-def event(connection: duckdb.DuckDBPyConnection, name: str) -> Explanation:
+def event(connection: Connection, name: str) -> Explanation:
     """Every attempt of the operation that `name` (an event id, or an operation id) belongs to.
 
     Raises:
@@ -51,7 +50,7 @@ def event(connection: duckdb.DuckDBPyConnection, name: str) -> Explanation:
     return Explanation(found, _total(found))
 
 
-def run(connection: duckdb.DuckDBPyConnection, run_id: str) -> Explanation:
+def run(connection: Connection, run_id: str) -> Explanation:
     """One line per provider, model, price and status of a run.
 
     Raises:
@@ -71,7 +70,7 @@ def run(connection: duckdb.DuckDBPyConnection, run_id: str) -> Explanation:
     return Explanation(found, _total(found))
 
 
-def _select(connection: duckdb.DuckDBPyConnection, condition: str, values: list[Any]) -> list[dict[str, Any]]:
+def _select(connection: Connection, condition: str, values: list[Any]) -> list[dict[str, Any]]:
     columns = ", ".join(f"CAST({name} AS VARCHAR) AS {name}" if name == "occurred_at" else name for name in _COLUMNS)
     cursor = connection.execute(
         f"SELECT {columns}, price_id FROM usage_event WHERE {condition} ORDER BY occurred_at, attempt", values
@@ -79,7 +78,7 @@ def _select(connection: duckdb.DuckDBPyConnection, condition: str, values: list[
     return _rows(connection, cursor)
 
 
-def _rows(connection: duckdb.DuckDBPyConnection, cursor: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def _rows(connection: Connection, cursor: Connection) -> list[dict[str, Any]]:
     header = [column[0] for column in cursor.description or ()]
     rows = [dict(zip(header, row, strict=True)) for row in cursor.fetchall()]
     sources = _sources(connection, {row["price_id"] for row in rows if row["price_id"]})
@@ -89,7 +88,7 @@ def _rows(connection: duckdb.DuckDBPyConnection, cursor: duckdb.DuckDBPyConnecti
     return rows
 
 
-def _sources(connection: duckdb.DuckDBPyConnection, ids: set[Any]) -> dict[Any, dict[str, Any]]:
+def _sources(connection: Connection, ids: set[Any]) -> dict[Any, dict[str, Any]]:
     columns = (
         "price_id, kind, unit_price, CAST(valid_from AS VARCHAR) AS valid_from, CAST(valid_to AS VARCHAR) AS valid_to, "
         "source, source_ref, confidence"

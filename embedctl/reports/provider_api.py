@@ -18,7 +18,7 @@ from embedctl.routing import credentials
 from embedctl.settings import ProviderSettings, Settings
 
 if TYPE_CHECKING:
-    from embedctl.ledger.invoices import Fetch
+    from embedctl.reports.provider_export import Fetch
 
 ADMIN_KEYS: Mapping[str, str] = {"openai": "OPENAI_ADMIN_KEY"}
 """Providers that can be asked, and where their admin key is; an ordinary key may not read the account.

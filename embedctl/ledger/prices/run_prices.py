@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
-from embedctl.ledger import prices
+from embedctl.ledger.prices import price_list
 from embedctl.routing.endpoint import Offer
 
 
@@ -18,7 +18,7 @@ class Tariff:
     """
 
     def __init__(self, price_file: Path, at: datetime) -> None:
-        self._book = prices.load(prices.price_texts(price_file))
+        self._book = price_list.load(price_list.price_texts(price_file))
         self._at = at
         self._found: dict[tuple[str, str, str | None, str], Decimal | None] = {}
 

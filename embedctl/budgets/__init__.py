@@ -1,0 +1,1 @@
+"""What may be spent: amounts reserved before a request is sent, and settled after it."""
