@@ -20,7 +20,7 @@ from embedctl.errors import EmbedctlError
 from embedctl.journal import Journal
 from embedctl.ledger import spool
 from embedctl.records import Limits, Request, Space, UsageEvent, text_hash, uuid7
-from embedctl.routing import chain as serving
+from embedctl.routing import chain as chains
 from embedctl.routing.chain import Chain
 from embedctl.routing.retry import Policy
 from embedctl.settings import Settings
@@ -121,7 +121,7 @@ def embed(
     **policy: Any,
 ) -> Outcome:
     """Embed all batches, `at_once` of them in flight; the folder gets home, journal and spool."""
-    chain = serving.chain(found) if isinstance(found, Settings) else found
+    chain = chains.chain(found) if isinstance(found, Settings) else found
     options = found.options if isinstance(found, Settings) else None
     return asyncio.run(_embed(chain, options, batches, folder, at_once, space, before, jitter, policy))
 

@@ -15,7 +15,7 @@ import duckdb
 import pytest
 from typer.testing import CliRunner
 
-from embedctl import health, settings
+from embedctl import doctor, settings
 from embedctl.cli import app
 from embedctl.ledger import spool
 from embedctl.records import uuid7
@@ -158,7 +158,7 @@ def test_a_place_that_cannot_be_written_to_is_found(
     assert (code, checks["home"]["state"], checks["ledger folder"]["state"]) == (69, "bad", "ok")
 
     monkeypatch.setenv("EMBEDCTL_HOME", str(home))
-    full = health.folders(settings.load(), low_bytes=shutil.disk_usage(home.parent).free * 2)
+    full = doctor.folders(settings.load(), low_bytes=shutil.disk_usage(home.parent).free * 2)
     assert [one.state for one in full] == ["bad", "bad"]
 
 
@@ -228,7 +228,7 @@ def test_online_asks_whether_they_answer(home: Path) -> None:
 
 def test_missing_extras_say_how_to_get_them() -> None:
     """An extra that is not installed is a note with the command that installs it."""
-    check = health.extras(lambda name: None)
+    check = doctor.extras(lambda name: None)
 
     assert (check.state, check.hint) == ("note", "pip install 'embedctl[hub,charts]'")
-    assert health.extras(lambda name: object()).state == "ok"
+    assert doctor.extras(lambda name: object()).state == "ok"

@@ -12,7 +12,7 @@ from embedctl.embedding.endpoint_state import Line, NotAdmittedError
 from embedctl.embedding.router import Lanes, Patience
 from embedctl.errors import EmbedctlError, NoProviderNow, RequestTooLarge, ServerFailed, Throttled
 from embedctl.records import Limits
-from embedctl.routing import chain as serving
+from embedctl.routing import chain as chains
 from embedctl.routing import circuits
 from embedctl.routing.breaker import State
 from embedctl.routing.retry import Remedy, Step
@@ -43,7 +43,7 @@ def time() -> Time:
 
 def lanes(folder: Path, time: Time, **about: Any) -> Lanes:
     config = '[providers.openai]\nbase_url = "http://127.0.0.1:9/v1"\n'
-    chain = serving.chain(load(folder, config, model=f"openai:{SMALL}", fallback="off"))
+    chain = chains.chain(load(folder, config, model=f"openai:{SMALL}", fallback="off"))
     return Lanes(
         chain,
         hints_file=folder / "home" / "hints.json",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedctl.cli import flags
+from embedctl.cli import _flags
 from embedctl.errors import WrongUsage
 from embedctl.settings import options
 from embedctl.settings.options import Options
@@ -122,7 +122,7 @@ def test_every_option_is_a_flag_of_a_run() -> None:
     def command(*, flags: Any) -> Any:
         return flags
 
-    wrapped = flags.with_options(command)
+    wrapped = _flags.with_options(command)
     names = {entry.name: None for entry in fields(Options)}
 
     assert set(wrapped.__signature__.parameters) == set(names)  # type: ignore[attr-defined]
@@ -139,23 +139,23 @@ def test_every_option_is_a_flag_of_a_run() -> None:
 def test_a_tag_is_a_key_and_a_value(pair: str) -> None:
     """A tag without a key or an equals sign is refused with an example."""
     with pytest.raises(WrongUsage, match="is not K=V"):
-        flags.tags([pair])
+        _flags.tags([pair])
 
 
 @pytest.mark.parametrize("text", ["much", "nan", "inf", ""])
 def test_a_cost_that_is_no_amount_is_refused(text: str) -> None:
     """--max-cost takes a decimal number."""
     with pytest.raises(WrongUsage, match="--max-cost is no amount"):
-        flags._read({"max_cost": text})
+        _flags._read({"max_cost": text})
 
 
 def test_a_word_not_known_is_answered_with_the_nearest() -> None:
     """one_of gives a known word back, names the nearest for another, and lists all when none is near."""
-    assert flags.one_of("day", ["day", "week"], "unit") == "day"
+    assert _flags.one_of("day", ["day", "week"], "unit") == "day"
     with pytest.raises(WrongUsage) as near:
-        flags.one_of("wek", ["day", "week"], "unit")
+        _flags.one_of("wek", ["day", "week"], "unit")
     with pytest.raises(WrongUsage) as far:
-        flags.one_of("xyz", ["day", "week"], "unit")
+        _flags.one_of("xyz", ["day", "week"], "unit")
 
     assert (near.value.message, near.value.hint) == ("unknown unit: 'wek'", "did you mean 'week'?")
     assert far.value.hint == "known: day, week"

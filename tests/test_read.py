@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedctl import inputs as read
+from embedctl import inputs
 from embedctl.errors import EmbedctlError, InputInvalid, InputMissing, WrongUsage
-from embedctl.inputs import ReadOptions
+from embedctl.inputs import ReadOptions, open_input
 
 
 def rows(*inputs: str | Path, stdin: bytes | None = None, **options) -> list[tuple[str | int, str | None]]:
     """Every row of the inputs, after checking what holds of all blocks."""
     pipe = None if stdin is None else io.BytesIO(stdin)
-    source = read.open_input([str(each) for each in inputs], ReadOptions(**options), stdin=pipe)
+    source = open_input([str(each) for each in inputs], ReadOptions(**options), stdin=pipe)
     found: list[tuple[str | int, str | None]] = []
     for block in source.blocks():
         assert block.first_row == len(found)
@@ -41,7 +41,7 @@ def refused(*inputs: str | Path, **options) -> EmbedctlError:
 
 def reasons(*inputs: str | Path, **options) -> dict[int, str]:
     """Ordinal → why a row has no text."""
-    source = read.open_input([str(each) for each in inputs], ReadOptions(**options))
+    source = open_input([str(each) for each in inputs], ReadOptions(**options))
     return {block.first_row + at: why for block in source.blocks() for at, why in block.reasons.items()}
 
 
@@ -203,7 +203,7 @@ def test_what_is_appended_while_reading_is_left_for_the_next_run(tmp_path):
     """The size at the start is the end: a growing log does not grow within a run."""
     path = tmp_path / "a.log"
     path.write_text("one\ntwo\n")
-    source = read.open_input([str(path)], ReadOptions(split="lines"))
+    source = open_input([str(path)], ReadOptions(split="lines"))
     before = source.fingerprint()
     with path.open("a") as log:
         log.write("three\n")
@@ -307,7 +307,7 @@ def test_stdin_is_spooled_for_its_owner_and_can_be_read_again(tmp_path):
 def test_stdin_without_a_folder_leaves_nothing(tmp_path, monkeypatch):
     """Without a work folder the copy of stdin goes with the source."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    source = read.open_input(["-"], ReadOptions(), stdin=io.BytesIO(b"x"))
+    source = open_input(["-"], ReadOptions(), stdin=io.BytesIO(b"x"))
     during = len(list(tmp_path.iterdir()))
     assert [block.texts for block in source.blocks()] == [["x"]]
     del source
@@ -335,7 +335,7 @@ def test_the_kind_of_stdin_is_seen_from_its_content(content, options, expected):
 def test_the_fingerprint_of_stdin_is_its_content(tmp_path):
     """The same bytes through a pipe have the same fingerprint at any time."""
     prints = [
-        read.open_input(["-"], ReadOptions(), stdin=io.BytesIO(content)).fingerprint()
+        open_input(["-"], ReadOptions(), stdin=io.BytesIO(content)).fingerprint()
         for content in (b"same", b"same", b"else")
     ]
 
@@ -511,7 +511,7 @@ def test_devices_and_sockets_are_no_input(tmp_path):
 def test_a_file_that_vanishes_is_missing_input(tmp_path):
     """A file that goes between looking and reading ends with 66."""
     (tmp_path / "a.txt").write_text("x")
-    source = read.open_input([str(tmp_path / "a.txt")], ReadOptions())
+    source = open_input([str(tmp_path / "a.txt")], ReadOptions())
     (tmp_path / "a.txt").unlink()
     with pytest.raises(InputMissing):
         list(source.blocks())
@@ -531,7 +531,7 @@ def test_what_is_known_before_reading(tmp_path):
     """A source tells kind, bytes and rows before anything is read."""
     (tmp_path / "a.txt").write_text("abc")
     (tmp_path / "b.txt").write_text("de")
-    source = read.open_input([str(tmp_path)], ReadOptions())
+    source = open_input([str(tmp_path)], ReadOptions())
 
     assert (source.kind, source.is_document, source.is_tokens) == ("text", True, False)
     assert (source.bytes_total, source.rows_hint) == (5, 2)

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedctl import inputs as read
+from embedctl import inputs
 from embedctl.errors import EmbedctlError, InputInvalid, WrongUsage
-from embedctl.inputs import ReadOptions, json_lines
+from embedctl.inputs import ReadOptions, json_lines, open_input
 from embedctl.inputs import parquet as read_parquet
 
 SAMPLES = Path(__file__).parent.parent / "sample_data"
@@ -24,7 +24,7 @@ SAMPLES = Path(__file__).parent.parent / "sample_data"
 
 def opened(*inputs, **options):
     """A source of the inputs."""
-    return read.open_input([str(each) for each in inputs], ReadOptions(**options))
+    return open_input([str(each) for each in inputs], ReadOptions(**options))
 
 
 def table(*inputs, **options) -> list[dict]:
@@ -348,7 +348,7 @@ def test_a_damaged_row_group_is_named_after_the_good_ones(tmp_path):
     middle = column.dictionary_page_offset + column.total_compressed_size // 2
     content[middle] ^= 0xFF
     path.write_bytes(content)
-    read_blocks: list[read.Block] = []
+    read_blocks: list[inputs.Block] = []
     with pytest.raises(InputInvalid) as caught:
         read_blocks.extend(opened(path).blocks())
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedctl import render
+from embedctl import terminal
 from embedctl.errors import InputMissing, WrongUsage
-from embedctl.render import Column, Table
+from embedctl.terminal import Column, Table
 
 HOSTILE = st.text(
     st.one_of(
@@ -31,7 +31,7 @@ HOSTILE = st.text(
 @given(HOSTILE)
 def test_foreign_text_is_made_harmless(text: str) -> None:
     """No control, escape, bidi, line or surrogate character of a text reaches the terminal; it is always UTF-8."""
-    shown = render.safe(text)
+    shown = terminal.safe(text)
 
     assert shown.isprintable()
     assert not any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in shown)
@@ -41,31 +41,31 @@ def test_foreign_text_is_made_harmless(text: str) -> None:
 @given(st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=40))
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
     """Letters, digits, punctuation and symbols of all scripts are shown unchanged."""
-    assert render.safe(text) == text
+    assert terminal.safe(text) == text
 
 
 def test_what_is_hidden_is_shown_by_its_code() -> None:
     """An escape sequence and a right-to-left override are spelt out."""
-    assert render.safe("a\x1b[31mb\u202ec\ud800") == "a\\x1b[31mb\\u202ec\\ud800"
+    assert terminal.safe("a\x1b[31mb\u202ec\ud800") == "a\\x1b[31mb\\u202ec\\ud800"
 
 
 def test_a_notice_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """A message with line breaks stays one line on stderr, and stdout stays empty."""
-    render.warning("first\nsecond\r\x1b[2Kthird")
+    terminal.warning("first\nsecond\r\x1b[2Kthird")
 
     assert capsys.readouterr() == ("", "warning: first\\nsecond\\r\\x1b[2Kthird\n")
 
 
 def test_an_error_is_a_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     """People get the message and what to do, on stderr."""
-    render.error(InputMissing("no such file: a.txt", hint="look there"), as_json=False)
+    terminal.error(InputMissing("no such file: a.txt", hint="look there"), as_json=False)
 
     assert capsys.readouterr() == ("", "error: no such file: a.txt\nhint: look there\n")
 
 
 def test_an_error_for_programs_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     """With --json an error is {error, message, details, hint, exit_code} on stdout, and stderr is silent."""
-    render.error(InputMissing("no such file: a.txt", details=[{"id": 1}]), as_json=True)
+    terminal.error(InputMissing("no such file: a.txt", details=[{"id": 1}]), as_json=True)
     out, err = capsys.readouterr()
 
     assert json.loads(out) == {
@@ -136,7 +136,7 @@ acme,1234567,0.50,yes
 @pytest.mark.parametrize("form", FORMS)
 def test_a_table_has_four_forms(capsys: pytest.CaptureFixture[str], form: Any) -> None:
     """Each form of one table is exactly this, on stdout."""
-    render.table(TABLE, form)
+    terminal.table(TABLE, form)
 
     assert capsys.readouterr() == (FORMS[form], "")
 
@@ -144,7 +144,7 @@ def test_a_table_has_four_forms(capsys: pytest.CaptureFixture[str], form: Any) -
 def test_an_unknown_form_is_wrong_usage() -> None:
     """A format that does not exist is refused with those that do."""
     with pytest.raises(WrongUsage) as caught:
-        render.table(TABLE, "yaml")  # type: ignore[arg-type]
+        terminal.table(TABLE, "yaml")  # type: ignore[arg-type]
 
     assert caught.value.hint == "one of table, json, csv, md"
 
@@ -153,7 +153,7 @@ def test_an_unknown_form_is_wrong_usage() -> None:
 def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
     """A text a spreadsheet would run stands behind an apostrophe; every row has all its cells."""
     content = Table(columns=[Column("a", "A"), Column("b", "B")], rows=[{"a": text, "b": 1}], envelope={})
-    out = render._csv(content)
+    out = terminal._csv(content)
     parsed = list(csv.reader(io.StringIO(out)))
 
     assert parsed[0] == ["a", "b"]
@@ -174,16 +174,16 @@ def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
 )
 def test_money_has_all_its_digits(amount: str, text: str) -> None:
     """At least cents, never an exponent, nothing rounded."""
-    assert render.money(Decimal(amount)) == text
+    assert terminal.money(Decimal(amount)) == text
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**9), max_value=10**9, places=9))
 def test_money_can_be_read_back(amount: Decimal) -> None:
     """The printed amount is the amount."""
-    assert Decimal(render.money(amount)) == amount
+    assert Decimal(terminal.money(amount)) == amount
 
 
 def test_a_receipt_without_money_says_unknown_not_zero() -> None:
     """None is null in JSON; money and times become strings."""
-    assert render._plain(Decimal("0")) == "0.00"
-    assert render._plain(b"\x01\xff") == "01ff"
+    assert terminal._plain(Decimal("0")) == "0.00"
+    assert terminal._plain(b"\x01\xff") == "01ff"

@@ -18,7 +18,7 @@ from processes import sentence
 from embedctl import tokens
 from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, OutputRefused, StorageFailed
 from embedctl.planning import slice as slices
-from embedctl.planning import splitter as chunk
+from embedctl.planning import splitter
 from embedctl.records import uuid7
 from embedctl.runs.job import Watch
 from embedctl.runs.pipeline import OPEN_SLOTS
@@ -383,7 +383,7 @@ def test_duplicates_are_bought_once_across_slots(small: Small) -> None:
 def test_pieces_of_a_mean_are_texts_of_their_own(small: Small) -> None:
     """A text that was bought as a piece of a longer one is not bought again when it stands alone in a later slot."""
     long = " ".join(["alpha beta gamma delta."] * 2500)
-    cut = chunk.pieces(long, 8191, tokens.splitter_source("tiktoken:cl100k_base", "tiktoken:cl100k_base"))
+    cut = splitter.pieces(long, 8191, tokens.splitter_source("tiktoken:cl100k_base", "tiktoken:cl100k_base"))
     small.fill([long, cut[0], cut[1]])
     done = receipt(small.run(flags={"on_too_long": "mean"}))
 

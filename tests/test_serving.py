@@ -9,13 +9,13 @@ import pytest
 
 from embedctl.errors import ConfigurationInvalid, NotAllowed, WrongUsage
 from embedctl.records import Limits
-from embedctl.routing import chain as serving
+from embedctl.routing import chain as chains
 from embedctl.routing.endpoint import Offer
 from tests.calling import KEY, SMALL, load
 
 
 def first(folder: Path, config: str = "", env: dict[str, str] | None = None, **flags: Any) -> Offer:
-    return serving.chain(load(folder, config, env, **flags)).first
+    return chains.chain(load(folder, config, env, **flags)).first
 
 
 # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -37,7 +37,7 @@ def first(folder: Path, config: str = "", env: dict[str, str] | None = None, **f
 )
 def test_names(tmp_path: Path, flags: dict[str, str], wanted: str) -> None:
     """A prefix counts only when it is a provider; a bare name is looked up; without a name it is the bundled one."""
-    provider, model = serving.asked_for(load(tmp_path, **flags))
+    provider, model = chains.asked_for(load(tmp_path, **flags))
 
     assert f"{provider}:{model}" == wanted
 
@@ -54,7 +54,7 @@ def test_names(tmp_path: Path, flags: dict[str, str], wanted: str) -> None:
 def test_names_that_are_none(tmp_path: Path, flags: dict[str, str], said: str) -> None:
     """A wrong name ends with 2 and the nearest right one."""
     with pytest.raises(WrongUsage) as caught:
-        serving.asked_for(load(tmp_path, **flags))
+        chains.asked_for(load(tmp_path, **flags))
 
     assert said in (caught.value.hint or "")
 
@@ -106,7 +106,7 @@ def test_a_key_goes_to_its_own_provider(tmp_path: Path) -> None:
 def test_an_address_to_fill_in(tmp_path: Path) -> None:
     """A built-in address with a place for one's own is not usable as it is."""
     with pytest.raises(ConfigurationInvalid, match="address of your own"):
-        serving.check_usable(first(tmp_path, "", {"AZURE_API_KEY": KEY}, model=f"azure:{SMALL}"))
+        chains.check_usable(first(tmp_path, "", {"AZURE_API_KEY": KEY}, model=f"azure:{SMALL}"))
 
 
 def test_atlas_keys(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ openai = ["second:{SMALL}", "voyage", "onnx", "nobody"]
 
 
 def left_out(folder: Path, config: str, env: dict[str, str], **flags: Any) -> tuple[list[str], str]:
-    chain = serving.chain(load(folder, config, env, model=f"openai:{SMALL}", **flags))
+    chain = chains.chain(load(folder, config, env, model=f"openai:{SMALL}", **flags))
     return [offer.id for offer in chain.offers], "; ".join(map(str, chain.left_out))
 
 

@@ -28,9 +28,7 @@ from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.prices import price_file
 from embedctl.ledger.prices.price import Price
 from embedctl.records import uuid7
-from embedctl.reports import focus as exports
-from embedctl.reports import integrity
-from embedctl.reports import report as reports
+from embedctl.reports import integrity, report
 
 SHAPE = ["by", "currency", "filters", "generated_at", "groups", "prices_as_of", "schema_version", "since", "timezone"]
 SHAPE += ["totals", "until", "warnings"]
@@ -220,13 +218,13 @@ def test_a_contract_is_no_newer_list(paths: LedgerPaths) -> None:
     """The date of the prices is the list's: what somebody agreed on since says nothing of other prices."""
     take(paths, event())
     with database.reader(paths, now=NOON) as connection:
-        listed = datetime.fromisoformat(str(reports.prices_as_of(connection, datetime.now(UTC)))).replace(tzinfo=UTC)
+        listed = datetime.fromisoformat(str(report.prices_as_of(connection, datetime.now(UTC)))).replace(tzinfo=UTC)
     later = listed + timedelta(days=5)
     agreed = {"provider": "pay", "model": "own", "usd_per_million": Decimal(1), "source": "7", "confidence": "listed"}
     price_file.add(paths.price_file, [Price(**agreed, kind="contract", valid_from=later)])
     take(paths, event())
     with database.reader(paths, now=NOON) as connection:
-        as_of = reports.prices_as_of(connection, later)
+        as_of = report.prices_as_of(connection, later)
 
     assert one(paths, "SELECT count(*) FROM price WHERE model = 'own'") == 1
     assert as_of == listed.date().isoformat()
@@ -822,8 +820,8 @@ def test_exports(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
     focus = list(csv.DictReader((tmp_path / "f.csv").read_text().splitlines()))
     events = [json.loads(line) for line in (tmp_path / "f.jsonl").read_text().splitlines()]
 
-    assert set(exports.FOCUS_COLUMNS) <= focus[0].keys()
-    assert all(name in exports.FOCUS_COLUMNS or name.startswith("x_") for name in focus[0])
+    assert set(focus.FOCUS_COLUMNS) <= focus[0].keys()
+    assert all(name in focus.FOCUS_COLUMNS or name.startswith("x_") for name in focus[0])
     assert sum(Decimal(row["BilledCost"]) for row in focus) == Decimal("0.77022202")
     assert {row["x_CostStatus"] for row in focus} == {"priced", "unpriced", "at_risk", "not_billable"}
     assert pyarrow.parquet.read_table(tmp_path / "f.parquet").num_rows == len(events) == 5

@@ -10,7 +10,7 @@ import pytest
 from processes import MODEL, World, Zygote, hash_of, sentence
 
 from embedctl import settings
-from embedctl.routing import chain as serving
+from embedctl.routing import chain as chains
 from tests.wire.client import Wire
 
 TEXTS = [sentence(number) for number in range(12)]
@@ -96,7 +96,7 @@ def test_fallbacks_pass_every_list(tmp_path: Path, lists: str, kept: bool) -> No
     environment = {"HOME": str(tmp_path), "EMBEDCTL_HOME": str(tmp_path), "OPENAI_API_KEY": "k", "EU": "k"}
     flags = {"model": f"openai:{MODEL}", "workspace_column": "who"}
     found = settings.load(flags=flags, config=tmp_path / "config.toml", environment=environment, folder=tmp_path)
-    chain = serving.chain(found)
+    chain = chains.chain(found)
 
     assert [one.provider for one in chain.offers] == ["openai", "eu"][: 1 + kept]
     assert kept or "[workspaces.zeta]" in str(chain.left_out[0])

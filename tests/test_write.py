@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from embedctl import __version__, storage
 from embedctl.errors import StorageFailed
 from embedctl.inputs.block import Block
-from embedctl.outputs import parquet as write
+from embedctl.outputs import parquet as output_parquet
 from embedctl.outputs.parquet import Embeddings, Layout, Part
 from embedctl.records import Space, text_hash
 
@@ -30,7 +30,7 @@ SPACE = Space(model="openai/text-embedding-3-small", dimensions=4, normalized=Tr
 
 
 def layout(**changes: Any) -> Layout:
-    columns = write.row_columns(pa.string(), pa.schema([("price", pa.float64())]), text=True)
+    columns = output_parquet.row_columns(pa.string(), pa.schema([("price", pa.float64())]), text=True)
     return Layout(**{"columns": columns, "dimensions": 4, **changes})
 
 
@@ -55,22 +55,22 @@ def rows(count: int, look: Layout) -> pa.RecordBatch:
     kept = pa.record_batch({"price": pa.array([i / 2 for i in range(count)])})
     block = Block(0, [f"id {i}" for i in range(count)], [f"text {i}" for i in range(count)], kept=kept)
     every = list(range(count))
-    return write.row_batch(block, every, [0] * count, [f"text {i}" for i in every], look.columns)
+    return output_parquet.row_batch(block, every, [0] * count, [f"text {i}" for i in every], look.columns)
 
 
 def put(path: Path, table: pa.Table, look: Layout, facts: bytes = b"{}") -> Path:
     """The table as the outputs write it."""
     with path.open("wb") as sink:
-        parquet = write.writer(sink, look)
-        parquet.write_table(table, row_group_size=write.ROW_GROUP_ROWS)
-        parquet.add_key_value_metadata({write.METADATA_KEY.decode(): facts.decode()})
+        parquet = output_parquet.writer(sink, look)
+        parquet.write_table(table, row_group_size=output_parquet.ROW_GROUP_ROWS)
+        parquet.add_key_value_metadata({output_parquet.METADATA_KEY.decode(): facts.decode()})
         parquet.close()
     return path
 
 
 def written(path: Path, look: Layout, vectors: NDArray[np.float32]) -> Path:
-    table = write.table(rows(len(vectors), look), embeddings(vectors), look)
-    facts = write.metadata(SPACE, run_id="run-1", source={"files": []}, rows=len(vectors))
+    table = output_parquet.table(rows(len(vectors), look), embeddings(vectors), look)
+    facts = output_parquet.metadata(SPACE, run_id="run-1", source={"files": []}, rows=len(vectors))
     return put(path, table, look, facts)
 
 
@@ -96,7 +96,7 @@ def test_the_columns_are_those_of_the_contract_in_their_order(tmp_path: Path) ->
 
 def test_own_columns_are_all_columns_of_the_contract() -> None:
     """The names an input column may not have are exactly ours."""
-    assert set(layout().schema.names) - {"price"} == set(write.OWN_COLUMNS)
+    assert set(layout().schema.names) - {"price"} == set(output_parquet.OWN_COLUMNS)
 
 
 def test_the_metadata_say_what_the_vectors_are(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_the_metadata_say_what_the_vectors_are(tmp_path: Path) -> None:
         "input": {"files": []},
         "rows": 3,
     }
-    assert write.read_metadata(path) == found
+    assert output_parquet.read_metadata(path) == found
 
 
 def test_a_file_that_is_not_ours_has_no_metadata(tmp_path: Path) -> None:
@@ -129,7 +129,9 @@ def test_a_file_that_is_not_ours_has_no_metadata(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "foreign.parquet")
     (tmp_path / "text.parquet").write_text("no parquet")
 
-    assert [write.read_metadata(tmp_path / name) for name in ("foreign.parquet", "text.parquet", "none")] == [None] * 3
+    assert [output_parquet.read_metadata(tmp_path / name) for name in ("foreign.parquet", "text.parquet", "none")] == [
+        None
+    ] * 3
 
 
 def test_every_column_reads_as_it_was_written(tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_every_column_reads_as_it_was_written(tmp_path: Path) -> None:
     vectors = unit(5)
     table = pq.read_table(written(tmp_path / "a.parquet", layout(), vectors))
 
-    np.testing.assert_array_equal(write.matrix(table.column("embedding"), 4), vectors)
+    np.testing.assert_array_equal(output_parquet.matrix(table.column("embedding"), 4), vectors)
     assert table.drop_columns(["embedding"]).to_pylist()[2] == {
         "id": "id 2",
         "chunk_index": 0,
@@ -170,11 +172,13 @@ KEPT: dict[str, tuple[pa.DataType, list[Any]]] = {
 def test_a_kept_column_of_any_type_travels_unchanged(tmp_path: Path, name: str) -> None:
     """Values, nulls and the type of a kept column are in the output as in the input."""
     kind, values = KEPT[name]
-    columns = write.row_columns(pa.int64(), pa.schema([("kept", kind)]), text=False)
+    columns = output_parquet.row_columns(pa.int64(), pa.schema([("kept", kind)]), text=False)
     look = Layout(columns=columns, dimensions=4)
     kept = pa.record_batch({"kept": pa.array(values, kind)})
-    batch = write.row_batch(Block(0, [7, 8, 9], ["a", "b", "c"], kept=kept), [0, 1, 2], [0, 0, 0], None, columns)
-    found = pq.read_table(put(tmp_path / "a.parquet", write.table(batch, embeddings(unit(3)), look), look))
+    batch = output_parquet.row_batch(
+        Block(0, [7, 8, 9], ["a", "b", "c"], kept=kept), [0, 1, 2], [0, 0, 0], None, columns
+    )
+    found = pq.read_table(put(tmp_path / "a.parquet", output_parquet.table(batch, embeddings(unit(3)), look), look))
 
     assert found.column("kept").to_pylist() == values
     assert found.schema.field("kept").type == kind
@@ -183,9 +187,9 @@ def test_a_kept_column_of_any_type_travels_unchanged(tmp_path: Path, name: str) 
 
 def test_a_row_stands_once_per_chunk() -> None:
     """A row with three chunks and one without any give three lines, each with the kept values of its row."""
-    columns = write.row_columns(pa.string(), pa.schema([("n", pa.int64())]), text=True)
+    columns = output_parquet.row_columns(pa.string(), pa.schema([("n", pa.int64())]), text=True)
     block = Block(0, ["a", "b"], ["x y z", ""], kept=pa.record_batch({"n": pa.array([1, 2])}))
-    batch = write.row_batch(block, [0, 0, 0], [0, 1, 2], ["x", "y", "z"], columns)
+    batch = output_parquet.row_batch(block, [0, 0, 0], [0, 1, 2], ["x", "y", "z"], columns)
 
     assert batch.to_pydict() == {
         "id": ["a"] * 3,
@@ -212,15 +216,15 @@ def cosines(these: NDArray[Any], those: NDArray[Any]) -> NDArray[np.float64]:
 def test_quantising_twice_changes_nothing(vectors: NDArray[np.float32]) -> None:
     """What float16 and int8 keep of a vector, they keep again: a rerun does not wear vectors down."""
     for dtype in ("float32", "float16", "int8"):
-        once = write.quantised(vectors, dtype)
+        once = output_parquet.quantised(vectors, dtype)
 
-        np.testing.assert_array_equal(write.quantised(once.astype(np.float32), dtype), once)
+        np.testing.assert_array_equal(output_parquet.quantised(once.astype(np.float32), dtype), once)
 
 
 def test_int8_keeps_directions() -> None:
     """The cosine between a vector and its int8 form is above 0.9999 at a width of 384, and its peak is ±127."""
     vectors = unit(200, 384)
-    small = write.quantised(vectors, "int8")
+    small = output_parquet.quantised(vectors, "int8")
 
     assert small.dtype == np.int8
     assert set(np.abs(small.astype(int)).max(axis=1)) == {127}
@@ -231,7 +235,7 @@ def test_float16_keeps_values() -> None:
     """A float16 vector differs from its float32 one by less than a part in a thousand."""
     vectors = unit(200, 384)
 
-    np.testing.assert_allclose(write.quantised(vectors, "float16").astype(np.float32), vectors, atol=1e-3)
+    np.testing.assert_allclose(output_parquet.quantised(vectors, "float16").astype(np.float32), vectors, atol=1e-3)
 
 
 @pytest.mark.parametrize("vector_type", ["fixed", "list"])
@@ -244,8 +248,8 @@ def test_each_form_of_vector_reads_back(tmp_path: Path, dtype: Any, vector_type:
     element = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}[dtype]
 
     assert found.type == pa.list_(pa.field("element", element, nullable=False), 4 if vector_type == "fixed" else -1)
-    expected = write.quantised(vectors, dtype).astype(np.float32)
-    np.testing.assert_array_equal(write.matrix(found, 4), expected)
+    expected = output_parquet.quantised(vectors, dtype).astype(np.float32)
+    np.testing.assert_array_equal(output_parquet.matrix(found, 4), expected)
 
 
 def column(path: Path, name: str, group: int = 0) -> Any:
@@ -323,9 +327,9 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> tuple[Part, NDArray[np.flo
     vectors = unit(700)
     look = layout()
     path = tmp_path_factory.mktemp("part") / "part-000000.parquet"
-    table = write.table(rows(700, look), embeddings(vectors), look)
+    table = output_parquet.table(rows(700, look), embeddings(vectors), look)
     with path.open("wb") as sink:
-        parquet = write.writer(sink, look)
+        parquet = output_parquet.writer(sink, look)
         parquet.write_table(table, row_group_size=300)
         parquet.close()
     return Part(path, 4), vectors
@@ -352,8 +356,8 @@ def test_a_file_that_is_dropped_writes_nothing_more(tmp_path: Path) -> None:
     """What an abandoned writer still holds, a footer too, reaches no file that got its descriptor's number."""
     look = layout()
     growing = storage.Unfinished(storage.DISK, tmp_path)
-    parquet = write.writer(growing.file, look)
-    parquet.write_table(write.table(rows(2, look), embeddings(unit(2)), look))
+    parquet = output_parquet.writer(growing.file, look)
+    parquet.write_table(output_parquet.table(rows(2, look), embeddings(unit(2)), look))
     growing.drop()
     victim = tmp_path / "victim"
     with victim.open("w+b") as file:
@@ -376,7 +380,7 @@ def test_equal_words_stand_in_a_dictionary_once() -> None:
         tokens=np.array([1, 2], np.int32),
         hashes=bytes(32),
     )
-    table = write.table(rows(2, look), one, look)
+    table = output_parquet.table(rows(2, look), one, look)
 
     assert table.column("embedding_provider").chunk(0).dictionary.to_pylist() == ["openai"]
     assert table.column("embedding_operation_id").to_pylist() == ["op-1", "op-2"]

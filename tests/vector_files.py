@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedctl.outputs import parquet as write
+from embedctl.outputs import parquet as output_parquet
 from embedctl.records import Space, text_hash
 
 WIDTH = 16
@@ -55,20 +55,22 @@ def put(
     made: Rows,
     *,
     text: bool = True,
-    dtype: write.Dtype = "float32",
-    vector_type: write.VectorType = "fixed",
+    dtype: output_parquet.Dtype = "float32",
+    vector_type: output_parquet.VectorType = "fixed",
     options: dict[str, Any] | None = None,
 ) -> Path:
     """Write one Parquet file as a run does."""
-    columns = write.row_columns(pa.string(), pa.schema([]), text=text)
-    layout = write.Layout(columns=columns, dimensions=made.vectors.shape[1], dtype=dtype, vector_type=vector_type)
+    columns = output_parquet.row_columns(pa.string(), pa.schema([]), text=text)
+    layout = output_parquet.Layout(
+        columns=columns, dimensions=made.vectors.shape[1], dtype=dtype, vector_type=vector_type
+    )
     arrays: list[Any] = [pa.array(made.ids, pa.string()), pa.array(made.chunk_indexes, pa.int32())]
     if text:
         arrays.append(pa.array(made.texts, pa.string()))
     count = len(made.ids)
-    table = write.table(
+    table = output_parquet.table(
         pa.RecordBatch.from_arrays(arrays, schema=columns),
-        write.Embeddings(
+        output_parquet.Embeddings(
             vectors=[made.vectors],
             bought=np.zeros(count, np.int32),
             purchases=[("model", "elsewhere", "operation-1")],
@@ -79,7 +81,7 @@ def put(
     )
     counts = {"read": count, "embedded": count, "failed": 0, "skipped": 0, "vectors": count}
     facts = json.loads(
-        write.metadata(
+        output_parquet.metadata(
             made.space,
             run_id="01a1feab-0dc6-7feb-8f7e-50f66183c948",
             source={"files": []},
@@ -88,9 +90,9 @@ def put(
         )
     )
     facts["space_id"] = made.space_id or facts["space_id"]
-    with path.open("wb") as sink, write.writer(sink, layout) as parquet:
-        parquet.write_table(table, row_group_size=write.ROW_GROUP_ROWS)
-        parquet.add_key_value_metadata({write.METADATA_KEY.decode(): json.dumps(facts)})
+    with path.open("wb") as sink, output_parquet.writer(sink, layout) as parquet:
+        parquet.write_table(table, row_group_size=output_parquet.ROW_GROUP_ROWS)
+        parquet.add_key_value_metadata({output_parquet.METADATA_KEY.decode(): json.dumps(facts)})
     return path
 
 

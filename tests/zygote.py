@@ -20,7 +20,7 @@ from typing import Any
 
 def main() -> None:
     from embedctl import cli
-    from embedctl.cli import running
+    from embedctl.cli import _run
 
     warm(cli.app)
     for line in sys.stdin:
@@ -30,7 +30,7 @@ def main() -> None:
             answer = os.waitstatus_to_exitcode(status)
         elif (answer := os.fork()) == 0:
             become(order)
-            running.Run = functools.partial(running.Run, **order["run"])  # type: ignore[misc,assignment]
+            _run.Run = functools.partial(_run.Run, **order["run"])  # type: ignore[misc,assignment]
             code = 70
             try:
                 cli.app(order["args"])

@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 
 import typer
 
-from embedctl import __version__, streams
-from embedctl.cli.groups import SuggestingGroup as SuggestingGroup
-from embedctl.cli.groups import made, quick
-from embedctl.cli.groups import nearest as nearest
+from embedctl import __version__, terminal
+from embedctl.cli._groups import SuggestingGroup as SuggestingGroup
+from embedctl.cli._groups import made, quick
+from embedctl.cli._groups import nearest as nearest
 from embedctl.errors import EmbedctlError, InvariantBroken, WrongUsage
 
 COMMANDS = {
@@ -106,7 +106,7 @@ def _told(as_json: bool) -> Iterator[None]:
 
 
 def _say(error: EmbedctlError, as_json: bool) -> NoReturn:
-    from embedctl import render
+    from embedctl import terminal as render
 
     render.error(error, as_json=as_json)
     raise typer.Exit(error.exit_code) from None
@@ -136,7 +136,7 @@ def wants_json(words: list[str]) -> bool:
 
 def _version(show: bool) -> None:
     if show:
-        streams.out(f"embedctl {__version__}\n")
+        terminal.out(f"embedctl {__version__}\n")
         raise typer.Exit
 
 
@@ -162,8 +162,8 @@ def main() -> None:
     # Rows and requests come by the hundred thousand and hold no cycles: looking through them was 5 % of a run.
     gc.set_threshold(100_000, 20, 100)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # keys are in memory
-    streams.stand_in_for_closed()
+    terminal.stand_in_for_closed()
     try:
         app()
     finally:
-        streams.let_go()
+        terminal.let_go()

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from embedctl import allocator, render
-from embedctl.cli import SuggestingGroup
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, one_of, with_options
+from embedctl import terminal
+from embedctl.cli import SuggestingGroup, _allocator
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, one_of, with_options
 from embedctl.errors import WrongUsage
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def run(
     flags: Mapping[str, Any],
 ) -> None:
     """Embed inputs into a folder of Parquet parts; the same command again continues, or embeds what is new."""
-    allocator.keep_memory()
-    from embedctl.cli.running import Talk, execute
+    _allocator.keep_memory()
+    from embedctl.cli._run import Talk, execute
     from embedctl.settings import read_job
     from embedctl.settings.options import checked_name
 
@@ -135,23 +135,23 @@ def list_(
     config: ConfigFlag = None,
 ) -> None:
     """List runs, newest first."""
-    from embedctl.runs import status as jobs
+    from embedctl.runs import status as run_status
 
-    found = jobs.listed(_runs(config), [one_of(word, _STATES, "state") for word in status or ()])
-    rows = [jobs.row(run) for run in found[offset : offset + limit]]
+    found = run_status.listed(_runs(config), [one_of(word, _STATES, "state") for word in status or ()])
+    rows = [run_status.row(run) for run in found[offset : offset + limit]]
     envelope = {"total": len(found), "limit": limit, "offset": offset, "runs": rows}
     columns = [
-        render.Column("job", "Job"),
-        render.Column("run_id", "Run"),
-        render.Column("state", "State"),
-        render.Column("rows", "Rows", "right"),
-        render.Column("failed", "Failed", "right"),
-        render.Column("cost", "Cost USD", "right"),
-        render.Column("started_at", "Started"),
-        render.Column("output", "Output"),
+        terminal.Column("job", "Job"),
+        terminal.Column("run_id", "Run"),
+        terminal.Column("state", "State"),
+        terminal.Column("rows", "Rows", "right"),
+        terminal.Column("failed", "Failed", "right"),
+        terminal.Column("cost", "Cost USD", "right"),
+        terminal.Column("started_at", "Started"),
+        terminal.Column("output", "Output"),
     ]
     shown = [{**row, "started_at": row["started_at"].isoformat(" ", "seconds")} for row in rows]
-    render.table(render.Table(columns=columns, rows=shown, envelope=envelope), "json" if as_json else form)
+    terminal.table(terminal.Table(columns=columns, rows=shown, envelope=envelope), "json" if as_json else form)
 
 
 @app.command(
@@ -166,17 +166,17 @@ def status(
 ) -> None:
     """Show how a run stands: state, progress, rates, cost so far, last error."""
     from embedctl.records import utc_now
-    from embedctl.runs import status as jobs
+    from embedctl.runs import status as run_status
 
     run = _runs(config).find(job)
-    found = jobs.status(run, utc_now()) if row_id is None else jobs.whereabouts(run, row_id)
+    found = run_status.status(run, utc_now()) if row_id is None else run_status.whereabouts(run, row_id)
     flat = {key: value for key, value in found.items() if not isinstance(value, Mapping | list)}
     flat |= {f"{key}.{name}": part for key in ("counts", "failure") for name, part in found.get(key, {}).items()}
     flat |= {f"chunk {chunk['chunk_index']}": chunk["embedding_operation_id"] for chunk in found.get("chunks", ())}
-    said = {key: render.money(value) if isinstance(value, Decimal) else value for key, value in flat.items()}
+    said = {key: terminal.money(value) if isinstance(value, Decimal) else value for key, value in flat.items()}
     rows = [{"key": key, "value": None if value is None else str(value)} for key, value in said.items()]
-    columns = [render.Column("key", "Key"), render.Column("value", "Value")]
-    render.table(render.Table(columns=columns, rows=rows, envelope=found), "json" if as_json else form)
+    columns = [terminal.Column("key", "Key"), terminal.Column("value", "Value")]
+    terminal.table(terminal.Table(columns=columns, rows=rows, envelope=found), "json" if as_json else form)
 
 
 @app.command(
@@ -185,11 +185,11 @@ def status(
 )
 def failures(job: Job, form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None) -> None:
     """List the rows of a job's output that have no vector, and why."""
-    from embedctl.runs import status as jobs
+    from embedctl.runs import status as run_status
 
     run = _runs(config).find(job)
-    rows = list(jobs.failures([Path(run.output) / "failures.jsonl"]))
+    rows = list(run_status.failures([Path(run.output) / "failures.jsonl"]))
     names = ("id", "chunk_index", "reason", "skipped", "provider", "attempts", "tokens", "max_tokens", "message")
-    columns = [render.Column(name, name.capitalize().replace("_", " ")) for name in names]
+    columns = [terminal.Column(name, name.capitalize().replace("_", " ")) for name in names]
     envelope = {"run_id": str(run.run_id), "job": run.job_id or None, "output": run.output, "failures": rows}
-    render.table(render.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)
+    terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)

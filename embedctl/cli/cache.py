@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from embedctl import render
+from embedctl import terminal
 from embedctl.cli import SuggestingGroup
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
 
 if TYPE_CHECKING:
     from embedctl.settings import Settings
@@ -33,7 +33,7 @@ def _opened(config: Path | None) -> tuple[Cache, SharedCounts, Settings]:
 
     found = settings.load(config=config)
     kept = found.cache
-    cache = Cache(found.paths.cache, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=render.warning)
+    cache = Cache(found.paths.cache, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=terminal.warning)
     return cache, SharedCounts(found.paths.cache, ttl_s=found.token_usage.cache_ttl_s), found
 
 
@@ -63,10 +63,10 @@ def stats(form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigF
         },
     }
     columns = [
-        render.Column("model", "Model"),
-        render.Column("space_id", "Space"),
-        render.Column("entries", "Vectors", "right"),
-        render.Column("bytes", "Bytes", "right"),
+        terminal.Column("model", "Model"),
+        terminal.Column("space_id", "Space"),
+        terminal.Column("entries", "Vectors", "right"),
+        terminal.Column("bytes", "Bytes", "right"),
     ]
     totals = {"model": "Total", "entries": kept.entries, "bytes": kept.bytes}
     footer = [
@@ -75,8 +75,8 @@ def stats(form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigF
         f"token counts ({'on' if found.token_usage.cache else 'off'}): {counted:,} kept, "
         f"{count_tally.hits:,} found, {count_tally.misses:,} not",
     ]
-    table = render.Table(columns=columns, rows=kept.spaces, envelope=envelope, totals=totals, footer=footer)
-    render.table(table, "json" if as_json else form)
+    table = terminal.Table(columns=columns, rows=kept.spaces, envelope=envelope, totals=totals, footer=footer)
+    terminal.table(table, "json" if as_json else form)
 
 
 @app.command(epilog="Example: embedctl cache clear", context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,4 +86,4 @@ def clear(config: ConfigFlag = None) -> None:
     entries, counted = cache.stats().entries, counts.kept()
     counts.close()
     cache.clear()
-    render.notice(f"{entries:,} vectors and {counted:,} token counts removed from {found.paths.cache}")
+    terminal.notice(f"{entries:,} vectors and {counted:,} token counts removed from {found.paths.cache}")

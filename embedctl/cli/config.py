@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from embedctl import render, settings
+from embedctl import settings, terminal
 from embedctl.cli import SuggestingGroup
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import OutputRefused
 from embedctl.settings.options import Options
 
@@ -66,7 +66,7 @@ def init(
         path.write_text(TEMPLATE, "utf-8")
     except OSError as problem:
         raise OutputRefused(f"{path} cannot be written: {problem.strerror}") from None
-    render.notice(f"wrote {path}")
+    terminal.notice(f"wrote {path}")
 
 
 @app.command(epilog="Example: embedctl config show --json", context_settings=_HELP)
@@ -88,11 +88,11 @@ def show(
         "providers": sorted(found.providers),
         "warnings": [],
     }
-    columns = [render.Column("option", "Option"), render.Column("value", "Value"), render.Column("from", "From")]
+    columns = [terminal.Column("option", "Option"), terminal.Column("value", "Value"), terminal.Column("from", "From")]
     footer = [f"{name}: {path}" for name, path in places.items()]
     footer.append("files: " + (", ".join(map(str, found.files)) or "none (`embedctl config init` writes one)"))
-    render.table(
-        render.Table(columns=columns, rows=rows, envelope=envelope, footer=footer), "json" if as_json else form
+    terminal.table(
+        terminal.Table(columns=columns, rows=rows, envelope=envelope, footer=footer), "json" if as_json else form
     )
 
 

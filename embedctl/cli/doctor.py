@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from embedctl import render, settings
-from embedctl.cli import ledgers
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
-from embedctl.cli.groups import SuggestingGroup
+from embedctl import settings, terminal
+from embedctl.cli import _ledger
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.cli._groups import SuggestingGroup
 from embedctl.errors import Degraded, EmbedctlError
 
 app = typer.Typer(cls=SuggestingGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -30,20 +30,24 @@ def doctor(
     Version, paths, settings, model, keys (names only), providers, what is remembered of them, cache, spool, ledger,
     jobs, missing extras, proxy. It changes nothing, and costs nothing.
     """
-    from embedctl import health
+    from embedctl import doctor as examination
     from embedctl.records import utc_now
 
     try:
         found = settings.load(config=config, ledger=ledger)
     except EmbedctlError as error:
-        checks = health.unreadable_settings(error)
+        checks = examination.unreadable_settings(error)
     else:
-        checks = list(health.checks(found, online=online, now=utc_now()))
+        checks = list(examination.checks(found, online=online, now=utc_now()))
     bad = [one.name for one in checks if one.state == "bad"]
     hints = [f"{one.name}: {one.hint}" for one in checks if one.hint and one.state != "ok"]
-    columns = [render.Column("state", "State"), render.Column("check", "Check"), render.Column("detail", "Detail")]
-    render.table(
-        render.Table(
+    columns = [
+        terminal.Column("state", "State"),
+        terminal.Column("check", "Check"),
+        terminal.Column("detail", "Detail"),
+    ]
+    terminal.table(
+        terminal.Table(
             columns=columns,
             rows=[one.as_dict() for one in checks],
             envelope={
@@ -54,7 +58,7 @@ def doctor(
             },
             footer=[f"! {line}" for line in hints],
         ),
-        ledgers.chosen_format(form, as_json),
+        _ledger.chosen_format(form, as_json),
     )
     if bad:
-        ledgers.after_result(Degraded(f"degraded: {', '.join(bad)}"))
+        _ledger.after_result(Degraded(f"degraded: {', '.join(bad)}"))

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from embedctl import allocator
-from embedctl.cli.flags import ConfigFlag, LedgerFlag, with_options
+from embedctl.cli import _allocator
+from embedctl.cli._flags import ConfigFlag, LedgerFlag, with_options
 from embedctl.errors import WrongUsage
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -48,8 +48,8 @@ def embed(
 
     Without a model this runs offline, with the bundled one, and costs nothing.
     """
-    allocator.keep_memory()
-    from embedctl.cli.running import Talk, default_name, execute
+    _allocator.keep_memory()
+    from embedctl.cli._run import Talk, default_name, execute
 
     if output == "-" and as_json:
         raise WrongUsage("--json and -o - both want stdout", hint="give one of them")

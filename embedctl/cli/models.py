@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from embedctl import render, settings
+from embedctl import settings, terminal
 from embedctl.cli import models_choose, models_local, nearest
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
-from embedctl.cli.listing import ListingGroup
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.cli._groups import ListingGroup
 from embedctl.errors import WrongUsage
 from embedctl.ledger import prices
 from embedctl.providers import catalog
@@ -62,16 +62,16 @@ def list_models(
         "warnings": [],
     }
     columns = [
-        render.Column("model", "Model"),
-        render.Column("provider", "Provider"),
-        render.Column("dimensions", "Dimensions", "right"),
-        render.Column("max_tokens", "Max tokens", "right"),
-        render.Column("usd_per_million", "USD/1M tokens", "right"),
-        render.Column("status", "Status"),
-        render.Column("allowed", "Allowed"),
-        render.Column("default", "Default"),
+        terminal.Column("model", "Model"),
+        terminal.Column("provider", "Provider"),
+        terminal.Column("dimensions", "Dimensions", "right"),
+        terminal.Column("max_tokens", "Max tokens", "right"),
+        terminal.Column("usd_per_million", "USD/1M tokens", "right"),
+        terminal.Column("status", "Status"),
+        terminal.Column("allowed", "Allowed"),
+        terminal.Column("default", "Default"),
     ]
-    render.table(render.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)
+    terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)
 
 
 @app.command(epilog="Example: embedctl models show openai:text-embedding-3-small", context_settings=_HELP)
@@ -99,8 +99,8 @@ def show(
         for key, value in facts.items()
     ]
     envelope = {"schema_version": 1, "model": facts, "unverified": list(entry.unverified), "warnings": []}
-    columns = [render.Column("fact", "Fact"), render.Column("value", "Value"), render.Column("sure", "How sure")]
-    render.table(render.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)
+    columns = [terminal.Column("fact", "Fact"), terminal.Column("value", "Value"), terminal.Column("sure", "How sure")]
+    terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)
 
 
 def _prices(found: Settings) -> prices.PriceBook:
@@ -116,7 +116,7 @@ def _row(model: Model, found: Settings, book: prices.PriceBook) -> dict[str, Any
         price = "free"
     elif place and place.price_as:
         held = book.price_at(place.price_as, model.name, at=utc_now())
-        price = render.money(held.usd_per_million) if held else None
+        price = terminal.money(held.usd_per_million) if held else None
     default = catalog.default_model(model.provider)
     return {
         "provider": model.provider,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
-from embedctl import render, settings
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag
+from embedctl import settings, terminal
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
 from embedctl.errors import NotAllowed
 
 if TYPE_CHECKING:
@@ -67,21 +67,21 @@ def choose(
         "warnings": unmet,
     }
     columns = [
-        render.Column("model", "Model"),
-        render.Column("dimensions", "Dimensions", "right"),
-        render.Column("quality", "Quality"),
-        render.Column("speed", "Speed"),
-        render.Column("usd_per_million", "USD/1M tokens", "right"),
+        terminal.Column("model", "Model"),
+        terminal.Column("dimensions", "Dimensions", "right"),
+        terminal.Column("quality", "Quality"),
+        terminal.Column("speed", "Speed"),
+        terminal.Column("usd_per_million", "USD/1M tokens", "right"),
         *(
-            [render.Column("tokens", "Tokens ~", "right"), render.Column("cost", "Cost USD ~", "right")]
+            [terminal.Column("tokens", "Tokens ~", "right"), terminal.Column("cost", "Cost USD ~", "right")]
             if inputs
             else []
         ),
-        render.Column("key", "Key"),
+        terminal.Column("key", "Key"),
     ]
     footer = [f"chosen: {best['model']} ({choice.why})", *(f"! {line}" for line in unmet)]
-    content = render.Table(columns=columns, rows=rows, envelope=envelope, footer=footer)
-    render.table(content, "json" if as_json else form)
+    content = terminal.Table(columns=columns, rows=rows, envelope=envelope, footer=footer)
+    terminal.table(content, "json" if as_json else form)
 
 
 def _rows(found: Settings, offers: Sequence[Model], size: tuple[list[str], int] | None) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def _rows(found: Settings, offers: Sequence[Model], size: tuple[list[str], int] 
             "quality": one.quality,
             "speed": one.speed,
             "multilingual": one.multilingual,
-            "usd_per_million": "0.00" if free else render.money(held.usd_per_million) if held else None,
+            "usd_per_million": "0.00" if free else terminal.money(held.usd_per_million) if held else None,
             "key": known.key if known else None,
             "key_variable": " or ".join(known.key_variables) if known else None,
         }
@@ -118,7 +118,7 @@ def _rows(found: Settings, offers: Sequence[Model], size: tuple[list[str], int] 
             counted = sum(tokens.counter(one.tokenizer).count(sample))
             row["tokens"] = counted * content_bytes // sampled if sampled else 0
             unit = None if free or held is None else held.usd_per_million
-            row["cost"] = "0.00" if free else None if unit is None else render.money(cost(row["tokens"], unit))
+            row["cost"] = "0.00" if free else None if unit is None else terminal.money(cost(row["tokens"], unit))
         rows.append(row)
     return rows
 
@@ -128,11 +128,11 @@ def _size(inputs: Sequence[str], found: Settings) -> tuple[list[str], int]:
     import tempfile
     from pathlib import Path
 
-    from embedctl import inputs as read
+    from embedctl.inputs import source as sources
 
     options = found.options
     with tempfile.TemporaryDirectory() as folder:
-        asked = read.ReadOptions(
+        asked = sources.ReadOptions(
             text_column=options.text_column,
             id_column=options.id_column,
             keep="none",
@@ -143,7 +143,7 @@ def _size(inputs: Sequence[str], found: Settings) -> tuple[list[str], int]:
         )
         sample: list[str] = []
         sampled = content_bytes = 0
-        for block in read.open_input(inputs, asked, stdin=None).blocks():
+        for block in sources.open_input(inputs, asked, stdin=None).blocks():
             for text in block.texts:
                 if text is None or not text.strip():
                     continue

@@ -7,8 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from embedctl import render, settings
-from embedctl.cli.flags import ConfigFlag, JsonFlag
+from embedctl import settings, terminal
+from embedctl.cli._flags import ConfigFlag, JsonFlag
 from embedctl.errors import WrongUsage
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -32,7 +32,7 @@ def pull(
     pulled = hub.pull(name, found.paths.models, revision=revision, endpoint=found.environment.get("HF_ENDPOINT"))
     size = sum(path.stat().st_size for path in pulled.path.rglob("*") if path.is_file())
     if as_json:
-        render.result(
+        terminal.result(
             {
                 "model": f"onnx:{name}",
                 "path": str(pulled.path),
@@ -44,8 +44,8 @@ def pull(
         )
         return
     width = f"{pulled.dimensions} dimensions" if pulled.dimensions else "a width that its first vector will tell"
-    render.notice(f"onnx:{name}: {size / 1e6:,.1f} MB, {width}, texts up to {pulled.max_tokens} tokens")
-    render.notice(f"use it: embedctl embed FILE -m onnx:{name}")
+    terminal.notice(f"onnx:{name}: {size / 1e6:,.1f} MB, {width}, texts up to {pulled.max_tokens} tokens")
+    terminal.notice(f"use it: embedctl embed FILE -m onnx:{name}")
 
 
 @app.command(epilog="Example: embedctl models warmup", context_settings=_HELP)
@@ -75,9 +75,9 @@ def warmup(
         "next_vector_s": round(time.perf_counter() - first, 4),
     }
     if as_json:
-        render.result({"model": offer.id, "dimensions": int(vectors.shape[1]), **times})
+        terminal.result({"model": offer.id, "dimensions": int(vectors.shape[1]), **times})
         return
-    render.notice(
+    terminal.notice(
         f"{offer.id}: loaded in {times['load_s']:.2f} s, first vector ({vectors.shape[1]} dimensions) in "
         f"{times['first_vector_s'] * 1000:.0f} ms, the next one in {times['next_vector_s'] * 1000:.0f} ms"
     )

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from embedctl import render
-from embedctl.cli import SuggestingGroup, ledgers, nearest
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag
+from embedctl import terminal
+from embedctl.cli import SuggestingGroup, _ledger, nearest
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
 from embedctl.errors import RowsFailed, WrongUsage
 from embedctl.ledger import periods, prices
 from embedctl.ledger.prices import imported, price_file
@@ -34,11 +34,11 @@ _COLUMNS = {"provider": "Provider", "model": "Model", "tier": "Tier", "region": 
             "source": "Source"}  # fmt: skip
 
 
-def _print(found: list[Price], form: render.Format, title: str | None = None) -> None:
+def _print(found: list[Price], form: terminal.Format, title: str | None = None) -> None:
     rows = [price_file.shown(price) for price in found]
-    render.table(
-        render.Table(
-            columns=[render.Column(key, name, "right" if key == "usd" else "left") for key, name in _COLUMNS.items()],
+    terminal.table(
+        terminal.Table(
+            columns=[terminal.Column(key, name, "right" if key == "usd" else "left") for key, name in _COLUMNS.items()],
             rows=[row | {"usd": "free" if row["is_free"] else _usd(row["usd_per_million"])} for row in rows],
             envelope={"currency": "USD", "prices": rows},
             title=title,
@@ -60,7 +60,7 @@ def list_(
     config: ConfigFlag = None,
 ) -> None:
     """List the prices that hold now."""
-    found = ledgers.opened(None, config)
+    found = _ledger.opened(None, config)
     book = prices.load(prices.price_texts(found.paths.price_file))
     known = sorted({price.provider for price in book.prices})
     if provider is not None and provider not in known:
@@ -70,13 +70,13 @@ def list_(
             hint=f"did you mean {close}?" if close else f"known: {', '.join(known)}",
         )
     wanted = [p for p in book.prices if provider in (None, p.provider) and (all_ or p.holds(found.now))]
-    _print(wanted, ledgers.chosen_format(form, as_json))
+    _print(wanted, _ledger.chosen_format(form, as_json))
 
 
 @app.command(epilog="Example: embedctl prices show openai:text-embedding-3-small")
 def show(name: Name, form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None) -> None:
     """Show all prices of a model, past and present."""
-    found = ledgers.opened(None, config)
+    found = _ledger.opened(None, config)
     book = prices.load(prices.price_texts(found.paths.price_file))
     provider, model = price_file.split(name)
     wanted = [price for price in book.prices if (price.provider, price.model) == (provider, model)]
@@ -86,7 +86,7 @@ def show(name: Name, form: FormatFlag = "table", as_json: JsonFlag = False, conf
             f"no price of {name} is known",
             hint=f"did you mean {close}?" if close else f"`embedctl prices set {name} USD` tells one",
         )
-    _print(wanted, ledgers.chosen_format(form, as_json))
+    _print(wanted, _ledger.chosen_format(form, as_json))
 
 
 @app.command("set", epilog="Example: embedctl prices set eu:text-embedding-3-small 0.018 --from 2026-11-01")
@@ -106,7 +106,7 @@ def set_(
     config: ConfigFlag = None,
 ) -> None:
     """Tell a price of your own; events of the past get it with `usage reprice`."""
-    found = ledgers.opened(None, config)
+    found = _ledger.opened(None, config)
     since = periods.parse(start or found.now.date().isoformat(), periods.zone("UTC"), "--from")
     new = price_file.new_price(
         name, usd_per_million, tier=tier, region=region, meter=meter, kind=kind, source=source, start=since
@@ -114,12 +114,12 @@ def set_(
     price_file.add(found.paths.price_file, [new])
     if new.provider not in (known := known_providers(found.settings)):
         close = nearest(new.provider, known)
-        render.warning(
+        terminal.warning(
             f"no provider {new.provider!r} is known here"
             + (f" (did you mean {close}?)" if close else "")
             + ": nothing has this price until there is one"
         )
-    render.notice(
+    terminal.notice(
         f"{name} costs {_usd(new.usd_per_million)} USD per million from {since:%Y-%m-%d} on; "
         "`embedctl usage reprice --apply` rates what is in the ledger since then"
     )
@@ -140,7 +140,7 @@ def import_(
     config: ConfigFlag = None,
 ) -> None:
     """Compare another list with ours, and take over what two sources agree on, or what you confirm."""
-    found = ledgers.opened(None, config)
+    found = _ledger.opened(None, config)
     book = prices.load(prices.price_texts(found.paths.price_file))
     offered = [p for p in imported.read_offers(file, now=found.now) if provider in (None, p.provider)]
     others = imported.read_offers(second, now=found.now) if second else []
@@ -162,10 +162,10 @@ def import_(
                 "verdict": "Verdict", "taken": "Taken"}  # fmt: skip
     same = len(offers) - len(rows)
     left = len(rows) - len(taken)
-    render.table(
-        render.Table(
+    terminal.table(
+        terminal.Table(
             columns=[
-                render.Column(key, text, "right" if key in ("ours", "usd_per_million") else "left")
+                terminal.Column(key, text, "right" if key in ("ours", "usd_per_million") else "left")
                 for key, text in headings.items()
             ],
             rows=rows,
@@ -175,7 +175,7 @@ def import_(
                 + (" (a second source that agrees, or --confirm, takes them)" if left else "")
             ],
         ),
-        ledgers.chosen_format(form, as_json),
+        _ledger.chosen_format(form, as_json),
     )
 
 
@@ -187,18 +187,22 @@ def check(
     config: ConfigFlag = None,
 ) -> None:
     """Check all prices: overlaps, gaps, outliers, zeros that are not free. Exit 78 when one cannot be."""
-    found = ledgers.opened(None, config)
+    found = _ledger.opened(None, config)
     book = prices.load(prices.price_texts(found.paths.price_file))
     remarks = list(price_file.remarks(book, now=found.now))
     rows = [{"price": named(r.price), "kind": r.kind, "remark": r.sentence} for r in remarks]
-    render.table(
-        render.Table(
-            columns=[render.Column("price", "Price"), render.Column("kind", "Kind"), render.Column("remark", "Remark")],
+    terminal.table(
+        terminal.Table(
+            columns=[
+                terminal.Column("price", "Price"),
+                terminal.Column("kind", "Kind"),
+                terminal.Column("remark", "Remark"),
+            ],
             rows=rows,
             envelope={"prices": len(book.prices), "remarks": rows},
             footer=[f"{len(book.prices)} prices, {len(rows)} to look at"],
         ),
-        ledgers.chosen_format(form, as_json),
+        _ledger.chosen_format(form, as_json),
     )
     if rows and strict:
-        ledgers.after_result(RowsFailed(f"{len(rows)} prices to look at (--strict)"))
+        _ledger.after_result(RowsFailed(f"{len(rows)} prices to look at (--strict)"))

@@ -7,9 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from embedctl import render, settings
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, tags
-from embedctl.cli.listing import ListingGroup
+from embedctl import settings, terminal
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, tags
+from embedctl.cli._groups import ListingGroup
 from embedctl.errors import StorageFailed, TextRefused
 from embedctl.settings import Settings
 
@@ -61,17 +61,17 @@ def list_providers(
     ]
     envelope = {"schema_version": 1, "data": rows, "warnings": []}
     columns = [
-        render.Column("provider", "Provider"),
-        render.Column("protocol", "Protocol"),
-        render.Column("base_url", "Address"),
-        render.Column("key", "Key"),
-        render.Column("allowed", "Allowed"),
-        *([render.Column("reachable", "Reachable")] if online else []),
-        render.Column("circuit", "Circuit"),
-        render.Column("held_s", "Held s", "right"),
-        render.Column("reason", "Reason"),
+        terminal.Column("provider", "Provider"),
+        terminal.Column("protocol", "Protocol"),
+        terminal.Column("base_url", "Address"),
+        terminal.Column("key", "Key"),
+        terminal.Column("allowed", "Allowed"),
+        *([terminal.Column("reachable", "Reachable")] if online else []),
+        terminal.Column("circuit", "Circuit"),
+        terminal.Column("held_s", "Held s", "right"),
+        terminal.Column("reason", "Reason"),
     ]
-    render.table(render.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)
+    terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)
 
 
 @app.command("test", epilog="Example: embedctl providers test openai -m text-embedding-3-small", context_settings=_HELP)
@@ -93,8 +93,8 @@ def try_out(
 
     It is in the ledger like every other call, with purpose `test`.
     """
-    from embedctl.cli import ledgers
-    from embedctl.routing import chain as serving
+    from embedctl.cli import _ledger
+    from embedctl.routing import chain as chains
     from embedctl.routing import names
     from embedctl.runs import adhoc
 
@@ -110,13 +110,13 @@ def try_out(
     }
     found = settings.load(flags=flags, config=config, ledger=ledger)
     names.checked_provider(found, name)
-    chain = serving.chain(_only(found, name))
+    chain = chains.chain(_only(found, name))
     started = time.monotonic()
     try:
         text = chain.first.prefix + _TEXT
         made = adhoc.embed(found, chain, [text], purpose="test", command=f"providers test {name}")
     finally:
-        ledgers.book(found)
+        _ledger.book(found)
     spent, seconds = made.spending, time.monotonic() - started
     for refused in made.refusals.values():
         raise TextRefused(f"{name} refuses a plain text: {refused.message}", provider=name)
@@ -135,10 +135,10 @@ def try_out(
         "run_id": str(made.run_id),
     }
     if as_json:
-        render.result(result)
+        terminal.result(result)
         return
-    price = "an unknown amount: no price" if cost is None else f"{render.money(cost)} USD"
-    render.notice(
+    price = "an unknown amount: no price" if cost is None else f"{terminal.money(cost)} USD"
+    terminal.notice(
         f"{chain.first.id} answered in {seconds:.2f} s: {result['dimensions']} dimensions, {spent.tokens:,} tokens, "
         f"{price}, paid by {found.options.workspace}"
     )
@@ -156,9 +156,9 @@ def reset(name: Name, as_json: JsonFlag = False, config: ConfigFlag = None) -> N
     except OSError as error:
         raise StorageFailed(f"{found.paths.home} cannot be written: {error.strerror}") from error
     if as_json:
-        render.result({"provider": name, "forgotten": forgotten})
+        terminal.result({"provider": name, "forgotten": forgotten})
     else:
-        render.notice(f"{name}: {forgotten or 'nothing'} {'was' if forgotten < 2 else 'were'} forgotten")
+        terminal.notice(f"{name}: {forgotten or 'nothing'} {'was' if forgotten < 2 else 'were'} forgotten")
 
 
 def _only(found: Settings, name: str) -> Settings:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 import typer
 from typer.core import TyperCommand
 
-from embedctl import render
-from embedctl.cli import SuggestingGroup, ledgers, usage_care, usage_estimate, usage_money
-from embedctl.cli.flags import ConfigFlag, JsonFlag, LedgerFlag
+from embedctl import terminal
+from embedctl.cli import SuggestingGroup, _ledger, usage_care, usage_estimate, usage_money
+from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag
 from embedctl.errors import RowsFailed, WrongUsage
 
 if TYPE_CHECKING:
@@ -116,11 +116,11 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
     from embedctl.ledger import database
     from embedctl.reports import report
 
-    form = ledgers.chosen_format(given["form"], given["as_json"])
+    form = _ledger.chosen_format(given["form"], given["as_json"])
     _refuse_contradictions(given, form)
-    ledger = ledgers.opened(given["ledger"], given["config"])
+    ledger = _ledger.opened(given["ledger"], given["config"])
     question = _question(by, given, ledger)
-    notes = [] if given["no_ingest"] else ledgers.take_in(ledger)
+    notes = [] if given["no_ingest"] else _ledger.take_in(ledger)
     if given["html"] is not None:
         found = _write_page(ledger, question, notes, given["html"])
     elif form in _FILES:
@@ -128,11 +128,11 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
     else:
         with database.reader(ledger.paths, now=ledger.now) as connection:
             found = report.report(connection, question, now=ledger.now)
-        look = ledgers.Look(given["cost"], given["corrections"] == "split", given["compact"])
-        with ledgers.written_to(given["output"]):
-            ledgers.print_report(found, form, notes, look)
+        look = _ledger.Look(given["cost"], given["corrections"] == "split", given["compact"])
+        with _ledger.written_to(given["output"]):
+            _ledger.print_report(found, form, notes, look)
     if given["strict"] and found.incomplete:
-        ledgers.after_result(
+        _ledger.after_result(
             RowsFailed("some usage has no price, an old one, or no outcome (--strict)", hint="the warnings name it")
         )
 
@@ -153,7 +153,7 @@ def _refuse_contradictions(given: dict[str, Any], form: str) -> None:
         raise WrongUsage("--format focus is charges by day in USD: not with --by, --breakdown, --top or --currency")
 
 
-def _question(by: list[str], given: dict[str, Any], ledger: ledgers.Opened) -> Question:
+def _question(by: list[str], given: dict[str, Any], ledger: _ledger.Opened) -> Question:
     """What the flags ask."""
     from embedctl.ledger import periods
     from embedctl.reports import report
@@ -181,7 +181,7 @@ def _question(by: list[str], given: dict[str, Any], ledger: ledgers.Opened) -> Q
     )
 
 
-def _write_file(ledger: ledgers.Opened, question: Question, notes: list[str], given: dict[str, Any]) -> Report:
+def _write_file(ledger: _ledger.Opened, question: Question, notes: list[str], given: dict[str, Any]) -> Report:
     """The report as Parquet, or the charges it is made of as FOCUS."""
     from embedctl.ledger import database
     from embedctl.reports import focus, report
@@ -194,12 +194,12 @@ def _write_file(ledger: ledgers.Opened, question: Question, notes: list[str], gi
         else:
             focus.export_report(connection, found, place)
     for line in [*found.warnings, *notes]:
-        render.warning(line)
-    render.notice(f"written to {place}")
+        terminal.warning(line)
+    terminal.notice(f"written to {place}")
     return found
 
 
-def _write_page(ledger: ledgers.Opened, question: Question, notes: list[str], place: Path) -> Report:
+def _write_page(ledger: _ledger.Opened, question: Question, notes: list[str], place: Path) -> Report:
     from embedctl.ledger import database
     from embedctl.reports import charts
     from embedctl.reports import html as usage_page
@@ -208,7 +208,7 @@ def _write_page(ledger: ledgers.Opened, question: Question, notes: list[str], pl
     with database.reader(ledger.paths, now=ledger.now) as connection:
         shown = usage_page.content(connection, question, now=ledger.now)
     usage_page.write(shown, place, notes)
-    render.notice(f"report written to {place}")
+    terminal.notice(f"report written to {place}")
     return shown.whole
 
 

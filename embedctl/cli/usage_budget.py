@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from embedctl import render
-from embedctl.cli import SuggestingGroup, ledgers
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl import terminal
+from embedctl.cli import SuggestingGroup, _ledger
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import BudgetReached, BudgetWarning
 from embedctl.settings.options import checked_name
 
@@ -42,33 +42,34 @@ def budget_set(
 
     new = budgets.Budget(
         workspace=checked_name(workspace, "workspace"),
-        amount=ledgers.typed_amount(amount_usd, "--amount"),
+        amount=_ledger.typed_amount(amount_usd, "--amount"),
         period=period,
         timezone=timezone,
         action=action,
         warn_ratio=round(Decimal(str(warn_at)), 3),
     )
-    found = ledgers.opened(ledger, config)
+    found = _ledger.opened(ledger, config)
     with database.writer(found.paths, wait_s=30, now=found.now) as connection:
         budgets.put(connection, new)
         budget_copy.keep(connection, found.paths)
-    render.notice(f"{workspace} may spend {ledgers.amount(new.amount)} USD a {period}")
+    terminal.notice(f"{workspace} may spend {_ledger.amount(new.amount)} USD a {period}")
 
 
-def _standings(ledger: Path | None, config: Path | None, workspace: str | None, form: render.Format) -> list[Any]:
+def _standings(ledger: Path | None, config: Path | None, workspace: str | None, form: terminal.Format) -> list[Any]:
     from embedctl.ledger import budgets, database
 
-    found = ledgers.opened(ledger, config)
-    notes = ledgers.take_in(found)
+    found = _ledger.opened(ledger, config)
+    notes = _ledger.take_in(found)
     extra = budgets.configured(found.settings.workspaces)
     with database.reader(found.paths, now=found.now) as connection:
         standings = list(budgets.standings(connection, extra, workspace=workspace, now=found.now))
     keys = ("workspace", "period", "amount", "spent", "at_risk", "remaining", "used", "action", "state")
     rows = [each.as_dict() for each in standings]
-    render.table(
-        render.Table(
+    terminal.table(
+        terminal.Table(
             columns=[
-                render.Column(k, k.replace("_", " ").capitalize(), "right" if k in keys[2:7] else "left") for k in keys
+                terminal.Column(k, k.replace("_", " ").capitalize(), "right" if k in keys[2:7] else "left")
+                for k in keys
             ],
             rows=[row | {"used": f"{row['used_ratio']:.1%}"} for row in rows],
             envelope={"budgets": rows, "warnings": notes},
@@ -91,7 +92,7 @@ def budget_list(
     config: ConfigFlag = None,
 ) -> None:
     """List budgets, the ledger's and the settings', and how they stand."""
-    _standings(ledger, config, workspace, ledgers.chosen_format(form, as_json))
+    _standings(ledger, config, workspace, _ledger.chosen_format(form, as_json))
 
 
 @app.command("check", epilog="Example: embedctl usage budget check -w acme || echo look")
@@ -103,9 +104,9 @@ def budget_check(
     config: ConfigFlag = None,
 ) -> None:
     """Exit 0 when all is within budget, 5 past a warning line, 4 when a budget is used up."""
-    standings = _standings(ledger, config, workspace, ledgers.chosen_format(form, as_json))
+    standings = _standings(ledger, config, workspace, _ledger.chosen_format(form, as_json))
     names = {state: [s.budget.workspace for s in standings if s.state == state] for state in ("exceeded", "warn")}
     if names["exceeded"]:
-        ledgers.after_result(BudgetReached(f"budget used up: {', '.join(names['exceeded'])}"))
+        _ledger.after_result(BudgetReached(f"budget used up: {', '.join(names['exceeded'])}"))
     if names["warn"]:
-        ledgers.after_result(BudgetWarning(f"budget past its warning line: {', '.join(names['warn'])}"))
+        _ledger.after_result(BudgetWarning(f"budget past its warning line: {', '.join(names['warn'])}"))

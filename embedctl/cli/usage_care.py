@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from embedctl import render
-from embedctl.cli import ledgers
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl import terminal
+from embedctl.cli import _ledger
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli.usage_money import Last, Since, Until
 from embedctl.errors import InvariantBroken
 
@@ -41,17 +41,17 @@ def ingest(
 
     from embedctl.ledger import ingest as steps
 
-    found = ledgers.opened(ledger, config)
-    ledgers.recover(found)
+    found = _ledger.opened(ledger, config)
+    _ledger.recover(found)
     done = steps.ingest(found.paths, wait_s=wait, now=found.now, rebuild=rebuild)
     pruned = steps.prune(found.paths, older_than=timedelta(days=keep_days), now=found.now)
     for note in done.notes():
-        render.warning(note)
+        terminal.warning(note)
     summary = {"events": done.events, "repeated": done.repeated, "bad_lines": done.bad_lines, "files": done.files}
     if as_json:
-        render.result(summary | {"pruned": pruned, "rebuilt_from": done.rebuilt_from, "unreadable": done.unreadable})
+        terminal.result(summary | {"pruned": pruned, "rebuilt_from": done.rebuilt_from, "unreadable": done.unreadable})
     else:
-        render.notice(f"{done.events:,} new events from {done.files:,} spool files ({done.repeated:,} known already)")
+        terminal.notice(f"{done.events:,} new events from {done.files:,} spool files ({done.repeated:,} known already)")
 
 
 @app.command(epilog="Example: embedctl usage rates eurofxref-hist.csv")
@@ -64,12 +64,12 @@ def rates(
     from embedctl.ledger import database
     from embedctl.reports import exchange_rates
 
-    found = ledgers.opened(ledger, config)
+    found = _ledger.opened(ledger, config)
     read = exchange_rates.read(file)
     with database.writer(found.paths, wait_s=30, now=found.now) as connection:
         exchange_rates.put(connection, read, str(file))
     days = sorted({one.day for one in read})
-    render.notice(f"{len(read):,} rates" + (f" of {days[0]} to {days[-1]}" if days else ""))
+    terminal.notice(f"{len(read):,} rates" + (f" of {days[0]} to {days[-1]}" if days else ""))
 
 
 @app.command(epilog="Example: embedctl usage doctor --json")
@@ -80,26 +80,26 @@ def doctor(
     from embedctl.ledger import database
     from embedctl.reports import integrity
 
-    found = ledgers.opened(ledger, config)
+    found = _ledger.opened(ledger, config)
     with database.reader(found.paths, now=found.now) as connection:
         findings = list(integrity.findings(connection, found.paths, now=found.now))
     rows = [{"check": f.check, "state": f.state, "detail": f.detail} for f in findings]
-    render.table(
-        render.Table(
+    terminal.table(
+        terminal.Table(
             columns=[
-                render.Column("check", "Check"),
-                render.Column("state", "State"),
-                render.Column("detail", "Detail"),
+                terminal.Column("check", "Check"),
+                terminal.Column("state", "State"),
+                terminal.Column("detail", "Detail"),
             ],
             rows=rows,
             envelope={"ledger": str(found.paths.database), "findings": rows},
             title=f"Ledger {found.paths.database}",
         ),
-        ledgers.chosen_format(form, as_json),
+        _ledger.chosen_format(form, as_json),
     )
     broken = [f.check for f in findings if f.state == "broken"]
     if broken:
-        ledgers.after_result(
+        _ledger.after_result(
             InvariantBroken(f"the ledger breaks a promise: {', '.join(broken)}", hint="`usage ingest --rebuild`")
         )
 
@@ -114,10 +114,10 @@ def backup(
     """Copy the whole ledger into a new DuckDB file while others read it."""
     from embedctl.ledger import backup as copying
 
-    found = ledgers.opened(ledger, config)
-    ledgers.take_in(found)
+    found = _ledger.opened(ledger, config)
+    _ledger.take_in(found)
     events = copying.backup(found.paths, file, wait_s=wait, now=found.now)
-    render.notice(f"{events:,} events in {file}")
+    terminal.notice(f"{events:,} events in {file}")
 
 
 @app.command(epilog='Example: embedctl usage sql "SELECT model, sum(tokens) FROM usage_daily GROUP BY 1"')
@@ -137,25 +137,25 @@ def sql(
     from embedctl.ledger import database
     from embedctl.ledger import query as asking
 
-    found = ledgers.opened(ledger, config)
-    ledgers.take_in(found)
+    found = _ledger.opened(ledger, config)
+    _ledger.take_in(found)
     if not found.paths.database.exists():
         with database.reader(found.paths, now=found.now):
             pass
     answer = asking.ask(found.paths, query, rows=rows, timeout_s=timeout, memory_mb=memory)
     named = [dict(zip(map(str, range(len(row))), row, strict=True)) for row in answer.rows]
     numeric = {key for row in named for key, value in row.items() if isinstance(value, int | float)}
-    render.table(
-        render.Table(
+    terminal.table(
+        terminal.Table(
             columns=[
-                render.Column(str(index), name, "right" if str(index) in numeric else "left")
+                terminal.Column(str(index), name, "right" if str(index) in numeric else "left")
                 for index, name in enumerate(answer.columns)
             ],
             rows=named,
             envelope={"columns": answer.columns, "rows": answer.rows, "cut": answer.cut},
             footer=[f"! only the first {rows:,} rows (--rows)"] if answer.cut else [],
         ),
-        ledgers.chosen_format(form, as_json),
+        _ledger.chosen_format(form, as_json),
     )
 
 
@@ -182,16 +182,16 @@ def export(
     from embedctl.reports import focus
     from embedctl.reports.report import Question
 
-    found = ledgers.opened(ledger, config)
-    for note in ledgers.take_in(found):
-        render.warning(note)
+    found = _ledger.opened(ledger, config)
+    for note in _ledger.take_in(found):
+        terminal.warning(note)
     question = Question(
         within=periods.chosen(since, until, last, periods.zone("UTC"), found.now),
         only={"workspace": workspace} if workspace else {},
     )
     with database.reader(found.paths, now=found.now) as connection:
         written = focus.export(connection, question, output, form, overwrite=overwrite, priced_only=priced_only)
-    render.notice(f"{written:,} rows in {output}")
+    terminal.notice(f"{written:,} rows in {output}")
 
 
 @app.command(epilog="Example: embedctl usage metrics --textfile /var/lib/prometheus/node-exporter")
@@ -208,9 +208,9 @@ def metrics(
     from embedctl.reports import prometheus
     from embedctl.routing.circuits import running
 
-    found = ledgers.opened(ledger, config)
-    for note in ledgers.take_in(found):
-        render.warning(note)
+    found = _ledger.opened(ledger, config)
+    for note in _ledger.take_in(found):
+        terminal.warning(note)
     extra = budgets.configured(found.settings.workspaces)
     with database.reader(found.paths, now=found.now) as connection:
         collected = prometheus.collect(
@@ -229,20 +229,20 @@ def metrics(
         prometheus.write(collected, textfile)
 
 
-def _counts_looked_up(found: ledgers.Opened) -> tuple[int, int] | None:
+def _counts_looked_up(found: _ledger.Opened) -> tuple[int, int] | None:
     """Hits and misses of the token-count cache, where one is kept."""
     from embedctl.storage.token_count_cache import SharedCounts
 
     asked = found.settings.token_usage
     if not asked.cache or not found.settings.paths.cache.exists():
         return None
-    counts = SharedCounts(found.settings.paths.cache, ttl_s=asked.cache_ttl_s, warned=render.warning)
+    counts = SharedCounts(found.settings.paths.cache, ttl_s=asked.cache_ttl_s, warned=terminal.warning)
     tally = counts.tally()
     counts.close()
     return tally.hits, tally.misses
 
 
-def _ended(found: ledgers.Opened) -> list[Ended]:
+def _ended(found: _ledger.Opened) -> list[Ended]:
     """The last end of every job that pays into this ledger."""
     from embedctl.reports.prometheus import Ended
     from embedctl.runs.registry import Runs

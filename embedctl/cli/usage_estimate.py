@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from embedctl import render
-from embedctl.cli import ledgers
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, with_options
+from embedctl import terminal
+from embedctl.cli import _ledger
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, with_options
 from embedctl.errors import WrongUsage
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -68,18 +68,18 @@ def estimate(
         cost_high=None if unit is None else told.tokens_high * unit,
     )
     if save is not None:
-        storage.replace(storage.DISK, save, render.document(made.as_dict()))
+        storage.replace(storage.DISK, save, terminal.document(made.as_dict()))
     warnings = [] if made.cost is not None else [f"{told.model} has no {tier} price: the cost is unknown"]
     keys = ("rows", "texts", "requests", "tokens", "tokens_low", "tokens_high", "cost", "cost_low", "cost_high")
-    render.table(
-        render.Table(
-            columns=[render.Column(key, key.replace("_", " ").capitalize(), "right") for key in keys],
+    terminal.table(
+        terminal.Table(
+            columns=[terminal.Column(key, key.replace("_", " ").capitalize(), "right") for key in keys],
             rows=[made.as_dict()],
             envelope=made.as_dict() | {"warnings": warnings},
             title=f"Estimate for {told.model} ({tier}), paid by {made.workspace}",
             footer=[f"! {line}" for line in warnings],
         ),
-        ledgers.chosen_format(form, as_json),
+        _ledger.chosen_format(form, as_json),
     )
 
 
@@ -102,29 +102,29 @@ def diff(
     config: ConfigFlag = None,
 ) -> None:
     """Compare an estimate with what was spent, or two periods with each other."""
-    form = ledgers.chosen_format(form, as_json)
+    form = _ledger.chosen_format(form, as_json)
     if file is not None and before is None and after is None:
-        _with_estimate(ledgers.opened(ledger, config), file, form)
+        _with_estimate(_ledger.opened(ledger, config), file, form)
     elif file is None and before is not None and after is not None:
         keys = [key.strip() for text in by or ["provider,model"] for key in text.split(",") if key.strip()]
-        _two_periods(ledgers.opened(ledger, config), (before, after), keys, timezone, form)
+        _two_periods(_ledger.opened(ledger, config), (before, after), keys, timezone, form)
     else:
         raise WrongUsage("name either an estimate, or two periods with --from and --to")
 
 
-def _with_estimate(found: ledgers.Opened, file: Path, form: render.Format) -> None:
+def _with_estimate(found: _ledger.Opened, file: Path, form: terminal.Format) -> None:
     from embedctl.ledger import database
     from embedctl.reports import estimates, report
 
     made = estimates.read(file)
-    notes = ledgers.take_in(found)
+    notes = _ledger.take_in(found)
     with database.reader(found.paths, now=found.now) as connection:
         actual = report.report(connection, made.question(), now=found.now, known_names=False)
     notes += actual.warnings
     compared = estimates.compared(made, actual.totals)
-    render.table(
-        render.Table(
-            columns=[render.Column(key, key.replace("_", " ").capitalize(), "right") for key in compared],
+    terminal.table(
+        terminal.Table(
+            columns=[terminal.Column(key, key.replace("_", " ").capitalize(), "right") for key in compared],
             rows=[compared],
             envelope={"estimate": made.as_dict(), "actual": actual.envelope(), **compared, "warnings": notes},
             title=f"{made.provider}:{made.model}, paid by {made.workspace}, since {made.made_at:%Y-%m-%d %H:%M} UTC",
@@ -135,12 +135,12 @@ def _with_estimate(found: ledgers.Opened, file: Path, form: render.Format) -> No
 
 
 def _two_periods(
-    found: ledgers.Opened, ranges: tuple[str, str], keys: list[str], timezone: str, form: render.Format
+    found: _ledger.Opened, ranges: tuple[str, str], keys: list[str], timezone: str, form: terminal.Format
 ) -> None:
     from embedctl.ledger import database, periods
     from embedctl.reports import compare, report
 
-    notes = ledgers.take_in(found)
+    notes = _ledger.take_in(found)
     where = periods.zone(timezone)
     with database.reader(found.paths, now=found.now) as connection:
         old, new = (
@@ -154,10 +154,10 @@ def _two_periods(
     notes += [*(f"before: {line}" for line in old.warnings), *(f"after: {line}" for line in new.warnings)]
     total = compare.total(old, new).as_dict()
     rows = [change.as_dict() for change in compare.changes(old, new)]
-    columns = [render.Column(key, key.capitalize()) for key in keys]
-    columns += [render.Column(key, key.replace("_", " ").capitalize(), "right") for key in total]
+    columns = [terminal.Column(key, key.capitalize()) for key in keys]
+    columns += [terminal.Column(key, key.replace("_", " ").capitalize(), "right") for key in total]
     envelope = {"from": old.envelope(), "to": new.envelope(), "changes": rows, "total": total, "warnings": notes}
-    render.table(
-        render.Table(columns=columns, rows=rows, envelope=envelope, totals={keys[0]: "Total"} | total, footer=notes),
+    terminal.table(
+        terminal.Table(columns=columns, rows=rows, envelope=envelope, totals={keys[0]: "Total"} | total, footer=notes),
         form,
     )

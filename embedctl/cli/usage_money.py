@@ -7,9 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from embedctl import render
-from embedctl.cli import ledgers, usage_budget
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl import terminal
+from embedctl.cli import _ledger, usage_budget
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import RowsFailed, WrongUsage
 from embedctl.settings.options import checked_name
 
@@ -38,8 +38,8 @@ def explain(
 
     if (event is None) == (run is None):
         raise WrongUsage("name an event, or a run with --run")
-    found = ledgers.opened(ledger, config)
-    notes = ledgers.take_in(found)
+    found = _ledger.opened(ledger, config)
+    notes = _ledger.take_in(found)
     with database.reader(found.paths, now=found.now) as connection:
         told = explaining.event(connection, event) if event else explaining.run(connection, str(run))
     keys = ("occurred_at", "attempt", "provider", "model", "status", "sum") if event else (
@@ -51,18 +51,18 @@ def explain(
         if (p := line["price"])
     }
     rows = [line | {"source": (line["price"] or {}).get("source")} for line in told.lines]
-    render.table(
-        render.Table(
-            columns=[render.Column(key, key.replace("_", " ").capitalize()) for key in keys],
+    terminal.table(
+        terminal.Table(
+            columns=[terminal.Column(key, key.replace("_", " ").capitalize()) for key in keys],
             rows=rows,
             envelope={"lines": list(told.lines), "cost": told.cost, "currency": "USD", "warnings": notes},
             footer=[
-                f"cost: {'unknown' if told.cost is None else ledgers.amount(told.cost)} USD",
+                f"cost: {'unknown' if told.cost is None else _ledger.amount(told.cost)} USD",
                 *sorted(sources),
                 *notes,
             ],
         ),
-        ledgers.chosen_format(form, as_json),
+        _ledger.chosen_format(form, as_json),
     )
 
 
@@ -82,8 +82,8 @@ def drift(
     from embedctl.reports import drift as drifting
     from embedctl.reports.report import Question
 
-    found = ledgers.opened(ledger, config)
-    notes = ledgers.take_in(found)
+    found = _ledger.opened(ledger, config)
+    notes = _ledger.take_in(found)
     question = Question(within=periods.chosen(since, until, last, periods.zone("UTC"), found.now))
     with database.reader(found.paths, now=found.now) as connection:
         drifts = drifting.drift(connection, question, threshold)
@@ -95,10 +95,10 @@ def drift(
     headings = {"pairs": "Pairs", "tokens_native": "Native", "tokens_estimated": "Counted", "weighted": "Drift",
                 "p95": "p95", "share_over": "Over", "fallback_share": "Est."}  # fmt: skip
     ratios = ("p95", "share_over", "fallback_share")
-    render.table(
-        render.Table(
-            columns=[render.Column("provider", "Provider"), render.Column("model", "Model")]
-            + [render.Column(key, heading, "right") for key, heading in headings.items()],
+    terminal.table(
+        terminal.Table(
+            columns=[terminal.Column("provider", "Provider"), terminal.Column("model", "Model")]
+            + [terminal.Column(key, heading, "right") for key, heading in headings.items()],
             rows=[
                 d.as_dict() | {"weighted": percent(d.weighted, "+")} | {key: percent(getattr(d, key)) for key in ratios}
                 for d in drifts
@@ -110,10 +110,10 @@ def drift(
             },
             footer=[*(f"! {d.provider}:{d.model} drifts by {percent(d.weighted, '+')}" for d in over), *notes],
         ),
-        ledgers.chosen_format(form, as_json),
+        _ledger.chosen_format(form, as_json),
     )
     if over:
-        ledgers.after_result(RowsFailed(f"{len(over)} of {len(drifts)} models drift by more than {threshold:.1%}"))
+        _ledger.after_result(RowsFailed(f"{len(over)} of {len(drifts)} models drift by more than {threshold:.1%}"))
 
 
 @app.command(epilog="Example: embedctl usage reprice --since 2026-11-01 --apply")
@@ -128,8 +128,8 @@ def reprice(
     from embedctl.ledger import periods
     from embedctl.reports import reprice as repricing
 
-    found = ledgers.opened(ledger, config)
-    ledgers.take_in(found)
+    found = _ledger.opened(ledger, config)
+    _ledger.take_in(found)
     start = periods.parse(since, periods.zone("UTC"), "--since") if since else None
     done = repricing.reprice(found.paths, since=start, apply=apply, now=found.now)
     summary = {
@@ -143,15 +143,17 @@ def reprice(
     headings = {"day": "Day", "workspace_id": "Workspace", "job_id": "Job", "provider": "Provider", "model": "Model",
                 "calls": "Calls", "delta": "Delta USD"}  # fmt: skip
     numbers = ("calls", "delta")
-    render.table(
-        render.Table(
-            columns=[render.Column(key, name, "right" if key in numbers else "left") for key, name in headings.items()],
+    terminal.table(
+        terminal.Table(
+            columns=[
+                terminal.Column(key, name, "right" if key in numbers else "left") for key, name in headings.items()
+            ],
             rows=done.corrections,
             envelope=summary,
             title=f"Repricing ({'applied' if apply else 'dry run: --apply writes it'})",
             footer=[
-                f"{done.filled_events:,} calls without a price get one: {ledgers.amount(done.filled_cost)} USD",
-                f"{len(done.corrections):,} corrections: {ledgers.amount(done.correction)} USD",
+                f"{done.filled_events:,} calls without a price get one: {_ledger.amount(done.filled_cost)} USD",
+                f"{len(done.corrections):,} corrections: {_ledger.amount(done.correction)} USD",
             ],
         ),
         "json" if as_json else "table",
@@ -176,10 +178,10 @@ def adjust(
 
     if (credit is None) == (refund is None):
         raise WrongUsage("either --credit or --refund")
-    found = ledgers.opened(ledger, config)
-    ledgers.refuse_unknown_provider(found, provider)
+    found = _ledger.opened(ledger, config)
+    _ledger.refuse_unknown_provider(found, provider)
     kind: adjustments.Kind = "credit" if credit is not None else "refund"
-    value = ledgers.typed_amount(credit or refund or "", f"--{kind}")
+    value = _ledger.typed_amount(credit or refund or "", f"--{kind}")
     at = periods.parse(on, periods.zone("UTC"), "--on") if on else found.now
     row = adjustments.entry(
         kind,
@@ -191,12 +193,12 @@ def adjust(
         model=model,
     )
     adjustments.publish(found.paths, [row], f"{kind}-{row.event_id}")
-    for note in ledgers.take_in(found):
-        render.warning(note)
+    for note in _ledger.take_in(found):
+        terminal.warning(note)
     if as_json:
-        render.result({"event_id": row.event_id, "entry_kind": kind, "workspace": workspace, "cost": -value})
+        terminal.result({"event_id": row.event_id, "entry_kind": kind, "workspace": workspace, "cost": -value})
     else:
-        render.notice(f"{kind} of {ledgers.amount(value)} USD entered for {workspace} on {provider}")
+        terminal.notice(f"{kind} of {_ledger.amount(value)} USD entered for {workspace} on {provider}")
 
 
 @app.command(epilog="Example: embedctl usage reconcile --provider openai --since 2026-11-01 --file costs.csv")
@@ -225,7 +227,7 @@ def reconcile(
     from embedctl.reports import provider_export
     from embedctl.reports import reconcile as reconciling
 
-    found = ledgers.opened(ledger, config)
+    found = _ledger.opened(ledger, config)
     within = periods.chosen(since, until, last, periods.zone("UTC"), found.now)
     checked_name(workspace, "workspace")
     if file is None:
@@ -236,21 +238,21 @@ def reconcile(
             billed = provider_export.fetch_openai(fetch, within)
     else:
         billed = provider_export.read_export(file)
-        ledgers.refuse_unknown_provider(found, provider)
-    notes = ledgers.take_in(found)
+        _ledger.refuse_unknown_provider(found, provider)
+    notes = _ledger.take_in(found)
     with database.writer(found.paths, wait_s=30, now=found.now) as connection:
         lines = reconciling.compare(connection, provider, billed, within)
         reconciling.record(connection, provider, lines, found.now)
     ups = reconciling.true_ups(provider, lines, workspace) if write_true_up else []
     for row in ups:
         adjustments.publish(found.paths, [row], f"true_up-{row.event_id}")
-    notes += ledgers.take_in(found)
+    notes += _ledger.take_in(found)
     keys = ("day", "model", "account", "provider_tokens", "confirmed", "unknown", "difference", "explained",
             "provider_cost", "ledger_cost", "cost_difference")  # fmt: skip
-    render.table(
-        render.Table(
+    terminal.table(
+        terminal.Table(
             columns=[
-                render.Column(k, k.replace("_", " ").capitalize(), "left" if k in keys[:3] else "right") for k in keys
+                terminal.Column(k, k.replace("_", " ").capitalize(), "left" if k in keys[:3] else "right") for k in keys
             ],
             rows=[line.as_dict() for line in lines],
             envelope={
@@ -261,5 +263,5 @@ def reconcile(
             },
             footer=[*([f"{len(ups)} true-ups entered"] if write_true_up else []), *notes],
         ),
-        ledgers.chosen_format(form, as_json),
+        _ledger.chosen_format(form, as_json),
     )

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedctl import render, storage
-from embedctl.cli import ledgers, vectors_asking
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
-from embedctl.cli.groups import SuggestingGroup
+from embedctl import storage, terminal
+from embedctl.cli import _ledger, vectors_asking
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.cli._groups import SuggestingGroup
 from embedctl.cli.vectors_asking import Where, Words
 from embedctl.errors import EmbedctlError, OutputRefused, WrongUsage
 from embedctl.reports import charts
@@ -44,8 +44,8 @@ def info(
     money = _cost(found, config, ledger)
     rows = [{"fact": fact, "value": value} for fact, value in {**_facts(found), **_said(money)}.items()]
     envelope = {"schema_version": 1, **found.as_dict(), **money, "currency": "USD", "warnings": []}
-    columns = [render.Column("fact", "Fact"), render.Column("value", "Value")]
-    render.table(render.Table(columns=columns, rows=rows, envelope=envelope), ledgers.chosen_format(form, as_json))
+    columns = [terminal.Column("fact", "Fact"), terminal.Column("value", "Value")]
+    terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), _ledger.chosen_format(form, as_json))
 
 
 app.add_typer(vectors_asking.app)
@@ -87,19 +87,19 @@ def picture(
             lambda sink: drawing.as_png(sink, drawn, axes, title=title, colour=color),
             mode=0o666,
         )
-    render.notice(f"{len(drawn.ids):,} points in {output}")
+    terminal.notice(f"{len(drawn.ids):,} points in {output}")
 
 
 def _cost(found: About, config: Path | None, ledger: Path | None) -> dict[str, Any]:
     """What the ledger says of the operations that bought the vectors; nulls where it says nothing."""
-    opened = ledgers.opened(ledger, config)
+    opened = _ledger.opened(ledger, config)
     money: dict[str, Any] = {"cost": None, "cost_is_lower_bound": True}
     if not found.operations or not opened.paths.database.exists():
         return money
     from embedctl.ledger import database, operations
 
     with suppress(EmbedctlError):
-        ledgers.take_in(opened, wait_s=1)
+        _ledger.take_in(opened, wait_s=1)
         with database.reader(opened.paths, wait_s=1, now=opened.now) as connection:
             spent = operations.spent(connection, found.operations)
         return {"cost": spent.cost, "cost_is_lower_bound": spent.is_lower_bound}
@@ -109,7 +109,7 @@ def _cost(found: About, config: Path | None, ledger: Path | None) -> dict[str, A
 def _said(money: Mapping[str, Any]) -> dict[str, Any]:
     if money["cost"] is None:
         return {"cost": "unknown: not in this ledger, or without a price"}
-    return {"cost": f"{'at least ' if money['cost_is_lower_bound'] else ''}{render.money(money['cost'])} USD"}
+    return {"cost": f"{'at least ' if money['cost_is_lower_bound'] else ''}{terminal.money(money['cost'])} USD"}
 
 
 def _facts(found: About) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
 
 import typer
 
-from embedctl import render
-from embedctl.cli import ledgers
-from embedctl.cli.flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, tags
+from embedctl import terminal
+from embedctl.cli import _ledger
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, tags
 from embedctl.errors import EmbedctlError, InputInvalid, WrongUsage
 from embedctl.settings.options import checked_name
 
@@ -69,7 +69,7 @@ class _Flags:
     def told(self, line: str) -> None:
         """Why it waits, for -v."""
         if self.verbose:
-            render.notice(line)
+            terminal.notice(line)
 
     def asking(self, stored: Stored, *, must: bool, as_query: bool = False) -> Asking | None:
         """Who can make vectors that fit the output; None when nobody can and nobody must."""
@@ -113,10 +113,10 @@ def verify(
         f"{file}: {'wrong' if findings.wrong else 'right'} ({', '.join(looked)})",
         findings,
         {"schema_version": 1, "path": str(file), "ok": not findings.wrong, **told},
-        ledgers.chosen_format(form, as_json),
+        _ledger.chosen_format(form, as_json),
     )
     if findings.wrong:
-        ledgers.after_result(InputInvalid(f"{file} is wrong in {findings.wrong:,} places"))
+        _ledger.after_result(InputInvalid(f"{file} is wrong in {findings.wrong:,} places"))
 
 
 def _verified(stored: Stored, findings: Findings, flags: _Flags, inputs: list[str], sample: int) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _verified(stored: Stored, findings: Findings, flags: _Flags, inputs: list[st
         )
     compared, spending = 0, None
     if chosen is not None and asking is not None:
-        again = verify.Again("vectors verify", flags.told, render.warning)
+        again = verify.Again("vectors verify", flags.told, terminal.warning)
         compared, spending = _with_ledger(
             asking.settings, lambda: verify.embedded_again(stored, chosen, asking, findings, again)
         )
@@ -173,17 +173,17 @@ def search(
     stored = files.open_stored(file)
     query, paid = _embedded(words, stored, flags)
     hits = [hit.as_dict() for hit in searching.nearest(stored, query, count)]
-    shape = ledgers.chosen_format(form, as_json)
+    shape = _ledger.chosen_format(form, as_json)
     short = _short if shape == "table" else lambda text: text
     rows = [{**hit, "score": f"{hit['score']:.4f}", "text": short(hit["text"])} for hit in hits]
     columns = [
-        render.Column("score", "Score", "right"),
-        render.Column("id", "Id"),
-        render.Column("chunk_index", "Chunk", "right"),
-        render.Column("text", "Text"),
+        terminal.Column("score", "Score", "right"),
+        terminal.Column("id", "Id"),
+        terminal.Column("chunk_index", "Chunk", "right"),
+        terminal.Column("text", "Text"),
     ]
     envelope = {"results": hits, "query": words, **paid, "warnings": []}
-    render.table(render.Table(columns=columns, rows=rows, envelope=envelope), shape)
+    terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), shape)
 
 
 def _embedded(words: str, stored: Stored, flags: _Flags) -> tuple[Any, dict[str, Any]]:
@@ -202,7 +202,7 @@ def _embedded(words: str, stored: Stored, flags: _Flags) -> tuple[Any, dict[str,
             command="vectors search",
             space=asking.space,
             told=flags.told,
-            warned=render.warning,
+            warned=terminal.warning,
         ),
     )
     query = made.vector(0)
@@ -215,7 +215,7 @@ def _input(
     stored: Stored, inputs: list[str], asking: Asking | None, flags: _Flags, place: Path, findings: Findings
 ) -> Input:
     """The input, read as it was when the output was made."""
-    from embedctl import inputs as read
+    from embedctl.inputs import source as sources
     from embedctl.vectors import against
     from embedctl.vectors.verify import Input
 
@@ -226,7 +226,7 @@ def _input(
         findings.add("not_checked", str(stored.path), f"only ids are compared with the input: {why}", wrong=False)
     options = flags.load(shaped or {}).options
     return Input(
-        source=read.open_input(inputs, against.read_options(options, place)),
+        source=sources.open_input(inputs, against.read_options(options, place)),
         options=options,
         offer=asking.offer if exact and asking is not None else None,
     )
@@ -237,7 +237,7 @@ def _with_ledger(found: Settings, call: Callable[[], _T]) -> _T:
     try:
         return call()
     finally:
-        ledgers.book(found)
+        _ledger.book(found)
 
 
 def _spent(spending: Spending | None) -> dict[str, Any]:
@@ -247,10 +247,10 @@ def _spent(spending: Spending | None) -> dict[str, Any]:
     return {"tokens": spending.tokens, "cost": spending.cost if known else None, "currency": "USD"}
 
 
-def _print_findings(title: str, findings: Findings, envelope: Mapping[str, Any], form: render.Format) -> None:
+def _print_findings(title: str, findings: Findings, envelope: Mapping[str, Any], form: terminal.Format) -> None:
     rows = [{**one.as_dict(), "state": "wrong" if one.wrong else "note"} for one in findings]
     if not rows and form in ("table", "md"):
-        typer.echo(render.safe(title))
+        typer.echo(terminal.safe(title))
         return
     whole = {
         **envelope,
@@ -258,8 +258,8 @@ def _print_findings(title: str, findings: Findings, envelope: Mapping[str, Any],
         "warnings": [f"{one.where}: {one.message}" for one in findings if not one.wrong],
     }
     words = (("state", "State"), ("check", "Check"), ("where", "Where"), ("message", "What"))
-    columns = [render.Column(key, name) for key, name in words]
-    render.table(render.Table(columns=columns, rows=rows, envelope=whole, title=title), form)
+    columns = [terminal.Column(key, name) for key, name in words]
+    terminal.table(terminal.Table(columns=columns, rows=rows, envelope=whole, title=title), form)
 
 
 def _short(text: str | None, width: int = 72) -> str | None:

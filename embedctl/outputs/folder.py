@@ -15,7 +15,7 @@ import orjson
 from embedctl import storage
 from embedctl.errors import OutputRefused
 from embedctl.inputs.files import STDIN
-from embedctl.outputs import parquet as write
+from embedctl.outputs import parquet
 from embedctl.outputs.parquet import Layout, Part
 from embedctl.planning.slice import Failure
 from embedctl.records import Space, uuid7
@@ -30,7 +30,7 @@ OUTPUT_MODE = 0o666
 """Outputs are the user's, as open as umask says; all other files are for the owner alone."""
 
 Facts = Callable[[int], bytes]
-"""Rows of the file → its metadata, see write.metadata."""
+"""Rows of the file → its metadata, see parquet.metadata."""
 
 
 Record = Mapping[str, Any]
@@ -245,12 +245,12 @@ def _joined(paths: Sequence[Path]) -> Callable[[BinaryIO], None]:
 def _parquet(tables: Iterator[Any], layout: Layout, facts: Facts) -> Callable[[BinaryIO], None]:
     def content(file: BinaryIO) -> None:
         rows = 0
-        parquet = write.writer(file, layout)
+        part = parquet.writer(file, layout)
         for table in tables:
-            parquet.write_table(table, row_group_size=write.ROW_GROUP_ROWS)
+            part.write_table(table, row_group_size=parquet.ROW_GROUP_ROWS)
             rows += len(table)
-        parquet.add_key_value_metadata({write.METADATA_KEY.decode(): facts(rows).decode()})
-        parquet.close()
+        part.add_key_value_metadata({parquet.METADATA_KEY.decode(): facts(rows).decode()})
+        part.close()
 
     return content
 
@@ -259,7 +259,7 @@ def check_space(found: dict[str, Any] | None, space: Space | None, where: Path) 
     """Refuse an output that is not ours, or holds another space.
 
     Args:
-        found: What embedctl wrote about it (write.read_metadata), None when it did not.
+        found: What embedctl wrote about it (parquet.read_metadata), None when it did not.
         space: The one that would be written; None while it is not known.
 
     Raises:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedctl import render, storage
+from embedctl import storage, terminal
 from embedctl.errors import OutputRefused
 from embedctl.reports import charts
 from embedctl.reports.report import Question, Report, plain, report
@@ -101,12 +101,12 @@ def page(found: Content, notes: Sequence[str] = ()) -> str:
     for split, each in found.over_time.items():
         for measure, title in (("cost", "USD"), ("tokens", "Tokens")):
             drawn.append(charts.figure(_bars(each, split, measure, f"{title} by {split}"), f"{measure}-{split}"))
-    document = render.document(whole.envelope() | {"warnings": warnings}).decode().replace("<", "\\u003c")
+    document = terminal.document(whole.envelope() | {"warnings": warnings}).decode().replace("<", "\\u003c")
     parts = [
         "<main><h1>Usage</h1>",
         f"<p>{_span(whole)} · prices as of {html.escape(whole.prices_as_of or 'never')}</p>",
         '<div class="tiles">', *_tiles(whole.totals), "</div>",
-        *(f'<p class="warn">{html.escape(render.safe(line))}</p>' for line in warnings),
+        *(f'<p class="warn">{html.escape(terminal.safe(line))}</p>' for line in warnings),
         '<div class="charts">', *(f"<div>{one}</div>" for one in drawn), "</div>",
         "<h2>Top jobs</h2>", _table(found.jobs),
         f'<script type="application/json" id="report">{document}</script></main>',
@@ -119,7 +119,7 @@ def _span(whole: Report) -> str:
     ends = [told[key].strftime("%Y-%m-%d %H:%M") if told[key] else "…" for key in ("since", "until")]
     filters = [f"{key} {', '.join(names)}" for key, names in told["filters"].items()]
     words = [" to ".join(ends) if ends != ["…", "…"] else "all time", told["timezone"], *filters]
-    return html.escape(render.safe(" · ".join(words)))
+    return html.escape(terminal.safe(" · ".join(words)))
 
 
 def _tiles(totals: Mapping[str, Any]) -> list[str]:
@@ -166,7 +166,7 @@ def _bars(found: Report, split: str, measure: str, title: str) -> dict[str, Any]
     traces = [
         {
             "type": "bar",
-            "name": charts.plain(render.safe(name)),
+            "name": charts.plain(terminal.safe(name)),
             "x": list(days),
             "y": [float(v) for v in days.values()],
         }
@@ -192,7 +192,7 @@ def _bars(found: Report, split: str, measure: str, title: str) -> dict[str, Any]
 
 def _table(jobs: Report) -> str:
     rows = "".join(
-        f'<tr><td>{html.escape(render.safe(group["job"] or "–"))}</td><td class="n">{int(group["tokens"]):,}</td>'
+        f'<tr><td>{html.escape(terminal.safe(group["job"] or "–"))}</td><td class="n">{int(group["tokens"]):,}</td>'
         f'<td class="n">{_usd(group["cost"], at_least=group["cost_is_lower_bound"])}</td>'
         f'<td class="n">{_usd(group["cost_at_risk"])}</td><td class="n">{group["errors"]:,}</td></tr>'
         for group in jobs.groups

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl import storage
-from embedctl.budgets import limits as allowances
+from embedctl.budgets import limits as spend_limits
 from embedctl.budgets import reservations
 from embedctl.embedding.call import CallPoint, Piece
 from embedctl.embedding.router import Lanes
@@ -29,7 +29,7 @@ from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.ledger import prices, spool
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.planning import packer as plan
+from embedctl.planning import packer as packers
 from embedctl.planning.slice import Refusal
 from embedctl.records import Answer, Limits, Purpose, Space, text_hash, utc_now, uuid7
 from embedctl.routing.chain import Chain
@@ -99,7 +99,7 @@ def embed(
     price = unit_price(settings)
     made = Single(uuid7(), Spending(price))
     with _registered(settings, chain, made.run_id, command) as journal:
-        till = allowances.till(
+        till = spend_limits.till(
             LedgerPaths(settings.paths.ledger, settings.paths.spool, settings.paths.price_file),
             settings,
             chain.offers,
@@ -164,9 +164,9 @@ async def _calls(
 
 def _requests(
     texts: Sequence[str], limits: Limits, purpose: Purpose, workspace: str, batch_size: int | None, offer: Offer
-) -> Iterator[plan.Packed]:
-    fitting = plan.packed_limits(limits, batch_size=batch_size, dimensions=offer.dimensions, concurrency=1)
-    packer = plan.Packer(fitting, purpose=purpose)
+) -> Iterator[packers.Packed]:
+    fitting = packers.packed_limits(limits, batch_size=batch_size, dimensions=offer.dimensions, concurrency=1)
+    packer = packers.Packer(fitting, purpose=purpose)
     for place, text in enumerate(texts):
         size = len(text.encode("utf-8", "surrogatepass"))
         full = packer.add(text, text_hash(text), place, content_bytes=size, workspace=workspace)

@@ -9,7 +9,7 @@ from typing import Any
 from embedctl import inputs
 from embedctl.errors import InputInvalid
 from embedctl.outputs import parquet
-from embedctl.planning import packer as plan
+from embedctl.planning import packer as packers
 from embedctl.planning.duplicate_ids import Ids
 from embedctl.planning.planner import Intake
 from embedctl.planning.slice import Refusal
@@ -71,16 +71,16 @@ def row_columns(source: inputs.Source, options: Options) -> Any:
     return parquet.row_columns(source.id_type, kept, text=keep != "none" and not source.is_tokens)
 
 
-def packer(source: inputs.Source, offer: Offer, options: Options) -> plan.Packer:
+def packer(source: inputs.Source, offer: Offer, options: Options) -> packers.Packer:
     """What collects texts into requests."""
     sends_tokens = source.is_tokens and offer.takes_tokens and not offer.prefix
-    return plan.Packer(Limits(), purpose=options.purpose, token_arrays=sends_tokens)
+    return packers.Packer(Limits(), purpose=options.purpose, token_arrays=sends_tokens)
 
 
 def packed_limits(known: Limits, offer: Offer, options: Options) -> Limits:
     """What one request of this run may hold."""
     concurrency = offer.ceiling.concurrency
-    return plan.packed_limits(
+    return packers.packed_limits(
         known, batch_size=options.batch_size, dimensions=offer.dimensions, concurrency=concurrency
     )
 
@@ -89,7 +89,7 @@ def intake(
     source: inputs.Source,
     offer: Offer,
     options: Options,
-    packing: plan.Packer,
+    packing: packers.Packer,
     known: Known,
     seen: Known,
     failed_before: Mapping[bytes, Refusal],

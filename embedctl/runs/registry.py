@@ -17,7 +17,7 @@ from embedctl.errors import InputMissing, InvariantBroken, Locked, OutputRefused
 from embedctl.journal.commands import Spool
 from embedctl.journal.recovery import recover
 from embedctl.journal.segments import ANSWERS, INTENTS
-from embedctl.ledger import segment_owners as payers
+from embedctl.ledger import segment_owners
 from embedctl.records import utc_now
 from embedctl.storage import DISK, Disk, check_own, publish, remove_tree, replace
 from embedctl.storage.locks import RECOVERY, hold, is_held
@@ -166,7 +166,7 @@ def recover_dead(runs_folder: Path, spool: Spool, *, ledger: Path, disk: Disk = 
             try:
                 check_own(folder)
                 with hold(folder / LOCK, command=RECOVERY):
-                    give = payers.routed(folder, spool, ledger=ledger, disk=disk)
+                    give = segment_owners.routed(folder, spool, ledger=ledger, disk=disk)
                     put += rescue(folder / JOURNAL, give, keeps_vectors=keeps_vectors, disk=disk)
             except (Locked, OutputRefused):  # it lives; or something else has taken its folder's place
                 continue

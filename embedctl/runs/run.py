@@ -22,7 +22,7 @@ from embedctl.outputs.file import FileOutput
 from embedctl.outputs.stream import StreamOutput
 from embedctl.records import utc_now, uuid7
 from embedctl.routing import allow, credentials
-from embedctl.routing import chain as serving
+from embedctl.routing import chain as chains
 from embedctl.routing.chain import Chain
 from embedctl.runs import estimate, preparation, resume, target
 from embedctl.runs.estimate import Forecast
@@ -138,7 +138,7 @@ class Run:
 
     def _chain(self) -> Chain:
         """Who may be asked; a warning for each key that others could read."""
-        chain = serving.chain(self.order.settings, warned=self.watch.warned)
+        chain = chains.chain(self.order.settings, warned=self.watch.warned)
         for name in dict.fromkeys(offer.provider for offer in chain.offers):
             variables = credentials.key_variables(self.order.settings, name)
             if note := credentials.exposed_key_file(self.order.settings.environment, variables):

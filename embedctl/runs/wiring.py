@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from embedctl import inputs, storage
-from embedctl.budgets import limits as allowances
+from embedctl.budgets import limits as spend_limits
 from embedctl.budgets.reservations import Till
 from embedctl.embedding.cached import Recall
 from embedctl.embedding.call import CallPoint
@@ -24,7 +24,7 @@ from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.prices.run_prices import Tariff
 from embedctl.outputs import Finished, FolderOutput, Output, parquet
 from embedctl.outputs.assemble import Purchases
-from embedctl.planning import packer as plan
+from embedctl.planning import packer as packers
 from embedctl.planning.duplicate_ids import Ids
 from embedctl.records import Limits, Space
 from embedctl.routing.chain import Chain
@@ -127,7 +127,7 @@ class Flow:
             self.watch.warned(f"what an interrupted run spent here is counted in the ledger it ran under: {other}")
         self.entry.running()
 
-    def _opened(self, stack: AsyncExitStack, lanes: Lanes, till: Till, offer: Offer, packer: plan.Packer) -> _Opened:
+    def _opened(self, stack: AsyncExitStack, lanes: Lanes, till: Till, offer: Offer, packer: packers.Packer) -> _Opened:
         """Everything that is open while the pipeline runs; indexes are closed with the stack."""
         options, state = self._options, self.output.state
         known, seen = (stack.enter_context(Known(state)) for _ in range(2))
@@ -229,7 +229,7 @@ class Flow:
         )
 
     def _till(self) -> Till:
-        return allowances.till(
+        return spend_limits.till(
             self.ledger,
             self.order.settings,
             self.chain.offers,
@@ -249,7 +249,7 @@ class Flow:
             return None
         return Cache(path, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=self.watch.warned)
 
-    def _lanes(self, packer: plan.Packer) -> Lanes:
+    def _lanes(self, packer: packers.Packer) -> Lanes:
         """The chain's lines; they tell the packer what fits into a request."""
         options, offer = self._options, self.chain.first
 
@@ -282,7 +282,7 @@ class _Opened:
     """
 
     offer: Offer
-    packer: plan.Packer
+    packer: packers.Packer
     journal: Journal
     call: CallPoint
     caller: Caller

@@ -8,7 +8,7 @@ from typing import Any
 
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.records import Space
-from embedctl.routing import chain as serving
+from embedctl.routing import chain as chains
 from embedctl.routing import names
 from embedctl.routing.chain import Chain
 from embedctl.routing.endpoint import Offer
@@ -55,7 +55,7 @@ def fitting(stored: Stored, load: Load, *, model: str | None, provider: str | No
             settings, flags = _documents(stored, load, *one, asked=bool(model or provider))
             if as_query and flags["input_type"] == "document":
                 settings = load({**flags, "input_type": "query"})
-            chain = serving.chain(settings)
+            chain = chains.chain(settings)
         except (WrongUsage, ConfigurationInvalid) as problem:
             problems.append(problem)
             continue
@@ -105,7 +105,7 @@ def _flags(stored: Stored, model: str | None, provider: str | None) -> dict[str,
 
 def _offer(settings: Settings, stored: Stored, *, asked: bool) -> Offer:
     try:
-        return serving.offer(settings, *names.asked_for(settings))
+        return chains.offer(settings, *names.asked_for(settings))
     except (WrongUsage, ConfigurationInvalid) as problem:
         space = stored.space
         raise type(problem)(

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperGroup
 
-from embedctl import streams
+from embedctl import terminal
 from embedctl.errors import WrongUsage
 
 
@@ -56,6 +56,16 @@ class SuggestingGroup(TyperGroup):
                 hint=f"did you mean `{path} {close}`?" if close else f"commands: {', '.join(known)}",
             )
         return super().resolve_command(ctx, args)
+
+
+class ListingGroup(SuggestingGroup):
+    """`embedctl models` is `embedctl models list`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `list` where no command is named."""
+        if not any(not word.startswith("-") for word in args) and not {"-h", "--help"} & set(args):
+            args = ["list", *args]
+        return list(super().parse_args(ctx, args))
 
 
 def command_of(app: typer.Typer) -> Any:
@@ -110,7 +120,7 @@ def quick(command: Any) -> Any:
 def _help(ctx: Any, param: Any, asked: bool) -> None:
     """`--help`, through the door that says when stdout takes no more."""
     if asked and not ctx.resilient_parsing:
-        streams.out(f"{ctx.get_help()}\n")
+        terminal.out(f"{ctx.get_help()}\n")
         ctx.exit()
 
 

@@ -126,11 +126,11 @@ def _settings(settings: Settings) -> Check:
 
 
 def _model(settings: Settings) -> Check:
-    from embedctl.routing import chain as serving
+    from embedctl.routing import chain as chains
     from embedctl.routing.endpoint import check_usable
 
     try:
-        chain = serving.chain(settings)
+        chain = chains.chain(settings)
         check_usable(chain.first)
     except EmbedctlError as error:
         return Check("model", "bad", f"the default model cannot be used: {error.message}", error.hint)

@@ -1,9 +1,14 @@
-"""Everything a person sees. The only door to rich. Results go to stdout, everything else to stderr."""
+"""Everything a person sees, and the standard streams. The only door to rich.
+
+Results go to stdout, everything else to stderr. What is said beside a result stops nothing; a result that cannot be
+written is an error.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import orjson
 
-from embedctl import streams
 from embedctl.errors import EmbedctlError, StorageFailed, WrongUsage
 
 if TYPE_CHECKING:
@@ -28,6 +32,53 @@ FORMATS: tuple[Format, ...] = ("table", "json", "csv", "md")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\0")  # OWASP ASVS 1.2.10: a spreadsheet would run these
 
 
+def aside(text: str) -> None:
+    """Text on stderr. One that takes no more (a log on a full disk) stops nothing that was going well."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        _silence(sys.stderr)
+
+
+def out(text: str) -> None:
+    """Text on stdout.
+
+    Raises:
+        StorageFailed: It takes no more.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        raise
+    except OSError as refusal:
+        raise StorageFailed(f"cannot write to stdout: {refusal.strerror}") from refusal
+
+
+def stand_in_for_closed() -> None:
+    """A stream that was closed (`2>&-`) leads nowhere, else the next file that is opened would get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
+def let_go() -> None:
+    """The end: what a stream does not take is dropped, else the interpreter would fail with it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _silence(stream)
+
+
+def _silence(stream: TextIO) -> None:
+    """What is left in its buffer goes nowhere, and so does all that comes."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 def safe(text: object) -> str:
     r"""Foreign text made harmless for a terminal: control, escape, bidi and surrogate characters shown as \x.."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
@@ -35,7 +86,7 @@ def safe(text: object) -> str:
 
 def notice(text: str) -> None:
     """One line on stderr."""
-    streams.aside(f"{safe(text)}\n")
+    aside(f"{safe(text)}\n")
 
 
 def warning(text: str) -> None:
@@ -74,7 +125,7 @@ def _plain(value: object) -> object:
 
 def result(value: object) -> None:
     """One JSON document on stdout."""
-    streams.out(document(value).decode())
+    out(document(value).decode())
 
 
 def document(value: object) -> bytes:
@@ -124,11 +175,11 @@ def table(content: Table, form: Format) -> None:
     if form == "json":
         result(content.envelope)
     elif form == "csv":
-        streams.out(_csv(content))
+        out(_csv(content))
     elif form == "md":
-        streams.out(_markdown(content))
+        out(_markdown(content))
     else:
-        streams.out(_text(content))
+        out(_text(content))
 
 
 def _cell(value: object, *, absent: str) -> str:
@@ -203,7 +254,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._drawn:
-            streams.aside("\r\x1b[K")
+            aside("\r\x1b[K")
 
     def show(self, headway: Headway, rows_total: int | None, spending: Spending) -> None:
         """Show where the run stands."""
@@ -221,9 +272,9 @@ class Progress:
         )
         if self._terminal:
             self._drawn = True
-            streams.aside(f"\r\x1b[K{text}")
+            aside(f"\r\x1b[K{text}")
         else:
-            streams.aside(f"{text}\n")
+            aside(f"{text}\n")
 
 
 def _duration(seconds: float) -> str:
@@ -267,7 +318,7 @@ def forecast(found: Forecast) -> None:
     ]
     if found.seconds is not None:
         lines.append(f"at least {_duration(found.seconds)} at the limits per minute")
-    streams.out("\n".join([*map(safe, lines), "nothing was sent"]) + "\n")
+    out("\n".join([*map(safe, lines), "nothing was sent"]) + "\n")
 
 
 def _forecast_cost(found: Forecast) -> str:

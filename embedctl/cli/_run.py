@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import typer
 
-from embedctl import render, settings
+from embedctl import settings, terminal
 from embedctl.errors import Interrupted, Terminated
 from embedctl.runs.job import Order, Watch
 from embedctl.runs.run import Run
@@ -64,29 +64,29 @@ def execute(
         stdin=sys.stdin.buffer if "-" in inputs and not sys.stdin.isatty() else None,
         **about,
     )
-    progress = render.Progress(shown=talk.progress and not talk.quiet)
+    progress = terminal.Progress(shown=talk.progress and not talk.quiet)
     silent = talk.quiet
     watch = Watch(
         headway=progress.show,
-        told=render.notice if talk.verbose else lambda line: None,
-        warned=(lambda line: None) if silent else render.warning,
+        told=terminal.notice if talk.verbose else lambda line: None,
+        warned=(lambda line: None) if silent else terminal.warning,
     )
     run = Run(order, watch)
     if dry_run:
         forecast = run.forecast()
         if talk.as_json:
-            render.result(forecast.as_dict())
+            terminal.result(forecast.as_dict())
         else:
-            render.forecast(forecast)
+            terminal.forecast(forecast)
         return
     with _signals(run), progress:
         receipt = run.execute()
     if talk.as_json:
-        render.result(receipt.as_dict())
+        terminal.result(receipt.as_dict())
     elif not talk.quiet:
-        render.receipt(receipt)
+        terminal.receipt(receipt)
     if receipt.error is not None:
-        render.error(receipt.error, as_json=False)
+        terminal.error(receipt.error, as_json=False)
     if receipt.exit_code:
         raise typer.Exit(receipt.exit_code)
 
@@ -106,7 +106,7 @@ def _signals(run: Run) -> Iterator[None]:
         asked = True
         reason = kinds[number]("stopped; answers in flight are kept", hint=f"continue with: {run.order.resume}")
         run.ask_to_stop(reason)
-        render.notice("stopping: waiting for requests in flight (once more to stop at once)")
+        terminal.notice("stopping: waiting for requests in flight (once more to stop at once)")
 
     before = {number: signal.signal(number, stop) for number in kinds}
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from embedctl import render, settings, storage
+from embedctl import settings, storage, terminal
 from embedctl.errors import EmbedctlError, Locked, WrongUsage
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import utc_now
@@ -50,9 +50,9 @@ def book(found: Settings) -> None:
     """What a call has just cost into the ledger; one that is busy or broken is a warning: the next command does it."""
     try:
         for note in take_in(of(found), wait_s=5):
-            render.warning(note)
+            terminal.warning(note)
     except EmbedctlError as error:
-        render.warning(f"usage is spooled, not in the ledger yet: {error.message}")
+        terminal.warning(f"usage is spooled, not in the ledger yet: {error.message}")
 
 
 def take_in(ledger: Opened, *, wait_s: float = 10) -> list[str]:
@@ -107,14 +107,14 @@ def refuse_unknown_provider(ledger: Opened, name: str) -> None:
     checked_provider(ledger.settings, name)
 
 
-def chosen_format(form: str, as_json: bool) -> render.Format:
+def chosen_format(form: str, as_json: bool) -> terminal.Format:
     """--json is short for --format json."""
     return "json" if as_json else form  # type: ignore[return-value]
 
 
 def after_result(problem: EmbedctlError) -> NoReturn:
     """End with the error's code when the result is out already: stdout has its one document, this goes to stderr."""
-    render.error(problem, as_json=False)
+    terminal.error(problem, as_json=False)
     raise typer.Exit(problem.exit_code)
 
 
@@ -142,29 +142,29 @@ def written_to(place: Path | None) -> Iterator[None]:
     with redirect_stdout(io.StringIO()) as printed:
         yield
     storage.replace(storage.DISK, place, printed.getvalue().encode(), mode=0o644)
-    render.notice(f"written to {place}")
+    terminal.notice(f"written to {place}")
 
 
-def print_report(found: Report, form: render.Format, notes: Sequence[str] = (), look: Look | None = None) -> None:
+def print_report(found: Report, form: terminal.Format, notes: Sequence[str] = (), look: Look | None = None) -> None:
     """Print a report; `notes` stand among its warnings."""
     look = look or Look()
     warnings = [*found.warnings, *notes]
     envelope = found.envelope() | {"warnings": warnings}
     if form in ("json", "csv"):
         for line in warnings:
-            render.warning(line)
-        columns = [render.Column(key, key) for key in (*found.question.by, *found.totals)]
+            terminal.warning(line)
+        columns = [terminal.Column(key, key) for key in (*found.question.by, *found.totals)]
         rows = found.groups if found.question.by else [found.totals]
-        render.table(render.Table(columns=columns, rows=rows, envelope=envelope), form)
+        terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), form)
         return
-    columns = [render.Column(key, key.capitalize() if ":" not in key else key) for key in found.question.by]
-    columns += [render.Column(key, heading, "right") for key, heading in _measures(look, found.question.currency)]
+    columns = [terminal.Column(key, key.capitalize() if ":" not in key else key) for key in found.question.by]
+    columns += [terminal.Column(key, heading, "right") for key, heading in _measures(look, found.question.currency)]
     totals: dict[str, Any] = _shown(found.totals, look)
     if found.question.by:
         totals[found.question.by[0]] = "Total"
     rows = [_shown(group, look) for group in found.groups] if found.question.by else [totals]
-    render.table(
-        render.Table(
+    terminal.table(
+        terminal.Table(
             columns=columns,
             rows=rows,
             envelope=envelope,
