@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
+from embedctl.errors import InvariantBroken
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -261,3 +263,100 @@ class UsageEvent:
     tags: dict[str, str] = field(default_factory=dict)
     reason: str | None = None
     tool_version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A row or chunk that has no vector, as the failures file lists it.
+
+    Attributes:
+        row: Ordinal of the row in the input; not listed.
+        skipped: Not wanted (a blank text), rather than failed.
+        reason: One of a fixed set: blank, null, too_long, too_large, invalid_utf8, invalid_unicode, invalid_tokens,
+            not_allowed, bad_workspace, text_refused, unusable_vector, provider_failed.
+    """
+
+    row: int
+    id: str | int
+    chunk_index: int
+    reason: str
+    message: str
+    skipped: bool = False
+    provider: str | None = None
+    attempts: int = 0
+    tokens: int | None = None
+    max_tokens: int | None = None
+    text_hash: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object of one line, without the fields that say nothing."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "row"}
+        return {name: value for name, value in fields.items() if value is not None and value is not False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a wanted vector will not come."""
+
+    reason: str
+    message: str
+    provider: str | None = None
+    attempts: int = 0
+    tokens: int | None = None
+    max_tokens: int | None = None
+
+    def of(self, row: int, row_id: str | int, chunk_index: int, digest: bytes) -> Failure:
+        """The failure of the row that wanted it."""
+        return Failure(
+            row=row,
+            id=row_id,
+            chunk_index=chunk_index,
+            reason=self.reason,
+            message=self.message,
+            provider=self.provider,
+            attempts=self.attempts,
+            tokens=self.tokens,
+            max_tokens=self.max_tokens,
+            text_hash=digest.hex(),
+        )
+
+
+@dataclass(slots=True)
+class RowCounts:
+    """Where every row of the input went.
+
+    Attributes:
+        read: Rows of the input.
+        embedded: Rows that have a vector for each of their chunks.
+        vectors: Vectors written: chunks, not rows.
+    """
+
+    read: int = 0
+    embedded: int = 0
+    failed: int = 0
+    skipped: int = 0
+    vectors: int = 0
+    reused: int = 0
+    duplicates: int = 0
+
+    def add(self, other: RowCounts) -> None:
+        """Count another slot's rows too."""
+        self.read += other.read
+        self.embedded += other.embedded
+        self.failed += other.failed
+        self.skipped += other.skipped
+        self.vectors += other.vectors
+
+    def check(self) -> None:
+        """Raise InvariantBroken unless rows in = embedded + failed + skipped."""
+        if self.read != self.embedded + self.failed + self.skipped:
+            raise InvariantBroken(
+                f"{self.read} rows read, but {self.embedded} embedded + {self.failed} failed + {self.skipped} skipped"
+            )
+
+
+def format_money(amount: Decimal) -> str:
+    """All digits of an amount, without exponent and without trailing zeros beyond cents."""
+    digits = format(amount.normalize(), "f")
+    whole, _, fraction = digits.partition(".")
+    return f"{whole}.{fraction.ljust(2, '0')}"

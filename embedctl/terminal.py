@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 import orjson
 
 from embedctl.errors import EmbedctlError, StorageFailed, WrongUsage
+from embedctl.records import format_money
 
 if TYPE_CHECKING:
     from embedctl.runs.estimate import Forecast
@@ -115,7 +116,7 @@ def error(problem: EmbedctlError, *, as_json: bool) -> None:
 def _plain(value: object) -> object:
     """Money as a string, times as ISO 8601 in UTC, bytes as hex."""
     if isinstance(value, Decimal):
-        return money(value)
+        return format_money(value)
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, bytes):
@@ -131,13 +132,6 @@ def result(value: object) -> None:
 def document(value: object) -> bytes:
     """One JSON document, as `--json` prints it."""
     return orjson.dumps(value, default=_plain, option=orjson.OPT_INDENT_2) + b"\n"
-
-
-def money(amount: Decimal) -> str:
-    """All digits of an amount, without exponent and without trailing zeros beyond cents."""
-    digits = format(amount.normalize(), "f")
-    whole, _, fraction = digits.partition(".")
-    return f"{whole}.{fraction.ljust(2, '0')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +184,7 @@ def _cell(value: object, *, absent: str) -> str:
     if isinstance(value, int):
         return f"{value:,}" if absent == "-" else str(value)
     if isinstance(value, Decimal):
-        return money(value)
+        return format_money(value)
     return safe(value)
 
 
@@ -263,7 +257,7 @@ class Progress:
             return
         self._last = now
         rate = headway.rows / max(now - self._started, 1e-6)
-        cost = "cost unknown" if spending.known_cost is None else f"{money(spending.known_cost)} USD"
+        cost = "cost unknown" if spending.known_cost is None else f"{format_money(spending.known_cost)} USD"
         of = f" of {rows_total:,}" if rows_total is not None else ""
         left = f", {_duration((rows_total - headway.rows) / rate)} left" if rows_total is not None and rate else ""
         text = (
@@ -325,9 +319,9 @@ def _forecast_cost(found: Forecast) -> str:
     if found.cost is None or found.cost_low is None or found.cost_high is None:
         return "cost unknown: no price"
     exact = found.cost_low == found.cost_high
-    spread = "" if exact else f" ({money(found.cost_low)} to {money(found.cost_high)})"
-    batch = f", {money(found.cost_batch)} USD through the provider's batch interface" if found.cost_batch else ""
-    return f"cost {money(found.cost)} USD{spread}{batch}"
+    spread = "" if exact else f" ({format_money(found.cost_low)} to {format_money(found.cost_high)})"
+    batch = f", {format_money(found.cost_batch)} USD through the provider's batch interface" if found.cost_batch else ""
+    return f"cost {format_money(found.cost)} USD{spread}{batch}"
 
 
 def several(count: int, noun: str) -> str:
@@ -354,9 +348,9 @@ def _receipt_usage(done: Receipt) -> str:
     share = f" ({done.tokens_estimated:,} of them estimated)" if done.tokens_estimated else ""
     why = "no price" if done.tokens or not done.vectors else "the provider gave no usage"
     cost = f"cost unknown: {why}" if done.cost is None else f"cost {'at least ' if done.cost_is_lower_bound else ''}"
-    cost += "" if done.cost is None else f"{money(done.cost)} USD"
-    risk = f", up to {money(done.cost_at_risk)} USD unconfirmed" if done.cost_at_risk else ""
-    saved = f", {money(done.cost_saved)} USD saved" if done.cost_saved else ""
+    cost += "" if done.cost is None else f"{format_money(done.cost)} USD"
+    risk = f", up to {format_money(done.cost_at_risk)} USD unconfirmed" if done.cost_at_risk else ""
+    saved = f", {format_money(done.cost_saved)} USD saved" if done.cost_saved else ""
     served = f" by {', '.join(done.providers)}" if done.providers else ""
     asked = f" instead of {done.fallback_from}" if done.fallback_from else ""
     return (

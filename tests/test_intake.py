@@ -18,8 +18,8 @@ from embedctl.outputs import assemble, parquet
 from embedctl.planning.chunks import REASON_WORDS, Wording
 from embedctl.planning.packer import Packed, Packer
 from embedctl.planning.planner import JOURNAL_FILES, Intake
-from embedctl.planning.slice import Arrival, History, Refusal, Slot, Where, resolve_twins
-from embedctl.records import Limits, text_hash, tokens_hash
+from embedctl.planning.slice import Arrival, History, Slot, Where, resolve_twins
+from embedctl.records import Limits, Refusal, text_hash, tokens_hash
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import PLACE, Known
 

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedctl import inputs
 from embedctl.errors import EmbedctlError, InputInvalid, InputMissing, WrongUsage
 from embedctl.inputs import ReadOptions, open_input
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from embedctl import terminal
 from embedctl.errors import InputMissing, WrongUsage
+from embedctl.records import format_money
 from embedctl.terminal import Column, Table
 
 HOSTILE = st.text(
@@ -174,13 +175,13 @@ def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
 )
 def test_money_has_all_its_digits(amount: str, text: str) -> None:
     """At least cents, never an exponent, nothing rounded."""
-    assert terminal.money(Decimal(amount)) == text
+    assert format_money(Decimal(amount)) == text
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**9), max_value=10**9, places=9))
 def test_money_can_be_read_back(amount: Decimal) -> None:
     """The printed amount is the amount."""
-    assert Decimal(terminal.money(amount)) == amount
+    assert Decimal(format_money(amount)) == amount
 
 
 def test_a_receipt_without_money_says_unknown_not_zero() -> None:

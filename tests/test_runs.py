@@ -13,8 +13,9 @@ from crashing import Crashed, CrashingDisk
 
 from embedctl.errors import InputMissing, InvariantBroken
 from embedctl.journal import Journal, recover
+from embedctl.journal.rescue import JOURNAL, LOCK
 from embedctl.records import UsageEvent, uuid7
-from embedctl.runs.registry import JOURNAL, LOCK, Run, Runs, recover_dead
+from embedctl.runs.registry import Run, Runs, recover_dead
 from embedctl.storage.locks import hold
 
 LEDGER = Path("usage.duckdb")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from embedctl.budgets.reservations import Allowance, Till, UnitPrice, reached, usd
 from embedctl.budgets.shared import SharedPurse, Sums
 from embedctl.errors import Locked, OutputRefused, WrongUsage
+from embedctl.journal.rescue import JOURNAL, LOCK, rescue
 from embedctl.ledger import budget_copy, segment_owners, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import utc_now
 from embedctl.routing.chain import Offer
-from embedctl.runs import registry
 from embedctl.settings import Settings
 from embedctl.settings.options import Options
 from embedctl.storage import locks
@@ -106,9 +106,9 @@ def _is_settled(paths: LedgerPaths, state: Path) -> bool:
     if not state.is_dir():
         return True
     try:
-        with locks.hold(state / registry.LOCK, command=locks.RECOVERY):
+        with locks.hold(state / LOCK, command=locks.RECOVERY):
             give = segment_owners.routed(state, partial(spool.publish, paths.spool), ledger=paths.database)
-            registry.rescue(state / registry.JOURNAL, give, keeps_vectors=True)
+            rescue(state / JOURNAL, give, keeps_vectors=True)
     except (Locked, OutputRefused):
         return not state.is_dir()
     return True

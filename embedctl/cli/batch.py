@@ -14,6 +14,7 @@ from embedctl import terminal
 from embedctl.cli import SuggestingGroup, _allocator
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, one_of, with_options
 from embedctl.errors import WrongUsage
+from embedctl.records import format_money
 
 if TYPE_CHECKING:
     from embedctl.runs.registry import Runs
@@ -173,7 +174,7 @@ def status(
     flat = {key: value for key, value in found.items() if not isinstance(value, Mapping | list)}
     flat |= {f"{key}.{name}": part for key in ("counts", "failure") for name, part in found.get(key, {}).items()}
     flat |= {f"chunk {chunk['chunk_index']}": chunk["embedding_operation_id"] for chunk in found.get("chunks", ())}
-    said = {key: terminal.money(value) if isinstance(value, Decimal) else value for key, value in flat.items()}
+    said = {key: format_money(value) if isinstance(value, Decimal) else value for key, value in flat.items()}
     rows = [{"key": key, "value": None if value is None else str(value)} for key, value in said.items()]
     columns = [terminal.Column("key", "Key"), terminal.Column("value", "Value")]
     terminal.table(terminal.Table(columns=columns, rows=rows, envelope=found), "json" if as_json else form)

@@ -14,7 +14,7 @@ from embedctl.errors import WrongUsage
 from embedctl.ledger import prices
 from embedctl.providers import catalog
 from embedctl.providers.catalog import Model
-from embedctl.records import utc_now
+from embedctl.records import format_money, utc_now
 from embedctl.routing import allow, chain
 from embedctl.routing.fallback import Entry, allowed
 from embedctl.settings import Settings
@@ -116,7 +116,7 @@ def _row(model: Model, found: Settings, book: prices.PriceBook) -> dict[str, Any
         price = "free"
     elif place and place.price_as:
         held = book.price_at(place.price_as, model.name, at=utc_now())
-        price = terminal.money(held.usd_per_million) if held else None
+        price = format_money(held.usd_per_million) if held else None
     default = catalog.default_model(model.provider)
     return {
         "provider": model.provider,

@@ -10,6 +10,7 @@ import typer
 from embedctl import settings, terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
 from embedctl.errors import NotAllowed
+from embedctl.records import format_money
 
 if TYPE_CHECKING:
     from embedctl.providers.catalog import Model
@@ -108,7 +109,7 @@ def _rows(found: Settings, offers: Sequence[Model], size: tuple[list[str], int] 
             "quality": one.quality,
             "speed": one.speed,
             "multilingual": one.multilingual,
-            "usd_per_million": "0.00" if free else terminal.money(held.usd_per_million) if held else None,
+            "usd_per_million": "0.00" if free else format_money(held.usd_per_million) if held else None,
             "key": known.key if known else None,
             "key_variable": " or ".join(known.key_variables) if known else None,
         }
@@ -118,7 +119,7 @@ def _rows(found: Settings, offers: Sequence[Model], size: tuple[list[str], int] 
             counted = sum(tokens.counter(one.tokenizer).count(sample))
             row["tokens"] = counted * content_bytes // sampled if sampled else 0
             unit = None if free or held is None else held.usd_per_million
-            row["cost"] = "0.00" if free else None if unit is None else terminal.money(cost(row["tokens"], unit))
+            row["cost"] = "0.00" if free else None if unit is None else format_money(cost(row["tokens"], unit))
         rows.append(row)
     return rows
 

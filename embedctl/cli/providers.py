@@ -11,6 +11,7 @@ from embedctl import settings, terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, tags
 from embedctl.cli._groups import ListingGroup
 from embedctl.errors import StorageFailed, TextRefused
+from embedctl.records import format_money
 from embedctl.settings import Settings
 
 app = typer.Typer(cls=ListingGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -137,7 +138,7 @@ def try_out(
     if as_json:
         terminal.result(result)
         return
-    price = "an unknown amount: no price" if cost is None else f"{terminal.money(cost)} USD"
+    price = "an unknown amount: no price" if cost is None else f"{format_money(cost)} USD"
     terminal.notice(
         f"{chain.first.id} answered in {seconds:.2f} s: {result['dimensions']} dimensions, {spent.tokens:,} tokens, "
         f"{price}, paid by {found.options.workspace}"

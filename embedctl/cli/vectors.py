@@ -15,6 +15,7 @@ from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli._groups import SuggestingGroup
 from embedctl.cli.vectors_asking import Where, Words
 from embedctl.errors import EmbedctlError, OutputRefused, WrongUsage
+from embedctl.records import format_money
 from embedctl.reports import charts
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _cost(found: About, config: Path | None, ledger: Path | None) -> dict[str, A
 def _said(money: Mapping[str, Any]) -> dict[str, Any]:
     if money["cost"] is None:
         return {"cost": "unknown: not in this ledger, or without a price"}
-    return {"cost": f"{'at least ' if money['cost_is_lower_bound'] else ''}{terminal.money(money['cost'])} USD"}
+    return {"cost": f"{'at least ' if money['cost_is_lower_bound'] else ''}{format_money(money['cost'])} USD"}
 
 
 def _facts(found: About) -> dict[str, Any]:

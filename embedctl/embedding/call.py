@@ -30,8 +30,7 @@ from embedctl.errors import (
     TextRefused,
 )
 from embedctl.planning.packer import part_of
-from embedctl.planning.slice import Refusal
-from embedctl.records import Answer, Request, Space, UsageEvent, new_operation_id, text_hash, uuid7
+from embedctl.records import Answer, Refusal, Request, Space, UsageEvent, new_operation_id, text_hash, uuid7
 from embedctl.routing.endpoint import Offer
 from embedctl.routing.retry import Attempts, Policy, Step, may_be_the_texts_fault
 

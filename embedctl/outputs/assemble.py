@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from embedctl.errors import InvariantBroken
 from embedctl.outputs import parquet
 from embedctl.outputs.parquet import Embeddings, Layout, Part
-from embedctl.planning.slice import Failure, Slot, Where
-from embedctl.runs.receipt import Rows
+from embedctl.planning.slice import Slot, Where
+from embedctl.records import Failure, RowCounts
 
 ReadJournal = Callable[[int, int, int, int], NDArray[np.float32]]
 """(file number, offset in bytes, count, D) → float32 (count, D)."""
@@ -117,12 +117,12 @@ def _gone(slot: Slot, row: int) -> int | None:
     return next((place for place in places if slot.where[place] == Where.GONE), None)
 
 
-def counts(slot: Slot, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> Rows:
+def counts(slot: Slot, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> RowCounts:
     """Where the slot's rows went; a row one of whose chunks failed has failed."""
     lost = {failure.row for failure in failed if not failure.skipped}
     skipped = {failure.row for failure in failed if failure.skipped} - lost
     embedded = {row for row, has in zip(slot.row_of, kept, strict=True) if has} - lost - skipped
-    found = Rows(
+    found = RowCounts(
         read=slot.rows_read,
         embedded=len(embedded),
         failed=len(lost),
@@ -134,7 +134,7 @@ def counts(slot: Slot, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> Ro
 
 
 def same_part(
-    slot: Slot, rows: Any, kept: NDArray[np.bool_], counted: Rows, layout: Layout, parts: Sequence[Part]
+    slot: Slot, rows: Any, kept: NDArray[np.bool_], counted: RowCounts, layout: Layout, parts: Sequence[Part]
 ) -> Part | None:
     """The older part that holds exactly these rows, where there is one: it need not be written again."""
     wanted = np.asarray(slot.rows, np.int64)

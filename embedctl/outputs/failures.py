@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from embedctl.planning.slice import Refusal
+from embedctl.records import Refusal
 
 LASTING = ("text_refused", "unusable_vector", "provider_failed", "too_long")
 """Reasons found by a provider: such a row stays failed until its text changes, or --retry-failed."""

@@ -17,8 +17,7 @@ from embedctl.errors import OutputRefused
 from embedctl.inputs.files import STDIN
 from embedctl.outputs import parquet
 from embedctl.outputs.parquet import Layout, Part
-from embedctl.planning.slice import Failure
-from embedctl.records import Space, uuid7
+from embedctl.records import Failure, Space, uuid7
 from embedctl.storage import Disk
 
 STATE_FOLDER = "_embedctl"

@@ -11,8 +11,8 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from embedctl.errors import WrongUsage
-from embedctl.planning.slice import Failure, Slot
-from embedctl.records import bytes_hash, tokens_hash
+from embedctl.planning.slice import Slot
+from embedctl.records import Failure, bytes_hash, tokens_hash
 from embedctl.settings.options import Options, checked_name
 from embedctl.tokens import Counter
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from embedctl.planning.chunks import Candidate, Candidates, Rows, Wording
 from embedctl.planning.packer import Packed, Packer
-from embedctl.planning.slice import Mean, Refusal, Slot, Where
-from embedctl.records import TEXT_HASH_BYTES
+from embedctl.planning.slice import Mean, Slot, Where
+from embedctl.records import TEXT_HASH_BYTES, Refusal
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import PLACE, Known
 

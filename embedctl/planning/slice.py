@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl.records import Failure, Refusal
+
 SLOT_ROWS = 1 << 17
 """Rows, or failures, close it too, however narrow the vectors."""
 
@@ -29,62 +31,6 @@ class Where(IntEnum):
     PART = 2  # file = number of an older part, offset = row in it
     TWIN = 3  # offset = ordinal of the wanted vector with the same text
     GONE = 4  # failed or skipped: there will be none
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A row or chunk that has no vector, as the failures file lists it.
-
-    Attributes:
-        row: Ordinal of the row in the input; not listed.
-        skipped: Not wanted (a blank text), rather than failed.
-        reason: One of a fixed set: blank, null, too_long, too_large, invalid_utf8, invalid_unicode, invalid_tokens,
-            not_allowed, bad_workspace, text_refused, unusable_vector, provider_failed.
-    """
-
-    row: int
-    id: str | int
-    chunk_index: int
-    reason: str
-    message: str
-    skipped: bool = False
-    provider: str | None = None
-    attempts: int = 0
-    tokens: int | None = None
-    max_tokens: int | None = None
-    text_hash: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The object of one line, without the fields that say nothing."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "row"}
-        return {name: value for name, value in fields.items() if value is not None and value is not False}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why a wanted vector will not come."""
-
-    reason: str
-    message: str
-    provider: str | None = None
-    attempts: int = 0
-    tokens: int | None = None
-    max_tokens: int | None = None
-
-    def of(self, row: int, row_id: str | int, chunk_index: int, digest: bytes) -> Failure:
-        """The failure of the row that wanted it."""
-        return Failure(
-            row=row,
-            id=row_id,
-            chunk_index=chunk_index,
-            reason=self.reason,
-            message=self.message,
-            provider=self.provider,
-            attempts=self.attempts,
-            tokens=self.tokens,
-            max_tokens=self.max_tokens,
-            text_hash=digest.hex(),
-        )
 
 
 @dataclass(frozen=True, slots=True)

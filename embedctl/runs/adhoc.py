@@ -27,16 +27,16 @@ from embedctl.embedding.call import CallPoint, Piece
 from embedctl.embedding.router import Lanes
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
+from embedctl.journal.rescue import JOURNAL, LOCK
 from embedctl.ledger import prices, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.planning import packer as packers
-from embedctl.planning.slice import Refusal
-from embedctl.records import Answer, Limits, Purpose, Space, text_hash, utc_now, uuid7
+from embedctl.records import Answer, Limits, Purpose, Refusal, Space, text_hash, utc_now, uuid7
 from embedctl.routing.chain import Chain
 from embedctl.routing.endpoint import Offer, check_usable
 from embedctl.routing.retry import Policy
 from embedctl.runs.receipt import Spending
-from embedctl.runs.registry import JOURNAL, LOCK, Run, Runs
+from embedctl.runs.registry import Run, Runs
 from embedctl.settings import Settings
 from embedctl.storage import locks
 

@@ -26,7 +26,8 @@ from embedctl.outputs.parquet import Layout, Part
 from embedctl.planning.packer import Packed
 from embedctl.planning.planner import Intake
 from embedctl.planning.slice import Arrival, History, Slot, resolve_twins
-from embedctl.runs.receipt import Headway, Rows
+from embedctl.records import RowCounts
+from embedctl.runs.receipt import Headway
 from embedctl.runs.stop import Stop
 
 OPEN_SLOTS = 2
@@ -67,9 +68,9 @@ class Steps:
     purchases: Purchases
     parts: list[Part]
     segments: Segments
-    done: Callable[[int], Rows | None]
+    done: Callable[[int], RowCounts | None]
     layout: Callable[[int], Layout]
-    facts: Callable[[int, Rows], bytes]
+    facts: Callable[[int, RowCounts], bytes]
     dimensions: int | None
     concurrency: int
     see: Callable[[Any], None] = lambda block: None
@@ -108,9 +109,9 @@ class Pipeline:
         self._history = History()
         self._rows_planned = 0
         self._texts_open = 0
-        self.rows = Rows()
+        self.rows = RowCounts()
 
-    async def run(self) -> Rows:
+    async def run(self) -> RowCounts:
         """Everything, until the input is done or the run is told to stop.
 
         Raises:
@@ -279,7 +280,7 @@ class Pipeline:
             self._release(slot)
         self._is.watch(self.headway)
 
-    def _assemble(self, slot: Slot, width: int | None) -> Rows:
+    def _assemble(self, slot: Slot, width: int | None) -> RowCounts:
         """A complete slot → the output; what became of its rows."""
         slot.settle()
         resolve_twins(slot, self._history)

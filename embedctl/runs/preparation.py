@@ -12,9 +12,8 @@ from embedctl.outputs import parquet
 from embedctl.planning import packer as packers
 from embedctl.planning.duplicate_ids import Ids
 from embedctl.planning.planner import Intake
-from embedctl.planning.slice import Refusal
 from embedctl.planning.text_rules import wording
-from embedctl.records import Limits
+from embedctl.records import Limits, Refusal
 from embedctl.routing.endpoint import Offer
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import Known

@@ -7,46 +7,12 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from embedctl.errors import EmbedctlError, InvariantBroken, worst
+from embedctl.errors import EmbedctlError, worst
 from embedctl.ledger.prices.price import cost
-from embedctl.records import Space, UsageEvent
+from embedctl.records import RowCounts, Space, UsageEvent
 
 RESUMABLE = (4, 75, 130, 143)
 """Exit codes of a run that stopped in the middle, and goes on when the same command is run again."""
-
-
-@dataclass(slots=True)
-class Rows:
-    """Where every row of the input went.
-
-    Attributes:
-        read: Rows of the input.
-        embedded: Rows that have a vector for each of their chunks.
-        vectors: Vectors written: chunks, not rows.
-    """
-
-    read: int = 0
-    embedded: int = 0
-    failed: int = 0
-    skipped: int = 0
-    vectors: int = 0
-    reused: int = 0
-    duplicates: int = 0
-
-    def add(self, other: Rows) -> None:
-        """Count another slot's rows too."""
-        self.read += other.read
-        self.embedded += other.embedded
-        self.failed += other.failed
-        self.skipped += other.skipped
-        self.vectors += other.vectors
-
-    def check(self) -> None:
-        """Raise InvariantBroken unless rows in = embedded + failed + skipped."""
-        if self.read != self.embedded + self.failed + self.skipped:
-            raise InvariantBroken(
-                f"{self.read} rows read, but {self.embedded} embedded + {self.failed} failed + {self.skipped} skipped"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +157,7 @@ def made(
     model: str,
     dimension_policy: str,
     space: Space | None,
-    rows: Rows,
+    rows: RowCounts,
     spending: Spending,
     unit_price: Decimal | None,
     seconds: float,

@@ -10,11 +10,10 @@ from uuid import UUID
 from embedctl import inputs
 from embedctl.errors import InputChanged, OutputRefused
 from embedctl.outputs import FolderOutput, Output, parquet
-from embedctl.records import Space, utc_now
+from embedctl.records import RowCounts, Space, utc_now
 from embedctl.routing.endpoint import Offer
 from embedctl.runs import resume
 from embedctl.runs.job import Order
-from embedctl.runs.receipt import Rows
 from embedctl.runs.resume import Asked
 from embedctl.settings.options import Options
 
@@ -37,7 +36,7 @@ class RunRecord:
     order: Order
     run_id: UUID
     space: Space | None = None
-    rows: Rows = field(default_factory=Rows)
+    rows: RowCounts = field(default_factory=RowCounts)
     _bound: str = ""
     _seen_at_start: dict[str, Any] = field(default_factory=dict)
 
@@ -67,7 +66,7 @@ class RunRecord:
         if source.fingerprint() != self._seen_at_start:
             raise InputChanged("the input changed while it was read", hint="run the same command again")
 
-    def facts(self, space: Space | None, written: int, counts: Rows) -> bytes:
+    def facts(self, space: Space | None, written: int, counts: RowCounts) -> bytes:
         """The metadata of a part or file.
 
         Args:

@@ -7,10 +7,12 @@ from dataclasses import asdict
 from uuid import UUID
 
 from embedctl.errors import EmbedctlError
+from embedctl.journal.rescue import JOURNAL
 from embedctl.outputs import Output
+from embedctl.records import RowCounts
 from embedctl.runs import registry
 from embedctl.runs.job import Order
-from embedctl.runs.receipt import RESUMABLE, Headway, Rows, Spending
+from embedctl.runs.receipt import RESUMABLE, Headway, Spending
 from embedctl.runs.registry import Runs, State
 from embedctl.storage import Disk
 
@@ -50,7 +52,7 @@ class Registration:
             if run.state in registry.OPEN and run.folder == self._entry.folder:
                 self._registry.update(run, state="interrupted")
         for run in entries[KEPT_RUNS:]:
-            if run.finished_at is not None and not any((run.folder / registry.JOURNAL).glob("*")):
+            if run.finished_at is not None and not any((run.folder / JOURNAL).glob("*")):
                 self._disk.unlink(self._registry.folder / f"{run.run_id}.json")
         self._registry.register(self._entry)
 
@@ -70,7 +72,7 @@ class Registration:
             self._entry, counts=counts, cost_usd=_cost(spending), last_error=spending.last_error
         )
 
-    def end(self, rows: Rows, spending: Spending, failure: EmbedctlError | None, exit_code: int) -> None:
+    def end(self, rows: RowCounts, spending: Spending, failure: EmbedctlError | None, exit_code: int) -> None:
         """It has ended, one way or the other."""
         state: State = "completed" if failure is None else "failed"
         if failure is not None and exit_code in RESUMABLE:

@@ -15,8 +15,7 @@ import orjson
 
 from embedctl.errors import InputMissing, InvariantBroken, Locked, OutputRefused
 from embedctl.journal.commands import Spool
-from embedctl.journal.recovery import recover
-from embedctl.journal.segments import ANSWERS, INTENTS
+from embedctl.journal.rescue import JOURNAL, LOCK, rescue
 from embedctl.ledger import segment_owners
 from embedctl.records import utc_now
 from embedctl.storage import DISK, Disk, check_own, publish, remove_tree, replace
@@ -26,9 +25,6 @@ State = Literal["accepted", "running", "completed", "partial", "failed", "interr
 
 OPEN: tuple[State, ...] = ("accepted", "running")
 """States of a run that has not ended, unless its process is dead."""
-
-LOCK = "lock"
-JOURNAL = "journal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,25 +187,6 @@ def sweep(journals: Path, *, disk: Disk = DISK) -> int:
         except (Locked, OutputRefused):  # it lives after all, or another one was faster
             continue
     return gone
-
-
-def rescue(journal: Path, spool: Spool, *, keeps_vectors: bool, disk: Disk = DISK) -> int:
-    """Spool the events of a journal whose lock the caller holds; how many were put.
-
-    Idempotent: a segment's events and its spool id are the same at every recovery.
-    """
-    recovered = recover(journal)
-    put = 0
-    for segment in recovered.segments:
-        if segment.events and spool(segment.segment_id, segment.events):
-            put += len(segment.events)
-        if not segment.vectors or not keeps_vectors:
-            disk.unlink(journal / f"{segment.segment_id}{INTENTS}")
-            disk.sync_folder(journal)
-            disk.unlink(journal / f"{segment.segment_id}{ANSWERS}")
-    for path in recovered.remains:
-        disk.unlink(path)
-    return put
 
 
 def _folders(runs: Sequence[Run], ledger: str) -> dict[Path, bool]:

@@ -19,10 +19,8 @@ from embedctl.outputs.assemble import Purchase, Purchases, tokens_array
 from embedctl.outputs.file import FileOutput
 from embedctl.outputs.parquet import Part
 from embedctl.planning.planner import JOURNAL_FILES
-from embedctl.planning.slice import Refusal
-from embedctl.records import Space
+from embedctl.records import Refusal, RowCounts, Space
 from embedctl.runs.pipeline import Segments
-from embedctl.runs.receipt import Rows
 from embedctl.storage.hash_index import PLACE, Known
 
 
@@ -46,9 +44,9 @@ class Before:
     """
 
     space: Space | None = None
-    finished: Rows | None = None
+    finished: RowCounts | None = None
     parts: list[Part] = field(default_factory=list)
-    done: dict[int, Rows] = field(default_factory=dict)
+    done: dict[int, RowCounts] = field(default_factory=dict)
     recovered: Recovered | None = None
     failed: dict[bytes, Refusal] = field(default_factory=dict)
     damaged: list[Path] = field(default_factory=list)
@@ -101,14 +99,14 @@ def of_file(output: FileOutput, asked: Asked) -> Before:
     assert found is not None  # noqa: S101 - check_space refuses it
     before.space = Space(**found["space"])
     if found.get("binding") == asked.binding and not _begun(before.recovered):
-        before.finished = _nothing_left(Rows(**found["counts"]), asked)
+        before.finished = _nothing_left(RowCounts(**found["counts"]), asked)
     if asked.reuse and parquet.is_precise(output.path, asked.dtype):
         before.parts.append(Part(output.path, before.space.dimensions))
     before.failed = {} if asked.retry_failed else failures.of([output.failures_path])
     return before
 
 
-def _nothing_left(counts: Rows, asked: Asked) -> Rows | None:
+def _nothing_left(counts: RowCounts, asked: Asked) -> RowCounts | None:
     """The counts of a finished run, unless its failed rows are to be tried again."""
     return None if asked.retry_failed and counts.failed else counts
 
@@ -143,7 +141,7 @@ def of_folder(output: FolderOutput, asked: Asked) -> Before:
         before.failed = failures.of([output.failures_path, *sorted(output.failed.glob("*.jsonl"))])
     complete = same and record.get("state") == "complete" and len(parts) == record.get("parts")
     if complete and not before.damaged and (not asked.overwrite or _begun(before.recovered)):
-        before.finished = _nothing_left(Rows(**record["counts"]), asked)
+        before.finished = _nothing_left(RowCounts(**record["counts"]), asked)
     if before.finished is not None:
         return before
     output.replacing = bool(record["replacing"]) if continued else bool(parts)
@@ -206,12 +204,12 @@ def _record(output: FolderOutput) -> dict[str, Any]:
     """The last run's record. One that somebody broke is as good as none: parts and journal speak for themselves."""
     try:
         found = orjson.loads((output.state / RECORD).read_bytes())
-        return {"replacing": False, **found, "counts": asdict(Rows(**found["counts"]))}
+        return {"replacing": False, **found, "counts": asdict(RowCounts(**found["counts"]))}
     except (OSError, orjson.JSONDecodeError, TypeError, KeyError):
         return {"replacing": False}
 
 
-def _done(output: FolderOutput) -> Iterator[tuple[int, Rows]]:
+def _done(output: FolderOutput) -> Iterator[tuple[int, RowCounts]]:
     """Slots that are published, from 0 to the first that is not."""
     for number in range(len(output.parts(output.into))):
         found = parquet.read_metadata(output.into / part_name(number))
@@ -219,7 +217,7 @@ def _done(output: FolderOutput) -> Iterator[tuple[int, Rows]]:
             raise OutputRefused(
                 f"{output.into / part_name(number)} is damaged", hint="remove it, then run the same command again"
             )
-        yield number, Rows(**found["counts"])
+        yield number, RowCounts(**found["counts"])
 
 
 def space_of_journal(

@@ -14,6 +14,7 @@ from embedctl.budgets import limits
 from embedctl.embedding.router import check_usable
 from embedctl.errors import EmbedctlError, OutputRefused
 from embedctl.journal.commands import Spool
+from embedctl.journal.rescue import JOURNAL, rescue
 from embedctl.ledger import segment_owners, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.prices.run_prices import Tariff
@@ -31,7 +32,7 @@ from embedctl.runs.receipt import Receipt, Spending
 from embedctl.runs.receipt import made as receipt_made
 from embedctl.runs.record import RunRecord
 from embedctl.runs.registration import Registration
-from embedctl.runs.registry import JOURNAL, recover_dead, rescue, sweep
+from embedctl.runs.registry import recover_dead, sweep
 from embedctl.runs.resume import Before
 from embedctl.runs.stop import Stop
 from embedctl.runs.wiring import Flow

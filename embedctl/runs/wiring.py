@@ -26,14 +26,14 @@ from embedctl.outputs import Finished, FolderOutput, Output, parquet
 from embedctl.outputs.assemble import Purchases
 from embedctl.planning import packer as packers
 from embedctl.planning.duplicate_ids import Ids
-from embedctl.records import Limits, Space
+from embedctl.records import Limits, RowCounts, Space
 from embedctl.routing.chain import Chain
 from embedctl.routing.endpoint import Offer
 from embedctl.routing.retry import Policy
 from embedctl.runs import preparation, resume
 from embedctl.runs.job import Order, Watch
 from embedctl.runs.pipeline import Pipeline, Segments, Steps
-from embedctl.runs.receipt import Headway, Rows, Spending
+from embedctl.runs.receipt import Headway, Spending
 from embedctl.runs.record import RunRecord
 from embedctl.runs.registration import Registration
 from embedctl.runs.resume import Before
@@ -204,7 +204,7 @@ class Flow:
             self.watch.headway(headway, source.rows_hint, self.spending)
             self.entry.headway(headway, source.rows_hint, self.spending)
 
-        def facts(written: int, counts: Rows) -> bytes:
+        def facts(written: int, counts: RowCounts) -> bytes:
             return self.record.facts(opened.space, written, counts)
 
         return Steps(

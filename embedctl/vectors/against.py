@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from embedctl import inputs
 from embedctl.planning import packer
 from embedctl.planning.planner import Intake
-from embedctl.planning.slice import Failure
 from embedctl.planning.text_rules import wording
-from embedctl.records import Limits
+from embedctl.records import Failure, Limits
 from embedctl.routing.endpoint import Offer
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import Known
