@@ -1,7 +1,7 @@
 """Everything a person sees, and the standard streams. The only door to rich.
 
 Results go to stdout, everything else to stderr. What is said beside a result stops nothing; a result that cannot be
-written is an error.
+written is an error. What it needs beside the standard library is imported late: `--help` says things too.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-import orjson
-
 from embedctl.errors import EmbedctlError, StorageFailed, WrongUsage
-from embedctl.records import format_money
 
 if TYPE_CHECKING:
     from embedctl.runs.estimate import Forecast
@@ -115,6 +112,8 @@ def error(problem: EmbedctlError, *, as_json: bool) -> None:
 
 def _plain(value: object) -> object:
     """Money as a string, times as ISO 8601 in UTC, bytes as hex."""
+    from embedctl.records import format_money
+
     if isinstance(value, Decimal):
         return format_money(value)
     if isinstance(value, datetime):
@@ -131,6 +130,8 @@ def result(value: object) -> None:
 
 def document(value: object) -> bytes:
     """One JSON document, as `--json` prints it."""
+    import orjson
+
     return orjson.dumps(value, default=_plain, option=orjson.OPT_INDENT_2) + b"\n"
 
 
@@ -177,6 +178,8 @@ def table(content: Table, form: Format) -> None:
 
 
 def _cell(value: object, *, absent: str) -> str:
+    from embedctl.records import format_money
+
     if value is None:
         return absent
     if isinstance(value, bool):
@@ -252,6 +255,8 @@ class Progress:
 
     def show(self, headway: Headway, rows_total: int | None, spending: Spending) -> None:
         """Show where the run stands."""
+        from embedctl.records import format_money
+
         now = self._clock()
         if not self._shown or now - self._last < (0.2 if self._terminal else 60):
             return
@@ -316,6 +321,8 @@ def forecast(found: Forecast) -> None:
 
 
 def _forecast_cost(found: Forecast) -> str:
+    from embedctl.records import format_money
+
     if found.cost is None or found.cost_low is None or found.cost_high is None:
         return "cost unknown: no price"
     exact = found.cost_low == found.cost_high
@@ -345,6 +352,8 @@ def _receipt_rows(done: Receipt) -> str:
 
 
 def _receipt_usage(done: Receipt) -> str:
+    from embedctl.records import format_money
+
     share = f" ({done.tokens_estimated:,} of them estimated)" if done.tokens_estimated else ""
     why = "no price" if done.tokens or not done.vectors else "the provider gave no usage"
     cost = f"cost unknown: {why}" if done.cost is None else f"cost {'at least ' if done.cost_is_lower_bound else ''}"

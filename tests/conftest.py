@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Zygote, zygote
 
-from tests.wire.client import Wire, started
+from tests.support.processes import Zygote, zygote
+from tests.support.wire.client import Wire, started
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "VIRTUAL_ENV", "COVERAGE_PROCESS_START")
 

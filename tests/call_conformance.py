@@ -1,8 +1,0 @@
-"""The table protocol × promise of the call point: `python -m tests.call_conformance` runs its suite and prints it."""
-
-from pathlib import Path
-
-from tests.providers import conformance
-
-if __name__ == "__main__":
-    raise SystemExit(conformance.main(str(Path(__file__).with_name("test_call_conformance.py"))))

@@ -1,0 +1,178 @@
+"""`embedctl config`, --help and --version: what is set, where it comes from, and what can be asked."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from embedctl import __version__, settings
+from embedctl.cli import COMMANDS, app
+from embedctl.cli.config import TEMPLATE
+from embedctl.settings.options import Options
+from tests.support import places
+from tests.support.running import Ran, embedctl
+
+GOLDEN = places.GOLDEN
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, and a terminal 100 columns wide."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERMINAL_WIDTH", "100")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("words", "name"), [(["--help"], "help.txt"), (["embed", "--help"], "help_embed.txt")])
+def test_help_is_as_it_was_agreed(words: list[str], name: str) -> None:
+    """The whole text of --help is the golden file's."""
+    assert embedctl(*words) == Ran(0, (GOLDEN / name).read_text("utf-8"), "")
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """(path, command) of every command that exists."""
+    root = typer.main.get_command(app)
+    context = root.make_context("embedctl", ["--version"], resilient_parsing=True)
+
+    def below(path: str, group: Any) -> Iterator[tuple[str, Any]]:
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            yield f"{path} {name}", command
+            if hasattr(command, "list_commands"):
+                yield from below(f"{path} {name}", command)
+
+    yield from below("embedctl", root)
+
+
+def test_every_command_and_every_flag_has_a_sentence() -> None:
+    """Each command says what it does and shows an example; each flag says what it is."""
+    context = typer.main.get_command(app).make_context("embedctl", ["--version"], resilient_parsing=True)
+    silent = []
+    for path, command in commands():
+        if not re.match(r"[A-Z`].*[.:]", command.help or ""):
+            silent.append(path)
+        if not (command.epilog or "").startswith("Example: "):
+            silent.append(f"{path} (example)")
+        for param in command.get_params(context):
+            if not (getattr(param, "help", "") or "").strip():
+                silent.append(f"{path} {param.name}")
+
+    assert silent == []
+
+
+def test_help_lists_every_group_of_commands() -> None:
+    """--help shows each command of the table under its heading."""
+    out = embedctl("--help").out
+    for title, group in COMMANDS.items():
+        section = out.split(f"{title}:\n", 1)[1]
+        for name, sentence in group.items():
+            assert re.search(rf"^  {name} +{re.escape(sentence[:40])}", section, re.M)
+
+
+def test_the_version_is_the_package_s() -> None:
+    """--version prints one line."""
+    assert embedctl("--version") == Ran(0, f"embedctl {__version__}\n", "")
+
+
+def test_a_bare_command_shows_its_help() -> None:
+    """A group without a command shows what there is."""
+    assert "Commands:" in embedctl("config").out + embedctl("config").err
+    assert "usage" in embedctl().out + embedctl().err
+
+
+def test_init_writes_a_file_that_changes_nothing() -> None:
+    """`config init` writes a commented file where the user's settings are; loading it gives the defaults."""
+    before = settings.load()
+    done = embedctl("config", "init")
+    path = embedctl("config", "path").out.strip()
+
+    assert (done.code, done.err) == (0, f"wrote {path}\n")
+    assert Path(path).read_text("utf-8") == TEMPLATE
+    assert settings.load().options == before.options
+    assert settings.load().files == (Path(path),)
+
+
+def test_every_line_of_the_template_is_valid_when_uncommented(here: Path) -> None:
+    """Without its comment signs the template is a settings file that loads."""
+    code = re.findall(r"^# (\[[a-z.]+\]|[a-z_]+ = .*)$", TEMPLATE, re.M)
+    path = here / "all.toml"
+    path.write_text("\n".join(code))
+    found = settings.load(config=path)
+
+    assert found.options.model == "openai:text-embedding-3-small"
+    assert found.providers["eu"].api_key_env == "AZURE_EU_KEY"
+    assert found.workspaces["acme"].budget is not None
+
+
+def test_init_does_not_replace_a_file() -> None:
+    """A settings file that exists is kept (73) unless --force says so."""
+    path = Path("mine.toml")
+    path.write_text("workspace = 'kb'")
+    refused = embedctl("config", "init", "--config", path)
+
+    assert refused == Ran(73, "", "error: mine.toml exists\nhint: edit it, or --force replaces it\n")
+    assert path.read_text() == "workspace = 'kb'"
+    assert embedctl("config", "init", "--config", path, "--force").code == 0
+    assert path.read_text() == TEMPLATE
+
+
+def test_init_where_no_file_can_be(here: Path) -> None:
+    """A place below a file is refused with one line."""
+    Path("file").write_text("")
+    done = embedctl("config", "init", "--config", "file/config.toml")
+
+    assert done.code == 73
+    assert done.err.startswith("error: file/config.toml cannot be written: ")
+
+
+def test_show_tells_every_option_with_its_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each option stands there with its value and the layer it comes from."""
+    Path("embedctl.toml").write_text('concurrency = 4\nmax_cost = "0.50"\ntag = { team = "search" }')
+    monkeypatch.setenv("EMBEDCTL_WORKSPACE", "acme")
+    done = embedctl("config", "show", "--json")
+    options = done.json["options"]
+    project = str(Path("embedctl.toml").absolute())
+
+    assert list(options) == [entry.name for entry in fields(Options)]
+    assert options["concurrency"] == {"value": 4, "from": project}
+    assert options["workspace"] == {"value": "acme", "from": "EMBEDCTL_WORKSPACE"}
+    assert options["max_cost"] == {"value": "0.50", "from": project}
+    assert options["retries"] == {"value": 6, "from": "default"}
+    assert done.json["paths"]["home"] == os.environ["EMBEDCTL_HOME"]
+    assert done.json["files"] == [project]
+
+
+def test_show_is_a_table_for_people() -> None:
+    """Without --json: one line an option, then where things are."""
+    lines = embedctl("config", "show").out.splitlines()
+
+    assert re.fullmatch(r"Option +Value +From", lines[0])
+    assert any(re.fullmatch(r"workspace +default +default", line) for line in lines)
+    assert lines[-1] == "files: none (`embedctl config init` writes one)"
+
+
+@pytest.mark.parametrize("form", ["csv", "md", "json", "table"])
+def test_show_has_every_format(form: str) -> None:
+    """--format takes all four."""
+    done = embedctl("config", "show", "--format", form)
+
+    assert done.code == 0
+    assert "chunk_overlap" in done.out
+
+
+def test_path_follows_the_flag_and_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--config, else EMBEDCTL_CONFIG, else the user's own place, whether the file exists or not."""
+    usual = embedctl("config", "path").out
+    monkeypatch.setenv("EMBEDCTL_CONFIG", "/by/variable.toml")
+
+    assert usual == f"{os.environ['XDG_CONFIG_HOME']}/embedctl/config.toml\n"
+    assert embedctl("config", "path").out == "/by/variable.toml\n"
+    assert embedctl("config", "path", "--config", "/by/flag.toml").out == "/by/flag.toml\n"
