@@ -244,7 +244,7 @@ def test_costs_little_to_read() -> None:
     code = (
         "import time, sys, embedctl.records\n"
         "start = time.process_time()\n"
-        "from embedctl import catalog\n"
+        "from embedctl.providers import catalog\n"
         "catalog.models()\n"
         "print(time.process_time() - start)\n"
         "heavy = {'numpy', 'httpx', 'pyarrow', 'duckdb', 'rich', 'typer', 'pydantic', 'msgspec'} & set(sys.modules)\n"

@@ -121,9 +121,10 @@ def test_what_a_killed_process_spent_is_found(
     wire.plan(dimensions=1536, latency_s=30)
     found = configured()
     program = (
-        "import sys; from pathlib import Path; from embedctl import serving, settings, single;"
+        "import sys; from pathlib import Path; from embedctl import settings;"
+        "from embedctl.routing import chain; from embedctl.runs import adhoc;"
         "found = settings.load(flags={'model': 'openai:text-embedding-3-small'}, config=Path(sys.argv[1]));"
-        "single.embed(found, serving.chain(found), ['some words'], purpose='query', command='search')"
+        "adhoc.embed(found, chain.chain(found), ['some words'], purpose='query', command='search')"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "config.toml")]) as process:
         until = time.monotonic() + 20
