@@ -14,7 +14,7 @@ from embedctl.journal.rescue import JOURNAL, LOCK, rescue
 from embedctl.ledger import budget_copy, segment_owners, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import utc_now
-from embedctl.routing.chain import Offer
+from embedctl.routing.chain import Endpoint
 from embedctl.settings import Settings
 from embedctl.settings.options import Options
 from embedctl.storage import locks
@@ -26,7 +26,7 @@ LEDGER_WAIT_S = 30
 """How long the ledger is waited for when budgets are looked up: without them nothing may be sent."""
 
 
-def check_priced(offers: Sequence[Offer], unit_price: UnitPrice, options: Options) -> None:
+def check_priced(offers: Sequence[Endpoint], unit_price: UnitPrice, options: Options) -> None:
     """With --max-cost every offer needs a price.
 
     Raises:
@@ -45,7 +45,7 @@ def check_priced(offers: Sequence[Offer], unit_price: UnitPrice, options: Option
 def till(
     paths: LedgerPaths,
     settings: Settings,
-    offers: Sequence[Offer],
+    offers: Sequence[Endpoint],
     unit_price: UnitPrice,
     warned: Callable[[str], None],
     *,

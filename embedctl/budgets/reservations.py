@@ -13,9 +13,9 @@ from embedctl.embedding import usage
 from embedctl.errors import BudgetReached, InvariantBroken
 from embedctl.ledger.prices.price import cost
 from embedctl.records import Request, UsageEvent
-from embedctl.routing.chain import Offer
+from embedctl.routing.chain import Endpoint
 
-UnitPrice = Callable[[Offer], Decimal | None]
+UnitPrice = Callable[[Endpoint], Decimal | None]
 """USD per million tokens of an offer now; 0 when it is free, None when nobody knows."""
 
 OTHERS_S = 0.1
@@ -85,7 +85,7 @@ class Till:
         self._purse = purse
         self._settled = asyncio.Event()
 
-    async def room(self, offer: Offer, request: Request) -> None:
+    async def room(self, offer: Endpoint, request: Request) -> None:
         """Wait while money is short, but some of it is set aside for what is in flight: most of that comes back."""
         while True:
             price, mine = self._concerned(offer, request)
@@ -101,7 +101,7 @@ class Till:
                 async with asyncio.timeout(None if self._purse is None else OTHERS_S):
                     await self._settled.wait()
 
-    def reserve(self, offer: Offer, request: Request) -> Reservation:
+    def reserve(self, offer: Endpoint, request: Request) -> Reservation:
         """Set the most that an attempt can cost aside; counted exactly only when money is short.
 
         Raises:
@@ -144,13 +144,13 @@ class Till:
         if self._purse is not None:
             self._purse.close()
 
-    def _concerned(self, offer: Offer, request: Request) -> tuple[Decimal, tuple[Allowance, ...]]:
+    def _concerned(self, offer: Endpoint, request: Request) -> tuple[Decimal, tuple[Allowance, ...]]:
         """USD per million tokens, and the allowances that a request counts against; none when it is free."""
         price = self._unit_price(offer) or _ZERO
         return price, tuple(one for one in self._allowances if price and one.counts(request.workspace_id))
 
     @staticmethod
-    def _amounts(offer: Offer, request: Request, price: Decimal) -> Iterator[Decimal]:
+    def _amounts(offer: Endpoint, request: Request, price: Decimal) -> Iterator[Decimal]:
         """The most a request can cost: at a glance, and, when that does not fit, with its tokens counted."""
         yield cost(usage.ceiling(request), price)
         tokens, _ = usage.exact(offer, request)

@@ -16,7 +16,7 @@ from embedctl.providers import catalog
 from embedctl.providers.catalog import Model
 from embedctl.records import format_money, utc_now
 from embedctl.routing import allow, chain
-from embedctl.routing.fallback import Entry, allowed
+from embedctl.routing.fallback import ChainEntry, allowed
 from embedctl.settings import Settings
 
 app = typer.Typer(cls=ListingGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -108,7 +108,7 @@ def _prices(found: Settings) -> prices.PriceBook:
 
 
 def _row(model: Model, found: Settings, book: prices.PriceBook) -> dict[str, Any]:
-    entry = Entry(provider=model.provider, model=model.name, canonical=model.canonical)
+    entry = ChainEntry(provider=model.provider, model=model.name, canonical=model.canonical)
     lists = allow.lists(found, found.options.workspace)
     place = catalog.providers().get(model.provider)
     price: Any = None

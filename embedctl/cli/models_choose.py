@@ -40,13 +40,13 @@ def choose(
     """Choose a model by cost, quality, speed or languages, in this order, and say why."""
     from embedctl.providers.catalog import choosing
     from embedctl.routing import allow
-    from embedctl.routing.fallback import Entry, allowed
+    from embedctl.routing.fallback import ChainEntry, allowed
 
     found = settings.load(flags={"workspace": workspace, "text_column": text_column}, config=config)
     lists = allow.lists(found, found.options.workspace)
 
     def may(one: Model) -> bool:
-        return bool(allowed([Entry(provider=one.provider, model=one.name, canonical=one.canonical)], lists)[0])
+        return bool(allowed([ChainEntry(provider=one.provider, model=one.name, canonical=one.canonical)], lists)[0])
 
     wish = choosing.Wish(cost=cost, quality=quality, speed=speed, multilingual=multilingual)
     choice = choosing.choose(wish, may)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from embedctl.backends.onnx import local_model
 from embedctl.embedding import checks, usage, usage_events
-from embedctl.embedding.endpoint_state import Line
-from embedctl.embedding.router import Lanes, Patience
+from embedctl.embedding.endpoint_state import EndpointState
+from embedctl.embedding.router import Router, Patience
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceMismatch
 from embedctl.planning.packer import estimated_tokens
@@ -21,8 +21,8 @@ from embedctl.providers._contract import HttpRequest, WireAnswer
 from embedctl.providers._errors import clean
 from embedctl.providers._rate_headers import rates
 from embedctl.records import Answer, Request, Space, Usage, UsageEvent
-from embedctl.routing.endpoint import Offer
-from embedctl.routing.limiter import Slot as Turn
+from embedctl.routing.endpoint import Endpoint
+from embedctl.routing.limiter import Permit as Turn
 
 
 class Record(Protocol):
@@ -46,10 +46,10 @@ class Record(Protocol):
 class Purse(Protocol):
     """What may be spent (money/): wait for room, reserve before sending, settle after."""
 
-    async def room(self, offer: Offer, request: Request) -> None:
+    async def room(self, offer: Endpoint, request: Request) -> None:
         """Wait while money is short, but some of it is set aside for what is in flight and may come back."""
 
-    def reserve(self, offer: Offer, request: Request) -> object:
+    def reserve(self, offer: Endpoint, request: Request) -> object:
         """Set the price of an attempt aside; BudgetReached when it is not there."""
 
     def settle(self, reservation: object, event: UsageEvent) -> None:
@@ -84,7 +84,7 @@ class Exchange:
 
     def __init__(
         self,
-        lanes: Lanes,
+        lanes: Router,
         record: Record,
         purse: Purse,
         caller: Caller,
@@ -102,9 +102,9 @@ class Exchange:
         self._watch = watch
         self._proceed = proceed
         self.space = space
-        self._spaces: dict[int, tuple[Offer, int, Space | None]] = {}
+        self._spaces: dict[int, tuple[Endpoint, int, Space | None]] = {}
 
-    async def once(self, line: Line, operation: Operation, request: Request) -> tuple[Answer, Any]:
+    async def once(self, line: EndpointState, operation: Operation, request: Request) -> tuple[Answer, Any]:
         """One attempt at a request through one line; the answer, and where it is written down.
 
         Raises:
@@ -126,7 +126,7 @@ class Exchange:
 
     async def _written_down(
         self,
-        line: Line,
+        line: EndpointState,
         operation: Operation,
         request: Request,
         message: HttpRequest | None,
@@ -160,7 +160,7 @@ class Exchange:
         return _answer(line.offer, request, wire, used, ended, vectors, body), place
 
     async def _send(
-        self, line: Line, request: Request, message: HttpRequest | None
+        self, line: EndpointState, request: Request, message: HttpRequest | None
     ) -> tuple[WireAnswer, Mapping[str, str], bytes]:
         """Send, and read the answer: over the wire, or in a thread of this process."""
         offer = line.offer
@@ -176,7 +176,7 @@ class Exchange:
             raise
         return wire, response.headers, response.body
 
-    def _checked(self, line: Line, operation: Operation, request: Request, wire: WireAnswer) -> NDArray[np.float32]:
+    def _checked(self, line: EndpointState, operation: Operation, request: Request, wire: WireAnswer) -> NDArray[np.float32]:
         """The vectors, when they may be kept; what comes first decides which space the output has."""
         width = self.space.dimensions if self.space else None
         vectors = checks.checked(wire, line.offer, len(request), width, line.voice)
@@ -194,7 +194,7 @@ class Exchange:
         self.space = self.space or space
         return vectors
 
-    def _space_of(self, offer: Offer, width: int) -> Space | None:
+    def _space_of(self, offer: Endpoint, width: int) -> Space | None:
         """Where an offer's vectors of this width belong; worked out once, because an id is a hash of all fields."""
         known = self._spaces.get(id(offer))
         if known is None or known[0] is not offer or known[1] != width:
@@ -202,7 +202,7 @@ class Exchange:
         return known[2]
 
     def _failed(
-        self, line: Line, request: Request, event: UsageEvent, error: EmbedctlError, seconds: float
+        self, line: EndpointState, request: Request, event: UsageEvent, error: EmbedctlError, seconds: float
     ) -> UsageEvent:
         if not isinstance(error, ProviderError):
             return usage_events.unsent(event, error)
@@ -222,7 +222,7 @@ class Exchange:
         return place
 
     def _learn(
-        self, line: Line, operation: Operation, request: Request, wire: WireAnswer, vectors: NDArray[np.float32]
+        self, line: EndpointState, operation: Operation, request: Request, wire: WireAnswer, vectors: NDArray[np.float32]
     ) -> None:
         if operation.asked_base64:
             line.base64_works = True
@@ -231,13 +231,13 @@ class Exchange:
         self._lanes.answered(line, request.texts, vectors, aside=operation.aside)
 
 
-def _message(offer: Offer, request: Request, *, base64: bool) -> HttpRequest:
+def _message(offer: Endpoint, request: Request, *, base64: bool) -> HttpRequest:
     wire = offer.wire if offer.wire.base64 == base64 else replace(offer.wire, base64=base64)
     return offer.protocol.request(offer.place, offer.wire_model, request.texts, wire)
 
 
 def _answer(
-    offer: Offer,
+    offer: Endpoint,
     request: Request,
     wire: WireAnswer,
     used: Usage,

@@ -17,7 +17,7 @@ from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.planning.packer import Packed
 from embedctl.records import TEXT_HASH_BYTES, Answer, Request, Space, Usage, UsageEvent, utc_now, uuid7
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.storage.vector_cache import Cache, Hit
 
 Arrived = tuple[Sequence[int], Piece]
@@ -32,7 +32,7 @@ class Recall:
         offer: Whose space is looked for before the first answer.
     """
 
-    def __init__(self, call: CallPoint, cache: Cache | None, journal: Journal, caller: Caller, offer: Offer) -> None:
+    def __init__(self, call: CallPoint, cache: Cache | None, journal: Journal, caller: Caller, offer: Endpoint) -> None:
         self._call = call
         self._cache = cache
         self._journal = journal

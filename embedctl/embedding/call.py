@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.embedding.attempt import Exchange, Operation, Purse, Record
-from embedctl.embedding.endpoint_state import Line, NotAdmittedError
-from embedctl.embedding.router import Lanes, Patience
+from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
+from embedctl.embedding.router import Router, Patience
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import (
     AnswerUnusable,
@@ -31,7 +31,7 @@ from embedctl.errors import (
 )
 from embedctl.planning.packer import part_of
 from embedctl.records import Answer, Refusal, Request, Space, UsageEvent, new_operation_id, text_hash, uuid7
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.retry import Attempts, Policy, Step, may_be_the_texts_fault
 
 _KNOWN_GOOD = "The harbour office opens at seven."
@@ -93,7 +93,7 @@ class CallPoint:
 
     def __init__(
         self,
-        lanes: Lanes,
+        lanes: Router,
         record: Record,
         purse: Purse,
         caller: Caller,
@@ -148,7 +148,7 @@ class CallPoint:
             else:
                 return done.pieces
 
-    async def _with_retry(self, line: Line, operation: Operation, request: Request, done: _Done) -> None:
+    async def _with_retry(self, line: EndpointState, operation: Operation, request: Request, done: _Done) -> None:
         """One line's attempts at a request; smaller ones where its size or one text is to blame."""
         attempts = Attempts(self._policy_for(request, operation), jitter=self._jitter)
         before = line.successes
@@ -192,7 +192,7 @@ class CallPoint:
         return step.remedy is Remedy.LEAVE or (len(request) > 1 and attempts.repeated == self._policy.isolate_after)
 
     async def _smaller(
-        self, line: Line, operation: Operation, request: Request, error: ProviderError, done: _Done
+        self, line: EndpointState, operation: Operation, request: Request, error: ProviderError, done: _Done
     ) -> None:
         """Both halves of a refused request; the text that stands alone in the end is the one to blame."""
         if len(request) == 1:
@@ -204,7 +204,7 @@ class CallPoint:
             await self._with_retry(line, operation, half, done)
 
     async def _a_text_is_to_blame(
-        self, line: Line, operation: Operation, request: Request, error: ProviderError, before: int
+        self, line: EndpointState, operation: Operation, request: Request, error: ProviderError, before: int
     ) -> bool:
         """Whether a failure that stays is the fault of one text: others succeed, or a text known to be good does.
 
@@ -222,7 +222,7 @@ class CallPoint:
         operation.blamed = True
         return True
 
-    async def _aside(self, line: Line, texts: Sequence[str]) -> NDArray[np.float32]:
+    async def _aside(self, line: EndpointState, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors that go into no output, accounted like all others, with purpose `test`.
 
         Raises:
@@ -250,7 +250,7 @@ class CallPoint:
         return np.concatenate(found)
 
 
-def _base64_in_doubt(line: Line, operation: Operation, error: ProviderError) -> bool:
+def _base64_in_doubt(line: EndpointState, operation: Operation, error: ProviderError) -> bool:
     """Whether to ask again for floats: a server's first refusal may be of base64, not of the texts."""
     refused = isinstance(error, RequestRefused | ServerFailed) and error.status in _BASE64_REFUSED
     if not refused or line.base64_works:
@@ -262,7 +262,7 @@ def _base64_in_doubt(line: Line, operation: Operation, error: ProviderError) -> 
     return operation.floats
 
 
-def refusal(error: ProviderError, offer: Offer, attempts: int) -> Refusal:
+def refusal(error: ProviderError, offer: Endpoint, attempts: int) -> Refusal:
     """Why a text that stood alone was not embedded, in the failures file's words."""
     reason = "text_refused"
     if error.word in ("input_too_long", "request_too_large"):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embedctl.errors import AnswerUnusable, SpaceMismatch
 from embedctl.providers._contract import WireAnswer
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 
 _UNIT_TOLERANCE = 1e-3
 
@@ -30,7 +30,7 @@ def voice(wire: WireAnswer) -> Voice:
 
 
 def checked(
-    wire: WireAnswer, offer: Offer, count: int, dimensions: int | None, before: Voice | None = None
+    wire: WireAnswer, offer: Endpoint, count: int, dimensions: int | None, before: Voice | None = None
 ) -> NDArray[np.float32]:
     """The vectors of an answer: in request order, as wide as the output, finite, none zero.
 
@@ -59,12 +59,12 @@ def checked(
     return np.ascontiguousarray(vectors, dtype=np.float32)
 
 
-def _check_count(vectors: NDArray[np.float32], offer: Offer, count: int) -> None:
+def _check_count(vectors: NDArray[np.float32], offer: Endpoint, count: int) -> None:
     if vectors.ndim != 2 or len(vectors) != count:
         raise AnswerUnusable(f"asked {offer.provider} for {count} vectors, got {len(vectors)}")
 
 
-def _check_width(width: int, offer: Offer, dimensions: int | None) -> None:
+def _check_width(width: int, offer: Endpoint, dimensions: int | None) -> None:
     wanted = dimensions or offer.dimensions
     if wanted is not None and width != wanted:
         raise AnswerUnusable(
@@ -73,7 +73,7 @@ def _check_width(width: int, offer: Offer, dimensions: int | None) -> None:
         )
 
 
-def _check_model(wire: WireAnswer, offer: Offer, before: Voice | None) -> None:
+def _check_model(wire: WireAnswer, offer: Endpoint, before: Voice | None) -> None:
     """A gateway that answers from another model than asked for says so in the answer, sooner or later."""
     said = wire.response_model
     strict = offer.entry is not None and not _is_own_server(offer)
@@ -96,12 +96,12 @@ def _check_model(wire: WireAnswer, offer: Offer, before: Voice | None) -> None:
         )
 
 
-def _is_own_server(offer: Offer) -> bool:
+def _is_own_server(offer: Endpoint) -> bool:
     """Servers of one's own call their one model what they like (facts/providers.md 10, 12)."""
     return offer.place.base_url.startswith(("http://", "https://127.", "https://localhost"))
 
 
-def _means(said: str, wire: WireAnswer, offer: Offer) -> bool:
+def _means(said: str, wire: WireAnswer, offer: Endpoint) -> bool:
     known = {offer.wire_model, offer.model, offer.canonical}
     if offer.entry:
         known.add(offer.entry.name)
@@ -133,7 +133,7 @@ def _in_order(vectors: NDArray[np.float32], index: Sequence[int] | None) -> NDAr
     return ordered
 
 
-def _check_numbers(vectors: NDArray[np.float32], offer: Offer) -> None:
+def _check_numbers(vectors: NDArray[np.float32], offer: Endpoint) -> None:
     """One pass: the squared length of a row is NaN or infinite when one of its numbers is."""
     squares = np.einsum("ij,ij->i", vectors, vectors)
     bad = np.flatnonzero(~np.isfinite(squares))
@@ -144,7 +144,7 @@ def _check_numbers(vectors: NDArray[np.float32], offer: Offer) -> None:
         raise AnswerUnusable(f"vector {zero[0]} of {offer.provider} is all zeros")
 
 
-def _wide(vectors: NDArray[np.float32], offer: Offer) -> NDArray[np.float32]:
+def _wide(vectors: NDArray[np.float32], offer: Endpoint) -> NDArray[np.float32]:
     """Vectors as wide as the space says: cut and renormalised, padded, or as they are."""
     wanted, width = offer.dimensions, vectors.shape[1]
     if offer.policy == "reduce" and wanted is not None and width > wanted:

@@ -12,8 +12,8 @@ from embedctl.embedding.checks import Voice
 from embedctl.embedding.usage import Scale
 from embedctl.errors import ProviderError, RequestRefused
 from embedctl.routing.breaker import Breaker, Pass, State
-from embedctl.routing.endpoint import Offer
-from embedctl.routing.limiter import Lane
+from embedctl.routing.endpoint import Endpoint
+from embedctl.routing.limiter import Limiter
 from embedctl.routing.retry import Budget, may_be_the_texts_fault
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class NotAdmittedError(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class Line:
+class EndpointState:
     """One offer in one run.
 
     Attributes:
@@ -48,9 +48,9 @@ class Line:
         moved: Called when it may have become usable or useless.
     """
 
-    offer: Offer
+    offer: Endpoint
     transport: Transport | None
-    lane: Lane
+    lane: Limiter
     breaker: Breaker
     asks_base64: bool
     moved: Callable[[], None]

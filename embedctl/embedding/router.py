@@ -13,19 +13,19 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.embedding.endpoint_state import Line
+from embedctl.embedding.endpoint_state import EndpointState
 from embedctl.embedding.space_probe import Probe, Proof
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, ServerFailed, SpaceMismatch, Throttled
 from embedctl.records import Limits, Space
 from embedctl.routing import fallback
 from embedctl.routing.breaker import Breaker, Snapshot
-from embedctl.routing.chain import Chain
+from embedctl.routing.chain import FallbackChain
 from embedctl.routing.circuits import Circuits
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.endpoint import check_usable as check_usable
-from embedctl.routing.fallback import Entry, Nobody, Standing
+from embedctl.routing.fallback import ChainEntry, Nobody, Standing
 from embedctl.routing.learned import QUOTA_HOLD_S, Memory, smaller
-from embedctl.routing.limiter import Lane
+from embedctl.routing.limiter import Limiter
 from embedctl.routing.retry import Step
 from embedctl.routing.waits import Waits, spoken
 
@@ -46,7 +46,7 @@ class Patience:
         self.waited_s = 0.0
 
 
-class Lanes:
+class Router:
     """All lines of a chain.
 
     Args:
@@ -59,7 +59,7 @@ class Lanes:
 
     def __init__(
         self,
-        chain: Chain,
+        chain: FallbackChain,
         *,
         hints_file: Path,
         mode: fallback.Mode,
@@ -88,14 +88,14 @@ class Lanes:
         self._now = self.first
         self._proof = Proof(self.first, self.memory)
 
-    def _line(self, offer: Offer) -> Line:
+    def _line(self, offer: Endpoint) -> EndpointState:
         def waiting(seconds: float) -> None:
             self.waits.say(offer.id, "asked to send less", seconds)
 
-        return Line(
+        return EndpointState(
             offer=offer,
             transport=None if offer.local else self._transport(offer),
-            lane=Lane(
+            lane=Limiter(
                 offer.ceiling,
                 clock=self._clock,
                 sleep=self._sleep,
@@ -107,7 +107,7 @@ class Lanes:
             moved=self._wake,
         )
 
-    def _transport(self, offer: Offer) -> Transport:
+    def _transport(self, offer: Endpoint) -> Transport:
         from embedctl.backends.http.transport import Transport  # httpx: not for runs that stay on this machine
 
         key = (offer.insecure, offer.ca_file)
@@ -125,7 +125,7 @@ class Lanes:
             await transport.aclose()
 
     @property
-    def first(self) -> Line:
+    def first(self) -> EndpointState:
         """The line of the model that was asked for."""
         return self.lines[0]
 
@@ -133,7 +133,7 @@ class Lanes:
         """What one request may hold: the limits of the line that is asked now, and what was learnt of its server."""
         return self.memory.limits(self._now.offer)
 
-    async def ask(self, line: Line | None = None) -> Offer:
+    async def ask(self, line: EndpointState | None = None) -> Endpoint:
         """Ask a server once what it takes, where its protocol can; its offer from then on.
 
         A server that does not say is asked nothing more: the first request will show what is wrong. One that serves
@@ -169,7 +169,7 @@ class Lanes:
         self._changed(self.limits())
         return line.offer
 
-    async def next(self, space: Space | None, probe: Probe, patience: Patience) -> Line:
+    async def next(self, space: Space | None, probe: Probe, patience: Patience) -> EndpointState:
         """The line to ask now; waits for one, `max_wait` at most.
 
         Raises:
@@ -178,7 +178,7 @@ class Lanes:
         """
         while True:
             chosen = self._choose(space)
-            if isinstance(chosen, Line):
+            if isinstance(chosen, EndpointState):
                 chosen.asked_although_held |= self.memory.held(chosen.offer)[0] > 0
                 if chosen.proven or await self._proof.given(chosen, space, probe):
                     return await self._taken(chosen)
@@ -194,7 +194,7 @@ class Lanes:
             patience.waited_s += self._clock() - before
             self._close_on_demand()
 
-    async def _taken(self, line: Line) -> Line:
+    async def _taken(self, line: EndpointState) -> EndpointState:
         if line is not self._now:
             self._now = line
             self._changed(self.limits())
@@ -235,8 +235,8 @@ class Lanes:
             return last[0]
         return nobody.error
 
-    def _choose(self, space: Space | None) -> Line | Nobody:
-        by_entry: dict[Entry, Line] = {}
+    def _choose(self, space: Space | None) -> EndpointState | Nobody:
+        by_entry: dict[ChainEntry, EndpointState] = {}
         for line in self.lines:
             by_entry.setdefault(line.offer.in_chain, line)
         fitting, strangers = fallback.fitting(
@@ -246,7 +246,7 @@ class Lanes:
         chosen = fallback.choose(fitting, standings, left_out=[*self._chain.left_out, *strangers])
         return chosen if isinstance(chosen, Nobody) else by_entry[chosen]
 
-    def _standing(self, line: Line) -> Standing:
+    def _standing(self, line: EndpointState) -> Standing:
         now = self._clock()
         dead = line.spent or line.breaker.dead
         if dead is not None:
@@ -257,11 +257,11 @@ class Lanes:
             return Standing(ready_in_s=held, probe=not line.asked_although_held, reason=reason)
         return Standing(ready_in_s=ready, reason=line.breaker.snapshot(now).reason or "")
 
-    def failed(self, line: Line, error: ProviderError) -> None:
+    def failed(self, line: EndpointState, error: ProviderError) -> None:
         """An attempt failed."""
         line.last_error = error
 
-    def answered(self, line: Line, texts: Sequence[object], vectors: NDArray[np.float32], *, aside: bool) -> None:
+    def answered(self, line: EndpointState, texts: Sequence[object], vectors: NDArray[np.float32], *, aside: bool) -> None:
         """A line gave a good answer; `aside`: one that goes into no output."""
         line.successes += 1
         line.last_error = None
@@ -270,12 +270,12 @@ class Lanes:
         if not aside:
             self._proof.answered(line, texts, vectors)
 
-    def only_floats(self, line: Line) -> None:
+    def only_floats(self, line: EndpointState) -> None:
         """Its server refuses base64, or answers in floats whatever is asked."""
         line.asks_base64 = False
         self.memory.only_floats(line.offer)
 
-    def leave(self, line: Line, step: Step) -> bool:
+    def leave(self, line: EndpointState, step: Step) -> bool:
         """A line is of no use now: dead for the run, or (an open breaker) for a while. Whether that is news."""
         error = step.error
         if not isinstance(error, ProviderError) or line.spent is not None:
@@ -296,12 +296,12 @@ class Lanes:
         self._wake()
         return True
 
-    def too_large(self, line: Line, items: int, content_bytes: int, error: ProviderError) -> None:
+    def too_large(self, line: EndpointState, items: int, content_bytes: int, error: ProviderError) -> None:
         """A request was refused for its size: less is sent from now on, by this run and the next."""
         self.memory.too_large(line.offer, items, content_bytes, error)
         self._changed(self.limits())
 
-    def fallback_from(self, line: Line) -> str | None:
+    def fallback_from(self, line: EndpointState) -> str | None:
         """The id of the offer asked for, when this line is another."""
         return None if line is self.first else self.first.offer.id
 
@@ -310,7 +310,7 @@ class Lanes:
         return [line.breaker.snapshot(self._clock()) for line in self.lines]
 
 
-def _another_model(offer: Offer, said: str | None) -> SpaceMismatch | None:
+def _another_model(offer: Endpoint, said: str | None) -> SpaceMismatch | None:
     """What is wrong when a server names a model of the hub that is another one; paths say nothing."""
     if not said or offer.entry is None or said.count("/") != 1 or said.startswith(("/", ".")):
         return None

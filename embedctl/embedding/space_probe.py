@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.embedding import checks
-from embedctl.embedding.endpoint_state import Line
+from embedctl.embedding.endpoint_state import EndpointState
 from embedctl.errors import ProviderError, SpaceMismatch
 from embedctl.records import Space
 from embedctl.routing.learned import Memory
@@ -23,21 +23,21 @@ _TEXTS = (
     "A glacier moves slowly under its own weight and grinds the valley floor beneath it.",
 )
 
-Probe = Callable[[Line, Sequence[str]], Awaitable[NDArray[np.float32]]]
+Probe = Callable[[EndpointState, Sequence[str]], Awaitable[NDArray[np.float32]]]
 """Vectors of texts that go into no output, accounted like all others."""
 
 
 class Proof:
     """Knows the line that the output's vectors come from, and compares others with it."""
 
-    def __init__(self, first: Line, memory: Memory) -> None:
+    def __init__(self, first: EndpointState, memory: Memory) -> None:
         self._first = first
         self._memory = memory
-        self._home: Line | None = None
+        self._home: EndpointState | None = None
         self._samples: tuple[list[str], NDArray[np.float32]] | None = None
         self._one_at_a_time = asyncio.Lock()
 
-    def answered(self, line: Line, texts: Sequence[object], vectors: NDArray[np.float32]) -> None:
+    def answered(self, line: EndpointState, texts: Sequence[object], vectors: NDArray[np.float32]) -> None:
         """A line gave vectors to the output: three of ordinary length are kept to compare with."""
         self._home = self._home or line
         if line is not self._home:
@@ -49,7 +49,7 @@ class Proof:
                 chosen = fit[:PROBES]
                 self._samples = ([str(texts[i]) for i in chosen], vectors[chosen].copy())
 
-    async def given(self, line: Line, space: Space | None, probe: Probe) -> bool:
+    async def given(self, line: EndpointState, space: Space | None, probe: Probe) -> bool:
         """Whether a line may be asked; one that may not is spent.
 
         The line that gives an output its first vectors needs no proof. Any other one embeds texts whose vectors are
@@ -73,7 +73,7 @@ class Proof:
             self._memory.trust(home.offer, line.offer, space)
             return True
 
-    async def _compare(self, home: Line, line: Line, probe: Probe) -> None:
+    async def _compare(self, home: EndpointState, line: EndpointState, probe: Probe) -> None:
         """Raises ProviderError unless both give the same vectors."""
         try:
             texts, vectors = self._samples or (list(_TEXTS), await probe(home, _TEXTS))

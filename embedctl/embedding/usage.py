@@ -11,7 +11,7 @@ from uuid import UUID
 
 from embedctl import tokens as tokenizers
 from embedctl.records import Request, Usage
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 
 FIRST_CHECKED = 3
 """Answers of each offer that are counted here too before its counts are believed; then 1 %."""
@@ -51,7 +51,7 @@ class Scale:
         )
 
 
-def exact(offer: Offer, request: Request) -> tuple[int, str]:
+def exact(offer: Endpoint, request: Request) -> tuple[int, str]:
     """Tokens of a request as counted here, and who counted; a tokenizer that fails at it is replaced by bytes/4."""
     if request.token_arrays:
         return sum(len(array) for array in request.texts), "token arrays"
@@ -74,7 +74,7 @@ def ceiling(request: Request) -> int:
 
 
 def usage(
-    offer: Offer, request: Request, native: int | None, cached: int | None, event_id: UUID, scale: Scale
+    offer: Endpoint, request: Request, native: int | None, cached: int | None, event_id: UUID, scale: Scale
 ) -> Usage:
     """The usage of an answer.
 
@@ -110,7 +110,7 @@ def usage(
     )
 
 
-def unusable(offer: Offer, request: Request, native: int | None) -> Usage:
+def unusable(offer: Endpoint, request: Request, native: int | None) -> Usage:
     """The usage of an answer that cannot be used, and is billed all the same.
 
     Args:

@@ -11,7 +11,7 @@ from embedctl.embedding import usage
 from embedctl.errors import AnswerLost, EmbedctlError, ProviderError
 from embedctl.providers._contract import WireAnswer
 from embedctl.records import NO_USAGE, Request, Usage, UsageEvent, utc_now, uuid7
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class Caller:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-def intended(caller: Caller, offer: Offer, request: Request, attempt: int, fallback_from: str | None) -> UsageEvent:
+def intended(caller: Caller, offer: Endpoint, request: Request, attempt: int, fallback_from: str | None) -> UsageEvent:
     """What is known before an attempt: enough to account for it if nothing more is ever known.
 
     Its estimate is an upper bound (a token is at least one byte): the texts are gone when it is needed.
@@ -62,7 +62,7 @@ def intended(caller: Caller, offer: Offer, request: Request, attempt: int, fallb
     )
 
 
-def failed(event: UsageEvent, offer: Offer, request: Request, error: ProviderError, seconds: float) -> UsageEvent:
+def failed(event: UsageEvent, offer: Endpoint, request: Request, error: ProviderError, seconds: float) -> UsageEvent:
     """An attempt that brought no vectors: not billed, perhaps billed, or billed for nothing."""
     ended = replace(
         event,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from embedctl import inputs, tokens
 from embedctl.planning import splitter
 from embedctl.planning.chunks import Wording
-from embedctl.routing.chain import Offer
+from embedctl.routing.chain import Endpoint
 from embedctl.settings.options import Options
 
 
-def wording(offer: Offer, options: Options, source: inputs.Source) -> Wording:
+def wording(offer: Endpoint, options: Options, source: inputs.Source) -> Wording:
     """What an offer and the options say about the texts of an input."""
     counter = tokens.counter(offer.tokenizer, offer.fallback_tokenizer)
     measure = tokens.splitter_source(offer.tokenizer, offer.fallback_tokenizer)

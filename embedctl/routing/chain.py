@@ -15,16 +15,16 @@ from embedctl.providers import catalog
 from embedctl.providers._contract import Options as WireOptions
 from embedctl.providers.catalog import Model, Provider
 from embedctl.routing import allow, credentials
-from embedctl.routing.endpoint import Offer, check_usable
-from embedctl.routing.fallback import Entry, LeftOut, allowed, require
+from embedctl.routing.endpoint import Endpoint, check_usable
+from embedctl.routing.fallback import ChainEntry, Excluded, allowed, require
 from embedctl.routing.names import asked_for, checked_provider, default_model, known_providers
 from embedctl.settings import ProviderSettings, Settings
 from embedctl.settings.options import Options
 from embedctl.storage.token_count_cache import Counts, SharedCounts
 
 __all__ = [
-    "Chain",
-    "Offer",
+    "FallbackChain",
+    "Endpoint",
     "asked_for",
     "chain",
     "check_usable",
@@ -35,14 +35,14 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class FallbackChain:
     """The offer asked for, then those that may take over; and who may not, with the reason."""
 
-    offers: tuple[Offer, ...]
-    left_out: tuple[LeftOut, ...] = field(default=())
+    offers: tuple[Endpoint, ...]
+    left_out: tuple[Excluded, ...] = field(default=())
 
     @property
-    def first(self) -> Offer:
+    def first(self) -> Endpoint:
         """The one that was asked for."""
         return self.offers[0]
 
@@ -53,7 +53,7 @@ class Chain:
 
 def chain(
     settings: Settings, wall: Callable[[], float] = time.time, warned: Callable[[str], None] = lambda line: None
-) -> Chain:
+) -> FallbackChain:
     """The chain of the model that the options ask for.
 
     Args:
@@ -83,7 +83,7 @@ def chain(
     if options.fallback == "same-space":
         strangers = [other for other in fitting if other.canonical != first.canonical or not first.entry]
         left_out += [
-            LeftOut(other.in_chain, f"another model ({other.canonical}, not {first.canonical})") for other in strangers
+            Excluded(other.in_chain, f"another model ({other.canonical}, not {first.canonical})") for other in strangers
         ]
         fitting = [other for other in fitting if other not in strangers]
     usable = []
@@ -91,11 +91,11 @@ def chain(
         try:
             check_usable(other)
         except ConfigurationInvalid as problem:
-            left_out.append(LeftOut(other.in_chain, problem.message))
+            left_out.append(Excluded(other.in_chain, problem.message))
         else:
             usable.append(other)
     counts = _counts(settings, warned)
-    return Chain(tuple(replace(one, counts=counts) for one in (first, *usable)), (*refused, *left_out))
+    return FallbackChain(tuple(replace(one, counts=counts) for one in (first, *usable)), (*refused, *left_out))
 
 
 def _counts(settings: Settings, warned: Callable[[str], None]) -> Counts:
@@ -103,12 +103,12 @@ def _counts(settings: Settings, warned: Callable[[str], None]) -> Counts:
     return Counts(SharedCounts(settings.paths.cache, ttl_s=asked.cache_ttl_s, warned=warned) if asked.cache else None)
 
 
-def _left_out(entry: str, problem: EmbedctlError) -> LeftOut:
+def _left_out(entry: str, problem: EmbedctlError) -> Excluded:
     provider, _, model = entry.partition(":")
-    return LeftOut(Entry(provider=provider, model=model), problem.message)
+    return Excluded(ChainEntry(provider=provider, model=model), problem.message)
 
 
-def offer(settings: Settings, provider: str, model: str, *, now_s: float | None = None) -> Offer:
+def offer(settings: Settings, provider: str, model: str, *, now_s: float | None = None) -> Endpoint:
     """One provider's offer of a model, known to the catalog or not.
 
     Args:
@@ -145,7 +145,7 @@ def offer(settings: Settings, provider: str, model: str, *, now_s: float | None 
     asked = settings.models.get(f"{provider}:{model}") or settings.models.get(model)
     sends_type = told_apart and entry is not None and entry.field_input_type and not local
     free = own.free if own.free is not None else bool(built_in and built_in.free)
-    return Offer(
+    return Endpoint(
         provider=provider,
         model=model,
         wire_model=own.models.get(model)
@@ -254,7 +254,7 @@ def _width(
     return asked, None, "reduce"
 
 
-def _chain_entries(settings: Settings, first: Offer) -> Sequence[str]:
+def _chain_entries(settings: Settings, first: Endpoint) -> Sequence[str]:
     if settings.chain_override is not None:
         return settings.chain_override
     for name in (first.id, first.provider):
@@ -263,7 +263,7 @@ def _chain_entries(settings: Settings, first: Offer) -> Sequence[str]:
     return catalog.default_chain(first.provider)
 
 
-def _fallback_offer(settings: Settings, entry: str, first: Offer, now_s: float) -> Offer:
+def _fallback_offer(settings: Settings, entry: str, first: Endpoint, now_s: float) -> Endpoint:
     """An entry of a chain: "provider:model", or a provider that serves the same weights, or its default model."""
     provider, colon, model = entry.partition(":")
     checked_provider(settings, provider)

@@ -10,14 +10,14 @@ from embedctl.errors import ConfigurationInvalid
 from embedctl.providers._contract import Options, Place, WireProtocol
 from embedctl.providers.catalog import Model
 from embedctl.records import Limits, Space, UsageMode
-from embedctl.routing.fallback import Entry
+from embedctl.routing.fallback import ChainEntry
 from embedctl.routing.hints import fingerprint
 from embedctl.routing.rate_limit import Ceiling
 from embedctl.storage.token_count_cache import Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
+class Endpoint:
     """One provider serving one model, with everything a request needs.
 
     Attributes:
@@ -91,11 +91,11 @@ class Offer:
         )
 
     @property
-    def in_chain(self) -> Entry:
+    def in_chain(self) -> ChainEntry:
         """The entry that the fallback policy reasons about."""
         known = self.canonical if self.entry else None
         space = self.space()
-        return Entry(
+        return ChainEntry(
             provider=self.provider,
             model=self.wire_model,
             canonical=known,
@@ -103,7 +103,7 @@ class Offer:
         )
 
 
-def check_usable(offer: Offer) -> None:
+def check_usable(offer: Endpoint) -> None:
     """Build a request that is not sent, so that a missing key or address is told before any work.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from embedctl.errors import ProviderError, Remedy
 from embedctl.records import Limits, Space
 from embedctl.routing import hints
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.hints import Account, Hints, Pair, Served
 
 _ABOUT_ITEMS = re.compile(
@@ -37,41 +37,41 @@ class Memory:
         if complaint:
             told(complaint)
 
-    def held(self, offer: Offer) -> tuple[float, str]:
+    def held(self, offer: Endpoint) -> tuple[float, str]:
         """Seconds for which a server asked to be left alone, and its words; (0, "") when it did not."""
         hold = self._hints.holds.get(account(offer))
         return self._hints.held_s(account(offer), self._wall()), hold.reason if hold else ""
 
-    def limits(self, offer: Offer) -> Limits:
+    def limits(self, offer: Endpoint) -> Limits:
         """What one request may hold: the offer's limits, and what was learnt of its server."""
         return smaller(offer.limits, self._hints.limits_of(served(offer)))
 
-    def takes_base64(self, offer: Offer) -> bool:
+    def takes_base64(self, offer: Endpoint) -> bool:
         """Whether vectors may be asked for as base64."""
         return offer.wire.base64 and served(offer) not in self._hints.floats_only
 
-    def trusts(self, one: Offer, other: Offer, space: Space) -> bool:
+    def trusts(self, one: Endpoint, other: Endpoint, space: Space) -> bool:
         """Whether their probes agreed in an earlier run."""
         return _pair(one, other, space) in self._hints.trusted
 
-    def hold(self, offer: Offer, seconds: float, reason: str) -> None:
+    def hold(self, offer: Endpoint, seconds: float, reason: str) -> None:
         """It asks to be left alone."""
         self._change(lambda known: known.with_hold(account(offer), seconds, reason, self._wall()))
 
-    def answers_again(self, offer: Offer) -> None:
+    def answers_again(self, offer: Endpoint) -> None:
         """It answered: whatever it asked for is over."""
         if account(offer) in self._hints.holds:
             self._change(lambda known: known.without_hold(account(offer)))
 
-    def only_floats(self, offer: Offer) -> None:
+    def only_floats(self, offer: Endpoint) -> None:
         """It refuses base64, or does not care."""
         self._change(lambda known: known.with_floats_only(served(offer), self._wall()))
 
-    def trust(self, one: Offer, other: Offer, space: Space) -> None:
+    def trust(self, one: Endpoint, other: Endpoint, space: Space) -> None:
         """Their probes agreed."""
         self._change(lambda known: known.with_trust(_pair(one, other, space), self._wall()))
 
-    def too_large(self, offer: Offer, items: int, content_bytes: int, error: ProviderError) -> None:
+    def too_large(self, offer: Endpoint, items: int, content_bytes: int, error: ProviderError) -> None:
         """A request was refused for its size: the limit it names, or half of what was sent, is the most from now on."""
         if error.remedy is not Remedy.HALVE:
             return
@@ -101,24 +101,24 @@ def smaller(one: Limits, other: Limits) -> Limits:
     )
 
 
-def served(offer: Offer) -> Served:
+def served(offer: Endpoint) -> Served:
     """A model at an address: whose limits are learnt."""
     return Served(place(offer), offer.wire_model)
 
 
-def account(offer: Offer) -> Account:
+def account(offer: Endpoint) -> Account:
     """A key at an address: whose quota is used up."""
     return Account(place(offer), offer.account)
 
 
-def place(offer: Offer) -> str:
+def place(offer: Endpoint) -> str:
     """A provider at an address: another address is another server."""
     return f"{offer.provider}@{offer.place.base_url}"
 
 
-def _pair(one: Offer, other: Offer, space: Space) -> Pair:
+def _pair(one: Endpoint, other: Endpoint, space: Space) -> Pair:
     return hints.pair(_host(one), _host(other), space.space_id)
 
 
-def _host(offer: Offer) -> str:
+def _host(offer: Endpoint) -> str:
     return f"{offer.place.base_url or offer.provider}#{offer.wire_model}"

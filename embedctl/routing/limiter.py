@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager
 
 from embedctl.errors import AnswerLost, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
-from embedctl.routing.rate_limit import Ceiling, Limiter, Reservation
+from embedctl.routing.rate_limit import Ceiling, RateLimit, Admission
 from embedctl.routing.retry import THROTTLE_BASE_S, hinted_s
 
 LONG_S = 5.0
 
 
-class Slot:
+class Permit:
     """One request's place in the lane; say how it went before the place is given up.
 
     Saying nothing (cancelled) teaches nothing, and keeps the tokens taken: they may have been used.
@@ -23,7 +23,7 @@ class Slot:
 
     __slots__ = ("_clock", "_limiter", "_reservation")
 
-    def __init__(self, limiter: Limiter, reservation: Reservation, clock: Callable[[], float]) -> None:
+    def __init__(self, limiter: RateLimit, reservation: Admission, clock: Callable[[], float]) -> None:
         self._limiter = limiter
         self._reservation = reservation
         self._clock = clock
@@ -55,7 +55,7 @@ class Slot:
             self._limiter.learn(rates, now)
 
 
-class Lane:
+class Limiter:
     """One provider, model and key, shared by everything in flight."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Lane:
             longest_gate_s: `--max-wait`: a gate further away than this is an error, not a wait.
             waiting: Told how long a request waits for its turn, when that is `LONG_S` or more.
         """
-        self.limiter = Limiter(ceiling, clock())
+        self.limiter = RateLimit(ceiling, clock())
         self._clock = clock
         self._sleep = sleep
         self._longest_gate_s = longest_gate_s
@@ -83,7 +83,7 @@ class Lane:
         self._freed = asyncio.Event()
 
     @asynccontextmanager
-    async def slot(self, tokens: float, items: int = 1) -> AsyncIterator[Slot]:
+    async def slot(self, tokens: float, items: int = 1) -> AsyncIterator[Permit]:
         """Wait for a turn, and be in flight until the block ends, however it ends.
 
         Args:
@@ -97,7 +97,7 @@ class Lane:
             await self._wait(tokens, items)
             reservation = self.limiter.reserve(self._clock(), tokens, items)
         try:
-            yield Slot(self.limiter, reservation, self._clock)
+            yield Permit(self.limiter, reservation, self._clock)
         finally:
             self.limiter.release()
             self._freed.set()

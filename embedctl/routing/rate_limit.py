@@ -36,7 +36,7 @@ class Ceiling:
 
 
 @dataclass(frozen=True, slots=True)
-class Reservation:
+class Admission:
     """What one request in flight has taken: `cost` in requests (or texts), `tokens` as estimated."""
 
     cost: float
@@ -44,7 +44,7 @@ class Reservation:
     sent_at: float
 
 
-class Limiter:
+class RateLimit:
     """Shared by everything in flight in one lane."""
 
     def __init__(self, ceiling: Ceiling, now: float) -> None:
@@ -70,7 +70,7 @@ class Limiter:
             self.adaptive.ready_in(now, cost),
         )
 
-    def reserve(self, now: float, tokens: float, items: int = 1) -> Reservation:
+    def reserve(self, now: float, tokens: float, items: int = 1) -> Admission:
         """The request goes now; `release` must follow, whatever happens to it."""
         cost = self._cost(items)
         self.in_flight += 1
@@ -79,30 +79,30 @@ class Limiter:
         if self._tokens:
             self._tokens.take(now, tokens)
         self.adaptive.take(now, cost)
-        return Reservation(cost, tokens, now)
+        return Admission(cost, tokens, now)
 
     def release(self) -> None:
         """The request is no longer in flight."""
         self.in_flight -= 1
 
-    def settle(self, reservation: Reservation, now: float, actual_tokens: float) -> None:
+    def settle(self, reservation: Admission, now: float, actual_tokens: float) -> None:
         """Correct the estimate by what the provider counted; 0 where nothing was sent."""
         if self._tokens:
             self._tokens.take(now, actual_tokens - reservation.tokens)
 
-    def succeeded(self, reservation: Reservation, now: float) -> None:
+    def succeeded(self, reservation: Admission, now: float) -> None:
         """An answer: a little more from now on."""
         if self.in_flight + 1 >= self.window.size:  # an unused window proves nothing
             self.window.grew()
         self.adaptive.succeeded(now, reservation.cost)
 
-    def throttled(self, reservation: Reservation, now: float, wait_s: float) -> None:
+    def throttled(self, reservation: Admission, now: float, wait_s: float) -> None:
         """A 429: nothing of this lane goes before `wait_s` seconds have passed, and less after that."""
         self.not_before = max(self.not_before, now + wait_s)
         self.window.cut(now, reservation.sent_at)
         self.adaptive.throttled(now, reservation.sent_at)
 
-    def strained(self, reservation: Reservation, now: float) -> None:
+    def strained(self, reservation: Admission, now: float) -> None:
         """A 503 or a timeout: fewer at a time."""
         self.window.cut(now, reservation.sent_at)
 

@@ -24,7 +24,7 @@ from embedctl import storage
 from embedctl.budgets import limits as spend_limits
 from embedctl.budgets import reservations
 from embedctl.embedding.call import CallPoint, Piece
-from embedctl.embedding.router import Lanes
+from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.journal.rescue import JOURNAL, LOCK
@@ -32,8 +32,8 @@ from embedctl.ledger import prices, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.planning import packer as packers
 from embedctl.records import Answer, Limits, Purpose, Refusal, Space, text_hash, utc_now, uuid7
-from embedctl.routing.chain import Chain
-from embedctl.routing.endpoint import Offer, check_usable
+from embedctl.routing.chain import FallbackChain
+from embedctl.routing.endpoint import Endpoint, check_usable
 from embedctl.routing.retry import Policy
 from embedctl.runs.receipt import Spending
 from embedctl.runs.registry import Run, Runs
@@ -72,7 +72,7 @@ class Single:
 
 def embed(
     settings: Settings,
-    chain: Chain,
+    chain: FallbackChain,
     texts: Sequence[str],
     *,
     purpose: Purpose,
@@ -117,7 +117,7 @@ def embed(
 
 async def _calls(
     settings: Settings,
-    chain: Chain,
+    chain: FallbackChain,
     texts: Sequence[str],
     purpose: Purpose,
     space: Space | None,
@@ -128,7 +128,7 @@ async def _calls(
 ) -> None:
     """All requests, one after the other."""
     options, offer = settings.options, chain.first
-    lanes = Lanes(
+    lanes = Router(
         chain,
         hints_file=settings.paths.home / "hints.json",
         mode="off" if options.fallback == "off" else "same-space",
@@ -163,7 +163,7 @@ async def _calls(
 
 
 def _requests(
-    texts: Sequence[str], limits: Limits, purpose: Purpose, workspace: str, batch_size: int | None, offer: Offer
+    texts: Sequence[str], limits: Limits, purpose: Purpose, workspace: str, batch_size: int | None, offer: Endpoint
 ) -> Iterator[packers.Packed]:
     fitting = packers.packed_limits(limits, batch_size=batch_size, dimensions=offer.dimensions, concurrency=1)
     packer = packers.Packer(fitting, purpose=purpose)
@@ -191,7 +191,7 @@ def unit_price(settings: Settings) -> Callable[[str, str, str | None], Decimal |
 
 
 @contextmanager
-def _registered(settings: Settings, chain: Chain, run_id: UUID, command: str) -> Iterator[Path]:
+def _registered(settings: Settings, chain: FallbackChain, run_id: UUID, command: str) -> Iterator[Path]:
     """The folder of a journal that any ingest finds when this process dies in the middle.
 
     A run whose journal was closed leaves no trace but its events; one that was not stays registered.

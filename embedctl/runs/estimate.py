@@ -15,7 +15,7 @@ from embedctl import inputs, tokens
 from embedctl.ledger.prices.price import cost
 from embedctl.outputs.assemble import Purchases
 from embedctl.planning.packer import Packed
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import preparation, resume
 from embedctl.runs.pipeline import Segments
 from embedctl.runs.resume import Before
@@ -108,7 +108,7 @@ class _Sample:
 
 def forecast(
     source: inputs.Source,
-    offer: Offer,
+    offer: Endpoint,
     options: Options,
     before: Before,
     barred: Mapping[str, str],
@@ -168,7 +168,7 @@ def forecast(
     )
 
 
-def _seconds(offer: Offer, requests: int, texts: int, total: int) -> float | None:
+def _seconds(offer: Endpoint, requests: int, texts: int, total: int) -> float | None:
     """The time that the limits per minute ask for."""
     ceiling = offer.ceiling
     minutes = []

@@ -14,7 +14,7 @@ from embedctl.planning.duplicate_ids import Ids
 from embedctl.planning.planner import Intake
 from embedctl.planning.text_rules import wording
 from embedctl.records import Limits, Refusal
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import Known
 
@@ -70,13 +70,13 @@ def row_columns(source: inputs.Source, options: Options) -> Any:
     return parquet.row_columns(source.id_type, kept, text=keep != "none" and not source.is_tokens)
 
 
-def packer(source: inputs.Source, offer: Offer, options: Options) -> packers.Packer:
+def packer(source: inputs.Source, offer: Endpoint, options: Options) -> packers.Packer:
     """What collects texts into requests."""
     sends_tokens = source.is_tokens and offer.takes_tokens and not offer.prefix
     return packers.Packer(Limits(), purpose=options.purpose, token_arrays=sends_tokens)
 
 
-def packed_limits(known: Limits, offer: Offer, options: Options) -> Limits:
+def packed_limits(known: Limits, offer: Endpoint, options: Options) -> Limits:
     """What one request of this run may hold."""
     concurrency = offer.ceiling.concurrency
     return packers.packed_limits(
@@ -86,7 +86,7 @@ def packed_limits(known: Limits, offer: Offer, options: Options) -> Limits:
 
 def intake(
     source: inputs.Source,
-    offer: Offer,
+    offer: Endpoint,
     options: Options,
     packing: packers.Packer,
     known: Known,

@@ -11,7 +11,7 @@ from embedctl import inputs
 from embedctl.errors import InputChanged, OutputRefused
 from embedctl.outputs import FolderOutput, Output, parquet
 from embedctl.records import RowCounts, Space, utc_now
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import resume
 from embedctl.runs.job import Order
 from embedctl.runs.resume import Asked
@@ -40,7 +40,7 @@ class RunRecord:
     _bound: str = ""
     _seen_at_start: dict[str, Any] = field(default_factory=dict)
 
-    def bind(self, source: inputs.Source, first: Offer, barred: Sequence[str]) -> Asked:
+    def bind(self, source: inputs.Source, first: Endpoint, barred: Sequence[str]) -> Asked:
         """What is wanted of the output; the input is bound as it is now.
 
         Args:

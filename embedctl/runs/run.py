@@ -24,7 +24,7 @@ from embedctl.outputs.stream import StreamOutput
 from embedctl.records import utc_now, uuid7
 from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
-from embedctl.routing.chain import Chain
+from embedctl.routing.chain import FallbackChain
 from embedctl.runs import estimate, preparation, resume, target
 from embedctl.runs.estimate import Forecast
 from embedctl.runs.job import Order, Watch
@@ -137,7 +137,7 @@ class Run:
             source, offer, self._options, before, barred, lambda tier: self._tariff.of(offer, tier)
         )
 
-    def _chain(self) -> Chain:
+    def _chain(self) -> FallbackChain:
         """Who may be asked; a warning for each key that others could read."""
         chain = chains.chain(self.order.settings, warned=self.watch.warned)
         for name in dict.fromkeys(offer.provider for offer in chain.offers):
@@ -150,7 +150,7 @@ class Run:
         """Whether there is anything to account for."""
         return bool(self.spending.attempts or self._record.rows.read or failure.exit_code in (4, 75, 130, 143))
 
-    def _fulfil(self, output: AnyOutput, chain: Chain, entry: Registration) -> None:
+    def _fulfil(self, output: AnyOutput, chain: FallbackChain, entry: Registration) -> None:
         """Do what is left to do."""
         source = self._source(output, output.state)
         preparation.check_source(source, self._options, output.state)
@@ -197,7 +197,7 @@ class Run:
                 raise OutputRefused(f"{file.label} is an input: the output would replace it", hint="choose another -o")
         return source
 
-    def _before(self, output: AnyOutput, source: inputs.Source, chain: Chain, barred: tuple[str, ...]) -> Before:
+    def _before(self, output: AnyOutput, source: inputs.Source, chain: FallbackChain, barred: tuple[str, ...]) -> Before:
         """What is there; the input is bound as it is now."""
         asked = self._record.bind(source, chain.first, barred)
         if isinstance(output, FileOutput):
@@ -237,7 +237,7 @@ class Run:
         except EmbedctlError as error:
             self.watch.warned(f"usage is spooled, not in the ledger yet: {error.message}")
 
-    def _receipt(self, output: AnyOutput, failure: EmbedctlError | None, seconds: float, chain: Chain) -> Receipt:
+    def _receipt(self, output: AnyOutput, failure: EmbedctlError | None, seconds: float, chain: FallbackChain) -> Receipt:
         return receipt_made(
             run_id=str(self.run_id),
             job=self.order.job,

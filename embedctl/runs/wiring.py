@@ -15,7 +15,7 @@ from embedctl.budgets import limits as spend_limits
 from embedctl.budgets.reservations import Till
 from embedctl.embedding.cached import Recall
 from embedctl.embedding.call import CallPoint
-from embedctl.embedding.router import Lanes
+from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.journal.commands import Spool
@@ -27,8 +27,8 @@ from embedctl.outputs.assemble import Purchases
 from embedctl.planning import packer as packers
 from embedctl.planning.duplicate_ids import Ids
 from embedctl.records import Limits, RowCounts, Space
-from embedctl.routing.chain import Chain
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.chain import FallbackChain
+from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.retry import Policy
 from embedctl.runs import preparation, resume
 from embedctl.runs.job import Order, Watch
@@ -59,7 +59,7 @@ class Flow:
     order: Order
     watch: Watch
     stop: Stop
-    chain: Chain
+    chain: FallbackChain
     source: inputs.Source
     output: Output
     before: Before
@@ -127,7 +127,7 @@ class Flow:
             self.watch.warned(f"what an interrupted run spent here is counted in the ledger it ran under: {other}")
         self.entry.running()
 
-    def _opened(self, stack: AsyncExitStack, lanes: Lanes, till: Till, offer: Offer, packer: packers.Packer) -> _Opened:
+    def _opened(self, stack: AsyncExitStack, lanes: Router, till: Till, offer: Endpoint, packer: packers.Packer) -> _Opened:
         """Everything that is open while the pipeline runs; indexes are closed with the stack."""
         options, state = self._options, self.output.state
         known, seen = (stack.enter_context(Known(state)) for _ in range(2))
@@ -239,7 +239,7 @@ class Flow:
             state=self.output.state,
         )
 
-    def _cache(self, offer: Offer) -> Cache | None:
+    def _cache(self, offer: Endpoint) -> Cache | None:
         """The shared cache, where it is wanted: for `embed` with a paid model unless told otherwise."""
         wanted = self._options.cache
         if wanted is None:
@@ -249,14 +249,14 @@ class Flow:
             return None
         return Cache(path, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=self.watch.warned)
 
-    def _lanes(self, packer: packers.Packer) -> Lanes:
+    def _lanes(self, packer: packers.Packer) -> Router:
         """The chain's lines; they tell the packer what fits into a request."""
         options, offer = self._options, self.chain.first
 
         def limits(known: Limits) -> None:
             packer.limits = preparation.packed_limits(known, offer, options)
 
-        lanes = Lanes(
+        lanes = Router(
             self.chain,
             hints_file=self.order.settings.paths.home / "hints.json",
             mode=options.fallback,
@@ -281,7 +281,7 @@ class _Opened:
         deadline: Of the monotonic clock.
     """
 
-    offer: Offer
+    offer: Endpoint
     packer: packers.Packer
     journal: Journal
     call: CallPoint

@@ -15,7 +15,7 @@ from embedctl.planning import packer
 from embedctl.planning.planner import Intake
 from embedctl.planning.text_rules import wording
 from embedctl.records import Failure, Limits
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import Known
 from embedctl.vectors import agreement
@@ -65,7 +65,7 @@ class Against:
         *,
         source: inputs.Source,
         options: Options,
-        offer: Offer | None,
+        offer: Endpoint | None,
         folder: Path,
     ) -> None:
         self._stored, self._rows, self._findings = stored, rows, findings

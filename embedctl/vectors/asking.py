@@ -10,8 +10,8 @@ from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.records import Space
 from embedctl.routing import chain as chains
 from embedctl.routing import names
-from embedctl.routing.chain import Chain
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.chain import FallbackChain
+from embedctl.routing.endpoint import Endpoint
 from embedctl.settings import Settings
 from embedctl.vectors.files import Stored
 
@@ -28,11 +28,11 @@ class Asking:
     """
 
     settings: Settings
-    chain: Chain
+    chain: FallbackChain
     space: Space | None
 
     @property
-    def offer(self) -> Offer:
+    def offer(self) -> Endpoint:
         """The one that is asked first."""
         return self.chain.first
 
@@ -103,7 +103,7 @@ def _flags(stored: Stored, model: str | None, provider: str | None) -> dict[str,
     return flags
 
 
-def _offer(settings: Settings, stored: Stored, *, asked: bool) -> Offer:
+def _offer(settings: Settings, stored: Stored, *, asked: bool) -> Endpoint:
     try:
         return chains.offer(settings, *names.asked_for(settings))
     except (WrongUsage, ConfigurationInvalid) as problem:
@@ -114,7 +114,7 @@ def _offer(settings: Settings, stored: Stored, *, asked: bool) -> Offer:
         ) from None
 
 
-def _check(offer: Offer, stored: Stored) -> None:
+def _check(offer: Endpoint, stored: Stored) -> None:
     """Refuse another space; what the output was normalised or cut by does not change a direction."""
     theirs = stored.space
     mine = offer.space(theirs.dimensions if offer.dimensions is None else None)

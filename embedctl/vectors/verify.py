@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embedctl import inputs, tokens
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import adhoc
 from embedctl.runs.receipt import Spending
 from embedctl.settings.options import Options
@@ -31,7 +31,7 @@ class Input:
 
     source: inputs.Source
     options: Options
-    offer: Offer | None
+    offer: Endpoint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def verify(
     findings: Findings,
     *,
     folder: Path,
-    offer: Offer | None = None,
+    offer: Endpoint | None = None,
     asked: Input | None = None,
     sample: Sample | None = None,
 ) -> Walked:
@@ -94,7 +94,7 @@ def verify(
         return Walked(rows.count, against.rows_read)
 
 
-def alike(offer: Offer | None) -> Alike:
+def alike(offer: Endpoint | None) -> Alike:
     """Whether two texts are the same tokens to a model; never, where its tokenizer is not here."""
     measure: Any = None
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from embedctl.ledger.prices import price_list
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 
 
 class Tariff:
@@ -32,6 +32,6 @@ class Tariff:
             self._found[key] = found.usd_per_million if found else None
         return self._found[key]
 
-    def of(self, offer: Offer, tier: str = "standard") -> Decimal | None:
+    def of(self, offer: Endpoint, tier: str = "standard") -> Decimal | None:
         """The same, of an offer."""
         return self.price(offer.provider, offer.wire_model, offer.price_as, tier)

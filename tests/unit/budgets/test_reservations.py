@@ -111,7 +111,7 @@ def test_free_models_need_no_budget(world: World) -> None:
     assert world.run("batch", "run", "in/000.parquet", "-o", "out", "-w", "acme").code == 0
 
 
-def offer() -> endpoint.Offer:
+def offer() -> endpoint.Endpoint:
     environment = {"EMBEDCTL_HOME": "/nowhere", "OPENAI_API_KEY": "sk-test", "HOME": "/nowhere"}
     found = user_settings.load(flags={"model": f"openai:{MODEL}"}, environment=environment, folder=Path("/"))
     return chain.chain(found).first

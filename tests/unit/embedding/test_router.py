@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from embedctl.embedding.endpoint_state import Line, NotAdmittedError
-from embedctl.embedding.router import Lanes, Patience
+from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
+from embedctl.embedding.router import Router, Patience
 from embedctl.errors import EmbedctlError, NoProviderNow, RequestTooLarge, ServerFailed, Throttled
 from embedctl.records import Limits
 from embedctl.routing import chain as chains
@@ -41,10 +41,10 @@ def time() -> Time:
     return Time()
 
 
-def lanes(folder: Path, time: Time, **about: Any) -> Lanes:
+def lanes(folder: Path, time: Time, **about: Any) -> Router:
     config = '[providers.openai]\nbase_url = "http://127.0.0.1:9/v1"\n'
     chain = chains.chain(load(folder, config, model=f"openai:{SMALL}", fallback="off"))
-    return Lanes(
+    return Router(
         chain,
         hints_file=folder / "home" / "hints.json",
         mode="off",
@@ -56,7 +56,7 @@ def lanes(folder: Path, time: Time, **about: Any) -> Lanes:
     )
 
 
-def attempt(line: Line, time: Time, error: EmbedctlError | None = None) -> None:
+def attempt(line: EndpointState, time: Time, error: EmbedctlError | None = None) -> None:
     try:
         with line.admitted(time, blamed=False):
             if error is not None:
@@ -69,7 +69,7 @@ async def no_probe(line: Any, texts: Any) -> Any:
     raise AssertionError("nothing is to be compared")
 
 
-def next_line(made: Lanes, patience: Patience | None = None) -> Line:
+def next_line(made: Router, patience: Patience | None = None) -> EndpointState:
     return asyncio.run(made.next(None, no_probe, patience or Patience()))
 
 

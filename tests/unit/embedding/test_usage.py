@@ -15,7 +15,7 @@ from embedctl.embedding import usage
 from embedctl.embedding.usage import Scale
 from embedctl.records import Request
 from embedctl.routing import chain
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from tests.support import calling
 
 SELDOM = UUID(int=1)  # not one of the 1 % that are looked at
@@ -24,11 +24,11 @@ TEXT = "The ferry leaves the harbour at seven every morning, but for Sundays."
 
 
 @pytest.fixture
-def offer(tmp_path: Path) -> Offer:
+def offer(tmp_path: Path) -> Endpoint:
     return chain.chain(calling.load(tmp_path, model="openai:text-embedding-3-small", fallback="off")).first
 
 
-def used(offer: Offer, native: int | None, scale: Scale | None = None, texts: int = 4, event: UUID = SELDOM) -> Any:
+def used(offer: Endpoint, native: int | None, scale: Scale | None = None, texts: int = 4, event: UUID = SELDOM) -> Any:
     return usage.usage(offer, request(texts), native, None, event, scale or Scale())
 
 
@@ -36,11 +36,11 @@ def request(texts: int = 4) -> Request:
     return calling.request([TEXT] * texts)
 
 
-def true_count(offer: Offer, texts: int = 4) -> int:
+def true_count(offer: Endpoint, texts: int = 4) -> int:
     return usage.exact(offer, request(texts))[0]
 
 
-def test_a_plausible_count_is_believed(offer: Offer) -> None:
+def test_a_plausible_count_is_believed(offer: Endpoint) -> None:
     """A provider's count near the tokenizer's is the bill; the first ones are counted here too, later ones are not."""
     native = true_count(offer) + 3
     scale = Scale()
@@ -51,7 +51,7 @@ def test_a_plausible_count_is_believed(offer: Offer) -> None:
     assert [one.tokens_estimated is not None for one in found] == [True, True, True, False, False]
 
 
-def test_one_in_a_hundred_is_looked_at(offer: Offer) -> None:
+def test_one_in_a_hundred_is_looked_at(offer: Endpoint) -> None:
     """After the first answers, 1 % are counted here, chosen by the event's id."""
     scale = Scale(answers=50)
 
@@ -60,7 +60,7 @@ def test_one_in_a_hundred_is_looked_at(offer: Offer) -> None:
 
 
 @pytest.mark.parametrize("native", [0, -5, 10**9, 1, 4 * len(TEXT)])
-def test_an_implausible_count_is_replaced(offer: Offer, native: int) -> None:
+def test_an_implausible_count_is_replaced(offer: Endpoint, native: int) -> None:
     """Zero, negative, absurd, far off, or the number of characters: the tokenizer counts, the provider's is kept."""
     found = used(offer, native)
 
@@ -68,7 +68,7 @@ def test_an_implausible_count_is_replaced(offer: Offer, native: int) -> None:
     assert (found.tokens_native, found.tokenizer_id) == (native, "tiktoken:cl100k_base")
 
 
-def test_once_doubted_always_looked_at(offer: Offer) -> None:
+def test_once_doubted_always_looked_at(offer: Endpoint) -> None:
     """A server whose count was none of tokens is not believed later without a look."""
     scale = Scale()
     used(offer, 1, scale)
@@ -79,7 +79,7 @@ def test_once_doubted_always_looked_at(offer: Offer) -> None:
     assert found.tokens_estimated is not None
 
 
-def test_always_37(offer: Offer) -> None:
+def test_always_37(offer: Endpoint) -> None:
     """A server that says the same number whatever it is sent is not believed, though it may be near by chance."""
     scale = Scale()
     counts = [used(offer, 37, scale, texts=texts) for texts in (2, 3, 5, 8, 3, 2)]
@@ -87,7 +87,7 @@ def test_always_37(offer: Offer) -> None:
     assert [one.source for one in counts[3:]] == ["fallback"] * 3
 
 
-def test_like_requests_may_have_like_counts(offer: Offer) -> None:
+def test_like_requests_may_have_like_counts(offer: Endpoint) -> None:
     """The same count for requests of the same size says nothing."""
     scale = Scale()
     native = true_count(offer)
@@ -95,28 +95,28 @@ def test_like_requests_may_have_like_counts(offer: Offer) -> None:
     assert [used(offer, native, scale).source for _ in range(8)] == ["native"] * 8
 
 
-def test_no_count(offer: Offer) -> None:
+def test_no_count(offer: Endpoint) -> None:
     """Without a count of the provider's, `auto` counts here, and `native` says that nothing is known."""
     assert used(offer, None).source == "fallback"
     strict = used(replace(offer, usage_mode="native"), None)
     assert (strict.tokens_total, strict.tokens_native, strict.tokens_estimated) == (0, None, None)
 
 
-def test_native_mode_never_estimates(offer: Offer) -> None:
+def test_native_mode_never_estimates(offer: Endpoint) -> None:
     """`native` takes whatever the provider says."""
     found = used(replace(offer, usage_mode="native"), 10**9)
 
     assert (found.tokens_total, found.tokens_estimated, found.source) == (10**9, None, "native")
 
 
-def test_fallback_mode_always_counts(offer: Offer) -> None:
+def test_fallback_mode_always_counts(offer: Endpoint) -> None:
     """`fallback` counts here, and keeps the provider's word for comparison."""
     found = used(replace(offer, usage_mode="fallback"), 60)
 
     assert (found.tokens_total, found.tokens_native, found.source) == (true_count(offer), 60, "fallback")
 
 
-def test_an_unusable_answer(offer: Offer) -> None:
+def test_an_unusable_answer(offer: Endpoint) -> None:
     """Work that cannot be used is billed by the provider's count where that can be one, else by ours."""
     sent, count = request(), true_count(offer)
 
@@ -126,7 +126,7 @@ def test_an_unusable_answer(offer: Offer) -> None:
     assert usage.unusable(replace(offer, usage_mode="native"), sent, None).tokens_total == 0
 
 
-def test_token_arrays(offer: Offer) -> None:
+def test_token_arrays(offer: Endpoint) -> None:
     """Arrays are counted by their lengths."""
     sent = replace(request(2), texts=[[1, 2, 3], [4]], token_arrays=True)
 
@@ -142,7 +142,7 @@ def test_the_ceiling_holds(texts: list[str]) -> None:
     assert sum(counter.count([str(text) for text in sent.texts])) <= usage.ceiling(sent)
 
 
-def test_a_tokenizer_that_fails_at_a_text_stops_nothing(offer: Offer, tmp_path: Path) -> None:
+def test_a_tokenizer_that_fails_at_a_text_stops_nothing(offer: Endpoint, tmp_path: Path) -> None:
     """A tokenizer that loads and has no token for a text leaves the count to bytes/4, which says so."""
     from tokenizers import Tokenizer, models
 

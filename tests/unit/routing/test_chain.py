@@ -10,11 +10,11 @@ import pytest
 from embedctl.errors import ConfigurationInvalid, NotAllowed, WrongUsage
 from embedctl.records import Limits
 from embedctl.routing import chain as chains
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from tests.support.calling import KEY, SMALL, load
 
 
-def first(folder: Path, config: str = "", env: dict[str, str] | None = None, **flags: Any) -> Offer:
+def first(folder: Path, config: str = "", env: dict[str, str] | None = None, **flags: Any) -> Endpoint:
     return chains.chain(load(folder, config, env, **flags)).first
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from embedctl.errors import AnswerLost, KeyRejected, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
-from embedctl.routing.limiter import Lane
+from embedctl.routing.limiter import Limiter
 from embedctl.routing.rate_limit import Ceiling
 
 
@@ -59,11 +59,11 @@ def run(main: Callable[[Clock], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(bounded())
 
 
-def lane(clock: Clock, **ceiling: Any) -> Lane:
-    return Lane(Ceiling(**ceiling), clock=clock, sleep=clock.sleep)
+def lane(clock: Clock, **ceiling: Any) -> Limiter:
+    return Limiter(Ceiling(**ceiling), clock=clock, sleep=clock.sleep)
 
 
-async def answered(subject: Lane, clock: Clock, seconds: float = 1.0, tokens: int = 10) -> float:
+async def answered(subject: Limiter, clock: Clock, seconds: float = 1.0, tokens: int = 10) -> float:
     """One request that takes so long; the time it was sent."""
     async with subject.slot(tokens) as slot:
         sent = clock.now

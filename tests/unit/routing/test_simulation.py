@@ -13,7 +13,7 @@ import pytest
 
 from embedctl.errors import ProviderError, Remedy, ServerFailed, Throttled
 from embedctl.routing.breaker import Breaker, Pass
-from embedctl.routing.rate_limit import Ceiling, Limiter, Reservation
+from embedctl.routing.rate_limit import Ceiling, RateLimit, Admission
 from embedctl.routing.retry import Attempts, Budget, Policy
 
 TEN_MINUTES = 600.0
@@ -59,7 +59,7 @@ class Process:
         self.provider = provider
         self.chance = chance
         self.at = at
-        self.limiter = Limiter(Ceiling(concurrency=16), 0.0)
+        self.limiter = RateLimit(Ceiling(concurrency=16), 0.0)
         self.breaker = Breaker("p", "m", jitter=chance.random)
         self.budget = Budget()
         self.served = 0
@@ -95,7 +95,7 @@ class Process:
             self.at(alarm, self.wake)
 
     def finish(
-        self, now: float, ticket: Pass, reservation: Reservation, attempts: Attempts, error: ProviderError | None
+        self, now: float, ticket: Pass, reservation: Admission, attempts: Attempts, error: ProviderError | None
     ) -> None:
         self.breaker.settle(ticket, error, now)
         if error is None:
