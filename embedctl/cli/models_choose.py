@@ -13,7 +13,7 @@ from embedctl.errors import NotAllowed
 from embedctl.records import format_money
 
 if TYPE_CHECKING:
-    from embedctl.providers.catalog import Model
+    from embedctl.providers.catalog import ModelEntry
     from embedctl.settings import Settings
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -45,7 +45,7 @@ def choose(
     found = settings.load(flags={"workspace": workspace, "text_column": text_column}, config=config)
     lists = allow.lists(found, found.options.workspace)
 
-    def may(one: Model) -> bool:
+    def may(one: ModelEntry) -> bool:
         return bool(allowed([ChainEntry(provider=one.provider, model=one.name, canonical=one.canonical)], lists)[0])
 
     wish = choosing.Wish(cost=cost, quality=quality, speed=speed, multilingual=multilingual)
@@ -68,7 +68,7 @@ def choose(
         "warnings": unmet,
     }
     columns = [
-        terminal.Column("model", "Model"),
+        terminal.Column("model", "ModelEntry"),
         terminal.Column("dimensions", "Dimensions", "right"),
         terminal.Column("quality", "Quality"),
         terminal.Column("speed", "Speed"),
@@ -85,7 +85,7 @@ def choose(
     terminal.table(content, "json" if as_json else form)
 
 
-def _rows(found: Settings, offers: Sequence[Model], size: tuple[list[str], int] | None) -> list[dict[str, Any]]:
+def _rows(found: Settings, offers: Sequence[ModelEntry], size: tuple[list[str], int] | None) -> list[dict[str, Any]]:
     from embedctl import tokens
     from embedctl.ledger import prices
     from embedctl.ledger.prices.price import cost

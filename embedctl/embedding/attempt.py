@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from embedctl.backends.onnx import local_model
 from embedctl.embedding import checks, usage, usage_events
 from embedctl.embedding.endpoint_state import EndpointState
-from embedctl.embedding.router import Router, Patience
+from embedctl.embedding.router import Patience, Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceMismatch
 from embedctl.planning.packer import estimated_tokens
@@ -176,7 +176,9 @@ class Exchange:
             raise
         return wire, response.headers, response.body
 
-    def _checked(self, line: EndpointState, operation: Operation, request: Request, wire: WireAnswer) -> NDArray[np.float32]:
+    def _checked(
+        self, line: EndpointState, operation: Operation, request: Request, wire: WireAnswer
+    ) -> NDArray[np.float32]:
         """The vectors, when they may be kept; what comes first decides which space the output has."""
         width = self.space.dimensions if self.space else None
         vectors = checks.checked(wire, line.offer, len(request), width, line.voice)
@@ -222,7 +224,12 @@ class Exchange:
         return place
 
     def _learn(
-        self, line: EndpointState, operation: Operation, request: Request, wire: WireAnswer, vectors: NDArray[np.float32]
+        self,
+        line: EndpointState,
+        operation: Operation,
+        request: Request,
+        wire: WireAnswer,
+        vectors: NDArray[np.float32],
     ) -> None:
         if operation.asked_base64:
             line.base64_works = True

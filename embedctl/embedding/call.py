@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from embedctl.embedding.attempt import Exchange, Operation, Purse, Record
 from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
-from embedctl.embedding.router import Router, Patience
+from embedctl.embedding.router import Patience, Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import (
     AnswerUnusable,

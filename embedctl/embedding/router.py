@@ -261,7 +261,9 @@ class Router:
         """An attempt failed."""
         line.last_error = error
 
-    def answered(self, line: EndpointState, texts: Sequence[object], vectors: NDArray[np.float32], *, aside: bool) -> None:
+    def answered(
+        self, line: EndpointState, texts: Sequence[object], vectors: NDArray[np.float32], *, aside: bool
+    ) -> None:
         """A line gave a good answer; `aside`: one that goes into no output."""
         line.successes += 1
         line.last_error = None

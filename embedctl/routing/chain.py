@@ -12,8 +12,8 @@ from embedctl.backends.onnx import folders
 from embedctl.backends.onnx.folders import Folder
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage
 from embedctl.providers import catalog
-from embedctl.providers._contract import Options as WireOptions
-from embedctl.providers.catalog import Model, Provider
+from embedctl.providers._contract import RequestOptions as WireOptions
+from embedctl.providers.catalog import ModelEntry, ProviderEntry
 from embedctl.routing import allow, credentials
 from embedctl.routing.endpoint import Endpoint, check_usable
 from embedctl.routing.fallback import ChainEntry, Excluded, allowed, require
@@ -23,8 +23,8 @@ from embedctl.settings.options import Options
 from embedctl.storage.token_count_cache import Counts, SharedCounts
 
 __all__ = [
-    "FallbackChain",
     "Endpoint",
+    "FallbackChain",
     "asked_for",
     "chain",
     "check_usable",
@@ -200,7 +200,7 @@ def _folder(settings: Settings, model: str) -> Folder:
     return folders.read(path)
 
 
-def _weights_of(provider: str, model: str) -> Model | None:
+def _weights_of(provider: str, model: str) -> ModelEntry | None:
     """What the catalog knows of the weights of a pulled model: prefixes, input types."""
     found = next(iter(catalog.named(model)), None) if "/" in model else None
     if found is None or found.canonical != model:
@@ -210,7 +210,7 @@ def _weights_of(provider: str, model: str) -> Model | None:
     )
 
 
-def _canonical(provider: str, model: str, entry: Model | None, folder: Folder | None) -> str:
+def _canonical(provider: str, model: str, entry: ModelEntry | None, folder: Folder | None) -> str:
     """The weights by name; a folder that only its owner knows is told apart by what it holds."""
     if entry is not None:
         return entry.canonical
@@ -219,7 +219,7 @@ def _canonical(provider: str, model: str, entry: Model | None, folder: Folder | 
     return f"{provider}:{model}"
 
 
-def _entry(provider: str, own: ProviderSettings, built_in: Provider | None, protocol: str, model: str) -> Model | None:
+def _entry(provider: str, own: ProviderSettings, built_in: ProviderEntry | None, protocol: str, model: str) -> ModelEntry | None:
     """What the catalog knows: the provider's own entry, else (a place of one's own) that of the same weights."""
     found = catalog.find(provider, model)
     if found or built_in:
@@ -230,7 +230,7 @@ def _entry(provider: str, own: ProviderSettings, built_in: Provider | None, prot
 
 
 def _width(
-    entry: Model | None, folder: Folder | None, options: Options, name: str
+    entry: ModelEntry | None, folder: Folder | None, options: Options, name: str
 ) -> tuple[int | None, int | None, str]:
     """(width written, width asked of the provider, policy word)."""
     asked = options.dimensions

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from embedctl.backends.http import urls
 from embedctl.errors import ConfigurationInvalid
-from embedctl.providers._contract import Options, Place, WireProtocol
-from embedctl.providers.catalog import Model
+from embedctl.providers._contract import RequestOptions, Provider, WireProtocol
+from embedctl.providers.catalog import ModelEntry
 from embedctl.records import Limits, Space, UsageMode
 from embedctl.routing.fallback import ChainEntry
 from embedctl.routing.hints import fingerprint
@@ -38,15 +38,15 @@ class Endpoint:
     model: str
     wire_model: str
     canonical: str
-    entry: Model | None
-    place: Place
+    entry: ModelEntry | None
+    place: Provider
     protocol: WireProtocol
     local: bool
     price_as: str | None
     limits: Limits
     ceiling: Ceiling
     timeout_s: float
-    wire: Options
+    wire: RequestOptions
     prefix: str = ""
     input_type: str | None = None
     dimensions: int | None = None

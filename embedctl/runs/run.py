@@ -197,7 +197,9 @@ class Run:
                 raise OutputRefused(f"{file.label} is an input: the output would replace it", hint="choose another -o")
         return source
 
-    def _before(self, output: AnyOutput, source: inputs.Source, chain: FallbackChain, barred: tuple[str, ...]) -> Before:
+    def _before(
+        self, output: AnyOutput, source: inputs.Source, chain: FallbackChain, barred: tuple[str, ...]
+    ) -> Before:
         """What is there; the input is bound as it is now."""
         asked = self._record.bind(source, chain.first, barred)
         if isinstance(output, FileOutput):
@@ -237,7 +239,9 @@ class Run:
         except EmbedctlError as error:
             self.watch.warned(f"usage is spooled, not in the ledger yet: {error.message}")
 
-    def _receipt(self, output: AnyOutput, failure: EmbedctlError | None, seconds: float, chain: FallbackChain) -> Receipt:
+    def _receipt(
+        self, output: AnyOutput, failure: EmbedctlError | None, seconds: float, chain: FallbackChain
+    ) -> Receipt:
         return receipt_made(
             run_id=str(self.run_id),
             job=self.order.job,

@@ -127,7 +127,9 @@ class Flow:
             self.watch.warned(f"what an interrupted run spent here is counted in the ledger it ran under: {other}")
         self.entry.running()
 
-    def _opened(self, stack: AsyncExitStack, lanes: Router, till: Till, offer: Endpoint, packer: packers.Packer) -> _Opened:
+    def _opened(
+        self, stack: AsyncExitStack, lanes: Router, till: Till, offer: Endpoint, packer: packers.Packer
+    ) -> _Opened:
         """Everything that is open while the pipeline runs; indexes are closed with the stack."""
         options, state = self._options, self.output.state
         known, seen = (stack.enter_context(Known(state)) for _ in range(2))

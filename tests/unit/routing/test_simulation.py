@@ -13,7 +13,7 @@ import pytest
 
 from embedctl.errors import ProviderError, Remedy, ServerFailed, Throttled
 from embedctl.routing.breaker import Breaker, Pass
-from embedctl.routing.rate_limit import Ceiling, RateLimit, Admission
+from embedctl.routing.rate_limit import Admission, Ceiling, RateLimit
 from embedctl.routing.retry import Attempts, Budget, Policy
 
 TEN_MINUTES = 600.0
