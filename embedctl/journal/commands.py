@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from embedctl.journal.frames import Draft
-from embedctl.journal.segments import Place
+from embedctl.journal.segments import VectorRef
 from embedctl.records import UsageEvent
 
 Spool = Callable[[str, Sequence[UsageEvent]], bool]
@@ -22,7 +22,7 @@ class Entry:
     """A frame on its way, and who waits for it."""
 
     draft: Draft
-    waiter: asyncio.Future[Place | None]
+    waiter: asyncio.Future[VectorRef | None]
     answer_bytes: int = 0
 
     @property
@@ -43,14 +43,14 @@ class Release:
 class Sync:
     """Put on the disk what was written so far."""
 
-    waiter: asyncio.Future[Place | None]
+    waiter: asyncio.Future[VectorRef | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
     """End; with `published`, no vector is needed any more."""
 
-    waiter: asyncio.Future[Place | None]
+    waiter: asyncio.Future[VectorRef | None]
     published: bool
 
 
@@ -63,7 +63,7 @@ class Report:
 
 
 Command = Entry | Release | Sync | Stop | Report
-Result = tuple["asyncio.Future[Place | None]", Place | None, BaseException | None]
+Result = tuple["asyncio.Future[VectorRef | None]", VectorRef | None, BaseException | None]
 
 
 def answer(results: Sequence[Result]) -> None:
@@ -84,6 +84,6 @@ def _resolve(results: Sequence[Result]) -> None:
             waiter.set_exception(error)
 
 
-def waiter_of(command: Command) -> asyncio.Future[Place | None] | None:
+def waiter_of(command: Command) -> asyncio.Future[VectorRef | None] | None:
     """Who waits for it, if anybody does."""
     return getattr(command, "waiter", None)

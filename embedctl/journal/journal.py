@@ -19,7 +19,7 @@ from embedctl.errors import InvariantBroken
 from embedctl.journal import frames
 from embedctl.journal.commands import Entry, Release, Spool, Stop, Sync
 from embedctl.journal.recovery import Recovered, RecoveredSegment
-from embedctl.journal.segments import Place, Segment, Views
+from embedctl.journal.segments import VectorRef, Segment, Views
 from embedctl.journal.writer import Writer
 from embedctl.records import TEXT_HASH_BYTES, UsageEvent
 from embedctl.storage import DISK, Disk, remove_leftovers
@@ -39,7 +39,7 @@ class Journal:
         self._writer = writer
         self._views = views
         self._dimensions = dimensions
-        self._closing: asyncio.Future[Place | None] | None = None
+        self._closing: asyncio.Future[VectorRef | None] | None = None
 
     @classmethod
     def open(
@@ -122,7 +122,7 @@ class Journal:
         vectors: NDArray[np.float32],
         tokens_each: Sequence[int] | None = None,
         extra: Mapping[str, Any] | None = None,
-    ) -> Place:
+    ) -> VectorRef:
         """An attempt has brought vectors; they are safe from the death of this process once this has returned.
 
         From loss of power they are safe a second later, or after `sync`.
@@ -142,7 +142,7 @@ class Journal:
             raise InvariantBroken("an answer was written nowhere")
         return place
 
-    def read(self, place: Place) -> NDArray[np.float32]:
+    def read(self, place: VectorRef) -> NDArray[np.float32]:
         """Vectors of this run or a taken-over one: float32, shape (n, D), read-only, mapped from the file.
 
         From any thread. The checksum was made when they were written, and verified by `recover`; not again here.
@@ -190,7 +190,7 @@ class Journal:
             self._writer.put(Stop(self._closing, published))
         await asyncio.shield(self._closing)
 
-    async def _written(self, entry: Entry) -> Place | None:
+    async def _written(self, entry: Entry) -> VectorRef | None:
         self._writer.put(entry)
         return await entry.waiter
 
@@ -205,8 +205,8 @@ def _taken_over(folder: Path, found: RecoveredSegment) -> Segment:
     )
 
 
-def _waiter() -> asyncio.Future[Place | None]:
+def _waiter() -> asyncio.Future[VectorRef | None]:
     """What the writer answers. Errors nobody hears any more (the caller was cancelled) are not reported twice."""
-    waiter: asyncio.Future[Place | None] = asyncio.get_running_loop().create_future()
+    waiter: asyncio.Future[VectorRef | None] = asyncio.get_running_loop().create_future()
     waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
     return waiter

@@ -19,7 +19,7 @@ from embedctl.errors import EmbedctlError, InvariantBroken, StorageFailed
 from embedctl.journal import frames
 from embedctl.journal.commands import Command, Entry, Release, Report, Result, Spool, Stop, Sync, answer, waiter_of
 from embedctl.journal.recovery import interrupted
-from embedctl.journal.segments import Log, Place, Segment
+from embedctl.journal.segments import Log, VectorRef, Segment
 from embedctl.storage import Disk
 
 SYNC_AFTER_S = 1.0
@@ -198,7 +198,7 @@ class Writer:
             segment.arrived(entry.draft.event)
             place = None
             if entry.draft.vectors is not None:
-                place = Place(segment.segment_id, offset, *entry.draft.vectors.shape)
+                place = VectorRef(segment.segment_id, offset, *entry.draft.vectors.shape)
                 segment.vectors += place.count
             results.append((entry.waiter, place, None))
 
@@ -270,7 +270,7 @@ class Writer:
                 self._forget(segment.segment_id)
                 self._behind(partial(segment.remove, self._disk), partial(self._segments.pop, segment.segment_id))
 
-    def _sync_behind(self, waiter: asyncio.Future[Place | None] | None = None) -> None:
+    def _sync_behind(self, waiter: asyncio.Future[VectorRef | None] | None = None) -> None:
         self._dirty_since = None
         dirty = [segment for segment in self._segments.values() if segment.dirty]
         self._behind(partial(_sync, dirty, waiter), _nothing)
@@ -315,7 +315,7 @@ class Writer:
         self._current = None
 
 
-def _sync(segments: Sequence[Segment], waiter: asyncio.Future[Place | None] | None) -> None:
+def _sync(segments: Sequence[Segment], waiter: asyncio.Future[VectorRef | None] | None) -> None:
     """In the keeper. Who waits is told from here: the writer may be dead by then."""
     error: BaseException | None = None
     try:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embedctl.errors import InvariantBroken
 from embedctl.outputs import parquet
 from embedctl.outputs.parquet import Embeddings, Layout, Part
-from embedctl.planning.slice import Slot, Where
+from embedctl.planning.slice import Slice, VectorSource
 from embedctl.records import Failure, RowCounts
 
 ReadJournal = Callable[[int, int, int, int], NDArray[np.float32]]
@@ -26,7 +26,7 @@ ReadJournal = Callable[[int, int, int, int], NDArray[np.float32]]
 VIEWED_ROWS = 64
 """Vectors that stand together in the journal, so many or more, are written from where they are; fewer are gathered."""
 
-_JOURNAL, _PART = int(Where.JOURNAL), int(Where.PART)  # plain numbers: comparing arrays with an enum is slow
+_JOURNAL, _PART = int(VectorSource.JOURNAL), int(VectorSource.PART)  # plain numbers: comparing arrays with an enum is slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Sources:
     relax: Callable[[], None] = lambda: None
 
 
-def failures(slot: Slot, ids: Sequence[str | int], chunk_indexes: Sequence[int]) -> tuple[list[Failure], NDArray[Any]]:
+def failures(slot: Slice, ids: Sequence[str | int], chunk_indexes: Sequence[int]) -> tuple[list[Failure], NDArray[Any]]:
     """Failures of all rows of a slot whose twins are resolved, and the mask of the rows that have a vector.
 
     Args:
@@ -110,14 +110,14 @@ def failures(slot: Slot, ids: Sequence[str | int], chunk_indexes: Sequence[int])
     return found, has
 
 
-def _gone(slot: Slot, row: int) -> int | None:
+def _gone(slot: Slice, row: int) -> int | None:
     """The wanted vector that a row lacks, when it is known that it will not come."""
     mean, wanted = slot.means.get(row), slot.rows[row]
     places = range(mean.start, mean.stop) if mean else range(wanted, wanted + 1)
-    return next((place for place in places if slot.where[place] == Where.GONE), None)
+    return next((place for place in places if slot.where[place] == VectorSource.GONE), None)
 
 
-def counts(slot: Slot, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> RowCounts:
+def counts(slot: Slice, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> RowCounts:
     """Where the slot's rows went; a row one of whose chunks failed has failed."""
     lost = {failure.row for failure in failed if not failure.skipped}
     skipped = {failure.row for failure in failed if failure.skipped} - lost
@@ -134,7 +134,7 @@ def counts(slot: Slot, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> Ro
 
 
 def same_part(
-    slot: Slot, rows: Any, kept: NDArray[np.bool_], counted: RowCounts, layout: Layout, parts: Sequence[Part]
+    slot: Slice, rows: Any, kept: NDArray[np.bool_], counted: RowCounts, layout: Layout, parts: Sequence[Part]
 ) -> Part | None:
     """The older part that holds exactly these rows, where there is one: it need not be written again."""
     wanted = np.asarray(slot.rows, np.int64)
@@ -142,7 +142,7 @@ def same_part(
         return None
     files = np.unique(slot.file[wanted])
     in_order = np.array_equal(slot.offset[wanted], np.arange(len(wanted), dtype=np.uint64))
-    if len(files) != 1 or not in_order or not (slot.where[wanted] == Where.PART).all():
+    if len(files) != 1 or not in_order or not (slot.where[wanted] == VectorSource.PART).all():
         return None
     part = parts[int(files[0])]
     found = parquet.read_metadata(part.path) or {}
@@ -151,7 +151,7 @@ def same_part(
     return part if part.holds(rows, layout) else None
 
 
-def tables(slot: Slot, rows: Any, kept: NDArray[np.bool_], layout: Layout, sources: Sources) -> Iterator[Any]:
+def tables(slot: Slice, rows: Any, kept: NDArray[np.bool_], layout: Layout, sources: Sources) -> Iterator[Any]:
     """The slot's rows with their embedding columns, one table per row group.
 
     Args:
@@ -168,7 +168,7 @@ def tables(slot: Slot, rows: Any, kept: NDArray[np.bool_], layout: Layout, sourc
         sources.relax()
 
 
-def _embeddings(slot: Slot, rows: NDArray[np.int64], dimensions: int, sources: Sources) -> Embeddings:
+def _embeddings(slot: Slice, rows: NDArray[np.int64], dimensions: int, sources: Sources) -> Embeddings:
     wanted = np.asarray(slot.rows, np.int64)[rows]
     out = _Columns(len(rows), dimensions, views={})
     own = np.flatnonzero(wanted >= 0)
@@ -226,12 +226,12 @@ class _Columns:
         return self._numbers[purchase]
 
 
-def _fill(out: _Columns, targets: NDArray[np.int64], slot: Slot, wanted: NDArray[Any], sources: Sources) -> None:
+def _fill(out: _Columns, targets: NDArray[np.int64], slot: Slice, wanted: NDArray[Any], sources: Sources) -> None:
     """Fill rows `targets` of `out` with the vectors of `wanted`."""
     where, file, offset = slot.where[wanted], slot.file[wanted], slot.offset[wanted].astype(np.int64)
-    in_journal = np.flatnonzero(where == Where.JOURNAL)
+    in_journal = np.flatnonzero(where == VectorSource.JOURNAL)
     _from_journal(out, targets[in_journal], file[in_journal], offset[in_journal], sources)
-    in_parts = np.flatnonzero(where == Where.PART)
+    in_parts = np.flatnonzero(where == VectorSource.PART)
     for number in np.unique(file[in_parts]):
         mine = in_parts[file[in_parts] == number]
         vectors, purchases, tokens = sources.parts[int(number)].take(offset[mine])

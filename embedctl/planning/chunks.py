@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from embedctl.errors import WrongUsage
-from embedctl.planning.slice import Slot
+from embedctl.planning.slice import Slice
 from embedctl.records import Failure, bytes_hash, tokens_hash
 from embedctl.settings.options import Options, checked_name
 from embedctl.tokens import Counter
@@ -101,7 +101,7 @@ class Candidates:
         self._payers: Sequence[str] | None = None
         self._checked: dict[str, str | None] = {}
 
-    def of(self, block: Rows, slot: Slot) -> list[Candidate]:
+    def of(self, block: Rows, slot: Slice) -> list[Candidate]:
         """All candidates of a block, in order; failures go to the slot."""
         self._payers = self._workspaces(block)
         return self._lengths(list(self._candidates(block, slot)), block, slot)
@@ -110,7 +110,7 @@ class Candidates:
         """The workspace that pays for a row of the block."""
         return self._options.workspace if self._payers is None else self._payers[position]
 
-    def _candidates(self, block: Rows, slot: Slot) -> Iterator[Candidate]:
+    def _candidates(self, block: Rows, slot: Slice) -> Iterator[Candidate]:
         """Chunks of all rows that have text; failures for the others."""
         if block.tokens is not None:
             yield from self._arrays(block, slot)
@@ -127,7 +127,7 @@ class Candidates:
                 for index, chunk in enumerate(chunked(text, block.ids[position]) if chunked else (text,)):
                     yield self._candidate(position, index, chunk)
 
-    def _arrays(self, block: Rows, slot: Slot) -> Iterator[Candidate]:
+    def _arrays(self, block: Rows, slot: Slice) -> Iterator[Candidate]:
         """Token arrays: as they are where the protocol takes them, else as the text they stand for."""
         for position, array in enumerate(block.tokens or ()):
             if self._is_barred(slot, block, position):
@@ -141,7 +141,7 @@ class Candidates:
             else:
                 yield from self._decoded(position, array, block, slot)
 
-    def _decoded(self, position: int, array: Sequence[int], block: Rows, slot: Slot) -> Iterator[Candidate]:
+    def _decoded(self, position: int, array: Sequence[int], block: Rows, slot: Slice) -> Iterator[Candidate]:
         """The text that a token array stands for."""
         try:
             text = self._wording.counter.decode(array)
@@ -160,7 +160,7 @@ class Candidates:
         wire = (self._wording.prefix + text).encode("utf-8", "surrogatepass")
         return Candidate(position, index, text, len(wire), bytes_hash(wire))
 
-    def _lengths(self, candidates: list[Candidate], block: Rows, slot: Slot) -> list[Candidate]:
+    def _lengths(self, candidates: list[Candidate], block: Rows, slot: Slice) -> list[Candidate]:
         """Count where it is needed, and do with texts over the limit what `--on-too-long` says."""
         limit, wording = self._wording.max_tokens, self._wording
         open_ones = [one for one in candidates if one.tokens is None]
@@ -180,7 +180,7 @@ class Candidates:
         ]
         return _renumbered(fitting) if self._options.on_too_long == "chunk" else fitting
 
-    def _too_long(self, one: Candidate, limit: int, block: Rows, slot: Slot) -> list[Candidate]:
+    def _too_long(self, one: Candidate, limit: int, block: Rows, slot: Slice) -> list[Candidate]:
         policy = self._options.on_too_long
         if policy in ("fail", "skip") or not isinstance(one.text, str):
             message = f"{one.tokens} tokens, the model takes {limit} (counted by {self._wording.counter.tokenizer_id})"
@@ -220,7 +220,7 @@ class Candidates:
         named = ("" if name is None else str(name).strip() for name in block.kept.column(column).to_pylist())
         return [name or self._options.workspace for name in named]
 
-    def _is_barred(self, slot: Slot, block: Rows, position: int) -> bool:
+    def _is_barred(self, slot: Slice, block: Rows, position: int) -> bool:
         """Whether a row's workspace may not use the model, or cannot be one: then it has failed, whatever its text."""
         if self._payers is None:
             return False
@@ -233,7 +233,7 @@ class Candidates:
             self._fail(slot, block, position, reason, why)
         return why is not None
 
-    def _fail(self, slot: Slot, block: Rows, position: int, reason: str, message: str | None = None) -> None:
+    def _fail(self, slot: Slice, block: Rows, position: int, reason: str, message: str | None = None) -> None:
         slot.failures.append(
             Failure(
                 row=block.first_row + position,

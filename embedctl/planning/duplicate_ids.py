@@ -12,7 +12,7 @@ import numpy as np
 
 from embedctl.errors import InputInvalid
 from embedctl.inputs import Source
-from embedctl.storage.hash_index import PLACE, Known
+from embedctl.storage.hash_index import LOCATION, Known
 
 _IN_MEMORY = 1 << 15
 
@@ -52,7 +52,7 @@ class Ids:
         if twice and self.first is None:
             self.first = block.ids[int(np.flatnonzero(~fresh)[0])]
         self.duplicates += twice
-        self._index.add(hashes[fresh], np.zeros(int(fresh.sum()), PLACE))
+        self._index.add(hashes[fresh], np.zeros(int(fresh.sum()), LOCATION))
 
     def refuse(self) -> None:
         """Raise InputInvalid when an id stood twice."""

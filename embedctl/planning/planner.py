@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from embedctl.planning.chunks import Candidate, Candidates, Rows, Wording
 from embedctl.planning.packer import Packed, Packer
-from embedctl.planning.slice import Mean, Slot, Where
+from embedctl.planning.slice import Mean, Slice, VectorSource
 from embedctl.records import TEXT_HASH_BYTES, Refusal
 from embedctl.settings.options import Options
-from embedctl.storage.hash_index import PLACE, Known
+from embedctl.storage.hash_index import LOCATION, Known
 
 Found = tuple[NDArray[np.void], NDArray[np.bool_]]
 """Places (known.PLACE) of n hashes, and which of them were found."""
@@ -60,11 +60,11 @@ class Intake:
         self.reused = 0
         self.duplicates = 0
 
-    def slot(self, number: int, first_row: int) -> Slot:
+    def slot(self, number: int, first_row: int) -> Slice:
         """A new slot that begins where the last one ended."""
-        return Slot(number=number, first_row=first_row, first_wanted=self._ordinal)
+        return Slice(number=number, first_row=first_row, first_wanted=self._ordinal)
 
-    def take(self, block: Rows, slot: Slot) -> Iterator[Packed]:
+    def take(self, block: Rows, slot: Slice) -> Iterator[Packed]:
         """Add a block's rows to the slot; the requests that became full."""
         slot.rows_read += len(block.ids)
         candidates = self._candidates.of(block, slot)
@@ -83,12 +83,12 @@ class Intake:
         positions, indexes = [one.position for one in candidates], [one.chunk_index for one in candidates]
         slot.batches.append(self._columns(block, positions, indexes, texts))
 
-    def close(self, slot: Slot) -> Iterator[Packed]:
+    def close(self, slot: Slice) -> Iterator[Packed]:
         """The slot takes no more rows: the requests that were not full."""
         yield from self._packer.rest()
         slot.last_request = self._packer.packed - 1
 
-    def _take_plain(self, candidates: Sequence[Candidate], slot: Slot, fresh: _Fresh) -> Iterator[Packed]:
+    def _take_plain(self, candidates: Sequence[Candidate], slot: Slice, fresh: _Fresh) -> Iterator[Packed]:
         """Each candidate gets a vector of its own; those that are known are taken together."""
         sent = b"".join(one.digest for one in candidates)
         places, is_known = self._known.look_up(sent)
@@ -103,7 +103,7 @@ class Intake:
         self._have(slot, places[done:])
         slot.rows += range(first, slot.wanted)
 
-    def _take_pieces(self, candidates: Sequence[Candidate], slot: Slot, fresh: _Fresh) -> Iterator[Packed]:
+    def _take_pieces(self, candidates: Sequence[Candidate], slot: Slice, fresh: _Fresh) -> Iterator[Packed]:
         """Some candidates get the mean of several vectors, unless that is known itself."""
         wanted = [piece for one in candidates for piece in (one.pieces or [one])]
         sent = b"".join(one.digest for one in wanted)
@@ -127,7 +127,7 @@ class Intake:
                     slot.means[len(slot.rows) - 1] = Mean(slot.wanted - count, slot.wanted, weights)
             cursor += count
 
-    def _want(self, slot: Slot, one: Candidate, at: int, seen: Found, fresh: _Fresh) -> Packed | None:
+    def _want(self, slot: Slice, one: Candidate, at: int, seen: Found, fresh: _Fresh) -> Packed | None:
         """One wanted vector that is not known: asked for, unless its text was wanted before, or has failed.
 
         Returns:
@@ -137,7 +137,7 @@ class Intake:
         self._ordinal += 1
         twin = int(seen[0]["row"][at]) if seen[1][at] else fresh.ordinals.get(one.digest)
         if twin is not None:
-            slot.want(Where.TWIN, 0, twin)
+            slot.want(VectorSource.TWIN, 0, twin)
             self.duplicates += 1
             return None
         place = slot.want()
@@ -154,14 +154,14 @@ class Intake:
             workspace=self._candidates.payer(one.position),
         )
 
-    def _have(self, slot: Slot, places: NDArray[np.void]) -> None:
+    def _have(self, slot: Slice, places: NDArray[np.void]) -> None:
         """Wanted vectors that are known, one after the other."""
         if not len(places):
             return
         self.reused += len(places)
         self._ordinal += len(places)
         files = places["file"]
-        where = np.where(files < JOURNAL_FILES, np.uint8(Where.PART), np.uint8(Where.JOURNAL))
+        where = np.where(files < JOURNAL_FILES, np.uint8(VectorSource.PART), np.uint8(VectorSource.JOURNAL))
         slot.have(where, files % JOURNAL_FILES, places["row"])
 
 
@@ -174,7 +174,7 @@ class _Fresh:
     def remember(self, index: Known) -> None:
         """Put them into the index."""
         if self.ordinals:
-            places = np.zeros(len(self.ordinals), PLACE)
+            places = np.zeros(len(self.ordinals), LOCATION)
             places["row"] = np.fromiter(self.ordinals.values(), np.uint64, len(self.ordinals))
             index.add(b"".join(self.ordinals), places)
 

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from embedctl.records import Failure, Refusal
 
-SLOT_ROWS = 1 << 17
+SLICE_ROWS = 1 << 17
 """Rows, or failures, close it too, however narrow the vectors."""
 
-SLOT_BYTES = 128 * 1024 * 1024
+SLICE_BYTES = 128 * 1024 * 1024
 """About so many bytes of vectors, or of text and kept columns, close a slot."""
 
 
-class Where(IntEnum):
+class VectorSource(IntEnum):
     """Where a wanted vector is."""
 
     PENDING = 0  # asked for, or about to be
@@ -54,7 +54,7 @@ class Arrival:
 
 
 @dataclass(slots=True)
-class Slot:
+class Slice:
     """One slot while its vectors are coming in.
 
     Attributes:
@@ -88,12 +88,12 @@ class Slot:
     offset: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(1024, np.uint64))
     last_request: int = -1
 
-    def want(self, where: Where = Where.PENDING, file: int = 0, offset: int = 0) -> int:
+    def want(self, where: VectorSource = VectorSource.PENDING, file: int = 0, offset: int = 0) -> int:
         """Add a wanted vector; its place in this slot."""
         place = self.wanted
         if place == len(self.where):
             self._make_room(1)
-        if where is not Where.PENDING:  # as new entries are
+        if where is not VectorSource.PENDING:  # as new entries are
             self.where[place], self.file[place], self.offset[place] = where, file, offset
         self.wanted = place + 1
         return place
@@ -120,7 +120,7 @@ class Slot:
                 continue
             count = len(places)
             end = arrival.offset + count * arrival.width_bytes
-            self.where[places] = Where.JOURNAL
+            self.where[places] = VectorSource.JOURNAL
             self.file[places] = arrival.file
             self.offset[places] = np.arange(arrival.offset, end, arrival.width_bytes, dtype=np.uint64)
 
@@ -133,15 +133,15 @@ class Slot:
 
     def refused(self, place: int, why: Refusal) -> None:
         """This vector will not come."""
-        self.where[place] = Where.GONE
+        self.where[place] = VectorSource.GONE
         self.refusals[place] = why
 
     def full(self, dimensions: int | None) -> bool:
         """Whether the slot holds enough to be a part of its own."""
         vectors = self.wanted * (dimensions or 1536) * 4
-        if vectors >= SLOT_BYTES or self.content_bytes >= SLOT_BYTES or len(self.rows) >= SLOT_ROWS:
+        if vectors >= SLICE_BYTES or self.content_bytes >= SLICE_BYTES or len(self.rows) >= SLICE_ROWS:
             return True
-        return dimensions is not None and len(self.failures) >= SLOT_ROWS  # without a width it could not be a part
+        return dimensions is not None and len(self.failures) >= SLICE_ROWS  # without a width it could not be a part
 
 
 def _grown(entries: NDArray[Any], size: int) -> NDArray[Any]:
@@ -151,7 +151,7 @@ def _grown(entries: NDArray[Any], size: int) -> NDArray[Any]:
     return grown
 
 
-class History:
+class SliceIndex:
     """Where the vectors of slots that were handed on are: what a later row with the same text needs.
 
     In a folder they are in the slot's part, as a rule in the order they were wanted in, which takes no memory; in a
@@ -162,7 +162,7 @@ class History:
         self._firsts: list[int] = []
         self._slots: list[_Kept | _InOrder] = []
 
-    def add(self, slot: Slot, part: int | None) -> None:
+    def add(self, slot: Slice, part: int | None) -> None:
         """Remember a slot that was written as part number `part`, or (None) whose journal stays."""
         self._firsts.append(slot.first_wanted)
         if part is not None and not slot.refusals and slot.rows == list(range(slot.wanted)):
@@ -173,8 +173,8 @@ class History:
         if part is not None:
             wanted = np.asarray(slot.rows, np.int64)
             written = wanted[wanted >= 0]
-            written = written[slot.where[written] != Where.GONE]
-            where[written], file[written] = Where.PART, part
+            written = written[slot.where[written] != VectorSource.GONE]
+            where[written], file[written] = VectorSource.PART, part
             offset[written] = _rows_written(slot)
         self._slots.append(_Kept(where, file, offset, slot.refusals))
 
@@ -191,7 +191,7 @@ class _InOrder:
     part: int
 
     def place(self, local: int) -> tuple[int, int, int, Refusal | None]:
-        return int(Where.PART), self.part, local, None
+        return int(VectorSource.PART), self.part, local, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,21 +207,21 @@ class _Kept:
         return int(self.where[local]), int(self.file[local]), int(self.offset[local]), self.refusals.get(local)
 
 
-def _rows_written(slot: Slot) -> NDArray[np.uint64]:
+def _rows_written(slot: Slice) -> NDArray[np.uint64]:
     """Row numbers in the part, of rows that take a wanted vector of their own, in order."""
     wanted = np.asarray(slot.rows, np.int64)
     gone = np.zeros(len(wanted), bool)
     own = wanted >= 0
-    gone[own] = slot.where[wanted[own]] == Where.GONE
+    gone[own] = slot.where[wanted[own]] == VectorSource.GONE
     for row, mean in slot.means.items():
-        gone[row] = bool((slot.where[mean.start : mean.stop] == Where.GONE).any())
+        gone[row] = bool((slot.where[mean.start : mean.stop] == VectorSource.GONE).any())
     numbers = np.cumsum(~gone) - 1
     return numbers[own & ~gone].astype(np.uint64)
 
 
-def resolve_twins(slot: Slot, history: History) -> None:
+def resolve_duplicates(slot: Slice, history: SliceIndex) -> None:
     """Give every twin the place, or the refusal, of the vector with the same text."""
-    for place in np.flatnonzero(slot.where[: slot.wanted] == Where.TWIN):
+    for place in np.flatnonzero(slot.where[: slot.wanted] == VectorSource.TWIN):
         ordinal = int(slot.offset[place])
         local = ordinal - slot.first_wanted
         if local >= 0:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from embedctl.providers import _errors, _http, _vectors
-from embedctl.providers._contract import HttpRequest, RequestOptions, Provider, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import InputType, Limits
 
 LIMITS = Limits(items=96)
@@ -42,7 +42,9 @@ class _Body(msgspec.Struct, gc=False):
 _BODY = msgspec.json.Decoder(_Body)
 
 
-def request(place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/v2/embed; `truncate: NONE`, because the default cuts silently."""
     body = {"model": model, **fields(texts, options)}
     secret = _http.key(place, KEY_VARIABLES, BASE_URL)

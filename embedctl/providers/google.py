@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from embedctl.providers import _errors, _http, _vectors
-from embedctl.providers._contract import HttpRequest, RequestOptions, Provider, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import InputType, Limits
 
 LIMITS = Limits(items=100, bytes=4_000_000)
@@ -46,7 +46,9 @@ class _Body(msgspec.Struct, rename="camel", gc=False):
 _BODY = msgspec.json.Decoder(_Body)
 
 
-def request(place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/v1beta/models/{model}:batchEmbedContents; the key in a header, never in the URL."""
     secret = _http.key(place, KEY_VARIABLES, BASE_URL)
     model = model.removeprefix("models/")

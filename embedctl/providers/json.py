@@ -26,7 +26,7 @@ import orjson
 
 from embedctl.errors import ConfigurationInvalid, RequestTooLarge
 from embedctl.providers import _errors, _http, _vectors
-from embedctl.providers._contract import HttpRequest, RequestOptions, Provider, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
 LIMITS = Limits(items=32)
@@ -40,7 +40,9 @@ _ABSENT = object()
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
-def request(place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST the filled template to {base}{path}.
 
     Raises:

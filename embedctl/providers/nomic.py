@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from embedctl.providers import _errors, _http, _vectors
-from embedctl.providers._contract import HttpRequest, RequestOptions, Provider, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import InputType, Limits
 
 LIMITS = Limits(items=10)
@@ -41,7 +41,9 @@ class _Body(msgspec.Struct, gc=False):
 _BODY = msgspec.json.Decoder(_Body)
 
 
-def request(place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/embedding/text."""
     body: dict[str, Any] = {"model": model, "texts": texts, "task_type": TASK_TYPES[options.input_type]}
     if options.dimensions is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from embedctl.providers import _errors, _http, _vectors
-from embedctl.providers._contract import HttpRequest, RequestOptions, Provider, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
 LIMITS = Limits(items=256)
@@ -33,7 +33,9 @@ class _Body(msgspec.Struct, gc=False):
 _BODY = msgspec.json.Decoder(_Body)
 
 
-def request(place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/api/embed; `truncate: false`, because the default cuts silently."""
     body: dict[str, Any] = {"model": model, "input": texts, "truncate": False}
     if options.dimensions is not None:

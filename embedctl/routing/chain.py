@@ -219,7 +219,9 @@ def _canonical(provider: str, model: str, entry: ModelEntry | None, folder: Fold
     return f"{provider}:{model}"
 
 
-def _entry(provider: str, own: ProviderSettings, built_in: ProviderEntry | None, protocol: str, model: str) -> ModelEntry | None:
+def _entry(
+    provider: str, own: ProviderSettings, built_in: ProviderEntry | None, protocol: str, model: str
+) -> ModelEntry | None:
     """What the catalog knows: the provider's own entry, else (a place of one's own) that of the same weights."""
     found = catalog.find(provider, model)
     if found or built_in:

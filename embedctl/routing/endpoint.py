@@ -7,7 +7,7 @@ from pathlib import Path
 
 from embedctl.backends.http import urls
 from embedctl.errors import ConfigurationInvalid
-from embedctl.providers._contract import RequestOptions, Provider, WireProtocol
+from embedctl.providers._contract import Provider, RequestOptions, WireProtocol
 from embedctl.providers.catalog import ModelEntry
 from embedctl.records import Limits, Space, UsageMode
 from embedctl.routing.fallback import ChainEntry

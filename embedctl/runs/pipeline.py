@@ -19,13 +19,13 @@ from typing import Any
 from embedctl.embedding.cached import Recall
 from embedctl.embedding.call import CallPoint, Piece
 from embedctl.errors import EmbedctlError, InvariantBroken
-from embedctl.journal import Journal, Place
+from embedctl.journal import Journal, VectorRef
 from embedctl.outputs import Finished, Output, assemble, parquet
 from embedctl.outputs.assemble import Purchase, Purchases, Sources, tokens_array
 from embedctl.outputs.parquet import Layout, Part
 from embedctl.planning.packer import Packed
 from embedctl.planning.planner import Intake
-from embedctl.planning.slice import Arrival, History, Slot, resolve_twins
+from embedctl.planning.slice import Arrival, SliceIndex, Slice, resolve_duplicates
 from embedctl.records import RowCounts
 from embedctl.runs.receipt import Headway
 from embedctl.runs.stop import Stop
@@ -98,15 +98,15 @@ class Pipeline:
     def __init__(self, steps: Steps, stop: Stop) -> None:
         self._is = steps
         self._stop = stop
-        self._queue: asyncio.Queue[tuple[Packed, Slot] | None] = asyncio.Queue(steps.concurrency)
-        self._open: deque[Slot] = deque()
+        self._queue: asyncio.Queue[tuple[Packed, Slice] | None] = asyncio.Queue(steps.concurrency)
+        self._open: deque[Slice] = deque()
         self._gate = asyncio.Semaphore(OPEN_SLOTS)
         self._complete = asyncio.Event()
         self._finished: set[int] = set()
         self._next_request = 0
         self._busy: set[asyncio.Task[None] | None] = set()
         self._read_all = False
-        self._history = History()
+        self._history = SliceIndex()
         self._rows_planned = 0
         self._texts_open = 0
         self.rows = RowCounts()
@@ -165,7 +165,7 @@ class Pipeline:
             await self._queue.put(None)
 
     async def _plan_slots(self) -> None:
-        slot: Slot | None = None
+        slot: Slice | None = None
         number, skip = 0, 0
         while (block := await asyncio.to_thread(self._next_block)) is not None:
             self._rows_planned += len(block)
@@ -193,15 +193,15 @@ class Pipeline:
             self._is.see(block)
         return block
 
-    def _taken(self, block: Any, slot: Slot) -> list[Packed]:
+    def _taken(self, block: Any, slot: Slice) -> list[Packed]:
         return list(self._is.intake.take(block, slot))
 
-    async def _send(self, requests: list[Packed], slot: Slot) -> None:
+    async def _send(self, requests: list[Packed], slot: Slice) -> None:
         self._texts_open += sum(len(packed.ordinals) for packed in requests)
         for packed in requests:
             await self._queue.put((packed, slot))
 
-    async def _close(self, slot: Slot) -> None:
+    async def _close(self, slot: Slice) -> None:
         rest = list(self._is.intake.close(slot))
         self._open.append(slot)
         await self._send(rest, slot)
@@ -229,16 +229,16 @@ class Pipeline:
             self._complete.set()
             del taken, packed, slot  # who waits for the next request keeps no published slot in memory
 
-    async def _fulfil(self, packed: Packed, slot: Slot) -> None:
+    async def _fulfil(self, packed: Packed, slot: Slice) -> None:
         """One request; its answer is let go of here, not kept until the next one has come."""
         for ordinals, piece in await self._is.recall.embed(packed):
             self._arrive(ordinals, piece, slot)
 
-    def _arrive(self, ordinals: Sequence[int], piece: Piece, slot: Slot) -> None:
+    def _arrive(self, ordinals: Sequence[int], piece: Piece, slot: Slice) -> None:
         if piece.answer is None:
             slot.arrivals.append(Arrival(ordinals=ordinals, refusal=piece.refusal))
             return
-        place: Place = piece.place
+        place: VectorRef = piece.place
         file = self._is.segments.number(place.segment)
         answer = piece.answer
         self._is.purchases.add(
@@ -271,7 +271,7 @@ class Pipeline:
             if self._read_all and (not self._open or self._stop.asked.is_set()):
                 return
 
-    async def _hand_over(self, slot: Slot) -> None:
+    async def _hand_over(self, slot: Slice) -> None:
         await self._is.journal.sync()
         self.rows.add(await asyncio.to_thread(self._assemble, slot, self.width))
         self.rows.reused = self._is.intake.reused + self._is.recall.hits
@@ -280,10 +280,10 @@ class Pipeline:
             self._release(slot)
         self._is.watch(self.headway)
 
-    def _assemble(self, slot: Slot, width: int | None) -> RowCounts:
+    def _assemble(self, slot: Slice, width: int | None) -> RowCounts:
         """A complete slot → the output; what became of its rows."""
         slot.settle()
-        resolve_twins(slot, self._history)
+        resolve_duplicates(slot, self._history)
         rows = parquet.joined(slot.batches)
         ids = rows.column("id").to_pylist() if rows is not None else []
         indexes = rows.column("chunk_index").to_pylist() if rows is not None else []
@@ -312,9 +312,9 @@ class Pipeline:
         return counts
 
     def _read_journal(self, file: int, offset: int, count: int, dimensions: int) -> Any:
-        return self._is.journal.read(Place(self._is.segments.ids[file], offset, count, dimensions))
+        return self._is.journal.read(VectorRef(self._is.segments.ids[file], offset, count, dimensions))
 
-    def _release(self, slot: Slot) -> None:
+    def _release(self, slot: Slice) -> None:
         """The slot's vectors stand in a part: the journal may let go of them."""
         for arrival in slot.arrivals:
             if arrival.refusal is None:

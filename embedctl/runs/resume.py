@@ -21,7 +21,7 @@ from embedctl.outputs.parquet import Part
 from embedctl.planning.planner import JOURNAL_FILES
 from embedctl.records import Refusal, RowCounts, Space
 from embedctl.runs.pipeline import Segments
-from embedctl.storage.hash_index import PLACE, Known
+from embedctl.storage.hash_index import LOCATION, Known
 
 
 def binding(source: Mapping[str, Any], options: Mapping[str, Any]) -> str:
@@ -255,7 +255,7 @@ def index(before: Before, space_id: str | None, known: Known, segments: Segments
         row = 0
         for hashes in part.hashes():
             count = len(hashes) // 16
-            places = np.zeros(count, PLACE)
+            places = np.zeros(count, LOCATION)
             places["file"] = number
             places["row"] = np.arange(row, row + count, dtype=np.uint64)
             known.add(hashes, places)
@@ -274,7 +274,7 @@ def index(before: Before, space_id: str | None, known: Known, segments: Segments
             tokens_array(answer.tokens_each),
         )
         purchases.add(file, bought)
-        places = np.zeros(answer.place.count, PLACE)
+        places = np.zeros(answer.place.count, LOCATION)
         places["file"] = JOURNAL_FILES + file
         end = answer.place.offset + answer.place.count * width * 4
         places["row"] = np.arange(answer.place.offset, end, width * 4, dtype=np.uint64)

@@ -22,7 +22,7 @@ from embedctl.records import TEXT_HASH_BYTES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PLACE = np.dtype([("file", "<u4"), ("row", "<u8")])
+LOCATION = np.dtype([("file", "<u4"), ("row", "<u8")])
 """Where a vector is: a file's number, and a row or a byte in it; both mean what the caller means by them."""
 
 _HASH = np.dtype([("key", "<u8"), ("tail", "<u8")])
@@ -66,7 +66,7 @@ class Known:
         self._folder = folder
         self._in_memory = in_memory
         self._recent: dict[bytes, int] = {}
-        self._places = np.empty(in_memory, PLACE)
+        self._places = np.empty(in_memory, LOCATION)
         self._runs: list[_Run] = []
         self._looked_up = 0
 
@@ -87,7 +87,7 @@ class Known:
 
         Args:
             hashes: n text hashes of 16 bytes, one after the other, or uint8 (n, 16).
-            places: PLACE, shape (n,).
+            places: LOCATION, shape (n,).
 
         Raises:
             StorageFailed: The disk refused.
@@ -112,11 +112,11 @@ class Known:
         """Where the vectors of these texts are.
 
         Returns:
-            places: PLACE, shape (n,); zeros where not found.
+            places: LOCATION, shape (n,); zeros where not found.
             found: bool, shape (n,).
         """
         wanted = _hashes(hashes)
-        places = np.zeros(len(wanted), PLACE)
+        places = np.zeros(len(wanted), LOCATION)
         found = np.zeros(len(wanted), np.bool_)
         if self._runs and len(wanted):
             self._look_in_runs(wanted, places, found)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from embedctl.errors import InputInvalid
 from embedctl.records import text_hash
-from embedctl.storage.hash_index import PLACE, Known
+from embedctl.storage.hash_index import LOCATION, Known
 from embedctl.vectors.files import Batch, Stored
 from embedctl.vectors.findings import Findings
 from embedctl.vectors.sample import SAME_COSINE, Sample, cosine
@@ -41,7 +41,7 @@ class Firsts:
         self, keys: bytes, marks: NDArray[np.uint32], rows: NDArray[np.uint64]
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
         """Add the keys of some rows (16 bytes each); for each the row that had its key first, and that row's mark."""
-        places = np.zeros(len(rows), PLACE)
+        places = np.zeros(len(rows), LOCATION)
         places["file"], places["row"] = marks, rows
         self._known.add(keys, places)
         found, _ = self._known.look_up(keys)

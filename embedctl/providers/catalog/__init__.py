@@ -7,15 +7,8 @@ named("all-MiniLM-L6-v2")                       what a bare name may mean
 
 from __future__ import annotations
 
-from embedctl.providers.catalog._models import ModelEntry
-from embedctl.providers.catalog._models import default_model
-from embedctl.providers.catalog._models import find
-from embedctl.providers.catalog._models import models
-from embedctl.providers.catalog._models import named
-from embedctl.providers.catalog._models import serving
-from embedctl.providers.catalog._providers import ProviderEntry
-from embedctl.providers.catalog._providers import default_chain
-from embedctl.providers.catalog._providers import providers
+from embedctl.providers.catalog._models import ModelEntry, default_model, find, models, named, serving
+from embedctl.providers.catalog._providers import ProviderEntry, default_chain, providers
 
 __all__ = [
     "ModelEntry",

@@ -25,7 +25,7 @@ from embedctl.errors import (
     TextTooLong,
     Throttled,
 )
-from embedctl.providers._contract import HttpRequest, RequestOptions, Provider, Secret, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, Secret, WireAnswer
 from embedctl.records import InputType, Limits
 from tests.support.wire.client import Wire, expected, hash_of, started
 

@@ -15,7 +15,7 @@ import pytest
 from embedctl import providers
 from embedctl.errors import AnswerUnusable, ConfigurationInvalid, RequestRefused, RequestTooLarge
 from embedctl.providers import tldw
-from embedctl.providers._contract import HttpRequest, RequestOptions, Provider, Secret
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, Secret
 
 KEY = Secret("test-key-0123456789")
 JWT = Secret("eyJhbGciOi.eyJzdWIiOiJ.c2lnbmF0dXJl")

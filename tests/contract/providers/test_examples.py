@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from embedctl import providers
-from embedctl.providers._contract import HttpRequest, RequestOptions, Provider, Secret
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, Secret
 
 KEY = "test-key-0123456789"
 EXAMPLES = {

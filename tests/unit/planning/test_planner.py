@@ -18,10 +18,10 @@ from embedctl.outputs import assemble, parquet
 from embedctl.planning.chunks import REASON_WORDS, Wording
 from embedctl.planning.packer import Packed, Packer
 from embedctl.planning.planner import JOURNAL_FILES, Intake
-from embedctl.planning.slice import Arrival, History, Slot, Where, resolve_twins
+from embedctl.planning.slice import Arrival, SliceIndex, Slice, VectorSource, resolve_duplicates
 from embedctl.records import Limits, Refusal, text_hash, tokens_hash
 from embedctl.settings.options import Options
-from embedctl.storage.hash_index import PLACE, Known
+from embedctl.storage.hash_index import LOCATION, Known
 
 LIMIT = 5
 COLUMNS = parquet.row_columns(pa.string(), pa.schema([]), text=True)
@@ -66,7 +66,7 @@ def wording(**changes: Any) -> Wording:
 class Taken:
     """What became of some blocks in one slot."""
 
-    slot: Slot
+    slot: Slice
     requests: list[Packed]
     intake: Intake
     ids: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Taken:
         for number, one in enumerate(self.requests):
             self.slot.arrivals.append(Arrival(ordinals=one.ordinals, file=number, offset=0, width_bytes=16))
         self.slot.settle()
-        resolve_twins(self.slot, History())
+        resolve_duplicates(self.slot, SliceIndex())
         failed, kept = assemble.failures(self.slot, self.ids, self.indexes)
         return failed, assemble.counts(self.slot, failed, kept)
 
@@ -101,7 +101,7 @@ def take(
     """Blocks through a real intake, packer and index."""
     with Known(tmp_path) as index, Known(tmp_path) as seen:
         if known:
-            places = np.array(list(known.values()), PLACE)
+            places = np.array(list(known.values()), LOCATION)
             index.add(b"".join(known), places)
         intake = Intake(
             options=options or Options(),
@@ -176,7 +176,7 @@ def test_every_row_gives_vectors_or_a_failure(tmp_path: Path, data: st.DataObjec
     assert all(one.reason in (*REASON_WORDS, "too_long") for one in failed)
     assert len(set(zip(taken.ids, taken.indexes, strict=True))) == len(taken.ids)
     asked = [ordinal for one in taken.requests for ordinal in one.ordinals]
-    twins = np.flatnonzero(taken.slot.where[: taken.slot.wanted] == Where.TWIN)
+    twins = np.flatnonzero(taken.slot.where[: taken.slot.wanted] == VectorSource.TWIN)
     assert sorted([*asked, *twins]) == sorted(set(asked) | set(twins))
     hashes = [one.request.hashes[i : i + 16] for one in taken.requests for i in range(0, len(one.request) * 16, 16)]
     assert len(set(hashes)) == len(hashes)
@@ -191,7 +191,7 @@ def test_ordinals_are_dense_and_each_text_is_asked_for_once(tmp_path: Path, rows
     taken = take(tmp_path, *cut(rows, {}, [size]), options=Options(on_too_long="truncate"))
     slot = taken.slot
     asked = {o: text for one in taken.requests for o, text in zip(one.ordinals, one.request.texts, strict=True)}
-    twins = {int(p): int(slot.offset[p]) for p in np.flatnonzero(slot.where[: slot.wanted] == Where.TWIN)}
+    twins = {int(p): int(slot.offset[p]) for p in np.flatnonzero(slot.where[: slot.wanted] == VectorSource.TWIN)}
 
     assert sorted([*asked, *twins]) == list(range(slot.wanted))
     assert len(set(asked.values())) == len(asked)
@@ -209,7 +209,7 @@ def test_a_known_text_is_taken_from_where_it_is(tmp_path: Path) -> None:
     slot = taken.slot
 
     assert taken.sent == ["new"]
-    assert [int(slot.where[i]) for i in range(3)] == [Where.PENDING, Where.PART, Where.JOURNAL]
+    assert [int(slot.where[i]) for i in range(3)] == [VectorSource.PENDING, VectorSource.PART, VectorSource.JOURNAL]
     assert [(int(slot.file[i]), int(slot.offset[i])) for i in (1, 2)] == [(3, 17), (2, 640)]
     assert taken.intake.reused == 2
 

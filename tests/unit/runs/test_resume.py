@@ -46,7 +46,7 @@ def wire(server: Wire) -> Wire:
 
 @pytest.fixture(autouse=True)
 def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "SLOT_BYTES", 1)
+    monkeypatch.setattr(slices, "SLICE_BYTES", 1)
 
 
 @pytest.fixture(params=["folder", "file"])
@@ -152,9 +152,9 @@ def test_published_slots_are_let_go(batch: Small) -> None:
     """However many requests may be in flight: memory holds the open slots, and none that stands in a part."""
     batch.fill(TEXTS, files=len(TEXTS))
     alive: list[int] = []
-    watch = Watch(headway=lambda *_: alive.append(sum(type(one) is slices.Slot for one in gc.get_objects())))
+    watch = Watch(headway=lambda *_: alive.append(sum(type(one) is slices.Slice for one in gc.get_objects())))
     gc.collect()
-    before = sum(type(one) is slices.Slot for one in gc.get_objects())
+    before = sum(type(one) is slices.Slice for one in gc.get_objects())
     Run(batch.order(flags={"concurrency": 16}), watch, ingest=batch._take_in, segment_bytes=1).execute()
 
     assert len(alive) > len(TEXTS)

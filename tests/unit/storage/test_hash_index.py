@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from embedctl.errors import InvariantBroken, StorageFailed
 from embedctl.storage import hash_index
-from embedctl.storage.hash_index import PLACE, Known
+from embedctl.storage.hash_index import LOCATION, Known
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def index(tmp_path: Path) -> Iterator[Known]:
 
 
 def places(file: int, count: int, start: int = 0) -> np.ndarray:
-    made = np.zeros(count, PLACE)
+    made = np.zeros(count, LOCATION)
     made["file"], made["row"] = file, np.arange(start, start + count)
     return made
 
