@@ -19,7 +19,7 @@ from embedctl.errors import InvariantBroken
 from embedctl.journal import frames
 from embedctl.journal.commands import Entry, Release, Spool, Stop, Sync
 from embedctl.journal.recovery import Recovered, RecoveredSegment
-from embedctl.journal.segments import VectorRef, Segment, Views
+from embedctl.journal.segments import Segment, VectorRef, Views
 from embedctl.journal.writer import Writer
 from embedctl.records import TEXT_HASH_BYTES, UsageEvent
 from embedctl.storage import DISK, Disk, remove_leftovers

@@ -19,7 +19,7 @@ from embedctl.errors import EmbedctlError, InvariantBroken, StorageFailed
 from embedctl.journal import frames
 from embedctl.journal.commands import Command, Entry, Release, Report, Result, Spool, Stop, Sync, answer, waiter_of
 from embedctl.journal.recovery import interrupted
-from embedctl.journal.segments import Log, VectorRef, Segment
+from embedctl.journal.segments import Log, Segment, VectorRef
 from embedctl.storage import Disk
 
 SYNC_AFTER_S = 1.0

@@ -26,7 +26,10 @@ ReadJournal = Callable[[int, int, int, int], NDArray[np.float32]]
 VIEWED_ROWS = 64
 """Vectors that stand together in the journal, so many or more, are written from where they are; fewer are gathered."""
 
-_JOURNAL, _PART = int(VectorSource.JOURNAL), int(VectorSource.PART)  # plain numbers: comparing arrays with an enum is slow
+_JOURNAL, _PART = (
+    int(VectorSource.JOURNAL),
+    int(VectorSource.PART),
+)  # plain numbers: comparing arrays with an enum is slow
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.planning.chunks import Candidate, Candidates, Rows, Wording
-from embedctl.planning.packer import Packed, Packer
+from embedctl.planning.chunks import Chunk, Chunks, RowBlock, TextRules
+from embedctl.planning.packer import PackedRequest, Packer
 from embedctl.planning.slice import Mean, Slice, VectorSource
 from embedctl.records import TEXT_HASH_BYTES, Refusal
 from embedctl.settings.options import Options
@@ -26,7 +26,7 @@ JOURNAL_FILES = 1 << 31
 """File numbers of `known` from here on are segments of the journal; below, parts."""
 
 
-class Intake:
+class Planner:
     """Turns blocks into slots and requests.
 
     Args:
@@ -41,15 +41,15 @@ class Intake:
         self,
         *,
         options: Options,
-        wording: Wording,
+        wording: TextRules,
         packer: Packer,
         known: Known,
         seen: Known,
-        columns: Callable[[Rows, list[int], list[int], list[str] | None], Any],
+        columns: Callable[[RowBlock, list[int], list[int], list[str] | None], Any],
         failed_before: Mapping[bytes, Refusal],
         barred: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._candidates = Candidates(options, wording, barred)
+        self._candidates = Chunks(options, wording, barred)
         self._prefix = wording.prefix
         self._packer = packer
         self._known = known
@@ -64,7 +64,7 @@ class Intake:
         """A new slot that begins where the last one ended."""
         return Slice(number=number, first_row=first_row, first_wanted=self._ordinal)
 
-    def take(self, block: Rows, slot: Slice) -> Iterator[Packed]:
+    def take(self, block: RowBlock, slot: Slice) -> Iterator[PackedRequest]:
         """Add a block's rows to the slot; the requests that became full."""
         slot.rows_read += len(block.ids)
         candidates = self._candidates.of(block, slot)
@@ -83,12 +83,12 @@ class Intake:
         positions, indexes = [one.position for one in candidates], [one.chunk_index for one in candidates]
         slot.batches.append(self._columns(block, positions, indexes, texts))
 
-    def close(self, slot: Slice) -> Iterator[Packed]:
+    def close(self, slot: Slice) -> Iterator[PackedRequest]:
         """The slot takes no more rows: the requests that were not full."""
         yield from self._packer.rest()
         slot.last_request = self._packer.packed - 1
 
-    def _take_plain(self, candidates: Sequence[Candidate], slot: Slice, fresh: _Fresh) -> Iterator[Packed]:
+    def _take_plain(self, candidates: Sequence[Chunk], slot: Slice, fresh: _Fresh) -> Iterator[PackedRequest]:
         """Each candidate gets a vector of its own; those that are known are taken together."""
         sent = b"".join(one.digest for one in candidates)
         places, is_known = self._known.look_up(sent)
@@ -103,7 +103,7 @@ class Intake:
         self._have(slot, places[done:])
         slot.rows += range(first, slot.wanted)
 
-    def _take_pieces(self, candidates: Sequence[Candidate], slot: Slice, fresh: _Fresh) -> Iterator[Packed]:
+    def _take_pieces(self, candidates: Sequence[Chunk], slot: Slice, fresh: _Fresh) -> Iterator[PackedRequest]:
         """Some candidates get the mean of several vectors, unless that is known itself."""
         wanted = [piece for one in candidates for piece in (one.pieces or [one])]
         sent = b"".join(one.digest for one in wanted)
@@ -127,7 +127,7 @@ class Intake:
                     slot.means[len(slot.rows) - 1] = Mean(slot.wanted - count, slot.wanted, weights)
             cursor += count
 
-    def _want(self, slot: Slice, one: Candidate, at: int, seen: Found, fresh: _Fresh) -> Packed | None:
+    def _want(self, slot: Slice, one: Chunk, at: int, seen: Found, fresh: _Fresh) -> PackedRequest | None:
         """One wanted vector that is not known: asked for, unless its text was wanted before, or has failed.
 
         Returns:

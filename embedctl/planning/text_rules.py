@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from embedctl import inputs, tokens
 from embedctl.planning import splitter
-from embedctl.planning.chunks import Wording
+from embedctl.planning.chunks import TextRules
 from embedctl.routing.chain import Endpoint
 from embedctl.settings.options import Options
 
 
-def wording(offer: Endpoint, options: Options, source: inputs.Source) -> Wording:
+def text_rules(offer: Endpoint, options: Options, source: inputs.Source) -> TextRules:
     """What an offer and the options say about the texts of an input."""
     counter = tokens.counter(offer.tokenizer, offer.fallback_tokenizer)
     measure = tokens.splitter_source(offer.tokenizer, offer.fallback_tokenizer)
@@ -30,7 +30,7 @@ def wording(offer: Endpoint, options: Options, source: inputs.Source) -> Wording
         return splitter.chunks(text, splitters[markdown])
 
     most = limit or splitter.DEFAULT_SIZE
-    return Wording(
+    return TextRules(
         prefix=offer.prefix,
         max_tokens=offer.max_tokens,
         counter=counter,

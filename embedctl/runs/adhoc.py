@@ -164,7 +164,7 @@ async def _calls(
 
 def _requests(
     texts: Sequence[str], limits: Limits, purpose: Purpose, workspace: str, batch_size: int | None, offer: Endpoint
-) -> Iterator[packers.Packed]:
+) -> Iterator[packers.PackedRequest]:
     fitting = packers.packed_limits(limits, batch_size=batch_size, dimensions=offer.dimensions, concurrency=1)
     packer = packers.Packer(fitting, purpose=purpose)
     for place, text in enumerate(texts):

@@ -14,7 +14,7 @@ from typing import Any
 from embedctl import inputs, tokens
 from embedctl.ledger.prices.price import cost
 from embedctl.outputs.assemble import Purchases
-from embedctl.planning.packer import Packed
+from embedctl.planning.packer import PackedRequest
 from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import preparation, resume
 from embedctl.runs.pipeline import Segments
@@ -77,7 +77,7 @@ class _Sample:
     content_bytes: int = 0
     known_tokens: int = 0
 
-    def take(self, packed: Packed) -> None:
+    def take(self, packed: PackedRequest) -> None:
         request = packed.request
         self.all_texts += len(request)
         if request.tokens is not None:

@@ -23,9 +23,9 @@ from embedctl.journal import Journal, VectorRef
 from embedctl.outputs import Finished, Output, assemble, parquet
 from embedctl.outputs.assemble import Purchase, Purchases, Sources, tokens_array
 from embedctl.outputs.parquet import Layout, Part
-from embedctl.planning.packer import Packed
-from embedctl.planning.planner import Intake
-from embedctl.planning.slice import Arrival, SliceIndex, Slice, resolve_duplicates
+from embedctl.planning.packer import PackedRequest
+from embedctl.planning.planner import Planner
+from embedctl.planning.slice import Arrival, Slice, SliceIndex, resolve_duplicates
 from embedctl.records import RowCounts
 from embedctl.runs.receipt import Headway
 from embedctl.runs.stop import Stop
@@ -60,7 +60,7 @@ class Steps:
     """
 
     blocks: Iterator[Any]
-    intake: Intake
+    intake: Planner
     call: CallPoint
     recall: Recall
     journal: Journal
@@ -98,7 +98,7 @@ class Pipeline:
     def __init__(self, steps: Steps, stop: Stop) -> None:
         self._is = steps
         self._stop = stop
-        self._queue: asyncio.Queue[tuple[Packed, Slice] | None] = asyncio.Queue(steps.concurrency)
+        self._queue: asyncio.Queue[tuple[PackedRequest, Slice] | None] = asyncio.Queue(steps.concurrency)
         self._open: deque[Slice] = deque()
         self._gate = asyncio.Semaphore(OPEN_SLOTS)
         self._complete = asyncio.Event()
@@ -193,10 +193,10 @@ class Pipeline:
             self._is.see(block)
         return block
 
-    def _taken(self, block: Any, slot: Slice) -> list[Packed]:
+    def _taken(self, block: Any, slot: Slice) -> list[PackedRequest]:
         return list(self._is.intake.take(block, slot))
 
-    async def _send(self, requests: list[Packed], slot: Slice) -> None:
+    async def _send(self, requests: list[PackedRequest], slot: Slice) -> None:
         self._texts_open += sum(len(packed.ordinals) for packed in requests)
         for packed in requests:
             await self._queue.put((packed, slot))
@@ -229,7 +229,7 @@ class Pipeline:
             self._complete.set()
             del taken, packed, slot  # who waits for the next request keeps no published slot in memory
 
-    async def _fulfil(self, packed: Packed, slot: Slice) -> None:
+    async def _fulfil(self, packed: PackedRequest, slot: Slice) -> None:
         """One request; its answer is let go of here, not kept until the next one has come."""
         for ordinals, piece in await self._is.recall.embed(packed):
             self._arrive(ordinals, piece, slot)

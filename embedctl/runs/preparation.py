@@ -11,8 +11,8 @@ from embedctl.errors import InputInvalid
 from embedctl.outputs import parquet
 from embedctl.planning import packer as packers
 from embedctl.planning.duplicate_ids import Ids
-from embedctl.planning.planner import Intake
-from embedctl.planning.text_rules import wording
+from embedctl.planning.planner import Planner
+from embedctl.planning.text_rules import text_rules
 from embedctl.records import Limits, Refusal
 from embedctl.routing.endpoint import Endpoint
 from embedctl.settings.options import Options
@@ -93,12 +93,12 @@ def intake(
     seen: Known,
     failed_before: Mapping[bytes, Refusal],
     barred: Mapping[str, str],
-) -> Intake:
+) -> Planner:
     """Steps 2 and 3."""
     columns = row_columns(source, options)
-    return Intake(
+    return Planner(
         options=options,
-        wording=wording(offer, options, source),
+        wording=text_rules(offer, options, source),
         packer=packing,
         known=known,
         seen=seen,

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from embedctl import inputs
 from embedctl.planning import packer
-from embedctl.planning.planner import Intake
-from embedctl.planning.text_rules import wording
+from embedctl.planning.planner import Planner
+from embedctl.planning.text_rules import text_rules
 from embedctl.records import Failure, Limits
 from embedctl.routing.endpoint import Endpoint
 from embedctl.settings.options import Options
@@ -107,7 +107,7 @@ class Against:
                 batch = []
         _add(lost, batch)
 
-    def _intake(self, stack: ExitStack) -> tuple[Intake, _Wanted]:
+    def _intake(self, stack: ExitStack) -> tuple[Planner, _Wanted]:
         """Steps 2 and 3 as a run takes them; what it would write down is caught, what it would send is dropped."""
         assert self._offer is not None  # noqa: S101 - the caller looks
         known, seen = (stack.enter_context(Known(self._folder)) for _ in range(2))
@@ -117,9 +117,9 @@ class Against:
             caught.ids = [block.ids[position] for position in positions]
             caught.chunk_indexes = chunk_indexes
 
-        intake = Intake(
+        intake = Planner(
             options=self._options,
-            wording=wording(self._offer, self._options, self._source),
+            wording=text_rules(self._offer, self._options, self._source),
             packer=packer.Packer(Limits(items=4096)),
             known=known,
             seen=seen,
@@ -128,7 +128,7 @@ class Against:
         )
         return intake, caught
 
-    def _exactly(self, block: Any, intake: tuple[Intake, _Wanted]) -> _Wanted:
+    def _exactly(self, block: Any, intake: tuple[Planner, _Wanted]) -> _Wanted:
         steps, caught = intake
         caught.ids, caught.chunk_indexes = [], []
         slot = steps.slot(0, block.first_row)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from embedctl.inputs.block import REASONS, Block
 from embedctl.outputs import assemble, parquet
-from embedctl.planning.chunks import REASON_WORDS, Wording
-from embedctl.planning.packer import Packed, Packer
-from embedctl.planning.planner import JOURNAL_FILES, Intake
-from embedctl.planning.slice import Arrival, SliceIndex, Slice, VectorSource, resolve_duplicates
+from embedctl.planning.chunks import REASON_WORDS, TextRules
+from embedctl.planning.packer import PackedRequest, Packer
+from embedctl.planning.planner import JOURNAL_FILES, Planner
+from embedctl.planning.slice import Arrival, Slice, SliceIndex, VectorSource, resolve_duplicates
 from embedctl.records import Limits, Refusal, text_hash, tokens_hash
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import LOCATION, Known
@@ -46,9 +46,9 @@ def by_words(text: str, size: int) -> list[str]:
     return [" ".join(words[start : start + size]) for start in range(0, len(words), size)]
 
 
-def wording(**changes: Any) -> Wording:
+def wording(**changes: Any) -> TextRules:
     return replace(
-        Wording(
+        TextRules(
             prefix="",
             max_tokens=LIMIT,
             counter=Words(),
@@ -67,8 +67,8 @@ class Taken:
     """What became of some blocks in one slot."""
 
     slot: Slice
-    requests: list[Packed]
-    intake: Intake
+    requests: list[PackedRequest]
+    intake: Planner
     ids: list[str] = field(default_factory=list)
     indexes: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ def take(
     tmp_path: Path,
     *blocks: Block,
     options: Options | None = None,
-    words: Wording | None = None,
+    words: TextRules | None = None,
     known: dict[bytes, tuple[int, int]] | None = None,
     failed_before: dict[bytes, Refusal] | None = None,
     columns: pa.Schema = COLUMNS,
@@ -103,7 +103,7 @@ def take(
         if known:
             places = np.array(list(known.values()), LOCATION)
             index.add(b"".join(known), places)
-        intake = Intake(
+        intake = Planner(
             options=options or Options(),
             wording=words or wording(),
             packer=Packer(Limits(items=3), token_arrays=token_arrays),
