@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from embedctl.backends.onnx import local_model
 from embedctl.embedding import checks, usage, usage_events
 from embedctl.embedding.endpoint_state import EndpointState
-from embedctl.embedding.router import Patience, Router
+from embedctl.embedding.router import WaitBudget, Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceMismatch
 from embedctl.planning.packer import estimated_tokens
@@ -43,7 +43,7 @@ class Record(Protocol):
         """So many vectors of a segment are of no use any more."""
 
 
-class Purse(Protocol):
+class SpendGuard(Protocol):
     """What may be spent (money/): wait for room, reserve before sending, settle after."""
 
     async def room(self, offer: Endpoint, request: Request) -> None:
@@ -67,7 +67,7 @@ class Operation:
         blamed: It was found out that one of its texts is bad.
     """
 
-    patience: Patience
+    patience: WaitBudget
     attempts: int = 0
     aside: bool = False
     floats: bool = False
@@ -75,7 +75,7 @@ class Operation:
     blamed: bool = False
 
 
-class Exchange:
+class Attempt:
     """Makes attempts.
 
     Attributes:
@@ -86,7 +86,7 @@ class Exchange:
         self,
         lanes: Router,
         record: Record,
-        purse: Purse,
+        purse: SpendGuard,
         caller: Caller,
         *,
         space: Space | None,

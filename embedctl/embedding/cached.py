@@ -24,7 +24,7 @@ Arrived = tuple[Sequence[int], Piece]
 """Ordinals of wanted vectors, and what became of them."""
 
 
-class Recall:
+class CachedEmbedder:
     """Embeds requests like the call point, and remembers.
 
     Args:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.embedding.attempt import Exchange, Operation, Purse, Record
+from embedctl.embedding.attempt import Attempt, Operation, SpendGuard, Record
 from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
-from embedctl.embedding.router import Patience, Router
+from embedctl.embedding.router import WaitBudget, Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import (
     AnswerUnusable,
@@ -95,7 +95,7 @@ class CallPoint:
         self,
         lanes: Router,
         record: Record,
-        purse: Purse,
+        purse: SpendGuard,
         caller: Caller,
         *,
         policy: Policy,
@@ -108,7 +108,7 @@ class CallPoint:
         proceed: Callable[[], None] = lambda: None,
     ) -> None:
         self._lanes = lanes
-        self._exchange = Exchange(lanes, record, purse, caller, space=space, clock=clock, watch=watch, proceed=proceed)
+        self._exchange = Attempt(lanes, record, purse, caller, space=space, clock=clock, watch=watch, proceed=proceed)
         self._policy = policy
         self._clock = clock
         self._sleep = sleep
@@ -133,7 +133,7 @@ class CallPoint:
             DeadlinePassed: The next attempt would come too late.
             BudgetReached: Sending it could cost more than is allowed.
         """
-        operation, done = Operation(Patience()), _Done([])
+        operation, done = Operation(WaitBudget()), _Done([])
         while True:
             line = await self._lanes.next(self.space, self._aside, operation.patience)
             try:
@@ -238,7 +238,7 @@ class CallPoint:
         )
         done = _Done([])
         try:
-            await self._with_retry(line, Operation(Patience(), aside=True), request, done)
+            await self._with_retry(line, Operation(WaitBudget(), aside=True), request, done)
         except _LeftError as left:
             raise left.step.error from None
         found = []

@@ -16,7 +16,7 @@ _UNIT_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
+class AnswerIdentity:
     """Who an answer says it comes from; None where it does not say."""
 
     model: str | None = None
@@ -24,13 +24,13 @@ class Voice:
     dimension_policy: str | None = None
 
 
-def voice(wire: WireAnswer) -> Voice:
+def voice(wire: WireAnswer) -> AnswerIdentity:
     """Who speaks in an answer."""
-    return Voice(wire.response_model, wire.provider, wire.dimension_policy)
+    return AnswerIdentity(wire.response_model, wire.provider, wire.dimension_policy)
 
 
 def checked(
-    wire: WireAnswer, offer: Endpoint, count: int, dimensions: int | None, before: Voice | None = None
+    wire: WireAnswer, offer: Endpoint, count: int, dimensions: int | None, before: AnswerIdentity | None = None
 ) -> NDArray[np.float32]:
     """The vectors of an answer: in request order, as wide as the output, finite, none zero.
 
@@ -73,7 +73,7 @@ def _check_width(width: int, offer: Endpoint, dimensions: int | None) -> None:
         )
 
 
-def _check_model(wire: WireAnswer, offer: Endpoint, before: Voice | None) -> None:
+def _check_model(wire: WireAnswer, offer: Endpoint, before: AnswerIdentity | None) -> None:
     """A gateway that answers from another model than asked for says so in the answer, sooner or later."""
     said = wire.response_model
     strict = offer.entry is not None and not _is_own_server(offer)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from embedctl.embedding.checks import Voice
-from embedctl.embedding.usage import Scale
+from embedctl.embedding.checks import AnswerIdentity
+from embedctl.embedding.usage import CountTrust
 from embedctl.errors import ProviderError, RequestRefused
 from embedctl.routing.breaker import Breaker, Pass, State
 from embedctl.routing.endpoint import Endpoint
@@ -55,10 +55,10 @@ class EndpointState:
     asks_base64: bool
     moved: Callable[[], None]
     budget: Budget = field(default_factory=Budget)
-    scale: Scale = field(default_factory=Scale)
+    scale: CountTrust = field(default_factory=CountTrust)
     successes: int = 0
     base64_works: bool | None = None
-    voice: Voice | None = None
+    voice: AnswerIdentity | None = None
     spent: ProviderError | None = None
     proven: bool = False
     asked_limits: bool = False

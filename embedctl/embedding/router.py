@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.embedding.endpoint_state import EndpointState
-from embedctl.embedding.space_probe import Probe, Proof
+from embedctl.embedding.space_probe import Probe, SpaceProbe
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, ServerFailed, SpaceMismatch, Throttled
 from embedctl.records import Limits, Space
 from embedctl.routing import fallback
@@ -37,7 +37,7 @@ _LOOK_EVERY_S = 5.0
 _ASKING_LIMITS_S = 10.0
 
 
-class Patience:
+class WaitBudget:
     """How long one request has waited for a line, all its waits together."""
 
     __slots__ = ("waited_s",)
@@ -86,7 +86,7 @@ class Router:
         self.waits = Waits(told, waits or told, clock)
         self.lines = [self._line(offer) for offer in chain.offers]
         self._now = self.first
-        self._proof = Proof(self.first, self.memory)
+        self._proof = SpaceProbe(self.first, self.memory)
 
     def _line(self, offer: Endpoint) -> EndpointState:
         def waiting(seconds: float) -> None:
@@ -169,7 +169,7 @@ class Router:
         self._changed(self.limits())
         return line.offer
 
-    async def next(self, space: Space | None, probe: Probe, patience: Patience) -> EndpointState:
+    async def next(self, space: Space | None, probe: Probe, patience: WaitBudget) -> EndpointState:
         """The line to ask now; waits for one, `max_wait` at most.
 
         Raises:

@@ -27,7 +27,7 @@ Probe = Callable[[EndpointState, Sequence[str]], Awaitable[NDArray[np.float32]]]
 """Vectors of texts that go into no output, accounted like all others."""
 
 
-class Proof:
+class SpaceProbe:
     """Knows the line that the output's vectors come from, and compares others with it."""
 
     def __init__(self, first: EndpointState, memory: Memory) -> None:

@@ -21,7 +21,7 @@ _CONSTANT_BYTES = 200
 
 
 @dataclass(slots=True)
-class Scale:
+class CountTrust:
     """Whether the counts of one server are believed.
 
     Attributes:
@@ -74,7 +74,7 @@ def ceiling(request: Request) -> int:
 
 
 def usage(
-    offer: Endpoint, request: Request, native: int | None, cached: int | None, event_id: UUID, scale: Scale
+    offer: Endpoint, request: Request, native: int | None, cached: int | None, event_id: UUID, scale: CountTrust
 ) -> Usage:
     """The usage of an answer.
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedctl.embedding.cached import Recall
+from embedctl.embedding.cached import CachedEmbedder
 from embedctl.embedding.call import CallPoint, Piece
 from embedctl.errors import EmbedctlError, InvariantBroken
 from embedctl.journal import Journal, VectorRef
@@ -62,7 +62,7 @@ class Steps:
     blocks: Iterator[Any]
     intake: Planner
     call: CallPoint
-    recall: Recall
+    recall: CachedEmbedder
     journal: Journal
     output: Output
     purchases: Purchases

@@ -13,7 +13,7 @@ from functools import partial
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
 from embedctl.budgets.reservations import Till
-from embedctl.embedding.cached import Recall
+from embedctl.embedding.cached import CachedEmbedder
 from embedctl.embedding.call import CallPoint
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
@@ -215,7 +215,7 @@ class Flow:
                 source, offer, options, opened.packer, opened.known, opened.seen, self.before.failed, self.barred
             ),
             call=opened.call,
-            recall=Recall(opened.call, opened.cache, opened.journal, opened.caller, offer),
+            recall=CachedEmbedder(opened.call, opened.cache, opened.journal, opened.caller, offer),
             journal=opened.journal,
             output=self.output,
             purchases=purchases,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from embedctl.embedding import checks
-from embedctl.embedding.checks import Voice
+from embedctl.embedding.checks import AnswerIdentity
 from embedctl.errors import AnswerUnusable, SpaceMismatch
 from embedctl.providers._contract import WireAnswer
 from embedctl.routing import chain
@@ -145,9 +145,9 @@ def test_a_server_of_ones_own_is_free_in_its_names(offer: Endpoint) -> None:
     own = replace(offer, place=replace(offer.place, base_url="http://127.0.0.1:8080/v1"))
 
     assert checked(own, response_model="gpt-3.5-turbo") is not None
-    assert checked(own, response_model="gpt-3.5-turbo", before=Voice("gpt-3.5-turbo")) is not None
+    assert checked(own, response_model="gpt-3.5-turbo", before=AnswerIdentity("gpt-3.5-turbo")) is not None
     with pytest.raises(SpaceMismatch, match=r"gpt-3\.5-turbo before, and from bert now"):
-        checked(own, response_model="bert", before=Voice("gpt-3.5-turbo"))
+        checked(own, response_model="bert", before=AnswerIdentity("gpt-3.5-turbo"))
 
 
 @pytest.mark.parametrize("model", ["sentence-transformers/all-MiniLM-L6-v2", None])
@@ -164,7 +164,7 @@ def test_a_gateway_that_fell_back(offer: Endpoint, model: str | None) -> None:
 def test_a_gateway_that_changes_how_it_cuts(offer: Endpoint) -> None:
     """The width reached in another way than before is another space."""
     with pytest.raises(SpaceMismatch, match="by pad before, and by reduce now"):
-        checked(offer, dimension_policy="reduce", before=Voice(None, None, "pad"))
+        checked(offer, dimension_policy="reduce", before=AnswerIdentity(None, None, "pad"))
 
 
 def test_alike() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
-from embedctl.embedding.router import Patience, Router
+from embedctl.embedding.router import WaitBudget, Router
 from embedctl.errors import EmbedctlError, NoProviderNow, RequestTooLarge, ServerFailed, Throttled
 from embedctl.records import Limits
 from embedctl.routing import chain as chains
@@ -69,8 +69,8 @@ async def no_probe(line: Any, texts: Any) -> Any:
     raise AssertionError("nothing is to be compared")
 
 
-def next_line(made: Router, patience: Patience | None = None) -> EndpointState:
-    return asyncio.run(made.next(None, no_probe, patience or Patience()))
+def next_line(made: Router, patience: WaitBudget | None = None) -> EndpointState:
+    return asyncio.run(made.next(None, no_probe, patience or WaitBudget()))
 
 
 def test_an_open_circuit_is_waited_for(tmp_path: Path, time: Time) -> None:
@@ -93,7 +93,7 @@ def test_an_open_circuit_is_waited_for(tmp_path: Path, time: Time) -> None:
 def test_patience_ends(tmp_path: Path, time: Time) -> None:
     """All waits of one request together end at --max-wait, with 75 and the time to come back."""
     made = lanes(tmp_path, time, max_wait_s=60.0)
-    patience = Patience()
+    patience = WaitBudget()
 
     def for_ever() -> None:
         while True:
@@ -139,7 +139,7 @@ def test_a_good_probe_wakes_the_others(tmp_path: Path, time: Time) -> None:
 
     async def main() -> float:
         with line.admitted(time, blamed=False):
-            waiting = asyncio.create_task(made.next(None, no_probe, Patience()))
+            waiting = asyncio.create_task(made.next(None, no_probe, WaitBudget()))
             await asyncio.sleep(0)
             assert not waiting.done()
         await waiting

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedctl.embedding import usage
-from embedctl.embedding.usage import Scale
+from embedctl.embedding.usage import CountTrust
 from embedctl.records import Request
 from embedctl.routing import chain
 from embedctl.routing.endpoint import Endpoint
@@ -28,8 +28,8 @@ def offer(tmp_path: Path) -> Endpoint:
     return chain.chain(calling.load(tmp_path, model="openai:text-embedding-3-small", fallback="off")).first
 
 
-def used(offer: Endpoint, native: int | None, scale: Scale | None = None, texts: int = 4, event: UUID = SELDOM) -> Any:
-    return usage.usage(offer, request(texts), native, None, event, scale or Scale())
+def used(offer: Endpoint, native: int | None, scale: CountTrust | None = None, texts: int = 4, event: UUID = SELDOM) -> Any:
+    return usage.usage(offer, request(texts), native, None, event, scale or CountTrust())
 
 
 def request(texts: int = 4) -> Request:
@@ -43,7 +43,7 @@ def true_count(offer: Endpoint, texts: int = 4) -> int:
 def test_a_plausible_count_is_believed(offer: Endpoint) -> None:
     """A provider's count near the tokenizer's is the bill; the first ones are counted here too, later ones are not."""
     native = true_count(offer) + 3
-    scale = Scale()
+    scale = CountTrust()
     found = [used(offer, native, scale) for _ in range(5)]
 
     assert {one.tokens_total for one in found} == {native}
@@ -53,7 +53,7 @@ def test_a_plausible_count_is_believed(offer: Endpoint) -> None:
 
 def test_one_in_a_hundred_is_looked_at(offer: Endpoint) -> None:
     """After the first answers, 1 % are counted here, chosen by the event's id."""
-    scale = Scale(answers=50)
+    scale = CountTrust(answers=50)
 
     assert used(offer, 60, scale, event=LOOKED_AT).tokens_estimated is not None
     assert used(offer, 60, scale, event=SELDOM).tokens_estimated is None
@@ -70,7 +70,7 @@ def test_an_implausible_count_is_replaced(offer: Endpoint, native: int) -> None:
 
 def test_once_doubted_always_looked_at(offer: Endpoint) -> None:
     """A server whose count was none of tokens is not believed later without a look."""
-    scale = Scale()
+    scale = CountTrust()
     used(offer, 1, scale)
     for _ in range(10):
         found = used(offer, 1, scale)
@@ -81,7 +81,7 @@ def test_once_doubted_always_looked_at(offer: Endpoint) -> None:
 
 def test_always_37(offer: Endpoint) -> None:
     """A server that says the same number whatever it is sent is not believed, though it may be near by chance."""
-    scale = Scale()
+    scale = CountTrust()
     counts = [used(offer, 37, scale, texts=texts) for texts in (2, 3, 5, 8, 3, 2)]
 
     assert [one.source for one in counts[3:]] == ["fallback"] * 3
@@ -89,7 +89,7 @@ def test_always_37(offer: Endpoint) -> None:
 
 def test_like_requests_may_have_like_counts(offer: Endpoint) -> None:
     """The same count for requests of the same size says nothing."""
-    scale = Scale()
+    scale = CountTrust()
     native = true_count(offer)
 
     assert [used(offer, native, scale).source for _ in range(8)] == ["native"] * 8
@@ -148,7 +148,7 @@ def test_a_tokenizer_that_fails_at_a_text_stops_nothing(offer: Endpoint, tmp_pat
 
     place = tmp_path / "tokenizer.json"
     Tokenizer(models.WordLevel({"only": 0}, unk_token="[UNK]")).save(str(place))
-    found = usage.usage(replace(offer, tokenizer=f"file:{place}"), request(), None, None, SELDOM, Scale())
+    found = usage.usage(replace(offer, tokenizer=f"file:{place}"), request(), None, None, SELDOM, CountTrust())
 
     assert (found.source, found.tokenizer_id) == ("fallback", "bytes/4")
     assert found.tokens_total == -(-len(TEXT) // 4) * 4
