@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from embedctl.backends.onnx import local_model
 from embedctl.embedding import checks, usage, usage_events
 from embedctl.embedding.endpoint_state import EndpointState
-from embedctl.embedding.router import WaitBudget, Router
+from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceMismatch
 from embedctl.planning.packer import estimated_tokens

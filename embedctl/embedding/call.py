@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.embedding.attempt import Attempt, Operation, SpendGuard, Record
+from embedctl.embedding.attempt import Attempt, Operation, Record, SpendGuard
 from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
-from embedctl.embedding.router import WaitBudget, Router
+from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import (
     AnswerUnusable,

@@ -18,7 +18,7 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class UsageEstimate:
     """What a run was thought to take. Money in USD, None where nobody knew a price.
 
     Attributes:
@@ -52,7 +52,7 @@ class Estimate:
         return Question(only=only, within=Range(since=self.made_at))
 
 
-def read(path: Path) -> Estimate:
+def read(path: Path) -> UsageEstimate:
     """An estimate that `usage estimate --save` wrote.
 
     Raises:
@@ -71,14 +71,14 @@ def read(path: Path) -> Estimate:
         for key in ("cost", "cost_low", "cost_high"):
             found[key] = None if found[key] is None else Decimal(found[key])
         found["made_at"] = datetime.fromisoformat(found["made_at"])
-        return Estimate(**found)
+        return UsageEstimate(**found)
     except (AttributeError, KeyError, TypeError, ValueError, InvalidOperation):
         raise InputInvalid(
             f"{path} is no estimate", hint="`embedctl usage estimate INPUT --save FILE` writes one"
         ) from None
 
 
-def compared(estimate: Estimate, totals: Mapping[str, Any]) -> dict[str, Any]:
+def compared(estimate: UsageEstimate, totals: Mapping[str, Any]) -> dict[str, Any]:
     """The estimate beside what the ledger has.
 
     Returns:

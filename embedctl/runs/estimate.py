@@ -18,7 +18,7 @@ from embedctl.planning.packer import PackedRequest
 from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import preparation, resume
 from embedctl.runs.pipeline import Segments
-from embedctl.runs.resume import Before
+from embedctl.runs.resume import Existing
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import Known
 from embedctl.storage.token_count_cache import Counts
@@ -31,7 +31,7 @@ Z_95 = 1.96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
+class Estimate:
     """What a run would do. Money in USD; None where nobody knows a price or a limit.
 
     Attributes:
@@ -67,7 +67,7 @@ class Forecast:
 
 
 @dataclass(slots=True)
-class _Sample:
+class _TokenSample:
     """A fair sample of texts (reservoir), and the sums of all."""
 
     chance: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - no secret depends on it
@@ -110,10 +110,10 @@ def forecast(
     source: inputs.Source,
     offer: Endpoint,
     options: Options,
-    before: Before,
+    before: Existing,
     barred: Mapping[str, str],
     price: Callable[[str], Decimal | None],
-) -> Forecast:
+) -> Estimate:
     """Read the input, and add up what a run would send.
 
     Args:
@@ -121,7 +121,7 @@ def forecast(
         barred: Workspaces of rows that may not use the model.
         price: Price tier ("standard", "batch") → USD per million tokens.
     """
-    sample = _Sample()
+    sample = _TokenSample()
     rows = failed = skipped = requests = 0
     packing = preparation.packer(source, offer, options)
     packing.limits = preparation.packed_limits(offer.limits, offer, options)
@@ -147,7 +147,7 @@ def forecast(
     offer.counts.close()
     unit, batch = price("standard"), price("batch")
     low, high = max(0, total - error), total + error
-    return Forecast(
+    return Estimate(
         model=offer.id,
         rows=rows,
         texts=sample.all_texts,

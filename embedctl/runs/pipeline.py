@@ -27,8 +27,8 @@ from embedctl.planning.packer import PackedRequest
 from embedctl.planning.planner import Planner
 from embedctl.planning.slice import Arrival, Slice, SliceIndex, resolve_duplicates
 from embedctl.records import RowCounts
-from embedctl.runs.receipt import Headway
-from embedctl.runs.stop import Stop
+from embedctl.runs.receipt import Progress
+from embedctl.runs.stop import StopSignal
 
 OPEN_SLOTS = 2
 """Slots that may be read into or waiting for vectors at once."""
@@ -74,7 +74,7 @@ class Steps:
     dimensions: int | None
     concurrency: int
     see: Callable[[Any], None] = lambda block: None
-    watch: Callable[[Headway], None] = lambda headway: None
+    watch: Callable[[Progress], None] = lambda headway: None
 
 
 class Segments:
@@ -95,7 +95,7 @@ class Segments:
 class Pipeline:
     """One run's flow, from blocks to the finished output."""
 
-    def __init__(self, steps: Steps, stop: Stop) -> None:
+    def __init__(self, steps: Steps, stop: StopSignal) -> None:
         self._is = steps
         self._stop = stop
         self._queue: asyncio.Queue[tuple[PackedRequest, Slice] | None] = asyncio.Queue(steps.concurrency)
@@ -328,9 +328,9 @@ class Pipeline:
         return self._is.layout(width)
 
     @property
-    def headway(self) -> Headway:
+    def headway(self) -> Progress:
         """How far it is by now."""
-        return Headway(rows=max(0, self._rows_planned - self._texts_open), in_flight=len(self._busy))
+        return Progress(rows=max(0, self._rows_planned - self._texts_open), in_flight=len(self._busy))
 
     @property
     def width(self) -> int | None:

@@ -11,8 +11,8 @@ from embedctl.journal.rescue import JOURNAL
 from embedctl.outputs import Output
 from embedctl.records import RowCounts
 from embedctl.runs import registry
-from embedctl.runs.job import Order
-from embedctl.runs.receipt import RESUMABLE, Headway, Spending
+from embedctl.runs.job import JobRequest
+from embedctl.runs.receipt import RESUMABLE, Progress, Spending
 from embedctl.runs.registry import Runs, State
 from embedctl.storage import Disk
 
@@ -27,7 +27,7 @@ class Registration:
     """Keeps one entry true. The output's lock is held as long as it exists."""
 
     def __init__(
-        self, order: Order, run_id: UUID, output: Output, model: str, disk: Disk, clock: Callable[[], float]
+        self, order: JobRequest, run_id: UUID, output: Output, model: str, disk: Disk, clock: Callable[[], float]
     ) -> None:
         self._registry = Runs(order.settings.paths.runs, disk=disk)
         self._disk = disk
@@ -60,7 +60,7 @@ class Registration:
         """It has begun to send."""
         self._entry = self._registry.update(self._entry, state="running")
 
-    def headway(self, headway: Headway, rows_total: int | None, spending: Spending) -> None:
+    def headway(self, headway: Progress, rows_total: int | None, spending: Spending) -> None:
         """Say how far it is, now and then."""
         if self._clock() - self._said_at < EVERY_S:
             return

@@ -26,15 +26,15 @@ from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
 from embedctl.runs import estimate, preparation, resume, target
-from embedctl.runs.estimate import Forecast
-from embedctl.runs.job import Order, Watch
+from embedctl.runs.estimate import Estimate
+from embedctl.runs.job import JobRequest, Observer
 from embedctl.runs.receipt import Receipt, Spending
 from embedctl.runs.receipt import made as receipt_made
 from embedctl.runs.record import RunRecord
 from embedctl.runs.registration import Registration
 from embedctl.runs.registry import recover_dead, sweep
-from embedctl.runs.resume import Before
-from embedctl.runs.stop import Stop
+from embedctl.runs.resume import Existing
+from embedctl.runs.stop import StopSignal
 from embedctl.runs.wiring import Flow
 from embedctl.storage import Disk
 
@@ -56,17 +56,17 @@ class Run:
 
     def __init__(
         self,
-        order: Order,
-        watch: Watch | None = None,
+        order: JobRequest,
+        watch: Observer | None = None,
         *,
         disk: Disk = storage.DISK,
         ingest: Callable[[LedgerPaths], Sequence[str] | None] | None = None,
         segment_bytes: int = 64 << 20,
     ) -> None:
         self.order = order
-        self.watch = watch or Watch()
+        self.watch = watch or Observer()
         self.run_id: UUID = uuid7()
-        self.stop = Stop()
+        self.stop = StopSignal()
         self._disk = disk
         self._ingest = ingest or _into_ledger
         self._segment_bytes = segment_bytes
@@ -120,7 +120,7 @@ class Run:
         except EmbedctlError as refusal:
             self.watch.warned(f"`batch list` will call this run interrupted: {refusal.message}")
 
-    def forecast(self) -> Forecast:
+    def forecast(self) -> Estimate:
         """What `execute` would do; nothing is sent, made or changed.
 
         Raises:
@@ -132,7 +132,7 @@ class Run:
         source = self._source(output, None)
         offer, barred = chain.first, allow.barred(self.order.settings, chain.first.in_chain)
         asked = self._record.bind(source, offer, tuple(barred))
-        before = Before() if isinstance(output, StreamOutput) else resume.glance(output, asked)
+        before = Existing() if isinstance(output, StreamOutput) else resume.peek(output, asked)
         return estimate.forecast(
             source, offer, self._options, before, barred, lambda tier: self._tariff.of(offer, tier)
         )
@@ -199,7 +199,7 @@ class Run:
 
     def _before(
         self, output: AnyOutput, source: inputs.Source, chain: FallbackChain, barred: tuple[str, ...]
-    ) -> Before:
+    ) -> Existing:
         """What is there; the input is bound as it is now."""
         asked = self._record.bind(source, chain.first, barred)
         if isinstance(output, FileOutput):
@@ -207,7 +207,7 @@ class Run:
         elif isinstance(output, FolderOutput):
             found = resume.of_folder(output, asked)
         else:
-            return Before()
+            return Existing()
         if found.space is None:
             offers = [offer.space for offer in chain.offers]
             where = self.order.output or output.state

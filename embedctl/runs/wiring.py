@@ -31,13 +31,13 @@ from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.retry import Policy
 from embedctl.runs import preparation, resume
-from embedctl.runs.job import Order, Watch
+from embedctl.runs.job import JobRequest, Observer
 from embedctl.runs.pipeline import Pipeline, Segments, Steps
-from embedctl.runs.receipt import Headway, Spending
+from embedctl.runs.receipt import Progress, Spending
 from embedctl.runs.record import RunRecord
 from embedctl.runs.registration import Registration
-from embedctl.runs.resume import Before
-from embedctl.runs.stop import Stop
+from embedctl.runs.resume import Existing
+from embedctl.runs.stop import StopSignal
 from embedctl.settings.options import Options
 from embedctl.storage import Disk
 from embedctl.storage.hash_index import Known
@@ -56,13 +56,13 @@ class Flow:
         segment_bytes: Of the journal.
     """
 
-    order: Order
-    watch: Watch
-    stop: Stop
+    order: JobRequest
+    watch: Observer
+    stop: StopSignal
     chain: FallbackChain
     source: inputs.Source
     output: Output
-    before: Before
+    before: Existing
     barred: Mapping[str, str]
     record: RunRecord
     spending: Spending
@@ -129,7 +129,7 @@ class Flow:
 
     def _opened(
         self, stack: AsyncExitStack, lanes: Router, till: Till, offer: Endpoint, packer: packers.Packer
-    ) -> _Opened:
+    ) -> Resources:
         """Everything that is open while the pipeline runs; indexes are closed with the stack."""
         options, state = self._options, self.output.state
         known, seen = (stack.enter_context(Known(state)) for _ in range(2))
@@ -159,7 +159,7 @@ class Flow:
             told=self.watch.told,
             proceed=self.stop.proceed,
         )
-        return _Opened(
+        return Resources(
             offer=offer,
             packer=packer,
             journal=journal,
@@ -172,7 +172,7 @@ class Flow:
             deadline=deadline,
         )
 
-    async def _through(self, opened: _Opened) -> None:
+    async def _through(self, opened: Resources) -> None:
         """The pipeline, until the output is finished."""
         segments, purchases, space = Segments(), Purchases(), self.before.space
         resume.index(self.before, space.space_id if space else None, opened.known, segments, purchases)
@@ -192,7 +192,7 @@ class Flow:
         )
         opened.ids.warn(self.watch.warned)
 
-    def _steps(self, opened: _Opened, segments: Segments, purchases: Purchases) -> Steps:
+    def _steps(self, opened: Resources, segments: Segments, purchases: Purchases) -> Steps:
         """What the pipeline is made of."""
         source, options, offer = self.source, self._options, opened.offer
         columns = preparation.row_columns(source, options)
@@ -202,7 +202,7 @@ class Flow:
                 columns=columns, dimensions=width, dtype=options.dtype, vector_type=options.vector_type
             )
 
-        def watch(headway: Headway) -> None:
+        def watch(headway: Progress) -> None:
             self.watch.headway(headway, source.rows_hint, self.spending)
             self.entry.headway(headway, source.rows_hint, self.spending)
 
@@ -275,7 +275,7 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
+class Resources:
     """What is open while the pipeline runs.
 
     Attributes:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
-from embedctl.embedding.router import WaitBudget, Router
+from embedctl.embedding.router import Router, WaitBudget
 from embedctl.errors import EmbedctlError, NoProviderNow, RequestTooLarge, ServerFailed, Throttled
 from embedctl.records import Limits
 from embedctl.routing import chain as chains

@@ -28,7 +28,9 @@ def offer(tmp_path: Path) -> Endpoint:
     return chain.chain(calling.load(tmp_path, model="openai:text-embedding-3-small", fallback="off")).first
 
 
-def used(offer: Endpoint, native: int | None, scale: CountTrust | None = None, texts: int = 4, event: UUID = SELDOM) -> Any:
+def used(
+    offer: Endpoint, native: int | None, scale: CountTrust | None = None, texts: int = 4, event: UUID = SELDOM
+) -> Any:
     return usage.usage(offer, request(texts), native, None, event, scale or CountTrust())
 
 
