@@ -24,8 +24,8 @@ class FileOutput:
     replacing: bool = False
     _writer: Any = None
     _rows: int = 0
-    _growing: storage.Unfinished | None = None
-    _failed: storage.Unfinished | None = None
+    _growing: storage.AtomicFile | None = None
+    _failed: storage.AtomicFile | None = None
 
     @property
     def state(self) -> Path:
@@ -40,13 +40,13 @@ class FileOutput:
             self._writer.write_table(table, row_group_size=parquet.ROW_GROUP_ROWS)
             self._rows += len(table)
         if slot.failed:
-            self._failed = self._failed or storage.Unfinished(self.disk, self.state, mode=OUTPUT_MODE)
+            self._failed = self._failed or storage.AtomicFile(self.disk, self.state, mode=OUTPUT_MODE)
             self._failed.file.writelines(lines(slot.failed))
         return None
 
-    def _open(self, layout: Layout) -> storage.Unfinished:
+    def _open(self, layout: Layout) -> storage.AtomicFile:
         if self._growing is None:
-            self._growing = storage.Unfinished(self.disk, self.state, mode=OUTPUT_MODE)
+            self._growing = storage.AtomicFile(self.disk, self.state, mode=OUTPUT_MODE)
             self._writer = parquet.writer(self._growing.file, layout)
         return self._growing
 

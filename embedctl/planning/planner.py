@@ -17,7 +17,7 @@ from embedctl.planning.packer import PackedRequest, Packer
 from embedctl.planning.slice import Mean, Slice, VectorSource
 from embedctl.records import TEXT_HASH_BYTES, Refusal
 from embedctl.settings.options import Options
-from embedctl.storage.hash_index import LOCATION, Known
+from embedctl.storage.hash_index import LOCATION, HashIndex
 
 Found = tuple[NDArray[np.void], NDArray[np.bool_]]
 """Places (known.PLACE) of n hashes, and which of them were found."""
@@ -43,8 +43,8 @@ class Planner:
         options: Options,
         wording: TextRules,
         packer: Packer,
-        known: Known,
-        seen: Known,
+        known: HashIndex,
+        seen: HashIndex,
         columns: Callable[[RowBlock, list[int], list[int], list[str] | None], Any],
         failed_before: Mapping[bytes, Refusal],
         barred: Mapping[str, str] = MappingProxyType({}),
@@ -171,7 +171,7 @@ class _Fresh:
     def __init__(self) -> None:
         self.ordinals: dict[bytes, int] = {}
 
-    def remember(self, index: Known) -> None:
+    def remember(self, index: HashIndex) -> None:
         """Put them into the index."""
         if self.ordinals:
             places = np.zeros(len(self.ordinals), LOCATION)

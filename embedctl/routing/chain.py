@@ -20,7 +20,7 @@ from embedctl.routing.fallback import ChainEntry, Excluded, allowed, require
 from embedctl.routing.names import asked_for, checked_provider, default_model, known_providers
 from embedctl.settings import ProviderSettings, Settings
 from embedctl.settings.options import Options
-from embedctl.storage.token_count_cache import Counts, SharedCounts
+from embedctl.storage.token_count_cache import RunCounts, SharedCounts
 
 __all__ = [
     "Endpoint",
@@ -98,9 +98,9 @@ def chain(
     return FallbackChain(tuple(replace(one, counts=counts) for one in (first, *usable)), (*refused, *left_out))
 
 
-def _counts(settings: Settings, warned: Callable[[str], None]) -> Counts:
+def _counts(settings: Settings, warned: Callable[[str], None]) -> RunCounts:
     asked = settings.token_usage
-    return Counts(SharedCounts(settings.paths.cache, ttl_s=asked.cache_ttl_s, warned=warned) if asked.cache else None)
+    return RunCounts(SharedCounts(settings.paths.cache, ttl_s=asked.cache_ttl_s, warned=warned) if asked.cache else None)
 
 
 def _left_out(entry: str, problem: EmbedctlError) -> Excluded:

@@ -13,7 +13,7 @@ from embedctl.records import Limits, Space, UsageMode
 from embedctl.routing.fallback import ChainEntry
 from embedctl.routing.hints import fingerprint
 from embedctl.routing.rate_limit import Ceiling
-from embedctl.storage.token_count_cache import Counts
+from embedctl.storage.token_count_cache import RunCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class Endpoint:
     ca_file: Path | None = None
     folder: Path | None = None
     key_variable: str | None = None
-    counts: Counts = field(default_factory=Counts, compare=False, repr=False)
+    counts: RunCounts = field(default_factory=RunCounts, compare=False, repr=False)
 
     @property
     def id(self) -> str:

@@ -20,8 +20,8 @@ from embedctl.runs import preparation, resume
 from embedctl.runs.pipeline import Segments
 from embedctl.runs.resume import Existing
 from embedctl.settings.options import Options
-from embedctl.storage.hash_index import Known
-from embedctl.storage.token_count_cache import Counts
+from embedctl.storage.hash_index import HashIndex
+from embedctl.storage.token_count_cache import RunCounts
 
 SAMPLE_TEXTS = 1000
 """So many texts are counted exactly; all of them, when there are no more."""
@@ -91,7 +91,7 @@ class _TokenSample:
             elif (place := self.chance.randrange(self.seen)) < SAMPLE_TEXTS:
                 self.texts[place] = str(text)
 
-    def tokens(self, counter: tokens.Counter, kept: Counts) -> tuple[int, int]:
+    def tokens(self, counter: tokens.Counter, kept: RunCounts) -> tuple[int, int]:
         """Tokens of all texts, and half the width of their 95 % interval: 0 when all of them were counted."""
         if not self.texts:
             return self.known_tokens, 0
@@ -125,7 +125,7 @@ def forecast(
     rows = failed = skipped = requests = 0
     packing = preparation.packer(source, offer, options)
     packing.limits = preparation.packed_limits(offer.limits, offer, options)
-    with tempfile.TemporaryDirectory(prefix="embedctl-") as name, Known(Path(name)) as known, Known(Path(name)) as seen:
+    with tempfile.TemporaryDirectory(prefix="embedctl-") as name, HashIndex(Path(name)) as known, HashIndex(Path(name)) as seen:
         resume.index(before, before.space.space_id if before.space else None, known, Segments(), Purchases())
         preparation.check_source(source, options, Path(name))
         taking = preparation.intake(source, offer, options, packing, known, seen, before.failed, barred)

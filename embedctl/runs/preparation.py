@@ -10,13 +10,13 @@ from embedctl import inputs
 from embedctl.errors import InputInvalid
 from embedctl.outputs import parquet
 from embedctl.planning import packer as packers
-from embedctl.planning.duplicate_ids import Ids
+from embedctl.planning.duplicate_ids import DuplicateIds
 from embedctl.planning.planner import Planner
 from embedctl.planning.text_rules import text_rules
 from embedctl.records import Limits, Refusal
 from embedctl.routing.endpoint import Endpoint
 from embedctl.settings.options import Options
-from embedctl.storage.hash_index import Known
+from embedctl.storage.hash_index import HashIndex
 
 
 def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ...] = ()) -> inputs.ReadOptions:
@@ -56,7 +56,7 @@ def check_source(source: inputs.Source, options: Options, folder: Path) -> None:
         columns = ", ".join(source.schema_kept.names) or "none"
         raise InputInvalid(f"no column {column!r} to take workspaces from", hint=f"columns: {columns}")
     if options.unique_ids:
-        with Ids(source, folder) as ids:
+        with DuplicateIds(source, folder) as ids:
             for block in source.blocks():
                 ids.see(block)
             ids.refuse()
@@ -89,8 +89,8 @@ def intake(
     offer: Endpoint,
     options: Options,
     packing: packers.Packer,
-    known: Known,
-    seen: Known,
+    known: HashIndex,
+    seen: HashIndex,
     failed_before: Mapping[bytes, Refusal],
     barred: Mapping[str, str],
 ) -> Planner:

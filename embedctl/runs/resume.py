@@ -21,7 +21,7 @@ from embedctl.outputs.parquet import Part
 from embedctl.planning.planner import JOURNAL_FILES
 from embedctl.records import Refusal, RowCounts, Space
 from embedctl.runs.pipeline import Segments
-from embedctl.storage.hash_index import LOCATION, Known
+from embedctl.storage.hash_index import LOCATION, HashIndex
 
 
 def binding(source: Mapping[str, Any], options: Mapping[str, Any]) -> str:
@@ -249,7 +249,7 @@ def space_of_journal(
     return None
 
 
-def index(before: Existing, space_id: str | None, known: Known, segments: Segments, purchases: Purchases) -> None:
+def index(before: Existing, space_id: str | None, known: HashIndex, segments: Segments, purchases: Purchases) -> None:
     """Fill `known` with everything that has a vector of this space: parts first, then the recovered journal."""
     for number, part in enumerate(before.parts):
         row = 0

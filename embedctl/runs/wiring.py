@@ -25,7 +25,7 @@ from embedctl.ledger.prices.run_prices import Tariff
 from embedctl.outputs import Finished, FolderOutput, Output, parquet
 from embedctl.outputs.assemble import Purchases
 from embedctl.planning import packer as packers
-from embedctl.planning.duplicate_ids import Ids
+from embedctl.planning.duplicate_ids import DuplicateIds
 from embedctl.records import Limits, RowCounts, Space
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint
@@ -40,8 +40,8 @@ from embedctl.runs.resume import Existing
 from embedctl.runs.stop import StopSignal
 from embedctl.settings.options import Options
 from embedctl.storage import Disk
-from embedctl.storage.hash_index import Known
-from embedctl.storage.vector_cache import Cache
+from embedctl.storage.hash_index import HashIndex
+from embedctl.storage.vector_cache import VectorCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +132,8 @@ class Flow:
     ) -> Resources:
         """Everything that is open while the pipeline runs; indexes are closed with the stack."""
         options, state = self._options, self.output.state
-        known, seen = (stack.enter_context(Known(state)) for _ in range(2))
-        ids = stack.enter_context(Ids(self.source, state))
+        known, seen = (stack.enter_context(HashIndex(state)) for _ in range(2))
+        ids = stack.enter_context(DuplicateIds(self.source, state))
         deadline = time.monotonic() + options.deadline if options.deadline is not None else None
         journal = Journal.open(
             state / "journal",
@@ -241,7 +241,7 @@ class Flow:
             state=self.output.state,
         )
 
-    def _cache(self, offer: Endpoint) -> Cache | None:
+    def _cache(self, offer: Endpoint) -> VectorCache | None:
         """The shared cache, where it is wanted: for `embed` with a paid model unless told otherwise."""
         wanted = self._options.cache
         if wanted is None:
@@ -249,7 +249,7 @@ class Flow:
         kept, path = self.order.settings.cache, self.order.settings.paths.cache
         if not wanted:
             return None
-        return Cache(path, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=self.watch.warned)
+        return VectorCache(path, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=self.watch.warned)
 
     def _lanes(self, packer: packers.Packer) -> Router:
         """The chain's lines; they tell the packer what fits into a request."""
@@ -288,10 +288,10 @@ class Resources:
     journal: Journal
     call: CallPoint
     caller: Caller
-    cache: Cache | None
-    known: Known
-    seen: Known
-    ids: Ids
+    cache: VectorCache | None
+    known: HashIndex
+    seen: HashIndex
+    ids: DuplicateIds
     deadline: float | None
 
     @property

@@ -36,7 +36,7 @@ _LARGE = 5
 
 
 @dataclass(slots=True)
-class _Run:
+class _SortedRun:
     """Entries sorted by the first half of their hash; entries of one half stand in the order they were added."""
 
     level: int
@@ -54,7 +54,7 @@ class _Run:
                 mapped.madvise(advice)
 
 
-class Known:
+class HashIndex:
     """An index in `folder`. The first place added for a hash stays. Not for several threads at once.
 
     Args:
@@ -67,14 +67,14 @@ class Known:
         self._in_memory = in_memory
         self._recent: dict[bytes, int] = {}
         self._places = np.empty(in_memory, LOCATION)
-        self._runs: list[_Run] = []
+        self._runs: list[_SortedRun] = []
         self._looked_up = 0
 
     def __len__(self) -> int:
         """Entries; a hash added again in a later run counts twice until the runs are merged."""
         return len(self._recent) + sum(map(len, self._runs))
 
-    def __enter__(self) -> Known:
+    def __enter__(self) -> HashIndex:
         return self
 
     def __exit__(
@@ -168,7 +168,7 @@ class Known:
             newer, older = self._runs.pop(), self._runs.pop()
             self._runs.append(self._merged(older, newer))
 
-    def _merged(self, older: _Run, newer: _Run) -> _Run:
+    def _merged(self, older: _SortedRun, newer: _SortedRun) -> _SortedRun:
         """Both as one, in pieces: memory holds some hundred thousand entries at a time, whatever the runs hold."""
         with _Files(self._folder) as files:
             old_at = new_at = 0
@@ -221,16 +221,16 @@ class _Files:
             ) from refusal
         self._count += len(keys)
 
-    def run(self, level: int) -> _Run:
+    def run(self, level: int) -> _SortedRun:
         maps = [mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) for file in self._files]
         if level >= _LARGE and (advice := getattr(mmap, "MADV_RANDOM", None)) is not None:
             for mapped in maps:
                 mapped.madvise(advice)  # one page a look-up, not the sixteen around it
         keys = np.frombuffer(maps[0], "<u8", self._count)
-        return _Run(level, keys, np.frombuffer(maps[1], _REST, self._count), tuple(maps))
+        return _SortedRun(level, keys, np.frombuffer(maps[1], _REST, self._count), tuple(maps))
 
 
-def _find(run: _Run, keys: NDArray[np.uint64], tails: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _find(run: _SortedRun, keys: NDArray[np.uint64], tails: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Which of the sorted `keys` are in the run with the right tail, and where."""
     asked = np.arange(len(keys))
     at = np.searchsorted(run.keys, keys)

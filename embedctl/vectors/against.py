@@ -17,7 +17,7 @@ from embedctl.planning.text_rules import text_rules
 from embedctl.records import Failure, Limits
 from embedctl.routing.endpoint import Endpoint
 from embedctl.settings.options import Options
-from embedctl.storage.hash_index import Known
+from embedctl.storage.hash_index import HashIndex
 from embedctl.vectors import agreement
 from embedctl.vectors.checks import Firsts, Rows, keys, marks
 from embedctl.vectors.files import Stored
@@ -110,7 +110,7 @@ class Against:
     def _intake(self, stack: ExitStack) -> tuple[Planner, _Wanted]:
         """Steps 2 and 3 as a run takes them; what it would write down is caught, what it would send is dropped."""
         assert self._offer is not None  # noqa: S101 - the caller looks
-        known, seen = (stack.enter_context(Known(self._folder)) for _ in range(2))
+        known, seen = (stack.enter_context(HashIndex(self._folder)) for _ in range(2))
         caught = _Wanted()
 
         def catch(block: Any, positions: list[int], chunk_indexes: list[int], texts: list[str] | None) -> None:

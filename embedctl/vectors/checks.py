@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from embedctl.errors import InputInvalid
 from embedctl.records import text_hash
-from embedctl.storage.hash_index import LOCATION, Known
+from embedctl.storage.hash_index import LOCATION, HashIndex
 from embedctl.vectors.files import Batch, Stored
 from embedctl.vectors.findings import Findings
 from embedctl.vectors.sample import SAME_COSINE, Sample, cosine
@@ -31,7 +31,7 @@ class Firsts:
     """For each key the row in which it was seen first, and a mark of that row. In bounded memory."""
 
     def __init__(self, folder: Path) -> None:
-        self._known = Known(folder, in_memory=_IN_MEMORY)
+        self._known = HashIndex(folder, in_memory=_IN_MEMORY)
 
     def close(self) -> None:
         """Let go of memory and files."""

@@ -355,7 +355,7 @@ def test_a_part_tells_its_hashes_in_order(part: tuple[Part, NDArray[np.float32]]
 def test_a_file_that_is_dropped_writes_nothing_more(tmp_path: Path) -> None:
     """What an abandoned writer still holds, a footer too, reaches no file that got its descriptor's number."""
     look = layout()
-    growing = storage.Unfinished(storage.DISK, tmp_path)
+    growing = storage.AtomicFile(storage.DISK, tmp_path)
     parquet = output_parquet.writer(growing.file, look)
     parquet.write_table(output_parquet.table(rows(2, look), embeddings(unit(2)), look))
     growing.drop()

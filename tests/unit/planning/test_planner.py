@@ -21,7 +21,7 @@ from embedctl.planning.planner import JOURNAL_FILES, Planner
 from embedctl.planning.slice import Arrival, Slice, SliceIndex, VectorSource, resolve_duplicates
 from embedctl.records import Limits, Refusal, text_hash, tokens_hash
 from embedctl.settings.options import Options
-from embedctl.storage.hash_index import LOCATION, Known
+from embedctl.storage.hash_index import LOCATION, HashIndex
 
 LIMIT = 5
 COLUMNS = parquet.row_columns(pa.string(), pa.schema([]), text=True)
@@ -99,7 +99,7 @@ def take(
     barred: dict[str, str] | None = None,
 ) -> Taken:
     """Blocks through a real intake, packer and index."""
-    with Known(tmp_path) as index, Known(tmp_path) as seen:
+    with HashIndex(tmp_path) as index, HashIndex(tmp_path) as seen:
         if known:
             places = np.array(list(known.values()), LOCATION)
             index.add(b"".join(known), places)
