@@ -177,10 +177,10 @@ def _providers(settings: Settings, *, online: bool, now: datetime) -> Iterator[C
 
 
 def _hints(settings: Settings) -> Check:
-    from embedctl.routing import hints
+    from embedctl.routing import learned
 
     path = settings.paths.home / "hints.json"
-    known, complaint = hints.load(path)
+    known, complaint = learned.load(path)
     facts = {
         "holds": len(known.holds),
         "limits": len(known.limits),

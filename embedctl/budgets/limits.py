@@ -20,7 +20,7 @@ from embedctl.settings.options import Options
 from embedctl.storage import locks
 
 if TYPE_CHECKING:
-    from embedctl.ledger.budgets import Standing
+    from embedctl.ledger.budgets import BudgetStatus
 
 LEDGER_WAIT_S = 30
 """How long the ledger is waited for when budgets are looked up: without them nothing may be sent."""
@@ -86,7 +86,7 @@ def _has_budget(settings: Settings) -> bool:
     return any(workspace.budget is not None for workspace in settings.workspaces.values())
 
 
-def _standings(paths: LedgerPaths, settings: Settings, without_runs: Collection[str] = ()) -> Sequence[Standing]:
+def _standings(paths: LedgerPaths, settings: Settings, without_runs: Collection[str] = ()) -> Sequence[BudgetStatus]:
     """How the budgets of this run's workspaces stand, everything spooled included."""
     from embedctl.ledger import budgets  # duckdb takes longer to import than a free run takes
     from embedctl.ledger.database import reader
@@ -115,7 +115,7 @@ def _is_settled(paths: LedgerPaths, state: Path) -> bool:
 
 
 def _allowances(
-    standings: Sequence[Standing], purse: SharedPurse | None, *, alone: bool, warned: Callable[[str], None]
+    standings: Sequence[BudgetStatus], purse: SharedPurse | None, *, alone: bool, warned: Callable[[str], None]
 ) -> list[Allowance]:
     """An allowance for each budget that blocks; warnings for those past their line.
 

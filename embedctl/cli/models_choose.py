@@ -94,7 +94,7 @@ def _rows(found: Settings, offers: Sequence[ModelEntry], size: tuple[list[str], 
     from embedctl.routing import status
 
     book = prices.load(prices.price_texts(found.paths.price_file))
-    stand: Mapping[str, status.ProviderStanding] = {one.name: one for one in status.standings(found)}
+    stand: Mapping[str, status.ProviderStatus] = {one.name: one for one in status.standings(found)}
     rows = []
     for one in offers:
         place, known = catalog.providers().get(one.provider), stand.get(one.provider)

@@ -18,7 +18,7 @@ from embedctl.journal import Journal
 from embedctl.planning.packer import PackedRequest
 from embedctl.records import TEXT_HASH_BYTES, Answer, Request, Space, Usage, UsageEvent, utc_now, uuid7
 from embedctl.routing.endpoint import Endpoint
-from embedctl.storage.vector_cache import VectorCache, CachedVector
+from embedctl.storage.vector_cache import CachedVector, VectorCache
 
 Arrived = tuple[Sequence[int], Piece]
 """Ordinals of wanted vectors, and what became of them."""
@@ -32,7 +32,9 @@ class CachedEmbedder:
         offer: Whose space is looked for before the first answer.
     """
 
-    def __init__(self, call: CallPoint, cache: VectorCache | None, journal: Journal, caller: Caller, offer: Endpoint) -> None:
+    def __init__(
+        self, call: CallPoint, cache: VectorCache | None, journal: Journal, caller: Caller, offer: Endpoint
+    ) -> None:
         self._call = call
         self._cache = cache
         self._journal = journal
@@ -80,10 +82,14 @@ class CachedEmbedder:
             answer = piece.answer
             if answer is not None:
                 each = answer.tokens_each or (None,) * len(answer.vectors)
-                hits = [CachedVector(answer.provider, answer.model, each[i], row) for i, row in enumerate(answer.vectors)]
+                hits = [
+                    CachedVector(answer.provider, answer.model, each[i], row) for i, row in enumerate(answer.vectors)
+                ]
                 await asyncio.to_thread(self._cache.put, space.space_id, hashes[piece.start : piece.stop], hits)
 
-    async def _kept(self, packed: PackedRequest, places: list[int], hits: Sequence[CachedVector], space: Space) -> list[Arrived]:
+    async def _kept(
+        self, packed: PackedRequest, places: list[int], hits: Sequence[CachedVector], space: Space
+    ) -> list[Arrived]:
         """Write hits to the journal, those of one maker together."""
         self._call.space = space
         self.hits += len(hits)

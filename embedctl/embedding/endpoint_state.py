@@ -14,7 +14,7 @@ from embedctl.errors import ProviderError, RequestRefused
 from embedctl.routing.breaker import Breaker, Pass, State
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import Limiter
-from embedctl.routing.retry import Budget, may_be_the_texts_fault
+from embedctl.routing.retry import RetryBudget, may_be_the_texts_fault
 
 if TYPE_CHECKING:
     from embedctl.backends.http.transport import Transport
@@ -54,7 +54,7 @@ class EndpointState:
     breaker: Breaker
     asks_base64: bool
     moved: Callable[[], None]
-    budget: Budget = field(default_factory=Budget)
+    budget: RetryBudget = field(default_factory=RetryBudget)
     scale: CountTrust = field(default_factory=CountTrust)
     successes: int = 0
     base64_works: bool | None = None

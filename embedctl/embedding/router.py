@@ -23,8 +23,8 @@ from embedctl.routing.chain import FallbackChain
 from embedctl.routing.circuits import Circuits
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.endpoint import check_usable as check_usable
-from embedctl.routing.fallback import ChainEntry, Nobody, Standing
-from embedctl.routing.learned import QUOTA_HOLD_S, Memory, smaller
+from embedctl.routing.fallback import ChainEntry, Nobody, Availability
+from embedctl.routing.learned_file import QUOTA_HOLD_S, LearnedFile, smaller
 from embedctl.routing.limiter import Limiter
 from embedctl.routing.retry import Step
 from embedctl.routing.waits import Waits, spoken
@@ -82,7 +82,7 @@ class Router:
         self._moved = asyncio.Event()
         self._transports: dict[tuple[bool, Path | None], Transport] = {}
         self._circuits = Circuits(hints_file.parent / "circuits", uuid4().hex)
-        self.memory = Memory(hints_file, wall, told)
+        self.memory = LearnedFile(hints_file, wall, told)
         self.waits = Waits(told, waits or told, clock)
         self.lines = [self._line(offer) for offer in chain.offers]
         self._now = self.first
@@ -246,16 +246,16 @@ class Router:
         chosen = fallback.choose(fitting, standings, left_out=[*self._chain.left_out, *strangers])
         return chosen if isinstance(chosen, Nobody) else by_entry[chosen]
 
-    def _standing(self, line: EndpointState) -> Standing:
+    def _standing(self, line: EndpointState) -> Availability:
         now = self._clock()
         dead = line.spent or line.breaker.dead
         if dead is not None:
-            return Standing(dead=dead)
+            return Availability(dead=dead)
         held, reason = self.memory.held(line.offer)
         ready = line.breaker.ready_in(now) or 0.0
         if held > ready:
-            return Standing(ready_in_s=held, probe=not line.asked_although_held, reason=reason)
-        return Standing(ready_in_s=ready, reason=line.breaker.snapshot(now).reason or "")
+            return Availability(ready_in_s=held, probe=not line.asked_although_held, reason=reason)
+        return Availability(ready_in_s=ready, reason=line.breaker.snapshot(now).reason or "")
 
     def failed(self, line: EndpointState, error: ProviderError) -> None:
         """An attempt failed."""

@@ -12,7 +12,7 @@ from embedctl.embedding import checks
 from embedctl.embedding.endpoint_state import EndpointState
 from embedctl.errors import ProviderError, SpaceMismatch
 from embedctl.records import Space
-from embedctl.routing.learned import Memory
+from embedctl.routing.learned_file import LearnedFile
 
 TRUSTED_COSINE = 0.999
 PROBES = 3
@@ -30,7 +30,7 @@ Probe = Callable[[EndpointState, Sequence[str]], Awaitable[NDArray[np.float32]]]
 class SpaceProbe:
     """Knows the line that the output's vectors come from, and compares others with it."""
 
-    def __init__(self, first: EndpointState, memory: Memory) -> None:
+    def __init__(self, first: EndpointState, memory: LearnedFile) -> None:
         self._first = first
         self._memory = memory
         self._home: EndpointState | None = None

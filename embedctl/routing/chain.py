@@ -100,7 +100,9 @@ def chain(
 
 def _counts(settings: Settings, warned: Callable[[str], None]) -> RunCounts:
     asked = settings.token_usage
-    return RunCounts(SharedCounts(settings.paths.cache, ttl_s=asked.cache_ttl_s, warned=warned) if asked.cache else None)
+    return RunCounts(
+        SharedCounts(settings.paths.cache, ttl_s=asked.cache_ttl_s, warned=warned) if asked.cache else None
+    )
 
 
 def _left_out(entry: str, problem: EmbedctlError) -> Excluded:

@@ -11,7 +11,7 @@ from embedctl.providers import catalog, tldw
 from embedctl.providers._contract import Provider, Secret, WireProtocol
 from embedctl.providers.catalog import ModelEntry, ProviderEntry
 from embedctl.records import Limits
-from embedctl.routing.rate_limit import Ceiling
+from embedctl.routing.rate_limit import RateLimits
 from embedctl.settings import ProviderSettings, Settings
 from embedctl.settings.options import Options
 
@@ -154,15 +154,15 @@ def limits(own: ProviderSettings, entry: ModelEntry | None, protocol: WireProtoc
     )
 
 
-def ceiling(own: ProviderSettings, built_in: ProviderEntry | None, options: Options, *, local: bool) -> Ceiling:
+def ceiling(own: ProviderSettings, built_in: ProviderEntry | None, options: Options, *, local: bool) -> RateLimits:
     """How fast one may ask: a flag's word on rates, then the user's, the catalog's, the default."""
 
     def first(*values: float | None) -> float:
         return next((value for value in values if value is not None), 0)
 
     if local:
-        return Ceiling(concurrency=2)
-    return Ceiling(
+        return RateLimits(concurrency=2)
+    return RateLimits(
         concurrency=int(first(own.concurrency, built_in.concurrency if built_in else None, options.concurrency)),
         requests_per_minute=first(
             options.rpm, own.requests_per_minute, built_in.requests_per_minute if built_in else None

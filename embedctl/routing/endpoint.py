@@ -11,8 +11,8 @@ from embedctl.providers._contract import Provider, RequestOptions, WireProtocol
 from embedctl.providers.catalog import ModelEntry
 from embedctl.records import Limits, Space, UsageMode
 from embedctl.routing.fallback import ChainEntry
-from embedctl.routing.hints import fingerprint
-from embedctl.routing.rate_limit import Ceiling
+from embedctl.routing.learned import fingerprint
+from embedctl.routing.rate_limit import RateLimits
 from embedctl.storage.token_count_cache import RunCounts
 
 
@@ -44,7 +44,7 @@ class Endpoint:
     local: bool
     price_as: str | None
     limits: Limits
-    ceiling: Ceiling
+    ceiling: RateLimits
     timeout_s: float
     wire: RequestOptions
     prefix: str = ""

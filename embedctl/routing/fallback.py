@@ -72,7 +72,7 @@ class AllowList:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Availability:
     """How an entry stands now.
 
     Attributes:
@@ -88,7 +88,7 @@ class Standing:
     reason: str = ""
 
 
-READY = Standing()
+READY = Availability()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +160,7 @@ def fitting(
 
 
 def choose(
-    chain: Sequence[ChainEntry], standings: Mapping[ChainEntry, Standing], *, left_out: Sequence[Excluded] = ()
+    chain: Sequence[ChainEntry], standings: Mapping[ChainEntry, Availability], *, left_out: Sequence[Excluded] = ()
 ) -> ChainEntry | Nobody:
     """The first entry that is ready; else the first that may be probed; else why there is none.
 
@@ -196,7 +196,7 @@ def _strangers(first: ChainEntry, other: ChainEntry) -> str | None:
     return None
 
 
-def _later(waiting: Mapping[ChainEntry, Standing], others: str) -> Nobody:
+def _later(waiting: Mapping[ChainEntry, Availability], others: str) -> Nobody:
     ready_in_s = min(standing.ready_in_s for standing in waiting.values())
     reasons = "; ".join(
         f"{entry} in {standing.ready_in_s:.0f} s" + (f" ({standing.reason})" if standing.reason else "")

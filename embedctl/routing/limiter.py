@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from embedctl.errors import AnswerLost, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
-from embedctl.routing.rate_limit import Admission, Ceiling, RateLimit
+from embedctl.routing.rate_limit import Admission, RateLimits, RateLimit
 from embedctl.routing.retry import THROTTLE_BASE_S, hinted_s
 
 LONG_S = 5.0
@@ -60,7 +60,7 @@ class Limiter:
 
     def __init__(
         self,
-        ceiling: Ceiling,
+        ceiling: RateLimits,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,

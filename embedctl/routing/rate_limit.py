@@ -17,7 +17,7 @@ LONGEST_GATE_S = 60.0  # a reset in a header says when all is there again; waiti
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ceiling:
+class RateLimits:
     """What a lane may do at most; 0 = no limit.
 
     Attributes:
@@ -47,7 +47,7 @@ class Admission:
 class RateLimit:
     """Shared by everything in flight in one lane."""
 
-    def __init__(self, ceiling: Ceiling, now: float) -> None:
+    def __init__(self, ceiling: RateLimits, now: float) -> None:
         self._ceiling = ceiling
         self.window = Window(ceiling.concurrency)
         self.adaptive = AdaptiveRate(now)

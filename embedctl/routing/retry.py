@@ -69,7 +69,7 @@ def may_be_the_texts_fault(error: ProviderError) -> bool:
     return isinstance(error, AnswerUnusable) or (isinstance(error, ServerFailed) and error.status in (None, 500, 424))
 
 
-class Budget:
+class RetryBudget:
     """What a lane may spend on retries, so that a sick provider is not stormed.
 
     Full at the start. A retry pays its price, gets it back when it succeeds, and every request that succeeds
@@ -157,12 +157,12 @@ class Attempts:
         """Failures so far that may be one text's fault."""
         return self._repeated
 
-    def succeeded(self, budget: Budget) -> None:
+    def succeeded(self, budget: RetryBudget) -> None:
         """Settle with the lane's budget: the last retry's price back, or 1 for a success at once."""
         budget.add(self._paid or 1)
         self._paid = 0
 
-    def after(self, error: ProviderError, *, now: float, budget: Budget, others_succeeded: int = 0) -> Step:
+    def after(self, error: ProviderError, *, now: float, budget: RetryBudget, others_succeeded: int = 0) -> Step:
         """Decide what follows a failed attempt.
 
         Args:
@@ -189,7 +189,7 @@ class Attempts:
             return Step(remedy=Remedy.LEAVE, error=error, refused_for_s=hint)
         return self._again(error, wait_s, TRANSIENT_COST, now, budget)
 
-    def _throttle(self, error: ProviderError, now: float, budget: Budget) -> Step:
+    def _throttle(self, error: ProviderError, now: float, budget: RetryBudget) -> Step:
         self._throttled += 1
         wait_s = wait_before(self._throttled, error, jitter=self._jitter)
         hint = hinted_s(error)
@@ -201,7 +201,7 @@ class Attempts:
             self._waited_s += wait_s
         return step
 
-    def _again(self, error: ProviderError, wait_s: float, cost: int, now: float, budget: Budget) -> Step:
+    def _again(self, error: ProviderError, wait_s: float, cost: int, now: float, budget: RetryBudget) -> Step:
         deadline = self._policy.deadline
         if deadline is not None and now + wait_s >= deadline:
             return Step(remedy=Remedy.LEAVE, error=_past_deadline(error, wait_s))

@@ -125,7 +125,11 @@ def forecast(
     rows = failed = skipped = requests = 0
     packing = preparation.packer(source, offer, options)
     packing.limits = preparation.packed_limits(offer.limits, offer, options)
-    with tempfile.TemporaryDirectory(prefix="embedctl-") as name, HashIndex(Path(name)) as known, HashIndex(Path(name)) as seen:
+    with (
+        tempfile.TemporaryDirectory(prefix="embedctl-") as name,
+        HashIndex(Path(name)) as known,
+        HashIndex(Path(name)) as seen,
+    ):
         resume.index(before, before.space.space_id if before.space else None, known, Segments(), Purchases())
         preparation.check_source(source, options, Path(name))
         taking = preparation.intake(source, offer, options, packing, known, seen, before.failed, barred)

@@ -230,7 +230,9 @@ class _Files:
         return _SortedRun(level, keys, np.frombuffer(maps[1], _REST, self._count), tuple(maps))
 
 
-def _find(run: _SortedRun, keys: NDArray[np.uint64], tails: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _find(
+    run: _SortedRun, keys: NDArray[np.uint64], tails: NDArray[np.uint64]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Which of the sorted `keys` are in the run with the right tail, and where."""
     asked = np.arange(len(keys))
     at = np.searchsorted(run.keys, keys)

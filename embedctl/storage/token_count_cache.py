@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from embedctl.records import text_hash
-from embedctl.storage.sqlite_cache import SqliteCache, CacheStats, some_at_once
+from embedctl.storage.sqlite_cache import CacheStats, SqliteCache, some_at_once
 from embedctl.tokens import BYTES, Counter
 
 MOST_IN_MEMORY = 1 << 14

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.storage.sqlite_cache import SqliteCache, CacheStats, some_at_once
+from embedctl.storage.sqlite_cache import CacheStats, SqliteCache, some_at_once
 
 _FULL_TO = 0.9
 """When it is too large, the entries used longest ago go until it is so full."""

@@ -19,8 +19,8 @@ from embedctl import doctor, settings
 from embedctl.cli import app
 from embedctl.ledger import spool
 from embedctl.records import uuid7
-from embedctl.routing import hints
-from embedctl.routing.hints import Account
+from embedctl.routing import learned
+from embedctl.routing.learned import Account
 from embedctl.runs.registry import Run, Runs
 from embedctl.storage import locks
 from tests.support.wire import client
@@ -107,7 +107,7 @@ def newer_ledger(home: Path) -> None:
 def held_provider(home: Path) -> None:
     now = datetime.now(UTC).timestamp()
     account = Account("openai@https://api.openai.com/v1", "0" * 16)
-    hints.update(home / "hints.json", lambda known: known.with_hold(account, 600, "quota used up", now), now)
+    learned.update(home / "hints.json", lambda known: known.with_hold(account, 600, "quota used up", now), now)
 
 
 def old_events(home: Path) -> None:

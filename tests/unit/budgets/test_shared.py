@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from embedctl.budgets import reservations
 from embedctl.budgets.shared import SharedPurse
 from embedctl.errors import BudgetReached
-from embedctl.ledger.budgets import Budget, Spent, Standing
+from embedctl.ledger.budgets import Budget, PeriodCost, BudgetStatus
 from embedctl.ledger.periods import Range
 from embedctl.storage import locks
 from tests.support.processes import MODEL, World, Zygote, sentence
@@ -90,10 +90,10 @@ def test_a_search_spends_too(world: World) -> None:
     assert spent(world.wire) <= AMOUNT
 
 
-def standing(amount: Decimal, cost: Decimal) -> Standing:
+def standing(amount: Decimal, cost: Decimal) -> BudgetStatus:
     now = datetime(2026, 11, 21, tzinfo=UTC)
-    known = Spent(within=Range(since=now, until=now), cost=cost, at_risk=Decimal(0), unpriced_calls=0)
-    return Standing(budget=Budget(workspace="default", amount=amount), spent=known)
+    known = PeriodCost(within=Range(since=now, until=now), cost=cost, at_risk=Decimal(0), unpriced_calls=0)
+    return BudgetStatus(budget=Budget(workspace="default", amount=amount), spent=known)
 
 
 STEPS = st.lists(
@@ -122,7 +122,7 @@ def test_no_order_of_events_passes_the_budget(
     def settled(state: Path) -> bool:
         return not locks.is_held(state / "lock")
 
-    def standings(without: Collection[str]) -> list[Standing]:
+    def standings(without: Collection[str]) -> list[BudgetStatus]:
         """What the ledger says: all that was spent by runs that are not left out."""
         return [standing(limit, sum((v for k, v in unbooked.items() if k not in without), Decimal(0)))]
 

@@ -25,7 +25,7 @@ from embedctl.errors import ConfigurationInvalid
 from embedctl.ledger.ingest import ingest
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import Space
-from embedctl.routing import chain, hints
+from embedctl.routing import chain, learned
 from embedctl.routing.breaker import State
 from embedctl.runs.receipt import Spending
 from embedctl.settings import Settings
@@ -420,7 +420,7 @@ def test_another_host_takes_over(wire: Wire, other: Wire, tmp_path: Path) -> Non
 
     done = embed(found, [TEXTS, TEXTS, TEXTS], tmp_path)
     first, refused, probe, second, third = done.events
-    hints.update(tmp_path / "home" / "hints.json", lambda known: replace(known, holds={}), 0.0)
+    learned.update(tmp_path / "home" / "hints.json", lambda known: replace(known, holds={}), 0.0)
     wire.plan(script=["ok"], faults={"quota": 1.0})
     again = embed(found, [TEXTS, TEXTS], tmp_path)
 

@@ -15,17 +15,7 @@ from embedctl.errors import (
     QuotaExhausted,
     RedirectRefused,
 )
-from embedctl.routing.fallback import (
-    AllowList,
-    ChainEntry,
-    Excluded,
-    Nobody,
-    Standing,
-    allowed,
-    choose,
-    fitting,
-    require,
-)
+from embedctl.routing.fallback import AllowList, ChainEntry, Excluded, Nobody, Availability, allowed, choose, fitting, require
 
 OPENAI = ChainEntry(provider="openai", model="small", canonical="openai/small", space_id="s1")
 AZURE = ChainEntry(provider="eu", model="my-deployment", canonical="openai/small", space_id="s1")
@@ -135,16 +125,16 @@ def test_asking_for_what_is_forbidden_ends_with_77_and_the_rule() -> None:
 def test_the_first_that_is_ready_is_asked() -> None:
     """The chain's order decides among those that are ready: back to the first as soon as it is."""
     assert choose([OPENAI, AZURE], {}) == OPENAI
-    assert choose([OPENAI, AZURE], {OPENAI: Standing(ready_in_s=3)}) == AZURE
-    assert choose([OPENAI, AZURE], {OPENAI: Standing(dead=KeyRejected("no"))}) == AZURE
-    assert choose([OPENAI, AZURE], {OPENAI: Standing(), AZURE: Standing()}) == OPENAI
+    assert choose([OPENAI, AZURE], {OPENAI: Availability(ready_in_s=3)}) == AZURE
+    assert choose([OPENAI, AZURE], {OPENAI: Availability(dead=KeyRejected("no"))}) == AZURE
+    assert choose([OPENAI, AZURE], {OPENAI: Availability(), AZURE: Availability()}) == OPENAI
 
 
 def test_a_probe_goes_where_only_a_hint_says_to_wait() -> None:
     """Nobody ready: one whose remembered hint still allows a probe is tried; a ready one comes before it."""
-    held = Standing(ready_in_s=900, probe=True)
+    held = Availability(ready_in_s=900, probe=True)
 
-    assert choose([OPENAI, AZURE], {OPENAI: Standing(ready_in_s=5), AZURE: held}) == AZURE
+    assert choose([OPENAI, AZURE], {OPENAI: Availability(ready_in_s=5), AZURE: held}) == AZURE
     assert choose([OPENAI, AZURE], {OPENAI: held}) == AZURE
 
 
@@ -153,9 +143,9 @@ def test_nobody_now_says_when_somebody_is_back() -> None:
     nobody = choose(
         [OPENAI, AZURE, LOCAL],
         {
-            OPENAI: Standing(ready_in_s=40, reason="circuit open"),
-            AZURE: Standing(ready_in_s=7, reason="throttled"),
-            LOCAL: Standing(dead=ModelNotFound("no")),
+            OPENAI: Availability(ready_in_s=40, reason="circuit open"),
+            AZURE: Availability(ready_in_s=7, reason="throttled"),
+            LOCAL: Availability(dead=ModelNotFound("no")),
         },
         left_out=[Excluded(STRANGER, "another model")],
     )
@@ -182,7 +172,7 @@ def test_nobody_now_says_when_somebody_is_back() -> None:
 def test_all_dead_ends_with_the_gravest_cause(causes: list[ProviderError], code: int) -> None:
     """With all dead the gravest cause is the error; the others are named behind it."""
     chain = CHAIN[: len(causes)]
-    nobody = choose(chain, {entry: Standing(dead=cause) for entry, cause in zip(chain, causes, strict=True)})
+    nobody = choose(chain, {entry: Availability(dead=cause) for entry, cause in zip(chain, causes, strict=True)})
 
     assert isinstance(nobody, Nobody)
     assert nobody.ready_in_s is None
@@ -199,7 +189,7 @@ def test_an_empty_chain_says_what_was_left_out() -> None:
 
 
 standings = st.builds(
-    Standing,
+    Availability,
     dead=st.sampled_from([None, None, KeyRejected("k"), QuotaExhausted("q")]),
     ready_in_s=st.sampled_from([0.0, 0.0, 5.0, 60.0]),
     probe=st.booleans(),
@@ -207,11 +197,11 @@ standings = st.builds(
 
 
 @given(st.lists(st.sampled_from(CHAIN), unique=True), st.dictionaries(st.sampled_from(CHAIN), standings))
-def test_the_dead_are_never_asked(chain: list[ChainEntry], states: dict[ChainEntry, Standing]) -> None:
+def test_the_dead_are_never_asked(chain: list[ChainEntry], states: dict[ChainEntry, Availability]) -> None:
     """Whatever the standings: never a dead entry, never one that must wait without a probe, and none only when so."""
     choice = choose(chain, states)
-    usable = [entry for entry in chain if states.get(entry, Standing()).dead is None]
-    ready = [entry for entry in usable if (now := states.get(entry, Standing())).ready_in_s == 0 or now.probe]
+    usable = [entry for entry in chain if states.get(entry, Availability()).dead is None]
+    ready = [entry for entry in usable if (now := states.get(entry, Availability())).ready_in_s == 0 or now.probe]
 
     assert isinstance(choice, Nobody) == (not ready)
     assert isinstance(choice, Nobody) or choice in ready

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from embedctl.errors import AnswerLost, KeyRejected, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
 from embedctl.routing.limiter import Limiter
-from embedctl.routing.rate_limit import Ceiling
+from embedctl.routing.rate_limit import RateLimits
 
 
 class Clock:
@@ -60,7 +60,7 @@ def run(main: Callable[[Clock], Coroutine[Any, Any, None]]) -> None:
 
 
 def lane(clock: Clock, **ceiling: Any) -> Limiter:
-    return Limiter(Ceiling(**ceiling), clock=clock, sleep=clock.sleep)
+    return Limiter(RateLimits(**ceiling), clock=clock, sleep=clock.sleep)
 
 
 async def answered(subject: Limiter, clock: Clock, seconds: float = 1.0, tokens: int = 10) -> float:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from embedctl.providers._rate_headers import Rates, duration, rates
 from embedctl.routing.bucket import Bucket
-from embedctl.routing.rate_limit import Admission, Ceiling, RateLimit
+from embedctl.routing.rate_limit import Admission, RateLimits, RateLimit
 from embedctl.routing.window import AdaptiveRate, Window
 
 # ── buckets ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -235,7 +235,7 @@ def go(limiter: RateLimit, now: float, tokens: float = 0, items: int = 1) -> tup
 
 def test_requests_per_minute_hold_after_the_burst() -> None:
     """The burst goes at once, then one request per 60/rpm seconds."""
-    limiter = RateLimit(Ceiling(requests_per_minute=120, burst=10), 0.0)
+    limiter = RateLimit(RateLimits(requests_per_minute=120, burst=10), 0.0)
     now, times = 0.0, []
     for _ in range(30):
         now, _ = go(limiter, now)
@@ -247,7 +247,7 @@ def test_requests_per_minute_hold_after_the_burst() -> None:
 
 def test_texts_are_counted_where_the_provider_counts_texts() -> None:
     """Where each text counts as a request, ten texts cost ten."""
-    limiter = RateLimit(Ceiling(requests_per_minute=60, burst=10, counts_items=True), 0.0)
+    limiter = RateLimit(RateLimits(requests_per_minute=60, burst=10, counts_items=True), 0.0)
     first, _ = go(limiter, 0.0, items=10)
     second, _ = go(limiter, 0.0, items=5)
     larger, _ = go(limiter, second, items=100)
@@ -257,7 +257,7 @@ def test_texts_are_counted_where_the_provider_counts_texts() -> None:
 
 def test_tokens_per_minute_hold_and_are_corrected_by_the_count() -> None:
     """Tokens are reserved by estimate; what the provider counted settles the difference."""
-    limiter = RateLimit(Ceiling(tokens_per_minute=6000), 0.0)
+    limiter = RateLimit(RateLimits(tokens_per_minute=6000), 0.0)
     _, reservation = go(limiter, 0.0, tokens=1000)
 
     assert limiter.ready_in(0.0, 500) == 5.0
@@ -273,14 +273,14 @@ def test_tokens_per_minute_hold_and_are_corrected_by_the_count() -> None:
 
 def test_without_limits_nothing_is_held_back() -> None:
     """With no limits configured and none learnt only the window holds requests back."""
-    limiter = RateLimit(Ceiling(concurrency=4), 0.0)
+    limiter = RateLimit(RateLimits(concurrency=4), 0.0)
 
     assert all(go(limiter, 0.0, tokens=1e9)[0] == 0 for _ in range(1000))
 
 
 def test_a_retry_after_holds_the_whole_lane() -> None:
     """A 429 holds every request of the lane until the time it names, never a shorter one that comes later."""
-    limiter = RateLimit(Ceiling(), 0.0)
+    limiter = RateLimit(RateLimits(), 0.0)
     one, two = limiter.reserve(0.0, 0), limiter.reserve(0.0, 0)
     limiter.throttled(one, 1.0, 30.0)
     limiter.throttled(two, 2.0, 1.0)
@@ -292,7 +292,7 @@ def test_a_retry_after_holds_the_whole_lane() -> None:
 
 def test_a_full_window_waits_for_whoever_finishes() -> None:
     """With the window full there is no time to wait for: a request must come back first."""
-    limiter = RateLimit(Ceiling(concurrency=2), 0.0)
+    limiter = RateLimit(RateLimits(concurrency=2), 0.0)
     limiter.reserve(0.0, 0)
     limiter.reserve(0.0, 0)
 
@@ -305,7 +305,7 @@ def test_a_full_window_waits_for_whoever_finishes() -> None:
 
 def test_an_unused_window_does_not_grow() -> None:
     """Successes one at a time prove nothing about many at a time."""
-    limiter = RateLimit(Ceiling(concurrency=64), 0.0)
+    limiter = RateLimit(RateLimits(concurrency=64), 0.0)
     for _ in range(500):
         go(limiter, 0.0)
 
@@ -315,7 +315,7 @@ def test_an_unused_window_does_not_grow() -> None:
 def test_a_limit_in_the_headers_is_kept_where_none_was_configured() -> None:
     """Limits that headers name hold from then on; configured ones are not changed by them."""
     said = Rates(requests_per_minute=60, tokens_per_minute=6000, requests_left=2, tokens_left=100)
-    learning, told = RateLimit(Ceiling(), 0.0), RateLimit(Ceiling(requests_per_minute=600, burst=2), 0.0)
+    learning, told = RateLimit(RateLimits(), 0.0), RateLimit(RateLimits(requests_per_minute=600, burst=2), 0.0)
     learning.learn(said, 0.0)
     told.learn(said, 0.0)
 
@@ -325,7 +325,7 @@ def test_a_limit_in_the_headers_is_kept_where_none_was_configured() -> None:
 
 def test_nothing_left_means_waiting_for_the_reset_but_not_for_long() -> None:
     """Without a limit, nothing left holds the lane until the reset, a minute at most: a reset means all is back."""
-    short, long = RateLimit(Ceiling(), 0.0), RateLimit(Ceiling(), 0.0)
+    short, long = RateLimit(RateLimits(), 0.0), RateLimit(RateLimits(), 0.0)
     short.learn(Rates(requests_left=0, requests_reset_s=7), 0.0)
     long.learn(Rates(tokens_left=0, tokens_reset_s=3600), 0.0)
 
@@ -389,7 +389,7 @@ def test_durations_are_read_strictly(text: str, seconds: float | None) -> None:
 )
 def test_hostile_headers_never_break_a_lane(headers: dict[str, str]) -> None:
     """Whatever a server writes there, the lane goes on within a bounded time."""
-    limiter = RateLimit(Ceiling(), 0.0)
+    limiter = RateLimit(RateLimits(), 0.0)
     said = rates(headers)
     if said is not None:
         limiter.learn(said, 0.0)
@@ -406,7 +406,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @initialize(most=st.integers(1, 20), rpm=st.sampled_from([0, 30, 600]), tpm=st.sampled_from([0, 5000]))
     def start(self, most: int, rpm: float, tpm: float) -> None:
-        self.ceiling = Ceiling(concurrency=most, requests_per_minute=rpm, tokens_per_minute=tpm)
+        self.ceiling = RateLimits(concurrency=most, requests_per_minute=rpm, tokens_per_minute=tpm)
         self.limiter = RateLimit(self.ceiling, 0.0)
         self.now = 0.0
         self.gate = -math.inf

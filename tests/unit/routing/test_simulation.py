@@ -13,8 +13,8 @@ import pytest
 
 from embedctl.errors import ProviderError, Remedy, ServerFailed, Throttled
 from embedctl.routing.breaker import Breaker, Pass
-from embedctl.routing.rate_limit import Admission, Ceiling, RateLimit
-from embedctl.routing.retry import Attempts, Budget, Policy
+from embedctl.routing.rate_limit import Admission, RateLimits, RateLimit
+from embedctl.routing.retry import Attempts, RetryBudget, Policy
 
 TEN_MINUTES = 600.0
 LATENCY_S = 0.3
@@ -59,9 +59,9 @@ class Process:
         self.provider = provider
         self.chance = chance
         self.at = at
-        self.limiter = RateLimit(Ceiling(concurrency=16), 0.0)
+        self.limiter = RateLimit(RateLimits(concurrency=16), 0.0)
         self.breaker = Breaker("p", "m", jitter=chance.random)
-        self.budget = Budget()
+        self.budget = RetryBudget()
         self.served = 0
         self.left = 0
         self.again: list[tuple[float, int, Attempts]] = []

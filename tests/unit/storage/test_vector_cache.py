@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedctl.storage.vector_cache import VectorCache, CachedVector
+from embedctl.storage.vector_cache import CachedVector, VectorCache
 from tests.support.processes import MODEL, World, Zygote, hash_of, sentence
 from tests.support.wire.client import Wire
 
