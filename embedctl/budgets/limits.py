@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedctl.budgets.reservations import Allowance, Till, UnitPrice, reached, usd
-from embedctl.budgets.shared import SharedPurse, Sums
+from embedctl.budgets.reservations import SpendLimit, Reservations, UnitPrice, reached, usd
+from embedctl.budgets.shared import SharedBudget, Sums
 from embedctl.errors import Locked, OutputRefused, WrongUsage
 from embedctl.journal.rescue import JOURNAL, LOCK, rescue
 from embedctl.ledger import budget_copy, segment_owners, spool
@@ -51,7 +51,7 @@ def till(
     *,
     run_id: str,
     state: Path,
-) -> Till:
+) -> Reservations:
     """What this run may spend: --max-cost, and what is left of its workspaces' budgets. To be closed.
 
     Args:
@@ -63,10 +63,10 @@ def till(
         WrongUsage: A budget that blocks, and a model without a price.
     """
     options = settings.options
-    allowances = [] if options.max_cost is None else [Allowance("--max-cost", options.max_cost)]
+    allowances = [] if options.max_cost is None else [SpendLimit("--max-cost", options.max_cost)]
     prices = {offer.id: unit_price(offer) for offer in offers}
     if all(price == 0 for price in prices.values()) or not (budget_copy.there_are(paths) or _has_budget(settings)):
-        return Till(unit_price, allowances, warned)
+        return Reservations(unit_price, allowances, warned)
     budgets, purse = _standings(paths, settings), None
     if any(one.budget.action == "block" for one in budgets):
         unpriced = next((name for name, price in prices.items() if price is None), None)
@@ -75,11 +75,11 @@ def till(
                 f"{unpriced} has no price, so a workspace's budget cannot hold",
                 hint="set one with `embedctl prices set`, or --allow-unpriced",
             )
-        purse = SharedPurse(paths.budgets, run_id, state)
+        purse = SharedBudget(paths.budgets, run_id, state)
         names = {one.budget.workspace for one in budgets}
         budgets = purse.join(names, partial(_is_settled, paths), partial(_standings, paths, settings))
     allowances += _allowances(budgets, purse, alone=options.workspace_column is None, warned=warned)
-    return Till(unit_price, allowances, warned, purse)
+    return Reservations(unit_price, allowances, warned, purse)
 
 
 def _has_budget(settings: Settings) -> bool:
@@ -115,8 +115,8 @@ def _is_settled(paths: LedgerPaths, state: Path) -> bool:
 
 
 def _allowances(
-    standings: Sequence[BudgetStatus], purse: SharedPurse | None, *, alone: bool, warned: Callable[[str], None]
-) -> list[Allowance]:
+    standings: Sequence[BudgetStatus], purse: SharedBudget | None, *, alone: bool, warned: Callable[[str], None]
+) -> list[SpendLimit]:
     """An allowance for each budget that blocks; warnings for those past their line.
 
     Args:
@@ -132,7 +132,7 @@ def _allowances(
         name = f"the {budget.period}'s budget of workspace {budget.workspace}"
         spent = one.spent.cost + one.spent.at_risk if purse is None else sums.spent(budget.workspace, budget.period)
         line = budget.amount * budget.warn_ratio
-        allowance = Allowance(
+        allowance = SpendLimit(
             name, budget.amount, spent, workspace_id=budget.workspace, period=budget.period, warn_at=line
         )
         if spent >= budget.amount and budget.action == "block" and alone:

@@ -70,7 +70,7 @@ class Sums:
         return sum((share.reserved.get(workspace, _ZERO) for share in self.shares.values()), _ZERO)
 
 
-class SharedPurse:
+class SharedBudget:
     """One run's access to the file; it lists the run from `join` on, until a later one finds it in the ledger."""
 
     def __init__(self, path: Path, run_id: str, folder: Path) -> None:

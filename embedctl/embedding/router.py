@@ -23,7 +23,7 @@ from embedctl.routing.chain import FallbackChain
 from embedctl.routing.circuits import Circuits
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.endpoint import check_usable as check_usable
-from embedctl.routing.fallback import ChainEntry, Nobody, Availability
+from embedctl.routing.fallback import Availability, ChainEntry, Nobody
 from embedctl.routing.learned_file import QUOTA_HOLD_S, LearnedFile, smaller
 from embedctl.routing.limiter import Limiter
 from embedctl.routing.retry import Step

@@ -134,7 +134,9 @@ def merged(one: Learned, other: Learned) -> Learned:
     limits = dict(one.limits)
     for served, theirs in other.limits.items():
         mine = limits.get(served)
-        limits[served] = LearnedLimits(_smaller(mine.limits, theirs.limits), max(mine.at, theirs.at)) if mine else theirs
+        limits[served] = (
+            LearnedLimits(_smaller(mine.limits, theirs.limits), max(mine.at, theirs.at)) if mine else theirs
+        )
     holds = dict(one.holds)
     for account, hold in other.holds.items():
         holds[account] = max(holds.get(account, hold), hold, key=lambda each: (each.until, each.reason))

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from embedctl.errors import AnswerLost, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
-from embedctl.routing.rate_limit import Admission, RateLimits, RateLimit
+from embedctl.routing.rate_limit import Admission, RateLimit, RateLimits
 from embedctl.routing.retry import THROTTLE_BASE_S, hinted_s
 
 LONG_S = 5.0

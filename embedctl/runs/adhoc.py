@@ -122,7 +122,7 @@ async def _calls(
     purpose: Purpose,
     space: Space | None,
     told: Callable[[str], None],
-    till: reservations.Till,
+    till: reservations.Reservations,
     made: Single,
     folder: Path,
 ) -> None:

@@ -17,7 +17,7 @@ from embedctl.journal.commands import Spool
 from embedctl.journal.rescue import JOURNAL, rescue
 from embedctl.ledger import segment_owners, spool
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.ledger.prices.run_prices import Tariff
+from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import FolderOutput
 from embedctl.outputs.file import FileOutput
 from embedctl.outputs.stream import StreamOutput
@@ -73,7 +73,7 @@ class Run:
         self._options = order.settings.options
         kept = order.settings.paths
         self._ledger = LedgerPaths(kept.ledger, kept.spool, kept.price_file)
-        self._tariff = Tariff(kept.price_file, utc_now())
+        self._tariff = RunPrices(kept.price_file, utc_now())
         self._record = RunRecord(order, self.run_id)
         self.spending = Spending(self._tariff.price)
 

@@ -12,7 +12,7 @@ from functools import partial
 
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
-from embedctl.budgets.reservations import Till
+from embedctl.budgets.reservations import Reservations
 from embedctl.embedding.cached import CachedEmbedder
 from embedctl.embedding.call import CallPoint
 from embedctl.embedding.router import Router
@@ -21,7 +21,7 @@ from embedctl.journal import Journal
 from embedctl.journal.commands import Spool
 from embedctl.ledger import segment_owners
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.ledger.prices.run_prices import Tariff
+from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import Finished, FolderOutput, Output, parquet
 from embedctl.outputs.assemble import Purchases
 from embedctl.planning import packer as packers
@@ -66,7 +66,7 @@ class Flow:
     barred: Mapping[str, str]
     record: RunRecord
     spending: Spending
-    tariff: Tariff
+    tariff: RunPrices
     entry: Registration
     spool: Spool
     ledger: LedgerPaths
@@ -122,13 +122,13 @@ class Flow:
         for path in self.before.damaged:
             self.watch.warned(f"{path} is damaged: its rows are embedded anew")
         found = [one.segment_id for one in self.before.recovered.segments] if self.before.recovered else []
-        payer = segment_owners.Payer(str(self.ledger.database.absolute()), str(self.ledger.spool.absolute()))
+        payer = segment_owners.SegmentOwner(str(self.ledger.database.absolute()), str(self.ledger.spool.absolute()))
         for other in segment_owners.bind(self.output.state, payer, found, self.disk):
             self.watch.warned(f"what an interrupted run spent here is counted in the ledger it ran under: {other}")
         self.entry.running()
 
     def _opened(
-        self, stack: AsyncExitStack, lanes: Router, till: Till, offer: Endpoint, packer: packers.Packer
+        self, stack: AsyncExitStack, lanes: Router, till: Reservations, offer: Endpoint, packer: packers.Packer
     ) -> Resources:
         """Everything that is open while the pipeline runs; indexes are closed with the stack."""
         options, state = self._options, self.output.state
@@ -230,7 +230,7 @@ class Flow:
             watch=watch,
         )
 
-    def _till(self) -> Till:
+    def _till(self) -> Reservations:
         return spend_limits.till(
             self.ledger,
             self.order.settings,

@@ -161,7 +161,7 @@ async def _embed(
     call = CallPoint(
         lanes,
         journal,
-        reservations.Till(lambda offer: None),
+        reservations.Reservations(lambda offer: None),
         Caller(run_id=uuid7()),
         policy=Policy(max_wait_s=max_wait_s, **policy),
         space=space,

@@ -10,7 +10,7 @@ from embedctl.ledger.prices import price_list
 from embedctl.routing.endpoint import Endpoint
 
 
-class Tariff:
+class RunPrices:
     """Prices at one moment.
 
     Args:

@@ -151,8 +151,8 @@ STEPS = st.lists(
 @given(STEPS, st.decimals("0", "0.00001", places=8))
 def test_no_order_of_events_passes_the_limit(steps: list[tuple[int, str, int]], limit: Decimal) -> None:
     """However requests overlap and end, what was or may have been billed stays within the allowance."""
-    allowance = reservations.Allowance("--max-cost", limit)
-    till = reservations.Till(lambda offer: PRICE, [allowance])
+    allowance = reservations.SpendLimit("--max-cost", limit)
+    till = reservations.Reservations(lambda offer: PRICE, [allowance])
     flying: list[tuple[object, int]] = []
     billed = Decimal(0)
     for count, billable, which in steps:

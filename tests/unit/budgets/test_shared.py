@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedctl.budgets import reservations
-from embedctl.budgets.shared import SharedPurse
+from embedctl.budgets.shared import SharedBudget
 from embedctl.errors import BudgetReached
-from embedctl.ledger.budgets import Budget, PeriodCost, BudgetStatus
+from embedctl.ledger.budgets import Budget, BudgetStatus, PeriodCost
 from embedctl.ledger.periods import Range
 from embedctl.storage import locks
 from tests.support.processes import MODEL, World, Zygote, sentence
@@ -112,10 +112,10 @@ def test_no_order_of_events_passes_the_budget(
     """However four runs begin, overlap, end and die, what was or may have been billed stays within the budget."""
     folder = tmp_path_factory.mktemp("shared")
     path = folder / "usage.duckdb.budgets"
-    tills: dict[int, reservations.Till] = {}
+    tills: dict[int, reservations.Reservations] = {}
     held: dict[int, locks.Lock] = {}
     names: dict[int, str] = {}
-    purses: dict[int, SharedPurse] = {}
+    purses: dict[int, SharedBudget] = {}
     flying: list[tuple[int, object, int]] = []
     unbooked: dict[str, Decimal] = {}
 
@@ -131,10 +131,10 @@ def test_no_order_of_events_passes_the_budget(
         state = folder / run_id
         state.mkdir()
         held[number] = locks.hold(state / "lock")
-        purse = SharedPurse(path, run_id, state)
+        purse = SharedBudget(path, run_id, state)
         purse.join(["default"], settled, standings)
-        allowance = reservations.Allowance("b", limit, workspace_id="default", period="month")
-        tills[number], purses[number] = reservations.Till(lambda offer: PRICE, [allowance], purse=purse), purse
+        allowance = reservations.SpendLimit("b", limit, workspace_id="default", period="month")
+        tills[number], purses[number] = reservations.Reservations(lambda offer: PRICE, [allowance], purse=purse), purse
         names[number] = run_id
 
     for number, count, billable, which in steps:
@@ -174,7 +174,7 @@ def test_nobody_comes_between(tmp_path: Path) -> None:
     limit, each = Decimal(300), Decimal(1)
 
     def taken(number: int) -> int:
-        purse, count = SharedPurse(tmp_path / "budgets", str(number), tmp_path), 0
+        purse, count = SharedBudget(tmp_path / "budgets", str(number), tmp_path), 0
         try:
             while True:
                 with purse.open() as sums:

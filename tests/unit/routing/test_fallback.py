@@ -15,7 +15,17 @@ from embedctl.errors import (
     QuotaExhausted,
     RedirectRefused,
 )
-from embedctl.routing.fallback import AllowList, ChainEntry, Excluded, Nobody, Availability, allowed, choose, fitting, require
+from embedctl.routing.fallback import (
+    AllowList,
+    Availability,
+    ChainEntry,
+    Excluded,
+    Nobody,
+    allowed,
+    choose,
+    fitting,
+    require,
+)
 
 OPENAI = ChainEntry(provider="openai", model="small", canonical="openai/small", space_id="s1")
 AZURE = ChainEntry(provider="eu", model="my-deployment", canonical="openai/small", space_id="s1")

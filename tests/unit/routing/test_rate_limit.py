@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from embedctl.providers._rate_headers import Rates, duration, rates
 from embedctl.routing.bucket import Bucket
-from embedctl.routing.rate_limit import Admission, RateLimits, RateLimit
+from embedctl.routing.rate_limit import Admission, RateLimit, RateLimits
 from embedctl.routing.window import AdaptiveRate, Window
 
 # ── buckets ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,16 @@ from embedctl.errors import (
     TextTooLong,
     Throttled,
 )
-from embedctl.routing.retry import THROTTLE_COST, TRANSIENT_COST, Attempts, RetryBudget, Policy, Step, hinted_s, wait_before
+from embedctl.routing.retry import (
+    THROTTLE_COST,
+    TRANSIENT_COST,
+    Attempts,
+    Policy,
+    RetryBudget,
+    Step,
+    hinted_s,
+    wait_before,
+)
 
 jitters = st.floats(0, 1, exclude_max=True)
 RETRIED = [NotSent, ServerFailed, AnswerLost, AnswerUnusable]

@@ -13,8 +13,8 @@ import pytest
 
 from embedctl.errors import ProviderError, Remedy, ServerFailed, Throttled
 from embedctl.routing.breaker import Breaker, Pass
-from embedctl.routing.rate_limit import Admission, RateLimits, RateLimit
-from embedctl.routing.retry import Attempts, RetryBudget, Policy
+from embedctl.routing.rate_limit import Admission, RateLimit, RateLimits
+from embedctl.routing.retry import Attempts, Policy, RetryBudget
 
 TEN_MINUTES = 600.0
 LATENCY_S = 0.3
