@@ -18,7 +18,7 @@ from typing import Any, Literal
 from embedctl import __version__
 from embedctl.errors import EmbedctlError, Locked
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.runs.registry import OPEN, Runs
+from embedctl.runs.registry import OPEN, RunRegistry
 from embedctl.settings import Settings
 
 State = Literal["ok", "note", "bad"]
@@ -246,7 +246,7 @@ def _ledger(settings: Settings, now: datetime) -> Check:
 
 
 def _runs(settings: Settings) -> Check:
-    found = [run for run in Runs(settings.paths.runs).all() if run.output]
+    found = [run for run in RunRegistry(settings.paths.runs).all() if run.output]
     running = [run for run in found if run.state in OPEN]
     latest: dict[str, Any] = {}
     for run in found:  # newest first

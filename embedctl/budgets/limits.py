@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedctl.budgets.reservations import SpendLimit, Reservations, UnitPrice, reached, usd
+from embedctl.budgets.reservations import Reservations, SpendLimit, UnitPrice, reached, usd
 from embedctl.budgets.shared import SharedBudget, Sums
 from embedctl.errors import Locked, OutputRefused, WrongUsage
 from embedctl.journal.rescue import JOURNAL, LOCK, rescue

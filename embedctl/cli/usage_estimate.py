@@ -146,7 +146,7 @@ def _two_periods(
         old, new = (
             report.report(
                 connection,
-                report.Question(by=keys, within=periods.named(text, where, found.now), timezone=timezone),
+                report.ReportQuery(by=keys, within=periods.named(text, where, found.now), timezone=timezone),
                 now=found.now,
             )
             for text in ranges

@@ -173,12 +173,12 @@ def tables(slot: Slice, rows: Any, kept: NDArray[np.bool_], layout: Layout, sour
 
 def _embeddings(slot: Slice, rows: NDArray[np.int64], dimensions: int, sources: Sources) -> Embeddings:
     wanted = np.asarray(slot.rows, np.int64)[rows]
-    out = _Columns(len(rows), dimensions, views={})
+    out = _EmbeddingColumns(len(rows), dimensions, views={})
     own = np.flatnonzero(wanted >= 0)
     _fill(out, own, slot, wanted[own], sources)
     for target in np.flatnonzero(wanted < 0):
         mean = slot.means[int(rows[target])]
-        pieces = _Columns(mean.stop - mean.start, dimensions, views=None)
+        pieces = _EmbeddingColumns(mean.stop - mean.start, dimensions, views=None)
         _fill(pieces, np.arange(mean.stop - mean.start), slot, np.arange(mean.start, mean.stop), sources)
         weights = np.asarray(mean.weights, np.float32)[:, None]
         vector = (pieces.vectors * weights).sum(axis=0)
@@ -191,7 +191,7 @@ def _embeddings(slot: Slice, rows: NDArray[np.int64], dimensions: int, sources: 
     )
 
 
-class _Columns:
+class _EmbeddingColumns:
     """Embedding columns while they are filled.
 
     Attributes:
@@ -229,7 +229,7 @@ class _Columns:
         return self._numbers[purchase]
 
 
-def _fill(out: _Columns, targets: NDArray[np.int64], slot: Slice, wanted: NDArray[Any], sources: Sources) -> None:
+def _fill(out: _EmbeddingColumns, targets: NDArray[np.int64], slot: Slice, wanted: NDArray[Any], sources: Sources) -> None:
     """Fill rows `targets` of `out` with the vectors of `wanted`."""
     where, file, offset = slot.where[wanted], slot.file[wanted], slot.offset[wanted].astype(np.int64)
     in_journal = np.flatnonzero(where == VectorSource.JOURNAL)
@@ -244,7 +244,7 @@ def _fill(out: _Columns, targets: NDArray[np.int64], slot: Slice, wanted: NDArra
 
 
 def _from_journal(
-    out: _Columns, targets: NDArray[np.int64], file: NDArray[Any], offset: NDArray[np.int64], sources: Sources
+    out: _EmbeddingColumns, targets: NDArray[np.int64], file: NDArray[Any], offset: NDArray[np.int64], sources: Sources
 ) -> None:
     """Take runs of vectors that stand one after the other, both in the journal and in the output."""
     width = out.vectors.shape[1] * 4

@@ -33,13 +33,13 @@ class _Typed(msgspec.Struct, gc=False):
     float: msgspec.Raw = msgspec.Raw()
 
 
-class _Body(msgspec.Struct, gc=False):
+class _CohereBody(msgspec.Struct, gc=False):
     embeddings: _Typed | None = None
     id: Any = None
     meta: Any = None
 
 
-_BODY = msgspec.json.Decoder(_Body)
+_BODY = msgspec.json.Decoder(_CohereBody)
 
 
 def request(

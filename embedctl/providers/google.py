@@ -38,12 +38,12 @@ class _Embedding(msgspec.Struct, gc=False):
     values: msgspec.Raw = msgspec.Raw()
 
 
-class _Body(msgspec.Struct, rename="camel", gc=False):
+class _GoogleBody(msgspec.Struct, rename="camel", gc=False):
     embeddings: tuple[_Embedding, ...] = ()
     usage_metadata: Any = None
 
 
-_BODY = msgspec.json.Decoder(_Body)
+_BODY = msgspec.json.Decoder(_GoogleBody)
 
 
 def request(

@@ -32,13 +32,13 @@ TASK_TYPES: Mapping[InputType | None, str] = {
 }
 
 
-class _Body(msgspec.Struct, gc=False):
+class _NomicBody(msgspec.Struct, gc=False):
     embeddings: tuple[msgspec.Raw, ...] = ()
     model: Any = None
     usage: msgspec.Raw = msgspec.Raw()
 
 
-_BODY = msgspec.json.Decoder(_Body)
+_BODY = msgspec.json.Decoder(_NomicBody)
 
 
 def request(

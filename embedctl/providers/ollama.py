@@ -24,13 +24,13 @@ BASE_URL_VARIABLES = ("OLLAMA_HOST",)
 TAKES_TOKENS = False
 
 
-class _Body(msgspec.Struct, gc=False):
+class _OllamaBody(msgspec.Struct, gc=False):
     embeddings: tuple[msgspec.Raw, ...] = ()
     model: Any = None
     prompt_eval_count: Any = None
 
 
-_BODY = msgspec.json.Decoder(_Body)
+_BODY = msgspec.json.Decoder(_OllamaBody)
 
 
 def request(

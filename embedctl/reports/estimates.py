@@ -12,7 +12,7 @@ from typing import Any
 
 from embedctl.errors import InputInvalid, InputMissing
 from embedctl.ledger.periods import Range
-from embedctl.reports.query import Question
+from embedctl.reports.query import ReportQuery
 
 SCHEMA_VERSION = 1
 
@@ -46,10 +46,10 @@ class UsageEstimate:
         """For the file."""
         return {"schema_version": SCHEMA_VERSION, "currency": "USD", **asdict(self)}
 
-    def question(self) -> Question:
+    def question(self) -> ReportQuery:
         """What the ledger is asked about it."""
         only = {"workspace": [self.workspace], "provider": [self.provider], "model": [self.model]}
-        return Question(only=only, within=Range(since=self.made_at))
+        return ReportQuery(only=only, within=Range(since=self.made_at))
 
 
 def read(path: Path) -> UsageEstimate:

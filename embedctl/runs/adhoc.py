@@ -36,7 +36,7 @@ from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint, check_usable
 from embedctl.routing.retry import Policy
 from embedctl.runs.receipt import Spending
-from embedctl.runs.registry import Run, Runs
+from embedctl.runs.registry import RunEntry, RunRegistry
 from embedctl.settings import Settings
 from embedctl.storage import locks
 
@@ -197,9 +197,9 @@ def _registered(settings: Settings, chain: FallbackChain, run_id: UUID, command:
     A run whose journal was closed leaves no trace but its events; one that was not stays registered.
     """
     folder = settings.paths.journal / str(run_id)
-    runs = Runs(settings.paths.runs)
+    runs = RunRegistry(settings.paths.runs)
     with locks.hold_folder(folder, LOCK, make=storage.DISK.make_folder, command=command):
-        run = Run(
+        run = RunEntry(
             run_id=run_id,
             job_id="",
             folder=folder,

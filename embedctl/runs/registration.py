@@ -13,7 +13,7 @@ from embedctl.records import RowCounts
 from embedctl.runs import registry
 from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import RESUMABLE, Progress, Spending
-from embedctl.runs.registry import Runs, State
+from embedctl.runs.registry import RunRegistry, State
 from embedctl.storage import Disk
 
 EVERY_S = 5.0
@@ -29,11 +29,11 @@ class Registration:
     def __init__(
         self, order: JobRequest, run_id: UUID, output: Output, model: str, disk: Disk, clock: Callable[[], float]
     ) -> None:
-        self._registry = Runs(order.settings.paths.runs, disk=disk)
+        self._registry = RunRegistry(order.settings.paths.runs, disk=disk)
         self._disk = disk
         self._clock = clock
         self._said_at = clock()
-        self._entry = registry.Run(
+        self._entry = registry.RunEntry(
             run_id=run_id,
             job_id=order.job or "",
             folder=output.state.absolute(),

@@ -19,7 +19,7 @@ from embedctl.routing.endpoint import Endpoint
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import HashIndex
 from embedctl.vectors import agreement
-from embedctl.vectors.checks import Firsts, Rows, keys, marks
+from embedctl.vectors.checks import Firsts, RowWalk, keys, marks
 from embedctl.vectors.files import Stored
 from embedctl.vectors.findings import Findings
 
@@ -60,7 +60,7 @@ class Against:
     def __init__(
         self,
         stored: Stored,
-        rows: Rows,
+        rows: RowWalk,
         findings: Findings,
         *,
         source: inputs.Source,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embedctl.errors import InputInvalid
 from embedctl.records import text_hash
 from embedctl.storage.hash_index import LOCATION, HashIndex
-from embedctl.vectors.files import Batch, Stored
+from embedctl.vectors.files import RowBatch, Stored
 from embedctl.vectors.findings import Findings
 from embedctl.vectors.sample import SAME_COSINE, Sample, cosine
 
@@ -53,7 +53,7 @@ class Firsts:
         return there, found["file"]
 
 
-class Rows:
+class RowWalk:
     """The walk over all rows, and what it leaves behind for comparisons with the input.
 
     Args:
@@ -85,7 +85,7 @@ class Rows:
             stack.callback(self._vectors.close)
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> Rows:
+    def __enter__(self) -> RowWalk:
         return self
 
     def __exit__(
@@ -106,7 +106,7 @@ class Rows:
             self.count += len(batch)
             self._check(batch)
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: RowBatch) -> None:
         rows = np.arange(batch.first_row, batch.first_row + len(batch), dtype=np.uint64)
         hashes = batch.hashes()
         hash_marks = marks(hashes)

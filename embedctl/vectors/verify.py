@@ -15,7 +15,7 @@ from embedctl.settings.options import Options
 from embedctl.vectors import agreement
 from embedctl.vectors.against import Against
 from embedctl.vectors.asking import Asking
-from embedctl.vectors.checks import Alike, Rows
+from embedctl.vectors.checks import Alike, RowWalk
 from embedctl.vectors.files import Stored
 from embedctl.vectors.findings import Findings
 from embedctl.vectors.sample import SAME_COSINE, Sample, cosine
@@ -77,7 +77,7 @@ def verify(
         InputInvalid: The input cannot be read; what is wrong with the output is in `findings`.
     """
     agreement.check(stored, findings)
-    with Rows(stored, findings, folder, alike(offer), sample) as rows:
+    with RowWalk(stored, findings, folder, alike(offer), sample) as rows:
         rows.check()
         if asked is None:
             return Walked(rows.count, None)

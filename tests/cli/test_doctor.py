@@ -21,7 +21,7 @@ from embedctl.ledger import spool
 from embedctl.records import uuid7
 from embedctl.routing import learned
 from embedctl.routing.learned import Account
-from embedctl.runs.registry import Run, Runs
+from embedctl.runs.registry import RunEntry, RunRegistry
 from embedctl.storage import locks
 from tests.support.wire import client
 
@@ -174,12 +174,12 @@ def test_a_busy_ledger_is_no_illness(home: Path) -> None:
 
 def test_jobs_are_told(home: Path, tmp_path: Path) -> None:
     """Runs that are under way, and the outputs whose last run was interrupted, are counted and named."""
-    registry = Runs(home / "runs")
+    registry = RunRegistry(home / "runs")
     for name in ("alive", "dead", "asked"):
         folder = tmp_path / name / "_embedctl"
         folder.mkdir(parents=True)
         output = "" if name == "asked" else str(tmp_path / name)
-        registry.register(Run(run_id=uuid7(), job_id=name, folder=folder, output=output, state="running"))
+        registry.register(RunEntry(run_id=uuid7(), job_id=name, folder=folder, output=output, state="running"))
     with locks.hold(tmp_path / "alive" / "_embedctl" / "lock"):
         code, checks = told()
     facts = checks["jobs"]["facts"]
