@@ -15,7 +15,7 @@ from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag
 from embedctl.errors import RowsFailed, WrongUsage
 
 if TYPE_CHECKING:
-    from embedctl.reports.report import ReportQuery, Report
+    from embedctl.reports.report import Report, ReportQuery
 
 app = typer.Typer(
     cls=SuggestingGroup,

@@ -51,7 +51,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
+class _Outcomes:
     """What became of a request so far, from its first text on: what is answered is not asked of the next line."""
 
     pieces: list[Piece]
@@ -133,7 +133,7 @@ class CallPoint:
             DeadlinePassed: The next attempt would come too late.
             BudgetReached: Sending it could cost more than is allowed.
         """
-        operation, done = Operation(WaitBudget()), _Done([])
+        operation, done = Operation(WaitBudget()), _Outcomes([])
         while True:
             line = await self._lanes.next(self.space, self._aside, operation.patience)
             try:
@@ -148,7 +148,7 @@ class CallPoint:
             else:
                 return done.pieces
 
-    async def _with_retry(self, line: EndpointState, operation: Operation, request: Request, done: _Done) -> None:
+    async def _with_retry(self, line: EndpointState, operation: Operation, request: Request, done: _Outcomes) -> None:
         """One line's attempts at a request; smaller ones where its size or one text is to blame."""
         attempts = Attempts(self._policy_for(request, operation), jitter=self._jitter)
         before = line.successes
@@ -192,7 +192,7 @@ class CallPoint:
         return step.remedy is Remedy.LEAVE or (len(request) > 1 and attempts.repeated == self._policy.isolate_after)
 
     async def _smaller(
-        self, line: EndpointState, operation: Operation, request: Request, error: ProviderError, done: _Done
+        self, line: EndpointState, operation: Operation, request: Request, error: ProviderError, done: _Outcomes
     ) -> None:
         """Both halves of a refused request; the text that stands alone in the end is the one to blame."""
         if len(request) == 1:
@@ -236,7 +236,7 @@ class CallPoint:
             purpose="test",
             content_bytes=sum(len(text.encode()) for text in texts),
         )
-        done = _Done([])
+        done = _Outcomes([])
         try:
             await self._with_retry(line, Operation(WaitBudget(), aside=True), request, done)
         except _LeftError as left:

@@ -125,7 +125,12 @@ def _block(run: ObjectRun, file: InputFile, columns: Columns, options: ReadOptio
 
 
 def _texts(
-    run: ObjectRun, values: list[Any], file: InputFile, columns: Columns, reasons: dict[int, Reason], options: ReadOptions
+    run: ObjectRun,
+    values: list[Any],
+    file: InputFile,
+    columns: Columns,
+    reasons: dict[int, Reason],
+    options: ReadOptions,
 ) -> list[str | None]:
     if set(map(type, values)) != {str}:
         for at, value in enumerate(values):

@@ -18,7 +18,7 @@ is there already."""
 
 
 @dataclass(slots=True)
-class Entry:
+class Append:
     """A frame on its way, and who waits for it."""
 
     draft: Draft
@@ -47,7 +47,7 @@ class Sync:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class Close:
     """End; with `published`, no vector is needed any more."""
 
     waiter: asyncio.Future[VectorRef | None]
@@ -55,14 +55,14 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Done:
     """The keeper has done something, or failed."""
 
     then: Callable[[], object]
     error: BaseException | None = None
 
 
-Command = Entry | Release | Sync | Stop | Report
+Command = Append | Release | Sync | Close | Done
 Result = tuple["asyncio.Future[VectorRef | None]", VectorRef | None, BaseException | None]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedctl.errors import InvariantBroken
 from embedctl.journal import frames
-from embedctl.journal.commands import Entry, Release, Spool, Stop, Sync
+from embedctl.journal.commands import Append, Release, Spool, Close, Sync
 from embedctl.journal.recovery import Recovered, RecoveredSegment
 from embedctl.journal.segments import Segment, VectorRef, Views
 from embedctl.journal.writer import Writer
@@ -98,12 +98,12 @@ class Journal:
         """
         vector_bytes = TEXT_HASH_BYTES + self._dimensions * 4
         room = event.input_count * vector_bytes + _FRAME_BYTES
-        entry = Entry(frames.draft("intent", event), _waiter(), room)
+        entry = Append(frames.draft("intent", event), _waiter(), room)
         try:
             await self._written(entry)
         except asyncio.CancelledError:
             never = replace(event, status="cancelled", billable="no", error_class="not_sent", tokens_total=0)
-            self._writer.put(Entry(frames.draft("outcome", never), _waiter()))
+            self._writer.put(Append(frames.draft("outcome", never), _waiter()))
             raise
 
     async def settle(self, event: UsageEvent) -> None:
@@ -113,7 +113,7 @@ class Journal:
             StorageFailed: It could not be written; after recovery the attempt counts as interrupted.
             InvariantBroken: There is no such intent, or it has ended already.
         """
-        await self._written(Entry(frames.draft("outcome", event), _waiter()))
+        await self._written(Append(frames.draft("outcome", event), _waiter()))
 
     async def answer(
         self,
@@ -137,7 +137,7 @@ class Journal:
         """
         draft = frames.draft_answer(event, hashes, vectors, tokens_each, extra)
         self._dimensions = max(self._dimensions, vectors.shape[1])
-        place = await self._written(Entry(draft, _waiter()))
+        place = await self._written(Append(draft, _waiter()))
         if place is None:
             raise InvariantBroken("an answer was written nowhere")
         return place
@@ -187,10 +187,10 @@ class Journal:
         """
         if self._closing is None:
             self._closing = _waiter()
-            self._writer.put(Stop(self._closing, published))
+            self._writer.put(Close(self._closing, published))
         await asyncio.shield(self._closing)
 
-    async def _written(self, entry: Entry) -> VectorRef | None:
+    async def _written(self, entry: Append) -> VectorRef | None:
         self._writer.put(entry)
         return await entry.waiter
 

@@ -229,7 +229,9 @@ class _EmbeddingColumns:
         return self._numbers[purchase]
 
 
-def _fill(out: _EmbeddingColumns, targets: NDArray[np.int64], slot: Slice, wanted: NDArray[Any], sources: Sources) -> None:
+def _fill(
+    out: _EmbeddingColumns, targets: NDArray[np.int64], slot: Slice, wanted: NDArray[Any], sources: Sources
+) -> None:
     """Fill rows `targets` of `out` with the vectors of `wanted`."""
     where, file, offset = slot.where[wanted], slot.file[wanted], slot.offset[wanted].astype(np.int64)
     in_journal = np.flatnonzero(where == VectorSource.JOURNAL)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from embedctl import storage, terminal
 from embedctl.errors import OutputRefused
 from embedctl.reports import charts
-from embedctl.reports.report import ReportQuery, Report, plain, report
+from embedctl.reports.report import Report, ReportQuery, plain, report
 
 if TYPE_CHECKING:
     from embedctl.ledger.database import Connection

@@ -107,4 +107,6 @@ def _place(database: Path, mounts: str) -> IntegrityFinding:
     kind = max(above, default=(0, ""))[1]
     if kind not in NETWORK:
         return IntegrityFinding("place", "ok", "a disk of this machine")
-    return IntegrityFinding("place", "look", f"on {kind}: locks may not hold there; keep the ledger on a disk of this machine")
+    return IntegrityFinding(
+        "place", "look", f"on {kind}: locks may not hold there; keep the ledger on a disk of this machine"
+    )

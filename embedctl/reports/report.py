@@ -17,7 +17,7 @@ from embedctl.records import NO_USAGE
 from embedctl.reports.measures import measured
 from embedctl.reports.query import KEYS, UNITS, ReportQuery, refuse_unknown_names, where_clause
 
-__all__ = ["KEYS", "ReportQuery", "Report", "report"]
+__all__ = ["KEYS", "Report", "ReportQuery", "report"]
 
 SCHEMA_VERSION = 1
 DRIFT_THRESHOLD = 0.05

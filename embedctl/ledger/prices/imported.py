@@ -108,7 +108,9 @@ def _observed(provider: str, model: str, tier: str, value: Any, scale: int, day:
     )
 
 
-def judge(offers: Iterable[Price], book: PriceBook, others: Iterable[Price] = (), *, now: datetime) -> list[ImportedPrice]:
+def judge(
+    offers: Iterable[Price], book: PriceBook, others: Iterable[Price] = (), *, now: datetime
+) -> list[ImportedPrice]:
     """Each offered price beside ours; `others` is a second source. Differences are listed, never averaged."""
     second = {price.key: price for price in others}
     found = []

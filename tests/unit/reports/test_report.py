@@ -16,7 +16,7 @@ from embedctl.ledger import database, periods
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.periods import Range
 from embedctl.reports import report
-from embedctl.reports.report import ReportQuery, Report
+from embedctl.reports.report import Report, ReportQuery
 from tests.support.ledger_events import NOON, NOW, event, place, take
 
 ZONES = (
