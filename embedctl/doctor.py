@@ -134,7 +134,7 @@ def _model(settings: Settings) -> Check:
         check_usable(chain.first)
     except EmbedctlError as error:
         return Check("model", "bad", f"the default model cannot be used: {error.message}", error.hint)
-    others = [offer.id for offer in chain.offers[1:]]
+    others = [endpoint.id for endpoint in chain.endpoints[1:]]
     facts = {"model": chain.first.id, "fallbacks": others, "from": settings.origins.get("model")}
     return Check("model", "ok", chain.first.id + (f", then {', '.join(others)}" if others else ""), facts=facts)
 

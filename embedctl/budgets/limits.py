@@ -26,7 +26,7 @@ LEDGER_WAIT_S = 30
 """How long the ledger is waited for when budgets are looked up: without them nothing may be sent."""
 
 
-def check_priced(offers: Sequence[Endpoint], unit_price: UnitPrice, options: Options) -> None:
+def check_priced(endpoints: Sequence[Endpoint], unit_price: UnitPrice, options: Options) -> None:
     """With --max-cost every offer needs a price.
 
     Raises:
@@ -34,10 +34,10 @@ def check_priced(offers: Sequence[Endpoint], unit_price: UnitPrice, options: Opt
     """
     if options.max_cost is None or options.allow_unpriced:
         return
-    for offer in offers:
-        if unit_price(offer) is None:
+    for endpoint in endpoints:
+        if unit_price(endpoint) is None:
             raise WrongUsage(
-                f"{offer.id} has no price, so --max-cost cannot hold",
+                f"{endpoint.id} has no price, so --max-cost cannot hold",
                 hint="set one with `embedctl prices set`, or --allow-unpriced",
             )
 
@@ -45,7 +45,7 @@ def check_priced(offers: Sequence[Endpoint], unit_price: UnitPrice, options: Opt
 def till(
     paths: LedgerPaths,
     settings: Settings,
-    offers: Sequence[Endpoint],
+    endpoints: Sequence[Endpoint],
     unit_price: UnitPrice,
     warned: Callable[[str], None],
     *,
@@ -64,7 +64,7 @@ def till(
     """
     options = settings.options
     allowances = [] if options.max_cost is None else [SpendLimit("--max-cost", options.max_cost)]
-    prices = {offer.id: unit_price(offer) for offer in offers}
+    prices = {endpoint.id: unit_price(endpoint) for endpoint in endpoints}
     if all(price == 0 for price in prices.values()) or not (budget_copy.there_are(paths) or _has_budget(settings)):
         return Reservations(unit_price, allowances, warned)
     budgets, purse = _standings(paths, settings), None

@@ -85,12 +85,12 @@ class Reservations:
         self._purse = purse
         self._settled = asyncio.Event()
 
-    async def room(self, offer: Endpoint, request: Request) -> None:
+    async def room(self, endpoint: Endpoint, request: Request) -> None:
         """Wait while money is short, but some of it is set aside for what is in flight: most of that comes back."""
         while True:
-            price, mine = self._concerned(offer, request)
+            price, mine = self._concerned(endpoint, request)
             short: list[SpendLimit] = []
-            for amount in self._amounts(offer, request, price):
+            for amount in self._amounts(endpoint, request, price):
                 with self._counted(mine):
                     short = [one for one in mine if not one.fits(amount)]
                 if not short:
@@ -101,15 +101,15 @@ class Reservations:
                 async with asyncio.timeout(None if self._purse is None else OTHERS_S):
                     await self._settled.wait()
 
-    def reserve(self, offer: Endpoint, request: Request) -> Reservation:
+    def reserve(self, endpoint: Endpoint, request: Request) -> Reservation:
         """Set the most that an attempt can cost aside; counted exactly only when money is short.
 
         Raises:
             BudgetReached: It could pass an allowance.
         """
-        price, mine = self._concerned(offer, request)
+        price, mine = self._concerned(endpoint, request)
         refused = None
-        for amount in self._amounts(offer, request, price):
+        for amount in self._amounts(endpoint, request, price):
             with self._counted(mine) as purse:
                 short = [one for one in mine if not one.fits(amount)]
                 if not short:
@@ -144,16 +144,16 @@ class Reservations:
         if self._purse is not None:
             self._purse.close()
 
-    def _concerned(self, offer: Endpoint, request: Request) -> tuple[Decimal, tuple[SpendLimit, ...]]:
+    def _concerned(self, endpoint: Endpoint, request: Request) -> tuple[Decimal, tuple[SpendLimit, ...]]:
         """USD per million tokens, and the allowances that a request counts against; none when it is free."""
-        price = self._unit_price(offer) or _ZERO
+        price = self._unit_price(endpoint) or _ZERO
         return price, tuple(one for one in self._allowances if price and one.counts(request.workspace_id))
 
     @staticmethod
-    def _amounts(offer: Endpoint, request: Request, price: Decimal) -> Iterator[Decimal]:
+    def _amounts(endpoint: Endpoint, request: Request, price: Decimal) -> Iterator[Decimal]:
         """The most a request can cost: at a glance, and, when that does not fit, with its tokens counted."""
-        yield cost(usage.ceiling(request), price)
-        tokens, _ = usage.exact(offer, request)
+        yield cost(usage.rate_limits(request), price)
+        tokens, _ = usage.exact(endpoint, request)
         yield cost(tokens + tokens // 50 + 16, price)
 
     @contextmanager

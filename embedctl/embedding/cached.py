@@ -33,13 +33,13 @@ class CachedEmbedder:
     """
 
     def __init__(
-        self, call: CallPoint, cache: VectorCache | None, journal: Journal, caller: Caller, offer: Endpoint
+        self, call: CallPoint, cache: VectorCache | None, journal: Journal, caller: Caller, endpoint: Endpoint
     ) -> None:
         self._call = call
         self._cache = cache
         self._journal = journal
         self._caller = caller
-        self._offer = offer
+        self._offer = endpoint
         self.hits = 0
 
     async def embed(self, packed: PackedRequest) -> list[Arrived]:

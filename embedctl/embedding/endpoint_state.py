@@ -48,17 +48,17 @@ class EndpointState:
         moved: Called when it may have become usable or useless.
     """
 
-    offer: Endpoint
+    endpoint: Endpoint
     transport: Transport | None
-    lane: Limiter
+    limiter: Limiter
     breaker: Breaker
     asks_base64: bool
     moved: Callable[[], None]
     budget: RetryBudget = field(default_factory=RetryBudget)
-    scale: CountTrust = field(default_factory=CountTrust)
+    trust: CountTrust = field(default_factory=CountTrust)
     successes: int = 0
     base64_works: bool | None = None
-    voice: AnswerIdentity | None = None
+    identity: AnswerIdentity | None = None
     spent: ProviderError | None = None
     proven: bool = False
     asked_limits: bool = False
@@ -67,7 +67,7 @@ class EndpointState:
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @contextmanager
-    def admitted(self, clock: Callable[[], float], *, blamed: bool) -> Iterator[None]:
+    def admitted(self, clock: Callable[[], float], *, isolating: bool) -> Iterator[None]:
         """A pass of the breaker for one attempt, which ends with the block, however that ends.
 
         Args:
@@ -87,7 +87,7 @@ class EndpointState:
             self.breaker.abandon(ticket)
             raise
         except ProviderError as error:
-            if blamed and may_be_the_texts_fault(error):
+            if isolating and may_be_the_texts_fault(error):
                 self.breaker.abandon(ticket)
             else:
                 self._settle(ticket, error, clock())
@@ -111,4 +111,4 @@ class EndpointState:
         was = self.breaker.state(now)
         self.breaker.settle(ticket, error, now)
         if was is State.HALF_OPEN and self.breaker.state(now) is State.CLOSED:
-            self.lane.limiter.restart()  # it serves again: begin with one at a time
+            self.limiter.rate_limit.restart()  # it serves again: begin with one at a time

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedctl.errors import InvariantBroken
 from embedctl.journal import frames
-from embedctl.journal.commands import Append, Release, Spool, Close, Sync
+from embedctl.journal.commands import Append, Close, Release, Spool, Sync
 from embedctl.journal.recovery import Recovered, RecoveredSegment
 from embedctl.journal.segments import Segment, VectorRef, Views
 from embedctl.journal.writer import Writer
@@ -152,9 +152,9 @@ class Journal:
         """
         return self._views.read(place)
 
-    def relax(self) -> None:
+    def release_pages(self) -> None:
         """What was read so far is not read again soon: memory it took may be given back; arrays stay valid."""
-        self._views.relax()
+        self._views.release_pages()
 
     def release(self, segment_id: str, vectors: int | None = None) -> None:
         """So many vectors of a segment stand in published parts, or nobody needs them.

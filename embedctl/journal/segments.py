@@ -233,7 +233,7 @@ class Views:
             self._maps[place.segment] = mapped = self._mapped(place.segment, end)
         return np.frombuffer(mapped, "<f4", count, place.offset).reshape(place.count, place.dimensions)
 
-    def relax(self) -> None:
+    def release_pages(self) -> None:
         """Give pages back that were read: they stay in the system's cache, but are no longer this process's memory."""
         if (advice := getattr(mmap, "MADV_DONTNEED", None)) is not None:
             for mapped in list(self._maps.values()):

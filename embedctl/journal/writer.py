@@ -17,7 +17,7 @@ from uuid import UUID
 
 from embedctl.errors import EmbedctlError, InvariantBroken, StorageFailed
 from embedctl.journal import frames
-from embedctl.journal.commands import Command, Append, Release, Done, Result, Spool, Close, Sync, answer, waiter_of
+from embedctl.journal.commands import Append, Close, Command, Done, Release, Result, Spool, Sync, answer, waiter_of
 from embedctl.journal.recovery import interrupted
 from embedctl.journal.segments import Log, Segment, VectorRef
 from embedctl.storage import Disk

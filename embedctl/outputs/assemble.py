@@ -88,7 +88,7 @@ class Sources:
     read_journal: ReadJournal
     purchases: Purchases
     parts: Sequence[Part]
-    relax: Callable[[], None] = lambda: None
+    release_pages: Callable[[], None] = lambda: None
 
 
 def failures(slot: Slice, ids: Sequence[str | int], chunk_indexes: Sequence[int]) -> tuple[list[Failure], NDArray[Any]]:
@@ -117,7 +117,7 @@ def _gone(slot: Slice, row: int) -> int | None:
     """The wanted vector that a row lacks, when it is known that it will not come."""
     mean, wanted = slot.means.get(row), slot.rows[row]
     places = range(mean.start, mean.stop) if mean else range(wanted, wanted + 1)
-    return next((place for place in places if slot.where[place] == VectorSource.GONE), None)
+    return next((place for place in places if slot.where[place] == VectorSource.FAILED), None)
 
 
 def counts(slot: Slice, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> RowCounts:
@@ -168,7 +168,7 @@ def tables(slot: Slice, rows: Any, kept: NDArray[np.bool_], layout: Layout, sour
         whole = len(group) == group[-1] - group[0] + 1
         chosen = rows.slice(group[0], len(group)) if whole else rows.take(group)
         yield parquet.table(chosen.combine_chunks(), embeddings, layout)
-        sources.relax()
+        sources.release_pages()
 
 
 def _embeddings(slot: Slice, rows: NDArray[np.int64], dimensions: int, sources: Sources) -> Embeddings:

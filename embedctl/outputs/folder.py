@@ -156,7 +156,7 @@ class FolderOutput:
         if slot.layout is None:
             return None
         path = self.into / part_name(slot.number)
-        if self.replacing and slot.same_as is not None and self.disk.also(slot.same_as.path, path):
+        if self.replacing and slot.same_as is not None and self.disk.hard_link(slot.same_as.path, path):
             self.disk.sync_folder(self.into)
             return path
         if not storage.publish(self.disk, path, _parquet(slot.tables, slot.layout, slot.facts), mode=OUTPUT_MODE):

@@ -94,10 +94,10 @@ class Chunks:
         barred: Workspace that a row may name → why it may not use the model: such a row fails.
     """
 
-    def __init__(self, options: Options, wording: TextRules, barred: Mapping[str, str]) -> None:
+    def __init__(self, options: Options, wording: TextRules, denied: Mapping[str, str]) -> None:
         self._options = options
         self._wording = wording
-        self._barred = barred
+        self._barred = denied
         self._payers: Sequence[str] | None = None
         self._checked: dict[str, str | None] = {}
 

@@ -47,9 +47,9 @@ class Planner:
         seen: HashIndex,
         columns: Callable[[RowBlock, list[int], list[int], list[str] | None], Any],
         failed_before: Mapping[bytes, Refusal],
-        barred: Mapping[str, str] = MappingProxyType({}),
+        denied: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._candidates = Chunks(options, wording, barred)
+        self._candidates = Chunks(options, wording, denied)
         self._prefix = wording.prefix
         self._packer = packer
         self._known = known
@@ -137,7 +137,7 @@ class Planner:
         self._ordinal += 1
         twin = int(seen[0]["row"][at]) if seen[1][at] else fresh.ordinals.get(one.digest)
         if twin is not None:
-            slot.want(VectorSource.TWIN, 0, twin)
+            slot.want(VectorSource.DUPLICATE, 0, twin)
             self.duplicates += 1
             return None
         place = slot.want()

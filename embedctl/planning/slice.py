@@ -29,8 +29,8 @@ class VectorSource(IntEnum):
     PENDING = 0  # asked for, or about to be
     JOURNAL = 1  # file = the journal's number of the segment, offset = byte of the vector in it
     PART = 2  # file = number of an older part, offset = row in it
-    TWIN = 3  # offset = ordinal of the wanted vector with the same text
-    GONE = 4  # failed or skipped: there will be none
+    DUPLICATE = 3  # offset = ordinal of the wanted vector with the same text
+    FAILED = 4  # failed or skipped: there will be none
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Slice:
 
     def refused(self, place: int, why: Refusal) -> None:
         """This vector will not come."""
-        self.where[place] = VectorSource.GONE
+        self.where[place] = VectorSource.FAILED
         self.refusals[place] = why
 
     def full(self, dimensions: int | None) -> bool:
@@ -173,7 +173,7 @@ class SliceIndex:
         if part is not None:
             wanted = np.asarray(slot.rows, np.int64)
             written = wanted[wanted >= 0]
-            written = written[slot.where[written] != VectorSource.GONE]
+            written = written[slot.where[written] != VectorSource.FAILED]
             where[written], file[written] = VectorSource.PART, part
             offset[written] = _rows_written(slot)
         self._slots.append(_Kept(where, file, offset, slot.refusals))
@@ -212,16 +212,16 @@ def _rows_written(slot: Slice) -> NDArray[np.uint64]:
     wanted = np.asarray(slot.rows, np.int64)
     gone = np.zeros(len(wanted), bool)
     own = wanted >= 0
-    gone[own] = slot.where[wanted[own]] == VectorSource.GONE
+    gone[own] = slot.where[wanted[own]] == VectorSource.FAILED
     for row, mean in slot.means.items():
-        gone[row] = bool((slot.where[mean.start : mean.stop] == VectorSource.GONE).any())
+        gone[row] = bool((slot.where[mean.start : mean.stop] == VectorSource.FAILED).any())
     numbers = np.cumsum(~gone) - 1
     return numbers[own & ~gone].astype(np.uint64)
 
 
 def resolve_duplicates(slot: Slice, history: SliceIndex) -> None:
     """Give every twin the place, or the refusal, of the vector with the same text."""
-    for place in np.flatnonzero(slot.where[: slot.wanted] == VectorSource.TWIN):
+    for place in np.flatnonzero(slot.where[: slot.wanted] == VectorSource.DUPLICATE):
         ordinal = int(slot.offset[place])
         local = ordinal - slot.first_wanted
         if local >= 0:

@@ -9,12 +9,12 @@ from embedctl.routing.chain import Endpoint
 from embedctl.settings.options import Options
 
 
-def text_rules(offer: Endpoint, options: Options, source: inputs.Source) -> TextRules:
+def text_rules(endpoint: Endpoint, options: Options, source: inputs.Source) -> TextRules:
     """What an offer and the options say about the texts of an input."""
-    counter = tokens.counter(offer.tokenizer, offer.fallback_tokenizer)
-    measure = tokens.splitter_source(offer.tokenizer, offer.fallback_tokenizer)
-    special = counter.count([""])[0] + (splitter.tokens(offer.prefix, measure) if offer.prefix else 0)
-    limit = offer.max_tokens - special if offer.max_tokens else None
+    counter = tokens.counter(endpoint.tokenizer, endpoint.fallback_tokenizer)
+    measure = tokens.splitter_source(endpoint.tokenizer, endpoint.fallback_tokenizer)
+    special = counter.count([""])[0] + (splitter.tokens(endpoint.prefix, measure) if endpoint.prefix else 0)
+    limit = endpoint.max_tokens - special if endpoint.max_tokens else None
     asked = options.chunk_size is not None or options.chunk_overlap is not None
     splitters: dict[bool, splitter.Splitter] = {}
 
@@ -31,11 +31,11 @@ def text_rules(offer: Endpoint, options: Options, source: inputs.Source) -> Text
 
     most = limit or splitter.DEFAULT_SIZE
     return TextRules(
-        prefix=offer.prefix,
-        max_tokens=offer.max_tokens,
+        prefix=endpoint.prefix,
+        max_tokens=endpoint.max_tokens,
         counter=counter,
-        count_all=offer.local,
-        takes_tokens=offer.takes_tokens,
+        count_all=endpoint.local,
+        takes_tokens=endpoint.takes_tokens,
         chunked=chunked if source.is_document or asked else None,
         pieces=lambda text: splitter.pieces(text, most, measure),
         shortened=lambda text: splitter.truncated(text, most, measure),

@@ -17,7 +17,7 @@ def lists(settings: Settings, workspace: str) -> list[AllowList]:
     return found
 
 
-def barred(settings: Settings, asked: ChainEntry) -> dict[str, str]:
+def denied(settings: Settings, asked: ChainEntry) -> dict[str, str]:
     """Workspaces that rows may name and that may not use the model asked for → why."""
     reasons = {name: _of_workspace(settings, name).against(asked) for name in _of_rows(settings)}
     return {name: reason for name, reason in reasons.items() if reason is not None}
@@ -28,7 +28,7 @@ def of_rows(settings: Settings, asked: ChainEntry) -> list[AllowList]:
 
     A fallback passes them all: requests of different workspaces wait for the same lines.
     """
-    refused = barred(settings, asked)
+    refused = denied(settings, asked)
     return [_of_workspace(settings, name) for name in _of_rows(settings) if name not in refused]
 
 

@@ -29,8 +29,8 @@ __all__ = [
     "chain",
     "check_usable",
     "default_model",
+    "endpoint",
     "known_providers",
-    "offer",
 ]
 
 
@@ -38,13 +38,13 @@ __all__ = [
 class FallbackChain:
     """The offer asked for, then those that may take over; and who may not, with the reason."""
 
-    offers: tuple[Endpoint, ...]
+    endpoints: tuple[Endpoint, ...]
     left_out: tuple[Excluded, ...] = field(default=())
 
     @property
     def first(self) -> Endpoint:
         """The one that was asked for."""
-        return self.offers[0]
+        return self.endpoints[0]
 
     def close(self) -> None:
         """Nobody counts any more."""
@@ -65,7 +65,7 @@ def chain(
         ConfigurationInvalid: Its provider is not configured whole.
     """
     options = settings.options
-    first = offer(settings, *asked_for(settings), now_s=wall())
+    first = endpoint(settings, *asked_for(settings), now_s=wall())
     lists = allow.lists(settings, options.workspace)
     require(first.in_chain, lists)
     others, refused = [], []
@@ -110,7 +110,7 @@ def _left_out(entry: str, problem: EmbedctlError) -> Excluded:
     return Excluded(ChainEntry(provider=provider, model=model), problem.message)
 
 
-def offer(settings: Settings, provider: str, model: str, *, now_s: float | None = None) -> Endpoint:
+def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | None = None) -> Endpoint:
     """One provider's offer of a model, known to the catalog or not.
 
     Args:
@@ -160,7 +160,7 @@ def offer(settings: Settings, provider: str, model: str, *, now_s: float | None 
         local=local,
         price_as="free" if free else own.price_as or (built_in.price_as if built_in and not own.base_url else None),
         limits=credentials.limits(own, None if local else entry, protocol),
-        ceiling=credentials.ceiling(own, built_in, options, local=local),
+        rate_limits=credentials.rate_limits(own, built_in, options, local=local),
         timeout_s=own.timeout_s or options.timeout,
         wire=WireOptions(
             dimensions=sent,
@@ -280,4 +280,4 @@ def _fallback_offer(settings: Settings, entry: str, first: Endpoint, now_s: floa
             model = first.entry.name
         else:
             model = default_model(settings, provider)
-    return offer(settings, provider, model, now_s=now_s)
+    return endpoint(settings, provider, model, now_s=now_s)

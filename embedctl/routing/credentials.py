@@ -154,7 +154,7 @@ def limits(own: ProviderSettings, entry: ModelEntry | None, protocol: WireProtoc
     )
 
 
-def ceiling(own: ProviderSettings, built_in: ProviderEntry | None, options: Options, *, local: bool) -> RateLimits:
+def rate_limits(own: ProviderSettings, built_in: ProviderEntry | None, options: Options, *, local: bool) -> RateLimits:
     """How fast one may ask: a flag's word on rates, then the user's, the catalog's, the default."""
 
     def first(*values: float | None) -> float:

@@ -44,7 +44,7 @@ class Endpoint:
     local: bool
     price_as: str | None
     limits: Limits
-    ceiling: RateLimits
+    rate_limits: RateLimits
     timeout_s: float
     wire: RequestOptions
     prefix: str = ""
@@ -103,23 +103,24 @@ class Endpoint:
         )
 
 
-def check_usable(offer: Endpoint) -> None:
+def check_usable(endpoint: Endpoint) -> None:
     """Build a request that is not sent, so that a missing key or address is told before any work.
 
     Raises:
         ConfigurationInvalid: The place lacks what the protocol needs, or a key may not be sent to its address.
     """
-    if offer.local:
+    if endpoint.local:
         return
-    if any(word in offer.place.base_url for word in ("RESOURCE", "REGION")):
+    if any(word in endpoint.place.base_url for word in ("RESOURCE", "REGION")):
         raise ConfigurationInvalid(
-            f"provider {offer.provider!r} needs an address of your own",
-            hint=f'set base_url under [providers.{offer.provider}], instead of "{offer.place.base_url}"',
+            f"provider {endpoint.provider!r} needs an address of your own",
+            hint=f'set base_url under [providers.{endpoint.provider}], instead of "{endpoint.place.base_url}"',
         )
-    if offer.key_variable and offer.place.api_key is None:
+    if endpoint.key_variable and endpoint.place.api_key is None:
         raise ConfigurationInvalid(
-            f"provider {offer.provider!r} has no key: {offer.key_variable} is not set",
-            hint=f"set {offer.key_variable} in the environment, or {offer.key_variable}_FILE to a file that holds it",
+            f"provider {endpoint.provider!r} has no key: {endpoint.key_variable} is not set",
+            hint=f"set {endpoint.key_variable} in the environment, "
+            f"or {endpoint.key_variable}_FILE to a file that holds it",
         )
-    message = offer.protocol.request(offer.place, offer.wire_model, ["a"], offer.wire)
-    urls.checked(message.url, insecure=offer.insecure)
+    message = endpoint.protocol.request(endpoint.place, endpoint.wire_model, ["a"], endpoint.wire)
+    urls.checked(message.url, insecure=endpoint.insecure)

@@ -37,41 +37,41 @@ class LearnedFile:
         if complaint:
             told(complaint)
 
-    def held(self, offer: Endpoint) -> tuple[float, str]:
+    def held(self, endpoint: Endpoint) -> tuple[float, str]:
         """Seconds for which a server asked to be left alone, and its words; (0, "") when it did not."""
-        hold = self._hints.holds.get(account(offer))
-        return self._hints.held_s(account(offer), self._wall()), hold.reason if hold else ""
+        hold = self._hints.holds.get(account(endpoint))
+        return self._hints.held_s(account(endpoint), self._wall()), hold.reason if hold else ""
 
-    def limits(self, offer: Endpoint) -> Limits:
+    def limits(self, endpoint: Endpoint) -> Limits:
         """What one request may hold: the offer's limits, and what was learnt of its server."""
-        return smaller(offer.limits, self._hints.limits_of(served(offer)))
+        return smaller(endpoint.limits, self._hints.limits_of(served(endpoint)))
 
-    def takes_base64(self, offer: Endpoint) -> bool:
+    def takes_base64(self, endpoint: Endpoint) -> bool:
         """Whether vectors may be asked for as base64."""
-        return offer.wire.base64 and served(offer) not in self._hints.floats_only
+        return endpoint.wire.base64 and served(endpoint) not in self._hints.floats_only
 
     def trusts(self, one: Endpoint, other: Endpoint, space: Space) -> bool:
         """Whether their probes agreed in an earlier run."""
         return _pair(one, other, space) in self._hints.trusted
 
-    def hold(self, offer: Endpoint, seconds: float, reason: str) -> None:
+    def hold(self, endpoint: Endpoint, seconds: float, reason: str) -> None:
         """It asks to be left alone."""
-        self._change(lambda known: known.with_hold(account(offer), seconds, reason, self._wall()))
+        self._change(lambda known: known.with_hold(account(endpoint), seconds, reason, self._wall()))
 
-    def answers_again(self, offer: Endpoint) -> None:
+    def answers_again(self, endpoint: Endpoint) -> None:
         """It answered: whatever it asked for is over."""
-        if account(offer) in self._hints.holds:
-            self._change(lambda known: known.without_hold(account(offer)))
+        if account(endpoint) in self._hints.holds:
+            self._change(lambda known: known.without_hold(account(endpoint)))
 
-    def only_floats(self, offer: Endpoint) -> None:
+    def only_floats(self, endpoint: Endpoint) -> None:
         """It refuses base64, or does not care."""
-        self._change(lambda known: known.with_floats_only(served(offer), self._wall()))
+        self._change(lambda known: known.with_floats_only(served(endpoint), self._wall()))
 
     def trust(self, one: Endpoint, other: Endpoint, space: Space) -> None:
         """Their probes agreed."""
         self._change(lambda known: known.with_trust(_pair(one, other, space), self._wall()))
 
-    def too_large(self, offer: Endpoint, items: int, content_bytes: int, error: ProviderError) -> None:
+    def too_large(self, endpoint: Endpoint, items: int, content_bytes: int, error: ProviderError) -> None:
         """A request was refused for its size: the limit it names, or half of what was sent, is the most from now on."""
         if error.remedy is not Remedy.HALVE:
             return
@@ -80,7 +80,7 @@ class LearnedFile:
             named = _MOST_ITEMS.search(error.message)
             most = int(named.group(1)) if named else 0
             found = Limits(items=most if 0 < most < items else max(1, items // 2))
-        self._change(lambda known: known.with_limits(served(offer), found, self._wall()))
+        self._change(lambda known: known.with_limits(served(endpoint), found, self._wall()))
 
     def _change(self, change: Callable[[Learned], Learned]) -> None:
         self._hints = change(self._hints)
@@ -101,24 +101,24 @@ def smaller(one: Limits, other: Limits) -> Limits:
     )
 
 
-def served(offer: Endpoint) -> Served:
+def served(endpoint: Endpoint) -> Served:
     """A model at an address: whose limits are learnt."""
-    return Served(place(offer), offer.wire_model)
+    return Served(place(endpoint), endpoint.wire_model)
 
 
-def account(offer: Endpoint) -> Account:
+def account(endpoint: Endpoint) -> Account:
     """A key at an address: whose quota is used up."""
-    return Account(place(offer), offer.account)
+    return Account(place(endpoint), endpoint.account)
 
 
-def place(offer: Endpoint) -> str:
+def place(endpoint: Endpoint) -> str:
     """A provider at an address: another address is another server."""
-    return f"{offer.provider}@{offer.place.base_url}"
+    return f"{endpoint.provider}@{endpoint.place.base_url}"
 
 
 def _pair(one: Endpoint, other: Endpoint, space: Space) -> Pair:
     return learned.pair(_host(one), _host(other), space.space_id)
 
 
-def _host(offer: Endpoint) -> str:
-    return f"{offer.place.base_url or offer.provider}#{offer.wire_model}"
+def _host(endpoint: Endpoint) -> str:
+    return f"{endpoint.place.base_url or endpoint.provider}#{endpoint.wire_model}"

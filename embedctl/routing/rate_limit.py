@@ -47,14 +47,14 @@ class Admission:
 class RateLimit:
     """Shared by everything in flight in one lane."""
 
-    def __init__(self, ceiling: RateLimits, now: float) -> None:
-        self._ceiling = ceiling
-        self.window = Window(ceiling.concurrency)
+    def __init__(self, rate_limits: RateLimits, now: float) -> None:
+        self._rate_limits = rate_limits
+        self.window = Window(rate_limits.concurrency)
         self.adaptive = AdaptiveRate(now)
         self.in_flight = 0
         self.not_before = -math.inf
-        rpm, tpm = ceiling.requests_per_minute, ceiling.tokens_per_minute
-        self._requests = Bucket(rpm / 60, max(1.0, ceiling.burst), now) if rpm else None
+        rpm, tpm = rate_limits.requests_per_minute, rate_limits.tokens_per_minute
+        self._requests = Bucket(rpm / 60, max(1.0, rate_limits.burst), now) if rpm else None
         self._tokens = Bucket(tpm / 60, tpm / 60 * TOKEN_BURST_S, now) if tpm else None
 
     def ready_in(self, now: float, tokens: float, items: int = 1) -> float:
@@ -112,10 +112,10 @@ class RateLimit:
 
     def learn(self, rates: Rates, now: float) -> None:
         """Take what the headers say: limits where none was configured, and never more than what is left."""
-        ceiling = self._ceiling
-        if self._requests is None and not ceiling.counts_items and rates.requests_per_minute:
+        rate_limits = self._rate_limits
+        if self._requests is None and not rate_limits.counts_items and rates.requests_per_minute:
             per_second = rates.requests_per_minute / 60
-            self._requests = Bucket(per_second, max(1.0, ceiling.burst, per_second), now)
+            self._requests = Bucket(per_second, max(1.0, rate_limits.burst, per_second), now)
         if self._tokens is None and rates.tokens_per_minute:
             per_second = rates.tokens_per_minute / 60
             self._tokens = Bucket(per_second, per_second * TOKEN_BURST_S, now)
@@ -135,4 +135,4 @@ class RateLimit:
             self.not_before = max(self.not_before, now + min(reset_s, LONGEST_GATE_S))
 
     def _cost(self, items: int) -> float:
-        return float(items) if self._ceiling.counts_items else 1.0
+        return float(items) if self._rate_limits.counts_items else 1.0

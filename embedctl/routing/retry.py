@@ -174,7 +174,7 @@ class Attempts:
         if error.remedy is not Remedy.RETRY:
             return Step(remedy=error.remedy, error=error)
         if isinstance(error, NotSent) and error.provider_code == "certificate":
-            return Step(remedy=Remedy.LEAVE, error=error)  # no number of attempts makes it trusted
+            return Step(remedy=Remedy.GIVE_UP, error=error)  # no number of attempts makes it trusted
         self._counted += 1
         if may_be_the_texts_fault(error):
             self._repeated += 1
@@ -183,10 +183,10 @@ class Attempts:
         if isinstance(error, AnswerLost):
             self._lost += 1
         if self._counted > self._policy.retries or self._lost > self._policy.lost_retries:
-            return Step(remedy=Remedy.LEAVE, error=error, refused_for_s=hinted_s(error))
+            return Step(remedy=Remedy.GIVE_UP, error=error, refused_for_s=hinted_s(error))
         wait_s = wait_before(self._counted, error, jitter=self._jitter)
         if (hint := hinted_s(error)) is not None and hint > self._policy.max_wait_s:
-            return Step(remedy=Remedy.LEAVE, error=error, refused_for_s=hint)
+            return Step(remedy=Remedy.GIVE_UP, error=error, refused_for_s=hint)
         return self._again(error, wait_s, TRANSIENT_COST, now, budget)
 
     def _throttle(self, error: ProviderError, now: float, budget: RetryBudget) -> Step:
@@ -194,7 +194,7 @@ class Attempts:
         wait_s = wait_before(self._throttled, error, jitter=self._jitter)
         hint = hinted_s(error)
         if self._waited_s + (hint or wait_s) > self._policy.max_wait_s:
-            return Step(remedy=Remedy.LEAVE, error=error, refused_for_s=hint or wait_s)
+            return Step(remedy=Remedy.GIVE_UP, error=error, refused_for_s=hint or wait_s)
         wait_s = min(wait_s, self._policy.max_wait_s - self._waited_s)  # the spread alone is no reason to leave
         step = self._again(error, wait_s, THROTTLE_COST, now, budget)
         if step.remedy is Remedy.WAIT:
@@ -204,9 +204,9 @@ class Attempts:
     def _again(self, error: ProviderError, wait_s: float, cost: int, now: float, budget: RetryBudget) -> Step:
         deadline = self._policy.deadline
         if deadline is not None and now + wait_s >= deadline:
-            return Step(remedy=Remedy.LEAVE, error=_past_deadline(error, wait_s))
+            return Step(remedy=Remedy.GIVE_UP, error=_past_deadline(error, wait_s))
         if not budget.spend(cost):
-            return Step(remedy=Remedy.LEAVE, error=_out_of_retries(error, wait_s))
+            return Step(remedy=Remedy.GIVE_UP, error=_out_of_retries(error, wait_s))
         self._paid = cost
         return Step(remedy=error.remedy, error=error, wait_s=wait_s)
 

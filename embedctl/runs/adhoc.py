@@ -102,7 +102,7 @@ def embed(
         till = spend_limits.till(
             LedgerPaths(settings.paths.ledger, settings.paths.spool, settings.paths.price_file),
             settings,
-            chain.offers,
+            chain.endpoints,
             lambda one: price(one.provider, one.wire_model, one.price_as),
             warned,
             run_id=str(made.run_id),
@@ -127,8 +127,8 @@ async def _calls(
     folder: Path,
 ) -> None:
     """All requests, one after the other."""
-    options, offer = settings.options, chain.first
-    lanes = Router(
+    options, endpoint = settings.options, chain.first
+    router = Router(
         chain,
         hints_file=settings.paths.home / "hints.json",
         mode="off" if options.fallback == "off" else "same-space",
@@ -140,11 +140,11 @@ async def _calls(
     journal = Journal.open(
         folder,
         spool=lambda spool_id, events: spool.publish(settings.paths.spool, spool_id, events),
-        sync_intents=any(one.price_as != "free" for one in chain.offers),
-        dimensions=offer.dimensions or 0,
+        sync_intents=any(one.price_as != "free" for one in chain.endpoints),
+        dimensions=endpoint.dimensions or 0,
     )
     call = CallPoint(
-        lanes,
+        router,
         journal,
         till,
         Caller(run_id=made.run_id, workspace_id=options.workspace, tags=options.tag),
@@ -154,18 +154,18 @@ async def _calls(
         told=told,
     )
     try:
-        for packed in _requests(texts, lanes.limits(), purpose, options.workspace, options.batch_size, offer):
+        for packed in _requests(texts, router.limits(), purpose, options.workspace, options.batch_size, endpoint):
             for piece in await call.embed(packed.request):
                 made.take(packed.ordinals[piece.start : piece.stop], piece)
     finally:
         await journal.close(published=True)
-        await lanes.aclose()
+        await router.aclose()
 
 
 def _requests(
-    texts: Sequence[str], limits: Limits, purpose: Purpose, workspace: str, batch_size: int | None, offer: Endpoint
+    texts: Sequence[str], limits: Limits, purpose: Purpose, workspace: str, batch_size: int | None, endpoint: Endpoint
 ) -> Iterator[packers.PackedRequest]:
-    fitting = packers.packed_limits(limits, batch_size=batch_size, dimensions=offer.dimensions, concurrency=1)
+    fitting = packers.packed_limits(limits, batch_size=batch_size, dimensions=endpoint.dimensions, concurrency=1)
     packer = packers.Packer(fitting, purpose=purpose)
     for place, text in enumerate(texts):
         size = len(text.encode("utf-8", "surrogatepass"))

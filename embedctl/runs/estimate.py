@@ -108,10 +108,10 @@ class _TokenSample:
 
 def forecast(
     source: inputs.Source,
-    offer: Endpoint,
+    endpoint: Endpoint,
     options: Options,
     before: Existing,
-    barred: Mapping[str, str],
+    denied: Mapping[str, str],
     price: Callable[[str], Decimal | None],
 ) -> Estimate:
     """Read the input, and add up what a run would send.
@@ -123,8 +123,8 @@ def forecast(
     """
     sample = _TokenSample()
     rows = failed = skipped = requests = 0
-    packing = preparation.packer(source, offer, options)
-    packing.limits = preparation.packed_limits(offer.limits, offer, options)
+    packing = preparation.packer(source, endpoint, options)
+    packing.limits = preparation.packed_limits(endpoint.limits, endpoint, options)
     with (
         tempfile.TemporaryDirectory(prefix="embedctl-") as name,
         HashIndex(Path(name)) as known,
@@ -132,7 +132,7 @@ def forecast(
     ):
         resume.index(before, before.space.space_id if before.space else None, known, Segments(), Purchases())
         preparation.check_source(source, options, Path(name))
-        taking = preparation.intake(source, offer, options, packing, known, seen, before.failed, barred)
+        taking = preparation.intake(source, endpoint, options, packing, known, seen, before.failed, denied)
         blocks: Iterator[Any] = source.blocks()
         for block in blocks:
             slot = taking.slot(0, block.first_row)
@@ -147,12 +147,12 @@ def forecast(
         for packed in packing.rest():
             sample.take(packed)
         requests, reused, duplicates = packing.packed, taking.reused, taking.duplicates
-    total, error = sample.tokens(tokens.counter(offer.tokenizer, offer.fallback_tokenizer), offer.counts)
-    offer.counts.close()
+    total, error = sample.tokens(tokens.counter(endpoint.tokenizer, endpoint.fallback_tokenizer), endpoint.counts)
+    endpoint.counts.close()
     unit, batch = price("standard"), price("batch")
     low, high = max(0, total - error), total + error
     return Estimate(
-        model=offer.id,
+        model=endpoint.id,
         rows=rows,
         texts=sample.all_texts,
         reused=reused,
@@ -168,16 +168,16 @@ def forecast(
         cost_low=None if unit is None else cost(low, unit),
         cost_high=None if unit is None else cost(high, unit),
         cost_batch=None if batch is None else cost(total, batch),
-        seconds=_seconds(offer, requests, sample.all_texts, total),
+        seconds=_seconds(endpoint, requests, sample.all_texts, total),
     )
 
 
-def _seconds(offer: Endpoint, requests: int, texts: int, total: int) -> float | None:
+def _seconds(endpoint: Endpoint, requests: int, texts: int, total: int) -> float | None:
     """The time that the limits per minute ask for."""
-    ceiling = offer.ceiling
+    rate_limits = endpoint.rate_limits
     minutes = []
-    if ceiling.requests_per_minute:
-        minutes.append((texts if ceiling.counts_items else requests) / ceiling.requests_per_minute)
-    if ceiling.tokens_per_minute:
-        minutes.append(total / ceiling.tokens_per_minute)
+    if rate_limits.requests_per_minute:
+        minutes.append((texts if rate_limits.counts_items else requests) / rate_limits.requests_per_minute)
+    if rate_limits.tokens_per_minute:
+        minutes.append(total / rate_limits.tokens_per_minute)
     return round(60 * max(minutes), 1) if minutes else None

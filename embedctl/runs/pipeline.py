@@ -294,7 +294,7 @@ class Pipeline:
             raise InvariantBroken(f"slot {slot.number} is complete, but no vector says how wide it is")
         tables, same = iter(()), None
         if layout is not None and rows is not None:
-            sources = Sources(self._read_journal, self._is.purchases, self._is.parts, self._is.journal.relax)
+            sources = Sources(self._read_journal, self._is.purchases, self._is.parts, self._is.journal.release_pages)
             tables = assemble.tables(slot, rows, kept, layout, sources)
             same = assemble.same_part(slot, rows, kept, counts, layout, self._is.parts)
         finished = Finished(

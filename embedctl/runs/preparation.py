@@ -70,39 +70,39 @@ def row_columns(source: inputs.Source, options: Options) -> Any:
     return parquet.row_columns(source.id_type, kept, text=keep != "none" and not source.is_tokens)
 
 
-def packer(source: inputs.Source, offer: Endpoint, options: Options) -> packers.Packer:
+def packer(source: inputs.Source, endpoint: Endpoint, options: Options) -> packers.Packer:
     """What collects texts into requests."""
-    sends_tokens = source.is_tokens and offer.takes_tokens and not offer.prefix
+    sends_tokens = source.is_tokens and endpoint.takes_tokens and not endpoint.prefix
     return packers.Packer(Limits(), purpose=options.purpose, token_arrays=sends_tokens)
 
 
-def packed_limits(known: Limits, offer: Endpoint, options: Options) -> Limits:
+def packed_limits(known: Limits, endpoint: Endpoint, options: Options) -> Limits:
     """What one request of this run may hold."""
-    concurrency = offer.ceiling.concurrency
+    concurrency = endpoint.rate_limits.concurrency
     return packers.packed_limits(
-        known, batch_size=options.batch_size, dimensions=offer.dimensions, concurrency=concurrency
+        known, batch_size=options.batch_size, dimensions=endpoint.dimensions, concurrency=concurrency
     )
 
 
 def intake(
     source: inputs.Source,
-    offer: Endpoint,
+    endpoint: Endpoint,
     options: Options,
     packing: packers.Packer,
     known: HashIndex,
     seen: HashIndex,
     failed_before: Mapping[bytes, Refusal],
-    barred: Mapping[str, str],
+    denied: Mapping[str, str],
 ) -> Planner:
     """Steps 2 and 3."""
     columns = row_columns(source, options)
     return Planner(
         options=options,
-        wording=text_rules(offer, options, source),
+        wording=text_rules(endpoint, options, source),
         packer=packing,
         known=known,
         seen=seen,
         columns=lambda block, at, chunks, texts: parquet.row_batch(block, at, chunks, texts, columns),
         failed_before=failed_before,
-        barred=barred,
+        denied=denied,
     )

@@ -40,7 +40,7 @@ class RunRecord:
     _bound: str = ""
     _seen_at_start: dict[str, Any] = field(default_factory=dict)
 
-    def bind(self, source: inputs.Source, first: Endpoint, barred: Sequence[str]) -> OutputRequest:
+    def bind(self, source: inputs.Source, first: Endpoint, denied: Sequence[str]) -> OutputRequest:
         """What is wanted of the output; the input is bound as it is now.
 
         Args:
@@ -48,8 +48,8 @@ class RunRecord:
         """
         options, space = self.order.settings.options, first.space()
         shaping = {**self._shaping(), "space": space.space_id if space else first.id}
-        if barred:
-            shaping["barred"] = sorted(barred)
+        if denied:
+            shaping["barred"] = sorted(denied)
         self._seen_at_start = source.fingerprint()
         self._bound = resume.binding(self._seen_at_start, shaping)
         return OutputRequest(

@@ -73,9 +73,9 @@ class Run:
         self._options = order.settings.options
         kept = order.settings.paths
         self._ledger = LedgerPaths(kept.ledger, kept.spool, kept.price_file)
-        self._tariff = RunPrices(kept.price_file, utc_now())
+        self._run_prices = RunPrices(kept.price_file, utc_now())
         self._record = RunRecord(order, self.run_id)
-        self.spending = Spending(self._tariff.price)
+        self.spending = Spending(self._run_prices.price)
 
     def ask_to_stop(self, reason: EmbedctlError) -> None:
         """Stop sending, from a signal handler."""
@@ -90,7 +90,7 @@ class Run:
         started = time.monotonic()
         chain = self._chain()
         check_usable(chain.first)
-        limits.check_priced(chain.offers, self._tariff.of, self._options)
+        limits.check_priced(chain.endpoints, self._run_prices.of, self._options)
         self._record.space = chain.first.space()
         output = target.output(self.order, self.run_id, self._disk, self.watch.warned)
         failure: EmbedctlError | None = None
@@ -127,20 +127,20 @@ class Run:
             EmbedctlError: Why it could not be done.
         """
         chain = self._chain()
-        limits.check_priced(chain.offers, self._tariff.of, self._options)
+        limits.check_priced(chain.endpoints, self._run_prices.of, self._options)
         output = target.output(self.order, self.run_id, self._disk, self.watch.warned)
         source = self._source(output, None)
-        offer, barred = chain.first, allow.barred(self.order.settings, chain.first.in_chain)
-        asked = self._record.bind(source, offer, tuple(barred))
+        endpoint, denied = chain.first, allow.denied(self.order.settings, chain.first.in_chain)
+        asked = self._record.bind(source, endpoint, tuple(denied))
         before = Existing() if isinstance(output, StreamOutput) else resume.peek(output, asked)
         return estimate.forecast(
-            source, offer, self._options, before, barred, lambda tier: self._tariff.of(offer, tier)
+            source, endpoint, self._options, before, denied, lambda tier: self._run_prices.of(endpoint, tier)
         )
 
     def _chain(self) -> FallbackChain:
         """Who may be asked; a warning for each key that others could read."""
         chain = chains.chain(self.order.settings, warned=self.watch.warned)
-        for name in dict.fromkeys(offer.provider for offer in chain.offers):
+        for name in dict.fromkeys(endpoint.provider for endpoint in chain.endpoints):
             variables = credentials.key_variables(self.order.settings, name)
             if note := credentials.exposed_key_file(self.order.settings.environment, variables):
                 self.watch.warned(note)
@@ -154,8 +154,8 @@ class Run:
         """Do what is left to do."""
         source = self._source(output, output.state)
         preparation.check_source(source, self._options, output.state)
-        barred = allow.barred(self.order.settings, chain.first.in_chain)
-        before = self._before(output, source, chain, tuple(barred))
+        denied = allow.denied(self.order.settings, chain.first.in_chain)
+        before = self._before(output, source, chain, tuple(denied))
         if before.finished is not None:
             self._hand_over(output)
             self._record.rows = before.finished
@@ -169,10 +169,10 @@ class Run:
                 source=source,
                 output=output,
                 before=before,
-                barred=barred,
+                denied=denied,
                 record=self._record,
                 spending=self.spending,
-                tariff=self._tariff,
+                run_prices=self._run_prices,
                 entry=entry,
                 spool=self._spool,
                 ledger=self._ledger,
@@ -198,10 +198,10 @@ class Run:
         return source
 
     def _before(
-        self, output: AnyOutput, source: inputs.Source, chain: FallbackChain, barred: tuple[str, ...]
+        self, output: AnyOutput, source: inputs.Source, chain: FallbackChain, denied: tuple[str, ...]
     ) -> Existing:
         """What is there; the input is bound as it is now."""
-        asked = self._record.bind(source, chain.first, barred)
+        asked = self._record.bind(source, chain.first, denied)
         if isinstance(output, FileOutput):
             found = resume.of_file(output, asked)
         elif isinstance(output, FolderOutput):
@@ -209,9 +209,9 @@ class Run:
         else:
             return Existing()
         if found.space is None:
-            offers = [offer.space for offer in chain.offers]
+            endpoints = [endpoint.space for endpoint in chain.endpoints]
             where = self.order.output or output.state
-            found.space = resume.space_of_journal(found, offers, where, overwrite=asked.overwrite)
+            found.space = resume.space_of_journal(found, endpoints, where, overwrite=asked.overwrite)
         return found
 
     @property
@@ -251,7 +251,7 @@ class Run:
             space=self._record.space,
             rows=self._record.rows,
             spending=self.spending,
-            unit_price=self._tariff.of(chain.first),
+            unit_price=self._run_prices.of(chain.first),
             seconds=round(seconds, 3),
             output=str(self.order.output) if self.order.output else None,
             failures=str(output.failures) if output.failures else None,

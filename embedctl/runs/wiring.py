@@ -63,10 +63,10 @@ class Flow:
     source: inputs.Source
     output: Output
     before: Existing
-    barred: Mapping[str, str]
+    denied: Mapping[str, str]
     record: RunRecord
     spending: Spending
-    tariff: RunPrices
+    run_prices: RunPrices
     entry: Registration
     spool: Spool
     ledger: LedgerPaths
@@ -91,13 +91,13 @@ class Flow:
         with self.stop.heeded():
             async with AsyncExitStack() as stack:  # closed in the opposite order
                 packer = preparation.packer(self.source, self.chain.first, self._options)
-                lanes = self._lanes(packer)
-                stack.push_async_callback(lanes.aclose)
+                router = self._router(packer)
+                stack.push_async_callback(router.aclose)
                 till = self._till()
                 stack.callback(till.close)
-                offer = await lanes.ask()
+                endpoint = await router.ask()
                 self._begin()
-                opened = self._opened(stack, lanes, till, offer, packer)
+                opened = self._opened(stack, router, till, endpoint, packer)
                 stack.push_async_callback(close_journal)
                 stack.callback(self.output.close)
                 if opened.cache is not None:
@@ -128,7 +128,7 @@ class Flow:
         self.entry.running()
 
     def _opened(
-        self, stack: AsyncExitStack, lanes: Router, till: Reservations, offer: Endpoint, packer: packers.Packer
+        self, stack: AsyncExitStack, router: Router, till: Reservations, endpoint: Endpoint, packer: packers.Packer
     ) -> Resources:
         """Everything that is open while the pipeline runs; indexes are closed with the stack."""
         options, state = self._options, self.output.state
@@ -140,15 +140,15 @@ class Flow:
             spool=segment_owners.routed(state, self.spool, ledger=self.ledger.database, disk=self.disk),
             recovered=self.before.recovered,
             disk=self.disk,
-            sync_intents=any(one.price_as != "free" for one in self.chain.offers),
+            sync_intents=any(one.price_as != "free" for one in self.chain.endpoints),
             segment_bytes=self.segment_bytes,
-            dimensions=offer.dimensions or 0,
+            dimensions=endpoint.dimensions or 0,
         )
         caller = Caller(
             run_id=self.record.run_id, workspace_id=options.workspace, job_id=self.order.job, tags=options.tag
         )
         call = CallPoint(
-            lanes,
+            router,
             journal,
             till,
             caller,
@@ -160,12 +160,12 @@ class Flow:
             proceed=self.stop.proceed,
         )
         return Resources(
-            offer=offer,
+            endpoint=endpoint,
             packer=packer,
             journal=journal,
             call=call,
             caller=caller,
-            cache=self._cache(offer),
+            cache=self._cache(endpoint),
             known=known,
             seen=seen,
             ids=ids,
@@ -194,7 +194,7 @@ class Flow:
 
     def _steps(self, opened: Resources, segments: Segments, purchases: Purchases) -> Steps:
         """What the pipeline is made of."""
-        source, options, offer = self.source, self._options, opened.offer
+        source, options, endpoint = self.source, self._options, opened.endpoint
         columns = preparation.row_columns(source, options)
 
         def layout(width: int) -> parquet.Layout:
@@ -212,10 +212,10 @@ class Flow:
         return Steps(
             blocks=source.blocks(),
             intake=preparation.intake(
-                source, offer, options, opened.packer, opened.known, opened.seen, self.before.failed, self.barred
+                source, endpoint, options, opened.packer, opened.known, opened.seen, self.before.failed, self.denied
             ),
             call=opened.call,
-            recall=CachedEmbedder(opened.call, opened.cache, opened.journal, opened.caller, offer),
+            recall=CachedEmbedder(opened.call, opened.cache, opened.journal, opened.caller, endpoint),
             journal=opened.journal,
             output=self.output,
             purchases=purchases,
@@ -224,8 +224,8 @@ class Flow:
             done=self.before.done.get,
             layout=layout,
             facts=facts,
-            dimensions=offer.dimensions,
-            concurrency=offer.ceiling.concurrency,
+            dimensions=endpoint.dimensions,
+            concurrency=endpoint.rate_limits.concurrency,
             see=opened.ids.see,
             watch=watch,
         )
@@ -234,44 +234,44 @@ class Flow:
         return spend_limits.till(
             self.ledger,
             self.order.settings,
-            self.chain.offers,
-            self.tariff.of,
+            self.chain.endpoints,
+            self.run_prices.of,
             self.watch.warned,
             run_id=str(self.record.run_id),
             state=self.output.state,
         )
 
-    def _cache(self, offer: Endpoint) -> VectorCache | None:
+    def _cache(self, endpoint: Endpoint) -> VectorCache | None:
         """The shared cache, where it is wanted: for `embed` with a paid model unless told otherwise."""
         wanted = self._options.cache
         if wanted is None:
-            wanted = self.order.kind != "folder" and self.tariff.of(offer) != 0
+            wanted = self.order.kind != "folder" and self.run_prices.of(endpoint) != 0
         kept, path = self.order.settings.cache, self.order.settings.paths.cache
         if not wanted:
             return None
         return VectorCache(path, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=self.watch.warned)
 
-    def _lanes(self, packer: packers.Packer) -> Router:
+    def _router(self, packer: packers.Packer) -> Router:
         """The chain's lines; they tell the packer what fits into a request."""
-        options, offer = self._options, self.chain.first
+        options, endpoint = self._options, self.chain.first
 
         def limits(known: Limits) -> None:
-            packer.limits = preparation.packed_limits(known, offer, options)
+            packer.limits = preparation.packed_limits(known, endpoint, options)
 
-        lanes = Router(
+        router = Router(
             self.chain,
             hints_file=self.order.settings.paths.home / "hints.json",
             mode=options.fallback,
             max_wait_s=options.max_wait,
             jitter=random.random,
-            connections=offer.ceiling.concurrency,
+            connections=endpoint.rate_limits.concurrency,
             sleep=self.stop.sleep,
             changed=limits,
             told=self.watch.told,
             waits=self.watch.warned,
         )
-        limits(lanes.limits())
-        return lanes
+        limits(router.limits())
+        return router
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,7 +283,7 @@ class Resources:
         deadline: Of the monotonic clock.
     """
 
-    offer: Endpoint
+    endpoint: Endpoint
     packer: packers.Packer
     journal: Journal
     call: CallPoint
@@ -297,4 +297,4 @@ class Resources:
     @property
     def space(self) -> Space | None:
         """Of the vectors, as far as it is known."""
-        return self.call.space or self.offer.space()
+        return self.call.space or self.endpoint.space()

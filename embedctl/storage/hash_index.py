@@ -47,7 +47,7 @@ class _SortedRun:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def relax(self) -> None:
+    def release_pages(self) -> None:
         """Give touched pages back: they stay in the system's cache, but are no longer this process's memory."""
         if (advice := getattr(mmap, "MADV_DONTNEED", None)) is not None:
             for mapped in self.maps:
@@ -152,7 +152,7 @@ class HashIndex:
     def _relax(self) -> None:
         if len(self) >= _RELAX_ENTRIES:
             for run in self._runs:
-                run.relax()
+                run.release_pages()
 
     def _spill(self) -> None:
         wanted = _hashes(b"".join(self._recent))
@@ -182,8 +182,8 @@ class HashIndex:
                 first[1:] = (keys[1:] != keys[:-1]) | (rest["tail"][1:] != rest["tail"][:-1])
                 files.write(keys[first], rest[first])
                 old_at, new_at = old_to, new_to
-                older.relax()
-                newer.relax()
+                older.release_pages()
+                newer.release_pages()
             return files.run(older.level + 1)
 
 

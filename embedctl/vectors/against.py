@@ -65,11 +65,11 @@ class Against:
         *,
         source: inputs.Source,
         options: Options,
-        offer: Endpoint | None,
+        endpoint: Endpoint | None,
         folder: Path,
     ) -> None:
         self._stored, self._rows, self._findings = stored, rows, findings
-        self._source, self._options, self._offer, self._folder = source, options, offer, folder
+        self._source, self._options, self._offer, self._folder = source, options, endpoint, folder
         self._label = ", ".join(file.label for file in source.files[:2]) + (" …" if len(source.files) > 2 else "")
         self.rows_read = 0
         self._matched = 0

@@ -134,7 +134,10 @@ def test_no_order_of_events_passes_the_budget(
         purse = SharedBudget(path, run_id, state)
         purse.join(["default"], settled, standings)
         allowance = reservations.SpendLimit("b", limit, workspace_id="default", period="month")
-        tills[number], purses[number] = reservations.Reservations(lambda offer: PRICE, [allowance], purse=purse), purse
+        tills[number], purses[number] = (
+            reservations.Reservations(lambda endpoint: PRICE, [allowance], purse=purse),
+            purse,
+        )
         names[number] = run_id
 
     for number, count, billable, which in steps:

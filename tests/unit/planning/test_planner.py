@@ -96,7 +96,7 @@ def take(
     failed_before: dict[bytes, Refusal] | None = None,
     columns: pa.Schema = COLUMNS,
     token_arrays: bool = False,
-    barred: dict[str, str] | None = None,
+    denied: dict[str, str] | None = None,
 ) -> Taken:
     """Blocks through a real intake, packer and index."""
     with HashIndex(tmp_path) as index, HashIndex(tmp_path) as seen:
@@ -111,7 +111,7 @@ def take(
             seen=seen,
             columns=lambda block, at, chunks, texts: parquet.row_batch(block, at, chunks, texts, columns),
             failed_before=failed_before or {},
-            barred=barred or {},
+            denied=denied or {},
         )
         slot = intake.slot(0, 0)
         requests = [one for block in blocks for one in intake.take(block, slot)]
@@ -176,7 +176,7 @@ def test_every_row_gives_vectors_or_a_failure(tmp_path: Path, data: st.DataObjec
     assert all(one.reason in (*REASON_WORDS, "too_long") for one in failed)
     assert len(set(zip(taken.ids, taken.indexes, strict=True))) == len(taken.ids)
     asked = [ordinal for one in taken.requests for ordinal in one.ordinals]
-    twins = np.flatnonzero(taken.slot.where[: taken.slot.wanted] == VectorSource.TWIN)
+    twins = np.flatnonzero(taken.slot.where[: taken.slot.wanted] == VectorSource.DUPLICATE)
     assert sorted([*asked, *twins]) == sorted(set(asked) | set(twins))
     hashes = [one.request.hashes[i : i + 16] for one in taken.requests for i in range(0, len(one.request) * 16, 16)]
     assert len(set(hashes)) == len(hashes)
@@ -191,7 +191,7 @@ def test_ordinals_are_dense_and_each_text_is_asked_for_once(tmp_path: Path, rows
     taken = take(tmp_path, *cut(rows, {}, [size]), options=Options(on_too_long="truncate"))
     slot = taken.slot
     asked = {o: text for one in taken.requests for o, text in zip(one.ordinals, one.request.texts, strict=True)}
-    twins = {int(p): int(slot.offset[p]) for p in np.flatnonzero(slot.where[: slot.wanted] == VectorSource.TWIN)}
+    twins = {int(p): int(slot.offset[p]) for p in np.flatnonzero(slot.where[: slot.wanted] == VectorSource.DUPLICATE)}
 
     assert sorted([*asked, *twins]) == list(range(slot.wanted))
     assert len(set(asked.values())) == len(asked)
@@ -430,7 +430,7 @@ def test_a_row_whose_workspace_may_not_use_the_model_fails(tmp_path: Path) -> No
         block("a", "b", "c", "d", "e", None, kept=kept),
         options=Options(workspace="mine", workspace_column="team"),
         columns=parquet.row_columns(pa.string(), kept.schema, text=True),
-        barred={"zeta": "zeta may not"},
+        denied={"zeta": "zeta may not"},
     )
     failed, counts = taken.finish()
 

@@ -56,7 +56,7 @@ def until_left(tries: Attempts, error: ProviderError, budget: RetryBudget) -> li
     steps = []
     for _ in range(1000):
         steps.append(tries.after(error, now=0.0, budget=budget))
-        if steps[-1].remedy is Remedy.LEAVE:
+        if steps[-1].remedy is Remedy.GIVE_UP:
             break
     return steps
 
@@ -139,7 +139,7 @@ def test_retries_are_counted(kind: type[ProviderError], retries: int) -> None:
     error = kind("x")
     steps = until_left(attempts(), error, RetryBudget())
 
-    assert [step.remedy for step in steps] == [Remedy.RETRY] * retries + [Remedy.LEAVE]
+    assert [step.remedy for step in steps] == [Remedy.RETRY] * retries + [Remedy.GIVE_UP]
     assert steps[-1].error is error
 
 
@@ -165,7 +165,7 @@ def test_throttling_is_not_counted_but_bounded_by_the_waiting() -> None:
 
     assert len(steps) > 10
     assert 500 < waited <= 600
-    assert (steps[-1].remedy, steps[-1].error) == (Remedy.LEAVE, error)
+    assert (steps[-1].remedy, steps[-1].error) == (Remedy.GIVE_UP, error)
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0.1, 700)), max_size=60), st.floats(1, 600), jitters)
@@ -176,7 +176,7 @@ def test_the_waiting_is_never_longer_than_allowed(hints: list[float | None], max
     waited = 0.0
     for hint in hints:
         step = tries.after(Throttled("x", retry_after_s=hint), now=0.0, budget=budget)
-        if step.remedy is Remedy.LEAVE:
+        if step.remedy is Remedy.GIVE_UP:
             break
         waited += step.wait_s
 
@@ -189,7 +189,7 @@ def test_a_hint_beyond_the_wait_leaves_at_once(kind: type[ProviderError]) -> Non
     """A provider that asks for a day is left at once, and what it asked for is told on."""
     step = attempts().after(kind("x", retry_after_s=86_400), now=0.0, budget=RetryBudget())
 
-    assert (step.remedy, step.refused_for_s) == (Remedy.LEAVE, 86_400)
+    assert (step.remedy, step.refused_for_s) == (Remedy.GIVE_UP, 86_400)
 
 
 def test_a_deadline_is_not_slept_through() -> None:
@@ -199,7 +199,7 @@ def test_a_deadline_is_not_slept_through() -> None:
     late = tries.after(ServerFailed("busy", retry_after_s=20), now=90.0, budget=RetryBudget())
 
     assert soon.remedy is Remedy.RETRY
-    assert late.remedy is Remedy.LEAVE
+    assert late.remedy is Remedy.GIVE_UP
     assert isinstance(late.error, DeadlinePassed)
     assert late.error.exit_code == 75
     assert "busy" in late.error.message
