@@ -32,16 +32,16 @@ class FileOutput:
         """`.FILE.embedctl/` beside the output, removed when it is done."""
         return self.path.parent / f".{self.path.name}.embedctl"
 
-    def put(self, slot: Finished) -> Path | None:
+    def put(self, finished: Finished) -> Path | None:
         """Append the slot's rows to the unfinished file."""
-        if slot.layout is not None:
-            self._open(slot.layout)
-        for table in slot.tables:
+        if finished.layout is not None:
+            self._open(finished.layout)
+        for table in finished.tables:
             self._writer.write_table(table, row_group_size=parquet.ROW_GROUP_ROWS)
             self._rows += len(table)
-        if slot.failed:
+        if finished.failed:
             self._failed = self._failed or storage.AtomicFile(self.disk, self.state, mode=OUTPUT_MODE)
-            self._failed.file.writelines(lines(slot.failed))
+            self._failed.file.writelines(lines(finished.failed))
         return None
 
     def _open(self, layout: Layout) -> storage.AtomicFile:

@@ -135,7 +135,7 @@ def forecast(
         taking = preparation.intake(source, endpoint, options, packing, known, seen, before.failed, denied)
         blocks: Iterator[Any] = source.blocks()
         for block in blocks:
-            slot = taking.slot(0, block.first_row)
+            slot = taking.open_slice(0, block.first_row)
             for packed in taking.take(block, slot):
                 sample.take(packed)
             rows += len(block)

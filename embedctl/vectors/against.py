@@ -131,12 +131,12 @@ class Against:
     def _exactly(self, block: Any, intake: tuple[Planner, _Wanted]) -> _Wanted:
         steps, caught = intake
         caught.ids, caught.chunk_indexes = [], []
-        slot = steps.slot(0, block.first_row)
-        for _ in steps.take(block, slot):
+        slice_ = steps.open_slice(0, block.first_row)
+        for _ in steps.take(block, slice_):
             pass
-        for _ in steps.close(slot):
+        for _ in steps.close(slice_):
             pass
-        return _Wanted(caught.ids, caught.chunk_indexes, b"".join(slot.row_hashes), slot.failures)
+        return _Wanted(caught.ids, caught.chunk_indexes, b"".join(slice_.row_hashes), slice_.failures)
 
     def _check_rows(self, asked: _Wanted, lost: Firsts, wanted: Firsts) -> None:
         if not asked.ids:

@@ -19,7 +19,7 @@ from embedctl.planning import slice as slices
 from embedctl.planning import splitter
 from embedctl.records import uuid7
 from embedctl.runs.job import Observer
-from embedctl.runs.pipeline import OPEN_SLOTS
+from embedctl.runs.pipeline import OPEN_SLICES
 from embedctl.runs.receipt import Progress, Receipt
 from embedctl.runs.run import Run
 from embedctl.storage import Disk
@@ -158,7 +158,7 @@ def test_published_slots_are_let_go(batch: Small) -> None:
     Run(batch.order(flags={"concurrency": 16}), watch, ingest=batch._take_in, segment_bytes=1).execute()
 
     assert len(alive) > len(TEXTS)
-    assert max(alive) - before <= OPEN_SLOTS + 1
+    assert max(alive) - before <= OPEN_SLICES + 1
 
 
 def test_touched_input_rewrites_nothing(batch: Small) -> None:
