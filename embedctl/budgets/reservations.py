@@ -152,7 +152,7 @@ class Reservations:
     @staticmethod
     def _amounts(endpoint: Endpoint, request: Request, price: Decimal) -> Iterator[Decimal]:
         """The most a request can cost: at a glance, and, when that does not fit, with its tokens counted."""
-        yield cost(usage.rate_limits(request), price)
+        yield cost(usage.upper_bound(request), price)
         tokens, _ = usage.exact(endpoint, request)
         yield cost(tokens + tokens // 50 + 16, price)
 

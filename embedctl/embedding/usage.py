@@ -66,7 +66,7 @@ def exact(endpoint: Endpoint, request: Request) -> tuple[int, str]:
         return sum(counter.count(texts)), counter.tokenizer_id
 
 
-def rate_limits(request: Request) -> int:
+def upper_bound(request: Request) -> int:
     """More tokens than a request can have: a token is at least one byte, and each text gets a few special ones."""
     if request.tokens is not None:
         return request.tokens
@@ -133,7 +133,7 @@ def unusable(endpoint: Endpoint, request: Request, native: int | None) -> Usage:
 
 def _absurd(request: Request, native: int) -> bool:
     """Zero for text, or more than bytes allow: no tokenizer is needed to doubt it."""
-    return native <= 0 or native > rate_limits(request)
+    return native <= 0 or native > upper_bound(request)
 
 
 def plausible(request: Request, native: int, estimated: int) -> bool:

@@ -55,7 +55,7 @@ def intended(
         region=str(endpoint.place.options.get("region", "*")),
         provider_account=endpoint.account or None,
         price_as=endpoint.price_as,
-        tokens_estimated=usage.rate_limits(request),
+        tokens_estimated=usage.upper_bound(request),
         tokenizer_id="bytes",
         input_count=len(request),
         content_bytes=request.content_bytes,

@@ -141,7 +141,7 @@ def test_the_ceiling_holds(texts: list[str]) -> None:
     sent = calling.request([text.encode("utf-8", "replace").decode() for text in texts])
     counter = usage.tokenizers.counter("tiktoken:cl100k_base")
 
-    assert sum(counter.count([str(text) for text in sent.texts])) <= usage.rate_limits(sent)
+    assert sum(counter.count([str(text) for text in sent.texts])) <= usage.upper_bound(sent)
 
 
 def test_a_tokenizer_that_fails_at_a_text_stops_nothing(endpoint: Endpoint, tmp_path: Path) -> None:
