@@ -12,7 +12,7 @@ from embedctl.budgets.shared import SharedBudget
 from embedctl.embedding import usage
 from embedctl.errors import BudgetReached, InvariantBroken
 from embedctl.ledger.prices.price import cost
-from embedctl.records import Request, UsageEvent
+from embedctl.records import UNOBSERVED, BudgetLow, Observer, Request, UsageEvent, format_usd
 from embedctl.routing.chain import Endpoint
 
 UnitPrice = Callable[[Endpoint], Decimal | None]
@@ -76,12 +76,12 @@ class Reservations:
         self,
         unit_price: UnitPrice,
         allowances: Sequence[SpendLimit] = (),
-        warned: Callable[[str], None] = lambda line: None,
+        observer: Observer = UNOBSERVED,
         purse: SharedBudget | None = None,
     ) -> None:
         self._unit_price = unit_price
         self._allowances = tuple(allowances)
-        self._warned = warned
+        self._observer = observer
         self._purse = purse
         self._settled = asyncio.Event()
 
@@ -135,7 +135,7 @@ class Reservations:
         for one in reservation.allowances:
             if one.warn_at is not None and one.spent >= one.warn_at:
                 one.warn_at = None
-                self._warned(f"{one.name} is nearly used up: {usd(one.spent)} of {usd(one.amount)} USD")
+                self._observer.notify(BudgetLow(one.name, one.spent, one.amount))
         self._settled.set()
         self._settled = asyncio.Event()
 
@@ -189,15 +189,10 @@ def _spent(reservation: Reservation, event: UsageEvent) -> Decimal:
 
 def reached(allowance: SpendLimit, next_amount: Decimal = _ZERO) -> BudgetReached:
     """Nothing more may be sent under this allowance."""
-    flying = f", {usd(allowance.reserved)} in flight" if allowance.reserved else ""
-    more = f", the next request could cost {usd(next_amount)}" if next_amount else ""
+    flying = f", {format_usd(allowance.reserved)} in flight" if allowance.reserved else ""
+    more = f", the next request could cost {format_usd(next_amount)}" if next_amount else ""
     return BudgetReached(
-        f"{allowance.name} is reached: {usd(allowance.spent)} of {usd(allowance.amount)} USD spent{flying}{more}",
+        f"{allowance.name} is reached: {format_usd(allowance.spent)} of {format_usd(allowance.amount)} USD spent"
+        f"{flying}{more}",
         hint="raise it and run the same command again: what was embedded is kept",
     )
-
-
-def usd(amount: Decimal) -> str:
-    """An amount with six decimals, with all of them where six would show nothing."""
-    shown = f"{amount:.6f}"
-    return shown if Decimal(shown) or not amount else f"{amount.normalize():f}"

@@ -33,7 +33,9 @@ def _opened(config: Path | None) -> tuple[VectorCache, SharedCounts, Settings]:
 
     found = settings.load(config=config)
     kept = found.cache
-    cache = VectorCache(found.paths.cache, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=terminal.warning)
+    cache = VectorCache(
+        found.paths.cache, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, observer=terminal.TerminalObserver()
+    )
     return cache, SharedCounts(found.paths.cache, ttl_s=found.token_usage.cache_ttl_s), found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated, Optional
 
@@ -115,7 +116,8 @@ def try_out(
     started = time.monotonic()
     try:
         text = chain.first.prefix + _TEXT
-        made = adhoc.embed(found, chain, [text], purpose="test", command=f"providers test {name}")
+        command = f"providers test {name}"
+        made = asyncio.run(adhoc.embed(found, chain, [text], purpose="test", command=command))
     finally:
         _ledger.book(found)
     spent, seconds = made.spending, time.monotonic() - started

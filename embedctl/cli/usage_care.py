@@ -236,7 +236,7 @@ def _counts_looked_up(found: _ledger.Opened) -> tuple[int, int] | None:
     asked = found.settings.token_usage
     if not asked.cache or not found.settings.paths.cache.exists():
         return None
-    counts = SharedCounts(found.settings.paths.cache, ttl_s=asked.cache_ttl_s, warned=terminal.warning)
+    counts = SharedCounts(found.settings.paths.cache, ttl_s=asked.cache_ttl_s, observer=terminal.TerminalObserver())
     tally = counts.tally()
     counts.close()
     return tally.hits, tally.misses

@@ -47,7 +47,7 @@ def estimate(
     found = settings.load(flags=flags, config=config, ledger=ledger)
     told = Run(
         JobRequest(settings=found, inputs=inputs, kind="stream", stream=BytesIO(), command="usage estimate")
-    ).forecast()
+    ).estimate()
     provider, _, model = told.model.partition(":")
     cost = told.cost_batch if tier == "batch" else told.cost
     unit = None if cost is None else cost / max(told.tokens, 1)  # exact: the cost is a multiple of the tokens

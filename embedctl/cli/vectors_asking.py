@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -66,10 +67,10 @@ class _Flags:
         }
         return settings.load(flags={**shaped, **own}, config=self.config, ledger=self.ledger)
 
-    def told(self, line: str) -> None:
-        """Why it waits, for -v."""
-        if self.verbose:
-            terminal.notice(line)
+    @property
+    def observer(self) -> terminal.TerminalObserver:
+        """Says what happens; with -v why it waits, too."""
+        return terminal.TerminalObserver(verbose=self.verbose)
 
     def asking(self, stored: Stored, *, must: bool, as_query: bool = False) -> Asking | None:
         """Who can make vectors that fit the output; None when nobody can and nobody must."""
@@ -139,10 +140,10 @@ def _verified(stored: Stored, findings: Findings, flags: _Flags, inputs: list[st
         )
     compared, spending = 0, None
     if chosen is not None and asking is not None:
-        again = verify.Again("vectors verify", flags.told, terminal.warning)
-        compared, spending = _with_ledger(
-            asking.settings, lambda: verify.embedded_again(stored, chosen, asking, findings, again)
+        again = verify.embedded_again(
+            stored, chosen, asking, findings, command="vectors verify", observer=flags.observer
         )
+        compared, spending = _with_ledger(asking.settings, lambda: asyncio.run(again))
     return {"rows": walked.rows, "rows_read": walked.rows_read, "sampled": compared, **_spent(spending)}
 
 
@@ -194,15 +195,16 @@ def _embedded(words: str, stored: Stored, flags: _Flags) -> tuple[Any, dict[str,
     assert asking is not None  # noqa: S101 - it must
     made = _with_ledger(
         asking.settings,
-        lambda: adhoc.embed(
-            asking.settings,
-            asking.chain,
-            [asking.endpoint.prefix + words],
-            purpose="query",
-            command="vectors search",
-            space=asking.space,
-            told=flags.told,
-            warned=terminal.warning,
+        lambda: asyncio.run(
+            adhoc.embed(
+                asking.settings,
+                asking.chain,
+                [asking.endpoint.prefix + words],
+                purpose="query",
+                command="vectors search",
+                space=asking.space,
+                observer=flags.observer,
+            )
         ),
     )
     query = made.vector(0)

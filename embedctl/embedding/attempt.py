@@ -20,7 +20,7 @@ from embedctl.planning.packer import estimated_tokens
 from embedctl.providers._contract import HttpRequest, WireAnswer
 from embedctl.providers._errors import clean
 from embedctl.providers._rate_headers import rates
-from embedctl.records import Answer, Request, Space, Usage, UsageEvent
+from embedctl.records import Answer, AttemptEnded, Observer, Request, Space, Usage, UsageEvent
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import Permit as Turn
 
@@ -91,7 +91,7 @@ class Attempt:
         *,
         space: Space | None,
         clock: Callable[[], float],
-        watch: Callable[[UsageEvent], None],
+        observer: Observer,
         proceed: Callable[[], None],
     ) -> None:
         self._router = router
@@ -99,7 +99,7 @@ class Attempt:
         self._guard = guard
         self.caller = caller
         self._clock = clock
-        self._watch = watch
+        self._observer = observer
         self._proceed = proceed
         self.space = space
         self._spaces: dict[int, tuple[Endpoint, int, Space | None]] = {}
@@ -158,7 +158,7 @@ class Attempt:
             self._learn(state, operation, request, wire, vectors)
         finally:
             self._guard.settle(reservation, ended)
-            self._watch(ended)
+            self._observer.notify(AttemptEnded(ended))
         return _answer(state.endpoint, request, wire, used, ended, vectors, body), place
 
     async def _send(

@@ -12,16 +12,13 @@ from dataclasses import replace
 import numpy as np
 
 from embedctl import __version__
-from embedctl.embedding.call import CallPoint, Piece
+from embedctl.embedding.call import CallPoint
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.planning.packer import PackedRequest
-from embedctl.records import TEXT_HASH_BYTES, Answer, Request, Space, Usage, UsageEvent, utc_now, uuid7
+from embedctl.records import TEXT_HASH_BYTES, Answer, Outcome, Request, Space, Usage, UsageEvent, utc_now, uuid7
 from embedctl.routing.endpoint import Endpoint
 from embedctl.storage.vector_cache import CachedVector, VectorCache
-
-Arrived = tuple[Sequence[int], Piece]
-"""Ordinals of wanted vectors, and what became of them."""
 
 
 class CachedEmbedder:
@@ -42,8 +39,8 @@ class CachedEmbedder:
         self._offer = endpoint
         self.hits = 0
 
-    async def embed(self, packed: PackedRequest) -> list[Arrived]:
-        """Every text of a request, with its vector or the reason why it has none.
+    async def embed(self, packed: PackedRequest) -> list[Outcome]:
+        """What became of every text of a request; `targets` are its ordinals in the run.
 
         Raises:
             EmbedctlError: As the call point does.
@@ -51,7 +48,7 @@ class CachedEmbedder:
         space = self._call.space or self._offer.space()
         if self._cache is None or packed.request.purpose == "test":
             return await self._bought(packed)
-        arrived: list[Arrived] = []
+        arrived: list[Outcome] = []
         if space is not None:
             hashes = _each(packed.request.hashes)
             found = await asyncio.to_thread(self._cache.look_up, space.space_id, hashes, space.dimensions)
@@ -70,30 +67,32 @@ class CachedEmbedder:
             arrived += bought
         return arrived
 
-    async def _bought(self, packed: PackedRequest) -> list[Arrived]:
-        pieces = await self._call.embed(packed.request)
-        return [(packed.ordinals[piece.start : piece.stop], piece) for piece in pieces]
+    async def _bought(self, packed: PackedRequest) -> list[Outcome]:
+        outcomes = await self._call.embed(packed.request)
+        return [replace(one, targets=[packed.ordinals[at] for at in one.targets]) for one in outcomes]
 
-    async def _remember(self, bought: Sequence[Arrived], packed: PackedRequest) -> None:
-        space, hashes = self._call.space, _each(packed.request.hashes)
+    async def _remember(self, bought: Sequence[Outcome], packed: PackedRequest) -> None:
+        space = self._call.space
         if space is None or self._cache is None:
             return
-        for _, piece in bought:
-            answer = piece.answer
+        hashes = dict(zip(packed.ordinals, _each(packed.request.hashes), strict=True))
+        for outcome in bought:
+            answer = outcome.answer
             if answer is not None:
                 each = answer.tokens_each or (None,) * len(answer.vectors)
                 hits = [
                     CachedVector(answer.provider, answer.model, each[i], row) for i, row in enumerate(answer.vectors)
                 ]
-                await asyncio.to_thread(self._cache.put, space.space_id, hashes[piece.start : piece.stop], hits)
+                known = [hashes[ordinal] for ordinal in outcome.targets]
+                await asyncio.to_thread(self._cache.put, space.space_id, known, hits)
 
     async def _kept(
         self, packed: PackedRequest, places: list[int], hits: Sequence[CachedVector], space: Space
-    ) -> list[Arrived]:
+    ) -> list[Outcome]:
         """Write hits to the journal, those of one maker together."""
         self._call.space = space
         self.hits += len(hits)
-        arrived: list[Arrived] = []
+        arrived: list[Outcome] = []
         for maker in sorted({(hit.provider, hit.model) for hit in hits}):
             mine = [i for i, hit in enumerate(hits) if (hit.provider, hit.model) == maker]
             request = _chosen(packed.request, [places[i] for i in mine])
@@ -103,7 +102,7 @@ class CachedEmbedder:
             event = self._event(request, *maker, sum(each) if each else None)
             vectors = np.stack([hits[i].vector for i in mine])
             await self._journal.intend(event)
-            place = await self._journal.answer(event, request.hashes, vectors, each, {"space_id": space.space_id})
+            ref = await self._journal.answer(event, request.hashes, vectors, each, {"space_id": space.space_id})
             answer = Answer(
                 vectors=vectors,
                 usage=Usage(tokens_total=0, source="fallback"),
@@ -114,7 +113,7 @@ class CachedEmbedder:
                 tokens_each=each,
             )
             ordinals = [packed.ordinals[places[i]] for i in mine]
-            arrived.append((ordinals, Piece(0, len(mine), answer, place)))
+            arrived.append(Outcome(targets=ordinals, ref=ref, answer=answer))
         return arrived
 
     def _event(self, request: Request, provider: str, model: str, tokens: int | None) -> UsageEvent:

@@ -29,8 +29,21 @@ from embedctl.errors import (
     ServerFailed,
     TextRefused,
 )
+from embedctl.journal import VectorRef
 from embedctl.planning.packer import part_of
-from embedctl.records import Answer, Refusal, Request, Space, UsageEvent, new_operation_id, text_hash, uuid7
+from embedctl.records import (
+    UNOBSERVED,
+    Answer,
+    GaveUp,
+    Observer,
+    Outcome,
+    Refusal,
+    Request,
+    Space,
+    new_operation_id,
+    text_hash,
+    uuid7,
+)
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.retry import Attempts, Policy, Step, may_be_the_texts_fault
 
@@ -40,27 +53,17 @@ _BASE64_REFUSED = (400, 422, 500, 501)
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What became of texts[start:stop] of a request: vectors in the record, or the reason why there are none."""
+class _Answered:
+    """What became of a request so far, from its first text on: what is answered is not asked of the next endpoint."""
 
-    start: int
-    stop: int
-    answer: Answer | None = None
-    place: Any = None
-    refusal: Refusal | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcomes:
-    """What became of a request so far, from its first text on: what is answered is not asked of the next line."""
-
-    pieces: list[Piece]
+    outcomes: list[Outcome]
 
     def add(
-        self, texts: int, *, answer: Answer | None = None, place: Any = None, refusal: Refusal | None = None
+        self, texts: int, *, answer: Answer | None = None, ref: VectorRef | None = None, refusal: Refusal | None = None
     ) -> None:
         """The next so many texts."""
-        self.pieces.append(Piece(self._stop, self._stop + texts, answer, place, refusal))
+        start = self._stop
+        self.outcomes.append(Outcome(targets=range(start, start + texts), ref=ref, answer=answer, refusal=refusal))
 
     def rest_of(self, request: Request) -> Request:
         """What is left of it."""
@@ -68,7 +71,7 @@ class _Outcomes:
 
     @property
     def _stop(self) -> int:
-        return self.pieces[-1].stop if self.pieces else 0
+        return self.outcomes[-1].targets[-1] + 1 if self.outcomes else 0
 
 
 class _LeftError(Exception):
@@ -86,9 +89,8 @@ class CallPoint:
         lanes: The chain, its breakers, limiters, and what is remembered of its servers.
         policy: How often and how long one request is tried.
         space: The space that the output already holds; None while it holds none.
-        watch: Told of every attempt that ended.
+        observer: Told of every attempt that ended, and of endpoints that are given up.
         proceed: Called before each attempt; raises when nothing more may be sent.
-        told: Told in words what happens.
     """
 
     def __init__(
@@ -103,17 +105,18 @@ class CallPoint:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
-        watch: Callable[[UsageEvent], None] = lambda event: None,
-        told: Callable[[str], None] = lambda state: None,
+        observer: Observer = UNOBSERVED,
         proceed: Callable[[], None] = lambda: None,
     ) -> None:
         self._router = router
-        self._attempt = Attempt(router, record, guard, caller, space=space, clock=clock, watch=watch, proceed=proceed)
+        self._attempt = Attempt(
+            router, record, guard, caller, space=space, clock=clock, observer=observer, proceed=proceed
+        )
         self._policy = policy
         self._clock = clock
         self._sleep = sleep
         self._jitter = jitter
-        self._told = told
+        self._observer = observer
 
     @property
     def space(self) -> Space | None:
@@ -124,8 +127,8 @@ class CallPoint:
     def space(self, space: Space) -> None:
         self._attempt.space = space
 
-    async def embed(self, request: Request) -> list[Piece]:
-        """Every text of the request, as pieces in order.
+    async def embed(self, request: Request) -> list[Outcome]:
+        """What became of every text of the request, in order; `targets` are positions in it.
 
         Raises:
             ProviderError: No provider of the chain can serve now; no text is to blame.
@@ -133,7 +136,7 @@ class CallPoint:
             DeadlinePassed: The next attempt would come too late.
             BudgetReached: Sending it could cost more than is allowed.
         """
-        operation, done = Operation(WaitBudget()), _Outcomes([])
+        operation, done = Operation(WaitBudget()), _Answered([])
         while True:
             state = await self._router.next(self.space, self._probe, operation.wait_budget)
             try:
@@ -144,17 +147,17 @@ class CallPoint:
                     raise error from None
                 operation.isolating = operation.floats = False  # that was between this request and this line
                 if self._router.leave(state, left.step):
-                    self._told(f"{state.endpoint.id} is not asked any more: {error.message}")
+                    self._observer.notify(GaveUp(state.endpoint.id, error.message))
             else:
-                return done.pieces
+                return done.outcomes
 
-    async def _with_retry(self, state: EndpointState, operation: Operation, request: Request, done: _Outcomes) -> None:
+    async def _with_retry(self, state: EndpointState, operation: Operation, request: Request, done: _Answered) -> None:
         """One line's attempts at a request; smaller ones where its size or one text is to blame."""
         attempts = Attempts(self._policy_for(request, operation), jitter=self._jitter)
         before = state.successes
         while True:
             try:
-                answer, place = await self._attempt.once(state, operation, request)
+                answer, ref = await self._attempt.once(state, operation, request)
             except NotAdmittedError as refused:
                 raise _LeftError(Step(remedy=Remedy.GIVE_UP, error=refused.error)) from None
             except ProviderError as error:
@@ -162,7 +165,7 @@ class CallPoint:
                 failure.provider = failure.provider or state.endpoint.provider
             else:
                 attempts.succeeded(state.budget)
-                done.add(len(request), answer=answer, place=place)
+                done.add(len(request), answer=answer, ref=ref)
                 return None
             if _base64_in_doubt(state, operation, failure):
                 continue
@@ -192,7 +195,7 @@ class CallPoint:
         return step.remedy is Remedy.GIVE_UP or (len(request) > 1 and attempts.repeated == self._policy.isolate_after)
 
     async def _smaller(
-        self, state: EndpointState, operation: Operation, request: Request, error: ProviderError, done: _Outcomes
+        self, state: EndpointState, operation: Operation, request: Request, error: ProviderError, done: _Answered
     ) -> None:
         """Both halves of a refused request; the text that stands alone in the end is the one to blame."""
         if len(request) == 1:
@@ -236,17 +239,17 @@ class CallPoint:
             purpose="test",
             content_bytes=sum(len(text.encode()) for text in texts),
         )
-        done = _Outcomes([])
+        done = _Answered([])
         try:
             await self._with_retry(state, Operation(WaitBudget(), probe=True), request, done)
         except _LeftError as left:
             raise left.step.error from None
         found = []
-        for piece in done.pieces:
-            if piece.answer is None:
-                why = piece.refusal.message if piece.refusal else "no vector"
+        for outcome in done.outcomes:
+            if outcome.answer is None:
+                why = outcome.refusal.message if outcome.refusal else "no vector"
                 raise TextRefused(f"{state.endpoint.id} refuses a probe: {why}", provider=state.endpoint.provider)
-            found.append(piece.answer.vectors)
+            found.append(outcome.answer.vectors)
         return np.concatenate(found)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embedctl.embedding.endpoint_state import EndpointState
 from embedctl.embedding.space_probe import Probe, SpaceProbe
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, ServerFailed, SpaceMismatch, Throttled
-from embedctl.records import Limits, Space
+from embedctl.records import UNOBSERVED, FellBack, LimitLearned, Limits, Observer, Space, format_duration
 from embedctl.routing import fallback
 from embedctl.routing.breaker import Breaker, Snapshot
 from embedctl.routing.chain import FallbackChain
@@ -27,7 +27,7 @@ from embedctl.routing.fallback import Availability, ChainEntry, Nobody
 from embedctl.routing.learned_file import QUOTA_HOLD_S, LearnedFile, smaller
 from embedctl.routing.limiter import Limiter
 from embedctl.routing.retry import Step
-from embedctl.routing.waits import Waits, spoken
+from embedctl.routing.waits import Waits
 
 if TYPE_CHECKING:
     from embedctl.backends.http.transport import Transport
@@ -53,8 +53,6 @@ class Router:
         hints_file: What servers said in words, remembered across runs; `circuits/` is beside it.
         wall: Epoch seconds, for hints; `clock` is monotonic and for waiting.
         changed: Told when less fits into a request than was thought.
-        told: Told what happens, for -v.
-        waits: Told of long waits; None: they are told like all else.
     """
 
     def __init__(
@@ -70,20 +68,19 @@ class Router:
         wall: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         changed: Callable[[Limits], None] = lambda limits: None,
-        told: Callable[[str], None] = lambda text: None,
-        waits: Callable[[str], None] | None = None,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         self._chain = chain
         self._mode = mode
         self._max_wait_s = max_wait_s
         self._jitter = jitter
         self._connections = connections
-        self._clock, self._sleep, self._changed = clock, sleep, changed
+        self._clock, self._sleep, self._changed, self._observer = clock, sleep, changed, observer
         self._moved = asyncio.Event()
         self._transports: dict[tuple[bool, Path | None], Transport] = {}
         self._circuits = Circuits(hints_file.parent / "circuits", uuid4().hex)
-        self.memory = LearnedFile(hints_file, wall, told)
-        self.waits = Waits(told, waits or told, clock)
+        self.memory = LearnedFile(hints_file, wall, observer)
+        self.waits = Waits(observer, clock)
         self.states = [self._state(endpoint) for endpoint in chain.endpoints]
         self._now = self.first
         self._space_probe = SpaceProbe(self.first, self.memory)
@@ -196,6 +193,7 @@ class Router:
 
     async def _taken(self, state: EndpointState) -> EndpointState:
         if state is not self._now:
+            self._observer.notify(FellBack(state.endpoint.id, self._now.endpoint.id))
             self._now = state
             self._changed(self.limits())
         await self.ask(state)
@@ -293,14 +291,17 @@ class Router:
             said = error.retry_after_s or QUOTA_HOLD_S
         if said:
             self.memory.hold(state.endpoint, said, error.message)
-            error.hint = error.hint or f"run the same command again in {spoken(said)} to go on"
+            error.hint = error.hint or f"run the same command again in {format_duration(said)} to go on"
         state.spent = error
         self._wake()
         return True
 
     def too_large(self, state: EndpointState, items: int, content_bytes: int, error: ProviderError) -> None:
         """A request was refused for its size: less is sent from now on, by this run and the next."""
+        before = self.memory.limits(state.endpoint)
         self.memory.too_large(state.endpoint, items, content_bytes, error)
+        if (learned := self.memory.limits(state.endpoint)) != before:
+            self._observer.notify(LimitLearned(state.endpoint.id, learned))
         self._changed(self.limits())
 
     def fallback_from(self, state: EndpointState) -> str | None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from embedctl.errors import ProviderError, Remedy
-from embedctl.records import Limits, Space
+from embedctl.records import Limits, Observer, Space, Warned
 from embedctl.routing import learned
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.learned import Account, Learned, Pair, Served
@@ -27,15 +27,15 @@ class LearnedFile:
 
     Args:
         wall: Epoch seconds: what is remembered outlives the process.
-        told: Of a file that cannot be read.
+        observer: Told of a file that cannot be read.
     """
 
-    def __init__(self, file: Path, wall: Callable[[], float], told: Callable[[str], None]) -> None:
+    def __init__(self, file: Path, wall: Callable[[], float], observer: Observer) -> None:
         self._file = file
         self._wall = wall
         self._hints, complaint = learned.load(file)
         if complaint:
-            told(complaint)
+            observer.notify(Warned("learned_file", str(file), complaint))
 
     def held(self, endpoint: Endpoint) -> tuple[float, str]:
         """Seconds for which a server asked to be left alone, and its words; (0, "") when it did not."""

@@ -13,17 +13,18 @@ import numpy as np
 
 from embedctl import settings
 from embedctl.budgets import reservations
-from embedctl.embedding.call import CallPoint, Piece
+from embedctl.embedding.call import CallPoint
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import EmbedctlError
 from embedctl.journal import Journal
 from embedctl.ledger import spool
-from embedctl.records import Limits, Request, Space, UsageEvent, text_hash, uuid7
+from embedctl.records import Limits, Outcome, Request, Space, UsageEvent, text_hash, uuid7
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.retry import Policy
 from embedctl.settings import Settings
+from tests.support.observing import Kept
 
 KEY = "sk-test-0123456789abcdef"
 SMALL = "text-embedding-3-small"
@@ -58,7 +59,7 @@ class Clock:
 
 
 @dataclass
-class Outcome:
+class Embedded:
     """What became of some requests.
 
     Attributes:
@@ -66,7 +67,7 @@ class Outcome:
         vectors: Of each request, one per text, None where a text has none.
     """
 
-    pieces: list[list[Piece] | None]
+    pieces: list[list[Outcome] | None]
     vectors: list[list[np.ndarray | None]]
     events: list[UsageEvent]
     errors: list[EmbedctlError | None]
@@ -86,7 +87,7 @@ class Outcome:
     def refusals(self) -> list[tuple[int, int, str]]:
         """(request, text, reason) of every text without a vector."""
         return [
-            (number, piece.start, piece.refusal.reason)
+            (number, piece.targets[0], piece.refusal.reason)
             for number, pieces in enumerate(self.pieces)
             for piece in pieces or ()
             if piece.refusal is not None
@@ -119,7 +120,7 @@ def embed(
     before: Callable[[Router], None] = lambda router: None,
     jitter: Callable[[], float] = lambda: 0.5,
     **policy: Any,
-) -> Outcome:
+) -> Embedded:
     """Embed all batches, `at_once` of them in flight; the folder gets home, journal and spool."""
     chain = chains.chain(found) if isinstance(found, Settings) else found
     options = found.options if isinstance(found, Settings) else None
@@ -136,8 +137,8 @@ async def _embed(
     before: Callable[[Router], None],
     jitter: Callable[[], float],
     policy: dict[str, Any],
-) -> Outcome:
-    clock, told, waits, limits, events = Clock(), [], [], [], []
+) -> Embedded:
+    clock, limits, observer = Clock(), [], Kept()
     max_wait_s = policy.pop("max_wait_s", 600.0)
     router = Router(
         chain,
@@ -148,8 +149,7 @@ async def _embed(
         clock=clock,
         sleep=clock.sleep,
         changed=limits.append,
-        told=told.append,
-        waits=waits.append,
+        observer=observer,
     )
     before(router)
     (folder / "state").mkdir(exist_ok=True)
@@ -168,12 +168,11 @@ async def _embed(
         clock=clock,
         sleep=clock.sleep,
         jitter=jitter,
-        watch=events.append,
-        told=told.append,
+        observer=observer,
     )
     gate = asyncio.Semaphore(at_once)
 
-    async def one(batch: Any) -> list[Piece]:
+    async def one(batch: Any) -> list[Outcome]:
         async with gate:
             return await call.embed(batch if isinstance(batch, Request) else request(batch))
 
@@ -186,17 +185,28 @@ async def _embed(
         if isinstance(found, BaseException) and not isinstance(found, EmbedctlError):
             raise found
     errors = [found if isinstance(found, EmbedctlError) else None for found in done]
-    return Outcome(pieces, vectors, events, errors, told, waits, clock.slept, limits, call.space, router)
+    return Embedded(
+        pieces,
+        vectors,
+        observer.attempts,
+        errors,
+        observer.told,
+        observer.warned,
+        clock.slept,
+        limits,
+        call.space,
+        router,
+    )
 
 
-def _vectors(pieces: list[Piece] | None, journal: Journal) -> list[np.ndarray | None]:
+def _vectors(pieces: list[Outcome] | None, journal: Journal) -> list[np.ndarray | None]:
     """As they stand in the journal, which must be what the answer says."""
     found: list[np.ndarray | None] = []
     for piece in pieces or ():
         if piece.answer is None:
-            found += [None] * (piece.stop - piece.start)
+            found += [None] * len(piece.targets)
             continue
-        kept = journal.read(piece.place)
+        kept = journal.read(piece.ref)
         np.testing.assert_array_equal(kept, piece.answer.vectors)
         found += [row.copy() for row in kept]
     return found

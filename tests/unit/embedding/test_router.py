@@ -11,13 +11,13 @@ import pytest
 from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
 from embedctl.embedding.router import Router, WaitBudget
 from embedctl.errors import EmbedctlError, NoProviderNow, RequestTooLarge, ServerFailed, Throttled
-from embedctl.records import Limits
+from embedctl.records import Limits, format_duration
 from embedctl.routing import chain as chains
 from embedctl.routing import circuits
 from embedctl.routing.breaker import State
 from embedctl.routing.retry import Remedy, Step
-from embedctl.routing.waits import spoken
 from tests.support.calling import SMALL, load
+from tests.support.observing import Kept
 
 ILL = ServerFailed("HTTP 503: no", provider="openai", status=503)
 
@@ -75,8 +75,8 @@ def next_line(made: Router, wait_budget: WaitBudget | None = None) -> EndpointSt
 
 def test_an_open_circuit_is_waited_for(tmp_path: Path, time: Time) -> None:
     """An open circuit is waited out, and the wait is told."""
-    told: list[str] = []
-    made = router(tmp_path, time, told=told.append)
+    observer = Kept()
+    made = router(tmp_path, time, observer=observer)
     made.first.successes = 1
     for _ in range(5):
         attempt(made.first, time, ILL)
@@ -86,8 +86,8 @@ def test_an_open_circuit_is_waited_for(tmp_path: Path, time: Time) -> None:
 
     assert line.breaker.state(time()) is State.HALF_OPEN
     assert 5 <= time.now - 1000 <= 15
-    assert len(told) == 1
-    assert "HTTP 503: no" in told[0]
+    assert len(observer.warned) == 1
+    assert "HTTP 503: no" in observer.warned[0]
 
 
 def test_patience_ends(tmp_path: Path, time: Time) -> None:
@@ -196,7 +196,9 @@ def test_learnt_limits_reach_the_packer(tmp_path: Path, time: Time) -> None:
     assert (again.items, again.bytes) == (48, 4500)
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0.4 s"), (75, "75 s"), (600, "10 min"), (86400, "24 h")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0.4 s"), (75, "75 s"), (600, "10 min"), (7800, "2 h 10 min"), (86400, "24 h")]
+)
 def test_durations_as_people_say_them(seconds: float, words: str) -> None:
     """Short waits in seconds, long ones in minutes or hours."""
-    assert spoken(seconds) == words
+    assert format_duration(seconds) == words
