@@ -26,8 +26,10 @@ _UUID7_HEX = r"\b01[0-9a-f]{10}7[0-9a-f]{3}[89ab][0-9a-f]{15}"
 _PATTERNS = (
     (re.compile(_UUID), "<uuid>"),
     (re.compile(_UUID7_HEX), "<uuid7>"),
+    (re.compile(r"\b[0-9a-f]{32}(?=\.(json|lock))"), "<hex>"),
     (re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d(:\d\d)?)?"), "<time>"),
     (re.compile(r"\b\d{4}-\d\d-\d\d\b"), "<day>"),
+    (re.compile(r"\b\d{8}T\d{6,}Z\b"), "<stamp>"),
     (re.compile(r"\b[0-9a-f]{20}\b"), "<operation>"),
     (re.compile(r"\bprocess \d+\b"), "process <pid>"),
 )

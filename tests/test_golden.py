@@ -311,7 +311,7 @@ def test_doctor(world: World, flags: list[str]) -> None:
     for one in told["checks"]:
         one["detail"] = re.sub(r"\d[\d.,]*", "<number>", world.masks.text(one["detail"]))
         one["facts"] = kinds(one["facts"])
-        if one["check"] == "other providers":
+        if one["check"] in ("version", "other providers"):
             one["detail"] = "<names>"
         if one["check"] == "extras":  # what is installed is the machine's business
             one |= {"detail": "<text>", "hint": "<text>", "state": "<word>", "facts": list(one["facts"])}
