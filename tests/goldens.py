@@ -10,7 +10,6 @@ import difflib
 import json
 import os
 import re
-import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ _PATTERNS = (
     (re.compile(r"\bprocess \d+\b"), "process <pid>"),
 )
 _VARYING = frozenset(
-    "seconds duration_ms pid size size_bytes mtime_ns binding rows_per_second tokens_per_second load_s first_vector_s "  # noqa: SIM905
-    "next_vector_s ready_in_s score version tool_version".split()
+    "seconds duration_ms pid host size size_bytes mtime_ns binding rows_per_second tokens_per_second load_s "  # noqa: SIM905
+    "first_vector_s next_vector_s ready_in_s score version tool_version".split()
 )
 """Keys whose value, where there is one, is another in every run."""
 
@@ -73,11 +72,10 @@ class Masks:
     """
 
     def __init__(self, names: Mapping[str, str]) -> None:
-        known = {**names, socket.gethostname(): "<host>"}
-        self._names = sorted(known.items(), key=lambda pair: -len(pair[0]))
+        self._names = sorted(names.items(), key=lambda pair: -len(pair[0]))
 
     def text(self, text: str) -> str:
-        """A text without ids, times, folders, addresses and sizes."""
+        """A text without ids, times, folders and addresses."""
         for name, mask in self._names:
             text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", mask, text)
         for pattern, mask in _PATTERNS:
