@@ -34,9 +34,8 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "tests"), str(ROOT)]
 
-from goldens import sentence  # noqa: E402
-
-from tests.wire.client import Wire, started  # noqa: E402
+from tests.support.goldens import sentence  # noqa: E402
+from tests.support.wire.client import Wire, started  # noqa: E402
 
 SMALL = """
 import functools, sys

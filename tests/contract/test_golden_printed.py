@@ -22,10 +22,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from goldens import FOLDER, Masks, check, kinds, sentence
-from running import Ran, embedctl
 
-from tests.wire.client import Wire
+from tests.support.goldens import FOLDER, Masks, check, kinds, sentence
+from tests.support.running import Ran, embedctl
+from tests.support.wire.client import Wire
 
 POISON = "the dog war."
 CONFIG = """

@@ -26,10 +26,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from goldens import Masks, check, columns, sentence
-from running import embedctl
 
-from tests.wire.client import Wire, expected, hash_of, started
+from tests.support.goldens import Masks, check, columns, sentence
+from tests.support.running import embedctl
+from tests.support.wire.client import Wire, expected, hash_of, started
 
 MODEL = "text-embedding-3-small"
 OPENAI = ("-m", f"openai:{MODEL}", "--dimensions", "8", "--concurrency", "1")

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from running import Ran, embedctl
 
-from tests.wire.client import Wire, expected, hash_of
+from tests.support import places
+from tests.support.running import Ran, embedctl
+from tests.support.wire.client import Wire, expected, hash_of
 
-ARCHIVE = Path(__file__).parent / "golden" / "made_before.tar.xz"
+ARCHIVE = places.GOLDEN / "made_before.tar.xz"
 MODEL = "text-embedding-3-small"
 PRICE = Decimal("0.02") / 1_000_000
 MOST_ITEMS = 3

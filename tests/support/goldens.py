@@ -11,13 +11,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-FOLDER = Path(__file__).parent / "golden"
+from tests.support import places
+
+FOLDER = places.GOLDEN
 UPDATE = os.environ.get("EMBEDCTL_UPDATE_GOLDEN") == "1"
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
