@@ -59,6 +59,7 @@ def utc_now() -> datetime:
 
 
 NO_USAGE = "native usage missing"
+JOURNAL_DAMAGED = "journal_damaged"
 """Why an answer has no tokens and no cost: its provider said none, and in `native` mode nobody else counts."""
 
 
@@ -467,7 +468,7 @@ class RowFailed:
 
 Concern = Literal[
     "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "ledger", "duplicate_ids",
-    "cache", "learned_file",
+    "cache", "learned_file", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
 ]  # fmt: skip
 
 

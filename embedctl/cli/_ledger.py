@@ -80,10 +80,16 @@ def recover(ledger: Opened) -> int:
     from functools import partial
 
     from embedctl.ledger import spool
-    from embedctl.runs.registry import recover_dead, sweep
+    from embedctl.runs.registry import home_trust, recover_dead, sweep
 
     publish = partial(spool.publish, ledger.paths.spool)
-    put = recover_dead(ledger.settings.paths.runs, publish, ledger=ledger.paths.database)
+    put = recover_dead(
+        ledger.settings.paths.runs,
+        publish,
+        home_trust(ledger.settings.paths),
+        ledger=ledger.paths.database,
+        observer=terminal.TerminalObserver(),
+    )
     sweep(ledger.settings.paths.journal)
     return put
 

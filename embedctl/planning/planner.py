@@ -66,8 +66,7 @@ class Planner:
 
     def take(self, block: RowBlock, slice_: Slice) -> Iterator[PackedRequest]:
         """Add a block's rows to the slot; the requests that became full."""
-        slice_.rows_read += len(block.ids)
-        candidates = self._candidates.of(block, slice_)
+        candidates = self.see(block, slice_)
         if not candidates:
             return
         fresh = _Fresh()
@@ -82,6 +81,12 @@ class Planner:
         texts = None if block.tokens is not None else [str(one.text) for one in candidates]
         positions, indexes = [one.position for one in candidates], [one.chunk_index for one in candidates]
         slice_.batches.append(self._columns(block, positions, indexes, texts))
+
+    def see(self, block: RowBlock, slice_: Slice) -> list[Chunk]:
+        """The chunks of a block's rows, which are asked for, or, when the slice is published already, only compared."""
+        chunks = self._candidates.of(block, slice_)
+        slice_.read(block.ids, [one.digest for one in chunks])
+        return chunks
 
     def close(self, slice_: Slice) -> Iterator[PackedRequest]:
         """The slot takes no more rows: the requests that were not full."""

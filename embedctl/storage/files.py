@@ -58,10 +58,13 @@ def remove_leftovers(disk: Disk, folder: Path, *, older_than_s: float = 0) -> in
     return len(leftovers)
 
 
-def remove_tree(disk: Disk, folder: Path) -> None:
+def remove_tree(disk: Disk, folder: Path, *, keep: Callable[[str], bool] = lambda name: False) -> None:
     """Remove a folder of ours with all that is in it; a crash leaves the rest for the next one who does it.
 
     No symbolic link is followed, neither at `folder` nor below it, also when one appears meanwhile.
+
+    Args:
+        keep: Names in `folder` that stay, and `folder` with them.
 
     Raises:
         OutputRefused: `folder`, or a folder in it, is a link or another user's; what it leads to is untouched.
@@ -69,14 +72,16 @@ def remove_tree(disk: Disk, folder: Path) -> None:
     fd = disk.open_own_folder(folder)
     if fd is not None:
         try:
-            _empty(disk, folder, fd)
+            _empty(disk, folder, fd, keep)
         finally:
             disk.close(fd)
         disk.remove_folder(folder)
 
 
-def _empty(disk: Disk, folder: Path, fd: int) -> None:
+def _empty(disk: Disk, folder: Path, fd: int, keep: Callable[[str], bool] = lambda name: False) -> None:
     for name in sorted(os.listdir(fd)):
+        if keep(name):
+            continue
         if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
             below = disk.open_own_folder(folder / name, folder_fd=fd)
             if below is not None:
@@ -87,6 +92,14 @@ def _empty(disk: Disk, folder: Path, fd: int) -> None:
             disk.remove_folder(folder / name, folder_fd=fd)
         else:
             disk.unlink(folder / name, folder_fd=fd)
+
+
+def set_aside(disk: Disk, path: Path) -> Path:
+    """Give a file of ours that says nothing sensible another name, under which nobody looks for it; that name."""
+    aside = path.with_name(f"{path.name}.bad-{uuid7().hex}")
+    disk.rename(path, aside)
+    disk.sync_folder(path.parent)
+    return aside
 
 
 def check_own(folder: Path) -> None:
