@@ -93,10 +93,10 @@ def _standings(paths: LedgerPaths, settings: Settings, without_runs: Collection[
     """How the budgets of this run's workspaces stand, everything spooled included."""
     from embedctl.ledger import budgets  # duckdb takes longer to import than a free run takes
     from embedctl.ledger.database import reader
-    from embedctl.ledger.ingest import ingest
+    from embedctl.ledger.ingest import ingest, missing
 
     now = utc_now()
-    if spool.pending(paths.spool):
+    if spool.pending(paths.spool) or missing(paths, now=now):
         ingest(paths, wait_s=LEDGER_WAIT_S, now=now)
     only = None if settings.options.workspace_column else settings.options.workspace
     own = [one for one in budgets.configured(settings.workspaces) if only in (None, one.workspace)]

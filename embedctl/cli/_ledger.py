@@ -63,11 +63,14 @@ def take_in(ledger: Opened, *, wait_s: float = 10) -> list[str]:
     """
     from embedctl.ledger import spool
 
-    if not spool.pending(ledger.paths.spool) and ledger.paths.database.exists():
+    is_there = ledger.paths.database.exists()
+    if is_there and not spool.pending(ledger.paths.spool) and not spool.pending(ledger.paths.done):
         return []
-    from embedctl.ledger.ingest import ingest
+    from embedctl.ledger.ingest import ingest, missing
 
     try:
+        if is_there and not spool.pending(ledger.paths.spool) and not missing(ledger.paths, now=ledger.now):
+            return []
         done = ingest(ledger.paths, wait_s=wait_s, now=ledger.now)
     except Locked as busy:
         waiting = spool.pending_events(ledger.paths.spool)

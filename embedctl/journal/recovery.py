@@ -255,7 +255,7 @@ def _lost(
     """An event for intents that cannot be read, perhaps billed, unless the ends of all of them are known.
 
     How many, and for how many tokens, frames say that came after them. Behind the last one nothing does: as many as
-    have room there, each for as much as the largest that is known.
+    have room there, each for twice as much as the largest that is known.
 
     Args:
         ended: Attempts whose end is known, and whose intent is not.
@@ -268,7 +268,7 @@ def _lost(
         each = max(1, intents.content // max(1, len(intents.frames)))
         most = max(1, behind // each)
         number = max(number, most)
-        tokens = max(tokens, most * max(map(frames.tokens_at_risk, events), default=0))
+        tokens = max(tokens, 2 * most * max(map(frames.tokens_at_risk, events), default=0))
     if number <= ended or not events:
         return
     mark = blake2b(f"lost {segment_id}".encode(), digest_size=10).hexdigest()

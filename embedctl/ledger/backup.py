@@ -9,6 +9,7 @@ from pathlib import Path
 
 import duckdb
 
+from embedctl import storage
 from embedctl.errors import OutputRefused
 from embedctl.ledger import database
 from embedctl.ledger.paths import LedgerPaths
@@ -31,9 +32,9 @@ def backup(paths: LedgerPaths, place: Path, *, wait_s: float = 60, now: datetime
         raise OutputRefused(f"no such folder: {place.parent}")
     with database.reader(paths, wait_s=wait_s, now=now):
         pass  # makes it when it is not there, and refuses what is no ledger of ours
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    source, target = (str(path).replace("'", "''") for path in (paths.database, temporary))
-    try:
+    with storage.private_folder(DISK, place) as folder:
+        temporary = folder / place.name
+        source, target = (str(path).replace("'", "''") for path in (paths.database, temporary))
         with (
             database.held(paths, shared=True, wait_s=wait_s),
             database.translated(paths.database),
@@ -48,7 +49,5 @@ def backup(paths: LedgerPaths, place: Path, *, wait_s: float = 60, now: datetime
         DISK.sync_folder(place.parent)
         if not DISK.link(temporary, place):
             raise OutputRefused(f"{place} exists", hint="a backup never replaces a file: name another")
-    finally:
-        temporary.unlink(missing_ok=True)
     DISK.sync_folder(place.parent)
     return int(row[0]) if row else 0

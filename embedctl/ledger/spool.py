@@ -17,6 +17,9 @@ from embedctl.errors import InvariantBroken
 from embedctl.records import UsageEvent
 
 SUFFIX = ".spool"
+MOST_BYTES = 1 << 30
+"""Of a spool file; a segment's events take a fraction of it."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
 _DEFAULTS = tuple((field.name, field.default) for field in fields(UsageEvent))
 
@@ -71,12 +74,18 @@ def publish(folder: Path, spool_id: str, events: Iterable[UsageEvent], *, disk: 
     place = folder / (spool_id + SUFFIX)
     if (folder / "done" / place.name).exists():
         return False
+    storage.check_own_folder(folder)
     disk.make_folder(folder)
     return storage.publish(disk, place, b"".join(map(line, events)))
 
 
 def pending(folder: Path) -> list[Path]:
-    """Spool files that wait, oldest name first."""
+    """Spool files that wait, oldest name first.
+
+    Raises:
+        OutputRefused: The folder is a symbolic link, or another user's.
+    """
+    storage.check_own_folder(folder)
     try:
         names = [path.name for path in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
@@ -86,7 +95,7 @@ def pending(folder: Path) -> list[Path]:
 
 def pending_events(folder: Path) -> int:
     """Lines that wait in the spool, good or bad."""
-    return sum(path.read_bytes().count(b"\n") for path in pending(folder) if path.is_file())
+    return sum(_content(path).count(b"\n") for path in pending(folder) if path.is_file() and not path.is_symlink())
 
 
 def read(path: Path) -> SpoolFile:
@@ -94,12 +103,17 @@ def read(path: Path) -> SpoolFile:
 
     Raises:
         FileNotFoundError: Another process has taken it in meanwhile.
+        OSError: It is no file, or none that a run would leave.
     """
-    content = path.read_bytes()
+    content = _content(path)
     lines = content.split(b"\n")
     torn = lines.pop() != b""
     good = tuple(_good(lines))
     return SpoolFile(path, good, len(lines) - len(good) + torn, len(content))
+
+
+def _content(path: Path) -> bytes:
+    return storage.read_small(path, max_bytes=MOST_BYTES, follow=False)
 
 
 def _good(lines: Iterable[bytes]) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ import orjson
 from embedctl.errors import OutputRefused, WrongUsage
 from embedctl.ledger.database import Connection
 from embedctl.reports.query import UNITS, ReportQuery, where_clause
-from embedctl.storage import DISK, TEMPORARY_PREFIX
+from embedctl.storage import DISK, private_folder
 
 if TYPE_CHECKING:
     from embedctl.reports.report import Report
@@ -200,17 +200,11 @@ def _copy(connection: Connection, query: str, values: list[Any], place: Path, op
         raise OutputRefused(f"{place} exists", hint="--overwrite replaces it")
     if not place.parent.is_dir():
         raise OutputRefused(f"no such folder: {place.parent}")
-    temporary = place.with_name(f"{TEMPORARY_PREFIX}{place.name}.{os.getpid()}")
-    try:
-        temporary.touch(0o600)
-    except OSError as error:
-        raise OutputRefused(f"{place} cannot be created: {error.strerror}") from error
-    try:
+    with private_folder(DISK, place) as folder:
+        temporary = folder / place.name
         row = connection.execute(f"COPY ({query}) TO {_quoted(str(temporary))} ({options})", values).fetchone()
         temporary.chmod(0o600)
         _put(temporary, place, overwrite)
-    finally:
-        temporary.unlink(missing_ok=True)
     DISK.sync_folder(place.parent)
     return int(row[0]) if row else 0
 

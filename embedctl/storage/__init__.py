@@ -6,6 +6,8 @@ from embedctl.storage.disk import Disk as Disk
 from embedctl.storage.files import TEMPORARY_PREFIX as TEMPORARY_PREFIX
 from embedctl.storage.files import AtomicFile as AtomicFile
 from embedctl.storage.files import check_own as check_own
+from embedctl.storage.files import check_own_folder as check_own_folder
+from embedctl.storage.files import private_folder as private_folder
 from embedctl.storage.files import publish as publish
 from embedctl.storage.files import remove_leftovers as remove_leftovers
 from embedctl.storage.files import remove_tree as remove_tree

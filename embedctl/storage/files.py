@@ -54,8 +54,29 @@ def remove_leftovers(disk: Disk, folder: Path, *, older_than_s: float = 0) -> in
     leftovers = [path for path in sorted(folder.iterdir()) if path.name.startswith(TEMPORARY_PREFIX)]
     leftovers = [path for path in leftovers if path.name.removeprefix(TEMPORARY_PREFIX) < before]
     for path in leftovers:
-        disk.unlink(path)
+        if stat.S_ISDIR(path.lstat().st_mode):
+            remove_tree(disk, path)
+        else:
+            disk.unlink(path)
     return len(leftovers)
+
+
+@contextmanager
+def private_folder(disk: Disk, beside: Path) -> Iterator[Path]:
+    """A folder that nobody else writes to, beside a path that a library is to make a file for; gone at the end.
+
+    A library follows what stands at the name that it is given: in here nothing does, and nobody can guess its name.
+
+    Raises:
+        OutputRefused: It cannot be made.
+    """
+    folder = beside.parent / f"{TEMPORARY_PREFIX}{uuid7().hex}"
+    disk.make_new_folder(folder)
+    try:
+        yield folder
+    finally:
+        with _quiet():
+            remove_tree(disk, folder)
 
 
 def remove_tree(disk: Disk, folder: Path, *, keep: Callable[[str], bool] = lambda name: False) -> None:
@@ -123,6 +144,24 @@ def check_own(folder: Path) -> None:
             check_own(path)
     elif not stat.S_ISREG(found.st_mode):
         raise not_own(folder, "a pipe or device")
+
+
+def check_own_folder(folder: Path) -> None:
+    """As `check_own`, for a folder alone, whatever is in it.
+
+    Raises:
+        OutputRefused: As there.
+    """
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as refusal:
+        raise not_own(folder, "not readable") from refusal
+    if not stat.S_ISDIR(found.st_mode):
+        raise not_own(folder, "a symbolic link or no folder")
+    if found.st_uid != os.geteuid():
+        raise not_own(folder, "another user's")
 
 
 def _paths(folder: Path) -> list[Path]:
