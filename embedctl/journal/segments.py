@@ -11,6 +11,7 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,9 +172,13 @@ class Segment:
         def log(kind: FileKind, suffix: str, step: int) -> Log:
             return Log(disk, folder / f"{segment_id}{suffix}", Keyed(secret, segment_id, kind), begun, step)
 
-        intents = log("intents", INTENTS, _INTENTS_STEP)
-        answers = log("answers", ANSWERS, _ANSWERS_STEP)
-        disk.sync_folder(folder)
+        with ExitStack() as made:
+            intents = log("intents", INTENTS, _INTENTS_STEP)
+            made.callback(intents.close)
+            answers = log("answers", ANSWERS, _ANSWERS_STEP)
+            made.callback(answers.close)
+            disk.sync_folder(folder)
+            made.pop_all()
         names = (intents.path.name, answers.path.name)
         return cls(
             segment_id=segment_id, folder=folder, names=names, intents=intents, answers=answers, opened_at=opened_at

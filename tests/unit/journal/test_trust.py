@@ -229,9 +229,7 @@ def test_a_segment_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
     assert recover(tmp_path, TRUST).living == ()
 
 
-def test_what_another_machine_has_just_written_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_another_machine_has_just_written_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks do not reach from machine to machine on every share: a young segment of another host may be a living one."""
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr("embedctl.journal.frames.socket.gethostname", lambda: "another")
