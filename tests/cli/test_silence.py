@@ -115,7 +115,7 @@ def test_a_ledger_younger_than_its_events_says_so(paths: LedgerPaths) -> None:
 
 
 def test_what_a_damaged_journal_does_not_tell_is_reported(home: Path, paths: LedgerPaths, tmp_path: Path) -> None:
-    """Bytes of a dead run's journal that cannot be read stand in the ledger as unknown, in reports and in the doctor."""
+    """Bytes of a dead run's journal that cannot be read are unknown in the ledger, reports and doctor."""
     state = tmp_path / "out" / "_embedctl"
 
     async def killed() -> None:

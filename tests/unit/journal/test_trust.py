@@ -230,7 +230,7 @@ def test_a_segment_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_what_another_machine_has_just_written_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Locks do not reach from machine to machine on every share: a young segment of another host may be a living one."""
+    """Locks do not reach from machine to machine on every share: a young segment of another host may live."""
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr("embedctl.journal.frames.socket.gethostname", lambda: "another")
         made(tmp_path, 1)

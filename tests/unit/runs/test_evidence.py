@@ -224,7 +224,7 @@ def test_a_lock_that_was_removed_is_taken_anew(batch: Small, monkeypatch: pytest
 
 
 def test_a_run_whose_lock_another_holds_spools_nothing(batch: Small) -> None:
-    """When another run has taken the lock's place, this one ends with 75, and its segments stay for whoever recovers."""
+    """When another run has taken the lock's place, this one ends with 75, and its segments stay to be recovered."""
 
     class Rival:
         def notify(self, event: Event) -> None:
@@ -323,7 +323,7 @@ def test_fewer_rows_than_were_published(batch: Small) -> None:
     ],
 )  # fmt: skip
 def test_a_commit_record_that_is_not_ours(batch: Small, commit: bytes) -> None:
-    """Whatever stands in commit.json: no part is removed for it, nothing hangs, it is set aside, and the run goes on."""
+    """Whatever stands in commit.json: no part is removed for it, nothing hangs, it is set aside, the run goes on."""
     assert ran(batch).exit_code == 0
     shown, told = batch.shown(), Told()
     (batch.state / "commit.json").write_bytes(commit)
