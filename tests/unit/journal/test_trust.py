@@ -135,7 +135,7 @@ def test_no_flipped_byte_hides_a_charge(tmp_path: Path) -> None:
     said = 0
     for which, path in enumerate(files(tmp_path / "whole")):
         content = path.read_bytes()
-        for at in range(0, len(content), 37):
+        for at in range(0, len(content.rstrip(b"\0")) + 100, 37):
             folder = tmp_path / f"{which}-{at}"
             folder.mkdir()
             for other in files(tmp_path / "whole"):
