@@ -300,6 +300,7 @@ def test_fewer_rows_than_were_published(batch: Small) -> None:
     part = batch.output / "part-000000.parquet"
     table = pq.read_table(part)
     told = orjson.loads(pq.read_metadata(part).metadata[b"embedctl"])
+    del told["rows_hash"]  # as an older version left it
     told["counts"]["read"] = told["counts"]["skipped"] = 10**6
     told["counts"]["read"] += told["counts"]["embedded"] + told["counts"]["failed"]
     pq.write_table(table.replace_schema_metadata({b"embedctl": orjson.dumps(told)}), part)
