@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -196,7 +197,7 @@ class Run:
             try:
                 for shard in shards.plan(self._record.binding):
                     await pipeline.run_shard(shard, resources.tools)
-                self._finish(plan, resources)
+                await asyncio.to_thread(self._finish, plan, resources)
             finally:
                 self._record.space = resources.space
 
