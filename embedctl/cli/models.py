@@ -62,7 +62,7 @@ def list_models(
         "warnings": [],
     }
     columns = [
-        terminal.Column("model", "ModelEntry"),
+        terminal.Column("model", "Model"),
         terminal.Column("provider", "Provider"),
         terminal.Column("dimensions", "Dimensions", "right"),
         terminal.Column("max_tokens", "Max tokens", "right"),

@@ -68,7 +68,7 @@ def choose(
         "warnings": unmet,
     }
     columns = [
-        terminal.Column("model", "ModelEntry"),
+        terminal.Column("model", "Model"),
         terminal.Column("dimensions", "Dimensions", "right"),
         terminal.Column("quality", "Quality"),
         terminal.Column("speed", "Speed"),
