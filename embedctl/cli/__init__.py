@@ -6,7 +6,6 @@ Commands are modules of this folder, imported when they are called: `--help` imp
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import resource
 import sys
@@ -19,7 +18,7 @@ import typer
 
 from embedctl import __version__, terminal
 from embedctl.cli._groups import SuggestingGroup as SuggestingGroup
-from embedctl.cli._groups import made, quick
+from embedctl.cli._groups import imported, quick
 from embedctl.cli._groups import nearest as nearest
 from embedctl.errors import EmbedctlError, InvariantBroken, WrongUsage
 
@@ -59,8 +58,7 @@ class _Root(SuggestingGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.list_commands(ctx):
             return None
-        module = importlib.import_module(f"embedctl.cli.{cmd_name}")
-        return made(module.app, cmd_name)
+        return imported(f"embedctl.cli.{cmd_name}", cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for title, commands in COMMANDS.items():

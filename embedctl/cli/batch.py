@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from embedctl import terminal
-from embedctl.cli import SuggestingGroup, _allocator
+from embedctl.cli import _allocator
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, one_of, with_options
+from embedctl.cli._groups import Group, SuggestingGroup
 from embedctl.errors import WrongUsage
 from embedctl.records import format_money
 
@@ -32,15 +33,11 @@ class _Batch(SuggestingGroup):
         return super().resolve_command(ctx, args)
 
 
-app = typer.Typer(cls=_Batch, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-@app.callback(
+app = Group(
+    cls=_Batch,
+    help="Embed large inputs in resumable, incremental runs.",
     epilog="Example: embedctl batch run tickets.parquet -o tickets/",
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
-def _batch() -> None:
-    """Embed large inputs in resumable, incremental runs."""
 
 
 @app.command(

@@ -7,23 +7,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from embedctl import terminal
-from embedctl.cli import SuggestingGroup
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
+from embedctl.cli._groups import Group
 
 if TYPE_CHECKING:
     from embedctl.settings import Settings
     from embedctl.storage.token_count_cache import SharedCounts
     from embedctl.storage.vector_cache import VectorCache
 
-app = typer.Typer(cls=SuggestingGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-@app.callback(epilog="Example: embedctl cache stats", context_settings={"help_option_names": ["-h", "--help"]})
-def _cache() -> None:
-    """Show or clear the vectors, and the token counts, that are kept across outputs."""
+app = Group(
+    help="Show or clear the vectors, and the token counts, that are kept across outputs.",
+    epilog="Example: embedctl cache stats",
+)
 
 
 def _opened(config: Path | None) -> tuple[VectorCache, SharedCounts, Settings]:
@@ -39,7 +35,7 @@ def _opened(config: Path | None) -> tuple[VectorCache, SharedCounts, Settings]:
     return cache, SharedCounts(found.paths.cache, ttl_s=found.token_usage.cache_ttl_s), found
 
 
-@app.command(epilog="Example: embedctl cache stats --json", context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(epilog="Example: embedctl cache stats --json")
 def stats(form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None) -> None:
     """Show how many vectors and token counts are kept, how much room they take, and how often they were of use."""
     cache, counts, found = _opened(config)
@@ -81,7 +77,7 @@ def stats(form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigF
     terminal.table(table, "json" if as_json else form)
 
 
-@app.command(epilog="Example: embedctl cache clear", context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(epilog="Example: embedctl cache clear")
 def clear(config: ConfigFlag = None) -> None:
     """Remove all kept vectors and token counts; outputs are not touched."""
     cache, counts, found = _opened(config)

@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from embedctl import settings, terminal
-from embedctl.cli import SuggestingGroup
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.cli._groups import Group
 from embedctl.errors import OutputRefused
 from embedctl.settings.options import Options
 
-app = typer.Typer(cls=SuggestingGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-_HELP = {"help_option_names": ["-h", "--help"]}
+app = Group(help="Write, show and find the settings.", epilog="Example: embedctl config show")
 
 TEMPLATE = """\
 # embedctl's settings. Stronger: a flag, an environment variable, ./embedctl.toml. Keys are never written here:
@@ -47,12 +46,7 @@ TEMPLATE = """\
 """
 
 
-@app.callback(epilog="Example: embedctl config show")
-def _config() -> None:
-    """Write, show and find the settings."""
-
-
-@app.command(epilog="Example: embedctl config init", context_settings=_HELP)
+@app.command(epilog="Example: embedctl config init")
 def init(
     force: Annotated[bool, typer.Option("--force", help="Replace a settings file that exists.")] = False,
     config: ConfigFlag = None,
@@ -69,7 +63,7 @@ def init(
     terminal.notice(f"wrote {path}")
 
 
-@app.command(epilog="Example: embedctl config show --json", context_settings=_HELP)
+@app.command(epilog="Example: embedctl config show --json")
 def show(
     form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None, ledger: LedgerFlag = None
 ) -> None:
@@ -96,7 +90,7 @@ def show(
     )
 
 
-@app.command(epilog="Example: $EDITOR $(embedctl config path)", context_settings=_HELP)
+@app.command(epilog="Example: $EDITOR $(embedctl config path)")
 def path(config: ConfigFlag = None) -> None:
     """Where the user's settings file is, whether it exists or not."""
     typer.echo(str(config or settings.user_config_path(os.environ)))

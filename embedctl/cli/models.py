@@ -9,7 +9,7 @@ import typer
 from embedctl import settings, terminal
 from embedctl.cli import models_choose, models_local, nearest
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
-from embedctl.cli._groups import ListingGroup
+from embedctl.cli._groups import Group, ListingGroup
 from embedctl.errors import WrongUsage
 from embedctl.ledger import prices
 from embedctl.providers import catalog
@@ -19,15 +19,14 @@ from embedctl.routing import allow, chain
 from embedctl.routing.fallback import ChainEntry, allowed
 from embedctl.settings import Settings
 
-app = typer.Typer(cls=ListingGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = Group(
+    cls=ListingGroup,
+    help="List, show and choose models; pull and warm up local ones.",
+    epilog="Example: embedctl models show text-embedding-3-small",
+)
 app.add_typer(models_choose.app)
 app.add_typer(models_local.app)
 _HELP = {"help_option_names": ["-h", "--help"]}
-
-
-@app.callback(epilog="Example: embedctl models show text-embedding-3-small", context_settings=_HELP)
-def _models() -> None:
-    """List, show and choose models; pull and warm up local ones."""
 
 
 @app.command("list", epilog="Example: embedctl models list --provider openai", context_settings=_HELP)

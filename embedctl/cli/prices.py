@@ -9,20 +9,16 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 
 from embedctl import terminal
-from embedctl.cli import SuggestingGroup, _ledger, nearest
+from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
+from embedctl.cli._groups import Group, nearest
 from embedctl.errors import RowsFailed, WrongUsage
 from embedctl.ledger import periods, prices
 from embedctl.ledger.prices import imported, price_file
 from embedctl.ledger.prices.price import Price, named
 from embedctl.routing.names import known_providers
 
-app = typer.Typer(
-    cls=SuggestingGroup,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
+app = Group(
     help="What embeddings cost, since when, and who says so.",
     epilog="Example: embedctl prices show openai:text-embedding-3-small",
 )

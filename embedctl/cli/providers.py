@@ -10,23 +10,18 @@ import typer
 
 from embedctl import settings, terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, tags
-from embedctl.cli._groups import ListingGroup
+from embedctl.cli._groups import Group, ListingGroup
 from embedctl.errors import StorageFailed, TextRefused
 from embedctl.records import format_money
 from embedctl.settings import Settings
 
-app = typer.Typer(cls=ListingGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = Group(cls=ListingGroup, help="List, test and reset providers.", epilog="Example: embedctl providers test openai")
 _HELP = {"help_option_names": ["-h", "--help"]}
 _TEXT = "One short text, to see whether it works."
 
 Words = Optional[str]  # noqa: UP045 - typer reads the annotation of a parameter
 WorkspaceFlag = Annotated[Words, typer.Option("--workspace", "-w", help="Who pays, and whose allow-list applies.")]
 Name = Annotated[str, typer.Argument(help="A provider's name.", metavar="NAME")]
-
-
-@app.callback(epilog="Example: embedctl providers test openai", context_settings=_HELP)
-def _providers() -> None:
-    """List, test and reset providers."""
 
 
 @app.command("list", epilog="Example: embedctl providers list --online", context_settings=_HELP)

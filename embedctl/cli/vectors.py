@@ -12,7 +12,7 @@ import typer
 from embedctl import storage, terminal
 from embedctl.cli import _ledger, vectors_asking
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
-from embedctl.cli._groups import SuggestingGroup
+from embedctl.cli._groups import Group
 from embedctl.cli.vectors_asking import Where, Words
 from embedctl.errors import EmbedctlError, OutputRefused, WrongUsage
 from embedctl.records import format_money
@@ -21,13 +21,11 @@ from embedctl.reports import charts
 if TYPE_CHECKING:
     from embedctl.vectors.about import About
 
-app = typer.Typer(cls=SuggestingGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = Group(
+    help="Look at vectors: info, verify, search, map.",
+    epilog="Example: embedctl vectors search handbook.parquet 'sick leave'",
+)
 _HELP = {"help_option_names": ["-h", "--help"]}
-
-
-@app.callback(epilog="Example: embedctl vectors search handbook.parquet 'sick leave'", context_settings=_HELP)
-def _vectors() -> None:
-    """Look at vectors: info, verify, search, map."""
 
 
 @app.command(epilog="Example: embedctl vectors info tickets/", context_settings=_HELP)
