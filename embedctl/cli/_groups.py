@@ -69,6 +69,18 @@ class ListingGroup(SuggestingGroup):
         return list(super().parse_args(ctx, args))
 
 
+class RunningGroup(SuggestingGroup):
+    """`embedctl batch INPUT…` means `embedctl batch run INPUT…`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of the first word; `run` when that is an input."""
+        if args and args[0] not in self.list_commands(ctx):
+            if not any(mark in args[0] for mark in "./*-") and not Path(args[0]).exists():
+                return super().resolve_command(ctx, args)
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
 class Group(typer.Typer):
     """A group of commands. Each is made when it is called; one with a file of its own is imported then, too.
 

@@ -48,6 +48,7 @@ def test_help_of_a_command_imports_nothing_heavy(words: list[str]) -> None:
         (["usage", "budget", "check", "--help"], "usage.budget"),
         (["models", "show", "text-embedding-3-small"], "models.show"),
         (["vectors", "info", "--help"], "vectors.about"),
+        (["batch", "list"], "batch.listing"),
     ],
 )
 def test_a_command_imports_its_own_file_and_no_other(words: list[str], file: str) -> None:
