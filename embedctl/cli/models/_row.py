@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from embedctl.ledger import prices
 from embedctl.ledger.prices import PriceBook
 from embedctl.providers import catalog
 from embedctl.providers.catalog import ModelEntry
@@ -12,11 +11,6 @@ from embedctl.records import format_money, utc_now
 from embedctl.routing import allow
 from embedctl.routing.fallback import ChainEntry, allowed
 from embedctl.settings import Settings
-
-
-def price_book(settings: Settings) -> PriceBook:
-    """Our prices and the user's."""
-    return prices.load(prices.price_texts(settings.paths.price_file))
 
 
 def row(model: ModelEntry, settings: Settings, book: PriceBook) -> dict[str, Any]:

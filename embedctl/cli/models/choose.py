@@ -90,13 +90,13 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """Each candidate, with its price and whether its key is set; with a sample, what the whole input would cost."""
     from embedctl import tokens
-    from embedctl.ledger import prices
+    from embedctl.cli._prices import price_book
     from embedctl.ledger.prices.price import cost
     from embedctl.providers import catalog
     from embedctl.records import utc_now
     from embedctl.routing.status import standings
 
-    book = prices.load(prices.price_texts(settings.paths.price_file))
+    book = price_book(settings)
     statuses = {status.name: status for status in standings(settings)}
     rows = []
     for model in models:

@@ -27,7 +27,8 @@ def list_models(
     config: ConfigFlag = None,
 ) -> None:
     """Models the catalog knows, with width, limit, price, and whether they may be used."""
-    from embedctl.cli.models._row import price_book, row
+    from embedctl.cli._prices import price_book
+    from embedctl.cli.models._row import row
     from embedctl.providers import catalog
     from embedctl.routing import allow
     from embedctl.routing.names import known_providers

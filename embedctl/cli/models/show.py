@@ -25,7 +25,8 @@ def show(
     ledger: LedgerFlag = None,
 ) -> None:
     """Everything known of a model, where it was read, and what nobody has verified."""
-    from embedctl.cli.models._row import price_book, row
+    from embedctl.cli._prices import price_book
+    from embedctl.cli.models._row import row
     from embedctl.providers import catalog
     from embedctl.routing.names import asked_for
 
