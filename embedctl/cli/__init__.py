@@ -17,9 +17,7 @@ from typing import Any, NoReturn
 import typer
 
 from embedctl import __version__, terminal
-from embedctl.cli._groups import SuggestingGroup as SuggestingGroup
-from embedctl.cli._groups import imported, quick
-from embedctl.cli._groups import nearest as nearest
+from embedctl.cli._groups import SuggestingGroup, imported, quick
 from embedctl.errors import EmbedctlError, InvariantBroken, WrongUsage
 
 COMMANDS = {
@@ -104,9 +102,7 @@ def _told(as_json: bool) -> Iterator[None]:
 
 
 def _say(error: EmbedctlError, as_json: bool) -> NoReturn:
-    from embedctl import terminal as render
-
-    render.error(error, as_json=as_json)
+    terminal.error(error, as_json=as_json)
     raise typer.Exit(error.exit_code) from None
 
 

@@ -110,7 +110,7 @@ def command_of(app: typer.Typer, name: str) -> Any:
     if not isinstance(app, Group):
         return _registered(app)[name]()
     shell = copy(app)
-    shell.registered_commands, shell.registered_groups = [], []
+    shell.registered_commands = []
     group: Any = typer.main.get_group(shell)
     group.name = name
     group.waiting = {command: partial(imported, module, command) for command, module in app.modules.items()}
@@ -126,9 +126,6 @@ def _registered(app: typer.Typer) -> dict[str, Callable[[], Any]]:
         alone.registered_commands = [info]
         name = info.name or typer.main.get_command_name(info.callback.__name__)  # type: ignore[union-attr]
         makers[name] = partial(_made, alone)
-    for nested in app.registered_groups:
-        assert nested.typer_instance is not None  # noqa: S101 - add_typer always sets it
-        makers |= _registered(nested.typer_instance)
     return makers
 
 
@@ -138,13 +135,13 @@ def quick(command: Any) -> Any:
 
     def params(ctx: Any) -> list[Any]:
         """All parameters, --help too, which is made for a context."""
-        found: list[Any] = listed(ctx)
-        for param in found:
+        parameters: list[Any] = listed(ctx)
+        for param in parameters:
             if getattr(param, "_runtime_param", param) is None:
                 param._runtime_param = _Plain(param)
             if "--help" in param.opts:
                 param.callback = _help
-        return found
+        return parameters
 
     command.get_params = params
     return command

@@ -68,23 +68,23 @@ def show(
     form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None, ledger: LedgerFlag = None
 ) -> None:
     """Every option with its value and where that comes from; keys are not shown."""
-    found = settings.load(config=config, ledger=ledger)
+    loaded = settings.load(config=config, ledger=ledger)
     rows: list[dict[str, Any]] = [
-        {"option": entry.name, "value": _value(getattr(found.options, entry.name)), "from": found.origins[entry.name]}
+        {"option": entry.name, "value": _value(getattr(loaded.options, entry.name)), "from": loaded.origins[entry.name]}
         for entry in fields(Options)
     ]
-    places = {"home": found.paths.home, "ledger": found.paths.ledger, "spool": found.paths.spool}
+    places = {"home": loaded.paths.home, "ledger": loaded.paths.ledger, "spool": loaded.paths.spool}
     envelope = {
         "schema_version": 1,
         "options": {row["option"]: {"value": row["value"], "from": row["from"]} for row in rows},
         "paths": {name: str(path) for name, path in places.items()},
-        "files": [str(path) for path in found.files],
-        "providers": sorted(found.providers),
+        "files": [str(path) for path in loaded.files],
+        "providers": sorted(loaded.providers),
         "warnings": [],
     }
     columns = [terminal.Column("option", "Option"), terminal.Column("value", "Value"), terminal.Column("from", "From")]
     footer = [f"{name}: {path}" for name, path in places.items()]
-    footer.append("files: " + (", ".join(map(str, found.files)) or "none (`embedctl config init` writes one)"))
+    footer.append("files: " + (", ".join(map(str, loaded.files)) or "none (`embedctl config init` writes one)"))
     terminal.table(
         terminal.Table(columns=columns, rows=rows, envelope=envelope, footer=footer), "json" if as_json else form
     )
