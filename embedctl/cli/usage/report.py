@@ -12,6 +12,7 @@ from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag
 from embedctl.cli.usage._period import Last
+from embedctl.cli.usage._report_table import Look, print_report, written_to
 from embedctl.cli.usage._workspace import EACH, BareWorkspace
 from embedctl.errors import RowsFailed, WrongUsage
 
@@ -109,9 +110,9 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
     else:
         with database.reader(opened.paths, now=opened.now) as connection:
             report = ask(connection, question, now=opened.now)
-        look = _ledger.Look(given["cost"], given["corrections"] == "split", given["compact"])
-        with _ledger.written_to(given["output"]):
-            _ledger.print_report(report, form, notes, look)
+        look = Look(given["cost"], given["corrections"] == "split", given["compact"])
+        with written_to(given["output"]):
+            print_report(report, form, notes, look)
     if given["strict"] and report.incomplete:
         _ledger.after_result(
             RowsFailed("some usage has no price, an old one, or no outcome (--strict)", hint="the warnings name it")
