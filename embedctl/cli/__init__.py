@@ -1,6 +1,7 @@
 """The command line: flags in, one call, exit code out. The only door to typer.
 
-Commands are modules of this folder, imported when they are called: `--help` imports none of them.
+A command is a module of this folder; a group is one, too, or a folder that names the file of each of its commands. All
+are imported when they are called: `--help` imports none of them, and `usage report` no other command of `usage`.
 """
 
 from __future__ import annotations

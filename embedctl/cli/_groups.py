@@ -84,8 +84,11 @@ class RunningGroup(SuggestingGroup):
 class Group(typer.Typer):
     """A group of commands. Each is made when it is called; one with a file of its own is imported then, too.
 
+    Args:
+        files: Command → file of `package` that has it, in the order of `--help`.
+
     Attributes:
-        modules: Command → the module that has it, in the order of `--help`; empty where the group has them itself.
+        modules: Command → the module that has it; empty where the group's own module registers its commands.
     """
 
     def __init__(
