@@ -24,8 +24,9 @@ from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import check_usable
-from embedctl.runs import estimate, pipeline, resume, target, wiring
+from embedctl.runs import estimate, resume, target, wiring
 from embedctl.runs.estimate import Estimate
+from embedctl.runs.executor import Executor, InProcess
 from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt, Spending, build_receipt
 from embedctl.runs.record import RunRecord
@@ -49,6 +50,7 @@ class Run:
         disk: Everything durable goes through it.
         ingest: Takes the spool into the ledger; duckdb's by default.
         segment_bytes: Of the journal.
+        executor: Works on the shards.
     """
 
     def __init__(
@@ -59,11 +61,13 @@ class Run:
         disk: Disk = storage.DISK,
         ingest: Callable[[LedgerPaths], Sequence[str] | None] | None = None,
         segment_bytes: int = 64 << 20,
+        executor: Executor | None = None,
     ) -> None:
         self.job = job
         self._observer = observer
         self.run_id: UUID = uuid7()
         self.stop = StopSignal()
+        self._executor = executor or InProcess()
         self._disk = disk
         self._ingest = ingest or _into_ledger
         self._segment_bytes = segment_bytes
@@ -195,8 +199,8 @@ class Run:
         """
         async with wiring.opened(plan, partial(self._begin, plan, entry)) as resources:
             try:
-                for shard in shards.plan(self._record.binding):
-                    await pipeline.run_shard(shard, resources.tools)
+                async for _ in self._executor.run(shards.plan(self._record.binding), resources.tools):
+                    pass
                 await asyncio.to_thread(self._finish, plan, resources)
             finally:
                 self._record.space = resources.space
