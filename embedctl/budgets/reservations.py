@@ -16,7 +16,7 @@ from embedctl.records import UNOBSERVED, BudgetLow, Observer, Request, UsageEven
 from embedctl.routing.chain import Endpoint
 
 UnitPrice = Callable[[Endpoint], Decimal | None]
-"""USD per million tokens of an offer now; 0 when it is free, None when nobody knows."""
+"""USD per million tokens of an endpoint now; 0 when it is free, None when nobody knows."""
 
 OTHERS_S = 0.1
 """How often is looked whether another run has given back what it had set aside."""
@@ -176,7 +176,7 @@ class Reservations:
 
     @contextmanager
     def _counted(self, mine: Sequence[SpendLimit]) -> Iterator[SharedBudget | None]:
-        """While the sums of shared allowances are as all runs see them: the purse, where there is one to tell."""
+        """While the sums are as all runs see them: the shared budget, where there is one."""
         shared = [one for one in mine if one.workspace_id is not None]
         if self._purse is None or not shared:
             yield None

@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
-from embedctl.cli._groups import nearest
-from embedctl.errors import WrongUsage
+from embedctl.errors import WrongUsage, nearest
 from embedctl.settings.options import Options
 
 FormatFlag = Annotated[

@@ -15,15 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from embedctl import terminal
-from embedctl.errors import WrongUsage
-
-
-def nearest(word: str, known: list[str]) -> str | None:
-    """The known word most like `word`, None when none is close."""
-    import difflib
-
-    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return matches[0] if matches else None
+from embedctl.errors import WrongUsage, nearest
 
 
 class SuggestingGroup(TyperGroup):

@@ -138,7 +138,7 @@ def _check_numbers(vectors: NDArray[np.float32], endpoint: Endpoint) -> None:
     squares = np.einsum("ij,ij->i", vectors, vectors)
     bad = np.flatnonzero(~np.isfinite(squares))
     if len(bad):
-        raise AnswerUnusable(f"vector {bad[0]} of {endpoint.provider} holds numbers that are none")
+        raise AnswerUnusable(f"vector {bad[0]} from {endpoint.provider} contains NaN or infinity")
     zero = np.flatnonzero(squares == 0)
     if len(zero):
         raise AnswerUnusable(f"vector {zero[0]} of {endpoint.provider} is all zeros")

@@ -14,7 +14,7 @@ from embedctl.records import Request, Usage
 from embedctl.routing.endpoint import Endpoint
 
 FIRST_CHECKED = 3
-"""Answers of each offer that are counted here too before its counts are believed; then 1 %."""
+"""Answers of each endpoint that are counted here too before its counts are believed; then 1 %."""
 
 _CONSTANT_ANSWERS = 4
 _CONSTANT_BYTES = 200

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from embedctl.errors import InputInvalid, WrongUsage
+from embedctl.errors import InputInvalid, WrongUsage, nearest
 from embedctl.inputs.block import ReadOptions
 
 TEXT_NAMES = ("text", "content", "body", "document", "passage", "chunk", "sentence", "page_content")
@@ -189,13 +188,6 @@ def _named(wanted: str, types: Mapping[str, pa.DataType], label: str) -> str:
     raise InputInvalid(
         f"{label}: no column {wanted!r}", hint=f"{f'did you mean {near!r}? ' if near else ''}{_listed(types)}"
     )
-
-
-def nearest(wanted: str, names: Sequence[str]) -> str | None:
-    """The name most like the wanted one, None when none is like it."""
-    lowered = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(wanted.lower(), list(lowered), n=1)
-    return lowered[close[0]] if close else None
 
 
 def _listed(types: Mapping[str, pa.DataType]) -> str:

@@ -138,7 +138,7 @@ def _lists(numbers: NDArray[Any], kind: pa.DataType) -> pa.Array:
 
 
 def joined(batches: Sequence[pa.RecordBatch]) -> pa.Table | None:
-    """Batches of one slot as a table; None when no row had text."""
+    """Batches of one slice as a table; None when no row had text."""
     return pa.Table.from_batches(batches) if batches else None
 
 

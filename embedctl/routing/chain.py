@@ -1,4 +1,4 @@
-"""Who serves the model that was asked for: the offer itself and its fallbacks, from settings and catalog."""
+"""Who serves the model that was asked for: the endpoint itself and its fallbacks, from settings and catalog."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class FallbackChain:
-    """The offer asked for, then those that may take over; and who may not, with the reason."""
+    """The endpoint asked for, then those that may take over; and who may not, with the reason."""
 
     endpoints: tuple[Endpoint, ...]
     left_out: tuple[Excluded, ...] = field(default=())
@@ -110,7 +110,7 @@ def _left_out(entry: str, problem: EmbedctlError) -> Excluded:
 
 
 def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | None = None) -> Endpoint:
-    """One provider's offer of a model, known to the catalog or not.
+    """One provider's endpoint of a model, known to the catalog or not.
 
     Args:
         now_s: Unix time; None: now.

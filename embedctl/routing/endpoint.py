@@ -1,4 +1,4 @@
-"""An offer: one provider serving one model, with everything that a request needs. Pure."""
+"""An endpoint: one provider serving one model, with everything that a request needs. Pure."""
 
 from __future__ import annotations
 

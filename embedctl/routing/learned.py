@@ -81,7 +81,7 @@ class Learned:
         return min(LONGEST_HOLD_S, max(0.0, hold.until - now)) if hold else 0.0
 
     def limits_of(self, served: Served) -> Limits:
-        """What was learnt of this model's server; all None when nothing was."""
+        """What was learned of this model's server; all None when nothing was."""
         learnt = self.limits.get(served)
         return learnt.limits if learnt else Limits()
 

@@ -47,7 +47,7 @@ class LearnedFile:
         return self._hints.held_s(account(endpoint), self._wall()), hold.reason if hold else ""
 
     def limits(self, endpoint: Endpoint) -> Limits:
-        """What one request may hold: the offer's limits, and what was learnt of its server."""
+        """What one request may hold: the endpoint's limits, and what was learned of its server."""
         return smaller(endpoint.limits, self._hints.limits_of(served(endpoint)))
 
     def takes_base64(self, endpoint: Endpoint) -> bool:
@@ -105,7 +105,7 @@ def smaller(one: Limits, other: Limits) -> Limits:
 
 
 def served(endpoint: Endpoint) -> Served:
-    """A model at an address: whose limits are learnt."""
+    """A model at an address: whose limits are learned."""
     return Served(place(endpoint), endpoint.wire_model)
 
 

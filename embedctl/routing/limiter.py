@@ -17,7 +17,7 @@ LONG_S = 5.0
 
 
 class Permit:
-    """One request's place in the lane; say how it went before the place is given up.
+    """Permission for one request; say how it went before the place is given up.
 
     Saying nothing (cancelled) teaches nothing, and keeps the tokens taken: they may have been used.
     """
@@ -39,10 +39,10 @@ class Permit:
             self._rate_limit.learn(rates, now)
 
     def failed(self, error: ProviderError, wait_s: float | None = None, rates: Rates | None = None) -> None:
-        """A failure; its class decides what the lane learns.
+        """A failure; its class decides what the limiter learns.
 
         Args:
-            wait_s: How long the whole lane waits after a `Throttled` (`retry.Step.wait_s`); None: its own hint, or 1.
+            wait_s: How long all wait after a `Throttled` (`retry.Step.wait_s`); None: its own hint, or 1.
         """
         now = self._clock()
         if isinstance(error, Throttled):
@@ -86,7 +86,7 @@ class AdaptiveLimiter:
         longest_gate_s: float = 600.0,
         waiting: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """Start with an empty lane.
+        """Start with nothing in flight.
 
         Args:
             clock: Monotonic seconds; `sleep` sleeps by the same clock.
@@ -114,7 +114,7 @@ class AdaptiveLimiter:
             items: Texts in it.
 
         Raises:
-            Throttled: The provider asked the lane to wait for longer than `longest_gate_s`.
+            Throttled: The provider asked the limiter to wait for longer than `longest_gate_s`.
         """
         async with self._turn:
             await self._wait(tokens, items)

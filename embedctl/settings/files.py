@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage
+from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage, nearest
 from embedctl.settings import options as run_options
 from embedctl.settings.options import Options
 from embedctl.settings.tables import (
@@ -208,10 +208,8 @@ def _table(value: object, label: str) -> dict[str, Any]:
 
 
 def _unknown_key(key: str, known: list[str], label: str, error: type[EmbedctlError]) -> None:
-    from difflib import get_close_matches
-
-    close = get_close_matches(key, known, n=1, cutoff=0.5)
+    close = nearest(key, known)
     raise error(
         f"{label}: unknown key {key!r}",
-        hint=f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}",
+        hint=f"did you mean {close!r}?" if close else f"known: {', '.join(known)}",
     )

@@ -34,48 +34,54 @@ class Options:
 
     model: str | None = option(None, "Model, as NAME or PROVIDER:NAME (default: the bundled one).", short="-m")
     provider: str | None = option(None, "Provider to use; must agree with a prefix of --model.")
-    workspace: str = option("default", "Who pays; on every ledger row.", short="-w")
+    workspace: str = option("default", "Workspace to charge; stored on every ledger row.", short="-w")
     workspace_column: str | None = option(None, "Table column that names the workspace of each row.")
     tag: Mapping[str, str] = option({}, "K=V kept with every usage event; repeatable.", metavar="K=V")
-    purpose: Purpose = option("ingest", "Why the vectors are made.")
+    purpose: Purpose = option("ingest", "Purpose of the vectors; stored on every ledger row.")
     text_column: str | None = option(None, "Table column to embed (found when unambiguous).")
     id_column: str | None = option(None, "Table column of row ids (found when unambiguous).")
     keep: str = option("all", "Other columns to keep: all, none, or names with commas.")
-    split: Literal["document", "lines", "paragraphs"] = option("document", "What a row of a text file is.")
+    split: Literal["document", "lines", "paragraphs"] = option("document", "Unit of a text file that becomes one row.")
     encoding: str = option("utf-8", "Encoding of text files.")
     chunk_size: int | None = option(None, "Tokens per chunk (documents: 1000; tables are chunked only when asked).")
     chunk_overlap: int | None = option(None, "Tokens that neighbouring chunks share (documents: 200).")
-    input_type: InputType = option("document", "What the vectors are for.")
-    dimensions: int | None = option(None, "Width of the vectors (default: the model's own).")
+    input_type: InputType = option("document", "Intended use of the vectors.")
+    dimensions: int | None = option(None, "Number of dimensions (default: the model's own).")
     dimension_policy: Literal["reduce", "pad", "ignore"] = option(
         "reduce",
-        "When the model cannot give --dimensions itself: cut and renormalise, add zeros, or leave it.",
+        "When the model does not support --dimensions: truncate and renormalise, pad with zeros, or ignore.",
     )
     force: bool = option(False, "Allow `reduce` for models not trained for it.")
     on_too_long: Literal["fail", "skip", "truncate", "chunk", "mean"] = option(
         "fail",
-        "A text over the model's limit: fail the row, skip it, cut it, chunk it, or average its pieces.",
+        "A text that exceeds the model's limit: fail the row, skip it, truncate it, chunk it, or average its chunks.",
     )
-    on_blank: Literal["skip", "fail"] = option("skip", "An empty text: skip the row or fail it.")
-    fallback: Literal["same-space", "any", "off"] = option("same-space", "Which providers may take over.")
-    max_cost: Decimal | None = option(None, "Stop before more than this is spent, in USD.", metavar="USD")
-    allow_unpriced: bool = option(False, "With --max-cost: run models that have no price.")
-    batch_size: int | None = option(None, "Most texts in one request (default: packed to the model's limits).")
-    concurrency: int = option(16, "Requests in flight.")
+    on_blank: Literal["skip", "fail"] = option("skip", "An empty or blank text: skip the row or fail it.")
+    fallback: Literal["same-space", "any", "off"] = option(
+        "same-space", "Providers that may take over when the first is unavailable."
+    )
+    max_cost: Decimal | None = option(
+        None, "Maximum cost of the run in USD; it stops before this is exceeded.", metavar="USD"
+    )
+    allow_unpriced: bool = option(False, "With --max-cost: allow models without a price.")
+    batch_size: int | None = option(None, "Maximum texts per request (default: the model's limits).")
+    concurrency: int = option(16, "Maximum requests in flight.")
     rpm: int | None = option(None, "Requests per minute, 0 = no limit (default: config or catalog).")
     tpm: int | None = option(None, "Tokens per minute, 0 = no limit (default: config or catalog).")
-    burst: int = option(10, "Requests that may go at once before --rpm counts.")
-    retries: int = option(6, "Retries of one request.")
-    timeout: float = option(120.0, "One request may take this long, e.g. 90 or 2m.", metavar="TIME")
-    max_wait: float = option(600.0, "Longest wait on a provider that says when to come back.", metavar="TIME")
-    deadline: float | None = option(None, "Stop sending after this long and stay resumable.", metavar="TIME")
-    insecure: bool = option(False, "Allow plain http to another machine: texts and keys can be read on the way.")
-    vector_type: Literal["fixed", "list"] = option("fixed", "Parquet type of vectors: fixed-size or plain lists.")
-    dtype: Literal["float32", "float16", "int8"] = option("float32", "Number type of vectors in the output.")
-    reuse: bool = option(True, "Take vectors of known texts from the existing output.")
-    unique_ids: bool = option(False, "Duplicate ids are an error.")
+    burst: int = option(10, "Requests allowed in a burst before --rpm applies.")
+    retries: int = option(6, "Maximum retries per request.")
+    timeout: float = option(120.0, "Timeout of one request, e.g. 90 or 2m.", metavar="TIME")
+    max_wait: float = option(600.0, "Maximum wait for a rate-limited provider.", metavar="TIME")
+    deadline: float | None = option(None, "Stop after this time; the run stays resumable.", metavar="TIME")
+    insecure: bool = option(False, "Allow plain http to another machine: texts and keys are sent unencrypted.")
+    vector_type: Literal["fixed", "list"] = option(
+        "fixed", "Parquet type of the vectors: fixed-size or variable-size list."
+    )
+    dtype: Literal["float32", "float16", "int8"] = option("float32", "Number type of the vectors in the output.")
+    reuse: bool = option(True, "Reuse vectors of unchanged texts from the existing output.")
+    unique_ids: bool = option(False, "Fail on duplicate ids.")
     cache: bool | None = option(None, "Use the shared vector cache (default: on for `embed` with a paid model).")
-    max_row_bytes: int = option(104_857_600, "A longer row is not read, but reported.")
+    max_row_bytes: int = option(104_857_600, "Maximum size of a row in bytes; a longer one fails.")
 
 
 def seconds(text: str | float) -> float:

@@ -9,8 +9,7 @@ import typer
 
 from embedctl import settings, terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
-from embedctl.cli._groups import nearest
-from embedctl.errors import WrongUsage
+from embedctl.errors import WrongUsage, nearest
 
 app = typer.Typer()
 

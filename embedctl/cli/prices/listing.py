@@ -8,10 +8,9 @@ import typer
 
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
-from embedctl.cli._groups import nearest
 from embedctl.cli._prices import price_book
 from embedctl.cli.prices._table import print_prices
-from embedctl.errors import WrongUsage
+from embedctl.errors import WrongUsage, nearest
 
 app = typer.Typer()
 

@@ -9,8 +9,8 @@ import typer
 from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag
-from embedctl.cli._groups import nearest
 from embedctl.cli.prices._table import Name, plain_usd
+from embedctl.errors import nearest
 from embedctl.ledger import periods
 from embedctl.ledger.prices import price_file
 from embedctl.routing.names import known_providers

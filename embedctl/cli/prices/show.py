@@ -6,10 +6,9 @@ import typer
 
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
-from embedctl.cli._groups import nearest
 from embedctl.cli._prices import price_book
 from embedctl.cli.prices._table import Name, print_prices
-from embedctl.errors import WrongUsage
+from embedctl.errors import WrongUsage, nearest
 from embedctl.ledger.prices import price_file
 
 app = typer.Typer()

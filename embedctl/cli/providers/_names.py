@@ -7,4 +7,6 @@ from typing import Annotated
 import typer
 
 Name = Annotated[str, typer.Argument(help="A provider's name.", metavar="NAME")]
-WorkspaceFlag = Annotated[str | None, typer.Option("--workspace", "-w", help="Who pays, and whose allow-list applies.")]
+WorkspaceFlag = Annotated[
+    str | None, typer.Option("--workspace", "-w", help="Workspace to charge; its allow-list applies.")
+]

@@ -31,7 +31,7 @@ ModelFlag = Annotated[str | None, typer.Option("--model", "-m", help="Model to a
 ProviderFlag = Annotated[
     str | None, typer.Option("--provider", help="Provider to ask (default: the one that made FILE).")
 ]
-WorkspaceFlag = Annotated[str | None, typer.Option("--workspace", "-w", help="Who pays.")]
+WorkspaceFlag = Annotated[str | None, typer.Option("--workspace", "-w", help="Workspace to charge.")]
 TagFlag = Annotated[
     list[str] | None, typer.Option("--tag", help="K=V kept with every usage event; repeatable.", metavar="K=V")
 ]
