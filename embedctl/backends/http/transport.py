@@ -1,27 +1,23 @@
-"""One HTTP exchange, with every foreign error become ours. The only door to httpx and h11.
-
-httpx's client follows redirects when asked, reads netrc and proxies for loopback, and logs URLs; its requests,
-responses and errors do none of that, so those are what is used, over a transport of our own (exchanges.py).
-"""
+"""One HTTP exchange, with every foreign error become ours; libcurl speaks HTTP. The only door to it."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
-from embedctl.backends.http import alone as alone  # isort: skip  # before httpx
-
-import httpx
+import certifi
+import pycurl
 
 from embedctl.backends.http import urls
-from embedctl.backends.http.bodies import MAX_ERROR_BYTES, body_of
-from embedctl.backends.http.exchanges import Exchanges
+from embedctl.backends.http.bodies import MAX_ERROR_BYTES, Incoming
+from embedctl.backends.http.curls import CurlError, Curls
 from embedctl.backends.http.translation import WORDS, translated
 from embedctl.errors import AnswerLost, ConfigurationInvalid, NotSent, ProviderError, RedirectRefused
 from embedctl.providers._contract import HttpRequest
@@ -29,6 +25,13 @@ from embedctl.providers._contract import HttpRequest
 __all__ = ["MAX_BYTES", "MAX_ERROR_BYTES", "WORDS", "HttpResponse", "Transport", "translated"]
 
 MAX_BYTES = 64 * 1024 * 1024
+CONNECT_S = 10
+KEEPALIVE_S = 15
+EYEBALLS_S = 0.25
+"""After so long the next of a name's addresses is tried as well (RFC 8305)."""
+
+_BUFFER_BYTES = 256 * 1024
+_URL_SIGNS = "%/:?#[]@!$&'()*+,;=~"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +48,6 @@ class HttpResponse:
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
     seconds: float
-
-
-class _Progress:
-    """Whether any byte of the request has been written: before that, nothing can have been billed."""
-
-    __slots__ = ("written",)
-
-    def __init__(self) -> None:
-        self.written = False
-
-    def begin(self) -> None:
-        """The first byte is about to leave."""
-        self.written = True
 
 
 class Transport:
@@ -85,10 +75,11 @@ class Transport:
         self._insecure = insecure
         self._environ = environ
         self._clock = clock
+        self._connections = connections
         self._gate = asyncio.Semaphore(connections)
         self._ways: dict[str, _Way] = {}
-        self._exchanges: dict[tuple[str, str | None], Exchanges] = {}
-        self._trust: ssl.SSLContext | None = None
+        self._curls: Curls | None = None
+        self._trust: bytes | None = None
 
     async def send(self, request: HttpRequest, *, timeout_s: float = 120.0, max_bytes: int = MAX_BYTES) -> HttpResponse:
         """Send one request and read its answer, whatever its status (but for redirects).
@@ -106,31 +97,40 @@ class Transport:
             ConfigurationInvalid: The URL is one that keys are not sent to, or a header cannot be sent.
         """
         way = self._way(request.url)
-        host = way.host
-        progress = _Progress()
+        _check_headers(request, way.host)
+        exchange = _Exchange(way, request, max_bytes)
+        answer = exchange.answer
         async with self._gate:
+            self._curls = self._curls or Curls(self._connections)
             started = self._clock()
             try:
                 async with asyncio.timeout(timeout_s):
-                    status, headers, body = await _exchange(way, request, progress, max_bytes)
+                    await self._curls.perform(exchange.prepare, exchange.begin)
             except TimeoutError:
-                raise _lost(progress, f"{host} took more than {timeout_s:g} s") from None
-            except (httpx.HTTPError, httpx.StreamError, OSError) as problem:
-                raise translated(problem, host, written=progress.written) from None
+                answer.clear()
+                raise _lost(exchange, f"{way.host} took more than {timeout_s:g} s") from None
+            except CurlError as problem:
+                cut = answer.is_open_ended and problem.code == pycurl.E_RECV_ERROR and not problem.errno
+                if not answer.enough and not cut:
+                    answer.clear()
+                    raise exchange.translated(problem) from None
+                if answer.problem is not None:
+                    raise answer.problem from None
             seconds = self._clock() - started
-        if 300 <= status < 400:
-            target = _host_of(headers.get("location", "")) or "itself"
+        if 300 <= answer.status < 400:
+            target = _host_of(answer.headers.get("location", "")) or "itself"
             raise RedirectRefused(
-                f"{host} redirects to {target}; keys and texts do not follow",
+                f"{way.host} redirects to {target}; keys and texts do not follow",
                 hint="set the provider's base_url to where it should go",
-                status=status,
+                status=answer.status,
             )
-        return HttpResponse(status=status, headers=headers, body=body, seconds=seconds)
+        return HttpResponse(status=answer.status, headers=answer.headers, body=answer.body, seconds=seconds)
 
     async def aclose(self) -> None:
         """Close all connections; those of exchanges in flight when these are over."""
-        for exchanges in self._exchanges.values():
-            await exchanges.aclose()
+        if self._curls is not None:
+            self._curls.close()
+            self._curls = None
 
     def proxy(self, url: str) -> str | None:
         """HOST:PORT of the proxy that requests to this URL pass, for `doctor`; None without one."""
@@ -142,76 +142,143 @@ class Transport:
         way = self._ways.get(url)
         if way is None:
             parts = urls.checked(url, insecure=self._insecure)
-            key = (parts.scheme, urls.proxy_for(parts, self._environ))
-            if key not in self._exchanges:
-                self._exchanges[key] = self._made(*key)
-            try:
-                asked = httpx.URL(url)
-            except httpx.InvalidURL as problem:
-                raise ConfigurationInvalid(f"a URL of {parts.netloc} cannot be asked: {problem}") from None
-            way = self._ways[url] = _Way(asked, parts.netloc, self._exchanges[key])
+            proxy = urls.proxy_for(parts, self._environ)
+            if proxy is not None and not _is_proxy(proxy):
+                raise ConfigurationInvalid(
+                    "the proxy that HTTPS_PROXY or ALL_PROXY names cannot be used", hint="http://HOST:PORT"
+                )
+            trust = self._certificates() if parts.scheme == "https" else None
+            way = self._ways[url] = _Way(_as_sent(parts), parts.netloc, proxy, trust)
         return way
 
-    def _made(self, scheme: str, proxy: str | None) -> Exchanges:
-        # Reading the certificates takes 20 ms and more: not for plain http, and once for all.
-        trust = self._certificates() if scheme == "https" else None
-        if proxy is None:
-            return Exchanges(trust)
-        try:
-            return Exchanges(trust, httpx.Proxy(proxy))
-        except (ValueError, httpx.InvalidURL):
-            raise ConfigurationInvalid(
-                "the proxy that HTTPS_PROXY or ALL_PROXY names cannot be used", hint="http://HOST:PORT"
-            ) from None
-
-    def _certificates(self) -> ssl.SSLContext:
-        if self._trust is None:
-            self._trust = httpx.create_ssl_context(trust_env=False)
-            self._trust.set_alpn_protocols(["http/1.1"])
-            if self._ca_file is not None:
-                try:
-                    self._trust.load_verify_locations(cafile=self._ca_file)
-                except (OSError, ssl.SSLError) as problem:
-                    raise ConfigurationInvalid(
-                        f"the certificates in {self._ca_file} cannot be read: {problem}", hint="a PEM file"
-                    ) from None
+    def _certificates(self) -> bytes | None:
+        """The public ones and those of `ca_file`; None for the public ones alone, which libcurl then reads once."""
+        if self._ca_file is not None and self._trust is None:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=self._ca_file)
+                self._trust = Path(certifi.where()).read_bytes() + b"\n" + self._ca_file.read_bytes()
+            except (OSError, ssl.SSLError) as problem:
+                raise ConfigurationInvalid(
+                    f"the certificates in {self._ca_file} cannot be read: {problem}", hint="a PEM file"
+                ) from None
         return self._trust
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """A URL that may be asked, and through what."""
+    """A URL that may be asked, and through what.
 
-    url: httpx.URL
+    Attributes:
+        trust: Certificates; None for the public ones.
+    """
+
+    url: str
     host: str
-    exchanges: Exchanges
+    proxy: str | None
+    trust: bytes | None
 
 
-async def _exchange(
-    way: _Way, request: HttpRequest, progress: _Progress, max_bytes: int
-) -> tuple[int, Mapping[str, str], bytes]:
-    """Status, headers and decoded body."""
+class _Socket(socket.socket):
+    """libcurl takes a copy of its number; nobody else closes this one."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _Exchange:
+    """What libcurl is told of a request, and what it says of how far it came.
+
+    Attributes:
+        written: The first byte was about to leave: before that, nothing can have been billed.
+    """
+
+    def __init__(self, way: _Way, request: HttpRequest, max_bytes: int) -> None:
+        self.written = False
+        self.answer = Incoming(way.host, max_bytes)
+        self._way = way
+        self._request = request
+        self._link_local = False
+
+    def prepare(self, easy: pycurl.Curl) -> None:
+        """For `Curls.perform`. What libcurl would take from the environment or do by itself is turned off."""
+        way, request = self._way, self._request
+        easy.setopt(pycurl.URL, way.url)
+        easy.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+        easy.setopt(pycurl.NOSIGNAL, True)
+        easy.setopt(pycurl.BUFFERSIZE, _BUFFER_BYTES)
+        easy.setopt(pycurl.CONNECTTIMEOUT, CONNECT_S)
+        easy.setopt(pycurl.MAXAGE_CONN, KEEPALIVE_S)
+        easy.setopt(pycurl.FOLLOWLOCATION, False)
+        easy.setopt(pycurl.PROXY, way.proxy or "")
+        easy.setopt(pycurl.NOPROXY, "")
+        easy.setopt(pycurl.HEADEROPT, pycurl.HEADER_SEPARATE)
+        if way.trust is not None:
+            easy.setopt(pycurl.CAINFO_BLOB, way.trust)
+            easy.setopt(pycurl.PROXY_CAINFO_BLOB, way.trust)
+        else:
+            easy.setopt(pycurl.CAINFO, certifi.where())
+            easy.setopt(pycurl.PROXY_CAINFO, certifi.where())
+        headers = {"accept": "*/*", "accept-encoding": "identity", **request.headers}
+        easy.setopt(
+            pycurl.HTTPHEADER,
+            [f"{name}: {value}" if value else f"{name};" for name, value in headers.items()] + ["Expect:"],
+        )
+        if request.method == "POST":
+            easy.setopt(pycurl.POST, True)
+            easy.setopt(pycurl.POSTFIELDS, request.body)
+        easy.setopt(pycurl.OPENSOCKETFUNCTION, self._open)
+        easy.setopt(pycurl.HEADERFUNCTION, lambda line: None if self.answer.header(line) else -1)
+        easy.setopt(pycurl.WRITEFUNCTION, lambda piece: None if self.answer.piece(piece) else -1)
+
+    def begin(self) -> bool:
+        """The request may leave, once: libcurl sends it again when the connection ends before an answer."""
+        once = not self.written
+        self.written = self.answer.expected = True
+        return once
+
+    def translated(self, problem: CurlError) -> ProviderError:
+        """Our error for libcurl's."""
+        if self._link_local and not self.written:
+            return NotSent(
+                f"{self._way.host} leads to a link-local address, never a provider", provider_code="link_local"
+            )
+        return translated(problem, self._way.host, written=self.written, proxied=self._way.proxy is not None)
+
+    def _open(self, _: int, address: tuple[int, int, int, tuple[str | int | bytes, ...]]) -> socket.socket | int:
+        """A socket for an address that a name led to; a proxy's may be link-local."""
+        family, kind, protocol, where = address
+        host = where[0]
+        if self._way.proxy is None and urls.is_link_local(host.decode() if isinstance(host, bytes) else str(host)):
+            self._link_local = True
+            return pycurl.SOCKET_BAD
+        return _Socket(family, kind, protocol)
+
+
+def _check_headers(request: HttpRequest, host: str) -> None:
     for name, value in request.headers.items():
         if not (value.isascii() and value.isprintable()):
             raise ConfigurationInvalid(
-                f"the header {name} for {way.host} holds characters that HTTP does not allow",
+                f"the header {name} for {host} holds characters that HTTP does not allow",
                 hint="does the key in the environment end with a line break, or hold a quotation mark of print?",
             )
-    outgoing = httpx.Request(
-        request.method,
-        way.url,
-        headers={"accept": "*/*", "accept-encoding": "identity", **request.headers},
-        content=request.body if request.method != "GET" else None,
-        extensions={"written": progress.begin},
-    )
-    response = await way.exchanges.handle_async_request(outgoing)
+
+
+def _as_sent(parts: SplitResult) -> str:
+    """The URL in ASCII."""
     try:
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        if 300 <= response.status_code < 400:
-            return response.status_code, headers, b""
-        return response.status_code, headers, await body_of(response, headers, max_bytes, way.host)
-    finally:
-        await response.aclose()
+        parts = parts._replace(netloc=parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode())
+    except UnicodeError:
+        raise ConfigurationInvalid(f"a URL of {parts.netloc} cannot be asked: that is no name of a host") from None
+    return quote(parts.geturl(), safe=_URL_SIGNS)
+
+
+def _is_proxy(url: str) -> bool:
+    """Whether it is one that libcurl can ask and that we speak to (not SOCKS)."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _host_of(location: str) -> str:
@@ -222,5 +289,5 @@ def _host_of(location: str) -> str:
         return "somewhere that cannot be read"
 
 
-def _lost(progress: _Progress, message: str) -> ProviderError:
-    return AnswerLost(message) if progress.written else NotSent(message)
+def _lost(exchange: _Exchange, message: str) -> ProviderError:
+    return AnswerLost(message) if exchange.written else NotSent(message)
