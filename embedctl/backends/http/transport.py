@@ -27,9 +27,6 @@ __all__ = ["MAX_BYTES", "MAX_ERROR_BYTES", "WORDS", "HttpResponse", "Transport",
 MAX_BYTES = 64 * 1024 * 1024
 CONNECT_S = 10
 KEEPALIVE_S = 15
-EYEBALLS_S = 0.25
-"""After so long the next of a name's addresses is tried as well (RFC 8305)."""
-
 _BUFFER_BYTES = 256 * 1024
 _URL_SIGNS = "%/:?#[]@!$&'()*+,;=~"
 
@@ -179,7 +176,7 @@ class _Way:
 
 
 class _Socket(socket.socket):
-    """libcurl takes a copy of its number; nobody else closes this one."""
+    """Libcurl takes a copy of its number; nobody else closes this one."""
 
     def __del__(self) -> None:
         self.close()
