@@ -30,7 +30,7 @@ from embedctl.ledger.ingest import ingest
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.periods import Range
 from embedctl.records import UsageEvent, new_operation_id, uuid7
-from embedctl.reports.report import Question, report
+from embedctl.reports.report import ReportQuery, report
 
 YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 12, 31, tzinfo=UTC)
@@ -143,7 +143,7 @@ def of(folder: Path) -> LedgerPaths:
     return LedgerPaths(folder / "usage.duckdb", folder / "spool", folder / "prices.toml")
 
 
-def ask(paths: LedgerPaths, question: Question) -> Decimal | None:
+def ask(paths: LedgerPaths, question: ReportQuery) -> Decimal | None:
     with database.reader(paths, now=NOW) as connection:
         return report(connection, question, now=NOW).totals["cost"]  # type: ignore[no-any-return]
 
@@ -170,8 +170,8 @@ def main() -> None:
             shutil.rmtree(paths.done)
         size = paths.database.stat().st_size
         month = Range(datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 7, 1, tzinfo=UTC))
-        wide = Question(by=["month", "workspace", "provider", "model"])
-        narrow = Question(by=["provider", "model"], within=month, only={"workspace": [busiest(paths)]})
+        wide = ReportQuery(by=["month", "workspace", "provider", "model"])
+        narrow = ReportQuery(by=["provider", "model"], within=month, only={"workspace": [busiest(paths)]})
 
         def cycle() -> None:
             spool.publish(paths.spool, str(uuid7()), events(50, 0.99, chance))

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from embedctl import __version__
 from embedctl.errors import EmbedctlError, Locked
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.runs.registry import OPEN, Runs
+from embedctl.runs.registry import OPEN, RunRegistry
 from embedctl.settings import Settings
 
 State = Literal["ok", "note", "bad"]
@@ -134,7 +134,7 @@ def _model(settings: Settings) -> Check:
         check_usable(chain.first)
     except EmbedctlError as error:
         return Check("model", "bad", f"the default model cannot be used: {error.message}", error.hint)
-    others = [offer.id for offer in chain.offers[1:]]
+    others = [endpoint.id for endpoint in chain.endpoints[1:]]
     facts = {"model": chain.first.id, "fallbacks": others, "from": settings.origins.get("model")}
     return Check("model", "ok", chain.first.id + (f", then {', '.join(others)}" if others else ""), facts=facts)
 
@@ -177,10 +177,10 @@ def _providers(settings: Settings, *, online: bool, now: datetime) -> Iterator[C
 
 
 def _hints(settings: Settings) -> Check:
-    from embedctl.routing import hints
+    from embedctl.routing import learned
 
     path = settings.paths.home / "hints.json"
-    known, complaint = hints.load(path)
+    known, complaint = learned.load(path)
     facts = {
         "holds": len(known.holds),
         "limits": len(known.limits),
@@ -246,7 +246,7 @@ def _ledger(settings: Settings, now: datetime) -> Check:
 
 
 def _runs(settings: Settings) -> Check:
-    found = [run for run in Runs(settings.paths.runs).all() if run.output]
+    found = [run for run in RunRegistry(settings.paths.runs).all() if run.output]
     running = [run for run in found if run.state in OPEN]
     latest: dict[str, Any] = {}
     for run in found:  # newest first

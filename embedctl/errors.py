@@ -57,7 +57,7 @@ class Remedy(Enum):
     WAIT = "wait"  # same request again when the provider says, bounded by --max-wait
     HALVE = "halve"  # the request is too large: both halves, and remember the size
     ISOLATE = "isolate"  # one text is bad: halve until it stands alone
-    LEAVE = "leave"  # this provider is of no use in this run: fall back or stop
+    GIVE_UP = "leave"  # this provider is of no use in this run: fall back or stop
 
 
 class EmbedctlError(Exception):
@@ -226,7 +226,7 @@ class ProviderError(EmbedctlError):
 
     exit_code = 69
     word = "provider_error"
-    remedy: ClassVar[Remedy] = Remedy.LEAVE
+    remedy: ClassVar[Remedy] = Remedy.GIVE_UP
     billable: ClassVar[Billable] = "no"
     ill: ClassVar[bool] = False  # counts against the circuit breaker
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from embedctl.errors import EmbedctlError, StorageFailed, WrongUsage
 
 if TYPE_CHECKING:
-    from embedctl.runs.estimate import Forecast
-    from embedctl.runs.receipt import Headway, Receipt, Spending
+    from embedctl.runs.estimate import Estimate
+    from embedctl.runs.receipt import Progress, Receipt, Spending
 
 Format = Literal["table", "json", "csv", "md"]
 FORMATS: tuple[Format, ...] = ("table", "json", "csv", "md")
@@ -235,7 +235,7 @@ def _text(content: Table) -> str:
     return "\n".join([*head, *lines, *map(safe, content.footer)]) + "\n"
 
 
-class Progress:
+class ProgressLine:
     """Rows, tokens and cost so far, on stderr: one line that is rewritten in a terminal, a line a minute elsewhere."""
 
     def __init__(self, *, shown: bool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -246,14 +246,14 @@ class Progress:
         self._last = self._started
         self._drawn = False
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressLine:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._drawn:
             aside("\r\x1b[K")
 
-    def show(self, headway: Headway, rows_total: int | None, spending: Spending) -> None:
+    def show(self, headway: Progress, rows_total: int | None, spending: Spending) -> None:
         """Show where the run stands."""
         from embedctl.records import format_money
 
@@ -296,7 +296,7 @@ def receipt(done: Receipt) -> None:
         notice(f"failures: {done.failures}")
 
 
-def forecast(found: Forecast) -> None:
+def forecast(found: Estimate) -> None:
     """What a run would take, for people, on stdout: with --dry-run it is the result."""
     spread = found.tokens_high - found.tokens
     about = f"about {found.tokens:,} (±{spread:,}, {found.counted:,} counted)" if spread else f"{found.tokens:,}"
@@ -320,7 +320,7 @@ def forecast(found: Forecast) -> None:
     out("\n".join([*map(safe, lines), "nothing was sent"]) + "\n")
 
 
-def _forecast_cost(found: Forecast) -> str:
+def _forecast_cost(found: Estimate) -> str:
     from embedctl.records import format_money
 
     if found.cost is None or found.cost_low is None or found.cost_high is None:

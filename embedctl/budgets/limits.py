@@ -7,26 +7,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedctl.budgets.reservations import Allowance, Till, UnitPrice, reached, usd
-from embedctl.budgets.shared import SharedPurse, Sums
+from embedctl.budgets.reservations import Reservations, SpendLimit, UnitPrice, reached, usd
+from embedctl.budgets.shared import SharedBudget, Sums
 from embedctl.errors import Locked, OutputRefused, WrongUsage
 from embedctl.journal.rescue import JOURNAL, LOCK, rescue
 from embedctl.ledger import budget_copy, segment_owners, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import utc_now
-from embedctl.routing.chain import Offer
+from embedctl.routing.chain import Endpoint
 from embedctl.settings import Settings
 from embedctl.settings.options import Options
 from embedctl.storage import locks
 
 if TYPE_CHECKING:
-    from embedctl.ledger.budgets import Standing
+    from embedctl.ledger.budgets import BudgetStatus
 
 LEDGER_WAIT_S = 30
 """How long the ledger is waited for when budgets are looked up: without them nothing may be sent."""
 
 
-def check_priced(offers: Sequence[Offer], unit_price: UnitPrice, options: Options) -> None:
+def check_priced(endpoints: Sequence[Endpoint], unit_price: UnitPrice, options: Options) -> None:
     """With --max-cost every offer needs a price.
 
     Raises:
@@ -34,10 +34,10 @@ def check_priced(offers: Sequence[Offer], unit_price: UnitPrice, options: Option
     """
     if options.max_cost is None or options.allow_unpriced:
         return
-    for offer in offers:
-        if unit_price(offer) is None:
+    for endpoint in endpoints:
+        if unit_price(endpoint) is None:
             raise WrongUsage(
-                f"{offer.id} has no price, so --max-cost cannot hold",
+                f"{endpoint.id} has no price, so --max-cost cannot hold",
                 hint="set one with `embedctl prices set`, or --allow-unpriced",
             )
 
@@ -45,13 +45,13 @@ def check_priced(offers: Sequence[Offer], unit_price: UnitPrice, options: Option
 def till(
     paths: LedgerPaths,
     settings: Settings,
-    offers: Sequence[Offer],
+    endpoints: Sequence[Endpoint],
     unit_price: UnitPrice,
     warned: Callable[[str], None],
     *,
     run_id: str,
     state: Path,
-) -> Till:
+) -> Reservations:
     """What this run may spend: --max-cost, and what is left of its workspaces' budgets. To be closed.
 
     Args:
@@ -63,10 +63,10 @@ def till(
         WrongUsage: A budget that blocks, and a model without a price.
     """
     options = settings.options
-    allowances = [] if options.max_cost is None else [Allowance("--max-cost", options.max_cost)]
-    prices = {offer.id: unit_price(offer) for offer in offers}
+    allowances = [] if options.max_cost is None else [SpendLimit("--max-cost", options.max_cost)]
+    prices = {endpoint.id: unit_price(endpoint) for endpoint in endpoints}
     if all(price == 0 for price in prices.values()) or not (budget_copy.there_are(paths) or _has_budget(settings)):
-        return Till(unit_price, allowances, warned)
+        return Reservations(unit_price, allowances, warned)
     budgets, purse = _standings(paths, settings), None
     if any(one.budget.action == "block" for one in budgets):
         unpriced = next((name for name, price in prices.items() if price is None), None)
@@ -75,18 +75,18 @@ def till(
                 f"{unpriced} has no price, so a workspace's budget cannot hold",
                 hint="set one with `embedctl prices set`, or --allow-unpriced",
             )
-        purse = SharedPurse(paths.budgets, run_id, state)
+        purse = SharedBudget(paths.budgets, run_id, state)
         names = {one.budget.workspace for one in budgets}
         budgets = purse.join(names, partial(_is_settled, paths), partial(_standings, paths, settings))
     allowances += _allowances(budgets, purse, alone=options.workspace_column is None, warned=warned)
-    return Till(unit_price, allowances, warned, purse)
+    return Reservations(unit_price, allowances, warned, purse)
 
 
 def _has_budget(settings: Settings) -> bool:
     return any(workspace.budget is not None for workspace in settings.workspaces.values())
 
 
-def _standings(paths: LedgerPaths, settings: Settings, without_runs: Collection[str] = ()) -> Sequence[Standing]:
+def _standings(paths: LedgerPaths, settings: Settings, without_runs: Collection[str] = ()) -> Sequence[BudgetStatus]:
     """How the budgets of this run's workspaces stand, everything spooled included."""
     from embedctl.ledger import budgets  # duckdb takes longer to import than a free run takes
     from embedctl.ledger.database import reader
@@ -115,8 +115,8 @@ def _is_settled(paths: LedgerPaths, state: Path) -> bool:
 
 
 def _allowances(
-    standings: Sequence[Standing], purse: SharedPurse | None, *, alone: bool, warned: Callable[[str], None]
-) -> list[Allowance]:
+    standings: Sequence[BudgetStatus], purse: SharedBudget | None, *, alone: bool, warned: Callable[[str], None]
+) -> list[SpendLimit]:
     """An allowance for each budget that blocks; warnings for those past their line.
 
     Args:
@@ -132,7 +132,7 @@ def _allowances(
         name = f"the {budget.period}'s budget of workspace {budget.workspace}"
         spent = one.spent.cost + one.spent.at_risk if purse is None else sums.spent(budget.workspace, budget.period)
         line = budget.amount * budget.warn_ratio
-        allowance = Allowance(
+        allowance = SpendLimit(
             name, budget.amount, spent, workspace_id=budget.workspace, period=budget.period, warn_at=line
         )
         if spent >= budget.amount and budget.action == "block" and alone:

@@ -8,14 +8,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 
-from embedctl.budgets.shared import SharedPurse
+from embedctl.budgets.shared import SharedBudget
 from embedctl.embedding import usage
 from embedctl.errors import BudgetReached, InvariantBroken
 from embedctl.ledger.prices.price import cost
 from embedctl.records import Request, UsageEvent
-from embedctl.routing.chain import Offer
+from embedctl.routing.chain import Endpoint
 
-UnitPrice = Callable[[Offer], Decimal | None]
+UnitPrice = Callable[[Endpoint], Decimal | None]
 """USD per million tokens of an offer now; 0 when it is free, None when nobody knows."""
 
 OTHERS_S = 0.1
@@ -25,7 +25,7 @@ _ZERO = Decimal(0)
 
 
 @dataclass(slots=True)
-class Allowance:
+class SpendLimit:
     """An amount that must not be passed.
 
     Attributes:
@@ -62,10 +62,10 @@ class Reservation:
     amount: Decimal
     unit_price: Decimal
     workspace_id: str
-    allowances: tuple[Allowance, ...]
+    allowances: tuple[SpendLimit, ...]
 
 
-class Till:
+class Reservations:
     """Keeps reservations and spending of one run.
 
     Args:
@@ -75,9 +75,9 @@ class Till:
     def __init__(
         self,
         unit_price: UnitPrice,
-        allowances: Sequence[Allowance] = (),
+        allowances: Sequence[SpendLimit] = (),
         warned: Callable[[str], None] = lambda line: None,
-        purse: SharedPurse | None = None,
+        purse: SharedBudget | None = None,
     ) -> None:
         self._unit_price = unit_price
         self._allowances = tuple(allowances)
@@ -85,12 +85,12 @@ class Till:
         self._purse = purse
         self._settled = asyncio.Event()
 
-    async def room(self, offer: Offer, request: Request) -> None:
+    async def room(self, endpoint: Endpoint, request: Request) -> None:
         """Wait while money is short, but some of it is set aside for what is in flight: most of that comes back."""
         while True:
-            price, mine = self._concerned(offer, request)
-            short: list[Allowance] = []
-            for amount in self._amounts(offer, request, price):
+            price, mine = self._concerned(endpoint, request)
+            short: list[SpendLimit] = []
+            for amount in self._amounts(endpoint, request, price):
                 with self._counted(mine):
                     short = [one for one in mine if not one.fits(amount)]
                 if not short:
@@ -101,15 +101,15 @@ class Till:
                 async with asyncio.timeout(None if self._purse is None else OTHERS_S):
                     await self._settled.wait()
 
-    def reserve(self, offer: Offer, request: Request) -> Reservation:
+    def reserve(self, endpoint: Endpoint, request: Request) -> Reservation:
         """Set the most that an attempt can cost aside; counted exactly only when money is short.
 
         Raises:
             BudgetReached: It could pass an allowance.
         """
-        price, mine = self._concerned(offer, request)
+        price, mine = self._concerned(endpoint, request)
         refused = None
-        for amount in self._amounts(offer, request, price):
+        for amount in self._amounts(endpoint, request, price):
             with self._counted(mine) as purse:
                 short = [one for one in mine if not one.fits(amount)]
                 if not short:
@@ -144,20 +144,20 @@ class Till:
         if self._purse is not None:
             self._purse.close()
 
-    def _concerned(self, offer: Offer, request: Request) -> tuple[Decimal, tuple[Allowance, ...]]:
+    def _concerned(self, endpoint: Endpoint, request: Request) -> tuple[Decimal, tuple[SpendLimit, ...]]:
         """USD per million tokens, and the allowances that a request counts against; none when it is free."""
-        price = self._unit_price(offer) or _ZERO
+        price = self._unit_price(endpoint) or _ZERO
         return price, tuple(one for one in self._allowances if price and one.counts(request.workspace_id))
 
     @staticmethod
-    def _amounts(offer: Offer, request: Request, price: Decimal) -> Iterator[Decimal]:
+    def _amounts(endpoint: Endpoint, request: Request, price: Decimal) -> Iterator[Decimal]:
         """The most a request can cost: at a glance, and, when that does not fit, with its tokens counted."""
-        yield cost(usage.ceiling(request), price)
-        tokens, _ = usage.exact(offer, request)
+        yield cost(usage.upper_bound(request), price)
+        tokens, _ = usage.exact(endpoint, request)
         yield cost(tokens + tokens // 50 + 16, price)
 
     @contextmanager
-    def _counted(self, mine: Sequence[Allowance]) -> Iterator[SharedPurse | None]:
+    def _counted(self, mine: Sequence[SpendLimit]) -> Iterator[SharedBudget | None]:
         """While the sums of shared allowances are as all runs see them: the purse, where there is one to tell."""
         shared = [one for one in mine if one.workspace_id is not None]
         if self._purse is None or not shared:
@@ -169,7 +169,7 @@ class Till:
                 one.reserved = sums.reserved(one.workspace_id or "")
             yield self._purse
 
-    def _comes_back(self, short: Sequence[Allowance]) -> bool:
+    def _comes_back(self, short: Sequence[SpendLimit]) -> bool:
         """Whether something is set aside by a run that lives."""
         own = any(one.reserved for one in short if self._purse is None or one.workspace_id is None)
         shared = {one.workspace_id for one in short if one.workspace_id is not None}
@@ -187,7 +187,7 @@ def _spent(reservation: Reservation, event: UsageEvent) -> Decimal:
     return min(reservation.amount, cost(event.tokens_estimated or 0, reservation.unit_price))
 
 
-def reached(allowance: Allowance, next_amount: Decimal = _ZERO) -> BudgetReached:
+def reached(allowance: SpendLimit, next_amount: Decimal = _ZERO) -> BudgetReached:
     """Nothing more may be sent under this allowance."""
     flying = f", {usd(allowance.reserved)} in flight" if allowance.reserved else ""
     more = f", the next request could cost {usd(next_amount)}" if next_amount else ""

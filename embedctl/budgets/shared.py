@@ -27,7 +27,7 @@ from embedctl.errors import StorageFailed
 from embedctl.storage import locks
 
 if TYPE_CHECKING:
-    from embedctl.ledger.budgets import Standing
+    from embedctl.ledger.budgets import BudgetStatus
 
 WAIT_S = 30.0
 """How long the file is waited for: it is held for less than a millisecond, unless its holder was stopped."""
@@ -70,7 +70,7 @@ class Sums:
         return sum((share.reserved.get(workspace, _ZERO) for share in self.shares.values()), _ZERO)
 
 
-class SharedPurse:
+class SharedBudget:
     """One run's access to the file; it lists the run from `join` on, until a later one finds it in the ledger."""
 
     def __init__(self, path: Path, run_id: str, folder: Path) -> None:
@@ -87,8 +87,8 @@ class SharedPurse:
         self,
         workspaces: Collection[str],
         settled: Callable[[Path], bool],
-        standings: Callable[[Collection[str]], Sequence[Standing]],
-    ) -> Sequence[Standing]:
+        standings: Callable[[Collection[str]], Sequence[BudgetStatus]],
+    ) -> Sequence[BudgetStatus]:
         """Take part; how the budgets stand in the ledger without the runs that are listed.
 
         Args:

@@ -15,7 +15,7 @@ import typer
 
 from embedctl import settings, terminal
 from embedctl.errors import Interrupted, Terminated
-from embedctl.runs.job import Order, Watch
+from embedctl.runs.job import JobRequest, Observer
 from embedctl.runs.run import Run
 
 
@@ -53,7 +53,7 @@ def execute(
     **about: Any,
 ) -> None:
     """Do it (or, with `dry_run`, say what it would take), print the receipt, and exit with its code."""
-    order = Order(
+    order = JobRequest(
         settings=settings.load(flags=flags, job=job_options, config=config, ledger=ledger),
         inputs=inputs,
         kind=kind,
@@ -64,9 +64,9 @@ def execute(
         stdin=sys.stdin.buffer if "-" in inputs and not sys.stdin.isatty() else None,
         **about,
     )
-    progress = terminal.Progress(shown=talk.progress and not talk.quiet)
+    progress = terminal.ProgressLine(shown=talk.progress and not talk.quiet)
     silent = talk.quiet
-    watch = Watch(
+    watch = Observer(
         headway=progress.show,
         told=terminal.notice if talk.verbose else lambda line: None,
         warned=(lambda line: None) if silent else terminal.warning,

@@ -17,7 +17,7 @@ from embedctl.errors import WrongUsage
 from embedctl.records import format_money
 
 if TYPE_CHECKING:
-    from embedctl.runs.registry import Runs
+    from embedctl.runs.registry import RunRegistry
 
 
 class _Batch(SuggestingGroup):
@@ -112,11 +112,11 @@ _STATES = ["accepted", "running", "completed", "partial", "failed", "interrupted
 Job = Annotated[str, typer.Argument(help="Name of a job, or id of a run.", metavar="JOB|RUN_ID")]
 
 
-def _runs(config: Path | None) -> Runs:
+def _runs(config: Path | None) -> RunRegistry:
     from embedctl import settings
-    from embedctl.runs.registry import Runs
+    from embedctl.runs.registry import RunRegistry
 
-    return Runs(settings.load(config=config).paths.runs)
+    return RunRegistry(settings.load(config=config).paths.runs)
 
 
 @app.command(

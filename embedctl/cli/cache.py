@@ -16,7 +16,7 @@ from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
 if TYPE_CHECKING:
     from embedctl.settings import Settings
     from embedctl.storage.token_count_cache import SharedCounts
-    from embedctl.storage.vector_cache import Cache
+    from embedctl.storage.vector_cache import VectorCache
 
 app = typer.Typer(cls=SuggestingGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -26,14 +26,14 @@ def _cache() -> None:
     """Show or clear the vectors, and the token counts, that are kept across outputs."""
 
 
-def _opened(config: Path | None) -> tuple[Cache, SharedCounts, Settings]:
+def _opened(config: Path | None) -> tuple[VectorCache, SharedCounts, Settings]:
     from embedctl import settings
     from embedctl.storage.token_count_cache import SharedCounts
-    from embedctl.storage.vector_cache import Cache
+    from embedctl.storage.vector_cache import VectorCache
 
     found = settings.load(config=config)
     kept = found.cache
-    cache = Cache(found.paths.cache, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=terminal.warning)
+    cache = VectorCache(found.paths.cache, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=terminal.warning)
     return cache, SharedCounts(found.paths.cache, ttl_s=found.token_usage.cache_ttl_s), found
 
 

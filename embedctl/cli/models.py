@@ -13,10 +13,10 @@ from embedctl.cli._groups import ListingGroup
 from embedctl.errors import WrongUsage
 from embedctl.ledger import prices
 from embedctl.providers import catalog
-from embedctl.providers.catalog import Model
+from embedctl.providers.catalog import ModelEntry
 from embedctl.records import format_money, utc_now
 from embedctl.routing import allow, chain
-from embedctl.routing.fallback import Entry, allowed
+from embedctl.routing.fallback import ChainEntry, allowed
 from embedctl.settings import Settings
 
 app = typer.Typer(cls=ListingGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -62,7 +62,7 @@ def list_models(
         "warnings": [],
     }
     columns = [
-        terminal.Column("model", "Model"),
+        terminal.Column("model", "ModelEntry"),
         terminal.Column("provider", "Provider"),
         terminal.Column("dimensions", "Dimensions", "right"),
         terminal.Column("max_tokens", "Max tokens", "right"),
@@ -107,8 +107,8 @@ def _prices(found: Settings) -> prices.PriceBook:
     return prices.load(prices.price_texts(found.paths.price_file))
 
 
-def _row(model: Model, found: Settings, book: prices.PriceBook) -> dict[str, Any]:
-    entry = Entry(provider=model.provider, model=model.name, canonical=model.canonical)
+def _row(model: ModelEntry, found: Settings, book: prices.PriceBook) -> dict[str, Any]:
+    entry = ChainEntry(provider=model.provider, model=model.name, canonical=model.canonical)
     lists = allow.lists(found, found.options.workspace)
     place = catalog.providers().get(model.provider)
     price: Any = None
@@ -131,7 +131,7 @@ def _row(model: Model, found: Settings, book: prices.PriceBook) -> dict[str, Any
     }
 
 
-def _facts(model: Model) -> dict[str, Any]:
+def _facts(model: ModelEntry) -> dict[str, Any]:
     widths = model.dimensions_allowed
     span = f"{widths.start} to {widths.stop - 1}" if isinstance(widths, range) else ", ".join(map(str, widths))
     return {

@@ -13,7 +13,7 @@ from embedctl.errors import NotAllowed
 from embedctl.records import format_money
 
 if TYPE_CHECKING:
-    from embedctl.providers.catalog import Model
+    from embedctl.providers.catalog import ModelEntry
     from embedctl.settings import Settings
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -40,13 +40,13 @@ def choose(
     """Choose a model by cost, quality, speed or languages, in this order, and say why."""
     from embedctl.providers.catalog import choosing
     from embedctl.routing import allow
-    from embedctl.routing.fallback import Entry, allowed
+    from embedctl.routing.fallback import ChainEntry, allowed
 
     found = settings.load(flags={"workspace": workspace, "text_column": text_column}, config=config)
     lists = allow.lists(found, found.options.workspace)
 
-    def may(one: Model) -> bool:
-        return bool(allowed([Entry(provider=one.provider, model=one.name, canonical=one.canonical)], lists)[0])
+    def may(one: ModelEntry) -> bool:
+        return bool(allowed([ChainEntry(provider=one.provider, model=one.name, canonical=one.canonical)], lists)[0])
 
     wish = choosing.Wish(cost=cost, quality=quality, speed=speed, multilingual=multilingual)
     choice = choosing.choose(wish, may)
@@ -68,7 +68,7 @@ def choose(
         "warnings": unmet,
     }
     columns = [
-        terminal.Column("model", "Model"),
+        terminal.Column("model", "ModelEntry"),
         terminal.Column("dimensions", "Dimensions", "right"),
         terminal.Column("quality", "Quality"),
         terminal.Column("speed", "Speed"),
@@ -85,7 +85,7 @@ def choose(
     terminal.table(content, "json" if as_json else form)
 
 
-def _rows(found: Settings, offers: Sequence[Model], size: tuple[list[str], int] | None) -> list[dict[str, Any]]:
+def _rows(found: Settings, offers: Sequence[ModelEntry], size: tuple[list[str], int] | None) -> list[dict[str, Any]]:
     from embedctl import tokens
     from embedctl.ledger import prices
     from embedctl.ledger.prices.price import cost
@@ -94,7 +94,7 @@ def _rows(found: Settings, offers: Sequence[Model], size: tuple[list[str], int] 
     from embedctl.routing import status
 
     book = prices.load(prices.price_texts(found.paths.price_file))
-    stand: Mapping[str, status.ProviderStanding] = {one.name: one for one in status.standings(found)}
+    stand: Mapping[str, status.ProviderStatus] = {one.name: one for one in status.standings(found)}
     rows = []
     for one in offers:
         place, known = catalog.providers().get(one.provider), stand.get(one.provider)

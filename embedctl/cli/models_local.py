@@ -60,24 +60,26 @@ def warmup(
 
     found = settings.load(flags={"model": model}, config=config)
     provider, name = chain.asked_for(found)
-    offer = chain.offer(found, provider, name)
-    if not offer.local:
-        raise WrongUsage(f"{offer.id} does not run here", hint=f"`embedctl providers test {offer.provider}` asks it")
+    endpoint = chain.endpoint(found, provider, name)
+    if not endpoint.local:
+        raise WrongUsage(
+            f"{endpoint.id} does not run here", hint=f"`embedctl providers test {endpoint.provider}` asks it"
+        )
     started = time.perf_counter()
-    loaded = local_model.load(offer.folder, offer.max_tokens or 512)
+    loaded = local_model.load(endpoint.folder, endpoint.max_tokens or 512)
     there = time.perf_counter()
-    vectors, _ = loaded.embed([offer.prefix + _TEXT])
+    vectors, _ = loaded.embed([endpoint.prefix + _TEXT])
     first = time.perf_counter()
-    loaded.embed([offer.prefix + _TEXT])
+    loaded.embed([endpoint.prefix + _TEXT])
     times = {
         "load_s": round(there - started, 4),
         "first_vector_s": round(first - there, 4),
         "next_vector_s": round(time.perf_counter() - first, 4),
     }
     if as_json:
-        terminal.result({"model": offer.id, "dimensions": int(vectors.shape[1]), **times})
+        terminal.result({"model": endpoint.id, "dimensions": int(vectors.shape[1]), **times})
         return
     terminal.notice(
-        f"{offer.id}: loaded in {times['load_s']:.2f} s, first vector ({vectors.shape[1]} dimensions) in "
+        f"{endpoint.id}: loaded in {times['load_s']:.2f} s, first vector ({vectors.shape[1]} dimensions) in "
         f"{times['first_vector_s'] * 1000:.0f} ms, the next one in {times['next_vector_s'] * 1000:.0f} ms"
     )

@@ -15,7 +15,7 @@ from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag
 from embedctl.errors import RowsFailed, WrongUsage
 
 if TYPE_CHECKING:
-    from embedctl.reports.report import Question, Report
+    from embedctl.reports.report import Report, ReportQuery
 
 app = typer.Typer(
     cls=SuggestingGroup,
@@ -153,7 +153,7 @@ def _refuse_contradictions(given: dict[str, Any], form: str) -> None:
         raise WrongUsage("--format focus is charges by day in USD: not with --by, --breakdown, --top or --currency")
 
 
-def _question(by: list[str], given: dict[str, Any], ledger: _ledger.Opened) -> Question:
+def _question(by: list[str], given: dict[str, Any], ledger: _ledger.Opened) -> ReportQuery:
     """What the flags ask."""
     from embedctl.ledger import periods
     from embedctl.reports import report
@@ -167,7 +167,7 @@ def _question(by: list[str], given: dict[str, Any], ledger: _ledger.Opened) -> Q
     }
     keys = (["workspace"] if EACH in names else []) + (_split(given["by"]) or by)
     keys += ["provider", "model"] if given["breakdown"] else []
-    return report.Question(
+    return report.ReportQuery(
         by=list(dict.fromkeys(keys)),
         only={key: values for key, values in only.items() if values},
         within=periods.chosen(
@@ -181,7 +181,7 @@ def _question(by: list[str], given: dict[str, Any], ledger: _ledger.Opened) -> Q
     )
 
 
-def _write_file(ledger: _ledger.Opened, question: Question, notes: list[str], given: dict[str, Any]) -> Report:
+def _write_file(ledger: _ledger.Opened, question: ReportQuery, notes: list[str], given: dict[str, Any]) -> Report:
     """The report as Parquet, or the charges it is made of as FOCUS."""
     from embedctl.ledger import database
     from embedctl.reports import focus, report
@@ -199,7 +199,7 @@ def _write_file(ledger: _ledger.Opened, question: Question, notes: list[str], gi
     return found
 
 
-def _write_page(ledger: _ledger.Opened, question: Question, notes: list[str], place: Path) -> Report:
+def _write_page(ledger: _ledger.Opened, question: ReportQuery, notes: list[str], place: Path) -> Report:
     from embedctl.ledger import database
     from embedctl.reports import charts
     from embedctl.reports import html as usage_page

@@ -180,12 +180,12 @@ def export(
     """Write the ledger's events in a format of others. Days are UTC."""
     from embedctl.ledger import database, periods
     from embedctl.reports import focus
-    from embedctl.reports.report import Question
+    from embedctl.reports.report import ReportQuery
 
     found = _ledger.opened(ledger, config)
     for note in _ledger.take_in(found):
         terminal.warning(note)
-    question = Question(
+    question = ReportQuery(
         within=periods.chosen(since, until, last, periods.zone("UTC"), found.now),
         only={"workspace": workspace} if workspace else {},
     )
@@ -245,10 +245,10 @@ def _counts_looked_up(found: _ledger.Opened) -> tuple[int, int] | None:
 def _ended(found: _ledger.Opened) -> list[Ended]:
     """The last end of every job that pays into this ledger."""
     from embedctl.reports.prometheus import Ended
-    from embedctl.runs.registry import Runs
+    from embedctl.runs.registry import RunRegistry
 
     jobs: dict[str, Ended] = {}
-    for run in Runs(found.settings.paths.runs).all():  # newest first
+    for run in RunRegistry(found.settings.paths.runs).all():  # newest first
         if not run.job_id or run.exit_code is None or run.ledger not in ("", str(found.paths.database.absolute())):
             continue
         last = jobs.setdefault(run.job_id, Ended(run.job_id, None, run.exit_code))

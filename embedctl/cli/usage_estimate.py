@@ -40,18 +40,18 @@ def estimate(
     """Say what embedding an input would take and cost. Nothing is sent; nothing that exists is reused."""
     from embedctl import settings, storage
     from embedctl.records import utc_now
-    from embedctl.reports.estimates import Estimate
-    from embedctl.runs.job import Order
+    from embedctl.reports.estimates import UsageEstimate
+    from embedctl.runs.job import JobRequest
     from embedctl.runs.run import Run
 
     found = settings.load(flags=flags, config=config, ledger=ledger)
     told = Run(
-        Order(settings=found, inputs=inputs, kind="stream", stream=BytesIO(), command="usage estimate")
+        JobRequest(settings=found, inputs=inputs, kind="stream", stream=BytesIO(), command="usage estimate")
     ).forecast()
     provider, _, model = told.model.partition(":")
     cost = told.cost_batch if tier == "batch" else told.cost
     unit = None if cost is None else cost / max(told.tokens, 1)  # exact: the cost is a multiple of the tokens
-    made = Estimate(
+    made = UsageEstimate(
         made_at=utc_now(),
         workspace=found.options.workspace,
         provider=provider,
@@ -146,7 +146,7 @@ def _two_periods(
         old, new = (
             report.report(
                 connection,
-                report.Question(by=keys, within=periods.named(text, where, found.now), timezone=timezone),
+                report.ReportQuery(by=keys, within=periods.named(text, where, found.now), timezone=timezone),
                 now=found.now,
             )
             for text in ranges

@@ -80,11 +80,11 @@ def drift(
     """Compare the providers' token counts with the tokenizer's here."""
     from embedctl.ledger import database, periods
     from embedctl.reports import drift as drifting
-    from embedctl.reports.report import Question
+    from embedctl.reports.report import ReportQuery
 
     found = _ledger.opened(ledger, config)
     notes = _ledger.take_in(found)
-    question = Question(within=periods.chosen(since, until, last, periods.zone("UTC"), found.now))
+    question = ReportQuery(within=periods.chosen(since, until, last, periods.zone("UTC"), found.now))
     with database.reader(found.paths, now=found.now) as connection:
         drifts = drifting.drift(connection, question, threshold)
     over = [each for each in drifts if each.over(threshold)]

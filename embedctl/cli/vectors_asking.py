@@ -133,7 +133,7 @@ def _verified(stored: Stored, findings: Findings, flags: _Flags, inputs: list[st
             stored,
             findings,
             folder=Path(place),
-            offer=asking.offer if asking else None,
+            endpoint=asking.endpoint if asking else None,
             asked=_input(stored, inputs, asking, flags, Path(place), findings) if inputs else None,
             sample=chosen,
         )
@@ -197,7 +197,7 @@ def _embedded(words: str, stored: Stored, flags: _Flags) -> tuple[Any, dict[str,
         lambda: adhoc.embed(
             asking.settings,
             asking.chain,
-            [asking.offer.prefix + words],
+            [asking.endpoint.prefix + words],
             purpose="query",
             command="vectors search",
             space=asking.space,
@@ -208,7 +208,7 @@ def _embedded(words: str, stored: Stored, flags: _Flags) -> tuple[Any, dict[str,
     query = made.vector(0)
     if query is None:
         raise InputInvalid(f"the words cannot be embedded: {made.refusals[0].message}")
-    return query, {"model": asking.offer.id, **_spent(made.spending)}
+    return query, {"model": asking.endpoint.id, **_spent(made.spending)}
 
 
 def _input(
@@ -228,7 +228,7 @@ def _input(
     return Input(
         source=sources.open_input(inputs, against.read_options(options, place)),
         options=options,
-        offer=asking.offer if exact and asking is not None else None,
+        endpoint=asking.endpoint if exact and asking is not None else None,
     )
 
 

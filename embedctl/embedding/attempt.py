@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from embedctl.backends.onnx import local_model
 from embedctl.embedding import checks, usage, usage_events
-from embedctl.embedding.endpoint_state import Line
-from embedctl.embedding.router import Lanes, Patience
+from embedctl.embedding.endpoint_state import EndpointState
+from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceMismatch
 from embedctl.planning.packer import estimated_tokens
@@ -21,8 +21,8 @@ from embedctl.providers._contract import HttpRequest, WireAnswer
 from embedctl.providers._errors import clean
 from embedctl.providers._rate_headers import rates
 from embedctl.records import Answer, Request, Space, Usage, UsageEvent
-from embedctl.routing.endpoint import Offer
-from embedctl.routing.limiter import Slot as Turn
+from embedctl.routing.endpoint import Endpoint
+from embedctl.routing.limiter import Permit as Turn
 
 
 class Record(Protocol):
@@ -43,13 +43,13 @@ class Record(Protocol):
         """So many vectors of a segment are of no use any more."""
 
 
-class Purse(Protocol):
+class SpendGuard(Protocol):
     """What may be spent (money/): wait for room, reserve before sending, settle after."""
 
-    async def room(self, offer: Offer, request: Request) -> None:
+    async def room(self, endpoint: Endpoint, request: Request) -> None:
         """Wait while money is short, but some of it is set aside for what is in flight and may come back."""
 
-    def reserve(self, offer: Offer, request: Request) -> object:
+    def reserve(self, endpoint: Endpoint, request: Request) -> object:
         """Set the price of an attempt aside; BudgetReached when it is not there."""
 
     def settle(self, reservation: object, event: UsageEvent) -> None:
@@ -67,15 +67,15 @@ class Operation:
         blamed: It was found out that one of its texts is bad.
     """
 
-    patience: Patience
+    wait_budget: WaitBudget
     attempts: int = 0
-    aside: bool = False
+    probe: bool = False
     floats: bool = False
     asked_base64: bool = False
-    blamed: bool = False
+    isolating: bool = False
 
 
-class Exchange:
+class Attempt:
     """Makes attempts.
 
     Attributes:
@@ -84,9 +84,9 @@ class Exchange:
 
     def __init__(
         self,
-        lanes: Lanes,
+        router: Router,
         record: Record,
-        purse: Purse,
+        guard: SpendGuard,
         caller: Caller,
         *,
         space: Space | None,
@@ -94,17 +94,17 @@ class Exchange:
         watch: Callable[[UsageEvent], None],
         proceed: Callable[[], None],
     ) -> None:
-        self._lanes = lanes
+        self._router = router
         self._record = record
-        self._purse = purse
+        self._guard = guard
         self.caller = caller
         self._clock = clock
         self._watch = watch
         self._proceed = proceed
         self.space = space
-        self._spaces: dict[int, tuple[Offer, int, Space | None]] = {}
+        self._spaces: dict[int, tuple[Endpoint, int, Space | None]] = {}
 
-    async def once(self, line: Line, operation: Operation, request: Request) -> tuple[Answer, Any]:
+    async def once(self, state: EndpointState, operation: Operation, request: Request) -> tuple[Answer, Any]:
         """One attempt at a request through one line; the answer, and where it is written down.
 
         Raises:
@@ -112,26 +112,28 @@ class Exchange:
             ProviderError: It failed, and how that is to be taken.
         """
         tokens = request.tokens if request.tokens is not None else estimated_tokens(request.content_bytes)
-        async with line.lane.slot(tokens, len(request)) as turn:
-            await self._purse.room(line.offer, request)
+        async with state.limiter.acquire(tokens, len(request)) as permit:
+            await self._guard.room(state.endpoint, request)
             self._proceed()
-            with line.admitted(self._clock, blamed=operation.blamed):
-                operation.asked_base64 = line.asks_base64 and not operation.floats
-                message = None if line.offer.local else _message(line.offer, request, base64=operation.asked_base64)
-                reservation = self._purse.reserve(line.offer, request)
+            with state.admitted(self._clock, isolating=operation.isolating):
+                operation.asked_base64 = state.asks_base64 and not operation.floats
+                message = (
+                    None if state.endpoint.local else _message(state.endpoint, request, base64=operation.asked_base64)
+                )
+                reservation = self._guard.reserve(state.endpoint, request)
                 operation.attempts += 1
-                origin = self._lanes.fallback_from(line)
-                event = usage_events.intended(self.caller, line.offer, request, operation.attempts, origin)
-                return await self._written_down(line, operation, request, message, event, turn, reservation)
+                origin = self._router.fallback_from(state)
+                event = usage_events.intended(self.caller, state.endpoint, request, operation.attempts, origin)
+                return await self._written_down(state, operation, request, message, event, permit, reservation)
 
     async def _written_down(
         self,
-        line: Line,
+        state: EndpointState,
         operation: Operation,
         request: Request,
         message: HttpRequest | None,
         event: UsageEvent,
-        turn: Turn,
+        permit: Turn,
         reservation: object,
     ) -> tuple[Answer, Any]:
         """The intent before, the outcome or the answer after; then the money is settled."""
@@ -141,52 +143,54 @@ class Exchange:
             await self._record.intend(event)
             ended = event
             try:
-                wire, headers, body = await self._send(line, request, message)
-                vectors = self._checked(line, operation, request, wire)
+                wire, headers, body = await self._send(state, request, message)
+                vectors = self._checked(state, operation, request, wire)
             except EmbedctlError as error:
-                ended = self._failed(line, request, event, error, self._clock() - started)
+                ended = self._failed(state, request, event, error, self._clock() - started)
                 await self._record.settle(ended)
                 if isinstance(error, ProviderError):
-                    turn.failed(error)
+                    permit.failed(error)
                 raise
-            used = usage.usage(line.offer, request, wire.tokens, wire.tokens_cached, event.event_id, line.scale)
+            used = usage.usage(state.endpoint, request, wire.tokens, wire.tokens_cached, event.event_id, state.trust)
             ended = usage_events.answered(event, wire, used, self._clock() - started)
             place = await self._keep(operation, request, wire, ended, vectors)
-            turn.succeeded(used.tokens_total, rates(headers))
-            self._learn(line, operation, request, wire, vectors)
+            permit.succeeded(used.tokens_total, rates(headers))
+            self._learn(state, operation, request, wire, vectors)
         finally:
-            self._purse.settle(reservation, ended)
+            self._guard.settle(reservation, ended)
             self._watch(ended)
-        return _answer(line.offer, request, wire, used, ended, vectors, body), place
+        return _answer(state.endpoint, request, wire, used, ended, vectors, body), place
 
     async def _send(
-        self, line: Line, request: Request, message: HttpRequest | None
+        self, state: EndpointState, request: Request, message: HttpRequest | None
     ) -> tuple[WireAnswer, Mapping[str, str], bytes]:
         """Send, and read the answer: over the wire, or in a thread of this process."""
-        offer = line.offer
-        if message is None or line.transport is None:
-            model = await asyncio.to_thread(local_model.load, offer.folder, offer.max_tokens or 512)
+        endpoint = state.endpoint
+        if message is None or state.transport is None:
+            model = await asyncio.to_thread(local_model.load, endpoint.folder, endpoint.max_tokens or 512)
             vectors, each = await asyncio.to_thread(model.embed, [str(text) for text in request.texts])
             return WireAnswer(vectors=vectors, tokens=sum(each), tokens_each=each), {}, b""
-        response = await line.transport.send(message, timeout_s=offer.timeout_s)
+        response = await state.transport.send(message, timeout_s=endpoint.timeout_s)
         try:
-            wire = offer.protocol.answer(response.status, response.headers, response.body, message)
+            wire = endpoint.protocol.answer(response.status, response.headers, response.body, message)
         except AnswerUnusable as error:  # says how the body begins, and that may be anything
             error.message = clean(error.message, message)
             raise
         return wire, response.headers, response.body
 
-    def _checked(self, line: Line, operation: Operation, request: Request, wire: WireAnswer) -> NDArray[np.float32]:
+    def _checked(
+        self, state: EndpointState, operation: Operation, request: Request, wire: WireAnswer
+    ) -> NDArray[np.float32]:
         """The vectors, when they may be kept; what comes first decides which space the output has."""
         width = self.space.dimensions if self.space else None
-        vectors = checks.checked(wire, line.offer, len(request), width, line.voice)
-        line.voice = line.voice or checks.voice(wire)
-        if operation.aside:
+        vectors = checks.checked(wire, state.endpoint, len(request), width, state.identity)
+        state.identity = state.identity or checks.identity(wire)
+        if operation.probe:
             return vectors
-        space = self._space_of(line.offer, int(vectors.shape[1]))
+        space = self._space_of(state.endpoint, int(vectors.shape[1]))
         if self.space is not None and (space is None or space.space_id != self.space.space_id):
             raise SpaceMismatch(
-                f"{line.offer.id} answers in another space than the output has: "
+                f"{state.endpoint.id} answers in another space than the output has: "
                 + "; ".join(self.space.differences(space) if space else ()),
                 hint="vectors of two spaces are never mixed",
                 tokens_native=wire.tokens,
@@ -194,50 +198,55 @@ class Exchange:
         self.space = self.space or space
         return vectors
 
-    def _space_of(self, offer: Offer, width: int) -> Space | None:
+    def _space_of(self, endpoint: Endpoint, width: int) -> Space | None:
         """Where an offer's vectors of this width belong; worked out once, because an id is a hash of all fields."""
-        known = self._spaces.get(id(offer))
-        if known is None or known[0] is not offer or known[1] != width:
-            known = self._spaces[id(offer)] = (offer, width, offer.space(width))
+        known = self._spaces.get(id(endpoint))
+        if known is None or known[0] is not endpoint or known[1] != width:
+            known = self._spaces[id(endpoint)] = (endpoint, width, endpoint.space(width))
         return known[2]
 
     def _failed(
-        self, line: Line, request: Request, event: UsageEvent, error: EmbedctlError, seconds: float
+        self, state: EndpointState, request: Request, event: UsageEvent, error: EmbedctlError, seconds: float
     ) -> UsageEvent:
         if not isinstance(error, ProviderError):
             return usage_events.unsent(event, error)
-        error.provider = error.provider or line.offer.provider
-        self._lanes.failed(line, error)
-        return usage_events.failed(event, line.offer, request, error, seconds)
+        error.provider = error.provider or state.endpoint.provider
+        self._router.failed(state, error)
+        return usage_events.failed(event, state.endpoint, request, error, seconds)
 
     async def _keep(
         self, operation: Operation, request: Request, wire: WireAnswer, ended: UsageEvent, vectors: NDArray[np.float32]
     ) -> Any:
         """Write vectors and usage down; a probe's vectors are of no use to anybody later."""
         each = wire.tokens_each if wire.tokens_each is not None else request.tokens_each
-        kept = {"space_id": self.space.space_id} if self.space and not operation.aside else None
+        kept = {"space_id": self.space.space_id} if self.space and not operation.probe else None
         place = await self._record.answer(ended, request.hashes, vectors, each, kept)
-        if operation.aside:
+        if operation.probe:
             self._record.release(place.segment, len(request))
         return place
 
     def _learn(
-        self, line: Line, operation: Operation, request: Request, wire: WireAnswer, vectors: NDArray[np.float32]
+        self,
+        state: EndpointState,
+        operation: Operation,
+        request: Request,
+        wire: WireAnswer,
+        vectors: NDArray[np.float32],
     ) -> None:
         if operation.asked_base64:
-            line.base64_works = True
-        if line.asks_base64 and (wire.base64 is False if operation.asked_base64 else operation.floats):
-            self._lanes.only_floats(line)  # it does not care, or took the same request when floats were asked for
-        self._lanes.answered(line, request.texts, vectors, aside=operation.aside)
+            state.base64_works = True
+        if state.asks_base64 and (wire.base64 is False if operation.asked_base64 else operation.floats):
+            self._router.only_floats(state)  # it does not care, or took the same request when floats were asked for
+        self._router.answered(state, request.texts, vectors, probe=operation.probe)
 
 
-def _message(offer: Offer, request: Request, *, base64: bool) -> HttpRequest:
-    wire = offer.wire if offer.wire.base64 == base64 else replace(offer.wire, base64=base64)
-    return offer.protocol.request(offer.place, offer.wire_model, request.texts, wire)
+def _message(endpoint: Endpoint, request: Request, *, base64: bool) -> HttpRequest:
+    wire = endpoint.wire if endpoint.wire.base64 == base64 else replace(endpoint.wire, base64=base64)
+    return endpoint.protocol.request(endpoint.place, endpoint.wire_model, request.texts, wire)
 
 
 def _answer(
-    offer: Offer,
+    endpoint: Endpoint,
     request: Request,
     wire: WireAnswer,
     used: Usage,
@@ -249,8 +258,8 @@ def _answer(
         vectors=vectors,
         usage=used,
         request=request,
-        provider=wire.provider or offer.provider,
-        model=offer.model,
+        provider=wire.provider or endpoint.provider,
+        model=endpoint.model,
         event_id=event.event_id,
         embedding_id=wire.embedding_id,
         response_model=wire.response_model,

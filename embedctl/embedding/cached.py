@@ -15,16 +15,16 @@ from embedctl import __version__
 from embedctl.embedding.call import CallPoint, Piece
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
-from embedctl.planning.packer import Packed
+from embedctl.planning.packer import PackedRequest
 from embedctl.records import TEXT_HASH_BYTES, Answer, Request, Space, Usage, UsageEvent, utc_now, uuid7
-from embedctl.routing.endpoint import Offer
-from embedctl.storage.vector_cache import Cache, Hit
+from embedctl.routing.endpoint import Endpoint
+from embedctl.storage.vector_cache import CachedVector, VectorCache
 
 Arrived = tuple[Sequence[int], Piece]
 """Ordinals of wanted vectors, and what became of them."""
 
 
-class Recall:
+class CachedEmbedder:
     """Embeds requests like the call point, and remembers.
 
     Args:
@@ -32,15 +32,17 @@ class Recall:
         offer: Whose space is looked for before the first answer.
     """
 
-    def __init__(self, call: CallPoint, cache: Cache | None, journal: Journal, caller: Caller, offer: Offer) -> None:
+    def __init__(
+        self, call: CallPoint, cache: VectorCache | None, journal: Journal, caller: Caller, endpoint: Endpoint
+    ) -> None:
         self._call = call
         self._cache = cache
         self._journal = journal
         self._caller = caller
-        self._offer = offer
+        self._offer = endpoint
         self.hits = 0
 
-    async def embed(self, packed: Packed) -> list[Arrived]:
+    async def embed(self, packed: PackedRequest) -> list[Arrived]:
         """Every text of a request, with its vector or the reason why it has none.
 
         Raises:
@@ -68,11 +70,11 @@ class Recall:
             arrived += bought
         return arrived
 
-    async def _bought(self, packed: Packed) -> list[Arrived]:
+    async def _bought(self, packed: PackedRequest) -> list[Arrived]:
         pieces = await self._call.embed(packed.request)
         return [(packed.ordinals[piece.start : piece.stop], piece) for piece in pieces]
 
-    async def _remember(self, bought: Sequence[Arrived], packed: Packed) -> None:
+    async def _remember(self, bought: Sequence[Arrived], packed: PackedRequest) -> None:
         space, hashes = self._call.space, _each(packed.request.hashes)
         if space is None or self._cache is None:
             return
@@ -80,10 +82,14 @@ class Recall:
             answer = piece.answer
             if answer is not None:
                 each = answer.tokens_each or (None,) * len(answer.vectors)
-                hits = [Hit(answer.provider, answer.model, each[i], row) for i, row in enumerate(answer.vectors)]
+                hits = [
+                    CachedVector(answer.provider, answer.model, each[i], row) for i, row in enumerate(answer.vectors)
+                ]
                 await asyncio.to_thread(self._cache.put, space.space_id, hashes[piece.start : piece.stop], hits)
 
-    async def _kept(self, packed: Packed, places: list[int], hits: Sequence[Hit], space: Space) -> list[Arrived]:
+    async def _kept(
+        self, packed: PackedRequest, places: list[int], hits: Sequence[CachedVector], space: Space
+    ) -> list[Arrived]:
         """Write hits to the journal, those of one maker together."""
         self._call.space = space
         self.hits += len(hits)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.embedding.attempt import Exchange, Operation, Purse, Record
-from embedctl.embedding.endpoint_state import Line, NotAdmittedError
-from embedctl.embedding.router import Lanes, Patience
+from embedctl.embedding.attempt import Attempt, Operation, Record, SpendGuard
+from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
+from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import (
     AnswerUnusable,
@@ -31,11 +31,11 @@ from embedctl.errors import (
 )
 from embedctl.planning.packer import part_of
 from embedctl.records import Answer, Refusal, Request, Space, UsageEvent, new_operation_id, text_hash, uuid7
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.retry import Attempts, Policy, Step, may_be_the_texts_fault
 
 _KNOWN_GOOD = "The harbour office opens at seven."
-_RETRIES_ASIDE = 2
+_PROBE_RETRIES = 2
 _BASE64_REFUSED = (400, 422, 500, 501)
 
 
@@ -51,7 +51,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
+class _Outcomes:
     """What became of a request so far, from its first text on: what is answered is not asked of the next line."""
 
     pieces: list[Piece]
@@ -93,9 +93,9 @@ class CallPoint:
 
     def __init__(
         self,
-        lanes: Lanes,
+        router: Router,
         record: Record,
-        purse: Purse,
+        guard: SpendGuard,
         caller: Caller,
         *,
         policy: Policy,
@@ -104,11 +104,11 @@ class CallPoint:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
         watch: Callable[[UsageEvent], None] = lambda event: None,
-        told: Callable[[str], None] = lambda line: None,
+        told: Callable[[str], None] = lambda state: None,
         proceed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._lanes = lanes
-        self._exchange = Exchange(lanes, record, purse, caller, space=space, clock=clock, watch=watch, proceed=proceed)
+        self._router = router
+        self._attempt = Attempt(router, record, guard, caller, space=space, clock=clock, watch=watch, proceed=proceed)
         self._policy = policy
         self._clock = clock
         self._sleep = sleep
@@ -118,11 +118,11 @@ class CallPoint:
     @property
     def space(self) -> Space | None:
         """Of the output's vectors; None until the first ones are there."""
-        return self._exchange.space
+        return self._attempt.space
 
     @space.setter
     def space(self, space: Space) -> None:
-        self._exchange.space = space
+        self._attempt.space = space
 
     async def embed(self, request: Request) -> list[Piece]:
         """Every text of the request, as pieces in order.
@@ -133,96 +133,96 @@ class CallPoint:
             DeadlinePassed: The next attempt would come too late.
             BudgetReached: Sending it could cost more than is allowed.
         """
-        operation, done = Operation(Patience()), _Done([])
+        operation, done = Operation(WaitBudget()), _Outcomes([])
         while True:
-            line = await self._lanes.next(self.space, self._aside, operation.patience)
+            state = await self._router.next(self.space, self._probe, operation.wait_budget)
             try:
-                await self._with_retry(line, operation, done.rest_of(request), done)
+                await self._with_retry(state, operation, done.rest_of(request), done)
             except _LeftError as left:
                 error = left.step.error
                 if not isinstance(error, ProviderError):
                     raise error from None
-                operation.blamed = operation.floats = False  # that was between this request and this line
-                if self._lanes.leave(line, left.step):
-                    self._told(f"{line.offer.id} is not asked any more: {error.message}")
+                operation.isolating = operation.floats = False  # that was between this request and this line
+                if self._router.leave(state, left.step):
+                    self._told(f"{state.endpoint.id} is not asked any more: {error.message}")
             else:
                 return done.pieces
 
-    async def _with_retry(self, line: Line, operation: Operation, request: Request, done: _Done) -> None:
+    async def _with_retry(self, state: EndpointState, operation: Operation, request: Request, done: _Outcomes) -> None:
         """One line's attempts at a request; smaller ones where its size or one text is to blame."""
         attempts = Attempts(self._policy_for(request, operation), jitter=self._jitter)
-        before = line.successes
+        before = state.successes
         while True:
             try:
-                answer, place = await self._exchange.once(line, operation, request)
+                answer, place = await self._attempt.once(state, operation, request)
             except NotAdmittedError as refused:
-                raise _LeftError(Step(remedy=Remedy.LEAVE, error=refused.error)) from None
+                raise _LeftError(Step(remedy=Remedy.GIVE_UP, error=refused.error)) from None
             except ProviderError as error:
                 failure = error
-                failure.provider = failure.provider or line.offer.provider
+                failure.provider = failure.provider or state.endpoint.provider
             else:
-                attempts.succeeded(line.budget)
+                attempts.succeeded(state.budget)
                 done.add(len(request), answer=answer, place=place)
                 return None
-            if _base64_in_doubt(line, operation, failure):
+            if _base64_in_doubt(state, operation, failure):
                 continue
-            others = line.successes - before
-            step = attempts.after(failure, now=self._clock(), budget=line.budget, others_succeeded=others)
+            others = state.successes - before
+            step = attempts.after(failure, now=self._clock(), budget=state.budget, others_succeeded=others)
             if step.remedy in (Remedy.HALVE, Remedy.ISOLATE) or (
                 self._looks_closer(request, step, attempts)
                 and step.error is failure
-                and await self._a_text_is_to_blame(line, operation, request, failure, before)
+                and await self._a_text_is_to_blame(state, operation, request, failure, before)
             ):
-                return await self._smaller(line, operation, request, failure, done)
-            if step.remedy is Remedy.LEAVE:
+                return await self._smaller(state, operation, request, failure, done)
+            if step.remedy is Remedy.GIVE_UP:
                 raise _LeftError(step)
-            self._lanes.waits.say(line.offer.id, failure.message, step.wait_s)
+            self._router.waits.say(state.endpoint.id, failure.message, step.wait_s)
             await self._sleep(step.wait_s)
 
     def _policy_for(self, request: Request, operation: Operation) -> Policy:
         """A text that stands alone is given all its retries: there is nothing to halve, and the server may be ill."""
-        if operation.aside:
-            return replace(self._policy, retries=min(self._policy.retries, _RETRIES_ASIDE))
+        if operation.probe:
+            return replace(self._policy, retries=min(self._policy.retries, _PROBE_RETRIES))
         if len(request) == 1:
             return replace(self._policy, isolate_after=self._policy.retries + 1)
-        return replace(self._policy, others=0) if operation.blamed else self._policy
+        return replace(self._policy, others=0) if operation.isolating else self._policy
 
     def _looks_closer(self, request: Request, step: Step, attempts: Attempts) -> bool:
         """Whether it is time to find out who is to blame: at the end, and of several texts after a few failures."""
-        return step.remedy is Remedy.LEAVE or (len(request) > 1 and attempts.repeated == self._policy.isolate_after)
+        return step.remedy is Remedy.GIVE_UP or (len(request) > 1 and attempts.repeated == self._policy.isolate_after)
 
     async def _smaller(
-        self, line: Line, operation: Operation, request: Request, error: ProviderError, done: _Done
+        self, state: EndpointState, operation: Operation, request: Request, error: ProviderError, done: _Outcomes
     ) -> None:
         """Both halves of a refused request; the text that stands alone in the end is the one to blame."""
         if len(request) == 1:
-            done.add(1, refusal=refusal(error, line.offer, operation.attempts))
+            done.add(1, refusal=refusal(error, state.endpoint, operation.attempts))
             return
-        self._lanes.too_large(line, len(request), request.content_bytes, error)  # learns nothing from a bad text
+        self._router.too_large(state, len(request), request.content_bytes, error)  # learns nothing from a bad text
         middle = len(request) // 2
         for half in (part_of(request, 0, middle), part_of(request, middle, len(request))):
-            await self._with_retry(line, operation, half, done)
+            await self._with_retry(state, operation, half, done)
 
     async def _a_text_is_to_blame(
-        self, line: Line, operation: Operation, request: Request, error: ProviderError, before: int
+        self, state: EndpointState, operation: Operation, request: Request, error: ProviderError, before: int
     ) -> bool:
         """Whether a failure that stays is the fault of one text: others succeed, or a text known to be good does.
 
         A sick provider, or a parameter that it refuses, is no reason for a row to fail.
         """
-        if operation.aside or not (isinstance(error, RequestRefused) or may_be_the_texts_fault(error)):
+        if operation.probe or not (isinstance(error, RequestRefused) or may_be_the_texts_fault(error)):
             return False
-        if not (operation.blamed and len(request) > 1):
-            async with line.asking:
-                if line.successes == before:
+        if not (operation.isolating and len(request) > 1):
+            async with state.asking:
+                if state.successes == before:
                     try:
-                        await self._aside(line, [_KNOWN_GOOD])
+                        await self._probe(state, [_KNOWN_GOOD])
                     except ProviderError:
                         return False
-        operation.blamed = True
+        operation.isolating = True
         return True
 
-    async def _aside(self, line: Line, texts: Sequence[str]) -> NDArray[np.float32]:
+    async def _probe(self, state: EndpointState, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors that go into no output, accounted like all others, with purpose `test`.
 
         Raises:
@@ -232,37 +232,37 @@ class CallPoint:
             operation_id=new_operation_id(),
             texts=list(texts),
             hashes=b"".join(text_hash(f"\0probe {uuid7()}") for _ in texts),  # never taken for a row's vector
-            workspace_id=self._exchange.caller.workspace_id,
+            workspace_id=self._attempt.caller.workspace_id,
             purpose="test",
             content_bytes=sum(len(text.encode()) for text in texts),
         )
-        done = _Done([])
+        done = _Outcomes([])
         try:
-            await self._with_retry(line, Operation(Patience(), aside=True), request, done)
+            await self._with_retry(state, Operation(WaitBudget(), probe=True), request, done)
         except _LeftError as left:
             raise left.step.error from None
         found = []
         for piece in done.pieces:
             if piece.answer is None:
                 why = piece.refusal.message if piece.refusal else "no vector"
-                raise TextRefused(f"{line.offer.id} refuses a probe: {why}", provider=line.offer.provider)
+                raise TextRefused(f"{state.endpoint.id} refuses a probe: {why}", provider=state.endpoint.provider)
             found.append(piece.answer.vectors)
         return np.concatenate(found)
 
 
-def _base64_in_doubt(line: Line, operation: Operation, error: ProviderError) -> bool:
+def _base64_in_doubt(state: EndpointState, operation: Operation, error: ProviderError) -> bool:
     """Whether to ask again for floats: a server's first refusal may be of base64, not of the texts."""
     refused = isinstance(error, RequestRefused | ServerFailed) and error.status in _BASE64_REFUSED
-    if not refused or line.base64_works:
+    if not refused or state.base64_works:
         return False
     if operation.floats:  # refused all the same: base64 was not to blame
-        operation.floats, line.base64_works = False, True
+        operation.floats, state.base64_works = False, True
         return False
     operation.floats = operation.asked_base64
     return operation.floats
 
 
-def refusal(error: ProviderError, offer: Offer, attempts: int) -> Refusal:
+def refusal(error: ProviderError, endpoint: Endpoint, attempts: int) -> Refusal:
     """Why a text that stood alone was not embedded, in the failures file's words."""
     reason = "text_refused"
     if error.word in ("input_too_long", "request_too_large"):
@@ -275,8 +275,8 @@ def refusal(error: ProviderError, offer: Offer, attempts: int) -> Refusal:
     return Refusal(
         reason=reason,
         message=error.message,
-        provider=offer.provider,
+        provider=endpoint.provider,
         attempts=attempts,
         tokens=told.get("tokens"),
-        max_tokens=told.get("max_tokens", offer.max_tokens if reason == "too_long" else None),
+        max_tokens=told.get("max_tokens", endpoint.max_tokens if reason == "too_long" else None),
     )

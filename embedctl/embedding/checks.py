@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from embedctl.errors import AnswerUnusable, SpaceMismatch
 from embedctl.providers._contract import WireAnswer
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 
 _UNIT_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
+class AnswerIdentity:
     """Who an answer says it comes from; None where it does not say."""
 
     model: str | None = None
@@ -24,13 +24,13 @@ class Voice:
     dimension_policy: str | None = None
 
 
-def voice(wire: WireAnswer) -> Voice:
+def identity(wire: WireAnswer) -> AnswerIdentity:
     """Who speaks in an answer."""
-    return Voice(wire.response_model, wire.provider, wire.dimension_policy)
+    return AnswerIdentity(wire.response_model, wire.provider, wire.dimension_policy)
 
 
 def checked(
-    wire: WireAnswer, offer: Offer, count: int, dimensions: int | None, before: Voice | None = None
+    wire: WireAnswer, endpoint: Endpoint, count: int, dimensions: int | None, before: AnswerIdentity | None = None
 ) -> NDArray[np.float32]:
     """The vectors of an answer: in request order, as wide as the output, finite, none zero.
 
@@ -47,64 +47,64 @@ def checked(
         SpaceMismatch: The answer is of another model than asked for.
     """
     try:
-        _check_model(wire, offer, before)
-        _check_count(wire.vectors, offer, count)
+        _check_model(wire, endpoint, before)
+        _check_count(wire.vectors, endpoint, count)
         vectors = _in_order(wire.vectors, wire.index)
-        _check_numbers(vectors, offer)
-        vectors = _wide(vectors, offer)
-        _check_width(vectors.shape[1], offer, dimensions)
+        _check_numbers(vectors, endpoint)
+        vectors = _wide(vectors, endpoint)
+        _check_width(vectors.shape[1], endpoint, dimensions)
     except (AnswerUnusable, SpaceMismatch) as error:
         error.tokens_native = wire.tokens
         raise
     return np.ascontiguousarray(vectors, dtype=np.float32)
 
 
-def _check_count(vectors: NDArray[np.float32], offer: Offer, count: int) -> None:
+def _check_count(vectors: NDArray[np.float32], endpoint: Endpoint, count: int) -> None:
     if vectors.ndim != 2 or len(vectors) != count:
-        raise AnswerUnusable(f"asked {offer.provider} for {count} vectors, got {len(vectors)}")
+        raise AnswerUnusable(f"asked {endpoint.provider} for {count} vectors, got {len(vectors)}")
 
 
-def _check_width(width: int, offer: Offer, dimensions: int | None) -> None:
-    wanted = dimensions or offer.dimensions
+def _check_width(width: int, endpoint: Endpoint, dimensions: int | None) -> None:
+    wanted = dimensions or endpoint.dimensions
     if wanted is not None and width != wanted:
         raise AnswerUnusable(
-            f"{offer.id} answers with {width} dimensions instead of {wanted}",
+            f"{endpoint.id} answers with {width} dimensions instead of {wanted}",
             hint="vectors of different widths are never mixed; is it the model that was asked for?",
         )
 
 
-def _check_model(wire: WireAnswer, offer: Offer, before: Voice | None) -> None:
+def _check_model(wire: WireAnswer, endpoint: Endpoint, before: AnswerIdentity | None) -> None:
     """A gateway that answers from another model than asked for says so in the answer, sooner or later."""
     said = wire.response_model
-    strict = offer.entry is not None and not _is_own_server(offer)
+    strict = endpoint.entry is not None and not _is_own_server(endpoint)
     if wire.fallback_from is not None or (said and strict):
-        if not said or not _means(said, wire, offer):
+        if not said or not _means(said, wire, endpoint):
             who = f" from {wire.provider}, which took over for {wire.fallback_from}" if wire.fallback_from else ""
             raise SpaceMismatch(
-                f"asked {offer.provider} for {offer.wire_model}, got {said or 'a model it does not name'}{who}",
+                f"asked {endpoint.provider} for {endpoint.wire_model}, got {said or 'a model it does not name'}{who}",
                 hint="nothing of it was written: vectors of two models are never mixed",
             )
     elif before is not None and said and before.model and not _alike(said, before.model):
         raise SpaceMismatch(
-            f"{offer.provider} answered from {before.model} before, and from {said} now",
+            f"{endpoint.provider} answered from {before.model} before, and from {said} now",
             hint="nothing of it was written: vectors of two models are never mixed",
         )
     if before is not None and wire.dimension_policy != before.dimension_policy:
         raise SpaceMismatch(
-            f"{offer.provider} reached the width by {before.dimension_policy or 'itself'} before, "
+            f"{endpoint.provider} reached the width by {before.dimension_policy or 'itself'} before, "
             f"and by {wire.dimension_policy or 'itself'} now"
         )
 
 
-def _is_own_server(offer: Offer) -> bool:
+def _is_own_server(endpoint: Endpoint) -> bool:
     """Servers of one's own call their one model what they like (facts/providers.md 10, 12)."""
-    return offer.place.base_url.startswith(("http://", "https://127.", "https://localhost"))
+    return endpoint.place.base_url.startswith(("http://", "https://127.", "https://localhost"))
 
 
-def _means(said: str, wire: WireAnswer, offer: Offer) -> bool:
-    known = {offer.wire_model, offer.model, offer.canonical}
-    if offer.entry:
-        known.add(offer.entry.name)
+def _means(said: str, wire: WireAnswer, endpoint: Endpoint) -> bool:
+    known = {endpoint.wire_model, endpoint.model, endpoint.canonical}
+    if endpoint.entry:
+        known.add(endpoint.entry.name)
     name = _bare(said)
     name = name.removeprefix(f"{wire.provider}:".casefold()) if wire.provider else name
     return any(_alike(name, one) for one in known)
@@ -133,27 +133,27 @@ def _in_order(vectors: NDArray[np.float32], index: Sequence[int] | None) -> NDAr
     return ordered
 
 
-def _check_numbers(vectors: NDArray[np.float32], offer: Offer) -> None:
+def _check_numbers(vectors: NDArray[np.float32], endpoint: Endpoint) -> None:
     """One pass: the squared length of a row is NaN or infinite when one of its numbers is."""
     squares = np.einsum("ij,ij->i", vectors, vectors)
     bad = np.flatnonzero(~np.isfinite(squares))
     if len(bad):
-        raise AnswerUnusable(f"vector {bad[0]} of {offer.provider} holds numbers that are none")
+        raise AnswerUnusable(f"vector {bad[0]} of {endpoint.provider} holds numbers that are none")
     zero = np.flatnonzero(squares == 0)
     if len(zero):
-        raise AnswerUnusable(f"vector {zero[0]} of {offer.provider} is all zeros")
+        raise AnswerUnusable(f"vector {zero[0]} of {endpoint.provider} is all zeros")
 
 
-def _wide(vectors: NDArray[np.float32], offer: Offer) -> NDArray[np.float32]:
+def _wide(vectors: NDArray[np.float32], endpoint: Endpoint) -> NDArray[np.float32]:
     """Vectors as wide as the space says: cut and renormalised, padded, or as they are."""
-    wanted, width = offer.dimensions, vectors.shape[1]
-    if offer.policy == "reduce" and wanted is not None and width > wanted:
+    wanted, width = endpoint.dimensions, vectors.shape[1]
+    if endpoint.policy == "reduce" and wanted is not None and width > wanted:
         return _unit(vectors[:, :wanted])
-    if offer.policy == "pad" and wanted is not None and width < wanted:
+    if endpoint.policy == "pad" and wanted is not None and width < wanted:
         padded = np.zeros((len(vectors), wanted), np.float32)
         padded[:, :width] = vectors
         return padded
-    if offer.normalise:
+    if endpoint.normalise:
         return _unit(vectors)
     return vectors
 

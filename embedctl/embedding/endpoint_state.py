@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from embedctl.embedding.checks import Voice
-from embedctl.embedding.usage import Scale
+from embedctl.embedding.checks import AnswerIdentity
+from embedctl.embedding.usage import CountTrust
 from embedctl.errors import ProviderError, RequestRefused
 from embedctl.routing.breaker import Breaker, Pass, State
-from embedctl.routing.endpoint import Offer
-from embedctl.routing.limiter import Lane
-from embedctl.routing.retry import Budget, may_be_the_texts_fault
+from embedctl.routing.endpoint import Endpoint
+from embedctl.routing.limiter import Limiter
+from embedctl.routing.retry import RetryBudget, may_be_the_texts_fault
 
 if TYPE_CHECKING:
     from embedctl.backends.http.transport import Transport
@@ -29,7 +29,7 @@ class NotAdmittedError(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class Line:
+class EndpointState:
     """One offer in one run.
 
     Attributes:
@@ -48,17 +48,17 @@ class Line:
         moved: Called when it may have become usable or useless.
     """
 
-    offer: Offer
+    endpoint: Endpoint
     transport: Transport | None
-    lane: Lane
+    limiter: Limiter
     breaker: Breaker
     asks_base64: bool
     moved: Callable[[], None]
-    budget: Budget = field(default_factory=Budget)
-    scale: Scale = field(default_factory=Scale)
+    budget: RetryBudget = field(default_factory=RetryBudget)
+    trust: CountTrust = field(default_factory=CountTrust)
     successes: int = 0
     base64_works: bool | None = None
-    voice: Voice | None = None
+    identity: AnswerIdentity | None = None
     spent: ProviderError | None = None
     proven: bool = False
     asked_limits: bool = False
@@ -67,7 +67,7 @@ class Line:
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @contextmanager
-    def admitted(self, clock: Callable[[], float], *, blamed: bool) -> Iterator[None]:
+    def admitted(self, clock: Callable[[], float], *, isolating: bool) -> Iterator[None]:
         """A pass of the breaker for one attempt, which ends with the block, however that ends.
 
         Args:
@@ -87,7 +87,7 @@ class Line:
             self.breaker.abandon(ticket)
             raise
         except ProviderError as error:
-            if blamed and may_be_the_texts_fault(error):
+            if isolating and may_be_the_texts_fault(error):
                 self.breaker.abandon(ticket)
             else:
                 self._settle(ticket, error, clock())
@@ -111,4 +111,4 @@ class Line:
         was = self.breaker.state(now)
         self.breaker.settle(ticket, error, now)
         if was is State.HALF_OPEN and self.breaker.state(now) is State.CLOSED:
-            self.lane.limiter.restart()  # it serves again: begin with one at a time
+            self.limiter.rate_limit.restart()  # it serves again: begin with one at a time

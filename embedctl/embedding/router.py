@@ -13,19 +13,19 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.embedding.endpoint_state import Line
-from embedctl.embedding.space_probe import Probe, Proof
+from embedctl.embedding.endpoint_state import EndpointState
+from embedctl.embedding.space_probe import Probe, SpaceProbe
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, ServerFailed, SpaceMismatch, Throttled
 from embedctl.records import Limits, Space
 from embedctl.routing import fallback
 from embedctl.routing.breaker import Breaker, Snapshot
-from embedctl.routing.chain import Chain
+from embedctl.routing.chain import FallbackChain
 from embedctl.routing.circuits import Circuits
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.endpoint import check_usable as check_usable
-from embedctl.routing.fallback import Entry, Nobody, Standing
-from embedctl.routing.learned import QUOTA_HOLD_S, Memory, smaller
-from embedctl.routing.limiter import Lane
+from embedctl.routing.fallback import Availability, ChainEntry, Nobody
+from embedctl.routing.learned_file import QUOTA_HOLD_S, LearnedFile, smaller
+from embedctl.routing.limiter import Limiter
 from embedctl.routing.retry import Step
 from embedctl.routing.waits import Waits, spoken
 
@@ -37,7 +37,7 @@ _LOOK_EVERY_S = 5.0
 _ASKING_LIMITS_S = 10.0
 
 
-class Patience:
+class WaitBudget:
     """How long one request has waited for a line, all its waits together."""
 
     __slots__ = ("waited_s",)
@@ -46,7 +46,7 @@ class Patience:
         self.waited_s = 0.0
 
 
-class Lanes:
+class Router:
     """All lines of a chain.
 
     Args:
@@ -59,7 +59,7 @@ class Lanes:
 
     def __init__(
         self,
-        chain: Chain,
+        chain: FallbackChain,
         *,
         hints_file: Path,
         mode: fallback.Mode,
@@ -82,38 +82,38 @@ class Lanes:
         self._moved = asyncio.Event()
         self._transports: dict[tuple[bool, Path | None], Transport] = {}
         self._circuits = Circuits(hints_file.parent / "circuits", uuid4().hex)
-        self.memory = Memory(hints_file, wall, told)
+        self.memory = LearnedFile(hints_file, wall, told)
         self.waits = Waits(told, waits or told, clock)
-        self.lines = [self._line(offer) for offer in chain.offers]
+        self.states = [self._state(endpoint) for endpoint in chain.endpoints]
         self._now = self.first
-        self._proof = Proof(self.first, self.memory)
+        self._space_probe = SpaceProbe(self.first, self.memory)
 
-    def _line(self, offer: Offer) -> Line:
+    def _state(self, endpoint: Endpoint) -> EndpointState:
         def waiting(seconds: float) -> None:
-            self.waits.say(offer.id, "asked to send less", seconds)
+            self.waits.say(endpoint.id, "asked to send less", seconds)
 
-        return Line(
-            offer=offer,
-            transport=None if offer.local else self._transport(offer),
-            lane=Lane(
-                offer.ceiling,
+        return EndpointState(
+            endpoint=endpoint,
+            transport=None if endpoint.local else self._transport(endpoint),
+            limiter=Limiter(
+                endpoint.rate_limits,
                 clock=self._clock,
                 sleep=self._sleep,
                 longest_gate_s=self._max_wait_s,
                 waiting=waiting,
             ),
-            breaker=Breaker(offer.provider, offer.wire_model, jitter=self._jitter),
-            asks_base64=self.memory.takes_base64(offer),
+            breaker=Breaker(endpoint.provider, endpoint.wire_model, jitter=self._jitter),
+            asks_base64=self.memory.takes_base64(endpoint),
             moved=self._wake,
         )
 
-    def _transport(self, offer: Offer) -> Transport:
+    def _transport(self, endpoint: Endpoint) -> Transport:
         from embedctl.backends.http.transport import Transport  # httpx: not for runs that stay on this machine
 
-        key = (offer.insecure, offer.ca_file)
+        key = (endpoint.insecure, endpoint.ca_file)
         if key not in self._transports:
             self._transports[key] = Transport(
-                connections=self._connections, insecure=offer.insecure, ca_file=offer.ca_file
+                connections=self._connections, insecure=endpoint.insecure, ca_file=endpoint.ca_file
             )
         return self._transports[key]
 
@@ -125,15 +125,15 @@ class Lanes:
             await transport.aclose()
 
     @property
-    def first(self) -> Line:
+    def first(self) -> EndpointState:
         """The line of the model that was asked for."""
-        return self.lines[0]
+        return self.states[0]
 
     def limits(self) -> Limits:
         """What one request may hold: the limits of the line that is asked now, and what was learnt of its server."""
-        return self.memory.limits(self._now.offer)
+        return self.memory.limits(self._now.endpoint)
 
-    async def ask(self, line: Line | None = None) -> Offer:
+    async def ask(self, state: EndpointState | None = None) -> Endpoint:
         """Ask a server once what it takes, where its protocol can; its offer from then on.
 
         A server that does not say is asked nothing more: the first request will show what is wrong. One that serves
@@ -142,34 +142,34 @@ class Lanes:
         Args:
             line: None: the first one.
         """
-        line = line or self.first
-        probe: Any = getattr(line.offer.protocol, "probe", None)
-        if line.asked_limits or probe is None or line.transport is None:
-            return line.offer
-        line.asked_limits = True
-        protocol: Any = line.offer.protocol
+        state = state or self.first
+        probe: Any = getattr(state.endpoint.protocol, "probe", None)
+        if state.asked_limits or probe is None or state.transport is None:
+            return state.endpoint
+        state.asked_limits = True
+        protocol: Any = state.endpoint.protocol
         try:
-            said = await line.transport.send(probe(line.offer.place), timeout_s=_ASKING_LIMITS_S)
+            said = await state.transport.send(probe(state.endpoint.place), timeout_s=_ASKING_LIMITS_S)
         except EmbedctlError:
-            return line.offer
+            return state.endpoint
         if said.status != 200:
-            return line.offer
-        line.spent = line.spent or _another_model(line.offer, protocol.served_model(said.body))
-        known, told = line.offer.limits, protocol.limits(said.body)
+            return state.endpoint
+        state.spent = state.spent or _another_model(state.endpoint, protocol.served_model(said.body))
+        known, told = state.endpoint.limits, protocol.limits(said.body)
         default = protocol.LIMITS
-        line.offer = replace(
-            line.offer,
+        state.endpoint = replace(
+            state.endpoint,
             limits=Limits(
                 items=told.items if known.items == default.items else smaller(known, told).items,
                 tokens=told.tokens,
                 bytes=smaller(known, told).bytes,
             ),
-            max_tokens=min(filter(None, (line.offer.max_tokens, protocol.max_tokens(said.body))), default=None),
+            max_tokens=min(filter(None, (state.endpoint.max_tokens, protocol.max_tokens(said.body))), default=None),
         )
         self._changed(self.limits())
-        return line.offer
+        return state.endpoint
 
-    async def next(self, space: Space | None, probe: Probe, patience: Patience) -> Line:
+    async def next(self, space: Space | None, probe: Probe, wait_budget: WaitBudget) -> EndpointState:
         """The line to ask now; waits for one, `max_wait` at most.
 
         Raises:
@@ -178,28 +178,28 @@ class Lanes:
         """
         while True:
             chosen = self._choose(space)
-            if isinstance(chosen, Line):
-                chosen.asked_although_held |= self.memory.held(chosen.offer)[0] > 0
-                if chosen.proven or await self._proof.given(chosen, space, probe):
+            if isinstance(chosen, EndpointState):
+                chosen.asked_although_held |= self.memory.held(chosen.endpoint)[0] > 0
+                if chosen.proven or await self._space_probe.given(chosen, space, probe):
                     return await self._taken(chosen)
                 continue
-            left_s = self._max_wait_s - patience.waited_s
-            probing = any(line.probing(self._clock()) for line in self.lines)
+            left_s = self._max_wait_s - wait_budget.waited_s
+            probing = any(state.probing(self._clock()) for state in self.states)
             if chosen.ready_in_s is None or left_s <= 0 or (chosen.ready_in_s > left_s and not probing):
                 raise self._end(chosen)
             if not probing:
-                self.waits.say(self._now.offer.id, chosen.error.message, chosen.ready_in_s)
+                self.waits.say(self._now.endpoint.id, chosen.error.message, chosen.ready_in_s)
             before = self._clock()
             await self._pause(min(max(_SHORTEST_PAUSE_S, chosen.ready_in_s), left_s, _LOOK_EVERY_S))
-            patience.waited_s += self._clock() - before
+            wait_budget.waited_s += self._clock() - before
             self._close_on_demand()
 
-    async def _taken(self, line: Line) -> Line:
-        if line is not self._now:
-            self._now = line
+    async def _taken(self, state: EndpointState) -> EndpointState:
+        if state is not self._now:
+            self._now = state
             self._changed(self.limits())
-        await self.ask(line)
-        return line
+        await self.ask(state)
+        return state
 
     async def _pause(self, seconds: float) -> None:
         """Wait, or until a line moves."""
@@ -216,10 +216,10 @@ class Lanes:
 
     def _close_on_demand(self) -> None:
         """`providers reset` closes circuits and lifts holds of running jobs too."""
-        for line in self.lines:
-            if self._circuits.asked_to_close(line.offer.provider):
-                line.breaker.reset()
-                self.memory.answers_again(line.offer)
+        for state in self.states:
+            if self._circuits.asked_to_close(state.endpoint.provider):
+                state.breaker.reset()
+                self.memory.answers_again(state.endpoint)
                 self._wake()
 
     def _wake(self) -> None:
@@ -230,95 +230,97 @@ class Lanes:
 
     def _end(self, nobody: Nobody) -> EmbedctlError:
         """What the run ends with: answers that stay unusable are their own reason."""
-        last = [line.last_error for line in self.lines if line.last_error is not None]
+        last = [state.last_error for state in self.states if state.last_error is not None]
         if nobody.ready_in_s is not None and last and all(isinstance(error, AnswerUnusable) for error in last):
             return last[0]
         return nobody.error
 
-    def _choose(self, space: Space | None) -> Line | Nobody:
-        by_entry: dict[Entry, Line] = {}
-        for line in self.lines:
-            by_entry.setdefault(line.offer.in_chain, line)
+    def _choose(self, space: Space | None) -> EndpointState | Nobody:
+        by_entry: dict[ChainEntry, EndpointState] = {}
+        for state in self.states:
+            by_entry.setdefault(state.endpoint.in_chain, state)
         fitting, strangers = fallback.fitting(
             list(by_entry), self._mode, output_space_id=space.space_id if space else None
         )
-        standings = {entry: self._standing(by_entry[entry]) for entry in fitting}
-        chosen = fallback.choose(fitting, standings, left_out=[*self._chain.left_out, *strangers])
+        available = {entry: self._availability(by_entry[entry]) for entry in fitting}
+        chosen = fallback.choose(fitting, available, left_out=[*self._chain.left_out, *strangers])
         return chosen if isinstance(chosen, Nobody) else by_entry[chosen]
 
-    def _standing(self, line: Line) -> Standing:
+    def _availability(self, state: EndpointState) -> Availability:
         now = self._clock()
-        dead = line.spent or line.breaker.dead
+        dead = state.spent or state.breaker.dead
         if dead is not None:
-            return Standing(dead=dead)
-        held, reason = self.memory.held(line.offer)
-        ready = line.breaker.ready_in(now) or 0.0
+            return Availability(dead=dead)
+        held, reason = self.memory.held(state.endpoint)
+        ready = state.breaker.ready_in(now) or 0.0
         if held > ready:
-            return Standing(ready_in_s=held, probe=not line.asked_although_held, reason=reason)
-        return Standing(ready_in_s=ready, reason=line.breaker.snapshot(now).reason or "")
+            return Availability(ready_in_s=held, probe=not state.asked_although_held, reason=reason)
+        return Availability(ready_in_s=ready, reason=state.breaker.snapshot(now).reason or "")
 
-    def failed(self, line: Line, error: ProviderError) -> None:
+    def failed(self, state: EndpointState, error: ProviderError) -> None:
         """An attempt failed."""
-        line.last_error = error
+        state.last_error = error
 
-    def answered(self, line: Line, texts: Sequence[object], vectors: NDArray[np.float32], *, aside: bool) -> None:
+    def answered(
+        self, state: EndpointState, texts: Sequence[object], vectors: NDArray[np.float32], *, probe: bool
+    ) -> None:
         """A line gave a good answer; `aside`: one that goes into no output."""
-        line.successes += 1
-        line.last_error = None
-        if line.successes == 1:
-            self.memory.answers_again(line.offer)
-        if not aside:
-            self._proof.answered(line, texts, vectors)
+        state.successes += 1
+        state.last_error = None
+        if state.successes == 1:
+            self.memory.answers_again(state.endpoint)
+        if not probe:
+            self._space_probe.answered(state, texts, vectors)
 
-    def only_floats(self, line: Line) -> None:
+    def only_floats(self, state: EndpointState) -> None:
         """Its server refuses base64, or answers in floats whatever is asked."""
-        line.asks_base64 = False
-        self.memory.only_floats(line.offer)
+        state.asks_base64 = False
+        self.memory.only_floats(state.endpoint)
 
-    def leave(self, line: Line, step: Step) -> bool:
+    def leave(self, state: EndpointState, step: Step) -> bool:
         """A line is of no use now: dead for the run, or (an open breaker) for a while. Whether that is news."""
         error = step.error
-        if not isinstance(error, ProviderError) or line.spent is not None:
+        if not isinstance(error, ProviderError) or state.spent is not None:
             return False
         if error.word == "circuit_open":
-            line.breaker.trip(error, self._clock())
-            if line.successes == 0 and line.last_error is not None:
-                line.spent = line.last_error  # it has not answered once in this run: waiting is for the next one
+            state.breaker.trip(error, self._clock())
+            if state.successes == 0 and state.last_error is not None:
+                state.spent = state.last_error  # it has not answered once in this run: waiting is for the next one
             self._wake()
-            return line.spent is not None
+            return state.spent is not None
         said = step.refused_for_s if isinstance(error, Throttled | ServerFailed) else None
         if error.word == "quota_exhausted":
             said = error.retry_after_s or QUOTA_HOLD_S
         if said:
-            self.memory.hold(line.offer, said, error.message)
+            self.memory.hold(state.endpoint, said, error.message)
             error.hint = error.hint or f"run the same command again in {spoken(said)} to go on"
-        line.spent = error
+        state.spent = error
         self._wake()
         return True
 
-    def too_large(self, line: Line, items: int, content_bytes: int, error: ProviderError) -> None:
+    def too_large(self, state: EndpointState, items: int, content_bytes: int, error: ProviderError) -> None:
         """A request was refused for its size: less is sent from now on, by this run and the next."""
-        self.memory.too_large(line.offer, items, content_bytes, error)
+        self.memory.too_large(state.endpoint, items, content_bytes, error)
         self._changed(self.limits())
 
-    def fallback_from(self, line: Line) -> str | None:
+    def fallback_from(self, state: EndpointState) -> str | None:
         """The id of the offer asked for, when this line is another."""
-        return None if line is self.first else self.first.offer.id
+        return None if state is self.first else self.first.endpoint.id
 
     def snapshots(self) -> list[Snapshot]:
         """How every line's breaker stands."""
-        return [line.breaker.snapshot(self._clock()) for line in self.lines]
+        return [state.breaker.snapshot(self._clock()) for state in self.states]
 
 
-def _another_model(offer: Offer, said: str | None) -> SpaceMismatch | None:
+def _another_model(endpoint: Endpoint, said: str | None) -> SpaceMismatch | None:
     """What is wrong when a server names a model of the hub that is another one; paths say nothing."""
-    if not said or offer.entry is None or said.count("/") != 1 or said.startswith(("/", ".")):
+    if not said or endpoint.entry is None or said.count("/") != 1 or said.startswith(("/", ".")):
         return None
-    wanted = {offer.wire_model, offer.model, offer.canonical}
+    wanted = {endpoint.wire_model, endpoint.model, endpoint.canonical}
     if said.rpartition("/")[2].casefold() in {name.rpartition("/")[2].casefold() for name in wanted}:
         return None
     return SpaceMismatch(
-        f"{offer.provider} at {offer.place.base_url} serves {said}, not {offer.wire_model}",
-        hint=f"ask for what it serves: -m {offer.provider}:{said}",
-        provider=offer.provider,
+        f"{endpoint.provider} at {endpoint.place.base_url} serves {said}, not {endpoint.wire_model}",
+        hint=f"ask for what it serves: -m {endpoint.provider}:{said}",
+        provider=endpoint.provider,
     )

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from embedctl import tokens as tokenizers
 from embedctl.records import Request, Usage
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 
 FIRST_CHECKED = 3
 """Answers of each offer that are counted here too before its counts are believed; then 1 %."""
@@ -21,7 +21,7 @@ _CONSTANT_BYTES = 200
 
 
 @dataclass(slots=True)
-class Scale:
+class CountTrust:
     """Whether the counts of one server are believed.
 
     Attributes:
@@ -51,22 +51,22 @@ class Scale:
         )
 
 
-def exact(offer: Offer, request: Request) -> tuple[int, str]:
+def exact(endpoint: Endpoint, request: Request) -> tuple[int, str]:
     """Tokens of a request as counted here, and who counted; a tokenizer that fails at it is replaced by bytes/4."""
     if request.token_arrays:
         return sum(len(array) for array in request.texts), "token arrays"
     if request.tokens is not None:
-        return request.tokens, offer.tokenizer or "token arrays"
+        return request.tokens, endpoint.tokenizer or "token arrays"
     texts = [str(text) for text in request.texts]
-    counter = tokenizers.counter(offer.tokenizer, offer.fallback_tokenizer)
+    counter = tokenizers.counter(endpoint.tokenizer, endpoint.fallback_tokenizer)
     try:
-        return sum(offer.counts.of(counter, texts)), counter.tokenizer_id
+        return sum(endpoint.counts.of(counter, texts)), counter.tokenizer_id
     except Exception:  # loaded, and yet it has no token for this text: it must not cost the run
         counter = tokenizers.counter(tokenizers.BYTES)
         return sum(counter.count(texts)), counter.tokenizer_id
 
 
-def ceiling(request: Request) -> int:
+def upper_bound(request: Request) -> int:
     """More tokens than a request can have: a token is at least one byte, and each text gets a few special ones."""
     if request.tokens is not None:
         return request.tokens
@@ -74,7 +74,7 @@ def ceiling(request: Request) -> int:
 
 
 def usage(
-    offer: Offer, request: Request, native: int | None, cached: int | None, event_id: UUID, scale: Scale
+    endpoint: Endpoint, request: Request, native: int | None, cached: int | None, event_id: UUID, scale: CountTrust
 ) -> Usage:
     """The usage of an answer.
 
@@ -82,19 +82,19 @@ def usage(
         native: The provider's count, None where it gave none.
         scale: Learns from this answer.
     """
-    mode = offer.usage_mode
+    mode = endpoint.usage_mode
     seen = scale.answers
     scale.took(request, native)
-    if offer.local:
+    if endpoint.local:
         return Usage(
-            tokens_total=native or 0, source="native", mode=mode, tokens_native=native, tokenizer_id=offer.tokenizer
+            tokens_total=native or 0, source="native", mode=mode, tokens_native=native, tokenizer_id=endpoint.tokenizer
         )
     if mode == "native":
         return Usage(tokens_total=native or 0, source="native", mode=mode, tokens_native=native, tokens_cached=cached)
     looked_at = mode == "fallback" or scale.doubted or scale.constant or seen < FIRST_CHECKED
     if native is not None and not looked_at and not _absurd(request, native) and event_id.int % 100:
         return Usage(tokens_total=native, source="native", mode=mode, tokens_native=native, tokens_cached=cached)
-    estimated, tokenizer_id = exact(offer, request)
+    estimated, tokenizer_id = exact(endpoint, request)
     believed = native is not None and plausible(request, native, estimated) and not scale.constant
     scale.doubted |= native is not None and not believed
     if mode == "fallback":
@@ -110,16 +110,16 @@ def usage(
     )
 
 
-def unusable(offer: Offer, request: Request, native: int | None) -> Usage:
+def unusable(endpoint: Endpoint, request: Request, native: int | None) -> Usage:
     """The usage of an answer that cannot be used, and is billed all the same.
 
     Args:
         native: The provider's count, where it could be read.
     """
-    mode = offer.usage_mode
+    mode = endpoint.usage_mode
     if mode == "native":
         return Usage(tokens_total=native or 0, source="native", mode=mode, tokens_native=native)
-    estimated, tokenizer_id = exact(offer, request)
+    estimated, tokenizer_id = exact(endpoint, request)
     believed = mode == "auto" and native is not None and plausible(request, native, estimated)
     return Usage(
         tokens_total=native if believed and native is not None else estimated,
@@ -133,7 +133,7 @@ def unusable(offer: Offer, request: Request, native: int | None) -> Usage:
 
 def _absurd(request: Request, native: int) -> bool:
     """Zero for text, or more than bytes allow: no tokenizer is needed to doubt it."""
-    return native <= 0 or native > ceiling(request)
+    return native <= 0 or native > upper_bound(request)
 
 
 def plausible(request: Request, native: int, estimated: int) -> bool:

@@ -11,7 +11,7 @@ from embedctl.embedding import usage
 from embedctl.errors import AnswerLost, EmbedctlError, ProviderError
 from embedctl.providers._contract import WireAnswer
 from embedctl.records import NO_USAGE, Request, Usage, UsageEvent, utc_now, uuid7
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,9 @@ class Caller:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-def intended(caller: Caller, offer: Offer, request: Request, attempt: int, fallback_from: str | None) -> UsageEvent:
+def intended(
+    caller: Caller, endpoint: Endpoint, request: Request, attempt: int, fallback_from: str | None
+) -> UsageEvent:
     """What is known before an attempt: enough to account for it if nothing more is ever known.
 
     Its estimate is an upper bound (a token is at least one byte): the texts are gone when it is needed.
@@ -37,23 +39,23 @@ def intended(caller: Caller, offer: Offer, request: Request, attempt: int, fallb
         event_id=uuid7(),
         workspace_id=request.workspace_id,
         operation_id=request.operation_id,
-        provider=offer.provider,
-        model=offer.model,
+        provider=endpoint.provider,
+        model=endpoint.model,
         occurred_at=utc_now(),
         status="interrupted",
         billable="unknown",
         tokens_total=0,
-        usage_mode=offer.usage_mode,
+        usage_mode=endpoint.usage_mode,
         usage_source="fallback",
         job_id=caller.job_id,
         run_id=caller.run_id,
         purpose=request.purpose,
         attempt=attempt,
         fallback_from=fallback_from,
-        region=str(offer.place.options.get("region", "*")),
-        provider_account=offer.account or None,
-        price_as=offer.price_as,
-        tokens_estimated=usage.ceiling(request),
+        region=str(endpoint.place.options.get("region", "*")),
+        provider_account=endpoint.account or None,
+        price_as=endpoint.price_as,
+        tokens_estimated=usage.upper_bound(request),
         tokenizer_id="bytes",
         input_count=len(request),
         content_bytes=request.content_bytes,
@@ -62,7 +64,7 @@ def intended(caller: Caller, offer: Offer, request: Request, attempt: int, fallb
     )
 
 
-def failed(event: UsageEvent, offer: Offer, request: Request, error: ProviderError, seconds: float) -> UsageEvent:
+def failed(event: UsageEvent, endpoint: Endpoint, request: Request, error: ProviderError, seconds: float) -> UsageEvent:
     """An attempt that brought no vectors: not billed, perhaps billed, or billed for nothing."""
     ended = replace(
         event,
@@ -77,10 +79,10 @@ def failed(event: UsageEvent, offer: Offer, request: Request, error: ProviderErr
         quantity=0,
     )
     if error.billable == "unknown":
-        tokens, tokenizer_id = usage.exact(offer, request)
+        tokens, tokenizer_id = usage.exact(endpoint, request)
         return replace(ended, tokens_estimated=tokens, tokenizer_id=tokenizer_id)
     if error.billable == "yes":
-        return _counted(ended, usage.unusable(offer, request, error.tokens_native))
+        return _counted(ended, usage.unusable(endpoint, request, error.tokens_native))
     return ended
 
 

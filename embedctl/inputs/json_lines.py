@@ -12,7 +12,7 @@ import pyarrow as pa
 from embedctl.inputs.block import Block, ReadOptions, Reason, pieces
 from embedctl.inputs.columns import Columns
 from embedctl.inputs.files import InputFile
-from embedctl.inputs.objects import Run, bad, called, runs
+from embedctl.inputs.objects import ObjectRun, bad, called, runs
 
 SCAN_BYTES = 64 << 20  # looked at before any work, over all files; a field that first comes later is an error
 SCAN_BYTES_PER_FILE = 1 << 20
@@ -100,14 +100,14 @@ def blocks(
         first_row += len(run.objects)
 
 
-def _refuse_new_fields(file: InputFile, run: Run, known: frozenset[str]) -> None:
+def _refuse_new_fields(file: InputFile, run: ObjectRun, known: frozenset[str]) -> None:
     for number, each in zip(run.numbers, run.objects, strict=True):
         if not known.issuperset(each):
             new = next(iter(each.keys() - known))
             raise bad(file, number, f"the field {new!r} was not in the file's beginning", "name fields with --keep")
 
 
-def _block(run: Run, file: InputFile, columns: Columns, options: ReadOptions, first_row: int) -> Block:
+def _block(run: ObjectRun, file: InputFile, columns: Columns, options: ReadOptions, first_row: int) -> Block:
     kept = columns.kept
     reasons: dict[int, Reason] = dict.fromkeys(run.too_large, "too_large")
     for at, names in run.not_unicode.items():
@@ -125,7 +125,12 @@ def _block(run: Run, file: InputFile, columns: Columns, options: ReadOptions, fi
 
 
 def _texts(
-    run: Run, values: list[Any], file: InputFile, columns: Columns, reasons: dict[int, Reason], options: ReadOptions
+    run: ObjectRun,
+    values: list[Any],
+    file: InputFile,
+    columns: Columns,
+    reasons: dict[int, Reason],
+    options: ReadOptions,
 ) -> list[str | None]:
     if set(map(type, values)) != {str}:
         for at, value in enumerate(values):
@@ -141,7 +146,7 @@ def _texts(
 
 
 def _tokens(
-    run: Run, values: list[Any], file: InputFile, columns: Columns, reasons: dict[int, Reason]
+    run: ObjectRun, values: list[Any], file: InputFile, columns: Columns, reasons: dict[int, Reason]
 ) -> list[list[int] | None]:
     for at, value in enumerate(values):
         if value is None:
@@ -153,7 +158,7 @@ def _tokens(
     return values
 
 
-def _ids(run: Run, file: InputFile, columns: Columns, first_row: int) -> list[str] | list[int] | list[str | int]:
+def _ids(run: ObjectRun, file: InputFile, columns: Columns, first_row: int) -> list[str] | list[int] | list[str | int]:
     if columns.id is None:
         return list(range(first_row, first_row + len(run.objects)))
     ids: list[Any] = [each.get(columns.id) for each in run.objects]
@@ -172,7 +177,7 @@ def _ids(run: Run, file: InputFile, columns: Columns, first_row: int) -> list[st
     return ids
 
 
-def _kept(run: Run, file: InputFile, kept: pa.Schema) -> pa.RecordBatch:
+def _kept(run: ObjectRun, file: InputFile, kept: pa.Schema) -> pa.RecordBatch:
     arrays = []
     for column in kept:
         values = [each.get(column.name) for each in run.objects]

@@ -20,7 +20,7 @@ Object = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ObjectRun:
     """Objects that follow each other.
 
     Attributes:
@@ -35,7 +35,7 @@ class Run:
     not_unicode: dict[int, list[str]] = field(default_factory=dict)
 
 
-def runs(file: InputFile, options: ReadOptions) -> Iterator[tuple[Run, int]]:
+def runs(file: InputFile, options: ReadOptions) -> Iterator[tuple[ObjectRun, int]]:
     """All objects of a file in runs, with the bytes each run took.
 
     Raises:
@@ -63,7 +63,7 @@ def _starts_array(stream: decoding.Utf8Stream) -> bool:
     return head.lstrip().startswith(b"[")
 
 
-def _array(file: InputFile, options: ReadOptions) -> Iterator[tuple[Run, int]]:
+def _array(file: InputFile, options: ReadOptions) -> Iterator[tuple[ObjectRun, int]]:
     with text.opened(file, options) as stream:
         whole = b"".join(_bounded(file, stream))
     try:
@@ -78,7 +78,7 @@ def _array(file: InputFile, options: ReadOptions) -> Iterator[tuple[Run, int]]:
         for at, each in enumerate(objects):
             if type(each) is not dict:
                 raise bad(file, start + at + 1, f"an object is needed, this is {called(each)}")
-        yield Run(range(start + 1, start + len(objects) + 1), objects), len(whole) * len(objects) // len(elements)
+        yield ObjectRun(range(start + 1, start + len(objects) + 1), objects), len(whole) * len(objects) // len(elements)
 
 
 def _bounded(file: InputFile, stream: decoding.Utf8Stream) -> Iterator[bytes]:
@@ -92,20 +92,20 @@ def _bounded(file: InputFile, stream: decoding.Utf8Stream) -> Iterator[bytes]:
         yield chunk
 
 
-def _parsed(file: InputFile, first_number: int, lines: list[bytes | None]) -> Run:
+def _parsed(file: InputFile, first_number: int, lines: list[bytes | None]) -> ObjectRun:
     try:
         objects = list(map(orjson.loads, lines))  # type: ignore[arg-type]  # a None is what the other way is for
         if set(map(type, objects)) == {dict}:
-            return Run(range(first_number, first_number + len(lines)), objects)
+            return ObjectRun(range(first_number, first_number + len(lines)), objects)
     except orjson.JSONDecodeError:
         pass
     return _parsed_one_by_one(file, first_number, lines)
 
 
-def _parsed_one_by_one(file: InputFile, first_number: int, lines: list[bytes | None]) -> Run:
+def _parsed_one_by_one(file: InputFile, first_number: int, lines: list[bytes | None]) -> ObjectRun:
     """The slow way, for runs in which a line is blank, too long or bad."""
     numbers: list[int] = []
-    run = Run(numbers, [])
+    run = ObjectRun(numbers, [])
     for number, line in enumerate(lines, first_number):
         if line is not None and not line.strip():
             continue

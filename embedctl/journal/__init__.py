@@ -6,4 +6,4 @@ from embedctl.journal.recovery import Recovered as Recovered
 from embedctl.journal.recovery import RecoveredAnswer as RecoveredAnswer
 from embedctl.journal.recovery import RecoveredSegment as RecoveredSegment
 from embedctl.journal.recovery import recover as recover
-from embedctl.journal.segments import Place as Place
+from embedctl.journal.segments import VectorRef as VectorRef

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from embedctl.journal.frames import Draft
-from embedctl.journal.segments import Place
+from embedctl.journal.segments import VectorRef
 from embedctl.records import UsageEvent
 
 Spool = Callable[[str, Sequence[UsageEvent]], bool]
@@ -18,11 +18,11 @@ is there already."""
 
 
 @dataclass(slots=True)
-class Entry:
+class Append:
     """A frame on its way, and who waits for it."""
 
     draft: Draft
-    waiter: asyncio.Future[Place | None]
+    waiter: asyncio.Future[VectorRef | None]
     answer_bytes: int = 0
 
     @property
@@ -43,27 +43,27 @@ class Release:
 class Sync:
     """Put on the disk what was written so far."""
 
-    waiter: asyncio.Future[Place | None]
+    waiter: asyncio.Future[VectorRef | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class Close:
     """End; with `published`, no vector is needed any more."""
 
-    waiter: asyncio.Future[Place | None]
+    waiter: asyncio.Future[VectorRef | None]
     published: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Done:
     """The keeper has done something, or failed."""
 
     then: Callable[[], object]
     error: BaseException | None = None
 
 
-Command = Entry | Release | Sync | Stop | Report
-Result = tuple["asyncio.Future[Place | None]", Place | None, BaseException | None]
+Command = Append | Release | Sync | Close | Done
+Result = tuple["asyncio.Future[VectorRef | None]", VectorRef | None, BaseException | None]
 
 
 def answer(results: Sequence[Result]) -> None:
@@ -84,6 +84,6 @@ def _resolve(results: Sequence[Result]) -> None:
             waiter.set_exception(error)
 
 
-def waiter_of(command: Command) -> asyncio.Future[Place | None] | None:
+def waiter_of(command: Command) -> asyncio.Future[VectorRef | None] | None:
     """Who waits for it, if anybody does."""
     return getattr(command, "waiter", None)

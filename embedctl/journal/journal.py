@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from embedctl.errors import InvariantBroken
 from embedctl.journal import frames
-from embedctl.journal.commands import Entry, Release, Spool, Stop, Sync
+from embedctl.journal.commands import Append, Close, Release, Spool, Sync
 from embedctl.journal.recovery import Recovered, RecoveredSegment
-from embedctl.journal.segments import Place, Segment, Views
+from embedctl.journal.segments import Segment, VectorRef, Views
 from embedctl.journal.writer import Writer
 from embedctl.records import TEXT_HASH_BYTES, UsageEvent
 from embedctl.storage import DISK, Disk, remove_leftovers
@@ -39,7 +39,7 @@ class Journal:
         self._writer = writer
         self._views = views
         self._dimensions = dimensions
-        self._closing: asyncio.Future[Place | None] | None = None
+        self._closing: asyncio.Future[VectorRef | None] | None = None
 
     @classmethod
     def open(
@@ -98,12 +98,12 @@ class Journal:
         """
         vector_bytes = TEXT_HASH_BYTES + self._dimensions * 4
         room = event.input_count * vector_bytes + _FRAME_BYTES
-        entry = Entry(frames.draft("intent", event), _waiter(), room)
+        entry = Append(frames.draft("intent", event), _waiter(), room)
         try:
             await self._written(entry)
         except asyncio.CancelledError:
             never = replace(event, status="cancelled", billable="no", error_class="not_sent", tokens_total=0)
-            self._writer.put(Entry(frames.draft("outcome", never), _waiter()))
+            self._writer.put(Append(frames.draft("outcome", never), _waiter()))
             raise
 
     async def settle(self, event: UsageEvent) -> None:
@@ -113,7 +113,7 @@ class Journal:
             StorageFailed: It could not be written; after recovery the attempt counts as interrupted.
             InvariantBroken: There is no such intent, or it has ended already.
         """
-        await self._written(Entry(frames.draft("outcome", event), _waiter()))
+        await self._written(Append(frames.draft("outcome", event), _waiter()))
 
     async def answer(
         self,
@@ -122,7 +122,7 @@ class Journal:
         vectors: NDArray[np.float32],
         tokens_each: Sequence[int] | None = None,
         extra: Mapping[str, Any] | None = None,
-    ) -> Place:
+    ) -> VectorRef:
         """An attempt has brought vectors; they are safe from the death of this process once this has returned.
 
         From loss of power they are safe a second later, or after `sync`.
@@ -137,12 +137,12 @@ class Journal:
         """
         draft = frames.draft_answer(event, hashes, vectors, tokens_each, extra)
         self._dimensions = max(self._dimensions, vectors.shape[1])
-        place = await self._written(Entry(draft, _waiter()))
+        place = await self._written(Append(draft, _waiter()))
         if place is None:
             raise InvariantBroken("an answer was written nowhere")
         return place
 
-    def read(self, place: Place) -> NDArray[np.float32]:
+    def read(self, place: VectorRef) -> NDArray[np.float32]:
         """Vectors of this run or a taken-over one: float32, shape (n, D), read-only, mapped from the file.
 
         From any thread. The checksum was made when they were written, and verified by `recover`; not again here.
@@ -152,9 +152,9 @@ class Journal:
         """
         return self._views.read(place)
 
-    def relax(self) -> None:
+    def release_pages(self) -> None:
         """What was read so far is not read again soon: memory it took may be given back; arrays stay valid."""
-        self._views.relax()
+        self._views.release_pages()
 
     def release(self, segment_id: str, vectors: int | None = None) -> None:
         """So many vectors of a segment stand in published parts, or nobody needs them.
@@ -187,10 +187,10 @@ class Journal:
         """
         if self._closing is None:
             self._closing = _waiter()
-            self._writer.put(Stop(self._closing, published))
+            self._writer.put(Close(self._closing, published))
         await asyncio.shield(self._closing)
 
-    async def _written(self, entry: Entry) -> Place | None:
+    async def _written(self, entry: Append) -> VectorRef | None:
         self._writer.put(entry)
         return await entry.waiter
 
@@ -205,8 +205,8 @@ def _taken_over(folder: Path, found: RecoveredSegment) -> Segment:
     )
 
 
-def _waiter() -> asyncio.Future[Place | None]:
+def _waiter() -> asyncio.Future[VectorRef | None]:
     """What the writer answers. Errors nobody hears any more (the caller was cancelled) are not reported twice."""
-    waiter: asyncio.Future[Place | None] = asyncio.get_running_loop().create_future()
+    waiter: asyncio.Future[VectorRef | None] = asyncio.get_running_loop().create_future()
     waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
     return waiter

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from embedctl.errors import StorageFailed
 from embedctl.journal.frames import Frame, Scan
-from embedctl.journal.segments import ANSWERS, INTENTS, Place
+from embedctl.journal.segments import ANSWERS, INTENTS, VectorRef
 from embedctl.records import UsageEvent
 
 
@@ -28,7 +28,7 @@ class RecoveredAnswer:
     """
 
     hashes: bytes
-    place: Place
+    place: VectorRef
     event: UsageEvent
     tokens_each: tuple[int, ...] | None
     extra: Mapping[str, Any] | None
@@ -163,7 +163,7 @@ def _segment(folder: Path, segment_id: str) -> RecoveredSegment:
     for frame in answered:
         if frame.kind == "answer" and frame.event.event_id not in ended:
             ended[frame.event.event_id] = frame.event
-            place = Place(segment_id, frame.vectors_at, frame.count, frame.dimensions)
+            place = VectorRef(segment_id, frame.vectors_at, frame.count, frame.dimensions)
             answers.append(RecoveredAnswer(frame.hashes, place, frame.event, frame.tokens_each, frame.extra))
     events = [ended.pop(event_id) if event_id in ended else interrupted(event) for event_id, event in begun.items()]
     return RecoveredSegment(segment_id, (*events, *ended.values()), tuple(answers), intents_torn + answers_torn)

@@ -33,7 +33,7 @@ _INTENT_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class VectorRef:
     """Where vectors stand in a journal.
 
     Attributes:
@@ -48,9 +48,9 @@ class Place:
     count: int
     dimensions: int
 
-    def row(self, index: int) -> Place:
+    def row(self, index: int) -> VectorRef:
         """The place of one of the vectors."""
-        return Place(self.segment, self.offset + index * self.dimensions * 4, 1, self.dimensions)
+        return VectorRef(self.segment, self.offset + index * self.dimensions * 4, 1, self.dimensions)
 
 
 class Log:
@@ -218,7 +218,7 @@ class Views:
         self._folder = folder
         self._maps: dict[str, mmap.mmap] = {}
 
-    def read(self, place: Place) -> NDArray[np.float32]:
+    def read(self, place: VectorRef) -> NDArray[np.float32]:
         """float32, shape (n, D), read-only; stays valid when the file is removed.
 
         Raises:
@@ -233,7 +233,7 @@ class Views:
             self._maps[place.segment] = mapped = self._mapped(place.segment, end)
         return np.frombuffer(mapped, "<f4", count, place.offset).reshape(place.count, place.dimensions)
 
-    def relax(self) -> None:
+    def release_pages(self) -> None:
         """Give pages back that were read: they stay in the system's cache, but are no longer this process's memory."""
         if (advice := getattr(mmap, "MADV_DONTNEED", None)) is not None:
             for mapped in list(self._maps.values()):

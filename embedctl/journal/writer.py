@@ -17,9 +17,9 @@ from uuid import UUID
 
 from embedctl.errors import EmbedctlError, InvariantBroken, StorageFailed
 from embedctl.journal import frames
-from embedctl.journal.commands import Command, Entry, Release, Report, Result, Spool, Stop, Sync, answer, waiter_of
+from embedctl.journal.commands import Append, Close, Command, Done, Release, Result, Spool, Sync, answer, waiter_of
 from embedctl.journal.recovery import interrupted
-from embedctl.journal.segments import Log, Place, Segment
+from embedctl.journal.segments import Log, Segment, VectorRef
 from embedctl.storage import Disk
 
 SYNC_AFTER_S = 1.0
@@ -57,7 +57,7 @@ class Writer:
         self._group: list[Command] = []
         self._dirty_since: float | None = None
         self._jobs = 0
-        self._stop: Stop | None = None
+        self._stop: Close | None = None
         self._unheard: EmbedctlError | None = None
         self.failure: BaseException | None = None
         self.ended = False
@@ -77,7 +77,7 @@ class Writer:
             self._keep_house()
             while not self._done():
                 self._group = self._taken()
-                self._commit([command for command in self._group if isinstance(command, Entry)])
+                self._commit([command for command in self._group if isinstance(command, Append)])
                 for command in self._group:
                     self._obey(command)
                 self._group = []
@@ -139,10 +139,10 @@ class Writer:
                     segment.released = segment.vectors if vectors is None else segment.released + vectors
             case Sync(waiter):
                 self._sync_behind(waiter)
-            case Stop():
+            case Close():
                 self._stop = command
                 self._finish(published=command.published)
-            case Report(then, error):
+            case Done(then, error):
                 self._jobs -= 1
                 if error is None:
                     then()
@@ -153,7 +153,7 @@ class Writer:
 
     # frames
 
-    def _commit(self, entries: list[Entry]) -> None:
+    def _commit(self, entries: list[Append]) -> None:
         """Write a group. What has ended comes first: it needs the space more than what has not begun."""
         if not entries:
             return
@@ -168,8 +168,8 @@ class Writer:
             self._dirty_since = self._clock()
         answer(results)
 
-    def _commit_ends(self, entries: list[Entry], results: list[Result]) -> None:
-        logs: dict[Path, tuple[Segment, Log, list[Entry]]] = {}
+    def _commit_ends(self, entries: list[Append], results: list[Result]) -> None:
+        logs: dict[Path, tuple[Segment, Log, list[Append]]] = {}
         for entry in entries:
             segment = self._where.pop(entry.event_id, None)
             log = None
@@ -192,17 +192,17 @@ class Writer:
                         self._where[entry.event_id] = segment
                         results.append((entry.waiter, None, again))
 
-    def _append_ends(self, segment: Segment, log: Log, entries: list[Entry], results: list[Result]) -> None:
+    def _append_ends(self, segment: Segment, log: Log, entries: list[Append], results: list[Result]) -> None:
         vectors_at = log.append([entry.draft for entry in entries])
         for entry, offset in zip(entries, vectors_at, strict=True):
             segment.arrived(entry.draft.event)
             place = None
             if entry.draft.vectors is not None:
-                place = Place(segment.segment_id, offset, *entry.draft.vectors.shape)
+                place = VectorRef(segment.segment_id, offset, *entry.draft.vectors.shape)
                 segment.vectors += place.count
             results.append((entry.waiter, place, None))
 
-    def _commit_intents(self, entries: list[Entry], results: list[Result]) -> None:
+    def _commit_intents(self, entries: list[Append], results: list[Result]) -> None:
         while entries:
             try:
                 if self._stop is not None:
@@ -224,7 +224,7 @@ class Writer:
             results += [(entry.waiter, None, None) for entry in begun]
             entries = entries[len(begun) :]
 
-    def _append_intents(self, segment: Segment, entries: list[Entry]) -> None:
+    def _append_intents(self, segment: Segment, entries: list[Append]) -> None:
         if segment.intents is None or any(entry.event_id in self._where for entry in entries):
             raise InvariantBroken("an attempt began twice, or in a segment of a dead process")
         for entry in entries:
@@ -270,7 +270,7 @@ class Writer:
                 self._forget(segment.segment_id)
                 self._behind(partial(segment.remove, self._disk), partial(self._segments.pop, segment.segment_id))
 
-    def _sync_behind(self, waiter: asyncio.Future[Place | None] | None = None) -> None:
+    def _sync_behind(self, waiter: asyncio.Future[VectorRef | None] | None = None) -> None:
         self._dirty_since = None
         dirty = [segment for segment in self._segments.values() if segment.dirty]
         self._behind(partial(_sync, dirty, waiter), _nothing)
@@ -292,9 +292,9 @@ class Writer:
         try:
             job()
         except BaseException as error:  # the writer decides
-            self._queue.put(Report(then, error))
+            self._queue.put(Done(then, error))
         else:
-            self._queue.put(Report(then))
+            self._queue.put(Done(then))
 
     def _finish(self, *, published: bool) -> None:
         """Seal everything; attempts that nobody ended are perhaps billed, and said to be."""
@@ -315,7 +315,7 @@ class Writer:
         self._current = None
 
 
-def _sync(segments: Sequence[Segment], waiter: asyncio.Future[Place | None] | None) -> None:
+def _sync(segments: Sequence[Segment], waiter: asyncio.Future[VectorRef | None] | None) -> None:
     """In the keeper. Who waits is told from here: the writer may be dead by then."""
     error: BaseException | None = None
     try:

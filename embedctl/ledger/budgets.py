@@ -32,7 +32,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spent:
+class PeriodCost:
     """USD of a workspace in a period.
 
     Attributes:
@@ -48,11 +48,11 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class BudgetStatus:
     """A budget and how it stands. What is at risk counts as spent."""
 
     budget: Budget
-    spent: Spent
+    spent: PeriodCost
 
     @property
     def used_ratio(self) -> Decimal:
@@ -96,7 +96,7 @@ def spent(
     timezone: str = "UTC",
     now: datetime,
     without_runs: Sequence[str] = (),
-) -> Spent:
+) -> PeriodCost:
     """What `workspace` spent in the period that `now` is in.
 
     Args:
@@ -111,7 +111,7 @@ def spent(
         [workspace, microseconds(within.since), microseconds(within.until), list(without_runs)],
     ).fetchone()
     cost, at_risk, unpriced = row or (Decimal(0), Decimal(0), 0)
-    return Spent(within=within, cost=cost, at_risk=at_risk, unpriced_calls=unpriced)
+    return PeriodCost(within=within, cost=cost, at_risk=at_risk, unpriced_calls=unpriced)
 
 
 def stored(connection: duckdb.DuckDBPyConnection) -> list[Budget]:
@@ -170,7 +170,7 @@ def standings(
     workspace: str | None = None,
     now: datetime,
     without_runs: Sequence[str] = (),
-) -> Sequence[Standing]:
+) -> Sequence[BudgetStatus]:
     """How every budget stands: the ledger's own, and `extra` from the settings.
 
     Args:
@@ -179,7 +179,7 @@ def standings(
     """
     budgets = [b for b in (*stored(connection), *extra) if workspace is None or b.workspace == workspace]
     return [
-        Standing(
+        BudgetStatus(
             budget=b,
             spent=spent(connection, b.workspace, b.period, timezone=b.timezone, now=now, without_runs=without_runs),
         )
@@ -187,7 +187,7 @@ def standings(
     ]
 
 
-def remaining(standings: Iterable[Standing]) -> Decimal | None:
+def remaining(standings: Iterable[BudgetStatus]) -> Decimal | None:
     """USD that a run may spend under all blocking budgets; None when none blocks."""
     left = [standing.remaining for standing in standings if standing.budget.action == "block"]
     return min(left, default=None)

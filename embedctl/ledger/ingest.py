@@ -103,7 +103,7 @@ def _ingest(paths: LedgerPaths, book: list[tuple[str, str]], wait_s: float, now:
     with database.writer(paths, wait_s=wait_s, now=now) as connection:
         connection.execute(f"SET memory_limit = '{_MEMORY}'")
         connection.execute("SET preserve_insertion_order = false")  # or one core fills the table of a portion
-        intake = _Intake(connection, paths, book, now)
+        intake = _Ingestion(connection, paths, book, now)
         if paths.rebuilding.exists():
             budget_copy.restore(connection, paths)
             for batch in _batches(spool.pending(paths.done)):
@@ -132,7 +132,7 @@ def _batches(files: Iterable[Path]) -> Iterator[list[Path]]:
         yield batch
 
 
-class _Intake:
+class _Ingestion:
     """Takes batches of spool files in, under the lock.
 
     Attributes:

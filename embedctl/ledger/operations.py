@@ -10,7 +10,7 @@ import duckdb
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class OperationCost:
     """What operations came to.
 
     Attributes:
@@ -26,7 +26,7 @@ class Spent:
     at_risk: Decimal | None
 
 
-def spent(connection: duckdb.DuckDBPyConnection, operation_ids: Collection[str]) -> Spent:
+def spent(connection: duckdb.DuckDBPyConnection, operation_ids: Collection[str]) -> OperationCost:
     """Sum over all attempts of these operations."""
     row = connection.execute(
         "SELECT count(DISTINCT operation_id), sum(cost), sum(cost_at_risk), "
@@ -35,7 +35,7 @@ def spent(connection: duckdb.DuckDBPyConnection, operation_ids: Collection[str])
         [list(operation_ids)],
     ).fetchone()
     operations, cost, at_risk, unpriced = row or (0, None, None, 0)
-    return Spent(
+    return OperationCost(
         operations=int(operations),
         cost=cost,
         is_lower_bound=bool(unpriced) or operations < len(operation_ids),

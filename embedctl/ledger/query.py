@@ -38,7 +38,7 @@ _PLAIN = ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBL
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class QueryResult:
     """Rows of a query; money and other exact decimals as strings.
 
     Attributes:
@@ -58,7 +58,7 @@ def ask(
     timeout_s: float = 60,
     memory_mb: int = 1024,
     wait_s: float = 10,
-) -> Answer:
+) -> QueryResult:
     """Run one statement on the ledger.
 
     Raises:
@@ -98,7 +98,7 @@ def ask(
     if "error" in found:
         kind = {"locked": Locked, "usage": WrongUsage}.get(found["error"], StorageFailed)
         raise kind(found["message"], hint=found["hint"])
-    return Answer(found["columns"], found["rows"], found["cut"])
+    return QueryResult(found["columns"], found["rows"], found["cut"])
 
 
 def _import_path() -> list[str]:

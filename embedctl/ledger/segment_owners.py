@@ -23,7 +23,7 @@ FILE = "ledger.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Payer:
+class SegmentOwner:
     """A ledger and the spool in which its events wait; absolute paths."""
 
     ledger: str
@@ -36,7 +36,7 @@ class Payer:
 
 
 @dataclass(frozen=True, slots=True)
-class Payers:
+class SegmentOwners:
     """What `ledger.json` says.
 
     Attributes:
@@ -44,15 +44,15 @@ class Payers:
         earlier: Segment → who pays, where that is another one.
     """
 
-    now: Payer
-    earlier: Mapping[str, Payer] = field(default_factory=dict)
+    now: SegmentOwner
+    earlier: Mapping[str, SegmentOwner] = field(default_factory=dict)
 
-    def of(self, segment_id: str) -> Payer:
+    def of(self, segment_id: str) -> SegmentOwner:
         """Who pays for a segment."""
         return self.earlier.get(segment_id, self.now)
 
 
-def bind(state: Path, payer: Payer, segment_ids: Iterable[str], disk: Disk = DISK) -> set[str]:
+def bind(state: Path, payer: SegmentOwner, segment_ids: Iterable[str], disk: Disk = DISK) -> set[str]:
     """From now on `payer` pays for new segments of a state folder; those that are there stay whose they are.
 
     Args:
@@ -61,10 +61,10 @@ def bind(state: Path, payer: Payer, segment_ids: Iterable[str], disk: Disk = DIS
     Returns:
         Other ledgers that some of them belong to.
     """
-    found = _read(state) or Payers(payer)
+    found = _read(state) or SegmentOwners(payer)
     owners = {segment_id: found.of(segment_id) for segment_id in segment_ids}
     earlier = {segment_id: owner for segment_id, owner in owners.items() if owner != payer and owner.is_there}
-    bound = Payers(payer, earlier)
+    bound = SegmentOwners(payer, earlier)
     if bound != _read(state):
         replace(disk, state / FILE, orjson.dumps(asdict(bound), option=orjson.OPT_INDENT_2))
     return {owner.ledger for owner in earlier.values()}
@@ -92,8 +92,8 @@ def forget(state: Path, disk: Disk = DISK) -> None:
     disk.unlink(state / FILE)
 
 
-def _read(state: Path) -> Payers | None:
+def _read(state: Path) -> SegmentOwners | None:
     try:
-        return msgspec.json.decode((state / FILE).read_bytes(), type=Payers)
+        return msgspec.json.decode((state / FILE).read_bytes(), type=SegmentOwners)
     except (OSError, msgspec.MsgspecError):
         return None

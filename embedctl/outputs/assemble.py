@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embedctl.errors import InvariantBroken
 from embedctl.outputs import parquet
 from embedctl.outputs.parquet import Embeddings, Layout, Part
-from embedctl.planning.slice import Slot, Where
+from embedctl.planning.slice import Slice, VectorSource
 from embedctl.records import Failure, RowCounts
 
 ReadJournal = Callable[[int, int, int, int], NDArray[np.float32]]
@@ -26,7 +26,10 @@ ReadJournal = Callable[[int, int, int, int], NDArray[np.float32]]
 VIEWED_ROWS = 64
 """Vectors that stand together in the journal, so many or more, are written from where they are; fewer are gathered."""
 
-_JOURNAL, _PART = int(Where.JOURNAL), int(Where.PART)  # plain numbers: comparing arrays with an enum is slow
+_JOURNAL, _PART = (
+    int(VectorSource.JOURNAL),
+    int(VectorSource.PART),
+)  # plain numbers: comparing arrays with an enum is slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,45 +88,47 @@ class Sources:
     read_journal: ReadJournal
     purchases: Purchases
     parts: Sequence[Part]
-    relax: Callable[[], None] = lambda: None
+    release_pages: Callable[[], None] = lambda: None
 
 
-def failures(slot: Slot, ids: Sequence[str | int], chunk_indexes: Sequence[int]) -> tuple[list[Failure], NDArray[Any]]:
+def failures(
+    slice_: Slice, ids: Sequence[str | int], chunk_indexes: Sequence[int]
+) -> tuple[list[Failure], NDArray[Any]]:
     """Failures of all rows of a slot whose twins are resolved, and the mask of the rows that have a vector.
 
     Args:
         ids: Of each row in `slot.rows`; likewise `chunk_indexes`.
     """
-    wanted = np.asarray(slot.rows, np.int64)
-    where = slot.where[wanted]  # a mean's -1 is looked at below
+    targets = np.asarray(slice_.rows, np.int64)
+    where = slice_.where[targets]  # a mean's -1 is looked at below
     has = (where == _JOURNAL) | (where == _PART)
-    for row, mean in slot.means.items():
-        places = slot.where[mean.start : mean.stop]
+    for row, mean in slice_.means.items():
+        places = slice_.where[mean.start : mean.stop]
         has[row] = bool(((places == _JOURNAL) | (places == _PART)).all())
-    found = list(slot.failures)
+    found = list(slice_.failures)
     for row in np.flatnonzero(~has).tolist():
-        place = _gone(slot, row)
+        place = _gone(slice_, row)
         if place is None:
-            raise InvariantBroken(f"row {ids[row]!r} of slot {slot.number} has neither vector nor failure")
-        refusal = slot.refusals[place]
-        found.append(refusal.of(slot.row_of[row], ids[row], chunk_indexes[row], slot.row_hashes[row]))
+            raise InvariantBroken(f"row {ids[row]!r} of slot {slice_.number} has neither vector nor failure")
+        refusal = slice_.refusals[place]
+        found.append(refusal.of(slice_.row_of[row], ids[row], chunk_indexes[row], slice_.row_hashes[row]))
     return found, has
 
 
-def _gone(slot: Slot, row: int) -> int | None:
+def _gone(slice_: Slice, row: int) -> int | None:
     """The wanted vector that a row lacks, when it is known that it will not come."""
-    mean, wanted = slot.means.get(row), slot.rows[row]
-    places = range(mean.start, mean.stop) if mean else range(wanted, wanted + 1)
-    return next((place for place in places if slot.where[place] == Where.GONE), None)
+    mean, targets = slice_.means.get(row), slice_.rows[row]
+    places = range(mean.start, mean.stop) if mean else range(targets, targets + 1)
+    return next((place for place in places if slice_.where[place] == VectorSource.FAILED), None)
 
 
-def counts(slot: Slot, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> RowCounts:
+def counts(slice_: Slice, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> RowCounts:
     """Where the slot's rows went; a row one of whose chunks failed has failed."""
     lost = {failure.row for failure in failed if not failure.skipped}
     skipped = {failure.row for failure in failed if failure.skipped} - lost
-    embedded = {row for row, has in zip(slot.row_of, kept, strict=True) if has} - lost - skipped
+    embedded = {row for row, has in zip(slice_.row_of, kept, strict=True) if has} - lost - skipped
     found = RowCounts(
-        read=slot.rows_read,
+        read=slice_.rows_read,
         embedded=len(embedded),
         failed=len(lost),
         skipped=len(skipped),
@@ -134,24 +139,24 @@ def counts(slot: Slot, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> Ro
 
 
 def same_part(
-    slot: Slot, rows: Any, kept: NDArray[np.bool_], counted: RowCounts, layout: Layout, parts: Sequence[Part]
+    slice_: Slice, rows: Any, kept: NDArray[np.bool_], counted: RowCounts, layout: Layout, parts: Sequence[Part]
 ) -> Part | None:
     """The older part that holds exactly these rows, where there is one: it need not be written again."""
-    wanted = np.asarray(slot.rows, np.int64)
-    if not len(wanted) or not kept.all() or (wanted < 0).any():
+    targets = np.asarray(slice_.rows, np.int64)
+    if not len(targets) or not kept.all() or (targets < 0).any():
         return None
-    files = np.unique(slot.file[wanted])
-    in_order = np.array_equal(slot.offset[wanted], np.arange(len(wanted), dtype=np.uint64))
-    if len(files) != 1 or not in_order or not (slot.where[wanted] == Where.PART).all():
+    files = np.unique(slice_.file[targets])
+    in_order = np.array_equal(slice_.offset[targets], np.arange(len(targets), dtype=np.uint64))
+    if len(files) != 1 or not in_order or not (slice_.where[targets] == VectorSource.PART).all():
         return None
     part = parts[int(files[0])]
     found = parquet.read_metadata(part.path) or {}
-    if found.get("rows") != len(wanted) or found.get("counts") != asdict(counted):
+    if found.get("rows") != len(targets) or found.get("counts") != asdict(counted):
         return None
     return part if part.holds(rows, layout) else None
 
 
-def tables(slot: Slot, rows: Any, kept: NDArray[np.bool_], layout: Layout, sources: Sources) -> Iterator[Any]:
+def tables(slice_: Slice, rows: Any, kept: NDArray[np.bool_], layout: Layout, sources: Sources) -> Iterator[Any]:
     """The slot's rows with their embedding columns, one table per row group.
 
     Args:
@@ -161,34 +166,34 @@ def tables(slot: Slot, rows: Any, kept: NDArray[np.bool_], layout: Layout, sourc
     numbers = np.flatnonzero(kept)
     for start in range(0, len(numbers), parquet.ROW_GROUP_ROWS):
         group = numbers[start : start + parquet.ROW_GROUP_ROWS]
-        embeddings = _embeddings(slot, group, layout.dimensions, sources)
+        embeddings = _embeddings(slice_, group, layout.dimensions, sources)
         whole = len(group) == group[-1] - group[0] + 1
         chosen = rows.slice(group[0], len(group)) if whole else rows.take(group)
         yield parquet.table(chosen.combine_chunks(), embeddings, layout)
-        sources.relax()
+        sources.release_pages()
 
 
-def _embeddings(slot: Slot, rows: NDArray[np.int64], dimensions: int, sources: Sources) -> Embeddings:
-    wanted = np.asarray(slot.rows, np.int64)[rows]
-    out = _Columns(len(rows), dimensions, views={})
-    own = np.flatnonzero(wanted >= 0)
-    _fill(out, own, slot, wanted[own], sources)
-    for target in np.flatnonzero(wanted < 0):
-        mean = slot.means[int(rows[target])]
-        pieces = _Columns(mean.stop - mean.start, dimensions, views=None)
-        _fill(pieces, np.arange(mean.stop - mean.start), slot, np.arange(mean.start, mean.stop), sources)
+def _embeddings(slice_: Slice, rows: NDArray[np.int64], dimensions: int, sources: Sources) -> Embeddings:
+    targets = np.asarray(slice_.rows, np.int64)[rows]
+    out = _EmbeddingColumns(len(rows), dimensions, views={})
+    own = np.flatnonzero(targets >= 0)
+    _fill(out, own, slice_, targets[own], sources)
+    for row in np.flatnonzero(targets < 0):
+        mean = slice_.means[int(rows[row])]
+        pieces = _EmbeddingColumns(mean.stop - mean.start, dimensions, views=None)
+        _fill(pieces, np.arange(mean.stop - mean.start), slice_, np.arange(mean.start, mean.stop), sources)
         weights = np.asarray(mean.weights, np.float32)[:, None]
         vector = (pieces.vectors * weights).sum(axis=0)
-        out.vectors[target] = vector / np.linalg.norm(vector)
-        out.tokens[target] = pieces.tokens.sum() if (pieces.tokens >= 0).all() else -1
-        out.bought[target] = out.number(pieces.purchases[int(pieces.bought[0])])
-    hashes = b"".join(slot.row_hashes[int(row)] for row in rows)
+        out.vectors[row] = vector / np.linalg.norm(vector)
+        out.tokens[row] = pieces.tokens.sum() if (pieces.tokens >= 0).all() else -1
+        out.bought[row] = out.number(pieces.purchases[int(pieces.bought[0])])
+    hashes = b"".join(slice_.row_hashes[int(row)] for row in rows)
     return Embeddings(
         vectors=out.pieces(), bought=out.bought, purchases=list(out.purchases), tokens=out.tokens, hashes=hashes
     )
 
 
-class _Columns:
+class _EmbeddingColumns:
     """Embedding columns while they are filled.
 
     Attributes:
@@ -226,35 +231,37 @@ class _Columns:
         return self._numbers[purchase]
 
 
-def _fill(out: _Columns, targets: NDArray[np.int64], slot: Slot, wanted: NDArray[Any], sources: Sources) -> None:
-    """Fill rows `targets` of `out` with the vectors of `wanted`."""
-    where, file, offset = slot.where[wanted], slot.file[wanted], slot.offset[wanted].astype(np.int64)
-    in_journal = np.flatnonzero(where == Where.JOURNAL)
-    _from_journal(out, targets[in_journal], file[in_journal], offset[in_journal], sources)
-    in_parts = np.flatnonzero(where == Where.PART)
+def _fill(
+    out: _EmbeddingColumns, filled: NDArray[np.int64], slice_: Slice, targets: NDArray[Any], sources: Sources
+) -> None:
+    """Fill rows `filled` of `out` with the vectors of `targets`."""
+    where, file, offset = slice_.where[targets], slice_.file[targets], slice_.offset[targets].astype(np.int64)
+    in_journal = np.flatnonzero(where == VectorSource.JOURNAL)
+    _from_journal(out, filled[in_journal], file[in_journal], offset[in_journal], sources)
+    in_parts = np.flatnonzero(where == VectorSource.PART)
     for number in np.unique(file[in_parts]):
         mine = in_parts[file[in_parts] == number]
         vectors, purchases, tokens = sources.parts[int(number)].take(offset[mine])
-        out.vectors[targets[mine]] = vectors
-        out.tokens[targets[mine]] = tokens
-        out.bought[targets[mine]] = [out.number(purchase) for purchase in purchases]
+        out.vectors[filled[mine]] = vectors
+        out.tokens[filled[mine]] = tokens
+        out.bought[filled[mine]] = [out.number(purchase) for purchase in purchases]
 
 
 def _from_journal(
-    out: _Columns, targets: NDArray[np.int64], file: NDArray[Any], offset: NDArray[np.int64], sources: Sources
+    out: _EmbeddingColumns, filled: NDArray[np.int64], file: NDArray[Any], offset: NDArray[np.int64], sources: Sources
 ) -> None:
     """Take runs of vectors that stand one after the other, both in the journal and in the output."""
     width = out.vectors.shape[1] * 4
-    if not len(targets):
+    if not len(filled):
         return
-    breaks = np.flatnonzero((np.diff(file) != 0) | (np.diff(offset) != width) | (np.diff(targets) != 1)) + 1
-    for run in np.split(np.arange(len(targets)), breaks):
+    breaks = np.flatnonzero((np.diff(file) != 0) | (np.diff(offset) != width) | (np.diff(filled) != 1)) + 1
+    for run in np.split(np.arange(len(filled)), breaks):
         at, done = int(offset[run[0]]), 0
         while done < len(run):  # a run may go over the border of two answers only if they stand together
             purchase = sources.purchases.at(int(file[run[0]]), at)
             first = (at - purchase.offset) // width
             count = min(len(run) - done, purchase.count - first)
-            rows = targets[run[done : done + count]]
+            rows = filled[run[done : done + count]]
             span = slice(int(rows[0]), int(rows[0]) + count)
             out.put(span.start, sources.read_journal(int(file[run[0]]), at, count, width // 4))
             out.bought[span] = out.number((purchase.model, purchase.provider, purchase.operation_id))

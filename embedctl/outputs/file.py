@@ -24,29 +24,29 @@ class FileOutput:
     replacing: bool = False
     _writer: Any = None
     _rows: int = 0
-    _growing: storage.Unfinished | None = None
-    _failed: storage.Unfinished | None = None
+    _growing: storage.AtomicFile | None = None
+    _failed: storage.AtomicFile | None = None
 
     @property
     def state(self) -> Path:
         """`.FILE.embedctl/` beside the output, removed when it is done."""
         return self.path.parent / f".{self.path.name}.embedctl"
 
-    def put(self, slot: Finished) -> Path | None:
+    def put(self, finished: Finished) -> Path | None:
         """Append the slot's rows to the unfinished file."""
-        if slot.layout is not None:
-            self._open(slot.layout)
-        for table in slot.tables:
+        if finished.layout is not None:
+            self._open(finished.layout)
+        for table in finished.tables:
             self._writer.write_table(table, row_group_size=parquet.ROW_GROUP_ROWS)
             self._rows += len(table)
-        if slot.failed:
-            self._failed = self._failed or storage.Unfinished(self.disk, self.state, mode=OUTPUT_MODE)
-            self._failed.file.writelines(lines(slot.failed))
+        if finished.failed:
+            self._failed = self._failed or storage.AtomicFile(self.disk, self.state, mode=OUTPUT_MODE)
+            self._failed.file.writelines(lines(finished.failed))
         return None
 
-    def _open(self, layout: Layout) -> storage.Unfinished:
+    def _open(self, layout: Layout) -> storage.AtomicFile:
         if self._growing is None:
-            self._growing = storage.Unfinished(self.disk, self.state, mode=OUTPUT_MODE)
+            self._growing = storage.AtomicFile(self.disk, self.state, mode=OUTPUT_MODE)
             self._writer = parquet.writer(self._growing.file, layout)
         return self._growing
 

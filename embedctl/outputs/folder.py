@@ -66,7 +66,7 @@ class Output(Protocol):
     def state(self) -> Path:
         """Folder of journal, lock and run record."""
 
-    def put(self, slot: Finished) -> Path | None:
+    def put(self, finished: Finished) -> Path | None:
         """Take a complete slot; the part it became, where it became one."""
 
     def finish(self, layout: Layout | None, facts: Facts, record: Record) -> None:
@@ -147,19 +147,21 @@ class FolderOutput:
         """Parts in a folder (the output as it stands), in order."""
         return sorted((folder or self.folder).glob(PART_PATTERN))
 
-    def put(self, slot: Finished) -> Path | None:
+    def put(self, finished: Finished) -> Path | None:
         """Publish the slot as a part, its failures first; one that is there already gets a second name."""
         self.disk.make_folder(self.into)
-        if slot.failed:
+        if finished.failed:
             self.disk.make_folder(self.failed)
-            storage.replace(self.disk, self.failed / f"{slot.number:06d}.jsonl", b"".join(lines(slot.failed)))
-        if slot.layout is None:
+            storage.replace(self.disk, self.failed / f"{finished.number:06d}.jsonl", b"".join(lines(finished.failed)))
+        if finished.layout is None:
             return None
-        path = self.into / part_name(slot.number)
-        if self.replacing and slot.same_as is not None and self.disk.also(slot.same_as.path, path):
+        path = self.into / part_name(finished.number)
+        if self.replacing and finished.same_as is not None and self.disk.hard_link(finished.same_as.path, path):
             self.disk.sync_folder(self.into)
             return path
-        if not storage.publish(self.disk, path, _parquet(slot.tables, slot.layout, slot.facts), mode=OUTPUT_MODE):
+        if not storage.publish(
+            self.disk, path, _parquet(finished.tables, finished.layout, finished.facts), mode=OUTPUT_MODE
+        ):
             raise OutputRefused(f"{path} appeared while it was made", hint="run the same command again")
         return path
 

@@ -30,18 +30,18 @@ class StreamOutput:
     told: Callable[[str], None] = field(default=lambda line: None)
     failures: Path | None = None
 
-    def put(self, slot: Finished) -> Path | None:
+    def put(self, finished: Finished) -> Path | None:
         """Print the slot's rows."""
         try:
-            for table in slot.tables:
-                for line in json_lines(table, slot.layout.dimensions if slot.layout else 0, self.vectors):
+            for table in finished.tables:
+                for line in json_lines(table, finished.layout.dimensions if finished.layout else 0, self.vectors):
                     self.stream.write(line)
             self.stream.flush()
         except BrokenPipeError:
             raise
         except OSError as refusal:
             raise StorageFailed(f"cannot write to stdout: {refusal.strerror}") from refusal
-        for failure in slot.failed:
+        for failure in finished.failed:
             self.told(f"{'skipped' if failure.skipped else 'failed'}: row {failure.id}: {failure.message}")
         return None
 

@@ -11,13 +11,13 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from embedctl.errors import WrongUsage
-from embedctl.planning.slice import Slot
+from embedctl.planning.slice import Slice
 from embedctl.records import Failure, bytes_hash, tokens_hash
 from embedctl.settings.options import Options, checked_name
 from embedctl.tokens import Counter
 
 
-class Rows(Protocol):
+class RowBlock(Protocol):
     """A block of rows, as step 1 gives it."""
 
     first_row: int
@@ -29,7 +29,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wording:
+class TextRules:
     """What the model wants of texts, and what is done with those it does not take.
 
     Attributes:
@@ -53,7 +53,7 @@ class Wording:
 
 
 @dataclass(slots=True)
-class Candidate:
+class Chunk:
     """A chunk that may be embedded: where it comes from, what is sent, and how long it is.
 
     Attributes:
@@ -70,7 +70,7 @@ class Candidate:
     content_bytes: int
     digest: bytes
     tokens: int | None = None
-    pieces: list[Candidate] | None = None
+    pieces: list[Chunk] | None = None
 
 
 SPECIAL_TOKENS = 16
@@ -87,80 +87,80 @@ REASON_WORDS = {
 """Reasons found here, beside `too_long`, `not_allowed` and `bad_workspace`, whose words depend on the row."""
 
 
-class Candidates:
+class Chunks:
     """Finds the candidates of one block after the other.
 
     Args:
         barred: Workspace that a row may name → why it may not use the model: such a row fails.
     """
 
-    def __init__(self, options: Options, wording: Wording, barred: Mapping[str, str]) -> None:
+    def __init__(self, options: Options, wording: TextRules, denied: Mapping[str, str]) -> None:
         self._options = options
         self._wording = wording
-        self._barred = barred
+        self._barred = denied
         self._payers: Sequence[str] | None = None
         self._checked: dict[str, str | None] = {}
 
-    def of(self, block: Rows, slot: Slot) -> list[Candidate]:
+    def of(self, block: RowBlock, slice_: Slice) -> list[Chunk]:
         """All candidates of a block, in order; failures go to the slot."""
         self._payers = self._workspaces(block)
-        return self._lengths(list(self._candidates(block, slot)), block, slot)
+        return self._lengths(list(self._candidates(block, slice_)), block, slice_)
 
     def payer(self, position: int) -> str:
         """The workspace that pays for a row of the block."""
         return self._options.workspace if self._payers is None else self._payers[position]
 
-    def _candidates(self, block: Rows, slot: Slot) -> Iterator[Candidate]:
+    def _candidates(self, block: RowBlock, slice_: Slice) -> Iterator[Chunk]:
         """Chunks of all rows that have text; failures for the others."""
         if block.tokens is not None:
-            yield from self._arrays(block, slot)
+            yield from self._arrays(block, slice_)
             return
         chunked = self._wording.chunked
         for position, text in enumerate(block.texts):
-            if self._is_barred(slot, block, position):
+            if self._is_barred(slice_, block, position):
                 continue
             if text is None:
-                self._fail(slot, block, position, block.reasons.get(position, "null"))
+                self._fail(slice_, block, position, block.reasons.get(position, "null"))
             elif not text or text.isspace():
-                self._fail(slot, block, position, "blank")
+                self._fail(slice_, block, position, "blank")
             else:
                 for index, chunk in enumerate(chunked(text, block.ids[position]) if chunked else (text,)):
                     yield self._candidate(position, index, chunk)
 
-    def _arrays(self, block: Rows, slot: Slot) -> Iterator[Candidate]:
+    def _arrays(self, block: RowBlock, slice_: Slice) -> Iterator[Chunk]:
         """Token arrays: as they are where the protocol takes them, else as the text they stand for."""
         for position, array in enumerate(block.tokens or ()):
-            if self._is_barred(slot, block, position):
+            if self._is_barred(slice_, block, position):
                 continue
             if array is None:
-                self._fail(slot, block, position, block.reasons.get(position, "null"))
+                self._fail(slice_, block, position, block.reasons.get(position, "null"))
             elif not len(array):
-                self._fail(slot, block, position, "blank")
+                self._fail(slice_, block, position, "blank")
             elif self._wording.takes_tokens and not self._wording.prefix:
-                yield Candidate(position, 0, array, 4 * len(array), tokens_hash(array), len(array))
+                yield Chunk(position, 0, array, 4 * len(array), tokens_hash(array), len(array))
             else:
-                yield from self._decoded(position, array, block, slot)
+                yield from self._decoded(position, array, block, slice_)
 
-    def _decoded(self, position: int, array: Sequence[int], block: Rows, slot: Slot) -> Iterator[Candidate]:
+    def _decoded(self, position: int, array: Sequence[int], block: RowBlock, slice_: Slice) -> Iterator[Chunk]:
         """The text that a token array stands for."""
         try:
             text = self._wording.counter.decode(array)
         except LookupError:
-            self._fail(slot, block, position, "invalid_tokens")
+            self._fail(slice_, block, position, "invalid_tokens")
             return
         if not text or text.isspace():
-            self._fail(slot, block, position, "blank")
+            self._fail(slice_, block, position, "blank")
             return
         one = self._candidate(position, 0, text)
         if not self._wording.count_all:
             one.tokens = len(array)
         yield one
 
-    def _candidate(self, position: int, index: int, text: str) -> Candidate:
+    def _candidate(self, position: int, index: int, text: str) -> Chunk:
         wire = (self._wording.prefix + text).encode("utf-8", "surrogatepass")
-        return Candidate(position, index, text, len(wire), bytes_hash(wire))
+        return Chunk(position, index, text, len(wire), bytes_hash(wire))
 
-    def _lengths(self, candidates: list[Candidate], block: Rows, slot: Slot) -> list[Candidate]:
+    def _lengths(self, candidates: list[Chunk], block: RowBlock, slice_: Slice) -> list[Chunk]:
         """Count where it is needed, and do with texts over the limit what `--on-too-long` says."""
         limit, wording = self._wording.max_tokens, self._wording
         open_ones = [one for one in candidates if one.tokens is None]
@@ -176,15 +176,15 @@ class Candidates:
         fitting = [
             kept
             for one in candidates
-            for kept in (self._too_long(one, limit, block, slot) if (one.tokens or 0) > limit else (one,))
+            for kept in (self._too_long(one, limit, block, slice_) if (one.tokens or 0) > limit else (one,))
         ]
         return _renumbered(fitting) if self._options.on_too_long == "chunk" else fitting
 
-    def _too_long(self, one: Candidate, limit: int, block: Rows, slot: Slot) -> list[Candidate]:
+    def _too_long(self, one: Chunk, limit: int, block: RowBlock, slice_: Slice) -> list[Chunk]:
         policy = self._options.on_too_long
         if policy in ("fail", "skip") or not isinstance(one.text, str):
             message = f"{one.tokens} tokens, the model takes {limit} (counted by {self._wording.counter.tokenizer_id})"
-            slot.failures.append(
+            slice_.failures.append(
                 Failure(
                     row=block.first_row + one.position,
                     id=block.ids[one.position],
@@ -212,7 +212,7 @@ class Candidates:
             return [one]
         return pieces
 
-    def _workspaces(self, block: Rows) -> list[str] | None:
+    def _workspaces(self, block: RowBlock) -> list[str] | None:
         """Who pays for each row; None when one workspace pays for all."""
         column = self._options.workspace_column
         if column is None:
@@ -220,7 +220,7 @@ class Candidates:
         named = ("" if name is None else str(name).strip() for name in block.kept.column(column).to_pylist())
         return [name or self._options.workspace for name in named]
 
-    def _is_barred(self, slot: Slot, block: Rows, position: int) -> bool:
+    def _is_barred(self, slice_: Slice, block: RowBlock, position: int) -> bool:
         """Whether a row's workspace may not use the model, or cannot be one: then it has failed, whatever its text."""
         if self._payers is None:
             return False
@@ -230,11 +230,11 @@ class Candidates:
         reason = "not_allowed" if name in self._barred else "bad_workspace"
         why = self._barred.get(name) or self._checked[name]
         if why is not None:
-            self._fail(slot, block, position, reason, why)
+            self._fail(slice_, block, position, reason, why)
         return why is not None
 
-    def _fail(self, slot: Slot, block: Rows, position: int, reason: str, message: str | None = None) -> None:
-        slot.failures.append(
+    def _fail(self, slice_: Slice, block: RowBlock, position: int, reason: str, message: str | None = None) -> None:
+        slice_.failures.append(
             Failure(
                 row=block.first_row + position,
                 id=block.ids[position],
@@ -255,7 +255,7 @@ def _wrong_name(workspace: str) -> str | None:
     return None
 
 
-def _renumbered(candidates: list[Candidate]) -> list[Candidate]:
+def _renumbered(candidates: list[Chunk]) -> list[Chunk]:
     """The chunks of each row numbered from 0 again: some have become several."""
     for _, chunks in groupby(candidates, key=lambda one: one.position):
         for index, one in enumerate(chunks):

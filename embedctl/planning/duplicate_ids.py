@@ -12,12 +12,12 @@ import numpy as np
 
 from embedctl.errors import InputInvalid
 from embedctl.inputs import Source
-from embedctl.storage.hash_index import PLACE, Known
+from embedctl.storage.hash_index import LOCATION, HashIndex
 
 _IN_MEMORY = 1 << 15
 
 
-class Ids:
+class DuplicateIds:
     """Counts duplicate ids of an input; nothing to do where ids are made here, and so unique.
 
     Args:
@@ -26,11 +26,11 @@ class Ids:
 
     def __init__(self, source: Source, folder: Path) -> None:
         self._made_here = source.columns is None or source.columns.id is None
-        self._index = Known(folder, in_memory=_IN_MEMORY)
+        self._index = HashIndex(folder, in_memory=_IN_MEMORY)
         self.duplicates = 0
         self.first: Any = None
 
-    def __enter__(self) -> Ids:
+    def __enter__(self) -> DuplicateIds:
         return self
 
     def __exit__(
@@ -52,7 +52,7 @@ class Ids:
         if twice and self.first is None:
             self.first = block.ids[int(np.flatnonzero(~fresh)[0])]
         self.duplicates += twice
-        self._index.add(hashes[fresh], np.zeros(int(fresh.sum()), PLACE))
+        self._index.add(hashes[fresh], np.zeros(int(fresh.sum()), LOCATION))
 
     def refuse(self) -> None:
         """Raise InputInvalid when an id stood twice."""

@@ -31,7 +31,7 @@ def packed_limits(limits: Limits, *, batch_size: int | None, dimensions: int | N
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedRequest:
     """A request, and which wanted vector each of its texts is for.
 
     Attributes:
@@ -76,7 +76,7 @@ class Packer:
         content_bytes: int,
         tokens: int | None = None,
         workspace: str = "default",
-    ) -> Packed | None:
+    ) -> PackedRequest | None:
         """Take one text; the request that it did not fit into, when there is one.
 
         Args:
@@ -99,7 +99,7 @@ class Packer:
         bundle.tokens += size
         return full
 
-    def rest(self) -> Iterator[Packed]:
+    def rest(self) -> Iterator[PackedRequest]:
         """What has been collected and not given back yet."""
         for workspace in list(self._bundles):
             yield self._pack(workspace, self._bundles.pop(workspace))
@@ -112,7 +112,7 @@ class Packer:
             and (limits.bytes is None or bundle.content_bytes + content_bytes <= limits.bytes)
         )
 
-    def _pack(self, workspace: str, bundle: _Bundle) -> Packed:
+    def _pack(self, workspace: str, bundle: _Bundle) -> PackedRequest:
         request = Request(
             operation_id=new_operation_id(),
             texts=bundle.texts,
@@ -125,7 +125,7 @@ class Packer:
             tokens_each=tuple(bundle.tokens_each) if bundle.counted else None,
         )
         self.packed += 1
-        return Packed(self.packed - 1, request, tuple(bundle.ordinals))
+        return PackedRequest(self.packed - 1, request, tuple(bundle.ordinals))
 
 
 def part_of(request: Request, start: int, stop: int) -> Request:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.planning.chunks import Candidate, Candidates, Rows, Wording
-from embedctl.planning.packer import Packed, Packer
-from embedctl.planning.slice import Mean, Slot, Where
+from embedctl.planning.chunks import Chunk, Chunks, RowBlock, TextRules
+from embedctl.planning.packer import PackedRequest, Packer
+from embedctl.planning.slice import Mean, Slice, VectorSource
 from embedctl.records import TEXT_HASH_BYTES, Refusal
 from embedctl.settings.options import Options
-from embedctl.storage.hash_index import PLACE, Known
+from embedctl.storage.hash_index import LOCATION, HashIndex
 
 Found = tuple[NDArray[np.void], NDArray[np.bool_]]
 """Places (known.PLACE) of n hashes, and which of them were found."""
@@ -26,7 +26,7 @@ JOURNAL_FILES = 1 << 31
 """File numbers of `known` from here on are segments of the journal; below, parts."""
 
 
-class Intake:
+class Planner:
     """Turns blocks into slots and requests.
 
     Args:
@@ -41,15 +41,15 @@ class Intake:
         self,
         *,
         options: Options,
-        wording: Wording,
+        wording: TextRules,
         packer: Packer,
-        known: Known,
-        seen: Known,
-        columns: Callable[[Rows, list[int], list[int], list[str] | None], Any],
+        known: HashIndex,
+        seen: HashIndex,
+        columns: Callable[[RowBlock, list[int], list[int], list[str] | None], Any],
         failed_before: Mapping[bytes, Refusal],
-        barred: Mapping[str, str] = MappingProxyType({}),
+        denied: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._candidates = Candidates(options, wording, barred)
+        self._candidates = Chunks(options, wording, denied)
         self._prefix = wording.prefix
         self._packer = packer
         self._known = known
@@ -60,74 +60,74 @@ class Intake:
         self.reused = 0
         self.duplicates = 0
 
-    def slot(self, number: int, first_row: int) -> Slot:
+    def open_slice(self, number: int, first_row: int) -> Slice:
         """A new slot that begins where the last one ended."""
-        return Slot(number=number, first_row=first_row, first_wanted=self._ordinal)
+        return Slice(number=number, first_row=first_row, first_target=self._ordinal)
 
-    def take(self, block: Rows, slot: Slot) -> Iterator[Packed]:
+    def take(self, block: RowBlock, slice_: Slice) -> Iterator[PackedRequest]:
         """Add a block's rows to the slot; the requests that became full."""
-        slot.rows_read += len(block.ids)
-        candidates = self._candidates.of(block, slot)
+        slice_.rows_read += len(block.ids)
+        candidates = self._candidates.of(block, slice_)
         if not candidates:
             return
         fresh = _Fresh()
         if any(one.pieces for one in candidates):
-            yield from self._take_pieces(candidates, slot, fresh)
+            yield from self._take_pieces(candidates, slice_, fresh)
         else:
-            yield from self._take_plain(candidates, slot, fresh)
+            yield from self._take_plain(candidates, slice_, fresh)
         fresh.remember(self._seen)
-        slot.row_hashes += [one.digest for one in candidates]
-        slot.row_of += [block.first_row + one.position for one in candidates]
-        slot.content_bytes += sum(one.content_bytes for one in candidates)
+        slice_.row_hashes += [one.digest for one in candidates]
+        slice_.row_of += [block.first_row + one.position for one in candidates]
+        slice_.content_bytes += sum(one.content_bytes for one in candidates)
         texts = None if block.tokens is not None else [str(one.text) for one in candidates]
         positions, indexes = [one.position for one in candidates], [one.chunk_index for one in candidates]
-        slot.batches.append(self._columns(block, positions, indexes, texts))
+        slice_.batches.append(self._columns(block, positions, indexes, texts))
 
-    def close(self, slot: Slot) -> Iterator[Packed]:
+    def close(self, slice_: Slice) -> Iterator[PackedRequest]:
         """The slot takes no more rows: the requests that were not full."""
         yield from self._packer.rest()
-        slot.last_request = self._packer.packed - 1
+        slice_.last_request = self._packer.packed - 1
 
-    def _take_plain(self, candidates: Sequence[Candidate], slot: Slot, fresh: _Fresh) -> Iterator[Packed]:
+    def _take_plain(self, candidates: Sequence[Chunk], slice_: Slice, fresh: _Fresh) -> Iterator[PackedRequest]:
         """Each candidate gets a vector of its own; those that are known are taken together."""
         sent = b"".join(one.digest for one in candidates)
         places, is_known = self._known.look_up(sent)
         seen = self._seen.look_up(sent) if not is_known.all() else (places, is_known)
-        first, done = slot.wanted, 0
+        first, done = slice_.targets, 0
         for at in np.flatnonzero(~is_known).tolist():
             if done < at:
-                self._have(slot, places[done:at])
-            if full := self._want(slot, candidates[at], at, seen, fresh):
+                self._have(slice_, places[done:at])
+            if full := self._want(slice_, candidates[at], at, seen, fresh):
                 yield full
             done = at + 1
-        self._have(slot, places[done:])
-        slot.rows += range(first, slot.wanted)
+        self._have(slice_, places[done:])
+        slice_.rows += range(first, slice_.targets)
 
-    def _take_pieces(self, candidates: Sequence[Candidate], slot: Slot, fresh: _Fresh) -> Iterator[Packed]:
+    def _take_pieces(self, candidates: Sequence[Chunk], slice_: Slice, fresh: _Fresh) -> Iterator[PackedRequest]:
         """Some candidates get the mean of several vectors, unless that is known itself."""
-        wanted = [piece for one in candidates for piece in (one.pieces or [one])]
-        sent = b"".join(one.digest for one in wanted)
+        targets = [piece for one in candidates for piece in (one.pieces or [one])]
+        sent = b"".join(one.digest for one in targets)
         known, seen = self._known.look_up(sent), self._seen.look_up(sent)
         cursor = 0
         for one in candidates:
             count = len(one.pieces or (one,))
             mean = self._known.look_up(one.digest) if one.pieces else None
             if mean is not None and mean[1][0]:
-                self._have(slot, mean[0])
-                slot.rows.append(slot.wanted - 1)
+                self._have(slice_, mean[0])
+                slice_.rows.append(slice_.targets - 1)
             else:
                 for at in range(cursor, cursor + count):
                     if known[1][at]:
-                        self._have(slot, known[0][at : at + 1])
-                    elif full := self._want(slot, wanted[at], at, seen, fresh):
+                        self._have(slice_, known[0][at : at + 1])
+                    elif full := self._want(slice_, targets[at], at, seen, fresh):
                         yield full
-                slot.rows.append(-1 if one.pieces else slot.wanted - 1)
+                slice_.rows.append(-1 if one.pieces else slice_.targets - 1)
                 if one.pieces:
                     weights = tuple(piece.tokens or 1 for piece in one.pieces)
-                    slot.means[len(slot.rows) - 1] = Mean(slot.wanted - count, slot.wanted, weights)
+                    slice_.means[len(slice_.rows) - 1] = Mean(slice_.targets - count, slice_.targets, weights)
             cursor += count
 
-    def _want(self, slot: Slot, one: Candidate, at: int, seen: Found, fresh: _Fresh) -> Packed | None:
+    def _want(self, slice_: Slice, one: Chunk, at: int, seen: Found, fresh: _Fresh) -> PackedRequest | None:
         """One wanted vector that is not known: asked for, unless its text was wanted before, or has failed.
 
         Returns:
@@ -137,12 +137,12 @@ class Intake:
         self._ordinal += 1
         twin = int(seen[0]["row"][at]) if seen[1][at] else fresh.ordinals.get(one.digest)
         if twin is not None:
-            slot.want(Where.TWIN, 0, twin)
+            slice_.add_target(VectorSource.DUPLICATE, 0, twin)
             self.duplicates += 1
             return None
-        place = slot.want()
+        place = slice_.add_target()
         if one.digest in self._failed_before:
-            slot.refused(place, self._failed_before[one.digest])
+            slice_.refused(place, self._failed_before[one.digest])
             return None
         fresh.ordinals[one.digest] = ordinal
         return self._packer.add(
@@ -154,15 +154,15 @@ class Intake:
             workspace=self._candidates.payer(one.position),
         )
 
-    def _have(self, slot: Slot, places: NDArray[np.void]) -> None:
+    def _have(self, slice_: Slice, places: NDArray[np.void]) -> None:
         """Wanted vectors that are known, one after the other."""
         if not len(places):
             return
         self.reused += len(places)
         self._ordinal += len(places)
         files = places["file"]
-        where = np.where(files < JOURNAL_FILES, np.uint8(Where.PART), np.uint8(Where.JOURNAL))
-        slot.have(where, files % JOURNAL_FILES, places["row"])
+        where = np.where(files < JOURNAL_FILES, np.uint8(VectorSource.PART), np.uint8(VectorSource.JOURNAL))
+        slice_.add_known(where, files % JOURNAL_FILES, places["row"])
 
 
 class _Fresh:
@@ -171,10 +171,10 @@ class _Fresh:
     def __init__(self) -> None:
         self.ordinals: dict[bytes, int] = {}
 
-    def remember(self, index: Known) -> None:
+    def remember(self, index: HashIndex) -> None:
         """Put them into the index."""
         if self.ordinals:
-            places = np.zeros(len(self.ordinals), PLACE)
+            places = np.zeros(len(self.ordinals), LOCATION)
             places["row"] = np.fromiter(self.ordinals.values(), np.uint64, len(self.ordinals))
             index.add(b"".join(self.ordinals), places)
 

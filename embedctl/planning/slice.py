@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 
 from embedctl.records import Failure, Refusal
 
-SLOT_ROWS = 1 << 17
+SLICE_ROWS = 1 << 17
 """Rows, or failures, close it too, however narrow the vectors."""
 
-SLOT_BYTES = 128 * 1024 * 1024
+SLICE_BYTES = 128 * 1024 * 1024
 """About so many bytes of vectors, or of text and kept columns, close a slot."""
 
 
-class Where(IntEnum):
+class VectorSource(IntEnum):
     """Where a wanted vector is."""
 
     PENDING = 0  # asked for, or about to be
     JOURNAL = 1  # file = the journal's number of the segment, offset = byte of the vector in it
     PART = 2  # file = number of an older part, offset = row in it
-    TWIN = 3  # offset = ordinal of the wanted vector with the same text
-    GONE = 4  # failed or skipped: there will be none
+    DUPLICATE = 3  # offset = ordinal of the wanted vector with the same text
+    FAILED = 4  # failed or skipped: there will be none
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Arrival:
 
 
 @dataclass(slots=True)
-class Slot:
+class Slice:
     """One slot while its vectors are coming in.
 
     Attributes:
@@ -71,7 +71,7 @@ class Slot:
 
     number: int
     first_row: int
-    first_wanted: int
+    first_target: int
     rows_read: int = 0
     content_bytes: int = 0
     batches: list[Any] = field(default_factory=list)
@@ -82,45 +82,45 @@ class Slot:
     failures: list[Failure] = field(default_factory=list)
     refusals: dict[int, Refusal] = field(default_factory=dict)
     arrivals: list[Arrival] = field(default_factory=list)
-    wanted: int = 0
+    targets: int = 0
     where: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(1024, np.uint8))
     file: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(1024, np.uint32))
     offset: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(1024, np.uint64))
     last_request: int = -1
 
-    def want(self, where: Where = Where.PENDING, file: int = 0, offset: int = 0) -> int:
+    def add_target(self, where: VectorSource = VectorSource.PENDING, file: int = 0, offset: int = 0) -> int:
         """Add a wanted vector; its place in this slot."""
-        place = self.wanted
+        place = self.targets
         if place == len(self.where):
             self._make_room(1)
-        if where is not Where.PENDING:  # as new entries are
+        if where is not VectorSource.PENDING:  # as new entries are
             self.where[place], self.file[place], self.offset[place] = where, file, offset
-        self.wanted = place + 1
+        self.targets = place + 1
         return place
 
-    def have(self, where: NDArray[np.uint8], file: NDArray[np.uint32], offset: NDArray[np.uint64]) -> None:
+    def add_known(self, where: NDArray[np.uint8], file: NDArray[np.uint32], offset: NDArray[np.uint64]) -> None:
         """Add wanted vectors that are there, one entry of each array for each."""
-        first, end = self.wanted, self.wanted + len(where)
+        first, end = self.targets, self.targets + len(where)
         self._make_room(len(where))
         self.where[first:end], self.file[first:end], self.offset[first:end] = where, file, offset
-        self.wanted = end
+        self.targets = end
 
     def _make_room(self, count: int) -> None:
-        if self.wanted + count > len(self.where):
-            size = max(2 * len(self.where), self.wanted + count)
+        if self.targets + count > len(self.where):
+            size = max(2 * len(self.where), self.targets + count)
             self.where, self.file, self.offset = (_grown(each, size) for each in (self.where, self.file, self.offset))
 
     def settle(self) -> None:
         """Take in what arrived: only now, because rows may be added in one thread while vectors arrive in another."""
         for arrival in self.arrivals:
-            places = np.asarray(arrival.ordinals, np.int64) - self.first_wanted
+            places = np.asarray(arrival.ordinals, np.int64) - self.first_target
             if arrival.refusal is not None:
                 for place in places:
                     self.refused(int(place), arrival.refusal)
                 continue
             count = len(places)
             end = arrival.offset + count * arrival.width_bytes
-            self.where[places] = Where.JOURNAL
+            self.where[places] = VectorSource.JOURNAL
             self.file[places] = arrival.file
             self.offset[places] = np.arange(arrival.offset, end, arrival.width_bytes, dtype=np.uint64)
 
@@ -128,20 +128,20 @@ class Slot:
         """How many of these wanted vectors (ordinals of the run) went into a mean: no part will hold them."""
         if not self.means:
             return 0
-        places = {ordinal - self.first_wanted for ordinal in ordinals}
+        places = {ordinal - self.first_target for ordinal in ordinals}
         return sum(place in places for mean in self.means.values() for place in range(mean.start, mean.stop))
 
     def refused(self, place: int, why: Refusal) -> None:
         """This vector will not come."""
-        self.where[place] = Where.GONE
+        self.where[place] = VectorSource.FAILED
         self.refusals[place] = why
 
     def full(self, dimensions: int | None) -> bool:
         """Whether the slot holds enough to be a part of its own."""
-        vectors = self.wanted * (dimensions or 1536) * 4
-        if vectors >= SLOT_BYTES or self.content_bytes >= SLOT_BYTES or len(self.rows) >= SLOT_ROWS:
+        vectors = self.targets * (dimensions or 1536) * 4
+        if vectors >= SLICE_BYTES or self.content_bytes >= SLICE_BYTES or len(self.rows) >= SLICE_ROWS:
             return True
-        return dimensions is not None and len(self.failures) >= SLOT_ROWS  # without a width it could not be a part
+        return dimensions is not None and len(self.failures) >= SLICE_ROWS  # without a width it could not be a part
 
 
 def _grown(entries: NDArray[Any], size: int) -> NDArray[Any]:
@@ -151,7 +151,7 @@ def _grown(entries: NDArray[Any], size: int) -> NDArray[Any]:
     return grown
 
 
-class History:
+class SliceIndex:
     """Where the vectors of slots that were handed on are: what a later row with the same text needs.
 
     In a folder they are in the slot's part, as a rule in the order they were wanted in, which takes no memory; in a
@@ -160,28 +160,28 @@ class History:
 
     def __init__(self) -> None:
         self._firsts: list[int] = []
-        self._slots: list[_Kept | _InOrder] = []
+        self._slices: list[_Kept | _InOrder] = []
 
-    def add(self, slot: Slot, part: int | None) -> None:
+    def add(self, slice_: Slice, part: int | None) -> None:
         """Remember a slot that was written as part number `part`, or (None) whose journal stays."""
-        self._firsts.append(slot.first_wanted)
-        if part is not None and not slot.refusals and slot.rows == list(range(slot.wanted)):
-            self._slots.append(_InOrder(part))
+        self._firsts.append(slice_.first_target)
+        if part is not None and not slice_.refusals and slice_.rows == list(range(slice_.targets)):
+            self._slices.append(_InOrder(part))
             return
-        count = slot.wanted
-        where, file, offset = slot.where[:count].copy(), slot.file[:count].copy(), slot.offset[:count].copy()
+        count = slice_.targets
+        where, file, offset = slice_.where[:count].copy(), slice_.file[:count].copy(), slice_.offset[:count].copy()
         if part is not None:
-            wanted = np.asarray(slot.rows, np.int64)
-            written = wanted[wanted >= 0]
-            written = written[slot.where[written] != Where.GONE]
-            where[written], file[written] = Where.PART, part
-            offset[written] = _rows_written(slot)
-        self._slots.append(_Kept(where, file, offset, slot.refusals))
+            targets = np.asarray(slice_.rows, np.int64)
+            written = targets[targets >= 0]
+            written = written[slice_.where[written] != VectorSource.FAILED]
+            where[written], file[written] = VectorSource.PART, part
+            offset[written] = _rows_written(slice_)
+        self._slices.append(_Kept(where, file, offset, slice_.refusals))
 
     def place(self, ordinal: int) -> tuple[int, int, int, Refusal | None]:
         """(where, file, offset, refusal) of an earlier wanted vector."""
         number = bisect_right(self._firsts, ordinal) - 1
-        return self._slots[number].place(ordinal - self._firsts[number])
+        return self._slices[number].place(ordinal - self._firsts[number])
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ class _InOrder:
     part: int
 
     def place(self, local: int) -> tuple[int, int, int, Refusal | None]:
-        return int(Where.PART), self.part, local, None
+        return int(VectorSource.PART), self.part, local, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,32 +207,32 @@ class _Kept:
         return int(self.where[local]), int(self.file[local]), int(self.offset[local]), self.refusals.get(local)
 
 
-def _rows_written(slot: Slot) -> NDArray[np.uint64]:
+def _rows_written(slice_: Slice) -> NDArray[np.uint64]:
     """Row numbers in the part, of rows that take a wanted vector of their own, in order."""
-    wanted = np.asarray(slot.rows, np.int64)
-    gone = np.zeros(len(wanted), bool)
-    own = wanted >= 0
-    gone[own] = slot.where[wanted[own]] == Where.GONE
-    for row, mean in slot.means.items():
-        gone[row] = bool((slot.where[mean.start : mean.stop] == Where.GONE).any())
+    targets = np.asarray(slice_.rows, np.int64)
+    gone = np.zeros(len(targets), bool)
+    own = targets >= 0
+    gone[own] = slice_.where[targets[own]] == VectorSource.FAILED
+    for row, mean in slice_.means.items():
+        gone[row] = bool((slice_.where[mean.start : mean.stop] == VectorSource.FAILED).any())
     numbers = np.cumsum(~gone) - 1
     return numbers[own & ~gone].astype(np.uint64)
 
 
-def resolve_twins(slot: Slot, history: History) -> None:
+def resolve_duplicates(slice_: Slice, history: SliceIndex) -> None:
     """Give every twin the place, or the refusal, of the vector with the same text."""
-    for place in np.flatnonzero(slot.where[: slot.wanted] == Where.TWIN):
-        ordinal = int(slot.offset[place])
-        local = ordinal - slot.first_wanted
+    for place in np.flatnonzero(slice_.where[: slice_.targets] == VectorSource.DUPLICATE):
+        ordinal = int(slice_.offset[place])
+        local = ordinal - slice_.first_target
         if local >= 0:
             found = (
-                int(slot.where[local]),
-                int(slot.file[local]),
-                int(slot.offset[local]),
-                slot.refusals.get(local),
+                int(slice_.where[local]),
+                int(slice_.file[local]),
+                int(slice_.offset[local]),
+                slice_.refusals.get(local),
             )
         else:
             found = history.place(ordinal)
-        slot.where[place], slot.file[place], slot.offset[place] = found[:3]
+        slice_.where[place], slice_.file[place], slice_.offset[place] = found[:3]
         if found[3] is not None:
-            slot.refusals[int(place)] = found[3]
+            slice_.refusals[int(place)] = found[3]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from embedctl import inputs, tokens
 from embedctl.planning import splitter
-from embedctl.planning.chunks import Wording
-from embedctl.routing.chain import Offer
+from embedctl.planning.chunks import TextRules
+from embedctl.routing.chain import Endpoint
 from embedctl.settings.options import Options
 
 
-def wording(offer: Offer, options: Options, source: inputs.Source) -> Wording:
+def text_rules(endpoint: Endpoint, options: Options, source: inputs.Source) -> TextRules:
     """What an offer and the options say about the texts of an input."""
-    counter = tokens.counter(offer.tokenizer, offer.fallback_tokenizer)
-    measure = tokens.splitter_source(offer.tokenizer, offer.fallback_tokenizer)
-    special = counter.count([""])[0] + (splitter.tokens(offer.prefix, measure) if offer.prefix else 0)
-    limit = offer.max_tokens - special if offer.max_tokens else None
+    counter = tokens.counter(endpoint.tokenizer, endpoint.fallback_tokenizer)
+    measure = tokens.splitter_source(endpoint.tokenizer, endpoint.fallback_tokenizer)
+    special = counter.count([""])[0] + (splitter.tokens(endpoint.prefix, measure) if endpoint.prefix else 0)
+    limit = endpoint.max_tokens - special if endpoint.max_tokens else None
     asked = options.chunk_size is not None or options.chunk_overlap is not None
     splitters: dict[bool, splitter.Splitter] = {}
 
@@ -30,12 +30,12 @@ def wording(offer: Offer, options: Options, source: inputs.Source) -> Wording:
         return splitter.chunks(text, splitters[markdown])
 
     most = limit or splitter.DEFAULT_SIZE
-    return Wording(
-        prefix=offer.prefix,
-        max_tokens=offer.max_tokens,
+    return TextRules(
+        prefix=endpoint.prefix,
+        max_tokens=endpoint.max_tokens,
         counter=counter,
-        count_all=offer.local,
-        takes_tokens=offer.takes_tokens,
+        count_all=endpoint.local,
+        takes_tokens=endpoint.takes_tokens,
         chunked=chunked if source.is_document or asked else None,
         pieces=lambda text: splitter.pieces(text, most, measure),
         shortened=lambda text: splitter.truncated(text, most, measure),

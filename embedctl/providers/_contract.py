@@ -50,7 +50,7 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Provider:
     """A configured provider as a protocol sees it.
 
     Attributes:
@@ -70,7 +70,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class RequestOptions:
     """What the caller wants of the vectors.
 
     Attributes:
@@ -143,7 +143,7 @@ class WireProtocol(Protocol):
     TAKES_TOKENS: bool
 
     def request(
-        self, place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options
+        self, place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
     ) -> HttpRequest:
         """Build the request.
 

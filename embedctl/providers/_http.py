@@ -9,14 +9,14 @@ from urllib.parse import quote, urlsplit
 import orjson
 
 from embedctl.errors import ConfigurationInvalid, TextRefused
-from embedctl.providers._contract import HttpRequest, Place, Secret
+from embedctl.providers._contract import HttpRequest, Provider, Secret
 
 Auth = Literal["bearer", "api-key", "x-api-key", "x-goog-api-key"]
 _KEYS_IN_QUERIES = ("key=", "api_key=", "apikey=", "api-key=", "token=", "access_token=")
 _NO_READING: Mapping[str, Any] = {}
 
 
-def base(place: Place, default: str | None) -> str:
+def base(place: Provider, default: str | None) -> str:
     """The place's base URL without a trailing slash, or the protocol's own.
 
     Raises:
@@ -46,7 +46,7 @@ def base(place: Place, default: str | None) -> str:
     return url
 
 
-def key(place: Place, variables: Sequence[str], default: str | None) -> Secret | None:
+def key(place: Provider, variables: Sequence[str], default: str | None) -> Secret | None:
     """The place's key; None only where the server is not the vendor's own.
 
     Raises:
@@ -69,7 +69,7 @@ def key(place: Place, variables: Sequence[str], default: str | None) -> Secret |
 
 
 def post(
-    place: Place,
+    place: Provider,
     url: str,
     body: Mapping[str, Any],
     secret: Secret | None,
@@ -92,7 +92,7 @@ def post(
     return HttpRequest(url=url, body=packed, headers=_headers(place, secret, auth, headers), reading=reading)
 
 
-def get(place: Place, url: str, secret: Secret | None) -> HttpRequest:
+def get(place: Provider, url: str, secret: Secret | None) -> HttpRequest:
     """A GET with the key as a bearer token, for probes."""
     found = _headers(place, secret, "bearer", {})
     return HttpRequest(
@@ -102,7 +102,7 @@ def get(place: Place, url: str, secret: Secret | None) -> HttpRequest:
     )
 
 
-def _headers(place: Place, secret: Secret | None, auth: Auth, extra: Mapping[str, str]) -> dict[str, str]:
+def _headers(place: Provider, secret: Secret | None, auth: Auth, extra: Mapping[str, str]) -> dict[str, str]:
     found = {"content-type": "application/json", "accept": "application/json"}
     if secret is not None:
         found.update(authorization(secret) if auth == "bearer" else {auth: secret.reveal()})

@@ -34,7 +34,7 @@ class _Item(Struct, gc=False):
     index: Any = None
 
 
-class _Body(Struct, gc=False):
+class _ListedBody(Struct, gc=False):
     data: tuple[_Item, ...] = ()
     model: Any = None
     id: Any = None
@@ -42,10 +42,10 @@ class _Body(Struct, gc=False):
     error: Raw = _ABSENT
 
 
-_BODY = msgspec.json.Decoder(_Body)
+_BODY = msgspec.json.Decoder(_ListedBody)
 
 
-class Counts(NamedTuple):
+class UsageCounts(NamedTuple):
     """What a `usage` object says; None where it says nothing readable."""
 
     total: int | None = None
@@ -58,7 +58,7 @@ class Listed(NamedTuple):
 
     vectors: NDArray[np.float32]
     places: tuple[int, ...] | None
-    counts: Counts
+    counts: UsageCounts
     model: str | None
     id: str | None
     base64: bool
@@ -103,7 +103,7 @@ def listed(body: bytes) -> Listed:
     return Listed(vectors, order, used, text(answer.model), text(answer.id), packed)
 
 
-def _without_strings(body: bytes) -> tuple[_Body, NDArray[np.float32]] | None:
+def _without_strings(body: bytes) -> tuple[_ListedBody, NDArray[np.float32]] | None:
     """The answer and its vectors when every item is one base64 string, and nothing else is; None: read it whole."""
     if (parted := _packed.cut(body)) is None:
         return None
@@ -249,18 +249,18 @@ def from_python(values: Any, where: str) -> NDArray[np.float32]:
     return rows([Raw(msgspec.json.encode(value)) for value in values], where + "[{}]")
 
 
-def counts(raw: Raw) -> Counts:
+def counts(raw: Raw) -> UsageCounts:
     """Read a `usage` object in any dialect; what cannot be read is None, never 0."""
     try:
         usage = msgspec.json.decode(raw) if len(memoryview(raw)) else None
     except msgspec.DecodeError:
         usage = None
     if not isinstance(usage, dict):
-        return Counts()
+        return UsageCounts()
     total, prompt = count(usage.get("total_tokens")), count(usage.get("prompt_tokens"))
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return Counts(total if total is not None else prompt, count(cached), money(usage.get("cost")))
+    return UsageCounts(total if total is not None else prompt, count(cached), money(usage.get("cost")))
 
 
 def count(value: Any) -> int | None:

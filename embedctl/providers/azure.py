@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from embedctl.errors import ConfigurationInvalid
 from embedctl.providers import _http, _listed, openai
-from embedctl.providers._contract import HttpRequest, Options, Place, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
 LIMITS = Limits(items=2048, tokens=300_000)
@@ -26,7 +26,9 @@ API_VERSION = "2024-10-21"
 """The last dated version that is generally available."""
 
 
-def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST to the deployment (classic), or to /openai/v1 where the version or the base URL says so."""
     secret = _http.key(place, KEY_VARIABLES, BASE_URL)
     base = _http.base(place, BASE_URL)

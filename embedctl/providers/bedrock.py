@@ -14,7 +14,7 @@ import msgspec
 
 from embedctl.errors import ConfigurationInvalid, RequestTooLarge
 from embedctl.providers import _errors, _http, _vectors, cohere
-from embedctl.providers._contract import HttpRequest, Options, Place, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
 LIMITS = Limits(items=1)
@@ -34,7 +34,9 @@ class _Titan(msgspec.Struct, rename="camel", gc=False):
 _TITAN = msgspec.json.Decoder(_Titan)
 
 
-def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/model/{id}/invoke; Titan takes one text a request, Cohere up to 96, never cut."""
     base = _http.base(place, BASE_URL)
     if "REGION" in base:
@@ -51,7 +53,7 @@ def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[i
     return _http.post(place, url, body, secret, reading={"titan": titan})
 
 
-def _titan(place: Place, model: str, texts: Sequence[Any], options: Options) -> dict[str, Any]:
+def _titan(place: Provider, model: str, texts: Sequence[Any], options: RequestOptions) -> dict[str, Any]:
     if len(texts) != 1:
         raise RequestTooLarge("Titan takes one text a request", provider=place.name)
     body: dict[str, Any] = {"inputText": texts[0]}

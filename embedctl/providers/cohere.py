@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from embedctl.providers import _errors, _http, _vectors
-from embedctl.providers._contract import HttpRequest, Options, Place, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import InputType, Limits
 
 LIMITS = Limits(items=96)
@@ -33,23 +33,25 @@ class _Typed(msgspec.Struct, gc=False):
     float: msgspec.Raw = msgspec.Raw()
 
 
-class _Body(msgspec.Struct, gc=False):
+class _CohereBody(msgspec.Struct, gc=False):
     embeddings: _Typed | None = None
     id: Any = None
     meta: Any = None
 
 
-_BODY = msgspec.json.Decoder(_Body)
+_BODY = msgspec.json.Decoder(_CohereBody)
 
 
-def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/v2/embed; `truncate: NONE`, because the default cuts silently."""
     body = {"model": model, **fields(texts, options)}
     secret = _http.key(place, KEY_VARIABLES, BASE_URL)
     return _http.post(place, f"{_http.base(place, BASE_URL)}/v2/embed", body, secret)
 
 
-def fields(texts: Sequence[Any], options: Options) -> dict[str, Any]:
+def fields(texts: Sequence[Any], options: RequestOptions) -> dict[str, Any]:
     """The body but for the model, as Bedrock takes it too."""
     found: dict[str, Any] = {
         "texts": texts,

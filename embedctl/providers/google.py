@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from embedctl.providers import _errors, _http, _vectors
-from embedctl.providers._contract import HttpRequest, Options, Place, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import InputType, Limits
 
 LIMITS = Limits(items=100, bytes=4_000_000)
@@ -38,15 +38,17 @@ class _Embedding(msgspec.Struct, gc=False):
     values: msgspec.Raw = msgspec.Raw()
 
 
-class _Body(msgspec.Struct, rename="camel", gc=False):
+class _GoogleBody(msgspec.Struct, rename="camel", gc=False):
     embeddings: tuple[_Embedding, ...] = ()
     usage_metadata: Any = None
 
 
-_BODY = msgspec.json.Decoder(_Body)
+_BODY = msgspec.json.Decoder(_GoogleBody)
 
 
-def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/v1beta/models/{model}:batchEmbedContents; the key in a header, never in the URL."""
     secret = _http.key(place, KEY_VARIABLES, BASE_URL)
     model = model.removeprefix("models/")

@@ -18,7 +18,7 @@ import numpy as np
 
 from embedctl.errors import RequestRefused
 from embedctl.providers import _errors, _http, _vectors
-from embedctl.providers._contract import HttpRequest, Options, Place, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
 LIMITS = Limits(items=32, bytes=2_000_000)
@@ -30,7 +30,9 @@ TAKES_TOKENS = False
 _ROWS = msgspec.json.Decoder(tuple[msgspec.Raw, ...])
 
 
-def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/hf-inference/models/{repo}/pipeline/feature-extraction; `truncate: false`."""
     body: dict[str, Any] = {"inputs": texts, "normalize": True, "truncate": False}
     if place.options.get("prompt_name"):

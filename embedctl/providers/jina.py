@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedctl.providers import _http, _listed
-from embedctl.providers._contract import HttpRequest, Options, Place, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import InputType, Limits
 
 LIMITS = Limits(items=512)
@@ -29,7 +29,9 @@ _WITHOUT_TASKS = "jina-embeddings-v2"
 _WITHOUT_SWITCH = ("jina-embeddings-v2", "jina-embeddings-v3")  # whose schema knows no `truncate`, and which refuse
 
 
-def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/embeddings; `truncate: false` where the model knows the switch, an error by default elsewhere."""
     body: dict[str, Any] = {
         "model": model,

@@ -26,7 +26,7 @@ import orjson
 
 from embedctl.errors import ConfigurationInvalid, RequestTooLarge
 from embedctl.providers import _errors, _http, _vectors
-from embedctl.providers._contract import HttpRequest, Options, Place, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
 LIMITS = Limits(items=32)
@@ -40,7 +40,9 @@ _ABSENT = object()
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
-def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST the filled template to {base}{path}.
 
     Raises:
@@ -67,7 +69,7 @@ def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[i
     return _http.post(place, url, filled, None if header else secret, headers=named, reading=reading)
 
 
-def _template(place: Place) -> Any:
+def _template(place: Provider) -> Any:
     template = place.options.get("body")
     if isinstance(template, str):
         try:
@@ -81,7 +83,7 @@ def _template(place: Place) -> Any:
     return template
 
 
-def _expressions(place: Place) -> dict[str, Any]:
+def _expressions(place: Provider) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in EXPRESSIONS:
         if not place.options.get(name):

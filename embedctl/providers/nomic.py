@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from embedctl.providers import _errors, _http, _vectors
-from embedctl.providers._contract import HttpRequest, Options, Place, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import InputType, Limits
 
 LIMITS = Limits(items=10)
@@ -32,16 +32,18 @@ TASK_TYPES: Mapping[InputType | None, str] = {
 }
 
 
-class _Body(msgspec.Struct, gc=False):
+class _NomicBody(msgspec.Struct, gc=False):
     embeddings: tuple[msgspec.Raw, ...] = ()
     model: Any = None
     usage: msgspec.Raw = msgspec.Raw()
 
 
-_BODY = msgspec.json.Decoder(_Body)
+_BODY = msgspec.json.Decoder(_NomicBody)
 
 
-def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/embedding/text."""
     body: dict[str, Any] = {"model": model, "texts": texts, "task_type": TASK_TYPES[options.input_type]}
     if options.dimensions is not None:

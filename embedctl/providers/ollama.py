@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from embedctl.providers import _errors, _http, _vectors
-from embedctl.providers._contract import HttpRequest, Options, Place, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
 LIMITS = Limits(items=256)
@@ -24,16 +24,18 @@ BASE_URL_VARIABLES = ("OLLAMA_HOST",)
 TAKES_TOKENS = False
 
 
-class _Body(msgspec.Struct, gc=False):
+class _OllamaBody(msgspec.Struct, gc=False):
     embeddings: tuple[msgspec.Raw, ...] = ()
     model: Any = None
     prompt_eval_count: Any = None
 
 
-_BODY = msgspec.json.Decoder(_Body)
+_BODY = msgspec.json.Decoder(_OllamaBody)
 
 
-def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/api/embed; `truncate: false`, because the default cuts silently."""
     body: dict[str, Any] = {"model": model, "input": texts, "truncate": False}
     if options.dimensions is not None:
@@ -45,14 +47,14 @@ def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[i
     return _http.post(place, f"{_http.base(_with_scheme(place), BASE_URL)}/api/embed", body, secret)
 
 
-def _with_scheme(place: Place) -> Place:
+def _with_scheme(place: Provider) -> Provider:
     """OLLAMA_HOST says where to listen ("0.0.0.0", "host:11434"); this is how to reach that."""
     host = place.base_url
     if not host or "://" in host:
         return place
     host = host.replace("0.0.0.0", "127.0.0.1")  # noqa: S104  # an address to read, none to bind
     url = f"http://{host}" + ("" if ":" in host else ":11434")
-    return Place(
+    return Provider(
         name=place.name,
         protocol=place.protocol,
         base_url=url,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedctl.providers import _http, _listed
-from embedctl.providers._contract import HttpRequest, Options, Place, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
 LIMITS = Limits(items=2048, tokens=300_000)
@@ -22,7 +22,9 @@ BASE_URL_VARIABLES = ("OPENAI_BASE_URL", "OPENAI_API_BASE")
 TAKES_TOKENS = True
 
 
-def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/embeddings. The server never truncates; one that does has no switch for it."""
     secret = _http.key(place, KEY_VARIABLES, BASE_URL)
     account = {
@@ -34,7 +36,9 @@ def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[i
     return _http.post(place, url, body(place, model, texts, options), secret, headers=account)
 
 
-def body(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> dict[str, Any]:
+def body(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> dict[str, Any]:
     """The dialect's body; nothing is sent that was not asked for, since strict servers refuse it."""
     found: dict[str, Any] = {"model": model, "input": texts}
     if place.options.get("encoding_format", True) is not False:

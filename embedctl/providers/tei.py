@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from embedctl.providers import _errors, _http, _vectors
-from embedctl.providers._contract import HttpRequest, Options, Place, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
 LIMITS = Limits(items=32, tokens=16_384, bytes=2_000_000)
@@ -26,7 +26,9 @@ TAKES_TOKENS = True
 _ROWS = msgspec.json.Decoder(tuple[msgspec.Raw, ...])
 
 
-def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/embed; the server holds one model, so that none is named. `truncate: false`: it cuts by default."""
     body: dict[str, Any] = {"inputs": texts, "normalize": True, "truncate": False}
     if options.dimensions is not None:
@@ -48,7 +50,7 @@ def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRe
     return WireAnswer(vectors=vectors, tokens=tokens, embedding_id=_http.request_id(headers))
 
 
-def probe(place: Place) -> HttpRequest:
+def probe(place: Provider) -> HttpRequest:
     """GET {base}/info."""
     return _http.get(place, f"{_http.base(place, BASE_URL)}/info", _http.key(place, KEY_VARIABLES, BASE_URL))
 

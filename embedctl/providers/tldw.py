@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import orjson
 
 from embedctl.providers import _http, _listed, openai
-from embedctl.providers._contract import HttpRequest, Options, Place, Secret, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, Secret, WireAnswer
 from embedctl.records import Limits
 
 LIMITS = Limits(items=2048)
@@ -31,7 +31,9 @@ PROVIDERS = ("openai", "huggingface", "onnx", "local_api", "cohere", "voyage", "
 TOKEN_LIFE_S = 24 * 3600
 
 
-def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/embeddings, pinned to one provider where it is known which."""
     secret = _http.key(place, KEY_VARIABLES, BASE_URL)
     extra: dict[str, str] = {}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedctl.providers import _http, _listed
-from embedctl.providers._contract import HttpRequest, Options, Place, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
 LIMITS = Limits(items=1000, tokens=120_000)
@@ -23,7 +23,9 @@ TAKES_TOKENS = False
 ATLAS_BASE_URL = "https://ai.mongodb.com/v1"
 
 
-def request(place: Place, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: Options) -> HttpRequest:
+def request(
+    place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
+) -> HttpRequest:
     """POST {base}/embeddings; `truncation: false`, because the default cuts silently and bills the cut."""
     secret = _http.key(place, KEY_VARIABLES, BASE_URL)
     base = _http.base(place, BASE_URL)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from embedctl.ledger.database import Connection
-from embedctl.reports.query import Question, where_clause
+from embedctl.reports.query import ReportQuery, where_clause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Drift:
         return asdict(self)
 
 
-def drift(connection: Connection, question: Question, threshold: float) -> Sequence[Drift]:
+def drift(connection: Connection, question: ReportQuery, threshold: float) -> Sequence[Drift]:
     """Every model that was called, the most drifting first."""
     condition, values = where_clause(question)
     cursor = connection.execute(

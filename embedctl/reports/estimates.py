@@ -12,13 +12,13 @@ from typing import Any
 
 from embedctl.errors import InputInvalid, InputMissing
 from embedctl.ledger.periods import Range
-from embedctl.reports.query import Question
+from embedctl.reports.query import ReportQuery
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class UsageEstimate:
     """What a run was thought to take. Money in USD, None where nobody knew a price.
 
     Attributes:
@@ -46,13 +46,13 @@ class Estimate:
         """For the file."""
         return {"schema_version": SCHEMA_VERSION, "currency": "USD", **asdict(self)}
 
-    def question(self) -> Question:
+    def question(self) -> ReportQuery:
         """What the ledger is asked about it."""
         only = {"workspace": [self.workspace], "provider": [self.provider], "model": [self.model]}
-        return Question(only=only, within=Range(since=self.made_at))
+        return ReportQuery(only=only, within=Range(since=self.made_at))
 
 
-def read(path: Path) -> Estimate:
+def read(path: Path) -> UsageEstimate:
     """An estimate that `usage estimate --save` wrote.
 
     Raises:
@@ -71,14 +71,14 @@ def read(path: Path) -> Estimate:
         for key in ("cost", "cost_low", "cost_high"):
             found[key] = None if found[key] is None else Decimal(found[key])
         found["made_at"] = datetime.fromisoformat(found["made_at"])
-        return Estimate(**found)
+        return UsageEstimate(**found)
     except (AttributeError, KeyError, TypeError, ValueError, InvalidOperation):
         raise InputInvalid(
             f"{path} is no estimate", hint="`embedctl usage estimate INPUT --save FILE` writes one"
         ) from None
 
 
-def compared(estimate: Estimate, totals: Mapping[str, Any]) -> dict[str, Any]:
+def compared(estimate: UsageEstimate, totals: Mapping[str, Any]) -> dict[str, Any]:
     """The estimate beside what the ledger has.
 
     Returns:

@@ -27,7 +27,7 @@ _EXACT = Decimal("0.00000001")
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class ExchangeRate:
     """One `base` costs `rate` of `quote` on `day`."""
 
     base: str
@@ -36,7 +36,7 @@ class Rate:
     rate: Decimal
 
 
-def read(path: Path) -> list[Rate]:
+def read(path: Path) -> list[ExchangeRate]:
     """Rates of a CSV file: `day,base,quote,rate`, or the European Central Bank's history (`Date,USD,JPY,...`, of EUR).
 
     Raises:
@@ -55,7 +55,7 @@ def read(path: Path) -> list[Rate]:
     names = {name.lower() for row in rows[:1] for name in row}
     if not names & {"date", "day"}:
         raise InputInvalid(f"{path} has no rates by day", hint="columns day, base, quote, rate; or the ECB's history")
-    found: list[Rate] = []
+    found: list[ExchangeRate] = []
     for number, row in enumerate(rows, 2):
         try:
             found.extend(_rates(row, plain={"day", "base", "quote", "rate"} <= names))
@@ -64,7 +64,7 @@ def read(path: Path) -> list[Rate]:
     return found
 
 
-def _rates(row: Mapping[str, str | None], *, plain: bool) -> Iterable[Rate]:
+def _rates(row: Mapping[str, str | None], *, plain: bool) -> Iterable[ExchangeRate]:
     lower = {name.lower(): (value or "").strip() for name, value in row.items()}
     if plain:
         yield _rate(lower["base"], lower["quote"], lower["day"], lower["rate"])
@@ -74,11 +74,11 @@ def _rates(row: Mapping[str, str | None], *, plain: bool) -> Iterable[Rate]:
             yield _rate("EUR", name, lower.get("date") or lower["day"], str(value))
 
 
-def _rate(base: str, quote: str, day: str, rate: str) -> Rate:
+def _rate(base: str, quote: str, day: str, rate: str) -> ExchangeRate:
     value = Decimal(rate.strip())
     if not value.is_finite() or not 0 < value < 10**9:
         raise ValueError(f"{rate!r} is no rate")
-    return Rate(checked_currency(base), checked_currency(quote), date.fromisoformat(day), value)
+    return ExchangeRate(checked_currency(base), checked_currency(quote), date.fromisoformat(day), value)
 
 
 def checked_currency(code: str) -> str:
@@ -93,7 +93,7 @@ def checked_currency(code: str) -> str:
     return code
 
 
-def put(connection: Connection, rates: Sequence[Rate], source: str) -> None:
+def put(connection: Connection, rates: Sequence[ExchangeRate], source: str) -> None:
     """Keep `rates`; those of the same day and pair are replaced."""
     rows = [[r.base, r.quote, r.day.isoformat(), format(r.rate, "f")] for r in rates]
     connection.execute(

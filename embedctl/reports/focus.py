@@ -13,7 +13,7 @@ import orjson
 
 from embedctl.errors import OutputRefused, WrongUsage
 from embedctl.ledger.database import Connection
-from embedctl.reports.query import UNITS, Question, where_clause
+from embedctl.reports.query import UNITS, ReportQuery, where_clause
 from embedctl.storage import DISK, TEMPORARY_PREFIX
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ FORMATS = {
 
 def export(
     connection: Connection,
-    question: Question,
+    question: ReportQuery,
     place: Path,
     form: str,
     *,

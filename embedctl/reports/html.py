@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from embedctl import storage, terminal
 from embedctl.errors import OutputRefused
 from embedctl.reports import charts
-from embedctl.reports.report import Question, Report, plain, report
+from embedctl.reports.report import Report, ReportQuery, plain, report
 
 if TYPE_CHECKING:
     from embedctl.ledger.database import Connection
@@ -41,7 +41,7 @@ _STYLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class PageContent:
     """What the page shows.
 
     Attributes:
@@ -55,7 +55,7 @@ class Content:
     jobs: Report
 
 
-def content(connection: Connection, question: Question, *, now: datetime) -> Content:
+def content(connection: Connection, question: ReportQuery, *, now: datetime) -> PageContent:
     """Everything that is on the page for a question, whatever it is grouped by."""
     whole = report(connection, question, now=now)
     days = report(connection, replace(question, by=["day"], top=None), now=now, known_names=False)
@@ -65,10 +65,10 @@ def content(connection: Connection, question: Question, *, now: datetime) -> Con
         for split in SPLITS
     }
     jobs = report(connection, replace(question, by=["job"], top=TOP_JOBS), now=now, known_names=False)
-    return Content(whole, over_time, jobs)
+    return PageContent(whole, over_time, jobs)
 
 
-def write(found: Content, place: Path, notes: Sequence[str] = ()) -> None:
+def write(found: PageContent, place: Path, notes: Sequence[str] = ()) -> None:
     """Write the page, in place of one that was written before.
 
     Raises:
@@ -89,7 +89,7 @@ def write(found: Content, place: Path, notes: Sequence[str] = ()) -> None:
     storage.replace(storage.DISK, place, page(found, notes).encode())
 
 
-def page(found: Content, notes: Sequence[str] = ()) -> str:
+def page(found: PageContent, notes: Sequence[str] = ()) -> str:
     """The HTML.
 
     Raises:

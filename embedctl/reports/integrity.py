@@ -18,7 +18,7 @@ NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "gluster
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class IntegrityFinding:
     """One check: "ok", "look" (nothing is lost, but someone should know) or "broken" (a promise is)."""
 
     check: str
@@ -40,7 +40,7 @@ def findings(
     *,
     now: datetime,
     mounts: Callable[[], str] = mounted,
-) -> Iterator[Finding]:
+) -> Iterator[IntegrityFinding]:
     """Every check, in the order of weight."""
 
     def count(sql: str, *values: object) -> int:
@@ -91,20 +91,22 @@ def findings(
     yield _look("set aside", len(aside), "none", "damaged ledgers lie beside it: " + ", ".join(p.name for p in aside))
 
 
-def _broken(check: str, number: int, fine: str, wrong: str) -> Finding:
-    return Finding(check, "broken", f"{number:,} {wrong}") if number else Finding(check, "ok", fine)
+def _broken(check: str, number: int, fine: str, wrong: str) -> IntegrityFinding:
+    return IntegrityFinding(check, "broken", f"{number:,} {wrong}") if number else IntegrityFinding(check, "ok", fine)
 
 
-def _look(check: str, number: int, fine: str, wrong: str) -> Finding:
-    return Finding(check, "look", f"{number:,} {wrong}") if number else Finding(check, "ok", fine)
+def _look(check: str, number: int, fine: str, wrong: str) -> IntegrityFinding:
+    return IntegrityFinding(check, "look", f"{number:,} {wrong}") if number else IntegrityFinding(check, "ok", fine)
 
 
-def _place(database: Path, mounts: str) -> Finding:
+def _place(database: Path, mounts: str) -> IntegrityFinding:
     """Whether the ledger is on a disk of this machine: the innermost mount point that it is below."""
     lines = [line.split(" ") for line in mounts.splitlines()]
     found = [(line[1].replace("\\040", " "), line[2]) for line in lines if len(line) > 2]
     above = [(len(point), kind) for point, kind in found if database.is_relative_to(point)]
     kind = max(above, default=(0, ""))[1]
     if kind not in NETWORK:
-        return Finding("place", "ok", "a disk of this machine")
-    return Finding("place", "look", f"on {kind}: locks may not hold there; keep the ledger on a disk of this machine")
+        return IntegrityFinding("place", "ok", "a disk of this machine")
+    return IntegrityFinding(
+        "place", "look", f"on {kind}: locks may not hold there; keep the ledger on a disk of this machine"
+    )

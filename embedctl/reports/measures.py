@@ -10,7 +10,7 @@ from typing import Any
 
 from embedctl.ledger.database import Connection
 from embedctl.reports import exchange_rates
-from embedctl.reports.query import Question, keys, where_clause
+from embedctl.reports.query import ReportQuery, keys, where_clause
 
 # Rows are summed by what the measures tell apart first: there are few such groups, and then all else is cheap.
 _SUMS = """
@@ -47,7 +47,7 @@ _PROVEN = 2_000_000
 
 
 def measured(
-    connection: Connection, question: Question
+    connection: Connection, question: ReportQuery
 ) -> tuple[list[tuple[tuple[Any, ...], dict[str, Any]]], dict[str, Any]]:
     """(keys, measures) of every group, and the measures over all.
 

@@ -13,7 +13,7 @@ from embedctl import providers
 from embedctl.backends.http.transport import Transport
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.providers import _errors, _http
-from embedctl.providers._contract import HttpRequest, Place
+from embedctl.providers._contract import HttpRequest, Provider
 from embedctl.routing import credentials
 from embedctl.settings import ProviderSettings, Settings
 
@@ -54,7 +54,7 @@ def fetching(settings: Settings, provider: str) -> Iterator[Fetch]:
     dialect = providers.protocol(provider)
     own = settings.providers.get(provider, ProviderSettings())
     found = credentials.place(settings, provider, provider, dialect, 0)
-    asked = Place(name=provider, protocol=provider, base_url=found.base_url, api_key=key)
+    asked = Provider(name=provider, protocol=provider, base_url=found.base_url, api_key=key)
     transport = Transport(
         connections=1,
         insecure=own.insecure,

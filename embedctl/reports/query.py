@@ -35,7 +35,7 @@ KEYS = (*UNITS, *_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class ReportQuery:
     """What a report is asked.
 
     Attributes:
@@ -57,7 +57,7 @@ class Question:
     fx_date: FxDate = "day"
 
 
-def where_clause(question: Question) -> tuple[str, list[Any]]:
+def where_clause(question: ReportQuery) -> tuple[str, list[Any]]:
     """SQL over usage_event, values bound, for the range and the filters of `question`.
 
     Raises:
@@ -78,7 +78,7 @@ def where_clause(question: Question) -> tuple[str, list[Any]]:
     return " AND ".join(parts), values
 
 
-def keys(connection: Connection, question: Question) -> tuple[list[str], list[Any]]:
+def keys(connection: Connection, question: ReportQuery) -> tuple[list[str], list[Any]]:
     """One SQL expression per key, and the values they bind."""
     expressions, values = [], []
     for key in question.by:
@@ -98,7 +98,7 @@ def keys(connection: Connection, question: Question) -> tuple[list[str], list[An
     return expressions, values
 
 
-def _local_time(connection: Connection, question: Question) -> str:
+def _local_time(connection: Connection, question: ReportQuery) -> str:
     """SQL for the local time of an event: UTC plus the offset of its stretch, which is whole seconds and ours."""
     where = periods.zone(question.timezone)
     ends = connection.execute(
@@ -126,7 +126,7 @@ def _seconds(offset: timedelta) -> int:
     return int(offset.total_seconds())
 
 
-def refuse_unknown_names(connection: Connection, question: Question) -> None:
+def refuse_unknown_names(connection: Connection, question: ReportQuery) -> None:
     """Tell an empty answer from a misspelt name.
 
     Raises:

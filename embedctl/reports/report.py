@@ -15,9 +15,9 @@ from embedctl.ledger.database import Connection
 from embedctl.ledger.rating import microseconds
 from embedctl.records import NO_USAGE
 from embedctl.reports.measures import measured
-from embedctl.reports.query import KEYS, UNITS, Question, refuse_unknown_names, where_clause
+from embedctl.reports.query import KEYS, UNITS, ReportQuery, refuse_unknown_names, where_clause
 
-__all__ = ["KEYS", "Question", "Report", "report"]
+__all__ = ["KEYS", "Report", "ReportQuery", "report"]
 
 SCHEMA_VERSION = 1
 DRIFT_THRESHOLD = 0.05
@@ -34,7 +34,7 @@ class Report:
         incomplete: Whether something has no price, an old one, or no outcome (`--strict`).
     """
 
-    question: Question
+    question: ReportQuery
     generated_at: datetime
     prices_as_of: str | None
     groups: Sequence[Mapping[str, Any]]
@@ -62,7 +62,7 @@ class Report:
         }
 
 
-def report(connection: Connection, question: Question, *, now: datetime, known_names: bool = True) -> Report:
+def report(connection: Connection, question: ReportQuery, *, now: datetime, known_names: bool = True) -> Report:
     """Answer `question` from the ledger.
 
     Args:
@@ -115,7 +115,7 @@ def _key(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _rank(group: Mapping[str, Any], question: Question) -> tuple[Any, ...]:
+def _rank(group: Mapping[str, Any], question: ReportQuery) -> tuple[Any, ...]:
     """By time first, then dearest first, then by name."""
     times = []
     for key in question.by:

@@ -134,7 +134,7 @@ class Breaker:
         self.state(now)
         if self._state is State.DEAD:
             return
-        if error is not None and error.remedy is Remedy.LEAVE and not isinstance(error, CircuitOpen):
+        if error is not None and error.remedy is Remedy.GIVE_UP and not isinstance(error, CircuitOpen):
             self._cause = error
             self._enter(State.DEAD)
             return

@@ -12,39 +12,39 @@ from embedctl.backends.onnx import folders
 from embedctl.backends.onnx.folders import Folder
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage
 from embedctl.providers import catalog
-from embedctl.providers._contract import Options as WireOptions
-from embedctl.providers.catalog import Model, Provider
+from embedctl.providers._contract import RequestOptions as WireOptions
+from embedctl.providers.catalog import ModelEntry, ProviderEntry
 from embedctl.routing import allow, credentials
-from embedctl.routing.endpoint import Offer, check_usable
-from embedctl.routing.fallback import Entry, LeftOut, allowed, require
+from embedctl.routing.endpoint import Endpoint, check_usable
+from embedctl.routing.fallback import ChainEntry, Excluded, allowed, require
 from embedctl.routing.names import asked_for, checked_provider, default_model, known_providers
 from embedctl.settings import ProviderSettings, Settings
 from embedctl.settings.options import Options
-from embedctl.storage.token_count_cache import Counts, SharedCounts
+from embedctl.storage.token_count_cache import RunCounts, SharedCounts
 
 __all__ = [
-    "Chain",
-    "Offer",
+    "Endpoint",
+    "FallbackChain",
     "asked_for",
     "chain",
     "check_usable",
     "default_model",
+    "endpoint",
     "known_providers",
-    "offer",
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class FallbackChain:
     """The offer asked for, then those that may take over; and who may not, with the reason."""
 
-    offers: tuple[Offer, ...]
-    left_out: tuple[LeftOut, ...] = field(default=())
+    endpoints: tuple[Endpoint, ...]
+    left_out: tuple[Excluded, ...] = field(default=())
 
     @property
-    def first(self) -> Offer:
+    def first(self) -> Endpoint:
         """The one that was asked for."""
-        return self.offers[0]
+        return self.endpoints[0]
 
     def close(self) -> None:
         """Nobody counts any more."""
@@ -53,7 +53,7 @@ class Chain:
 
 def chain(
     settings: Settings, wall: Callable[[], float] = time.time, warned: Callable[[str], None] = lambda line: None
-) -> Chain:
+) -> FallbackChain:
     """The chain of the model that the options ask for.
 
     Args:
@@ -65,7 +65,7 @@ def chain(
         ConfigurationInvalid: Its provider is not configured whole.
     """
     options = settings.options
-    first = offer(settings, *asked_for(settings), now_s=wall())
+    first = endpoint(settings, *asked_for(settings), now_s=wall())
     lists = allow.lists(settings, options.workspace)
     require(first.in_chain, lists)
     others, refused = [], []
@@ -83,7 +83,7 @@ def chain(
     if options.fallback == "same-space":
         strangers = [other for other in fitting if other.canonical != first.canonical or not first.entry]
         left_out += [
-            LeftOut(other.in_chain, f"another model ({other.canonical}, not {first.canonical})") for other in strangers
+            Excluded(other.in_chain, f"another model ({other.canonical}, not {first.canonical})") for other in strangers
         ]
         fitting = [other for other in fitting if other not in strangers]
     usable = []
@@ -91,24 +91,26 @@ def chain(
         try:
             check_usable(other)
         except ConfigurationInvalid as problem:
-            left_out.append(LeftOut(other.in_chain, problem.message))
+            left_out.append(Excluded(other.in_chain, problem.message))
         else:
             usable.append(other)
     counts = _counts(settings, warned)
-    return Chain(tuple(replace(one, counts=counts) for one in (first, *usable)), (*refused, *left_out))
+    return FallbackChain(tuple(replace(one, counts=counts) for one in (first, *usable)), (*refused, *left_out))
 
 
-def _counts(settings: Settings, warned: Callable[[str], None]) -> Counts:
+def _counts(settings: Settings, warned: Callable[[str], None]) -> RunCounts:
     asked = settings.token_usage
-    return Counts(SharedCounts(settings.paths.cache, ttl_s=asked.cache_ttl_s, warned=warned) if asked.cache else None)
+    return RunCounts(
+        SharedCounts(settings.paths.cache, ttl_s=asked.cache_ttl_s, warned=warned) if asked.cache else None
+    )
 
 
-def _left_out(entry: str, problem: EmbedctlError) -> LeftOut:
+def _left_out(entry: str, problem: EmbedctlError) -> Excluded:
     provider, _, model = entry.partition(":")
-    return LeftOut(Entry(provider=provider, model=model), problem.message)
+    return Excluded(ChainEntry(provider=provider, model=model), problem.message)
 
 
-def offer(settings: Settings, provider: str, model: str, *, now_s: float | None = None) -> Offer:
+def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | None = None) -> Endpoint:
     """One provider's offer of a model, known to the catalog or not.
 
     Args:
@@ -145,7 +147,7 @@ def offer(settings: Settings, provider: str, model: str, *, now_s: float | None 
     asked = settings.models.get(f"{provider}:{model}") or settings.models.get(model)
     sends_type = told_apart and entry is not None and entry.field_input_type and not local
     free = own.free if own.free is not None else bool(built_in and built_in.free)
-    return Offer(
+    return Endpoint(
         provider=provider,
         model=model,
         wire_model=own.models.get(model)
@@ -158,7 +160,7 @@ def offer(settings: Settings, provider: str, model: str, *, now_s: float | None 
         local=local,
         price_as="free" if free else own.price_as or (built_in.price_as if built_in and not own.base_url else None),
         limits=credentials.limits(own, None if local else entry, protocol),
-        ceiling=credentials.ceiling(own, built_in, options, local=local),
+        rate_limits=credentials.rate_limits(own, built_in, options, local=local),
         timeout_s=own.timeout_s or options.timeout,
         wire=WireOptions(
             dimensions=sent,
@@ -200,7 +202,7 @@ def _folder(settings: Settings, model: str) -> Folder:
     return folders.read(path)
 
 
-def _weights_of(provider: str, model: str) -> Model | None:
+def _weights_of(provider: str, model: str) -> ModelEntry | None:
     """What the catalog knows of the weights of a pulled model: prefixes, input types."""
     found = next(iter(catalog.named(model)), None) if "/" in model else None
     if found is None or found.canonical != model:
@@ -210,7 +212,7 @@ def _weights_of(provider: str, model: str) -> Model | None:
     )
 
 
-def _canonical(provider: str, model: str, entry: Model | None, folder: Folder | None) -> str:
+def _canonical(provider: str, model: str, entry: ModelEntry | None, folder: Folder | None) -> str:
     """The weights by name; a folder that only its owner knows is told apart by what it holds."""
     if entry is not None:
         return entry.canonical
@@ -219,7 +221,9 @@ def _canonical(provider: str, model: str, entry: Model | None, folder: Folder | 
     return f"{provider}:{model}"
 
 
-def _entry(provider: str, own: ProviderSettings, built_in: Provider | None, protocol: str, model: str) -> Model | None:
+def _entry(
+    provider: str, own: ProviderSettings, built_in: ProviderEntry | None, protocol: str, model: str
+) -> ModelEntry | None:
     """What the catalog knows: the provider's own entry, else (a place of one's own) that of the same weights."""
     found = catalog.find(provider, model)
     if found or built_in:
@@ -230,7 +234,7 @@ def _entry(provider: str, own: ProviderSettings, built_in: Provider | None, prot
 
 
 def _width(
-    entry: Model | None, folder: Folder | None, options: Options, name: str
+    entry: ModelEntry | None, folder: Folder | None, options: Options, name: str
 ) -> tuple[int | None, int | None, str]:
     """(width written, width asked of the provider, policy word)."""
     asked = options.dimensions
@@ -254,7 +258,7 @@ def _width(
     return asked, None, "reduce"
 
 
-def _chain_entries(settings: Settings, first: Offer) -> Sequence[str]:
+def _chain_entries(settings: Settings, first: Endpoint) -> Sequence[str]:
     if settings.chain_override is not None:
         return settings.chain_override
     for name in (first.id, first.provider):
@@ -263,7 +267,7 @@ def _chain_entries(settings: Settings, first: Offer) -> Sequence[str]:
     return catalog.default_chain(first.provider)
 
 
-def _fallback_offer(settings: Settings, entry: str, first: Offer, now_s: float) -> Offer:
+def _fallback_offer(settings: Settings, entry: str, first: Endpoint, now_s: float) -> Endpoint:
     """An entry of a chain: "provider:model", or a provider that serves the same weights, or its default model."""
     provider, colon, model = entry.partition(":")
     checked_provider(settings, provider)
@@ -276,4 +280,4 @@ def _fallback_offer(settings: Settings, entry: str, first: Offer, now_s: float) 
             model = first.entry.name
         else:
             model = default_model(settings, provider)
-    return offer(settings, provider, model, now_s=now_s)
+    return endpoint(settings, provider, model, now_s=now_s)

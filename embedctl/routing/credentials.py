@@ -8,10 +8,10 @@ from typing import Literal
 
 from embedctl.errors import ConfigurationInvalid
 from embedctl.providers import catalog, tldw
-from embedctl.providers._contract import Place, Secret, WireProtocol
-from embedctl.providers.catalog import Model, Provider
+from embedctl.providers._contract import Provider, Secret, WireProtocol
+from embedctl.providers.catalog import ModelEntry, ProviderEntry
 from embedctl.records import Limits
-from embedctl.routing.rate_limit import Ceiling
+from embedctl.routing.rate_limit import RateLimits
 from embedctl.settings import ProviderSettings, Settings
 from embedctl.settings.options import Options
 
@@ -30,7 +30,7 @@ SECRET_MOUNTS = ("/run/secrets/", "/var/run/secrets/", "/run/credentials/")
 """Where Docker, Podman, Kubernetes and systemd put secrets."""
 
 
-def place(settings: Settings, name: str, protocol_name: str, protocol: WireProtocol, now_s: float) -> Place:
+def place(settings: Settings, name: str, protocol_name: str, protocol: WireProtocol, now_s: float) -> Provider:
     """A provider as its protocol sees it.
 
     Args:
@@ -52,7 +52,7 @@ def place(settings: Settings, name: str, protocol_name: str, protocol: WireProto
         options["provider"] = own.pin
     if own.jwt_secret_env is not None:
         options["bearer"] = _minted(settings.environment, name, own, now_s)
-    return Place(
+    return Provider(
         name=name,
         protocol=protocol_name,
         base_url=(url or (built_in.base_url if built_in else "") or "").rstrip("/"),
@@ -144,7 +144,7 @@ def _minted(environment: Mapping[str, str], name: str, own: ProviderSettings, no
     return tldw.minted(secret, own.jwt_subject, now_s)
 
 
-def limits(own: ProviderSettings, entry: Model | None, protocol: WireProtocol) -> Limits:
+def limits(own: ProviderSettings, entry: ModelEntry | None, protocol: WireProtocol) -> Limits:
     """What one request may hold: the user's word, the catalog's, the protocol's."""
     known, general = entry.limits if entry else Limits(), protocol.LIMITS
     return Limits(
@@ -154,15 +154,15 @@ def limits(own: ProviderSettings, entry: Model | None, protocol: WireProtocol) -
     )
 
 
-def ceiling(own: ProviderSettings, built_in: Provider | None, options: Options, *, local: bool) -> Ceiling:
+def rate_limits(own: ProviderSettings, built_in: ProviderEntry | None, options: Options, *, local: bool) -> RateLimits:
     """How fast one may ask: a flag's word on rates, then the user's, the catalog's, the default."""
 
     def first(*values: float | None) -> float:
         return next((value for value in values if value is not None), 0)
 
     if local:
-        return Ceiling(concurrency=2)
-    return Ceiling(
+        return RateLimits(concurrency=2)
+    return RateLimits(
         concurrency=int(first(own.concurrency, built_in.concurrency if built_in else None, options.concurrency)),
         requests_per_minute=first(
             options.rpm, own.requests_per_minute, built_in.requests_per_minute if built_in else None
@@ -173,7 +173,7 @@ def ceiling(own: ProviderSettings, built_in: Provider | None, options: Options, 
     )
 
 
-def takes_tokens(built_in: Provider | None, protocol: WireProtocol, *, local: bool) -> bool:
+def takes_tokens(built_in: ProviderEntry | None, protocol: WireProtocol, *, local: bool) -> bool:
     """Whether token arrays go out as they are: as the provider says, else as its protocol does."""
     if local:
         return False

@@ -7,17 +7,17 @@ from pathlib import Path
 
 from embedctl.backends.http import urls
 from embedctl.errors import ConfigurationInvalid
-from embedctl.providers._contract import Options, Place, WireProtocol
-from embedctl.providers.catalog import Model
+from embedctl.providers._contract import Provider, RequestOptions, WireProtocol
+from embedctl.providers.catalog import ModelEntry
 from embedctl.records import Limits, Space, UsageMode
-from embedctl.routing.fallback import Entry
-from embedctl.routing.hints import fingerprint
-from embedctl.routing.rate_limit import Ceiling
-from embedctl.storage.token_count_cache import Counts
+from embedctl.routing.fallback import ChainEntry
+from embedctl.routing.learned import fingerprint
+from embedctl.routing.rate_limit import RateLimits
+from embedctl.storage.token_count_cache import RunCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
+class Endpoint:
     """One provider serving one model, with everything a request needs.
 
     Attributes:
@@ -38,15 +38,15 @@ class Offer:
     model: str
     wire_model: str
     canonical: str
-    entry: Model | None
-    place: Place
+    entry: ModelEntry | None
+    place: Provider
     protocol: WireProtocol
     local: bool
     price_as: str | None
     limits: Limits
-    ceiling: Ceiling
+    rate_limits: RateLimits
     timeout_s: float
-    wire: Options
+    wire: RequestOptions
     prefix: str = ""
     input_type: str | None = None
     dimensions: int | None = None
@@ -63,7 +63,7 @@ class Offer:
     ca_file: Path | None = None
     folder: Path | None = None
     key_variable: str | None = None
-    counts: Counts = field(default_factory=Counts, compare=False, repr=False)
+    counts: RunCounts = field(default_factory=RunCounts, compare=False, repr=False)
 
     @property
     def id(self) -> str:
@@ -91,11 +91,11 @@ class Offer:
         )
 
     @property
-    def in_chain(self) -> Entry:
+    def in_chain(self) -> ChainEntry:
         """The entry that the fallback policy reasons about."""
         known = self.canonical if self.entry else None
         space = self.space()
-        return Entry(
+        return ChainEntry(
             provider=self.provider,
             model=self.wire_model,
             canonical=known,
@@ -103,23 +103,24 @@ class Offer:
         )
 
 
-def check_usable(offer: Offer) -> None:
+def check_usable(endpoint: Endpoint) -> None:
     """Build a request that is not sent, so that a missing key or address is told before any work.
 
     Raises:
         ConfigurationInvalid: The place lacks what the protocol needs, or a key may not be sent to its address.
     """
-    if offer.local:
+    if endpoint.local:
         return
-    if any(word in offer.place.base_url for word in ("RESOURCE", "REGION")):
+    if any(word in endpoint.place.base_url for word in ("RESOURCE", "REGION")):
         raise ConfigurationInvalid(
-            f"provider {offer.provider!r} needs an address of your own",
-            hint=f'set base_url under [providers.{offer.provider}], instead of "{offer.place.base_url}"',
+            f"provider {endpoint.provider!r} needs an address of your own",
+            hint=f'set base_url under [providers.{endpoint.provider}], instead of "{endpoint.place.base_url}"',
         )
-    if offer.key_variable and offer.place.api_key is None:
+    if endpoint.key_variable and endpoint.place.api_key is None:
         raise ConfigurationInvalid(
-            f"provider {offer.provider!r} has no key: {offer.key_variable} is not set",
-            hint=f"set {offer.key_variable} in the environment, or {offer.key_variable}_FILE to a file that holds it",
+            f"provider {endpoint.provider!r} has no key: {endpoint.key_variable} is not set",
+            hint=f"set {endpoint.key_variable} in the environment, "
+            f"or {endpoint.key_variable}_FILE to a file that holds it",
         )
-    message = offer.protocol.request(offer.place, offer.wire_model, ["a"], offer.wire)
-    urls.checked(message.url, insecure=offer.insecure)
+    message = endpoint.protocol.request(endpoint.place, endpoint.wire_model, ["a"], endpoint.wire)
+    urls.checked(message.url, insecure=endpoint.insecure)

@@ -12,7 +12,7 @@ Mode = Literal["same-space", "any", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class ChainEntry:
     """One place in a chain.
 
     Attributes:
@@ -32,10 +32,10 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class Excluded:
     """An entry that does not take part, and why."""
 
-    entry: Entry
+    entry: ChainEntry
     reason: str
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Allow:
+class AllowList:
     """One allow-list; None = everything.
 
     Attributes:
@@ -55,7 +55,7 @@ class Allow:
     providers: frozenset[str] | None = None
     models: frozenset[str] | None = None
 
-    def against(self, entry: Entry) -> str | None:
+    def against(self, entry: ChainEntry) -> str | None:
         """The sentence that names what forbids the entry, None when nothing does."""
         if self.providers is not None and entry.provider not in self.providers:
             return f"provider {entry.provider!r} is not in providers of {self.rule}"
@@ -72,7 +72,7 @@ class Allow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Availability:
     """How an entry stands now.
 
     Attributes:
@@ -88,7 +88,7 @@ class Standing:
     reason: str = ""
 
 
-READY = Standing()
+READY = Availability()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,7 @@ class Nobody:
     ready_in_s: float | None
 
 
-def allowed(chain: Sequence[Entry], lists: Sequence[Allow]) -> tuple[list[Entry], list[LeftOut]]:
+def allowed(chain: Sequence[ChainEntry], lists: Sequence[AllowList]) -> tuple[list[ChainEntry], list[Excluded]]:
     """The entries that every list allows, and the others with the rule that forbids them."""
     kept, left_out = [], []
     for entry in chain:
@@ -112,11 +112,11 @@ def allowed(chain: Sequence[Entry], lists: Sequence[Allow]) -> tuple[list[Entry]
         if reason is None:
             kept.append(entry)
         else:
-            left_out.append(LeftOut(entry, reason))
+            left_out.append(Excluded(entry, reason))
     return kept, left_out
 
 
-def require(entry: Entry, lists: Sequence[Allow]) -> None:
+def require(entry: ChainEntry, lists: Sequence[AllowList]) -> None:
     """Check the entry that the user asked for.
 
     Raises:
@@ -131,8 +131,8 @@ def require(entry: Entry, lists: Sequence[Allow]) -> None:
 
 
 def fitting(
-    chain: Sequence[Entry], mode: Mode, *, output_space_id: str | None = None
-) -> tuple[list[Entry], list[LeftOut]]:
+    chain: Sequence[ChainEntry], mode: Mode, *, output_space_id: str | None = None
+) -> tuple[list[ChainEntry], list[Excluded]]:
     """The entries whose vectors may stand in the output, and the others with the reason.
 
     Args:
@@ -155,13 +155,13 @@ def fitting(
         if reason is None:
             kept.append(entry)
         else:
-            left_out.append(LeftOut(entry, reason))
+            left_out.append(Excluded(entry, reason))
     return kept, left_out
 
 
 def choose(
-    chain: Sequence[Entry], standings: Mapping[Entry, Standing], *, left_out: Sequence[LeftOut] = ()
-) -> Entry | Nobody:
+    chain: Sequence[ChainEntry], standings: Mapping[ChainEntry, Availability], *, left_out: Sequence[Excluded] = ()
+) -> ChainEntry | Nobody:
     """The first entry that is ready; else the first that may be probed; else why there is none.
 
     Args:
@@ -185,7 +185,7 @@ def choose(
     return Nobody(error=_gravest(causes, others), ready_in_s=None)
 
 
-def _strangers(first: Entry, other: Entry) -> str | None:
+def _strangers(first: ChainEntry, other: ChainEntry) -> str | None:
     if first.canonical is None or other.canonical is None:
         unknown = first if first.canonical is None else other
         return f"nobody knows which weights {unknown} serves, so its vectors cannot be compared"
@@ -196,7 +196,7 @@ def _strangers(first: Entry, other: Entry) -> str | None:
     return None
 
 
-def _later(waiting: Mapping[Entry, Standing], others: str) -> Nobody:
+def _later(waiting: Mapping[ChainEntry, Availability], others: str) -> Nobody:
     ready_in_s = min(standing.ready_in_s for standing in waiting.values())
     reasons = "; ".join(
         f"{entry} in {standing.ready_in_s:.0f} s" + (f" ({standing.reason})" if standing.reason else "")

@@ -1,98 +1,212 @@
-"""What one run knows and learns of the servers it asks, for itself and for the next one."""
+"""What servers said in words, remembered across runs: when to come back, what they take, who is trusted.
+
+`Hints` is a value with pure functions; `load`, `save` and `update` are its file. Losing it costs a few requests, so a
+broken file is a warning. Times are wall-clock seconds (epoch), because they outlive the process.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from contextlib import suppress
+import fcntl
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from embedctl.errors import ProviderError, Remedy
-from embedctl.records import Limits, Space
-from embedctl.routing import hints
-from embedctl.routing.endpoint import Offer
-from embedctl.routing.hints import Account, Hints, Pair, Served
+import orjson
 
-_ABOUT_ITEMS = re.compile(
-    r"batch size|array too long|at most \d+ (?:requests|items|texts)|number of texts|requests can be in"
-    r"|inputs in request|too many (?:inputs|texts|items|documents)|texts? (?:per|in one)",
-    re.I,
-)
-_MOST_ITEMS = re.compile(r"(?:at most|maximum length|maximum allowed batch size|batch size limit is)\D{0,3}(\d+)", re.I)
-QUOTA_HOLD_S = 900.0
+from embedctl.records import Limits
+
+LONGEST_HOLD_S = 3600.0
+LIMIT_LIVES_S = 30 * 86400.0  # a server may have been rebuilt since
+_NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
-class Memory:
-    """`hints.json` as one run sees it. A home that cannot be written to costs the memory, not the run.
+class Account(NamedTuple):
+    """A provider and one of its keys; `key` is a fingerprint, never the key."""
 
-    Args:
-        wall: Epoch seconds: what is remembered outlives the process.
-        told: Of a file that cannot be read.
+    provider: str
+    key: str
+
+
+class Served(NamedTuple):
+    """A provider and a model on the wire."""
+
+    provider: str
+    model: str
+
+
+class Pair(NamedTuple):
+    """Two hosts whose probes gave the same vectors in a space; `pair` puts them in order."""
+
+    one: str
+    other: str
+    space_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cooldown:
+    """Do not ask before `until` (epoch seconds), because of `reason`."""
+
+    until: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedLimits:
+    """Limits that a server named or showed, and when."""
+
+    limits: Limits
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """Everything remembered. The `with_…` functions return a changed copy."""
+
+    holds: Mapping[Account, Cooldown] = field(default_factory=lambda: _NONE)
+    limits: Mapping[Served, LearnedLimits] = field(default_factory=lambda: _NONE)
+    floats_only: Mapping[Served, float] = field(default_factory=lambda: _NONE)
+    trusted: Mapping[Pair, float] = field(default_factory=lambda: _NONE)
+
+    def held_s(self, account: Account, now: float) -> float:
+        """Seconds until this account may be asked, 0 = now; never over an hour, whatever the clocks did.
+
+        The caller may always send one probe, and calls `without_hold` when it was answered.
+        """
+        hold = self.holds.get(account)
+        return min(LONGEST_HOLD_S, max(0.0, hold.until - now)) if hold else 0.0
+
+    def limits_of(self, served: Served) -> Limits:
+        """What was learnt of this model's server; all None when nothing was."""
+        learnt = self.limits.get(served)
+        return learnt.limits if learnt else Limits()
+
+    def with_hold(self, account: Account, wait_s: float, reason: str, now: float) -> Learned:
+        """The account asks to be left alone for `wait_s` seconds; an hour at most is remembered."""
+        if not math.isfinite(wait_s) or wait_s <= 0:
+            return self
+        hold = Cooldown(now + min(wait_s, LONGEST_HOLD_S), reason)
+        return replace(self, holds={**self.holds, account: hold})
+
+    def without_hold(self, account: Account) -> Learned:
+        """The account answered again."""
+        return replace(self, holds={key: hold for key, hold in self.holds.items() if key != account})
+
+    def with_limits(self, served: Served, limits: Limits, now: float) -> Learned:
+        """Something was too large, or the server said what it takes: the smaller of old and new."""
+        learnt = LearnedLimits(_smaller(self.limits_of(served), limits), now)
+        return replace(self, limits={**self.limits, served: learnt})
+
+    def with_floats_only(self, served: Served, now: float) -> Learned:
+        """The server refused base64, or answered in floats."""
+        return replace(self, floats_only={**self.floats_only, served: now})
+
+    def with_trust(self, trusted: Pair, now: float) -> Learned:
+        """Probes on both hosts gave the same vectors."""
+        return replace(self, trusted={**self.trusted, trusted: now})
+
+    def without(self, provider: str) -> Learned:
+        """`providers reset NAME`: all that is remembered of a provider. Trust names hosts and stays."""
+        return replace(
+            self,
+            holds={key: value for key, value in self.holds.items() if key.provider != provider},
+            limits={key: value for key, value in self.limits.items() if key.provider != provider},
+            floats_only={key: value for key, value in self.floats_only.items() if key.provider != provider},
+        )
+
+
+def fingerprint(key: str) -> str:
+    """16 hex digits that tell keys apart and do not give them away; "" for no key."""
+    return blake2b(key.encode(), digest_size=8, person=b"key").hexdigest() if key else ""
+
+
+def pair(one: str, other: str, space_id: str) -> Pair:
+    """Two hosts, in either order."""
+    return Pair(min(one, other), max(one, other), space_id)
+
+
+def merged(one: Learned, other: Learned) -> Learned:
+    """Both memories: the later hold, the smaller limits, the later date of all else."""
+    limits = dict(one.limits)
+    for served, theirs in other.limits.items():
+        mine = limits.get(served)
+        limits[served] = (
+            LearnedLimits(_smaller(mine.limits, theirs.limits), max(mine.at, theirs.at)) if mine else theirs
+        )
+    holds = dict(one.holds)
+    for account, hold in other.holds.items():
+        holds[account] = max(holds.get(account, hold), hold, key=lambda each: (each.until, each.reason))
+    return Learned(
+        holds=holds,
+        limits=limits,
+        floats_only=_latest(one.floats_only, other.floats_only),
+        trusted=_latest(one.trusted, other.trusted),
+    )
+
+
+def living(hints: Learned, now: float) -> Learned:
+    """Without what is over: holds that have passed, limits and refusals of a month ago."""
+    return replace(
+        hints,
+        holds={key: hold for key, hold in hints.holds.items() if hold.until > now},
+        limits={key: learnt for key, learnt in hints.limits.items() if now - learnt.at < LIMIT_LIVES_S},
+        floats_only={key: at for key, at in hints.floats_only.items() if now - at < LIMIT_LIVES_S},
+    )
+
+
+def load(path: Path) -> tuple[Learned, str | None]:
+    """What the file remembers, and a warning when it cannot be read; a missing file is an empty memory."""
+    try:
+        return _decoded(orjson.loads(path.read_bytes())), None
+    except FileNotFoundError:
+        return Learned(), None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+        return Learned(), f"{path} cannot be used ({type(problem).__name__}): starting without remembered hints"
+
+
+def save(path: Path, hints: Learned) -> None:
+    """Write the file whole, for its owner's eyes only.
+
+    Raises:
+        OSError: It cannot be written; for the caller a warning.
     """
-
-    def __init__(self, file: Path, wall: Callable[[], float], told: Callable[[str], None]) -> None:
-        self._file = file
-        self._wall = wall
-        self._hints, complaint = hints.load(file)
-        if complaint:
-            told(complaint)
-
-    def held(self, offer: Offer) -> tuple[float, str]:
-        """Seconds for which a server asked to be left alone, and its words; (0, "") when it did not."""
-        hold = self._hints.holds.get(account(offer))
-        return self._hints.held_s(account(offer), self._wall()), hold.reason if hold else ""
-
-    def limits(self, offer: Offer) -> Limits:
-        """What one request may hold: the offer's limits, and what was learnt of its server."""
-        return smaller(offer.limits, self._hints.limits_of(served(offer)))
-
-    def takes_base64(self, offer: Offer) -> bool:
-        """Whether vectors may be asked for as base64."""
-        return offer.wire.base64 and served(offer) not in self._hints.floats_only
-
-    def trusts(self, one: Offer, other: Offer, space: Space) -> bool:
-        """Whether their probes agreed in an earlier run."""
-        return _pair(one, other, space) in self._hints.trusted
-
-    def hold(self, offer: Offer, seconds: float, reason: str) -> None:
-        """It asks to be left alone."""
-        self._change(lambda known: known.with_hold(account(offer), seconds, reason, self._wall()))
-
-    def answers_again(self, offer: Offer) -> None:
-        """It answered: whatever it asked for is over."""
-        if account(offer) in self._hints.holds:
-            self._change(lambda known: known.without_hold(account(offer)))
-
-    def only_floats(self, offer: Offer) -> None:
-        """It refuses base64, or does not care."""
-        self._change(lambda known: known.with_floats_only(served(offer), self._wall()))
-
-    def trust(self, one: Offer, other: Offer, space: Space) -> None:
-        """Their probes agreed."""
-        self._change(lambda known: known.with_trust(_pair(one, other, space), self._wall()))
-
-    def too_large(self, offer: Offer, items: int, content_bytes: int, error: ProviderError) -> None:
-        """A request was refused for its size: the limit it names, or half of what was sent, is the most from now on."""
-        if error.remedy is not Remedy.HALVE:
-            return
-        found = Limits(bytes=max(1, content_bytes // 2))
-        if _ABOUT_ITEMS.search(error.message):
-            named = _MOST_ITEMS.search(error.message)
-            most = int(named.group(1)) if named else 0
-            found = Limits(items=most if 0 < most < items else max(1, items // 2))
-        self._change(lambda known: known.with_limits(served(offer), found, self._wall()))
-
-    def _change(self, change: Callable[[Hints], Hints]) -> None:
-        self._hints = change(self._hints)
-        with suppress(OSError):
-            hints.update(self._file, change, self._wall())
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(orjson.dumps(_encoded(hints), option=orjson.OPT_INDENT_2))
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
-def smaller(one: Limits, other: Limits) -> Limits:
-    """What keeps both."""
+def update(path: Path, change: Callable[[Learned], Learned], now: float) -> Learned:
+    """Read, change and write under a lock, so that overlapping jobs keep each other's words.
 
+    Raises:
+        OSError: It cannot be written; for the caller a warning.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        hints = living(change(load(path)[0]), now)
+        save(path, hints)
+        return hints
+    finally:
+        os.close(lock)
+
+
+def _smaller(one: Limits, other: Limits) -> Limits:
     def least(a: int | None, b: int | None) -> int | None:
-        return min(filter(None, (a, b)), default=None)
+        return min((value for value in (a, b) if value is not None), default=None)
 
     return Limits(
         items=least(one.items, other.items),
@@ -101,24 +215,45 @@ def smaller(one: Limits, other: Limits) -> Limits:
     )
 
 
-def served(offer: Offer) -> Served:
-    """A model at an address: whose limits are learnt."""
-    return Served(place(offer), offer.wire_model)
+def _latest(one: Mapping[Any, float], other: Mapping[Any, float]) -> dict[Any, float]:
+    return {key: max(one.get(key, at), at) for key, at in {**one, **other}.items()}
 
 
-def account(offer: Offer) -> Account:
-    """A key at an address: whose quota is used up."""
-    return Account(place(offer), offer.account)
+def _encoded(hints: Learned) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "holds": [[*account, hold.until, hold.reason] for account, hold in hints.holds.items()],
+        "limits": [
+            [*served, learnt.limits.items, learnt.limits.tokens, learnt.limits.bytes, learnt.at]
+            for served, learnt in hints.limits.items()
+        ],
+        "floats_only": [[*served, at] for served, at in hints.floats_only.items()],
+        "trusted": [[*trusted, at] for trusted, at in hints.trusted.items()],
+    }
 
 
-def place(offer: Offer) -> str:
-    """A provider at an address: another address is another server."""
-    return f"{offer.provider}@{offer.place.base_url}"
+def _decoded(state: dict[str, Any]) -> Learned:
+    if state["version"] != 1:
+        raise ValueError("another version")
+    return Learned(
+        holds={
+            Account(str(provider), str(key)): Cooldown(float(until), str(reason))
+            for provider, key, until, reason in state["holds"]
+        },
+        limits={
+            Served(str(provider), str(model)): LearnedLimits(
+                Limits(items=_limit(items), tokens=_limit(tokens), bytes=_limit(size)), float(at)
+            )
+            for provider, model, items, tokens, size, at in state["limits"]
+        },
+        floats_only={Served(str(provider), str(model)): float(at) for provider, model, at in state["floats_only"]},
+        trusted={Pair(str(one), str(other), str(space)): float(at) for one, other, space, at in state["trusted"]},
+    )
 
 
-def _pair(one: Offer, other: Offer, space: Space) -> Pair:
-    return hints.pair(_host(one), _host(other), space.space_id)
-
-
-def _host(offer: Offer) -> str:
-    return f"{offer.place.base_url or offer.provider}#{offer.wire_model}"
+def _limit(value: Any) -> int | None:
+    if value is None:
+        return None
+    if int(value) < 1:
+        raise ValueError("a limit below 1")
+    return int(value)

@@ -9,22 +9,22 @@ from contextlib import asynccontextmanager
 
 from embedctl.errors import AnswerLost, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
-from embedctl.routing.rate_limit import Ceiling, Limiter, Reservation
+from embedctl.routing.rate_limit import Admission, RateLimit, RateLimits
 from embedctl.routing.retry import THROTTLE_BASE_S, hinted_s
 
 LONG_S = 5.0
 
 
-class Slot:
+class Permit:
     """One request's place in the lane; say how it went before the place is given up.
 
     Saying nothing (cancelled) teaches nothing, and keeps the tokens taken: they may have been used.
     """
 
-    __slots__ = ("_clock", "_limiter", "_reservation")
+    __slots__ = ("_clock", "_rate_limit", "_reservation")
 
-    def __init__(self, limiter: Limiter, reservation: Reservation, clock: Callable[[], float]) -> None:
-        self._limiter = limiter
+    def __init__(self, rate_limit: RateLimit, reservation: Admission, clock: Callable[[], float]) -> None:
+        self._rate_limit = rate_limit
         self._reservation = reservation
         self._clock = clock
 
@@ -32,10 +32,10 @@ class Slot:
         """An answer; `tokens` as the provider counted them, None where it does not say."""
         now = self._clock()
         if tokens is not None:
-            self._limiter.settle(self._reservation, now, tokens)
-        self._limiter.succeeded(self._reservation, now)
+            self._rate_limit.settle(self._reservation, now, tokens)
+        self._rate_limit.succeeded(self._reservation, now)
         if rates is not None:
-            self._limiter.learn(rates, now)
+            self._rate_limit.learn(rates, now)
 
     def failed(self, error: ProviderError, wait_s: float | None = None, rates: Rates | None = None) -> None:
         """A failure; its class decides what the lane learns.
@@ -46,21 +46,21 @@ class Slot:
         now = self._clock()
         if isinstance(error, Throttled):
             wait = wait_s if wait_s is not None else hinted_s(error) or THROTTLE_BASE_S
-            self._limiter.throttled(self._reservation, now, wait)
+            self._rate_limit.throttled(self._reservation, now, wait)
         elif isinstance(error, AnswerLost) or (isinstance(error, ServerFailed) and error.status in (None, 503, 529)):
-            self._limiter.strained(self._reservation, now)
+            self._rate_limit.strained(self._reservation, now)
         elif isinstance(error, NotSent):
-            self._limiter.settle(self._reservation, now, 0)
+            self._rate_limit.settle(self._reservation, now, 0)
         if rates is not None:
-            self._limiter.learn(rates, now)
+            self._rate_limit.learn(rates, now)
 
 
-class Lane:
+class Limiter:
     """One provider, model and key, shared by everything in flight."""
 
     def __init__(
         self,
-        ceiling: Ceiling,
+        rate_limits: RateLimits,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -74,7 +74,7 @@ class Lane:
             longest_gate_s: `--max-wait`: a gate further away than this is an error, not a wait.
             waiting: Told how long a request waits for its turn, when that is `LONG_S` or more.
         """
-        self.limiter = Limiter(ceiling, clock())
+        self.rate_limit = RateLimit(rate_limits, clock())
         self._clock = clock
         self._sleep = sleep
         self._longest_gate_s = longest_gate_s
@@ -83,7 +83,7 @@ class Lane:
         self._freed = asyncio.Event()
 
     @asynccontextmanager
-    async def slot(self, tokens: float, items: int = 1) -> AsyncIterator[Slot]:
+    async def acquire(self, tokens: float, items: int = 1) -> AsyncIterator[Permit]:
         """Wait for a turn, and be in flight until the block ends, however it ends.
 
         Args:
@@ -95,16 +95,16 @@ class Lane:
         """
         async with self._turn:
             await self._wait(tokens, items)
-            reservation = self.limiter.reserve(self._clock(), tokens, items)
+            reservation = self.rate_limit.reserve(self._clock(), tokens, items)
         try:
-            yield Slot(self.limiter, reservation, self._clock)
+            yield Permit(self.rate_limit, reservation, self._clock)
         finally:
-            self.limiter.release()
+            self.rate_limit.release()
             self._freed.set()
 
     async def _wait(self, tokens: float, items: int) -> None:
-        while delay_s := self.limiter.ready_in(self._clock(), tokens, items):
-            gate_s = self.limiter.not_before - self._clock()
+        while delay_s := self.rate_limit.ready_in(self._clock(), tokens, items):
+            gate_s = self.rate_limit.not_before - self._clock()
             if gate_s > self._longest_gate_s:
                 raise Throttled(f"the provider asks to wait for {gate_s:.0f} s", retry_after_s=gate_s)
             if delay_s == float("inf"):

@@ -17,7 +17,7 @@ LONGEST_GATE_S = 60.0  # a reset in a header says when all is there again; waiti
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ceiling:
+class RateLimits:
     """What a lane may do at most; 0 = no limit.
 
     Attributes:
@@ -36,7 +36,7 @@ class Ceiling:
 
 
 @dataclass(frozen=True, slots=True)
-class Reservation:
+class Admission:
     """What one request in flight has taken: `cost` in requests (or texts), `tokens` as estimated."""
 
     cost: float
@@ -44,17 +44,17 @@ class Reservation:
     sent_at: float
 
 
-class Limiter:
+class RateLimit:
     """Shared by everything in flight in one lane."""
 
-    def __init__(self, ceiling: Ceiling, now: float) -> None:
-        self._ceiling = ceiling
-        self.window = Window(ceiling.concurrency)
+    def __init__(self, rate_limits: RateLimits, now: float) -> None:
+        self._rate_limits = rate_limits
+        self.window = Window(rate_limits.concurrency)
         self.adaptive = AdaptiveRate(now)
         self.in_flight = 0
         self.not_before = -math.inf
-        rpm, tpm = ceiling.requests_per_minute, ceiling.tokens_per_minute
-        self._requests = Bucket(rpm / 60, max(1.0, ceiling.burst), now) if rpm else None
+        rpm, tpm = rate_limits.requests_per_minute, rate_limits.tokens_per_minute
+        self._requests = Bucket(rpm / 60, max(1.0, rate_limits.burst), now) if rpm else None
         self._tokens = Bucket(tpm / 60, tpm / 60 * TOKEN_BURST_S, now) if tpm else None
 
     def ready_in(self, now: float, tokens: float, items: int = 1) -> float:
@@ -70,7 +70,7 @@ class Limiter:
             self.adaptive.ready_in(now, cost),
         )
 
-    def reserve(self, now: float, tokens: float, items: int = 1) -> Reservation:
+    def reserve(self, now: float, tokens: float, items: int = 1) -> Admission:
         """The request goes now; `release` must follow, whatever happens to it."""
         cost = self._cost(items)
         self.in_flight += 1
@@ -79,30 +79,30 @@ class Limiter:
         if self._tokens:
             self._tokens.take(now, tokens)
         self.adaptive.take(now, cost)
-        return Reservation(cost, tokens, now)
+        return Admission(cost, tokens, now)
 
     def release(self) -> None:
         """The request is no longer in flight."""
         self.in_flight -= 1
 
-    def settle(self, reservation: Reservation, now: float, actual_tokens: float) -> None:
+    def settle(self, reservation: Admission, now: float, actual_tokens: float) -> None:
         """Correct the estimate by what the provider counted; 0 where nothing was sent."""
         if self._tokens:
             self._tokens.take(now, actual_tokens - reservation.tokens)
 
-    def succeeded(self, reservation: Reservation, now: float) -> None:
+    def succeeded(self, reservation: Admission, now: float) -> None:
         """An answer: a little more from now on."""
         if self.in_flight + 1 >= self.window.size:  # an unused window proves nothing
             self.window.grew()
         self.adaptive.succeeded(now, reservation.cost)
 
-    def throttled(self, reservation: Reservation, now: float, wait_s: float) -> None:
+    def throttled(self, reservation: Admission, now: float, wait_s: float) -> None:
         """A 429: nothing of this lane goes before `wait_s` seconds have passed, and less after that."""
         self.not_before = max(self.not_before, now + wait_s)
         self.window.cut(now, reservation.sent_at)
         self.adaptive.throttled(now, reservation.sent_at)
 
-    def strained(self, reservation: Reservation, now: float) -> None:
+    def strained(self, reservation: Admission, now: float) -> None:
         """A 503 or a timeout: fewer at a time."""
         self.window.cut(now, reservation.sent_at)
 
@@ -112,10 +112,10 @@ class Limiter:
 
     def learn(self, rates: Rates, now: float) -> None:
         """Take what the headers say: limits where none was configured, and never more than what is left."""
-        ceiling = self._ceiling
-        if self._requests is None and not ceiling.counts_items and rates.requests_per_minute:
+        rate_limits = self._rate_limits
+        if self._requests is None and not rate_limits.counts_items and rates.requests_per_minute:
             per_second = rates.requests_per_minute / 60
-            self._requests = Bucket(per_second, max(1.0, ceiling.burst, per_second), now)
+            self._requests = Bucket(per_second, max(1.0, rate_limits.burst, per_second), now)
         if self._tokens is None and rates.tokens_per_minute:
             per_second = rates.tokens_per_minute / 60
             self._tokens = Bucket(per_second, per_second * TOKEN_BURST_S, now)
@@ -135,4 +135,4 @@ class Limiter:
             self.not_before = max(self.not_before, now + min(reset_s, LONGEST_GATE_S))
 
     def _cost(self, items: int) -> float:
-        return float(items) if self._ceiling.counts_items else 1.0
+        return float(items) if self._rate_limits.counts_items else 1.0

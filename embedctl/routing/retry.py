@@ -69,7 +69,7 @@ def may_be_the_texts_fault(error: ProviderError) -> bool:
     return isinstance(error, AnswerUnusable) or (isinstance(error, ServerFailed) and error.status in (None, 500, 424))
 
 
-class Budget:
+class RetryBudget:
     """What a lane may spend on retries, so that a sick provider is not stormed.
 
     Full at the start. A retry pays its price, gets it back when it succeeds, and every request that succeeds
@@ -157,12 +157,12 @@ class Attempts:
         """Failures so far that may be one text's fault."""
         return self._repeated
 
-    def succeeded(self, budget: Budget) -> None:
+    def succeeded(self, budget: RetryBudget) -> None:
         """Settle with the lane's budget: the last retry's price back, or 1 for a success at once."""
         budget.add(self._paid or 1)
         self._paid = 0
 
-    def after(self, error: ProviderError, *, now: float, budget: Budget, others_succeeded: int = 0) -> Step:
+    def after(self, error: ProviderError, *, now: float, budget: RetryBudget, others_succeeded: int = 0) -> Step:
         """Decide what follows a failed attempt.
 
         Args:
@@ -174,7 +174,7 @@ class Attempts:
         if error.remedy is not Remedy.RETRY:
             return Step(remedy=error.remedy, error=error)
         if isinstance(error, NotSent) and error.provider_code == "certificate":
-            return Step(remedy=Remedy.LEAVE, error=error)  # no number of attempts makes it trusted
+            return Step(remedy=Remedy.GIVE_UP, error=error)  # no number of attempts makes it trusted
         self._counted += 1
         if may_be_the_texts_fault(error):
             self._repeated += 1
@@ -183,30 +183,30 @@ class Attempts:
         if isinstance(error, AnswerLost):
             self._lost += 1
         if self._counted > self._policy.retries or self._lost > self._policy.lost_retries:
-            return Step(remedy=Remedy.LEAVE, error=error, refused_for_s=hinted_s(error))
+            return Step(remedy=Remedy.GIVE_UP, error=error, refused_for_s=hinted_s(error))
         wait_s = wait_before(self._counted, error, jitter=self._jitter)
         if (hint := hinted_s(error)) is not None and hint > self._policy.max_wait_s:
-            return Step(remedy=Remedy.LEAVE, error=error, refused_for_s=hint)
+            return Step(remedy=Remedy.GIVE_UP, error=error, refused_for_s=hint)
         return self._again(error, wait_s, TRANSIENT_COST, now, budget)
 
-    def _throttle(self, error: ProviderError, now: float, budget: Budget) -> Step:
+    def _throttle(self, error: ProviderError, now: float, budget: RetryBudget) -> Step:
         self._throttled += 1
         wait_s = wait_before(self._throttled, error, jitter=self._jitter)
         hint = hinted_s(error)
         if self._waited_s + (hint or wait_s) > self._policy.max_wait_s:
-            return Step(remedy=Remedy.LEAVE, error=error, refused_for_s=hint or wait_s)
+            return Step(remedy=Remedy.GIVE_UP, error=error, refused_for_s=hint or wait_s)
         wait_s = min(wait_s, self._policy.max_wait_s - self._waited_s)  # the spread alone is no reason to leave
         step = self._again(error, wait_s, THROTTLE_COST, now, budget)
         if step.remedy is Remedy.WAIT:
             self._waited_s += wait_s
         return step
 
-    def _again(self, error: ProviderError, wait_s: float, cost: int, now: float, budget: Budget) -> Step:
+    def _again(self, error: ProviderError, wait_s: float, cost: int, now: float, budget: RetryBudget) -> Step:
         deadline = self._policy.deadline
         if deadline is not None and now + wait_s >= deadline:
-            return Step(remedy=Remedy.LEAVE, error=_past_deadline(error, wait_s))
+            return Step(remedy=Remedy.GIVE_UP, error=_past_deadline(error, wait_s))
         if not budget.spend(cost):
-            return Step(remedy=Remedy.LEAVE, error=_out_of_retries(error, wait_s))
+            return Step(remedy=Remedy.GIVE_UP, error=_out_of_retries(error, wait_s))
         self._paid = cost
         return Step(remedy=error.remedy, error=error, wait_s=wait_s)
 

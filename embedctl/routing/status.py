@@ -15,15 +15,15 @@ from embedctl.backends.http import urls
 from embedctl.errors import EmbedctlError
 from embedctl.providers import catalog
 from embedctl.providers._contract import HttpRequest
-from embedctl.routing import allow, circuits, credentials, hints, names
-from embedctl.routing.hints import Account, Hints, Served
+from embedctl.routing import allow, circuits, credentials, learned, names
+from embedctl.routing.learned import Account, Learned, Served
 from embedctl.settings import ProviderSettings, Settings
 
 ONLINE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderStanding:
+class ProviderStatus:
     """What is known of one provider without asking it.
 
     Attributes:
@@ -50,17 +50,17 @@ class ProviderStanding:
     problem: str | None = None
 
 
-def standings(settings: Settings, *, now_s: float | None = None) -> list[ProviderStanding]:
+def standings(settings: Settings, *, now_s: float | None = None) -> list[ProviderStatus]:
     """Every known provider, in the order of the catalog, then those of one's own."""
     now = time.time() if now_s is None else now_s
-    remembered, _ = hints.load(settings.paths.home / "hints.json")
+    remembered, _ = learned.load(settings.paths.home / "hints.json")
     running = circuits.running(settings.paths.home / "circuits")
     return [_standing(settings, name, remembered, running, now) for name in names.known_providers(settings)]
 
 
 def _standing(
-    settings: Settings, name: str, remembered: Hints, running: Sequence[dict[str, Any]], now: float
-) -> ProviderStanding:
+    settings: Settings, name: str, remembered: Learned, running: Sequence[dict[str, Any]], now: float
+) -> ProviderStatus:
     own = settings.providers.get(name, ProviderSettings())
     built_in = catalog.providers().get(name)
     protocol = own.protocol or (built_in.protocol if built_in else None)
@@ -89,7 +89,7 @@ def _standing(
         key=lambda one: ("half_open", "open", "dead").index(one["state"]),
     )
     lists = allow.lists(settings, settings.options.workspace)
-    return ProviderStanding(
+    return ProviderStatus(
         name=name,
         protocol=protocol,
         base_url=url,
@@ -104,7 +104,7 @@ def _standing(
     )
 
 
-def reachable(settings: Settings, found: Sequence[ProviderStanding]) -> dict[str, str]:
+def reachable(settings: Settings, found: Sequence[ProviderStatus]) -> dict[str, str]:
     """Provider → "yes", "here", or why not. Asked without a key, and without a text; any answer is one.
 
     Only those are asked that could be used: allowed, and configured, with a key, or on this machine.
@@ -113,16 +113,16 @@ def reachable(settings: Settings, found: Sequence[ProviderStanding]) -> dict[str
     return asyncio.run(_reachable(settings, usable))
 
 
-def _is_near(one: ProviderStanding) -> bool:
+def _is_near(one: ProviderStatus) -> bool:
     return not one.base_url or urls.is_loopback(urlsplit(one.base_url).hostname or "")
 
 
-async def _reachable(settings: Settings, found: Sequence[ProviderStanding]) -> dict[str, str]:
+async def _reachable(settings: Settings, found: Sequence[ProviderStatus]) -> dict[str, str]:
     answers = await asyncio.gather(*(_answers(settings, one) for one in found))
     return {one.name: answer for one, answer in zip(found, answers, strict=True)}
 
 
-async def _answers(settings: Settings, one: ProviderStanding) -> str:
+async def _answers(settings: Settings, one: ProviderStatus) -> str:
     from embedctl.backends.http.transport import Transport
 
     if one.protocol is not None and providers.is_local(one.protocol):
@@ -149,7 +149,7 @@ def forget(settings: Settings, name: str, *, now_s: float | None = None) -> int:
     """
     forgotten = 0
 
-    def change(known: Hints) -> Hints:
+    def change(known: Learned) -> Learned:
         nonlocal forgotten
         keys: list[Account | Served] = [*known.holds, *known.limits, *known.floats_only]
         mine = [key.provider for key in keys if _named(key.provider) == name]
@@ -158,7 +158,7 @@ def forget(settings: Settings, name: str, *, now_s: float | None = None) -> int:
             known = known.without(provider)
         return known
 
-    hints.update(settings.paths.home / "hints.json", change, time.time() if now_s is None else now_s)
+    learned.update(settings.paths.home / "hints.json", change, time.time() if now_s is None else now_s)
     ill = [one for one in circuits.running(settings.paths.home / "circuits") if one["provider"] == name]
     if ill:
         circuits.ask_to_close(settings.paths.home / "circuits", name)

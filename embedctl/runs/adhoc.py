@@ -24,7 +24,7 @@ from embedctl import storage
 from embedctl.budgets import limits as spend_limits
 from embedctl.budgets import reservations
 from embedctl.embedding.call import CallPoint, Piece
-from embedctl.embedding.router import Lanes
+from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.journal.rescue import JOURNAL, LOCK
@@ -32,11 +32,11 @@ from embedctl.ledger import prices, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.planning import packer as packers
 from embedctl.records import Answer, Limits, Purpose, Refusal, Space, text_hash, utc_now, uuid7
-from embedctl.routing.chain import Chain
-from embedctl.routing.endpoint import Offer, check_usable
+from embedctl.routing.chain import FallbackChain
+from embedctl.routing.endpoint import Endpoint, check_usable
 from embedctl.routing.retry import Policy
 from embedctl.runs.receipt import Spending
-from embedctl.runs.registry import Run, Runs
+from embedctl.runs.registry import RunEntry, RunRegistry
 from embedctl.settings import Settings
 from embedctl.storage import locks
 
@@ -72,7 +72,7 @@ class Single:
 
 def embed(
     settings: Settings,
-    chain: Chain,
+    chain: FallbackChain,
     texts: Sequence[str],
     *,
     purpose: Purpose,
@@ -102,7 +102,7 @@ def embed(
         till = spend_limits.till(
             LedgerPaths(settings.paths.ledger, settings.paths.spool, settings.paths.price_file),
             settings,
-            chain.offers,
+            chain.endpoints,
             lambda one: price(one.provider, one.wire_model, one.price_as),
             warned,
             run_id=str(made.run_id),
@@ -117,18 +117,18 @@ def embed(
 
 async def _calls(
     settings: Settings,
-    chain: Chain,
+    chain: FallbackChain,
     texts: Sequence[str],
     purpose: Purpose,
     space: Space | None,
     told: Callable[[str], None],
-    till: reservations.Till,
+    till: reservations.Reservations,
     made: Single,
     folder: Path,
 ) -> None:
     """All requests, one after the other."""
-    options, offer = settings.options, chain.first
-    lanes = Lanes(
+    options, endpoint = settings.options, chain.first
+    router = Router(
         chain,
         hints_file=settings.paths.home / "hints.json",
         mode="off" if options.fallback == "off" else "same-space",
@@ -140,11 +140,11 @@ async def _calls(
     journal = Journal.open(
         folder,
         spool=lambda spool_id, events: spool.publish(settings.paths.spool, spool_id, events),
-        sync_intents=any(one.price_as != "free" for one in chain.offers),
-        dimensions=offer.dimensions or 0,
+        sync_intents=any(one.price_as != "free" for one in chain.endpoints),
+        dimensions=endpoint.dimensions or 0,
     )
     call = CallPoint(
-        lanes,
+        router,
         journal,
         till,
         Caller(run_id=made.run_id, workspace_id=options.workspace, tags=options.tag),
@@ -154,18 +154,18 @@ async def _calls(
         told=told,
     )
     try:
-        for packed in _requests(texts, lanes.limits(), purpose, options.workspace, options.batch_size, offer):
+        for packed in _requests(texts, router.limits(), purpose, options.workspace, options.batch_size, endpoint):
             for piece in await call.embed(packed.request):
                 made.take(packed.ordinals[piece.start : piece.stop], piece)
     finally:
         await journal.close(published=True)
-        await lanes.aclose()
+        await router.aclose()
 
 
 def _requests(
-    texts: Sequence[str], limits: Limits, purpose: Purpose, workspace: str, batch_size: int | None, offer: Offer
-) -> Iterator[packers.Packed]:
-    fitting = packers.packed_limits(limits, batch_size=batch_size, dimensions=offer.dimensions, concurrency=1)
+    texts: Sequence[str], limits: Limits, purpose: Purpose, workspace: str, batch_size: int | None, endpoint: Endpoint
+) -> Iterator[packers.PackedRequest]:
+    fitting = packers.packed_limits(limits, batch_size=batch_size, dimensions=endpoint.dimensions, concurrency=1)
     packer = packers.Packer(fitting, purpose=purpose)
     for place, text in enumerate(texts):
         size = len(text.encode("utf-8", "surrogatepass"))
@@ -191,15 +191,15 @@ def unit_price(settings: Settings) -> Callable[[str, str, str | None], Decimal |
 
 
 @contextmanager
-def _registered(settings: Settings, chain: Chain, run_id: UUID, command: str) -> Iterator[Path]:
+def _registered(settings: Settings, chain: FallbackChain, run_id: UUID, command: str) -> Iterator[Path]:
     """The folder of a journal that any ingest finds when this process dies in the middle.
 
     A run whose journal was closed leaves no trace but its events; one that was not stays registered.
     """
     folder = settings.paths.journal / str(run_id)
-    runs = Runs(settings.paths.runs)
+    runs = RunRegistry(settings.paths.runs)
     with locks.hold_folder(folder, LOCK, make=storage.DISK.make_folder, command=command):
-        run = Run(
+        run = RunEntry(
             run_id=run_id,
             job_id="",
             folder=folder,

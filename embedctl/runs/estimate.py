@@ -14,14 +14,14 @@ from typing import Any
 from embedctl import inputs, tokens
 from embedctl.ledger.prices.price import cost
 from embedctl.outputs.assemble import Purchases
-from embedctl.planning.packer import Packed
-from embedctl.routing.endpoint import Offer
+from embedctl.planning.packer import PackedRequest
+from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import preparation, resume
 from embedctl.runs.pipeline import Segments
-from embedctl.runs.resume import Before
+from embedctl.runs.resume import Existing
 from embedctl.settings.options import Options
-from embedctl.storage.hash_index import Known
-from embedctl.storage.token_count_cache import Counts
+from embedctl.storage.hash_index import HashIndex
+from embedctl.storage.token_count_cache import RunCounts
 
 SAMPLE_TEXTS = 1000
 """So many texts are counted exactly; all of them, when there are no more."""
@@ -31,7 +31,7 @@ Z_95 = 1.96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
+class Estimate:
     """What a run would do. Money in USD; None where nobody knows a price or a limit.
 
     Attributes:
@@ -67,7 +67,7 @@ class Forecast:
 
 
 @dataclass(slots=True)
-class _Sample:
+class _TokenSample:
     """A fair sample of texts (reservoir), and the sums of all."""
 
     chance: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - no secret depends on it
@@ -77,7 +77,7 @@ class _Sample:
     content_bytes: int = 0
     known_tokens: int = 0
 
-    def take(self, packed: Packed) -> None:
+    def take(self, packed: PackedRequest) -> None:
         request = packed.request
         self.all_texts += len(request)
         if request.tokens is not None:
@@ -91,7 +91,7 @@ class _Sample:
             elif (place := self.chance.randrange(self.seen)) < SAMPLE_TEXTS:
                 self.texts[place] = str(text)
 
-    def tokens(self, counter: tokens.Counter, kept: Counts) -> tuple[int, int]:
+    def tokens(self, counter: tokens.Counter, kept: RunCounts) -> tuple[int, int]:
         """Tokens of all texts, and half the width of their 95 % interval: 0 when all of them were counted."""
         if not self.texts:
             return self.known_tokens, 0
@@ -108,12 +108,12 @@ class _Sample:
 
 def forecast(
     source: inputs.Source,
-    offer: Offer,
+    endpoint: Endpoint,
     options: Options,
-    before: Before,
-    barred: Mapping[str, str],
+    before: Existing,
+    denied: Mapping[str, str],
     price: Callable[[str], Decimal | None],
-) -> Forecast:
+) -> Estimate:
     """Read the input, and add up what a run would send.
 
     Args:
@@ -121,17 +121,21 @@ def forecast(
         barred: Workspaces of rows that may not use the model.
         price: Price tier ("standard", "batch") → USD per million tokens.
     """
-    sample = _Sample()
+    sample = _TokenSample()
     rows = failed = skipped = requests = 0
-    packing = preparation.packer(source, offer, options)
-    packing.limits = preparation.packed_limits(offer.limits, offer, options)
-    with tempfile.TemporaryDirectory(prefix="embedctl-") as name, Known(Path(name)) as known, Known(Path(name)) as seen:
+    packing = preparation.packer(source, endpoint, options)
+    packing.limits = preparation.packed_limits(endpoint.limits, endpoint, options)
+    with (
+        tempfile.TemporaryDirectory(prefix="embedctl-") as name,
+        HashIndex(Path(name)) as known,
+        HashIndex(Path(name)) as seen,
+    ):
         resume.index(before, before.space.space_id if before.space else None, known, Segments(), Purchases())
         preparation.check_source(source, options, Path(name))
-        taking = preparation.intake(source, offer, options, packing, known, seen, before.failed, barred)
+        taking = preparation.intake(source, endpoint, options, packing, known, seen, before.failed, denied)
         blocks: Iterator[Any] = source.blocks()
         for block in blocks:
-            slot = taking.slot(0, block.first_row)
+            slot = taking.open_slice(0, block.first_row)
             for packed in taking.take(block, slot):
                 sample.take(packed)
             rows += len(block)
@@ -143,12 +147,12 @@ def forecast(
         for packed in packing.rest():
             sample.take(packed)
         requests, reused, duplicates = packing.packed, taking.reused, taking.duplicates
-    total, error = sample.tokens(tokens.counter(offer.tokenizer, offer.fallback_tokenizer), offer.counts)
-    offer.counts.close()
+    total, error = sample.tokens(tokens.counter(endpoint.tokenizer, endpoint.fallback_tokenizer), endpoint.counts)
+    endpoint.counts.close()
     unit, batch = price("standard"), price("batch")
     low, high = max(0, total - error), total + error
-    return Forecast(
-        model=offer.id,
+    return Estimate(
+        model=endpoint.id,
         rows=rows,
         texts=sample.all_texts,
         reused=reused,
@@ -164,16 +168,16 @@ def forecast(
         cost_low=None if unit is None else cost(low, unit),
         cost_high=None if unit is None else cost(high, unit),
         cost_batch=None if batch is None else cost(total, batch),
-        seconds=_seconds(offer, requests, sample.all_texts, total),
+        seconds=_seconds(endpoint, requests, sample.all_texts, total),
     )
 
 
-def _seconds(offer: Offer, requests: int, texts: int, total: int) -> float | None:
+def _seconds(endpoint: Endpoint, requests: int, texts: int, total: int) -> float | None:
     """The time that the limits per minute ask for."""
-    ceiling = offer.ceiling
+    rate_limits = endpoint.rate_limits
     minutes = []
-    if ceiling.requests_per_minute:
-        minutes.append((texts if ceiling.counts_items else requests) / ceiling.requests_per_minute)
-    if ceiling.tokens_per_minute:
-        minutes.append(total / ceiling.tokens_per_minute)
+    if rate_limits.requests_per_minute:
+        minutes.append((texts if rate_limits.counts_items else requests) / rate_limits.requests_per_minute)
+    if rate_limits.tokens_per_minute:
+        minutes.append(total / rate_limits.tokens_per_minute)
     return round(60 * max(minutes), 1) if minutes else None

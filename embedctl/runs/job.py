@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from embedctl.runs.receipt import Headway, Spending
+from embedctl.runs.receipt import Progress, Spending
 from embedctl.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class JobRequest:
     """What a command asks for.
 
     Attributes:
@@ -38,7 +38,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
+class Observer:
     """Who is told what happens meanwhile.
 
     Attributes:
@@ -47,6 +47,6 @@ class Watch:
         warned: What is not as it should be.
     """
 
-    headway: Callable[[Headway, int | None, Spending], None] = lambda headway, rows, spending: None
+    headway: Callable[[Progress, int | None, Spending], None] = lambda headway, rows, spending: None
     told: Callable[[str], None] = lambda line: None
     warned: Callable[[str], None] = lambda line: None

@@ -16,21 +16,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedctl.embedding.cached import Recall
+from embedctl.embedding.cached import CachedEmbedder
 from embedctl.embedding.call import CallPoint, Piece
 from embedctl.errors import EmbedctlError, InvariantBroken
-from embedctl.journal import Journal, Place
+from embedctl.journal import Journal, VectorRef
 from embedctl.outputs import Finished, Output, assemble, parquet
 from embedctl.outputs.assemble import Purchase, Purchases, Sources, tokens_array
 from embedctl.outputs.parquet import Layout, Part
-from embedctl.planning.packer import Packed
-from embedctl.planning.planner import Intake
-from embedctl.planning.slice import Arrival, History, Slot, resolve_twins
+from embedctl.planning.packer import PackedRequest
+from embedctl.planning.planner import Planner
+from embedctl.planning.slice import Arrival, Slice, SliceIndex, resolve_duplicates
 from embedctl.records import RowCounts
-from embedctl.runs.receipt import Headway
-from embedctl.runs.stop import Stop
+from embedctl.runs.receipt import Progress
+from embedctl.runs.stop import StopSignal
 
-OPEN_SLOTS = 2
+OPEN_SLICES = 2
 """Slots that may be read into or waiting for vectors at once."""
 
 DRAIN_S = 15.0
@@ -60,9 +60,9 @@ class Steps:
     """
 
     blocks: Iterator[Any]
-    intake: Intake
+    intake: Planner
     call: CallPoint
-    recall: Recall
+    recall: CachedEmbedder
     journal: Journal
     output: Output
     purchases: Purchases
@@ -74,7 +74,7 @@ class Steps:
     dimensions: int | None
     concurrency: int
     see: Callable[[Any], None] = lambda block: None
-    watch: Callable[[Headway], None] = lambda headway: None
+    watch: Callable[[Progress], None] = lambda headway: None
 
 
 class Segments:
@@ -95,18 +95,18 @@ class Segments:
 class Pipeline:
     """One run's flow, from blocks to the finished output."""
 
-    def __init__(self, steps: Steps, stop: Stop) -> None:
+    def __init__(self, steps: Steps, stop: StopSignal) -> None:
         self._is = steps
         self._stop = stop
-        self._queue: asyncio.Queue[tuple[Packed, Slot] | None] = asyncio.Queue(steps.concurrency)
-        self._open: deque[Slot] = deque()
-        self._gate = asyncio.Semaphore(OPEN_SLOTS)
+        self._queue: asyncio.Queue[tuple[PackedRequest, Slice] | None] = asyncio.Queue(steps.concurrency)
+        self._open: deque[Slice] = deque()
+        self._gate = asyncio.Semaphore(OPEN_SLICES)
         self._complete = asyncio.Event()
         self._finished: set[int] = set()
         self._next_request = 0
         self._busy: set[asyncio.Task[None] | None] = set()
         self._read_all = False
-        self._history = History()
+        self._history = SliceIndex()
         self._rows_planned = 0
         self._texts_open = 0
         self.rows = RowCounts()
@@ -155,7 +155,7 @@ class Pipeline:
     async def _plan(self) -> None:
         """Steps 1 to 3: blocks become slots and requests."""
         try:
-            await self._plan_slots()
+            await self._plan_slices()
         except EmbedctlError as error:
             self._stop.because(error)
             return
@@ -164,27 +164,27 @@ class Pipeline:
         for _ in range(self._is.concurrency):
             await self._queue.put(None)
 
-    async def _plan_slots(self) -> None:
-        slot: Slot | None = None
+    async def _plan_slices(self) -> None:
+        slice_: Slice | None = None
         number, skip = 0, 0
         while (block := await asyncio.to_thread(self._next_block)) is not None:
             self._rows_planned += len(block)
             if skip:
                 skip -= len(block)
                 continue
-            if slot is None:
+            if slice_ is None:
                 if done := self._is.done(number):  # published before the run was interrupted
                     self.rows.add(done)
                     number, skip = number + 1, done.read - len(block)
                     continue
                 await self._gate.acquire()
-                slot = self._is.intake.slot(number, block.first_row)
-            await self._send(await asyncio.to_thread(self._taken, block, slot), slot)
-            if slot.full(self.width):
-                await self._close(slot)
-                slot, number = None, number + 1
-        if slot is not None:
-            await self._close(slot)
+                slice_ = self._is.intake.open_slice(number, block.first_row)
+            await self._send(await asyncio.to_thread(self._taken, block, slice_), slice_)
+            if slice_.full(self.width):
+                await self._close(slice_)
+                slice_, number = None, number + 1
+        if slice_ is not None:
+            await self._close(slice_)
 
     def _next_block(self) -> Any:
         """The next block; None at the end."""
@@ -193,28 +193,28 @@ class Pipeline:
             self._is.see(block)
         return block
 
-    def _taken(self, block: Any, slot: Slot) -> list[Packed]:
-        return list(self._is.intake.take(block, slot))
+    def _taken(self, block: Any, slice_: Slice) -> list[PackedRequest]:
+        return list(self._is.intake.take(block, slice_))
 
-    async def _send(self, requests: list[Packed], slot: Slot) -> None:
+    async def _send(self, requests: list[PackedRequest], slice_: Slice) -> None:
         self._texts_open += sum(len(packed.ordinals) for packed in requests)
         for packed in requests:
-            await self._queue.put((packed, slot))
+            await self._queue.put((packed, slice_))
 
-    async def _close(self, slot: Slot) -> None:
-        rest = list(self._is.intake.close(slot))
-        self._open.append(slot)
-        await self._send(rest, slot)
+    async def _close(self, slice_: Slice) -> None:
+        rest = list(self._is.intake.close(slice_))
+        self._open.append(slice_)
+        await self._send(rest, slice_)
         self._complete.set()
 
     async def _work(self) -> None:
         """Step 4: one request after the other."""
         this = asyncio.current_task()
         while not self._stop.asked.is_set() and (taken := await self._queue.get()) is not None:
-            packed, slot = taken
+            packed, slice_ = taken
             self._busy.add(this)
             try:
-                await self._fulfil(packed, slot)
+                await self._fulfil(packed, slice_)
             except EmbedctlError as error:
                 self._stop.because(error)
                 return
@@ -227,18 +227,18 @@ class Pipeline:
                 self._finished.remove(self._next_request)
                 self._next_request += 1
             self._complete.set()
-            del taken, packed, slot  # who waits for the next request keeps no published slot in memory
+            del taken, packed, slice_  # who waits for the next request keeps no published slot in memory
 
-    async def _fulfil(self, packed: Packed, slot: Slot) -> None:
+    async def _fulfil(self, packed: PackedRequest, slice_: Slice) -> None:
         """One request; its answer is let go of here, not kept until the next one has come."""
         for ordinals, piece in await self._is.recall.embed(packed):
-            self._arrive(ordinals, piece, slot)
+            self._arrive(ordinals, piece, slice_)
 
-    def _arrive(self, ordinals: Sequence[int], piece: Piece, slot: Slot) -> None:
+    def _arrive(self, ordinals: Sequence[int], piece: Piece, slice_: Slice) -> None:
         if piece.answer is None:
-            slot.arrivals.append(Arrival(ordinals=ordinals, refusal=piece.refusal))
+            slice_.arrivals.append(Arrival(ordinals=ordinals, refusal=piece.refusal))
             return
-        place: Place = piece.place
+        place: VectorRef = piece.place
         file = self._is.segments.number(place.segment)
         answer = piece.answer
         self._is.purchases.add(
@@ -252,7 +252,7 @@ class Pipeline:
                 tokens_array(answer.tokens_each),
             ),
         )
-        slot.arrivals.append(
+        slice_.arrivals.append(
             Arrival(ordinals=ordinals, file=file, offset=place.offset, width_bytes=place.dimensions * 4)
         )
 
@@ -271,34 +271,34 @@ class Pipeline:
             if self._read_all and (not self._open or self._stop.asked.is_set()):
                 return
 
-    async def _hand_over(self, slot: Slot) -> None:
+    async def _hand_over(self, slice_: Slice) -> None:
         await self._is.journal.sync()
-        self.rows.add(await asyncio.to_thread(self._assemble, slot, self.width))
+        self.rows.add(await asyncio.to_thread(self._assemble, slice_, self.width))
         self.rows.reused = self._is.intake.reused + self._is.recall.hits
         self.rows.duplicates = self._is.intake.duplicates
         if not self._is.output.keeps_journal:
-            self._release(slot)
+            self._release(slice_)
         self._is.watch(self.headway)
 
-    def _assemble(self, slot: Slot, width: int | None) -> RowCounts:
+    def _assemble(self, slice_: Slice, width: int | None) -> RowCounts:
         """A complete slot → the output; what became of its rows."""
-        slot.settle()
-        resolve_twins(slot, self._history)
-        rows = parquet.joined(slot.batches)
+        slice_.settle()
+        resolve_duplicates(slice_, self._history)
+        rows = parquet.joined(slice_.batches)
         ids = rows.column("id").to_pylist() if rows is not None else []
         indexes = rows.column("chunk_index").to_pylist() if rows is not None else []
-        failed, kept = assemble.failures(slot, ids, indexes)
-        counts = assemble.counts(slot, failed, kept)
+        failed, kept = assemble.failures(slice_, ids, indexes)
+        counts = assemble.counts(slice_, failed, kept)
         layout = self.layout(width) if width is not None else None
-        if layout is None and slot.wanted:
-            raise InvariantBroken(f"slot {slot.number} is complete, but no vector says how wide it is")
+        if layout is None and slice_.targets:
+            raise InvariantBroken(f"slot {slice_.number} is complete, but no vector says how wide it is")
         tables, same = iter(()), None
         if layout is not None and rows is not None:
-            sources = Sources(self._read_journal, self._is.purchases, self._is.parts, self._is.journal.relax)
-            tables = assemble.tables(slot, rows, kept, layout, sources)
-            same = assemble.same_part(slot, rows, kept, counts, layout, self._is.parts)
+            sources = Sources(self._read_journal, self._is.purchases, self._is.parts, self._is.journal.release_pages)
+            tables = assemble.tables(slice_, rows, kept, layout, sources)
+            same = assemble.same_part(slice_, rows, kept, counts, layout, self._is.parts)
         finished = Finished(
-            number=slot.number,
+            number=slice_.number,
             tables=tables,
             layout=layout,
             facts=lambda count: self._is.facts(count, counts),
@@ -308,17 +308,17 @@ class Pipeline:
         path = self._is.output.put(finished)
         if path is not None and width is not None:
             self._is.parts.append(Part(path, width))
-        self._history.add(slot, None if path is None else len(self._is.parts) - 1)
+        self._history.add(slice_, None if path is None else len(self._is.parts) - 1)
         return counts
 
     def _read_journal(self, file: int, offset: int, count: int, dimensions: int) -> Any:
-        return self._is.journal.read(Place(self._is.segments.ids[file], offset, count, dimensions))
+        return self._is.journal.read(VectorRef(self._is.segments.ids[file], offset, count, dimensions))
 
-    def _release(self, slot: Slot) -> None:
+    def _release(self, slice_: Slice) -> None:
         """The slot's vectors stand in a part: the journal may let go of them."""
-        for arrival in slot.arrivals:
+        for arrival in slice_.arrivals:
             if arrival.refusal is None:
-                needed = slot.only_averaged(arrival.ordinals)
+                needed = slice_.only_averaged(arrival.ordinals)
                 self._is.journal.release(self._is.segments.ids[arrival.file], len(arrival.ordinals) - needed)
                 if not needed:
                     self._is.purchases.drop(arrival.file, arrival.offset)
@@ -328,9 +328,9 @@ class Pipeline:
         return self._is.layout(width)
 
     @property
-    def headway(self) -> Headway:
+    def headway(self) -> Progress:
         """How far it is by now."""
-        return Headway(rows=max(0, self._rows_planned - self._texts_open), in_flight=len(self._busy))
+        return Progress(rows=max(0, self._rows_planned - self._texts_open), in_flight=len(self._busy))
 
     @property
     def width(self) -> int | None:

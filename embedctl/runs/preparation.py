@@ -10,13 +10,13 @@ from embedctl import inputs
 from embedctl.errors import InputInvalid
 from embedctl.outputs import parquet
 from embedctl.planning import packer as packers
-from embedctl.planning.duplicate_ids import Ids
-from embedctl.planning.planner import Intake
-from embedctl.planning.text_rules import wording
+from embedctl.planning.duplicate_ids import DuplicateIds
+from embedctl.planning.planner import Planner
+from embedctl.planning.text_rules import text_rules
 from embedctl.records import Limits, Refusal
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.settings.options import Options
-from embedctl.storage.hash_index import Known
+from embedctl.storage.hash_index import HashIndex
 
 
 def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ...] = ()) -> inputs.ReadOptions:
@@ -56,7 +56,7 @@ def check_source(source: inputs.Source, options: Options, folder: Path) -> None:
         columns = ", ".join(source.schema_kept.names) or "none"
         raise InputInvalid(f"no column {column!r} to take workspaces from", hint=f"columns: {columns}")
     if options.unique_ids:
-        with Ids(source, folder) as ids:
+        with DuplicateIds(source, folder) as ids:
             for block in source.blocks():
                 ids.see(block)
             ids.refuse()
@@ -70,39 +70,39 @@ def row_columns(source: inputs.Source, options: Options) -> Any:
     return parquet.row_columns(source.id_type, kept, text=keep != "none" and not source.is_tokens)
 
 
-def packer(source: inputs.Source, offer: Offer, options: Options) -> packers.Packer:
+def packer(source: inputs.Source, endpoint: Endpoint, options: Options) -> packers.Packer:
     """What collects texts into requests."""
-    sends_tokens = source.is_tokens and offer.takes_tokens and not offer.prefix
+    sends_tokens = source.is_tokens and endpoint.takes_tokens and not endpoint.prefix
     return packers.Packer(Limits(), purpose=options.purpose, token_arrays=sends_tokens)
 
 
-def packed_limits(known: Limits, offer: Offer, options: Options) -> Limits:
+def packed_limits(known: Limits, endpoint: Endpoint, options: Options) -> Limits:
     """What one request of this run may hold."""
-    concurrency = offer.ceiling.concurrency
+    concurrency = endpoint.rate_limits.concurrency
     return packers.packed_limits(
-        known, batch_size=options.batch_size, dimensions=offer.dimensions, concurrency=concurrency
+        known, batch_size=options.batch_size, dimensions=endpoint.dimensions, concurrency=concurrency
     )
 
 
 def intake(
     source: inputs.Source,
-    offer: Offer,
+    endpoint: Endpoint,
     options: Options,
     packing: packers.Packer,
-    known: Known,
-    seen: Known,
+    known: HashIndex,
+    seen: HashIndex,
     failed_before: Mapping[bytes, Refusal],
-    barred: Mapping[str, str],
-) -> Intake:
+    denied: Mapping[str, str],
+) -> Planner:
     """Steps 2 and 3."""
     columns = row_columns(source, options)
-    return Intake(
+    return Planner(
         options=options,
-        wording=wording(offer, options, source),
+        wording=text_rules(endpoint, options, source),
         packer=packing,
         known=known,
         seen=seen,
         columns=lambda block, at, chunks, texts: parquet.row_batch(block, at, chunks, texts, columns),
         failed_before=failed_before,
-        barred=barred,
+        denied=denied,
     )

@@ -16,7 +16,7 @@ RESUMABLE = (4, 75, 130, 143)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Headway:
+class Progress:
     """How far a run is.
 
     Attributes:

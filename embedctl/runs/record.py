@@ -11,10 +11,10 @@ from embedctl import inputs
 from embedctl.errors import InputChanged, OutputRefused
 from embedctl.outputs import FolderOutput, Output, parquet
 from embedctl.records import RowCounts, Space, utc_now
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import resume
-from embedctl.runs.job import Order
-from embedctl.runs.resume import Asked
+from embedctl.runs.job import JobRequest
+from embedctl.runs.resume import OutputRequest
 from embedctl.settings.options import Options
 
 _SHAPING = frozenset(
@@ -33,14 +33,14 @@ class RunRecord:
         rows: What became of rows so far.
     """
 
-    order: Order
+    order: JobRequest
     run_id: UUID
     space: Space | None = None
     rows: RowCounts = field(default_factory=RowCounts)
     _bound: str = ""
     _seen_at_start: dict[str, Any] = field(default_factory=dict)
 
-    def bind(self, source: inputs.Source, first: Offer, barred: Sequence[str]) -> Asked:
+    def bind(self, source: inputs.Source, first: Endpoint, denied: Sequence[str]) -> OutputRequest:
         """What is wanted of the output; the input is bound as it is now.
 
         Args:
@@ -48,11 +48,11 @@ class RunRecord:
         """
         options, space = self.order.settings.options, first.space()
         shaping = {**self._shaping(), "space": space.space_id if space else first.id}
-        if barred:
-            shaping["barred"] = sorted(barred)
+        if denied:
+            shaping["barred"] = sorted(denied)
         self._seen_at_start = source.fingerprint()
         self._bound = resume.binding(self._seen_at_start, shaping)
-        return Asked(
+        return OutputRequest(
             space=space,
             binding=self._bound,
             overwrite=self.order.overwrite,

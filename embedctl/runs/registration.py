@@ -11,9 +11,9 @@ from embedctl.journal.rescue import JOURNAL
 from embedctl.outputs import Output
 from embedctl.records import RowCounts
 from embedctl.runs import registry
-from embedctl.runs.job import Order
-from embedctl.runs.receipt import RESUMABLE, Headway, Spending
-from embedctl.runs.registry import Runs, State
+from embedctl.runs.job import JobRequest
+from embedctl.runs.receipt import RESUMABLE, Progress, Spending
+from embedctl.runs.registry import RunRegistry, State
 from embedctl.storage import Disk
 
 EVERY_S = 5.0
@@ -27,13 +27,13 @@ class Registration:
     """Keeps one entry true. The output's lock is held as long as it exists."""
 
     def __init__(
-        self, order: Order, run_id: UUID, output: Output, model: str, disk: Disk, clock: Callable[[], float]
+        self, order: JobRequest, run_id: UUID, output: Output, model: str, disk: Disk, clock: Callable[[], float]
     ) -> None:
-        self._registry = Runs(order.settings.paths.runs, disk=disk)
+        self._registry = RunRegistry(order.settings.paths.runs, disk=disk)
         self._disk = disk
         self._clock = clock
         self._said_at = clock()
-        self._entry = registry.Run(
+        self._entry = registry.RunEntry(
             run_id=run_id,
             job_id=order.job or "",
             folder=output.state.absolute(),
@@ -60,7 +60,7 @@ class Registration:
         """It has begun to send."""
         self._entry = self._registry.update(self._entry, state="running")
 
-    def headway(self, headway: Headway, rows_total: int | None, spending: Spending) -> None:
+    def headway(self, headway: Progress, rows_total: int | None, spending: Spending) -> None:
         """Say how far it is, now and then."""
         if self._clock() - self._said_at < EVERY_S:
             return

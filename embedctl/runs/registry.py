@@ -28,7 +28,7 @@ OPEN: tuple[State, ...] = ("accepted", "running")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class RunEntry:
     """One execution of a job, as its file says it.
 
     Attributes:
@@ -59,14 +59,14 @@ class Run:
     keeps_vectors: bool = True
 
 
-class Runs:
+class RunRegistry:
     """The registry. Any number of processes may use it: each writes only the file of its own run."""
 
     def __init__(self, folder: Path, *, disk: Disk = DISK) -> None:
         self.folder = folder
         self._disk = disk
 
-    def register(self, run: Run) -> None:
+    def register(self, run: RunEntry) -> None:
         """A run begins.
 
         Raises:
@@ -79,14 +79,14 @@ class Runs:
 
     def update(
         self,
-        run: Run,
+        run: RunEntry,
         *,
         state: State | None = None,
         counts: Mapping[str, int] | None = None,
         cost_usd: str | None = None,
         exit_code: int | None = None,
         last_error: str | None = None,
-    ) -> Run:
+    ) -> RunEntry:
         """Say how far it is; what is None stays as it was. With `exit_code` it has finished."""
         now = utc_now()
         changed = dataclasses.replace(
@@ -104,24 +104,24 @@ class Runs:
 
     def finish(
         self,
-        run: Run,
+        run: RunEntry,
         state: State,
         exit_code: int,
         *,
         counts: Mapping[str, int] | None = None,
         cost_usd: str | None = None,
         last_error: str | None = None,
-    ) -> Run:
+    ) -> RunEntry:
         """It has ended."""
         return self.update(
             run, state=state, counts=counts, cost_usd=cost_usd, exit_code=exit_code, last_error=last_error
         )
 
-    def forget(self, run: Run) -> None:
+    def forget(self, run: RunEntry) -> None:
         """A run that has no output and ended well leaves nothing to look at or to recover."""
         self._disk.unlink(self._path(run.run_id))
 
-    def all(self) -> list[Run]:
+    def all(self) -> list[RunEntry]:
         """Newest first. A run that has not ended and whose lock is free is `interrupted`: its process is dead.
 
         Files that are no runs are passed over.
@@ -132,7 +132,7 @@ class Runs:
         runs = [run for path in paths if (run := _loaded(path)) is not None]
         return sorted(map(_as_it_is, runs), key=lambda run: run.started_at, reverse=True)
 
-    def find(self, name: str) -> Run:
+    def find(self, name: str) -> RunEntry:
         """The run with this id, or the newest of the job with this name.
 
         Raises:
@@ -157,7 +157,7 @@ def recover_dead(runs_folder: Path, spool: Spool, *, ledger: Path, disk: Disk = 
     output takes them. Everything that is left without use is removed.
     """
     put = 0
-    for folder, keeps_vectors in _folders(Runs(runs_folder, disk=disk).all(), str(ledger.absolute())).items():
+    for folder, keeps_vectors in _folders(RunRegistry(runs_folder, disk=disk).all(), str(ledger.absolute())).items():
         if any((folder / JOURNAL).glob("*")):
             try:
                 check_own(folder)
@@ -189,7 +189,7 @@ def sweep(journals: Path, *, disk: Disk = DISK) -> int:
     return gone
 
 
-def _folders(runs: Sequence[Run], ledger: str) -> dict[Path, bool]:
+def _folders(runs: Sequence[RunEntry], ledger: str) -> dict[Path, bool]:
     """State folders whose latest run pays into `ledger`, and whether any run there keeps its vectors."""
     payers: dict[Path, str] = {}
     folders: dict[Path, bool] = {}
@@ -199,19 +199,19 @@ def _folders(runs: Sequence[Run], ledger: str) -> dict[Path, bool]:
     return folders
 
 
-def _as_it_is(run: Run) -> Run:
+def _as_it_is(run: RunEntry) -> RunEntry:
     if run.state in OPEN and not is_held(run.folder / LOCK):
         return dataclasses.replace(run, state="interrupted")
     return run
 
 
-def _bytes(run: Run) -> bytes:
+def _bytes(run: RunEntry) -> bytes:
     return orjson.dumps(run, default=str, option=orjson.OPT_INDENT_2)
 
 
-def _loaded(path: Path) -> Run | None:
+def _loaded(path: Path) -> RunEntry | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Run, dec_hook=_decoded)
+        return msgspec.json.decode(path.read_bytes(), type=RunEntry, dec_hook=_decoded)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 

@@ -21,7 +21,7 @@ from embedctl.outputs.parquet import Part
 from embedctl.planning.planner import JOURNAL_FILES
 from embedctl.records import Refusal, RowCounts, Space
 from embedctl.runs.pipeline import Segments
-from embedctl.storage.hash_index import PLACE, Known
+from embedctl.storage.hash_index import LOCATION, HashIndex
 
 
 def binding(source: Mapping[str, Any], options: Mapping[str, Any]) -> str:
@@ -31,7 +31,7 @@ def binding(source: Mapping[str, Any], options: Mapping[str, Any]) -> str:
 
 
 @dataclass(slots=True)
-class Before:
+class Existing:
     """What a run finds when it begins.
 
     Attributes:
@@ -53,7 +53,7 @@ class Before:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class OutputRequest:
     """What a run wants of an output.
 
     Attributes:
@@ -81,14 +81,14 @@ def own_files(output: Output) -> tuple[Path, ...]:
     return ()
 
 
-def of_file(output: FileOutput, asked: Asked) -> Before:
+def of_file(output: FileOutput, asked: OutputRequest) -> Existing:
     """What is at an `embed -o FILE`, under its lock.
 
     Raises:
         OutputRefused: A file that is not ours, or one of another space.
     """
     storage.remove_leftovers(output.disk, output.state)
-    before = Before(recovered=recover(output.state / "journal"))
+    before = Existing(recovered=recover(output.state / "journal"))
     if not output.path.exists():
         return before
     output.replacing = True
@@ -106,7 +106,7 @@ def of_file(output: FileOutput, asked: Asked) -> Before:
     return before
 
 
-def _nothing_left(counts: RowCounts, asked: Asked) -> RowCounts | None:
+def _nothing_left(counts: RowCounts, asked: OutputRequest) -> RowCounts | None:
     """The counts of a finished run, unless its failed rows are to be tried again."""
     return None if asked.retry_failed and counts.failed else counts
 
@@ -116,7 +116,7 @@ def _begun(recovered: Recovered | None) -> bool:
     return recovered is not None and bool(recovered.segments or recovered.remains)
 
 
-def of_folder(output: FolderOutput, asked: Asked) -> Before:
+def of_folder(output: FolderOutput, asked: OutputRequest) -> Existing:
     """What is at a `batch run -o DIR`, under its lock.
 
     Raises:
@@ -129,7 +129,7 @@ def of_folder(output: FolderOutput, asked: Asked) -> Before:
     parts = output.parts()
     same = record.get("binding") == asked.binding and record.get("overwrite", False) == asked.overwrite
     continued = same and record.get("state") == "running" and _is_whole(output, replacing=bool(record["replacing"]))
-    before = Before(recovered=recover(output.state / "journal"))
+    before = Existing(recovered=recover(output.state / "journal"))
     told = [parquet.read_metadata(path) for path in parts]
     before.damaged = [path for path, found in zip(parts, told, strict=True) if found is None]
     found = next(filter(None, told), None)
@@ -153,13 +153,13 @@ def of_folder(output: FolderOutput, asked: Asked) -> Before:
     return before
 
 
-def glance(output: FileOutput | FolderOutput, asked: Asked) -> Before:
+def peek(output: FileOutput | FolderOutput, asked: OutputRequest) -> Existing:
     """What is there, for one who changes nothing; see `of_file` and `of_folder`.
 
     Raises:
         OutputRefused: Something that is not ours, or of another space.
     """
-    before = Before(recovered=recover(output.state / "journal"))
+    before = Existing(recovered=recover(output.state / "journal"))
     if isinstance(output, FileOutput):
         paths = [output.path] if output.path.exists() else []
         bought: list[Path] = []
@@ -185,7 +185,7 @@ def _is_whole(output: FolderOutput, *, replacing: bool) -> bool:
     return names == [part_name(number) for number in range(len(names))]
 
 
-def _sources(output: FolderOutput, asked: Asked, before: Before, parts: list[Path]) -> Iterator[Part]:
+def _sources(output: FolderOutput, asked: OutputRequest, before: Existing, parts: list[Path]) -> Iterator[Part]:
     """Every part whose vectors may be taken: those that this run replaces, and what unfinished runs have bought."""
     space = before.space or asked.space
     old = parts if output.replacing else []
@@ -221,7 +221,7 @@ def _done(output: FolderOutput) -> Iterator[tuple[int, RowCounts]]:
 
 
 def space_of_journal(
-    before: Before, candidates: Sequence[Callable[[int], Space | None]], where: Path, *, overwrite: bool = False
+    before: Existing, candidates: Sequence[Callable[[int], Space | None]], where: Path, *, overwrite: bool = False
 ) -> Space | None:
     """The space that an interrupted run's answers have; None when there are none.
 
@@ -249,13 +249,13 @@ def space_of_journal(
     return None
 
 
-def index(before: Before, space_id: str | None, known: Known, segments: Segments, purchases: Purchases) -> None:
+def index(before: Existing, space_id: str | None, known: HashIndex, segments: Segments, purchases: Purchases) -> None:
     """Fill `known` with everything that has a vector of this space: parts first, then the recovered journal."""
     for number, part in enumerate(before.parts):
         row = 0
         for hashes in part.hashes():
             count = len(hashes) // 16
-            places = np.zeros(count, PLACE)
+            places = np.zeros(count, LOCATION)
             places["file"] = number
             places["row"] = np.arange(row, row + count, dtype=np.uint64)
             known.add(hashes, places)
@@ -274,7 +274,7 @@ def index(before: Before, space_id: str | None, known: Known, segments: Segments
             tokens_array(answer.tokens_each),
         )
         purchases.add(file, bought)
-        places = np.zeros(answer.place.count, PLACE)
+        places = np.zeros(answer.place.count, LOCATION)
         places["file"] = JOURNAL_FILES + file
         end = answer.place.offset + answer.place.count * width * 4
         places["row"] = np.arange(answer.place.offset, end, width * 4, dtype=np.uint64)

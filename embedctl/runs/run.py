@@ -17,24 +17,24 @@ from embedctl.journal.commands import Spool
 from embedctl.journal.rescue import JOURNAL, rescue
 from embedctl.ledger import segment_owners, spool
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.ledger.prices.run_prices import Tariff
+from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import FolderOutput
 from embedctl.outputs.file import FileOutput
 from embedctl.outputs.stream import StreamOutput
 from embedctl.records import utc_now, uuid7
 from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
-from embedctl.routing.chain import Chain
+from embedctl.routing.chain import FallbackChain
 from embedctl.runs import estimate, preparation, resume, target
-from embedctl.runs.estimate import Forecast
-from embedctl.runs.job import Order, Watch
+from embedctl.runs.estimate import Estimate
+from embedctl.runs.job import JobRequest, Observer
 from embedctl.runs.receipt import Receipt, Spending
 from embedctl.runs.receipt import made as receipt_made
 from embedctl.runs.record import RunRecord
 from embedctl.runs.registration import Registration
 from embedctl.runs.registry import recover_dead, sweep
-from embedctl.runs.resume import Before
-from embedctl.runs.stop import Stop
+from embedctl.runs.resume import Existing
+from embedctl.runs.stop import StopSignal
 from embedctl.runs.wiring import Flow
 from embedctl.storage import Disk
 
@@ -56,26 +56,26 @@ class Run:
 
     def __init__(
         self,
-        order: Order,
-        watch: Watch | None = None,
+        order: JobRequest,
+        watch: Observer | None = None,
         *,
         disk: Disk = storage.DISK,
         ingest: Callable[[LedgerPaths], Sequence[str] | None] | None = None,
         segment_bytes: int = 64 << 20,
     ) -> None:
         self.order = order
-        self.watch = watch or Watch()
+        self.watch = watch or Observer()
         self.run_id: UUID = uuid7()
-        self.stop = Stop()
+        self.stop = StopSignal()
         self._disk = disk
         self._ingest = ingest or _into_ledger
         self._segment_bytes = segment_bytes
         self._options = order.settings.options
         kept = order.settings.paths
         self._ledger = LedgerPaths(kept.ledger, kept.spool, kept.price_file)
-        self._tariff = Tariff(kept.price_file, utc_now())
+        self._run_prices = RunPrices(kept.price_file, utc_now())
         self._record = RunRecord(order, self.run_id)
-        self.spending = Spending(self._tariff.price)
+        self.spending = Spending(self._run_prices.price)
 
     def ask_to_stop(self, reason: EmbedctlError) -> None:
         """Stop sending, from a signal handler."""
@@ -90,7 +90,7 @@ class Run:
         started = time.monotonic()
         chain = self._chain()
         check_usable(chain.first)
-        limits.check_priced(chain.offers, self._tariff.of, self._options)
+        limits.check_priced(chain.endpoints, self._run_prices.of, self._options)
         self._record.space = chain.first.space()
         output = target.output(self.order, self.run_id, self._disk, self.watch.warned)
         failure: EmbedctlError | None = None
@@ -120,27 +120,27 @@ class Run:
         except EmbedctlError as refusal:
             self.watch.warned(f"`batch list` will call this run interrupted: {refusal.message}")
 
-    def forecast(self) -> Forecast:
+    def forecast(self) -> Estimate:
         """What `execute` would do; nothing is sent, made or changed.
 
         Raises:
             EmbedctlError: Why it could not be done.
         """
         chain = self._chain()
-        limits.check_priced(chain.offers, self._tariff.of, self._options)
+        limits.check_priced(chain.endpoints, self._run_prices.of, self._options)
         output = target.output(self.order, self.run_id, self._disk, self.watch.warned)
         source = self._source(output, None)
-        offer, barred = chain.first, allow.barred(self.order.settings, chain.first.in_chain)
-        asked = self._record.bind(source, offer, tuple(barred))
-        before = Before() if isinstance(output, StreamOutput) else resume.glance(output, asked)
+        endpoint, denied = chain.first, allow.denied(self.order.settings, chain.first.in_chain)
+        asked = self._record.bind(source, endpoint, tuple(denied))
+        before = Existing() if isinstance(output, StreamOutput) else resume.peek(output, asked)
         return estimate.forecast(
-            source, offer, self._options, before, barred, lambda tier: self._tariff.of(offer, tier)
+            source, endpoint, self._options, before, denied, lambda tier: self._run_prices.of(endpoint, tier)
         )
 
-    def _chain(self) -> Chain:
+    def _chain(self) -> FallbackChain:
         """Who may be asked; a warning for each key that others could read."""
         chain = chains.chain(self.order.settings, warned=self.watch.warned)
-        for name in dict.fromkeys(offer.provider for offer in chain.offers):
+        for name in dict.fromkeys(endpoint.provider for endpoint in chain.endpoints):
             variables = credentials.key_variables(self.order.settings, name)
             if note := credentials.exposed_key_file(self.order.settings.environment, variables):
                 self.watch.warned(note)
@@ -150,12 +150,12 @@ class Run:
         """Whether there is anything to account for."""
         return bool(self.spending.attempts or self._record.rows.read or failure.exit_code in (4, 75, 130, 143))
 
-    def _fulfil(self, output: AnyOutput, chain: Chain, entry: Registration) -> None:
+    def _fulfil(self, output: AnyOutput, chain: FallbackChain, entry: Registration) -> None:
         """Do what is left to do."""
         source = self._source(output, output.state)
         preparation.check_source(source, self._options, output.state)
-        barred = allow.barred(self.order.settings, chain.first.in_chain)
-        before = self._before(output, source, chain, tuple(barred))
+        denied = allow.denied(self.order.settings, chain.first.in_chain)
+        before = self._before(output, source, chain, tuple(denied))
         if before.finished is not None:
             self._hand_over(output)
             self._record.rows = before.finished
@@ -169,10 +169,10 @@ class Run:
                 source=source,
                 output=output,
                 before=before,
-                barred=barred,
+                denied=denied,
                 record=self._record,
                 spending=self.spending,
-                tariff=self._tariff,
+                run_prices=self._run_prices,
                 entry=entry,
                 spool=self._spool,
                 ledger=self._ledger,
@@ -197,19 +197,21 @@ class Run:
                 raise OutputRefused(f"{file.label} is an input: the output would replace it", hint="choose another -o")
         return source
 
-    def _before(self, output: AnyOutput, source: inputs.Source, chain: Chain, barred: tuple[str, ...]) -> Before:
+    def _before(
+        self, output: AnyOutput, source: inputs.Source, chain: FallbackChain, denied: tuple[str, ...]
+    ) -> Existing:
         """What is there; the input is bound as it is now."""
-        asked = self._record.bind(source, chain.first, barred)
+        asked = self._record.bind(source, chain.first, denied)
         if isinstance(output, FileOutput):
             found = resume.of_file(output, asked)
         elif isinstance(output, FolderOutput):
             found = resume.of_folder(output, asked)
         else:
-            return Before()
+            return Existing()
         if found.space is None:
-            offers = [offer.space for offer in chain.offers]
+            endpoints = [endpoint.space for endpoint in chain.endpoints]
             where = self.order.output or output.state
-            found.space = resume.space_of_journal(found, offers, where, overwrite=asked.overwrite)
+            found.space = resume.space_of_journal(found, endpoints, where, overwrite=asked.overwrite)
         return found
 
     @property
@@ -237,7 +239,9 @@ class Run:
         except EmbedctlError as error:
             self.watch.warned(f"usage is spooled, not in the ledger yet: {error.message}")
 
-    def _receipt(self, output: AnyOutput, failure: EmbedctlError | None, seconds: float, chain: Chain) -> Receipt:
+    def _receipt(
+        self, output: AnyOutput, failure: EmbedctlError | None, seconds: float, chain: FallbackChain
+    ) -> Receipt:
         return receipt_made(
             run_id=str(self.run_id),
             job=self.order.job,
@@ -247,7 +251,7 @@ class Run:
             space=self._record.space,
             rows=self._record.rows,
             spending=self.spending,
-            unit_price=self._tariff.of(chain.first),
+            unit_price=self._run_prices.of(chain.first),
             seconds=round(seconds, 3),
             output=str(self.order.output) if self.order.output else None,
             failures=str(output.failures) if output.failures else None,

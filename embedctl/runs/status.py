@@ -12,18 +12,18 @@ import orjson
 
 from embedctl.outputs import FAILURES, PART_PATTERN, STATE_FOLDER
 from embedctl.outputs.parquet import Part
-from embedctl.runs.registry import OPEN, Run, Runs
+from embedctl.runs.registry import OPEN, RunEntry, RunRegistry
 
 COMMAND = "batch run"
 """Only runs of this command are jobs; `embed` is registered for its spending alone."""
 
 
-def listed(runs: Runs, states: Sequence[str] = ()) -> list[Run]:
+def listed(runs: RunRegistry, states: Sequence[str] = ()) -> list[RunEntry]:
     """All batch runs, newest first; only those in these states when any is named."""
     return [run for run in runs.all() if run.command == COMMAND and (not states or run.state in states)]
 
 
-def row(run: Run) -> dict[str, Any]:
+def row(run: RunEntry) -> dict[str, Any]:
     """A run as a table shows it."""
     return {
         "job": run.job_id or None,
@@ -37,7 +37,7 @@ def row(run: Run) -> dict[str, Any]:
     }
 
 
-def status(run: Run, now: datetime) -> dict[str, Any]:
+def status(run: RunEntry, now: datetime) -> dict[str, Any]:
     """All there is to say about a run."""
     end = run.finished_at or (now if run.state in OPEN else run.updated_at)
     seconds = max((end - run.started_at).total_seconds(), 0.001)
@@ -59,7 +59,7 @@ def status(run: Run, now: datetime) -> dict[str, Any]:
     }
 
 
-def whereabouts(run: Run, row_id: str) -> dict[str, Any]:
+def whereabouts(run: RunEntry, row_id: str) -> dict[str, Any]:
     """What became of one row: embedded, failed, skipped; waiting while the run has not ended, else absent."""
     folder = Path(run.output)
     unfinished = [*folder.glob(f"{STATE_FOLDER}/failed/*.jsonl")]

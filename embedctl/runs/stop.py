@@ -12,7 +12,7 @@ from embedctl.errors import DeadlinePassed, EmbedctlError
 
 
 @dataclass(slots=True)
-class Stop:
+class StopSignal:
     """Why no more requests are sent; None while they are."""
 
     reason: EmbedctlError | None = None

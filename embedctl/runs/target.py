@@ -13,7 +13,7 @@ from embedctl.errors import EmbedctlError, OutputRefused
 from embedctl.outputs import STATE_FOLDER, FolderOutput, Output
 from embedctl.outputs.file import FileOutput
 from embedctl.outputs.stream import StreamOutput
-from embedctl.runs.job import Order
+from embedctl.runs.job import JobRequest
 from embedctl.storage import Disk, locks
 
 LOCK = "lock"
@@ -23,7 +23,7 @@ OUTPUT_FOLDER_MODE = 0o777
 
 
 def output(
-    order: Order, run_id: UUID, disk: Disk, warned: Callable[[str], None]
+    order: JobRequest, run_id: UUID, disk: Disk, warned: Callable[[str], None]
 ) -> FileOutput | FolderOutput | StreamOutput:
     """The order's output, untouched.
 
@@ -68,7 +68,7 @@ def _check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def held(out: Output, order: Order, disk: Disk) -> Iterator[None]:
+def held(out: Output, order: JobRequest, disk: Disk) -> Iterator[None]:
     """Hold the output, and the job's name where it has one; nobody else may run either meanwhile.
 
     Folders made for it are removed again when the run raises and nothing came of it.

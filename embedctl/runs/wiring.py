@@ -12,36 +12,36 @@ from functools import partial
 
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
-from embedctl.budgets.reservations import Till
-from embedctl.embedding.cached import Recall
+from embedctl.budgets.reservations import Reservations
+from embedctl.embedding.cached import CachedEmbedder
 from embedctl.embedding.call import CallPoint
-from embedctl.embedding.router import Lanes
+from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.journal.commands import Spool
 from embedctl.ledger import segment_owners
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.ledger.prices.run_prices import Tariff
+from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import Finished, FolderOutput, Output, parquet
 from embedctl.outputs.assemble import Purchases
 from embedctl.planning import packer as packers
-from embedctl.planning.duplicate_ids import Ids
+from embedctl.planning.duplicate_ids import DuplicateIds
 from embedctl.records import Limits, RowCounts, Space
-from embedctl.routing.chain import Chain
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.chain import FallbackChain
+from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.retry import Policy
 from embedctl.runs import preparation, resume
-from embedctl.runs.job import Order, Watch
+from embedctl.runs.job import JobRequest, Observer
 from embedctl.runs.pipeline import Pipeline, Segments, Steps
-from embedctl.runs.receipt import Headway, Spending
+from embedctl.runs.receipt import Progress, Spending
 from embedctl.runs.record import RunRecord
 from embedctl.runs.registration import Registration
-from embedctl.runs.resume import Before
-from embedctl.runs.stop import Stop
+from embedctl.runs.resume import Existing
+from embedctl.runs.stop import StopSignal
 from embedctl.settings.options import Options
 from embedctl.storage import Disk
-from embedctl.storage.hash_index import Known
-from embedctl.storage.vector_cache import Cache
+from embedctl.storage.hash_index import HashIndex
+from embedctl.storage.vector_cache import VectorCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,17 +56,17 @@ class Flow:
         segment_bytes: Of the journal.
     """
 
-    order: Order
-    watch: Watch
-    stop: Stop
-    chain: Chain
+    order: JobRequest
+    watch: Observer
+    stop: StopSignal
+    chain: FallbackChain
     source: inputs.Source
     output: Output
-    before: Before
-    barred: Mapping[str, str]
+    before: Existing
+    denied: Mapping[str, str]
     record: RunRecord
     spending: Spending
-    tariff: Tariff
+    run_prices: RunPrices
     entry: Registration
     spool: Spool
     ledger: LedgerPaths
@@ -91,13 +91,13 @@ class Flow:
         with self.stop.heeded():
             async with AsyncExitStack() as stack:  # closed in the opposite order
                 packer = preparation.packer(self.source, self.chain.first, self._options)
-                lanes = self._lanes(packer)
-                stack.push_async_callback(lanes.aclose)
+                router = self._router(packer)
+                stack.push_async_callback(router.aclose)
                 till = self._till()
                 stack.callback(till.close)
-                offer = await lanes.ask()
+                endpoint = await router.ask()
                 self._begin()
-                opened = self._opened(stack, lanes, till, offer, packer)
+                opened = self._opened(stack, router, till, endpoint, packer)
                 stack.push_async_callback(close_journal)
                 stack.callback(self.output.close)
                 if opened.cache is not None:
@@ -122,31 +122,33 @@ class Flow:
         for path in self.before.damaged:
             self.watch.warned(f"{path} is damaged: its rows are embedded anew")
         found = [one.segment_id for one in self.before.recovered.segments] if self.before.recovered else []
-        payer = segment_owners.Payer(str(self.ledger.database.absolute()), str(self.ledger.spool.absolute()))
+        payer = segment_owners.SegmentOwner(str(self.ledger.database.absolute()), str(self.ledger.spool.absolute()))
         for other in segment_owners.bind(self.output.state, payer, found, self.disk):
             self.watch.warned(f"what an interrupted run spent here is counted in the ledger it ran under: {other}")
         self.entry.running()
 
-    def _opened(self, stack: AsyncExitStack, lanes: Lanes, till: Till, offer: Offer, packer: packers.Packer) -> _Opened:
+    def _opened(
+        self, stack: AsyncExitStack, router: Router, till: Reservations, endpoint: Endpoint, packer: packers.Packer
+    ) -> Resources:
         """Everything that is open while the pipeline runs; indexes are closed with the stack."""
         options, state = self._options, self.output.state
-        known, seen = (stack.enter_context(Known(state)) for _ in range(2))
-        ids = stack.enter_context(Ids(self.source, state))
+        known, seen = (stack.enter_context(HashIndex(state)) for _ in range(2))
+        ids = stack.enter_context(DuplicateIds(self.source, state))
         deadline = time.monotonic() + options.deadline if options.deadline is not None else None
         journal = Journal.open(
             state / "journal",
             spool=segment_owners.routed(state, self.spool, ledger=self.ledger.database, disk=self.disk),
             recovered=self.before.recovered,
             disk=self.disk,
-            sync_intents=any(one.price_as != "free" for one in self.chain.offers),
+            sync_intents=any(one.price_as != "free" for one in self.chain.endpoints),
             segment_bytes=self.segment_bytes,
-            dimensions=offer.dimensions or 0,
+            dimensions=endpoint.dimensions or 0,
         )
         caller = Caller(
             run_id=self.record.run_id, workspace_id=options.workspace, job_id=self.order.job, tags=options.tag
         )
         call = CallPoint(
-            lanes,
+            router,
             journal,
             till,
             caller,
@@ -157,20 +159,20 @@ class Flow:
             told=self.watch.told,
             proceed=self.stop.proceed,
         )
-        return _Opened(
-            offer=offer,
+        return Resources(
+            endpoint=endpoint,
             packer=packer,
             journal=journal,
             call=call,
             caller=caller,
-            cache=self._cache(offer),
+            cache=self._cache(endpoint),
             known=known,
             seen=seen,
             ids=ids,
             deadline=deadline,
         )
 
-    async def _through(self, opened: _Opened) -> None:
+    async def _through(self, opened: Resources) -> None:
         """The pipeline, until the output is finished."""
         segments, purchases, space = Segments(), Purchases(), self.before.space
         resume.index(self.before, space.space_id if space else None, opened.known, segments, purchases)
@@ -190,9 +192,9 @@ class Flow:
         )
         opened.ids.warn(self.watch.warned)
 
-    def _steps(self, opened: _Opened, segments: Segments, purchases: Purchases) -> Steps:
+    def _steps(self, opened: Resources, segments: Segments, purchases: Purchases) -> Steps:
         """What the pipeline is made of."""
-        source, options, offer = self.source, self._options, opened.offer
+        source, options, endpoint = self.source, self._options, opened.endpoint
         columns = preparation.row_columns(source, options)
 
         def layout(width: int) -> parquet.Layout:
@@ -200,7 +202,7 @@ class Flow:
                 columns=columns, dimensions=width, dtype=options.dtype, vector_type=options.vector_type
             )
 
-        def watch(headway: Headway) -> None:
+        def watch(headway: Progress) -> None:
             self.watch.headway(headway, source.rows_hint, self.spending)
             self.entry.headway(headway, source.rows_hint, self.spending)
 
@@ -210,10 +212,10 @@ class Flow:
         return Steps(
             blocks=source.blocks(),
             intake=preparation.intake(
-                source, offer, options, opened.packer, opened.known, opened.seen, self.before.failed, self.barred
+                source, endpoint, options, opened.packer, opened.known, opened.seen, self.before.failed, self.denied
             ),
             call=opened.call,
-            recall=Recall(opened.call, opened.cache, opened.journal, opened.caller, offer),
+            recall=CachedEmbedder(opened.call, opened.cache, opened.journal, opened.caller, endpoint),
             journal=opened.journal,
             output=self.output,
             purchases=purchases,
@@ -222,58 +224,58 @@ class Flow:
             done=self.before.done.get,
             layout=layout,
             facts=facts,
-            dimensions=offer.dimensions,
-            concurrency=offer.ceiling.concurrency,
+            dimensions=endpoint.dimensions,
+            concurrency=endpoint.rate_limits.concurrency,
             see=opened.ids.see,
             watch=watch,
         )
 
-    def _till(self) -> Till:
+    def _till(self) -> Reservations:
         return spend_limits.till(
             self.ledger,
             self.order.settings,
-            self.chain.offers,
-            self.tariff.of,
+            self.chain.endpoints,
+            self.run_prices.of,
             self.watch.warned,
             run_id=str(self.record.run_id),
             state=self.output.state,
         )
 
-    def _cache(self, offer: Offer) -> Cache | None:
+    def _cache(self, endpoint: Endpoint) -> VectorCache | None:
         """The shared cache, where it is wanted: for `embed` with a paid model unless told otherwise."""
         wanted = self._options.cache
         if wanted is None:
-            wanted = self.order.kind != "folder" and self.tariff.of(offer) != 0
+            wanted = self.order.kind != "folder" and self.run_prices.of(endpoint) != 0
         kept, path = self.order.settings.cache, self.order.settings.paths.cache
         if not wanted:
             return None
-        return Cache(path, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=self.watch.warned)
+        return VectorCache(path, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=self.watch.warned)
 
-    def _lanes(self, packer: packers.Packer) -> Lanes:
+    def _router(self, packer: packers.Packer) -> Router:
         """The chain's lines; they tell the packer what fits into a request."""
-        options, offer = self._options, self.chain.first
+        options, endpoint = self._options, self.chain.first
 
         def limits(known: Limits) -> None:
-            packer.limits = preparation.packed_limits(known, offer, options)
+            packer.limits = preparation.packed_limits(known, endpoint, options)
 
-        lanes = Lanes(
+        router = Router(
             self.chain,
             hints_file=self.order.settings.paths.home / "hints.json",
             mode=options.fallback,
             max_wait_s=options.max_wait,
             jitter=random.random,
-            connections=offer.ceiling.concurrency,
+            connections=endpoint.rate_limits.concurrency,
             sleep=self.stop.sleep,
             changed=limits,
             told=self.watch.told,
             waits=self.watch.warned,
         )
-        limits(lanes.limits())
-        return lanes
+        limits(router.limits())
+        return router
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
+class Resources:
     """What is open while the pipeline runs.
 
     Attributes:
@@ -281,18 +283,18 @@ class _Opened:
         deadline: Of the monotonic clock.
     """
 
-    offer: Offer
+    endpoint: Endpoint
     packer: packers.Packer
     journal: Journal
     call: CallPoint
     caller: Caller
-    cache: Cache | None
-    known: Known
-    seen: Known
-    ids: Ids
+    cache: VectorCache | None
+    known: HashIndex
+    seen: HashIndex
+    ids: DuplicateIds
     deadline: float | None
 
     @property
     def space(self) -> Space | None:
         """Of the vectors, as far as it is known."""
-        return self.call.space or self.offer.space()
+        return self.call.space or self.endpoint.space()

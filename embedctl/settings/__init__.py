@@ -6,7 +6,7 @@ from embedctl.settings.layers import load as load
 from embedctl.settings.layers import read_job as read_job
 from embedctl.settings.layers import user_config_path as user_config_path
 from embedctl.settings.tables import Allow as Allow
-from embedctl.settings.tables import Budget as Budget
+from embedctl.settings.tables import BudgetSettings as BudgetSettings
 from embedctl.settings.tables import CacheSettings as CacheSettings
 from embedctl.settings.tables import ModelSettings as ModelSettings
 from embedctl.settings.tables import ProviderSettings as ProviderSettings

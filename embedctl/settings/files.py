@@ -108,7 +108,7 @@ def options(
     content: Mapping[str, Any],
     label: str,
     *,
-    also: tuple[str, ...] = (),
+    hard_link: tuple[str, ...] = (),
     also_known: tuple[str, ...] = (),
     error: type[EmbedctlError] = ConfigurationInvalid,
     spelt: Callable[[str], str] = repr,
@@ -125,10 +125,10 @@ def options(
         ConfigurationInvalid, or `error`: A key is unknown, or its value wrong.
     """
     known = [entry.name for entry in fields(Options)]
-    given = {key: value for key, value in content.items() if key not in also}
+    given = {key: value for key, value in content.items() if key not in hard_link}
     for key in given:
         if key not in known:
-            _unknown_key(key, [*known, *also, *also_known], label, error)
+            _unknown_key(key, [*known, *hard_link, *also_known], label, error)
     if not given:
         return {}
     hints = typing.get_type_hints(Options)

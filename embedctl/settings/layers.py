@@ -174,7 +174,7 @@ def read_job(path: Path) -> dict[str, Any]:
         if not texts or not all(isinstance(text, str) for text in texts):
             kind = "a string or a list of strings" if key == "input" else "a string"
             raise ConfigurationInvalid(f"{path}: {key!r} must be {kind}")
-    return settings_files.options(content, str(path), also=own) | job
+    return settings_files.options(content, str(path), hard_link=own) | job
 
 
 def _layers(

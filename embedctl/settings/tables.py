@@ -72,7 +72,7 @@ class Allow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
+class BudgetSettings:
     """`[workspaces.NAME] budget`: amount in USD per period."""
 
     amount: Decimal
@@ -88,7 +88,7 @@ class WorkspaceSettings:
 
     providers: tuple[str, ...] | None = None
     models: tuple[str, ...] | None = None
-    budget: Budget | None = None
+    budget: BudgetSettings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from embedctl.storage.disk import DISK as DISK
 from embedctl.storage.disk import Buffer as Buffer
 from embedctl.storage.disk import Disk as Disk
 from embedctl.storage.files import TEMPORARY_PREFIX as TEMPORARY_PREFIX
-from embedctl.storage.files import Unfinished as Unfinished
+from embedctl.storage.files import AtomicFile as AtomicFile
 from embedctl.storage.files import check_own as check_own
 from embedctl.storage.files import publish as publish
 from embedctl.storage.files import remove_leftovers as remove_leftovers

@@ -105,7 +105,7 @@ class Disk:
             raise _failure(refusal, target, "create") from refusal
         return True
 
-    def also(self, source: Path, target: Path) -> bool:
+    def hard_link(self, source: Path, target: Path) -> bool:
         """Give `source` a second name; False, and nothing done, where links are missing or something has that name."""
         try:
             os.link(source, target, follow_symlinks=False)

@@ -122,7 +122,7 @@ def _paths(folder: Path) -> list[Path]:
         raise not_own(folder, "not readable") from refusal
 
 
-class Unfinished:
+class AtomicFile:
     """A file that grows under a temporary name, until it gets its name whole, or is dropped."""
 
     def __init__(self, disk: Disk, folder: Path, *, mode: int = 0o600) -> None:
@@ -167,9 +167,9 @@ class Unfinished:
             self._fd = -1
 
 
-def _filled(disk: Disk, path: Path, content: Content, mode: int) -> Unfinished:
+def _filled(disk: Disk, path: Path, content: Content, mode: int) -> AtomicFile:
     """A file that holds `content`, on its way to `path`."""
-    growing = Unfinished(disk, path.parent, mode=mode)
+    growing = AtomicFile(disk, path.parent, mode=mode)
     try:
         if callable(content):
             content(growing.file)

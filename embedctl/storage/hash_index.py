@@ -22,7 +22,7 @@ from embedctl.records import TEXT_HASH_BYTES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PLACE = np.dtype([("file", "<u4"), ("row", "<u8")])
+LOCATION = np.dtype([("file", "<u4"), ("row", "<u8")])
 """Where a vector is: a file's number, and a row or a byte in it; both mean what the caller means by them."""
 
 _HASH = np.dtype([("key", "<u8"), ("tail", "<u8")])
@@ -36,7 +36,7 @@ _LARGE = 5
 
 
 @dataclass(slots=True)
-class _Run:
+class _SortedRun:
     """Entries sorted by the first half of their hash; entries of one half stand in the order they were added."""
 
     level: int
@@ -47,14 +47,14 @@ class _Run:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def relax(self) -> None:
+    def release_pages(self) -> None:
         """Give touched pages back: they stay in the system's cache, but are no longer this process's memory."""
         if (advice := getattr(mmap, "MADV_DONTNEED", None)) is not None:
             for mapped in self.maps:
                 mapped.madvise(advice)
 
 
-class Known:
+class HashIndex:
     """An index in `folder`. The first place added for a hash stays. Not for several threads at once.
 
     Args:
@@ -66,15 +66,15 @@ class Known:
         self._folder = folder
         self._in_memory = in_memory
         self._recent: dict[bytes, int] = {}
-        self._places = np.empty(in_memory, PLACE)
-        self._runs: list[_Run] = []
+        self._places = np.empty(in_memory, LOCATION)
+        self._runs: list[_SortedRun] = []
         self._looked_up = 0
 
     def __len__(self) -> int:
         """Entries; a hash added again in a later run counts twice until the runs are merged."""
         return len(self._recent) + sum(map(len, self._runs))
 
-    def __enter__(self) -> Known:
+    def __enter__(self) -> HashIndex:
         return self
 
     def __exit__(
@@ -87,7 +87,7 @@ class Known:
 
         Args:
             hashes: n text hashes of 16 bytes, one after the other, or uint8 (n, 16).
-            places: PLACE, shape (n,).
+            places: LOCATION, shape (n,).
 
         Raises:
             StorageFailed: The disk refused.
@@ -112,11 +112,11 @@ class Known:
         """Where the vectors of these texts are.
 
         Returns:
-            places: PLACE, shape (n,); zeros where not found.
+            places: LOCATION, shape (n,); zeros where not found.
             found: bool, shape (n,).
         """
         wanted = _hashes(hashes)
-        places = np.zeros(len(wanted), PLACE)
+        places = np.zeros(len(wanted), LOCATION)
         found = np.zeros(len(wanted), np.bool_)
         if self._runs and len(wanted):
             self._look_in_runs(wanted, places, found)
@@ -152,7 +152,7 @@ class Known:
     def _relax(self) -> None:
         if len(self) >= _RELAX_ENTRIES:
             for run in self._runs:
-                run.relax()
+                run.release_pages()
 
     def _spill(self) -> None:
         wanted = _hashes(b"".join(self._recent))
@@ -168,7 +168,7 @@ class Known:
             newer, older = self._runs.pop(), self._runs.pop()
             self._runs.append(self._merged(older, newer))
 
-    def _merged(self, older: _Run, newer: _Run) -> _Run:
+    def _merged(self, older: _SortedRun, newer: _SortedRun) -> _SortedRun:
         """Both as one, in pieces: memory holds some hundred thousand entries at a time, whatever the runs hold."""
         with _Files(self._folder) as files:
             old_at = new_at = 0
@@ -182,8 +182,8 @@ class Known:
                 first[1:] = (keys[1:] != keys[:-1]) | (rest["tail"][1:] != rest["tail"][:-1])
                 files.write(keys[first], rest[first])
                 old_at, new_at = old_to, new_to
-                older.relax()
-                newer.relax()
+                older.release_pages()
+                newer.release_pages()
             return files.run(older.level + 1)
 
 
@@ -221,16 +221,18 @@ class _Files:
             ) from refusal
         self._count += len(keys)
 
-    def run(self, level: int) -> _Run:
+    def run(self, level: int) -> _SortedRun:
         maps = [mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) for file in self._files]
         if level >= _LARGE and (advice := getattr(mmap, "MADV_RANDOM", None)) is not None:
             for mapped in maps:
                 mapped.madvise(advice)  # one page a look-up, not the sixteen around it
         keys = np.frombuffer(maps[0], "<u8", self._count)
-        return _Run(level, keys, np.frombuffer(maps[1], _REST, self._count), tuple(maps))
+        return _SortedRun(level, keys, np.frombuffer(maps[1], _REST, self._count), tuple(maps))
 
 
-def _find(run: _Run, keys: NDArray[np.uint64], tails: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _find(
+    run: _SortedRun, keys: NDArray[np.uint64], tails: NDArray[np.uint64]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Which of the sorted `keys` are in the run with the right tail, and where."""
     asked = np.arange(len(keys))
     at = np.searchsorted(run.keys, keys)

@@ -27,14 +27,14 @@ CREATE TABLE IF NOT EXISTS tally (
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class CacheStats:
     """What was looked up since the file was made, by processes that ended well: found, or not."""
 
     hits: int = 0
     misses: int = 0
 
 
-class Shelf:
+class SqliteCache:
     """Entries of one kind in `path`; from any thread.
 
     Args:
@@ -61,7 +61,7 @@ class Shelf:
         self._connection: sqlite3.Connection | None = None
         self._broken = False
         self._lock = threading.Lock()
-        self._seen = Tally()
+        self._seen = CacheStats()
 
     def do(self, work: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
         """What `work` gives, as one transaction; `otherwise`, and a word of it, when the file is of no use."""
@@ -83,16 +83,16 @@ class Shelf:
     def saw(self, hits: int, misses: int) -> None:
         """Count look-ups; they are written down with `close`."""
         with self._lock:
-            self._seen = Tally(self._seen.hits + hits, self._seen.misses + misses)
+            self._seen = CacheStats(self._seen.hits + hits, self._seen.misses + misses)
 
-    def tally(self) -> Tally:
+    def tally(self) -> CacheStats:
         """Of all processes."""
 
-        def select(connection: sqlite3.Connection) -> Tally:
+        def select(connection: sqlite3.Connection) -> CacheStats:
             row = connection.execute("SELECT hits, misses FROM tally WHERE kind = ?", [self._kind]).fetchone()
-            return Tally(*row) if row else Tally()
+            return CacheStats(*row) if row else CacheStats()
 
-        return self.do(select, Tally()) if self.path.exists() else Tally()
+        return self.do(select, CacheStats()) if self.path.exists() else CacheStats()
 
     def clear(self) -> None:
         """Remove the file, whatever is in it."""
@@ -102,12 +102,12 @@ class Shelf:
 
     def close(self) -> None:
         """Write down how often it was of use, and let go of the file."""
-        seen, self._seen = self._seen, Tally()
-        if seen != Tally():
+        seen, self._seen = self._seen, CacheStats()
+        if seen != CacheStats():
             self.do(lambda connection: self._add(connection, seen), None)
         self._let_go()
 
-    def _add(self, connection: sqlite3.Connection, seen: Tally) -> None:
+    def _add(self, connection: sqlite3.Connection, seen: CacheStats) -> None:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("INSERT OR IGNORE INTO tally (kind) VALUES (?)", [self._kind])
         connection.execute(

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from embedctl.records import text_hash
-from embedctl.storage.sqlite_cache import Shelf, Tally, some_at_once
+from embedctl.storage.sqlite_cache import CacheStats, SqliteCache, some_at_once
 from embedctl.tokens import BYTES, Counter
 
 MOST_IN_MEMORY = 1 << 14
@@ -51,7 +51,7 @@ class SharedCounts:
         warned: Callable[[str], None] = lambda line: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._shelf = Shelf(path, "token count", _SCHEMA, busy_ms=_BUSY_MS, warned=warned)
+        self._shelf = SqliteCache(path, "token count", _SCHEMA, busy_ms=_BUSY_MS, warned=warned)
         self._ttl_s = ttl_s
         self._wall = wall
         self._fresh: dict[tuple[str, bytes], int] = {}
@@ -109,7 +109,7 @@ class SharedCounts:
 
         return self._shelf.do(select, 0) if self._shelf.path.exists() else 0
 
-    def tally(self) -> Tally:
+    def tally(self) -> CacheStats:
         """How often it had a text, and how often not."""
         return self._shelf.tally()
 
@@ -121,7 +121,7 @@ class SharedCounts:
 
 
 @dataclass(slots=True)
-class Counts:
+class RunCounts:
     """The counts of one run.
 
     Attributes:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.storage.sqlite_cache import Shelf, Tally, some_at_once
+from embedctl.storage.sqlite_cache import CacheStats, SqliteCache, some_at_once
 
 _FULL_TO = 0.9
 """When it is too large, the entries used longest ago go until it is so full."""
@@ -28,7 +28,7 @@ INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM total);
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class CachedVector:
     """A text's vector (float32, shape (D,)) and who made it; tokens where somebody counted."""
 
     provider: str
@@ -38,7 +38,7 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class Stats:
+class VectorCacheStats:
     """What is in the cache; bytes of vectors, times in epoch seconds."""
 
     entries: int
@@ -47,7 +47,7 @@ class Stats:
     oldest_at: int | None
 
 
-class Cache:
+class VectorCache:
     """The cache in `path`; from any thread, for any number of processes.
 
     Args:
@@ -64,12 +64,12 @@ class Cache:
         warned: Callable[[str], None] = lambda line: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._shelf = Shelf(path, "vector", _SCHEMA, warned=warned)
+        self._shelf = SqliteCache(path, "vector", _SCHEMA, warned=warned)
         self._max_bytes = max_bytes
         self._ttl_s = ttl_days * 86_400
         self._wall = wall
 
-    def look_up(self, space_id: str, hashes: Sequence[bytes], width: int) -> dict[bytes, Hit]:
+    def look_up(self, space_id: str, hashes: Sequence[bytes], width: int) -> dict[bytes, CachedVector]:
         """The vectors of those texts that it has, and that are not too old.
 
         Args:
@@ -78,8 +78,8 @@ class Cache:
         """
         now = int(self._wall())
 
-        def select(connection: sqlite3.Connection) -> dict[bytes, Hit]:
-            found: dict[bytes, Hit] = {}
+        def select(connection: sqlite3.Connection) -> dict[bytes, CachedVector]:
+            found: dict[bytes, CachedVector] = {}
             for some, marks in some_at_once(hashes):
                 rows = connection.execute(
                     "SELECT text_hash, provider, model, tokens, vector FROM entry WHERE space_id = ? AND made_at > ? "  # noqa: S608 - only marks are put in
@@ -87,7 +87,7 @@ class Cache:
                     [space_id, now - self._ttl_s, width * 4, *some],
                 )
                 for text_hash, provider, model, tokens, vector in rows:
-                    found[text_hash] = Hit(provider, model, tokens, np.frombuffer(vector, "<f4"))
+                    found[text_hash] = CachedVector(provider, model, tokens, np.frombuffer(vector, "<f4"))
             return found
 
         def touch(connection: sqlite3.Connection) -> None:
@@ -97,14 +97,14 @@ class Cache:
                 [(now, space_id, text_hash, now - 3600) for text_hash in found],
             )
 
-        nothing: dict[bytes, Hit] = {}
+        nothing: dict[bytes, CachedVector] = {}
         found = self._shelf.do(select, nothing)
         self._shelf.saw(len(found), len(set(hashes)) - len(found))
         if found:
             self._shelf.do(touch, None)
         return found
 
-    def put(self, space_id: str, hashes: Sequence[bytes], hits: Sequence[Hit]) -> None:
+    def put(self, space_id: str, hashes: Sequence[bytes], hits: Sequence[CachedVector]) -> None:
         """Keep these vectors; what is too old or too much goes."""
         now = int(self._wall())
         rows = [
@@ -143,21 +143,21 @@ class Cache:
         if gone:
             connection.execute("UPDATE total SET bytes = max(0, bytes - ?)", [sum(row[0] for row in gone)])
 
-    def stats(self) -> Stats:
+    def stats(self) -> VectorCacheStats:
         """What is in it; nothing, where there is none."""
 
-        def select(connection: sqlite3.Connection) -> Stats:
+        def select(connection: sqlite3.Connection) -> VectorCacheStats:
             rows = connection.execute(
                 "SELECT space_id, min(model), count(*), sum(length(vector)) FROM entry GROUP BY 1 ORDER BY 3 DESC"
             ).fetchall()
             spaces = [dict(zip(("space_id", "model", "entries", "bytes"), row, strict=True)) for row in rows]
             (oldest,) = connection.execute("SELECT min(made_at) FROM entry").fetchone()
-            return Stats(sum(s["entries"] for s in spaces), sum(s["bytes"] for s in spaces), spaces, oldest)
+            return VectorCacheStats(sum(s["entries"] for s in spaces), sum(s["bytes"] for s in spaces), spaces, oldest)
 
-        nothing = Stats(0, 0, [], None)
+        nothing = VectorCacheStats(0, 0, [], None)
         return self._shelf.do(select, nothing) if self._shelf.path.exists() else nothing
 
-    def tally(self) -> Tally:
+    def tally(self) -> CacheStats:
         """How often it had a text, and how often not."""
         return self._shelf.tally()
 

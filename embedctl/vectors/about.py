@@ -11,7 +11,7 @@ import numpy as np
 
 from embedctl.records import Space
 from embedctl.vectors import agreement
-from embedctl.vectors.files import Batch, Stored
+from embedctl.vectors.files import RowBatch, Stored
 
 MOST_OPERATIONS = 100_000
 """Operations whose cost is looked up; more would take long."""
@@ -117,7 +117,7 @@ def about(stored: Stored) -> About:
     )
 
 
-def _makers(batch: Batch) -> dict[tuple[str, str], int]:
+def _makers(batch: RowBatch) -> dict[tuple[str, str], int]:
     providers, provider_words = batch.words("embedding_provider")
     models, model_words = batch.words("embedding_model")
     pairs, counts = np.unique(np.stack([providers, models]), axis=1, return_counts=True)

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from embedctl import inputs
 from embedctl.planning import packer
-from embedctl.planning.planner import Intake
-from embedctl.planning.text_rules import wording
+from embedctl.planning.planner import Planner
+from embedctl.planning.text_rules import text_rules
 from embedctl.records import Failure, Limits
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.settings.options import Options
-from embedctl.storage.hash_index import Known
+from embedctl.storage.hash_index import HashIndex
 from embedctl.vectors import agreement
-from embedctl.vectors.checks import Firsts, Rows, keys, marks
+from embedctl.vectors.checks import Firsts, RowWalk, keys, marks
 from embedctl.vectors.files import Stored
 from embedctl.vectors.findings import Findings
 
@@ -60,16 +60,16 @@ class Against:
     def __init__(
         self,
         stored: Stored,
-        rows: Rows,
+        rows: RowWalk,
         findings: Findings,
         *,
         source: inputs.Source,
         options: Options,
-        offer: Offer | None,
+        endpoint: Endpoint | None,
         folder: Path,
     ) -> None:
         self._stored, self._rows, self._findings = stored, rows, findings
-        self._source, self._options, self._offer, self._folder = source, options, offer, folder
+        self._source, self._options, self._offer, self._folder = source, options, endpoint, folder
         self._label = ", ".join(file.label for file in source.files[:2]) + (" …" if len(source.files) > 2 else "")
         self.rows_read = 0
         self._matched = 0
@@ -107,19 +107,19 @@ class Against:
                 batch = []
         _add(lost, batch)
 
-    def _intake(self, stack: ExitStack) -> tuple[Intake, _Wanted]:
+    def _intake(self, stack: ExitStack) -> tuple[Planner, _Wanted]:
         """Steps 2 and 3 as a run takes them; what it would write down is caught, what it would send is dropped."""
         assert self._offer is not None  # noqa: S101 - the caller looks
-        known, seen = (stack.enter_context(Known(self._folder)) for _ in range(2))
+        known, seen = (stack.enter_context(HashIndex(self._folder)) for _ in range(2))
         caught = _Wanted()
 
         def catch(block: Any, positions: list[int], chunk_indexes: list[int], texts: list[str] | None) -> None:
             caught.ids = [block.ids[position] for position in positions]
             caught.chunk_indexes = chunk_indexes
 
-        intake = Intake(
+        intake = Planner(
             options=self._options,
-            wording=wording(self._offer, self._options, self._source),
+            wording=text_rules(self._offer, self._options, self._source),
             packer=packer.Packer(Limits(items=4096)),
             known=known,
             seen=seen,
@@ -128,15 +128,15 @@ class Against:
         )
         return intake, caught
 
-    def _exactly(self, block: Any, intake: tuple[Intake, _Wanted]) -> _Wanted:
+    def _exactly(self, block: Any, intake: tuple[Planner, _Wanted]) -> _Wanted:
         steps, caught = intake
         caught.ids, caught.chunk_indexes = [], []
-        slot = steps.slot(0, block.first_row)
-        for _ in steps.take(block, slot):
+        slice_ = steps.open_slice(0, block.first_row)
+        for _ in steps.take(block, slice_):
             pass
-        for _ in steps.close(slot):
+        for _ in steps.close(slice_):
             pass
-        return _Wanted(caught.ids, caught.chunk_indexes, b"".join(slot.row_hashes), slot.failures)
+        return _Wanted(caught.ids, caught.chunk_indexes, b"".join(slice_.row_hashes), slice_.failures)
 
     def _check_rows(self, asked: _Wanted, lost: Firsts, wanted: Firsts) -> None:
         if not asked.ids:

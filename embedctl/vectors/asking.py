@@ -10,8 +10,8 @@ from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.records import Space
 from embedctl.routing import chain as chains
 from embedctl.routing import names
-from embedctl.routing.chain import Chain
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.chain import FallbackChain
+from embedctl.routing.endpoint import Endpoint
 from embedctl.settings import Settings
 from embedctl.vectors.files import Stored
 
@@ -28,11 +28,11 @@ class Asking:
     """
 
     settings: Settings
-    chain: Chain
+    chain: FallbackChain
     space: Space | None
 
     @property
-    def offer(self) -> Offer:
+    def endpoint(self) -> Endpoint:
         """The one that is asked first."""
         return self.chain.first
 
@@ -80,12 +80,12 @@ def _documents(
     """Settings, and the options they were made of, that make vectors like those of the output."""
     flags = _flags(stored, model, provider)
     settings = load(flags)
-    offer = _offer(settings, stored, asked=asked)
-    if offer.dimensions not in (None, stored.space.dimensions):
+    endpoint = _offer(settings, stored, asked=asked)
+    if endpoint.dimensions not in (None, stored.space.dimensions):
         flags["dimensions"] = stored.space.dimensions
         settings = load(flags)
-        offer = _offer(settings, stored, asked=asked)
-    _check(offer, stored)
+        endpoint = _offer(settings, stored, asked=asked)
+    _check(endpoint, stored)
     return settings, flags
 
 
@@ -103,9 +103,9 @@ def _flags(stored: Stored, model: str | None, provider: str | None) -> dict[str,
     return flags
 
 
-def _offer(settings: Settings, stored: Stored, *, asked: bool) -> Offer:
+def _offer(settings: Settings, stored: Stored, *, asked: bool) -> Endpoint:
     try:
-        return chains.offer(settings, *names.asked_for(settings))
+        return chains.endpoint(settings, *names.asked_for(settings))
     except (WrongUsage, ConfigurationInvalid) as problem:
         space = stored.space
         raise type(problem)(
@@ -114,10 +114,10 @@ def _offer(settings: Settings, stored: Stored, *, asked: bool) -> Offer:
         ) from None
 
 
-def _check(offer: Offer, stored: Stored) -> None:
+def _check(endpoint: Endpoint, stored: Stored) -> None:
     """Refuse another space; what the output was normalised or cut by does not change a direction."""
     theirs = stored.space
-    mine = offer.space(theirs.dimensions if offer.dimensions is None else None)
+    mine = endpoint.space(theirs.dimensions if endpoint.dimensions is None else None)
     if mine is None:
         return
     alike: dict[str, Any] = {
@@ -129,6 +129,6 @@ def _check(offer: Offer, stored: Stored) -> None:
         alike["dimension_policy"] = theirs.dimension_policy
     if differences := replace(mine, **alike).differences(theirs):
         raise WrongUsage(
-            f"{offer.id} makes vectors of another space than {stored.path} holds: {'; '.join(differences)}",
+            f"{endpoint.id} makes vectors of another space than {stored.path} holds: {'; '.join(differences)}",
             hint="name the model it was made with, in the same way, or leave -m out",
         )

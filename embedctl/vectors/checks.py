@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from embedctl.errors import InputInvalid
 from embedctl.records import text_hash
-from embedctl.storage.hash_index import PLACE, Known
-from embedctl.vectors.files import Batch, Stored
+from embedctl.storage.hash_index import LOCATION, HashIndex
+from embedctl.vectors.files import RowBatch, Stored
 from embedctl.vectors.findings import Findings
 from embedctl.vectors.sample import SAME_COSINE, Sample, cosine
 
@@ -31,7 +31,7 @@ class Firsts:
     """For each key the row in which it was seen first, and a mark of that row. In bounded memory."""
 
     def __init__(self, folder: Path) -> None:
-        self._known = Known(folder, in_memory=_IN_MEMORY)
+        self._known = HashIndex(folder, in_memory=_IN_MEMORY)
 
     def close(self) -> None:
         """Let go of memory and files."""
@@ -41,7 +41,7 @@ class Firsts:
         self, keys: bytes, marks: NDArray[np.uint32], rows: NDArray[np.uint64]
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
         """Add the keys of some rows (16 bytes each); for each the row that had its key first, and that row's mark."""
-        places = np.zeros(len(rows), PLACE)
+        places = np.zeros(len(rows), LOCATION)
         places["file"], places["row"] = marks, rows
         self._known.add(keys, places)
         found, _ = self._known.look_up(keys)
@@ -53,7 +53,7 @@ class Firsts:
         return there, found["file"]
 
 
-class Rows:
+class RowWalk:
     """The walk over all rows, and what it leaves behind for comparisons with the input.
 
     Args:
@@ -85,7 +85,7 @@ class Rows:
             stack.callback(self._vectors.close)
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> Rows:
+    def __enter__(self) -> RowWalk:
         return self
 
     def __exit__(
@@ -106,7 +106,7 @@ class Rows:
             self.count += len(batch)
             self._check(batch)
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: RowBatch) -> None:
         rows = np.arange(batch.first_row, batch.first_row + len(batch), dtype=np.uint64)
         hashes = batch.hashes()
         hash_marks = marks(hashes)

@@ -31,7 +31,7 @@ Broken = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class RowBatch:
     """Some rows that stand together.
 
     Attributes:
@@ -178,7 +178,7 @@ class Stored:
 
     def batches(
         self, columns: Sequence[str], *, rows: int | None = None, broken: Broken | None = None
-    ) -> Iterator[Batch]:
+    ) -> Iterator[RowBatch]:
         """All rows in order, a few MB at a time, with page checksums verified.
 
         Args:
@@ -286,7 +286,7 @@ def _opened(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=_READ_BYTES)
 
 
-def _rows(part: StoredPart, columns: Sequence[str], most: int, broken: Broken | None) -> Iterator[Batch]:
+def _rows(part: StoredPart, columns: Sequence[str], most: int, broken: Broken | None) -> Iterator[RowBatch]:
     """One part's rows; a row group that cannot be read is passed over."""
     with _opened(part.path) as file:
         first_row = part.first_row
@@ -294,7 +294,7 @@ def _rows(part: StoredPart, columns: Sequence[str], most: int, broken: Broken | 
             at = first_row
             try:
                 for batch in file.iter_batches(most, row_groups=[group], columns=list(columns)):
-                    yield Batch(at, {name: batch.column(name) for name in columns})
+                    yield RowBatch(at, {name: batch.column(name) for name in columns})
                     at += len(batch)
             except (pa.ArrowException, OSError) as problem:
                 last = first_row + file.metadata.row_group(group).num_rows - 1 - part.first_row

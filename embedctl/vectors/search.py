@@ -13,7 +13,7 @@ from embedctl.vectors.files import Stored
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class SearchResult:
     """A row that was found.
 
     Attributes:
@@ -32,7 +32,7 @@ class Hit:
         return {"id": self.id, "chunk_index": self.chunk_index, "score": self.score, "text": self.text}
 
 
-def nearest(stored: Stored, query: NDArray[np.float32], k: int) -> list[Hit]:
+def nearest(stored: Stored, query: NDArray[np.float32], k: int) -> list[SearchResult]:
     """The `k` rows with the greatest cosine, best first; of equal ones the first in the output.
 
     Args:
@@ -68,7 +68,7 @@ def cosines(vectors: NDArray[Any], direction: NDArray[np.float32]) -> NDArray[np
     return found
 
 
-def _hit(stored: Stored, row: int, score: float) -> Hit:
+def _hit(stored: Stored, row: int, score: float) -> SearchResult:
     names = ["id", "chunk_index", "text"] if stored.has_text else ["id", "chunk_index"]
     found = stored.take(row, names)
-    return Hit(row, found["id"], found["chunk_index"], score, found.get("text"))
+    return SearchResult(row, found["id"], found["chunk_index"], score, found.get("text"))

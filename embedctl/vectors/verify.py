@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from embedctl import inputs, tokens
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import adhoc
 from embedctl.runs.receipt import Spending
 from embedctl.settings.options import Options
 from embedctl.vectors import agreement
 from embedctl.vectors.against import Against
 from embedctl.vectors.asking import Asking
-from embedctl.vectors.checks import Alike, Rows
+from embedctl.vectors.checks import Alike, RowWalk
 from embedctl.vectors.files import Stored
 from embedctl.vectors.findings import Findings
 from embedctl.vectors.sample import SAME_COSINE, Sample, cosine
@@ -31,7 +31,7 @@ class Input:
 
     source: inputs.Source
     options: Options
-    offer: Offer | None
+    endpoint: Endpoint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def verify(
     findings: Findings,
     *,
     folder: Path,
-    offer: Offer | None = None,
+    endpoint: Endpoint | None = None,
     asked: Input | None = None,
     sample: Sample | None = None,
 ) -> Walked:
@@ -77,7 +77,7 @@ def verify(
         InputInvalid: The input cannot be read; what is wrong with the output is in `findings`.
     """
     agreement.check(stored, findings)
-    with Rows(stored, findings, folder, alike(offer), sample) as rows:
+    with RowWalk(stored, findings, folder, alike(endpoint), sample) as rows:
         rows.check()
         if asked is None:
             return Walked(rows.count, None)
@@ -87,24 +87,24 @@ def verify(
             findings,
             source=asked.source,
             options=asked.options,
-            offer=asked.offer,
+            endpoint=asked.endpoint,
             folder=folder,
         )
         against.check()
         return Walked(rows.count, against.rows_read)
 
 
-def alike(offer: Offer | None) -> Alike:
+def alike(endpoint: Endpoint | None) -> Alike:
     """Whether two texts are the same tokens to a model; never, where its tokenizer is not here."""
     measure: Any = None
 
     def same(one: str, other: str) -> bool:
         nonlocal measure
-        if offer is None or offer.tokenizer is None:
+        if endpoint is None or endpoint.tokenizer is None:
             return False
-        measure = measure or tokens.splitter_source(offer.tokenizer, tokens.BYTES)
+        measure = measure or tokens.splitter_source(endpoint.tokenizer, tokens.BYTES)
         encode = getattr(measure, "encode", None)
-        return encode is not None and encode(offer.prefix + one).ids == encode(offer.prefix + other).ids
+        return encode is not None and encode(endpoint.prefix + one).ids == encode(endpoint.prefix + other).ids
 
     return same
 
@@ -129,7 +129,7 @@ def embedded_again(
     made = adhoc.embed(
         asking.settings,
         asking.chain,
-        [asking.offer.prefix + text for _, text, _ in rows],
+        [asking.endpoint.prefix + text for _, text, _ in rows],
         purpose="test",
         command=how.command,
         space=stored.space,

@@ -19,9 +19,9 @@ from embedctl import doctor, settings
 from embedctl.cli import app
 from embedctl.ledger import spool
 from embedctl.records import uuid7
-from embedctl.routing import hints
-from embedctl.routing.hints import Account
-from embedctl.runs.registry import Run, Runs
+from embedctl.routing import learned
+from embedctl.routing.learned import Account
+from embedctl.runs.registry import RunEntry, RunRegistry
 from embedctl.storage import locks
 from tests.support.wire import client
 
@@ -107,7 +107,7 @@ def newer_ledger(home: Path) -> None:
 def held_provider(home: Path) -> None:
     now = datetime.now(UTC).timestamp()
     account = Account("openai@https://api.openai.com/v1", "0" * 16)
-    hints.update(home / "hints.json", lambda known: known.with_hold(account, 600, "quota used up", now), now)
+    learned.update(home / "hints.json", lambda known: known.with_hold(account, 600, "quota used up", now), now)
 
 
 def old_events(home: Path) -> None:
@@ -174,12 +174,12 @@ def test_a_busy_ledger_is_no_illness(home: Path) -> None:
 
 def test_jobs_are_told(home: Path, tmp_path: Path) -> None:
     """Runs that are under way, and the outputs whose last run was interrupted, are counted and named."""
-    registry = Runs(home / "runs")
+    registry = RunRegistry(home / "runs")
     for name in ("alive", "dead", "asked"):
         folder = tmp_path / name / "_embedctl"
         folder.mkdir(parents=True)
         output = "" if name == "asked" else str(tmp_path / name)
-        registry.register(Run(run_id=uuid7(), job_id=name, folder=folder, output=output, state="running"))
+        registry.register(RunEntry(run_id=uuid7(), job_id=name, folder=folder, output=output, state="running"))
     with locks.hold(tmp_path / "alive" / "_embedctl" / "lock"):
         code, checks = told()
     facts = checks["jobs"]["facts"]

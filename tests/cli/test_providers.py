@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from embedctl.cli import app
-from embedctl.routing import hints
-from embedctl.routing.hints import Account, Hints, Served
+from embedctl.routing import learned
+from embedctl.routing.learned import Account, Learned, Served
 from embedctl.storage import locks
 from tests.support.wire.client import Wire, started
 
@@ -186,7 +186,7 @@ def test_hints_and_circuits(wire: Wire) -> None:
     """What a server said, and what running jobs found, is listed; `reset` forgets the one and closes the other."""
     home = Path(os.environ["EMBEDCTL_HOME"])
     place = f"openai@{wire.base_url()}"
-    hints.update(
+    learned.update(
         home / "hints.json",
         lambda known: known.with_hold(Account(place, "x"), 1200, "come back later", _now()).with_floats_only(
             Served(place, "m"), _now()
@@ -204,7 +204,7 @@ def test_hints_and_circuits(wire: Wire) -> None:
 
     assert (listed["circuit"], listed["held_s"], listed["reason"]) == ("open", 1200, "HTTP 503")
     assert orjson.loads(ended.stdout) == {"provider": "openai", "forgotten": 3}
-    assert hints.load(home / "hints.json")[0] == Hints()
+    assert learned.load(home / "hints.json")[0] == Learned()
     assert (circuits / "openai.reset").exists()
     after = {row["provider"]: row for row in orjson.loads(run("providers", "--json").stdout)["data"]}["openai"]
     assert (after["circuit"], after["held_s"]) == ("closed", None)

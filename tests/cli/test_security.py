@@ -187,9 +187,9 @@ def test_a_minted_token_is_right(wire: Wire, tmp_path: Path, monkeypatch: pytest
     from embedctl.routing import chain
 
     prepare(WAYS["a key and a minted token"], wire, tmp_path, monkeypatch)
-    offer = chain.chain(settings.load(flags={"model": f"tldw:{MODEL}"}), wall=lambda: 1_800_000_000.0).first
+    endpoint = chain.chain(settings.load(flags={"model": f"tldw:{MODEL}"}), wall=lambda: 1_800_000_000.0).first
 
-    sent = offer.protocol.request(offer.place, MODEL, ["a"], offer.wire)
+    sent = endpoint.protocol.request(endpoint.place, MODEL, ["a"], endpoint.wire)
 
     head, claims, signature = sent.headers["authorization"].removeprefix("Bearer ").split(".")
     assert orjson.loads(base64.urlsafe_b64decode(claims + "==")) == {
@@ -200,8 +200,8 @@ def test_a_minted_token_is_right(wire: Wire, tmp_path: Path, monkeypatch: pytest
     wanted = hmac.digest(SECOND.encode(), f"{head}.{claims}".encode(), hashlib.sha256)
     assert base64.urlsafe_b64decode(signature + "==") == wanted
     assert sent.headers["x-api-key"] == KEY
-    assert KEY not in repr(sent) + repr(offer)
-    assert SECOND not in repr(offer)
+    assert KEY not in repr(sent) + repr(endpoint)
+    assert SECOND not in repr(endpoint)
 
 
 @pytest.mark.parametrize(

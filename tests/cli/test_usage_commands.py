@@ -28,6 +28,7 @@ from embedctl.ledger.prices import price_file
 from embedctl.ledger.prices.price import Price
 from embedctl.records import uuid7
 from embedctl.reports import integrity, report
+from embedctl.reports.focus import FOCUS_COLUMNS
 from tests.support import places
 from tests.support.ledger_events import NOON, event, one, place, rows, take
 
@@ -821,8 +822,8 @@ def test_exports(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
     focus = list(csv.DictReader((tmp_path / "f.csv").read_text().splitlines()))
     events = [json.loads(line) for line in (tmp_path / "f.jsonl").read_text().splitlines()]
 
-    assert set(focus.FOCUS_COLUMNS) <= focus[0].keys()
-    assert all(name in focus.FOCUS_COLUMNS or name.startswith("x_") for name in focus[0])
+    assert set(FOCUS_COLUMNS) <= focus[0].keys()
+    assert all(name in FOCUS_COLUMNS or name.startswith("x_") for name in focus[0])
     assert sum(Decimal(row["BilledCost"]) for row in focus) == Decimal("0.77022202")
     assert {row["x_CostStatus"] for row in focus} == {"priced", "unpriced", "at_risk", "not_billable"}
     assert pyarrow.parquet.read_table(tmp_path / "f.parquet").num_rows == len(events) == 5

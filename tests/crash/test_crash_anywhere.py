@@ -47,7 +47,7 @@ POINTS = 7
 
 @pytest.fixture(autouse=True)
 def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "SLOT_BYTES", 1)
+    monkeypatch.setattr(slices, "SLICE_BYTES", 1)
 
 
 Prepare = Callable[[Path, Wire], Small]

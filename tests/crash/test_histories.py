@@ -142,7 +142,7 @@ Tell = Callable[[int, int], None]
 @pytest.fixture
 def tell(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Tell:
     """Tells so many histories of so many steps."""
-    monkeypatch.setattr(slices, "SLOT_BYTES", 1)
+    monkeypatch.setattr(slices, "SLICE_BYTES", 1)
     monkeypatch.setattr(Histories, "wire", wire, raising=False)
 
     def told(histories: int, steps: int) -> None:

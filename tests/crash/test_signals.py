@@ -148,7 +148,7 @@ class FullDisk(Disk):
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_disk_full(tmp_path: Path, wire: Wire, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever the disk is full, the run ends with 74; with room again it goes on, and nothing is bought twice."""
-    monkeypatch.setattr(slices, "SLOT_BYTES", 1)
+    monkeypatch.setattr(slices, "SLICE_BYTES", 1)
     codes = set()
     for room in range(0, 60_000, 12_000):
         wire.reset()

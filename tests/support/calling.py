@@ -14,14 +14,14 @@ import numpy as np
 from embedctl import settings
 from embedctl.budgets import reservations
 from embedctl.embedding.call import CallPoint, Piece
-from embedctl.embedding.router import Lanes
+from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import EmbedctlError
 from embedctl.journal import Journal
 from embedctl.ledger import spool
 from embedctl.records import Limits, Request, Space, UsageEvent, text_hash, uuid7
 from embedctl.routing import chain as chains
-from embedctl.routing.chain import Chain
+from embedctl.routing.chain import FallbackChain
 from embedctl.routing.retry import Policy
 from embedctl.settings import Settings
 
@@ -75,7 +75,7 @@ class Outcome:
     slept: list[float]
     limits: list[Limits]
     space: Space | None
-    lanes: Lanes
+    router: Router
     placed: list[np.ndarray] = field(default_factory=list)
 
     @property
@@ -110,13 +110,13 @@ def request(texts: Sequence[str], **changes: Any) -> Request:
 
 
 def embed(
-    found: Settings | Chain,
+    found: Settings | FallbackChain,
     batches: Sequence[Sequence[str] | Request],
     folder: Path,
     *,
     at_once: int = 1,
     space: Space | None = None,
-    before: Callable[[Lanes], None] = lambda lanes: None,
+    before: Callable[[Router], None] = lambda router: None,
     jitter: Callable[[], float] = lambda: 0.5,
     **policy: Any,
 ) -> Outcome:
@@ -127,19 +127,19 @@ def embed(
 
 
 async def _embed(
-    chain: Chain,
+    chain: FallbackChain,
     options: Any,
     batches: Sequence[Any],
     folder: Path,
     at_once: int,
     space: Space | None,
-    before: Callable[[Lanes], None],
+    before: Callable[[Router], None],
     jitter: Callable[[], float],
     policy: dict[str, Any],
 ) -> Outcome:
     clock, told, waits, limits, events = Clock(), [], [], [], []
     max_wait_s = policy.pop("max_wait_s", 600.0)
-    lanes = Lanes(
+    router = Router(
         chain,
         hints_file=folder / "home" / "hints.json",
         mode=options.fallback if options else "same-space",
@@ -151,7 +151,7 @@ async def _embed(
         told=told.append,
         waits=waits.append,
     )
-    before(lanes)
+    before(router)
     (folder / "state").mkdir(exist_ok=True)
     journal = Journal.open(
         folder / "state" / f"journal-{uuid7()}",
@@ -159,9 +159,9 @@ async def _embed(
         sync_intents=False,
     )
     call = CallPoint(
-        lanes,
+        router,
         journal,
-        reservations.Till(lambda offer: None),
+        reservations.Reservations(lambda endpoint: None),
         Caller(run_id=uuid7()),
         policy=Policy(max_wait_s=max_wait_s, **policy),
         space=space,
@@ -181,12 +181,12 @@ async def _embed(
     pieces = [None if isinstance(found, BaseException) else found for found in done]
     vectors = [_vectors(found, journal) for found in pieces]
     await journal.close()
-    await lanes.aclose()
+    await router.aclose()
     for found in done:
         if isinstance(found, BaseException) and not isinstance(found, EmbedctlError):
             raise found
     errors = [found if isinstance(found, EmbedctlError) else None for found in done]
-    return Outcome(pieces, vectors, events, errors, told, waits, clock.slept, limits, call.space, lanes)
+    return Outcome(pieces, vectors, events, errors, told, waits, clock.slept, limits, call.space, router)
 
 
 def _vectors(pieces: list[Piece] | None, journal: Journal) -> list[np.ndarray | None]:

@@ -23,7 +23,7 @@ from embedctl.errors import EmbedctlError
 from embedctl.journal import recover
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.outputs.parquet import matrix
-from embedctl.runs.job import Order
+from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt
 from embedctl.runs.run import Run
 from embedctl.storage import DISK, Disk
@@ -67,7 +67,7 @@ class Small:
             if some:
                 pq.write_table(pa.table({"id": ids, "text": some}), self.folder / "in" / f"{number}.parquet")
 
-    def order(self, model: str = MODEL, **about: Any) -> Order:
+    def order(self, model: str = MODEL, **about: Any) -> JobRequest:
         environment = {
             "EMBEDCTL_HOME": str(self.folder / "home"),
             "EMBEDCTL_CONFIG": "",
@@ -80,7 +80,7 @@ class Small:
         flags |= about.pop("flags", {})
         found = settings.load(flags=flags, environment=environment, folder=self.folder)
         inputs = [str(self.folder / "in")]
-        return Order(settings=found, inputs=inputs, kind=self.kind, output=self.output, **about)  # type: ignore[arg-type]
+        return JobRequest(settings=found, inputs=inputs, kind=self.kind, output=self.output, **about)  # type: ignore[arg-type]
 
     def run(self, disk: Disk = DISK, **about: Any) -> Receipt | EmbedctlError | None:
         """The receipt; the error that came instead; None when it died."""

@@ -113,9 +113,9 @@ class CrashingDisk(Disk):
                 self._later(target.parent, lambda: target.unlink(missing_ok=True))
             return linked
 
-    def also(self, source: Path, target: Path) -> bool:
+    def hard_link(self, source: Path, target: Path) -> bool:
         with self._operation("also", target):
-            linked = super().also(source, target)
+            linked = super().hard_link(source, target)
             if linked:
                 self._later(target.parent, lambda: target.unlink(missing_ok=True))
             return linked
@@ -240,9 +240,9 @@ class RefusingDisk(Disk):
         self._refuse(target, "create")
         return super().link(source, target)
 
-    def also(self, source: Path, target: Path) -> bool:
+    def hard_link(self, source: Path, target: Path) -> bool:
         self._refuse(target, "create")
-        return super().also(source, target)
+        return super().hard_link(source, target)
 
     def rename(self, source: Path, target: Path) -> None:
         self._refuse(target, "replace")

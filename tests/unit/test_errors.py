@@ -113,7 +113,7 @@ def test_a_provider_error_decides_what_happens_next(kind: type[ProviderError]) -
     """Each has a remedy and says who pays; what was lost on the way is never held for free."""
     assert isinstance(kind.remedy, Remedy)
     assert kind.billable in ("yes", "no", "unknown")
-    assert kind.exit_code != 75 or kind.remedy in (Remedy.RETRY, Remedy.WAIT, Remedy.LEAVE)
+    assert kind.exit_code != 75 or kind.remedy in (Remedy.RETRY, Remedy.WAIT, Remedy.GIVE_UP)
     if kind.ill:
         assert kind.remedy is Remedy.RETRY
 

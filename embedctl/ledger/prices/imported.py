@@ -20,7 +20,7 @@ AGREEMENT = Decimal("0.01")
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class ImportedPrice:
     """A price that another list names, beside ours.
 
     Attributes:
@@ -108,7 +108,9 @@ def _observed(provider: str, model: str, tier: str, value: Any, scale: int, day:
     )
 
 
-def judge(offers: Iterable[Price], book: PriceBook, others: Iterable[Price] = (), *, now: datetime) -> list[Offer]:
+def judge(
+    offers: Iterable[Price], book: PriceBook, others: Iterable[Price] = (), *, now: datetime
+) -> list[ImportedPrice]:
     """Each offered price beside ours; `others` is a second source. Differences are listed, never averaged."""
     second = {price.key: price for price in others}
     found = []
@@ -123,7 +125,7 @@ def judge(offers: Iterable[Price], book: PriceBook, others: Iterable[Price] = ()
         else:
             verdict = "new" if listed is None else "differs"
         confirmed = replace(price, confidence="confirmed") if verdict == "agrees" else price
-        found.append(Offer(confirmed, ours, verdict))
+        found.append(ImportedPrice(confirmed, ours, verdict))
     return found
 
 
@@ -133,7 +135,7 @@ def agree(one: Price, other: Price) -> bool:
     return high - low <= high * AGREEMENT
 
 
-def accepted(offers: Iterable[Offer], *, confirm: bool) -> list[Price]:
+def accepted(offers: Iterable[ImportedPrice], *, confirm: bool) -> list[Price]:
     """The offers that go in: agreed by two sources, or all that differ when a person confirms."""
     wanted = ("agrees", "new", "differs") if confirm else ("agrees",)
     return [offer.price for offer in offers if offer.verdict in wanted]

@@ -7,10 +7,10 @@ from decimal import Decimal
 from pathlib import Path
 
 from embedctl.ledger.prices import price_list
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 
 
-class Tariff:
+class RunPrices:
     """Prices at one moment.
 
     Args:
@@ -32,6 +32,6 @@ class Tariff:
             self._found[key] = found.usd_per_million if found else None
         return self._found[key]
 
-    def of(self, offer: Offer, tier: str = "standard") -> Decimal | None:
+    def of(self, endpoint: Endpoint, tier: str = "standard") -> Decimal | None:
         """The same, of an offer."""
-        return self.price(offer.provider, offer.wire_model, offer.price_as, tier)
+        return self.price(endpoint.provider, endpoint.wire_model, endpoint.price_as, tier)

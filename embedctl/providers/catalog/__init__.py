@@ -7,12 +7,12 @@ named("all-MiniLM-L6-v2")                       what a bare name may mean
 
 from __future__ import annotations
 
-from embedctl.providers.catalog._models import Model, default_model, find, models, named, serving
-from embedctl.providers.catalog._providers import Provider, default_chain, providers
+from embedctl.providers.catalog._models import ModelEntry, default_model, find, models, named, serving
+from embedctl.providers.catalog._providers import ProviderEntry, default_chain, providers
 
 __all__ = [
-    "Model",
-    "Provider",
+    "ModelEntry",
+    "ProviderEntry",
     "default_chain",
     "default_model",
     "find",

@@ -18,7 +18,7 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class ModelEntry:
     """One provider's offer of a model.
 
     Attributes:
@@ -81,14 +81,14 @@ class Model:
 
 
 @cache
-def models() -> tuple[Model, ...]:
+def models() -> tuple[ModelEntry, ...]:
     """Every offer, retired ones and those of no built-in provider too, in the catalog's order."""
     found = table("models")
     weights = found["weights"]
     return tuple(_model(row, weights[row["weights"]]) for row in found["model"])
 
 
-def _model(row: Mapping[str, Any], weights: Mapping[str, Any]) -> Model:
+def _model(row: Mapping[str, Any], weights: Mapping[str, Any]) -> ModelEntry:
     merged = {**weights, **row}
     merged["canonical"] = merged.pop("weights")
     merged["limits"] = Limits(**merged.get("limits", {}))
@@ -100,7 +100,7 @@ def _model(row: Mapping[str, Any], weights: Mapping[str, Any]) -> Model:
     # what runs here was measured here
     shared = () if row.get("bundled") else weights.get("unverified", ())
     merged["unverified"] = tuple(sorted({*shared, *row.get("unverified", ())}))
-    return Model(**merged)
+    return ModelEntry(**merged)
 
 
 def _widths(value: str | Sequence[int]) -> Sequence[int]:
@@ -111,11 +111,11 @@ def _widths(value: str | Sequence[int]) -> Sequence[int]:
 
 
 @cache
-def _by_provider() -> Mapping[tuple[str, str], Model]:
+def _by_provider() -> Mapping[tuple[str, str], ModelEntry]:
     return {(one.provider, one.name): one for one in models()}
 
 
-def find(provider: str, name: str) -> Model | None:
+def find(provider: str, name: str) -> ModelEntry | None:
     """One provider's offer, by the provider's name for it, the canonical one, or its last part."""
     found = _by_provider().get((provider, name)) or _by_provider().get((provider, _untagged(name)))
     if found is None:
@@ -123,18 +123,18 @@ def find(provider: str, name: str) -> Model | None:
     return found
 
 
-def serving(canonical: str) -> tuple[Model, ...]:
+def serving(canonical: str) -> tuple[ModelEntry, ...]:
     """Everyone who serves these weights through a built-in provider, retired offers left out."""
     return tuple(one for one in models() if one.canonical == canonical and one.served and one.status != "retired")
 
 
-def named(bare_name: str) -> tuple[Model, ...]:
+def named(bare_name: str) -> tuple[ModelEntry, ...]:
     """Every offer that a name without a provider may mean, best match first, bundled first among equals.
 
     The provider's own name counts before the canonical one, and that before its last part.
     """
     bare_name = _untagged(bare_name)
-    ranked: list[tuple[int, bool, int, Model]] = []
+    ranked: list[tuple[int, bool, int, ModelEntry]] = []
     for place, one in enumerate(models()):
         tests = (
             one.name == bare_name,
@@ -150,7 +150,7 @@ def _untagged(name: str) -> str:
     return name.removesuffix(":latest")
 
 
-def default_model(provider: str) -> Model | None:
+def default_model(provider: str) -> ModelEntry | None:
     """What a chain entry means that names this provider alone; None where the provider decides."""
     place = providers().get(provider)
     return find(provider, place.default_model) if place and place.default_model else None

@@ -14,7 +14,7 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Provider:
+class ProviderEntry:
     """One built-in provider.
 
     Attributes:
@@ -46,17 +46,17 @@ class Provider:
 
 
 @cache
-def providers() -> Mapping[str, Provider]:
+def providers() -> Mapping[str, ProviderEntry]:
     """Every built-in provider by name, in the catalog's order."""
     return MappingProxyType({name: _provider(name, row) for name, row in table("providers").items()})
 
 
-def _provider(name: str, row: Mapping[str, Any]) -> Provider:
+def _provider(name: str, row: Mapping[str, Any]) -> ProviderEntry:
     merged = dict(row)
     for key in ("api_key_env", "fallback"):
         merged[key] = tuple(merged.get(key, ()))
     merged["options"] = MappingProxyType(merged.get("options", {}))
-    return Provider(name=name, **merged)
+    return ProviderEntry(name=name, **merged)
 
 
 def default_chain(provider: str) -> tuple[str, ...]:

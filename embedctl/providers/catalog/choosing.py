@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from embedctl.providers import catalog
-from embedctl.providers.catalog import Model
+from embedctl.providers.catalog import ModelEntry
 
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _QUALITIES = ("very high", "high", "medium", "low")
@@ -37,19 +37,19 @@ class Choice:
         unmet: Wishes that the choice does not fulfil, as sentences.
     """
 
-    offers: tuple[Model, ...]
+    offers: tuple[ModelEntry, ...]
     why: str
     unmet: tuple[str, ...]
 
 
-def choose(wish: Wish, allowed: Callable[[Model], bool]) -> Choice:
+def choose(wish: Wish, allowed: Callable[[ModelEntry], bool]) -> Choice:
     """The weights that a wish leads to, and who serves them; no offers where no list allows one."""
     why, offers = _decided(wish)
     kept = tuple(one for one in offers if allowed(one))
     return Choice(kept, why, tuple(_unmet(wish, kept[0])) if kept else ())
 
 
-def _decided(wish: Wish) -> tuple[str, Sequence[Model]]:
+def _decided(wish: Wish) -> tuple[str, Sequence[ModelEntry]]:
     if wish.cost == "free":
         free = [one for one in catalog.serving(_MINILM) if _is_free(one)]
         return "--cost free: it runs on this machine", sorted(free, key=lambda one: not one.bundled)
@@ -66,11 +66,11 @@ def _decided(wish: Wish) -> tuple[str, Sequence[Model]]:
     return "no wish: good quality at a low price", _served("openai/text-embedding-3-small", "openai")
 
 
-def _served(canonical: str, first: str) -> list[Model]:
+def _served(canonical: str, first: str) -> list[ModelEntry]:
     return sorted(catalog.serving(canonical), key=lambda one: one.provider != first)
 
 
-def _low_cost() -> list[Model]:
+def _low_cost() -> list[ModelEntry]:
     rated = [
         one
         for one in catalog.models()
@@ -79,12 +79,12 @@ def _low_cost() -> list[Model]:
     return sorted(rated, key=lambda one: _QUALITIES.index(one.quality or "low"))
 
 
-def _is_free(one: Model) -> bool:
+def _is_free(one: ModelEntry) -> bool:
     place = catalog.providers().get(one.provider)
     return one.cost_class == "free" or bool(place and place.free)
 
 
-def _unmet(wish: Wish, chosen: Model) -> list[str]:
+def _unmet(wish: Wish, chosen: ModelEntry) -> list[str]:
     unmet = []
     if wish.cost == "free" and not _is_free(chosen):
         unmet.append(f"{chosen.id} is not free")

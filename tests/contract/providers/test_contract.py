@@ -25,7 +25,7 @@ from embedctl.errors import (
     TextTooLong,
     Throttled,
 )
-from embedctl.providers._contract import HttpRequest, Options, Place, Secret, WireAnswer
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, Secret, WireAnswer
 from embedctl.records import InputType, Limits
 from tests.support.wire.client import Wire, expected, hash_of, started
 
@@ -85,9 +85,9 @@ def wire(server: Wire) -> Wire:
     return server
 
 
-def place(wire: Wire, name: str, key: str | None = KEY) -> Place:
+def place(wire: Wire, name: str, key: str | None = KEY) -> Provider:
     protocol = name.partition("-")[0]
-    return Place(
+    return Provider(
         name=name,
         protocol=protocol,
         base_url=wire.base_url(protocol),
@@ -99,7 +99,7 @@ def place(wire: Wire, name: str, key: str | None = KEY) -> Place:
 def request(wire: Wire, name: str, texts: Sequence[Any] | None = None, **options: Any) -> HttpRequest:
     case = CASES[name]
     module = providers.protocol(name.partition("-")[0])
-    return module.request(place(wire, name), case.model, texts or case.texts, Options(**options))
+    return module.request(place(wire, name), case.model, texts or case.texts, RequestOptions(**options))
 
 
 def exchange(name: str, asked: HttpRequest) -> WireAnswer:
@@ -196,7 +196,7 @@ def test_gemini_2_takes_no_task_type(wire: Wire) -> None:
     """gemini-embedding-2 is told the input type in the text alone."""
     module = providers.protocol("google")
 
-    asked = module.request(place(wire, "google"), "gemini-embedding-2", ["a"], Options(input_type="query"))
+    asked = module.request(place(wire, "google"), "gemini-embedding-2", ["a"], RequestOptions(input_type="query"))
 
     assert b"taskType" not in asked.body
 
@@ -224,7 +224,7 @@ def test_jina_is_told_not_to_cut_where_it_knows_the_switch(wire: Wire) -> None:
     module, here = providers.protocol("jina"), place(wire, "jina")
 
     bodies = {
-        version: orjson.loads(module.request(here, f"jina-embeddings-{version}", ["a"], Options()).body)
+        version: orjson.loads(module.request(here, f"jina-embeddings-{version}", ["a"], RequestOptions()).body)
         for version in ("v3", "v4", "v5-text-small")
     }
 
@@ -431,7 +431,7 @@ def test_no_key(wire: Wire, name: str) -> None:
     """Without a key a server of one's own is asked without one."""
     module = providers.protocol(name.partition("-")[0])
 
-    asked = module.request(place(wire, name, key=None), CASES[name].model, CASES[name].texts, Options())
+    asked = module.request(place(wire, name, key=None), CASES[name].model, CASES[name].texts, RequestOptions())
 
     assert not {"authorization", "api-key", "x-api-key", "x-goog-api-key"} & set(asked.headers)
 
@@ -442,7 +442,7 @@ def test_vendor_without_key(name: str) -> None:
     module = providers.protocol(name)
 
     with pytest.raises(ConfigurationInvalid) as caught:
-        module.request(Place(name=name, protocol=name), "m", ["a"], Options())
+        module.request(Provider(name=name, protocol=name), "m", ["a"], RequestOptions())
 
     assert module.KEY_VARIABLES[0] in (caught.value.hint or "")
 
@@ -455,10 +455,10 @@ def test_vendor_without_key(name: str) -> None:
 def test_base_urls_that_are_refused(name: str, url: str) -> None:
     """A base_url that holds a key, or is no http URL, is refused without being repeated."""
     module, case = providers.protocol(name.partition("-")[0]), CASES[name]
-    somewhere = Place(name=name, protocol=name, base_url=url, api_key=Secret(KEY), options=case.options)
+    somewhere = Provider(name=name, protocol=name, base_url=url, api_key=Secret(KEY), options=case.options)
 
     with pytest.raises(ConfigurationInvalid) as caught:
-        module.request(somewhere, case.model, case.texts, Options())
+        module.request(somewhere, case.model, case.texts, RequestOptions())
 
     assert "pw" not in caught.value.message
     assert "abcdef" not in caught.value.message
@@ -467,19 +467,19 @@ def test_base_urls_that_are_refused(name: str, url: str) -> None:
 @pytest.mark.parametrize("key", ["two\nlines", "schlüssel-0123", "a b c d e f"])
 def test_keys_that_no_header_holds(key: str) -> None:
     """A key with a line break, a blank or a foreign letter is refused, and not shown."""
-    somewhere = Place(name="openai", protocol="openai", api_key=Secret(key))
+    somewhere = Provider(name="openai", protocol="openai", api_key=Secret(key))
 
     with pytest.raises(ConfigurationInvalid) as caught:
-        providers.protocol("openai").request(somewhere, "m", ["a"], Options())
+        providers.protocol("openai").request(somewhere, "m", ["a"], RequestOptions())
 
     assert key not in f"{caught.value.message} {caught.value.hint}"
 
 
 def test_key_with_a_line_end() -> None:
     """A line end around a key, as files have it, is taken off."""
-    somewhere = Place(name="openai", protocol="openai", api_key=Secret(f"{KEY}\n"))
+    somewhere = Provider(name="openai", protocol="openai", api_key=Secret(f"{KEY}\n"))
 
-    asked = providers.protocol("openai").request(somewhere, "m", ["a"], Options())
+    asked = providers.protocol("openai").request(somewhere, "m", ["a"], RequestOptions())
 
     assert asked.headers["authorization"] == f"Bearer {KEY}"
 
@@ -488,7 +488,7 @@ def test_key_with_a_line_end() -> None:
 def test_own_headers_win(wire: Wire, name: str) -> None:
     """Headers from the user's config come last."""
     case, here = CASES[name], place(wire, name)
-    with_header = Place(
+    with_header = Provider(
         name=name,
         protocol=here.protocol,
         base_url=here.base_url,
@@ -497,7 +497,7 @@ def test_own_headers_win(wire: Wire, name: str) -> None:
         headers={"Accept": "application/x", "X-Team": "kb"},
     )
 
-    asked = providers.protocol(here.protocol).request(with_header, case.model, case.texts, Options())
+    asked = providers.protocol(here.protocol).request(with_header, case.model, case.texts, RequestOptions())
 
     assert asked.headers["accept"] == "application/x"
     assert asked.headers["x-team"] == "kb"

@@ -15,16 +15,16 @@ import pytest
 from embedctl import providers
 from embedctl.errors import AnswerUnusable, ConfigurationInvalid, RequestRefused, RequestTooLarge
 from embedctl.providers import tldw
-from embedctl.providers._contract import HttpRequest, Options, Place, Secret
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, Secret
 
 KEY = Secret("test-key-0123456789")
 JWT = Secret("eyJhbGciOi.eyJzdWIiOiJ.c2lnbmF0dXJl")
 
 
 def asked(name: str, model: str = "m", texts: Any = ("a", "b"), key: Secret | None = KEY, **place: Any) -> HttpRequest:
-    options = place.pop("asked", Options())
+    options = place.pop("asked", RequestOptions())
     return providers.protocol(name).request(
-        Place(name=name, protocol=name, api_key=key, **place), model, list(texts), options
+        Provider(name=name, protocol=name, api_key=key, **place), model, list(texts), options
     )
 
 
@@ -134,7 +134,7 @@ def test_titan_v1_knows_no_options() -> None:
         "amazon.titan-embed-text-v1",
         ["a"],
         options={"region": "us-east-1"},
-        asked=Options(dimensions=256),
+        asked=RequestOptions(dimensions=256),
     )
 
     assert orjson.loads(found.body) == {"inputText": "a"}

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from embedctl import providers
-from embedctl.providers._contract import HttpRequest, Options, Place, Secret
+from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, Secret
 
 KEY = "test-key-0123456789"
 EXAMPLES = {
@@ -25,7 +25,7 @@ def built(name: str) -> tuple[dict[str, Any], HttpRequest]:
     place = {"name": name, "protocol": name, "api_key": KEY, **example["place"]}
     secret = Secret(place.pop("api_key")) if place["api_key"] else place.pop("api_key")
     request = providers.protocol(name).request(
-        Place(api_key=secret, **place), example["model"], example["texts"], Options(**example["options"])
+        Provider(api_key=secret, **place), example["model"], example["texts"], RequestOptions(**example["options"])
     )
     return example, request
 

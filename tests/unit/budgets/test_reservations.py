@@ -14,7 +14,8 @@ from embedctl import settings as user_settings
 from embedctl.budgets import reservations
 from embedctl.errors import BudgetReached
 from embedctl.records import Request, UsageEvent, utc_now, uuid7
-from embedctl.routing import chain, endpoint
+from embedctl.routing import chain
+from embedctl.routing.endpoint import Endpoint
 from tests.support.processes import MODEL, World, Zygote, sentence
 from tests.support.wire.client import Wire
 
@@ -111,13 +112,13 @@ def test_free_models_need_no_budget(world: World) -> None:
     assert world.run("batch", "run", "in/000.parquet", "-o", "out", "-w", "acme").code == 0
 
 
-def offer() -> endpoint.Offer:
+def endpoint() -> Endpoint:
     environment = {"EMBEDCTL_HOME": "/nowhere", "OPENAI_API_KEY": "sk-test", "HOME": "/nowhere"}
     found = user_settings.load(flags={"model": f"openai:{MODEL}"}, environment=environment, folder=Path("/"))
     return chain.chain(found).first
 
 
-OFFER = offer()
+OFFER = endpoint()
 
 
 def request(texts: list[str]) -> Request:
@@ -151,8 +152,8 @@ STEPS = st.lists(
 @given(STEPS, st.decimals("0", "0.00001", places=8))
 def test_no_order_of_events_passes_the_limit(steps: list[tuple[int, str, int]], limit: Decimal) -> None:
     """However requests overlap and end, what was or may have been billed stays within the allowance."""
-    allowance = reservations.Allowance("--max-cost", limit)
-    till = reservations.Till(lambda offer: PRICE, [allowance])
+    allowance = reservations.SpendLimit("--max-cost", limit)
+    till = reservations.Reservations(lambda endpoint: PRICE, [allowance])
     flying: list[tuple[object, int]] = []
     billed = Decimal(0)
     for count, billable, which in steps:

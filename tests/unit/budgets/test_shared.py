@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedctl.budgets import reservations
-from embedctl.budgets.shared import SharedPurse
+from embedctl.budgets.shared import SharedBudget
 from embedctl.errors import BudgetReached
-from embedctl.ledger.budgets import Budget, Spent, Standing
+from embedctl.ledger.budgets import Budget, BudgetStatus, PeriodCost
 from embedctl.ledger.periods import Range
 from embedctl.storage import locks
 from tests.support.processes import MODEL, World, Zygote, sentence
@@ -90,10 +90,10 @@ def test_a_search_spends_too(world: World) -> None:
     assert spent(world.wire) <= AMOUNT
 
 
-def standing(amount: Decimal, cost: Decimal) -> Standing:
+def standing(amount: Decimal, cost: Decimal) -> BudgetStatus:
     now = datetime(2026, 11, 21, tzinfo=UTC)
-    known = Spent(within=Range(since=now, until=now), cost=cost, at_risk=Decimal(0), unpriced_calls=0)
-    return Standing(budget=Budget(workspace="default", amount=amount), spent=known)
+    known = PeriodCost(within=Range(since=now, until=now), cost=cost, at_risk=Decimal(0), unpriced_calls=0)
+    return BudgetStatus(budget=Budget(workspace="default", amount=amount), spent=known)
 
 
 STEPS = st.lists(
@@ -112,17 +112,17 @@ def test_no_order_of_events_passes_the_budget(
     """However four runs begin, overlap, end and die, what was or may have been billed stays within the budget."""
     folder = tmp_path_factory.mktemp("shared")
     path = folder / "usage.duckdb.budgets"
-    tills: dict[int, reservations.Till] = {}
+    tills: dict[int, reservations.Reservations] = {}
     held: dict[int, locks.Lock] = {}
     names: dict[int, str] = {}
-    purses: dict[int, SharedPurse] = {}
+    purses: dict[int, SharedBudget] = {}
     flying: list[tuple[int, object, int]] = []
     unbooked: dict[str, Decimal] = {}
 
     def settled(state: Path) -> bool:
         return not locks.is_held(state / "lock")
 
-    def standings(without: Collection[str]) -> list[Standing]:
+    def standings(without: Collection[str]) -> list[BudgetStatus]:
         """What the ledger says: all that was spent by runs that are not left out."""
         return [standing(limit, sum((v for k, v in unbooked.items() if k not in without), Decimal(0)))]
 
@@ -131,10 +131,13 @@ def test_no_order_of_events_passes_the_budget(
         state = folder / run_id
         state.mkdir()
         held[number] = locks.hold(state / "lock")
-        purse = SharedPurse(path, run_id, state)
+        purse = SharedBudget(path, run_id, state)
         purse.join(["default"], settled, standings)
-        allowance = reservations.Allowance("b", limit, workspace_id="default", period="month")
-        tills[number], purses[number] = reservations.Till(lambda offer: PRICE, [allowance], purse=purse), purse
+        allowance = reservations.SpendLimit("b", limit, workspace_id="default", period="month")
+        tills[number], purses[number] = (
+            reservations.Reservations(lambda endpoint: PRICE, [allowance], purse=purse),
+            purse,
+        )
         names[number] = run_id
 
     for number, count, billable, which in steps:
@@ -174,7 +177,7 @@ def test_nobody_comes_between(tmp_path: Path) -> None:
     limit, each = Decimal(300), Decimal(1)
 
     def taken(number: int) -> int:
-        purse, count = SharedPurse(tmp_path / "budgets", str(number), tmp_path), 0
+        purse, count = SharedBudget(tmp_path / "budgets", str(number), tmp_path), 0
         try:
             while True:
                 with purse.open() as sums:

@@ -25,7 +25,7 @@ from embedctl.errors import ConfigurationInvalid
 from embedctl.ledger.ingest import ingest
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import Space
-from embedctl.routing import chain, hints
+from embedctl.routing import chain, learned
 from embedctl.routing.breaker import State
 from embedctl.runs.receipt import Spending
 from embedctl.settings import Settings
@@ -221,7 +221,7 @@ def test_too_many_texts(wire: Wire, tmp_path: Path) -> None:
     right(done.vectors[0], TEXTS)
     assert done.limits[-1].items == 2
     again = embed(openai(wire, tmp_path), [TEXTS[:2]], tmp_path)
-    assert again.lanes.limits().items == 2
+    assert again.router.limits().items == 2
 
 
 def test_too_many_bytes(wire: Wire, tmp_path: Path) -> None:
@@ -304,12 +304,12 @@ def test_a_circuit_opens_and_closes(wire: Wire, tmp_path: Path) -> None:
     wire.plan(script=["ok", *[{"fault": "status", "status": 503}] * 5])
     seen: list[State] = []
 
-    def watched(lanes: Any) -> None:
-        line = lanes.first
+    def watched(router: Any) -> None:
+        line = router.first
         moved = line.moved
 
         def look() -> None:
-            seen.append(line.breaker.state(lanes._clock()))
+            seen.append(line.breaker.state(router._clock()))
             moved()
 
         line.moved = look
@@ -369,8 +369,8 @@ def test_base64_is_not_to_blame(wire: Wire, tmp_path: Path) -> None:
 
     done = embed(openai(wire, tmp_path), [TEXTS], tmp_path)
 
-    assert done.lanes.first.asks_base64
-    assert done.lanes.memory.takes_base64(done.lanes.first.offer)
+    assert done.router.first.asks_base64
+    assert done.router.memory.takes_base64(done.router.first.endpoint)
 
 
 def test_floats_in_the_answer(wire: Wire, tmp_path: Path) -> None:
@@ -380,8 +380,8 @@ def test_floats_in_the_answer(wire: Wire, tmp_path: Path) -> None:
     done = embed(openai(wire, tmp_path), [TEXTS], tmp_path)
 
     right(done.vectors[0], TEXTS)
-    assert not done.lanes.first.asks_base64
-    assert not done.lanes.memory.takes_base64(done.lanes.first.offer)
+    assert not done.router.first.asks_base64
+    assert not done.router.memory.takes_base64(done.router.first.endpoint)
 
 
 def test_tei_is_asked_what_it_takes(wire: Wire, tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_tei_is_asked_what_it_takes(wire: Wire, tmp_path: Path) -> None:
 
     assert done.error is None
     assert (done.limits[-1].items, done.limits[-1].tokens) == (32, 16384)
-    assert done.lanes.first.offer.max_tokens == 256
+    assert done.router.first.endpoint.max_tokens == 256
     assert len(done.events) == 2
 
 
@@ -420,7 +420,7 @@ def test_another_host_takes_over(wire: Wire, other: Wire, tmp_path: Path) -> Non
 
     done = embed(found, [TEXTS, TEXTS, TEXTS], tmp_path)
     first, refused, probe, second, third = done.events
-    hints.update(tmp_path / "home" / "hints.json", lambda known: replace(known, holds={}), 0.0)
+    learned.update(tmp_path / "home" / "hints.json", lambda known: replace(known, holds={}), 0.0)
     wire.plan(script=["ok"], faults={"quota": 1.0})
     again = embed(found, [TEXTS, TEXTS], tmp_path)
 
@@ -604,8 +604,8 @@ def test_a_token_is_minted(wire: Wire, tmp_path: Path) -> None:
 
     done = embed(found, [TEXTS], tmp_path)
 
-    offer = done.lanes.first.offer
-    sent = offer.protocol.request(offer.place, offer.wire_model, ["a"], offer.wire)
+    endpoint = done.router.first.endpoint
+    sent = endpoint.protocol.request(endpoint.place, endpoint.wire_model, ["a"], endpoint.wire)
     assert sent.headers["authorization"].startswith("Bearer eyJ")
     assert sent.headers["x-provider"] == "openai"
     assert done.error is None
@@ -618,7 +618,7 @@ def test_local_runs_need_no_http(tmp_path: Path) -> None:
     code = """
 import asyncio, sys, pathlib
 sys.path.insert(0, sys.argv[2])
-from tests import calling
+from tests.support import calling
 done = calling.embed(calling.load(pathlib.Path(sys.argv[1])), [["a", "b"]], pathlib.Path(sys.argv[1]))
 assert done.error is None and len(done.vectors[0]) == 2
 print(sorted({"httpx", "httpcore", "duckdb", "pyarrow"} & set(sys.modules)))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from embedctl.embedding.endpoint_state import Line, NotAdmittedError
-from embedctl.embedding.router import Lanes, Patience
+from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
+from embedctl.embedding.router import Router, WaitBudget
 from embedctl.errors import EmbedctlError, NoProviderNow, RequestTooLarge, ServerFailed, Throttled
 from embedctl.records import Limits
 from embedctl.routing import chain as chains
@@ -41,10 +41,10 @@ def time() -> Time:
     return Time()
 
 
-def lanes(folder: Path, time: Time, **about: Any) -> Lanes:
+def router(folder: Path, time: Time, **about: Any) -> Router:
     config = '[providers.openai]\nbase_url = "http://127.0.0.1:9/v1"\n'
     chain = chains.chain(load(folder, config, model=f"openai:{SMALL}", fallback="off"))
-    return Lanes(
+    return Router(
         chain,
         hints_file=folder / "home" / "hints.json",
         mode="off",
@@ -56,9 +56,9 @@ def lanes(folder: Path, time: Time, **about: Any) -> Lanes:
     )
 
 
-def attempt(line: Line, time: Time, error: EmbedctlError | None = None) -> None:
+def attempt(line: EndpointState, time: Time, error: EmbedctlError | None = None) -> None:
     try:
-        with line.admitted(time, blamed=False):
+        with line.admitted(time, isolating=False):
             if error is not None:
                 raise error
     except (ServerFailed, NotAdmittedError):
@@ -69,14 +69,14 @@ async def no_probe(line: Any, texts: Any) -> Any:
     raise AssertionError("nothing is to be compared")
 
 
-def next_line(made: Lanes, patience: Patience | None = None) -> Line:
-    return asyncio.run(made.next(None, no_probe, patience or Patience()))
+def next_line(made: Router, wait_budget: WaitBudget | None = None) -> EndpointState:
+    return asyncio.run(made.next(None, no_probe, wait_budget or WaitBudget()))
 
 
 def test_an_open_circuit_is_waited_for(tmp_path: Path, time: Time) -> None:
     """An open circuit is waited out, and the wait is told."""
     told: list[str] = []
-    made = lanes(tmp_path, time, told=told.append)
+    made = router(tmp_path, time, told=told.append)
     made.first.successes = 1
     for _ in range(5):
         attempt(made.first, time, ILL)
@@ -92,45 +92,45 @@ def test_an_open_circuit_is_waited_for(tmp_path: Path, time: Time) -> None:
 
 def test_patience_ends(tmp_path: Path, time: Time) -> None:
     """All waits of one request together end at --max-wait, with 75 and the time to come back."""
-    made = lanes(tmp_path, time, max_wait_s=60.0)
-    patience = Patience()
+    made = router(tmp_path, time, max_wait_s=60.0)
+    wait_budget = WaitBudget()
 
     def for_ever() -> None:
         while True:
             for _ in range(5):
                 attempt(made.first, time, ILL)
-            next_line(made, patience)
+            next_line(made, wait_budget)
             attempt(made.first, time, ILL)
 
     with pytest.raises(NoProviderNow) as caught:
         for_ever()
 
-    assert patience.waited_s <= 60
+    assert wait_budget.waited_s <= 60
     assert caught.value.exit_code == 75
     assert "run the same command again in" in (caught.value.hint or "")
 
 
 def test_the_window_restarts_when_the_circuit_closes(tmp_path: Path, time: Time) -> None:
     """Exactly when a probe closes the circuit, the lane begins with one request at a time; a late answer does not."""
-    made = lanes(tmp_path, time)
+    made = router(tmp_path, time)
     line = made.first
-    with line.admitted(time, blamed=False):  # sent before the circuit opens, answered while it is half open
+    with line.admitted(time, isolating=False):  # sent before the circuit opens, answered while it is half open
         for _ in range(5):
             attempt(line, time, ILL)
         time.now += 60
         assert line.breaker.state(time()) is State.HALF_OPEN
     assert line.breaker.state(time()) is State.HALF_OPEN
-    assert line.lane.limiter.window.size == 4
+    assert line.limiter.rate_limit.window.size == 4
 
     attempt(line, time)
 
     assert line.breaker.state(time()) is State.CLOSED
-    assert line.lane.limiter.window.size == 1
+    assert line.limiter.rate_limit.window.size == 1
 
 
 def test_a_good_probe_wakes_the_others(tmp_path: Path, time: Time) -> None:
     """Those who wait while one probe is under way go on as soon as it is good, not when it would have timed out."""
-    made = lanes(tmp_path, time)
+    made = router(tmp_path, time)
     line = made.first
     line.successes = 1
     for _ in range(5):
@@ -138,8 +138,8 @@ def test_a_good_probe_wakes_the_others(tmp_path: Path, time: Time) -> None:
     time.now += 60
 
     async def main() -> float:
-        with line.admitted(time, blamed=False):
-            waiting = asyncio.create_task(made.next(None, no_probe, Patience()))
+        with line.admitted(time, isolating=False):
+            waiting = asyncio.create_task(made.next(None, no_probe, WaitBudget()))
             await asyncio.sleep(0)
             assert not waiting.done()
         await waiting
@@ -150,7 +150,7 @@ def test_a_good_probe_wakes_the_others(tmp_path: Path, time: Time) -> None:
 
 def test_a_reset_wakes_a_running_job(tmp_path: Path, time: Time) -> None:
     """`providers reset` closes the circuit of a job that waits, and lifts what its server asked for."""
-    made = lanes(tmp_path, time)
+    made = router(tmp_path, time)
     line = made.first
     line.successes = 1
     for _ in range(40):
@@ -171,15 +171,15 @@ def test_a_reset_wakes_a_running_job(tmp_path: Path, time: Time) -> None:
 def test_a_long_wait_is_remembered(tmp_path: Path, time: Time) -> None:
     """A server that asks for more than we wait is left, held for an hour at most, and asked once by the next run."""
     error = Throttled("HTTP 429: later", provider="openai", status=429, retry_after_s=86400)
-    made = lanes(tmp_path, time)
-    assert made.leave(made.first, Step(remedy=Remedy.LEAVE, error=error, refused_for_s=86400))
-    assert not made.leave(made.first, Step(remedy=Remedy.LEAVE, error=error, refused_for_s=86400))
-    later = lanes(tmp_path, time)
+    made = router(tmp_path, time)
+    assert made.leave(made.first, Step(remedy=Remedy.GIVE_UP, error=error, refused_for_s=86400))
+    assert not made.leave(made.first, Step(remedy=Remedy.GIVE_UP, error=error, refused_for_s=86400))
+    later = router(tmp_path, time)
 
     line = next_line(later)
 
     assert line.asked_although_held
-    assert later.memory.held(line.offer) == (3600.0, "HTTP 429: later")
+    assert later.memory.held(line.endpoint) == (3600.0, "HTTP 429: later")
     with pytest.raises(NoProviderNow):
         next_line(later)
 
@@ -187,12 +187,12 @@ def test_a_long_wait_is_remembered(tmp_path: Path, time: Time) -> None:
 def test_learnt_limits_reach_the_packer(tmp_path: Path, time: Time) -> None:
     """A refusal for size is told to the packer at once, and to the next run."""
     seen: list[Limits] = []
-    made = lanes(tmp_path, time, changed=seen.append)
+    made = router(tmp_path, time, changed=seen.append)
     made.too_large(made.first, 64, 9000, RequestTooLarge("HTTP 400: number of texts must be at most 48 - got 64"))
     made.too_large(made.first, 40, 9000, RequestTooLarge("HTTP 413: payload"))
 
     assert [(one.items, one.bytes) for one in seen] == [(48, None), (48, 4500)]
-    again = lanes(tmp_path, time).limits()
+    again = router(tmp_path, time).limits()
     assert (again.items, again.bytes) == (48, 4500)
 
 

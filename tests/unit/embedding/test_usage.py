@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedctl.embedding import usage
-from embedctl.embedding.usage import Scale
+from embedctl.embedding.usage import CountTrust
 from embedctl.records import Request
 from embedctl.routing import chain
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from tests.support import calling
 
 SELDOM = UUID(int=1)  # not one of the 1 % that are looked at
@@ -24,113 +24,115 @@ TEXT = "The ferry leaves the harbour at seven every morning, but for Sundays."
 
 
 @pytest.fixture
-def offer(tmp_path: Path) -> Offer:
+def endpoint(tmp_path: Path) -> Endpoint:
     return chain.chain(calling.load(tmp_path, model="openai:text-embedding-3-small", fallback="off")).first
 
 
-def used(offer: Offer, native: int | None, scale: Scale | None = None, texts: int = 4, event: UUID = SELDOM) -> Any:
-    return usage.usage(offer, request(texts), native, None, event, scale or Scale())
+def used(
+    endpoint: Endpoint, native: int | None, scale: CountTrust | None = None, texts: int = 4, event: UUID = SELDOM
+) -> Any:
+    return usage.usage(endpoint, request(texts), native, None, event, scale or CountTrust())
 
 
 def request(texts: int = 4) -> Request:
     return calling.request([TEXT] * texts)
 
 
-def true_count(offer: Offer, texts: int = 4) -> int:
-    return usage.exact(offer, request(texts))[0]
+def true_count(endpoint: Endpoint, texts: int = 4) -> int:
+    return usage.exact(endpoint, request(texts))[0]
 
 
-def test_a_plausible_count_is_believed(offer: Offer) -> None:
+def test_a_plausible_count_is_believed(endpoint: Endpoint) -> None:
     """A provider's count near the tokenizer's is the bill; the first ones are counted here too, later ones are not."""
-    native = true_count(offer) + 3
-    scale = Scale()
-    found = [used(offer, native, scale) for _ in range(5)]
+    native = true_count(endpoint) + 3
+    scale = CountTrust()
+    found = [used(endpoint, native, scale) for _ in range(5)]
 
     assert {one.tokens_total for one in found} == {native}
     assert {one.source for one in found} == {"native"}
     assert [one.tokens_estimated is not None for one in found] == [True, True, True, False, False]
 
 
-def test_one_in_a_hundred_is_looked_at(offer: Offer) -> None:
+def test_one_in_a_hundred_is_looked_at(endpoint: Endpoint) -> None:
     """After the first answers, 1 % are counted here, chosen by the event's id."""
-    scale = Scale(answers=50)
+    scale = CountTrust(answers=50)
 
-    assert used(offer, 60, scale, event=LOOKED_AT).tokens_estimated is not None
-    assert used(offer, 60, scale, event=SELDOM).tokens_estimated is None
+    assert used(endpoint, 60, scale, event=LOOKED_AT).tokens_estimated is not None
+    assert used(endpoint, 60, scale, event=SELDOM).tokens_estimated is None
 
 
 @pytest.mark.parametrize("native", [0, -5, 10**9, 1, 4 * len(TEXT)])
-def test_an_implausible_count_is_replaced(offer: Offer, native: int) -> None:
+def test_an_implausible_count_is_replaced(endpoint: Endpoint, native: int) -> None:
     """Zero, negative, absurd, far off, or the number of characters: the tokenizer counts, the provider's is kept."""
-    found = used(offer, native)
+    found = used(endpoint, native)
 
-    assert (found.source, found.tokens_total) == ("fallback", true_count(offer))
+    assert (found.source, found.tokens_total) == ("fallback", true_count(endpoint))
     assert (found.tokens_native, found.tokenizer_id) == (native, "tiktoken:cl100k_base")
 
 
-def test_once_doubted_always_looked_at(offer: Offer) -> None:
+def test_once_doubted_always_looked_at(endpoint: Endpoint) -> None:
     """A server whose count was none of tokens is not believed later without a look."""
-    scale = Scale()
-    used(offer, 1, scale)
+    scale = CountTrust()
+    used(endpoint, 1, scale)
     for _ in range(10):
-        found = used(offer, 1, scale)
+        found = used(endpoint, 1, scale)
 
     assert found.source == "fallback"
     assert found.tokens_estimated is not None
 
 
-def test_always_37(offer: Offer) -> None:
+def test_always_37(endpoint: Endpoint) -> None:
     """A server that says the same number whatever it is sent is not believed, though it may be near by chance."""
-    scale = Scale()
-    counts = [used(offer, 37, scale, texts=texts) for texts in (2, 3, 5, 8, 3, 2)]
+    scale = CountTrust()
+    counts = [used(endpoint, 37, scale, texts=texts) for texts in (2, 3, 5, 8, 3, 2)]
 
     assert [one.source for one in counts[3:]] == ["fallback"] * 3
 
 
-def test_like_requests_may_have_like_counts(offer: Offer) -> None:
+def test_like_requests_may_have_like_counts(endpoint: Endpoint) -> None:
     """The same count for requests of the same size says nothing."""
-    scale = Scale()
-    native = true_count(offer)
+    scale = CountTrust()
+    native = true_count(endpoint)
 
-    assert [used(offer, native, scale).source for _ in range(8)] == ["native"] * 8
+    assert [used(endpoint, native, scale).source for _ in range(8)] == ["native"] * 8
 
 
-def test_no_count(offer: Offer) -> None:
+def test_no_count(endpoint: Endpoint) -> None:
     """Without a count of the provider's, `auto` counts here, and `native` says that nothing is known."""
-    assert used(offer, None).source == "fallback"
-    strict = used(replace(offer, usage_mode="native"), None)
+    assert used(endpoint, None).source == "fallback"
+    strict = used(replace(endpoint, usage_mode="native"), None)
     assert (strict.tokens_total, strict.tokens_native, strict.tokens_estimated) == (0, None, None)
 
 
-def test_native_mode_never_estimates(offer: Offer) -> None:
+def test_native_mode_never_estimates(endpoint: Endpoint) -> None:
     """`native` takes whatever the provider says."""
-    found = used(replace(offer, usage_mode="native"), 10**9)
+    found = used(replace(endpoint, usage_mode="native"), 10**9)
 
     assert (found.tokens_total, found.tokens_estimated, found.source) == (10**9, None, "native")
 
 
-def test_fallback_mode_always_counts(offer: Offer) -> None:
+def test_fallback_mode_always_counts(endpoint: Endpoint) -> None:
     """`fallback` counts here, and keeps the provider's word for comparison."""
-    found = used(replace(offer, usage_mode="fallback"), 60)
+    found = used(replace(endpoint, usage_mode="fallback"), 60)
 
-    assert (found.tokens_total, found.tokens_native, found.source) == (true_count(offer), 60, "fallback")
+    assert (found.tokens_total, found.tokens_native, found.source) == (true_count(endpoint), 60, "fallback")
 
 
-def test_an_unusable_answer(offer: Offer) -> None:
+def test_an_unusable_answer(endpoint: Endpoint) -> None:
     """Work that cannot be used is billed by the provider's count where that can be one, else by ours."""
-    sent, count = request(), true_count(offer)
+    sent, count = request(), true_count(endpoint)
 
-    assert usage.unusable(offer, sent, count + 2).tokens_total == count + 2
-    assert usage.unusable(offer, sent, 0).tokens_total == count
-    assert usage.unusable(offer, sent, None).source == "fallback"
-    assert usage.unusable(replace(offer, usage_mode="native"), sent, None).tokens_total == 0
+    assert usage.unusable(endpoint, sent, count + 2).tokens_total == count + 2
+    assert usage.unusable(endpoint, sent, 0).tokens_total == count
+    assert usage.unusable(endpoint, sent, None).source == "fallback"
+    assert usage.unusable(replace(endpoint, usage_mode="native"), sent, None).tokens_total == 0
 
 
-def test_token_arrays(offer: Offer) -> None:
+def test_token_arrays(endpoint: Endpoint) -> None:
     """Arrays are counted by their lengths."""
     sent = replace(request(2), texts=[[1, 2, 3], [4]], token_arrays=True)
 
-    assert usage.exact(offer, sent) == (4, "token arrays")
+    assert usage.exact(endpoint, sent) == (4, "token arrays")
 
 
 @given(st.lists(st.text(min_size=1, max_size=80), min_size=1, max_size=8))
@@ -139,16 +141,16 @@ def test_the_ceiling_holds(texts: list[str]) -> None:
     sent = calling.request([text.encode("utf-8", "replace").decode() for text in texts])
     counter = usage.tokenizers.counter("tiktoken:cl100k_base")
 
-    assert sum(counter.count([str(text) for text in sent.texts])) <= usage.ceiling(sent)
+    assert sum(counter.count([str(text) for text in sent.texts])) <= usage.upper_bound(sent)
 
 
-def test_a_tokenizer_that_fails_at_a_text_stops_nothing(offer: Offer, tmp_path: Path) -> None:
+def test_a_tokenizer_that_fails_at_a_text_stops_nothing(endpoint: Endpoint, tmp_path: Path) -> None:
     """A tokenizer that loads and has no token for a text leaves the count to bytes/4, which says so."""
     from tokenizers import Tokenizer, models
 
     place = tmp_path / "tokenizer.json"
     Tokenizer(models.WordLevel({"only": 0}, unk_token="[UNK]")).save(str(place))
-    found = usage.usage(replace(offer, tokenizer=f"file:{place}"), request(), None, None, SELDOM, Scale())
+    found = usage.usage(replace(endpoint, tokenizer=f"file:{place}"), request(), None, None, SELDOM, CountTrust())
 
     assert (found.source, found.tokenizer_id) == ("fallback", "bytes/4")
     assert found.tokens_total == -(-len(TEXT) // 4) * 4

@@ -336,15 +336,15 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> tuple[Part, NDArray[np.flo
 
 
 @settings(max_examples=60, deadline=None)
-@given(wanted=st.lists(st.integers(0, 699), max_size=40))
-def test_a_part_gives_any_rows_in_any_order(part: tuple[Part, NDArray[np.float32]], wanted: list[int]) -> None:
+@given(targets=st.lists(st.integers(0, 699), max_size=40))
+def test_a_part_gives_any_rows_in_any_order(part: tuple[Part, NDArray[np.float32]], targets: list[int]) -> None:
     """Rows taken from a part, repeated and in any order, are the table's: vectors, purchases and tokens."""
     one, vectors = part
-    found, purchases, tokens = one.take(np.array(wanted, np.int64))
+    found, purchases, tokens = one.take(np.array(targets, np.int64))
 
-    np.testing.assert_array_equal(found, vectors[wanted])
-    assert purchases == [("small", "eu" if i % 2 else "openai", f"op-{i % 2 + 1}") for i in wanted]
-    assert tokens.tolist() == [-1 if i % 3 == 2 else i + 1 for i in wanted]
+    np.testing.assert_array_equal(found, vectors[targets])
+    assert purchases == [("small", "eu" if i % 2 else "openai", f"op-{i % 2 + 1}") for i in targets]
+    assert tokens.tolist() == [-1 if i % 3 == 2 else i + 1 for i in targets]
 
 
 def test_a_part_tells_its_hashes_in_order(part: tuple[Part, NDArray[np.float32]]) -> None:
@@ -355,7 +355,7 @@ def test_a_part_tells_its_hashes_in_order(part: tuple[Part, NDArray[np.float32]]
 def test_a_file_that_is_dropped_writes_nothing_more(tmp_path: Path) -> None:
     """What an abandoned writer still holds, a footer too, reaches no file that got its descriptor's number."""
     look = layout()
-    growing = storage.Unfinished(storage.DISK, tmp_path)
+    growing = storage.AtomicFile(storage.DISK, tmp_path)
     parquet = output_parquet.writer(growing.file, look)
     parquet.write_table(output_parquet.table(rows(2, look), embeddings(unit(2)), look))
     growing.drop()

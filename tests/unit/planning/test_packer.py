@@ -5,7 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedctl.planning.packer import ANSWER_BYTES_IN_FLIGHT, Packed, Packer, estimated_tokens, packed_limits, part_of
+from embedctl.planning.packer import (
+    ANSWER_BYTES_IN_FLIGHT,
+    PackedRequest,
+    Packer,
+    estimated_tokens,
+    packed_limits,
+    part_of,
+)
 from embedctl.records import Limits, text_hash
 
 TEXTS = st.lists(st.tuples(st.text(min_size=1, max_size=40), st.sampled_from(["a", "b", "c"])), max_size=60)
@@ -17,10 +24,10 @@ LIMITS = st.builds(
 )
 
 
-def packed(texts: list[tuple[str, str]], limits: Limits, *, counted: bool = False) -> list[Packed]:
+def packed(texts: list[tuple[str, str]], limits: Limits, *, counted: bool = False) -> list[PackedRequest]:
     """All requests for (text, workspace) pairs; ordinal = place in the list."""
     packer = Packer(limits)
-    found: list[Packed] = []
+    found: list[PackedRequest] = []
     for ordinal, (text, workspace) in enumerate(texts):
         size = len(text.encode())
         full = packer.add(

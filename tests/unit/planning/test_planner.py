@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from embedctl.inputs.block import REASONS, Block
 from embedctl.outputs import assemble, parquet
-from embedctl.planning.chunks import REASON_WORDS, Wording
-from embedctl.planning.packer import Packed, Packer
-from embedctl.planning.planner import JOURNAL_FILES, Intake
-from embedctl.planning.slice import Arrival, History, Slot, Where, resolve_twins
+from embedctl.planning.chunks import REASON_WORDS, TextRules
+from embedctl.planning.packer import PackedRequest, Packer
+from embedctl.planning.planner import JOURNAL_FILES, Planner
+from embedctl.planning.slice import Arrival, Slice, SliceIndex, VectorSource, resolve_duplicates
 from embedctl.records import Limits, Refusal, text_hash, tokens_hash
 from embedctl.settings.options import Options
-from embedctl.storage.hash_index import PLACE, Known
+from embedctl.storage.hash_index import LOCATION, HashIndex
 
 LIMIT = 5
 COLUMNS = parquet.row_columns(pa.string(), pa.schema([]), text=True)
@@ -46,9 +46,9 @@ def by_words(text: str, size: int) -> list[str]:
     return [" ".join(words[start : start + size]) for start in range(0, len(words), size)]
 
 
-def wording(**changes: Any) -> Wording:
+def wording(**changes: Any) -> TextRules:
     return replace(
-        Wording(
+        TextRules(
             prefix="",
             max_tokens=LIMIT,
             counter=Words(),
@@ -66,9 +66,9 @@ def wording(**changes: Any) -> Wording:
 class Taken:
     """What became of some blocks in one slot."""
 
-    slot: Slot
-    requests: list[Packed]
-    intake: Intake
+    slice_: Slice
+    requests: list[PackedRequest]
+    intake: Planner
     ids: list[str] = field(default_factory=list)
     indexes: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -80,30 +80,30 @@ class Taken:
     def finish(self) -> tuple[list[Any], Any]:
         """Answer every request, then the failures and the counts as the pipeline makes them."""
         for number, one in enumerate(self.requests):
-            self.slot.arrivals.append(Arrival(ordinals=one.ordinals, file=number, offset=0, width_bytes=16))
-        self.slot.settle()
-        resolve_twins(self.slot, History())
-        failed, kept = assemble.failures(self.slot, self.ids, self.indexes)
-        return failed, assemble.counts(self.slot, failed, kept)
+            self.slice_.arrivals.append(Arrival(ordinals=one.ordinals, file=number, offset=0, width_bytes=16))
+        self.slice_.settle()
+        resolve_duplicates(self.slice_, SliceIndex())
+        failed, kept = assemble.failures(self.slice_, self.ids, self.indexes)
+        return failed, assemble.counts(self.slice_, failed, kept)
 
 
 def take(
     tmp_path: Path,
     *blocks: Block,
     options: Options | None = None,
-    words: Wording | None = None,
+    words: TextRules | None = None,
     known: dict[bytes, tuple[int, int]] | None = None,
     failed_before: dict[bytes, Refusal] | None = None,
     columns: pa.Schema = COLUMNS,
     token_arrays: bool = False,
-    barred: dict[str, str] | None = None,
+    denied: dict[str, str] | None = None,
 ) -> Taken:
     """Blocks through a real intake, packer and index."""
-    with Known(tmp_path) as index, Known(tmp_path) as seen:
+    with HashIndex(tmp_path) as index, HashIndex(tmp_path) as seen:
         if known:
-            places = np.array(list(known.values()), PLACE)
+            places = np.array(list(known.values()), LOCATION)
             index.add(b"".join(known), places)
-        intake = Intake(
+        intake = Planner(
             options=options or Options(),
             wording=words or wording(),
             packer=Packer(Limits(items=3), token_arrays=token_arrays),
@@ -111,13 +111,13 @@ def take(
             seen=seen,
             columns=lambda block, at, chunks, texts: parquet.row_batch(block, at, chunks, texts, columns),
             failed_before=failed_before or {},
-            barred=barred or {},
+            denied=denied or {},
         )
-        slot = intake.slot(0, 0)
-        requests = [one for block in blocks for one in intake.take(block, slot)]
-        requests += intake.close(slot)
-    found = Taken(slot, requests, intake)
-    for batch in slot.batches:
+        slice_ = intake.open_slice(0, 0)
+        requests = [one for block in blocks for one in intake.take(block, slice_)]
+        requests += intake.close(slice_)
+    found = Taken(slice_, requests, intake)
+    for batch in slice_.batches:
         found.ids += batch.column("id").to_pylist()
         found.indexes += batch.column("chunk_index").to_pylist()
         if "text" in batch.schema.names:
@@ -176,7 +176,7 @@ def test_every_row_gives_vectors_or_a_failure(tmp_path: Path, data: st.DataObjec
     assert all(one.reason in (*REASON_WORDS, "too_long") for one in failed)
     assert len(set(zip(taken.ids, taken.indexes, strict=True))) == len(taken.ids)
     asked = [ordinal for one in taken.requests for ordinal in one.ordinals]
-    twins = np.flatnonzero(taken.slot.where[: taken.slot.wanted] == Where.TWIN)
+    twins = np.flatnonzero(taken.slice_.where[: taken.slice_.targets] == VectorSource.DUPLICATE)
     assert sorted([*asked, *twins]) == sorted(set(asked) | set(twins))
     hashes = [one.request.hashes[i : i + 16] for one in taken.requests for i in range(0, len(one.request) * 16, 16)]
     assert len(set(hashes)) == len(hashes)
@@ -189,16 +189,18 @@ def test_every_row_gives_vectors_or_a_failure(tmp_path: Path, data: st.DataObjec
 def test_ordinals_are_dense_and_each_text_is_asked_for_once(tmp_path: Path, rows: list[Any], size: int) -> None:
     """Wanted vectors are numbered without gaps; the first of equal texts is asked for, the others are its twins."""
     taken = take(tmp_path, *cut(rows, {}, [size]), options=Options(on_too_long="truncate"))
-    slot = taken.slot
+    slice_ = taken.slice_
     asked = {o: text for one in taken.requests for o, text in zip(one.ordinals, one.request.texts, strict=True)}
-    twins = {int(p): int(slot.offset[p]) for p in np.flatnonzero(slot.where[: slot.wanted] == Where.TWIN)}
+    twins = {
+        int(p): int(slice_.offset[p]) for p in np.flatnonzero(slice_.where[: slice_.targets] == VectorSource.DUPLICATE)
+    }
 
-    assert sorted([*asked, *twins]) == list(range(slot.wanted))
+    assert sorted([*asked, *twins]) == list(range(slice_.targets))
     assert len(set(asked.values())) == len(asked)
     assert all(first in asked and first < twin for twin, first in twins.items())
     for row, text in enumerate(taken.texts):
-        wanted = slot.rows[row]
-        assert asked[twins.get(wanted, wanted)] == text
+        targets = slice_.rows[row]
+        assert asked[twins.get(targets, targets)] == text
     assert taken.intake.duplicates == len(twins)
 
 
@@ -206,11 +208,11 @@ def test_a_known_text_is_taken_from_where_it_is(tmp_path: Path) -> None:
     """A text of an older part or of the journal is not asked for; the slot says where its vector is."""
     places = {text_hash("in a part"): (3, 17), text_hash("in the journal"): (JOURNAL_FILES + 2, 640)}
     taken = take(tmp_path, block("new", "in a part", "in the journal"), known=places)
-    slot = taken.slot
+    slice_ = taken.slice_
 
     assert taken.sent == ["new"]
-    assert [int(slot.where[i]) for i in range(3)] == [Where.PENDING, Where.PART, Where.JOURNAL]
-    assert [(int(slot.file[i]), int(slot.offset[i])) for i in (1, 2)] == [(3, 17), (2, 640)]
+    assert [int(slice_.where[i]) for i in range(3)] == [VectorSource.PENDING, VectorSource.PART, VectorSource.JOURNAL]
+    assert [(int(slice_.file[i]), int(slice_.offset[i])) for i in (1, 2)] == [(3, 17), (2, 640)]
     assert taken.intake.reused == 2
 
 
@@ -294,7 +296,7 @@ def test_truncate_sends_the_beginning_and_keeps_it_as_the_text(tmp_path: Path) -
     taken = take(tmp_path, block(LONG), options=Options(on_too_long="truncate"))
 
     assert taken.sent == taken.texts == [FITS]
-    assert taken.slot.row_hashes == [text_hash(FITS)]
+    assert taken.slice_.row_hashes == [text_hash(FITS)]
 
 
 def test_chunk_makes_rows_of_the_pieces(tmp_path: Path) -> None:
@@ -317,13 +319,13 @@ def test_pieces_of_one_chunk_never_take_the_number_of_the_next(tmp_path: Path) -
 def test_mean_is_weighted_by_the_tokens_of_the_pieces(tmp_path: Path) -> None:
     """--on-too-long mean: one row, whole text, whose vector is the mean of its pieces, each as heavy as it is long."""
     taken = take(tmp_path, block("x", LONG), options=Options(on_too_long="mean"))
-    mean = taken.slot.means[1]
+    mean = taken.slice_.means[1]
 
     assert taken.texts == ["x", LONG]
-    assert taken.slot.rows == [0, -1]
+    assert taken.slice_.rows == [0, -1]
     assert taken.sent == ["x", *by_words(LONG, LIMIT)]
     assert (mean.start, mean.stop, mean.weights) == (1, 4, (5, 5, 1))
-    assert taken.slot.row_hashes[1] == text_hash(LONG)
+    assert taken.slice_.row_hashes[1] == text_hash(LONG)
 
 
 def test_mean_takes_a_known_mean_whole(tmp_path: Path) -> None:
@@ -331,7 +333,7 @@ def test_mean_takes_a_known_mean_whole(tmp_path: Path) -> None:
     taken = take(tmp_path, block(LONG), options=Options(on_too_long="mean"), known={text_hash(LONG): (0, 4)})
 
     assert taken.sent == []
-    assert int(taken.slot.offset[taken.slot.rows[0]]) == 4
+    assert int(taken.slice_.offset[taken.slice_.rows[0]]) == 4
 
 
 def test_the_prefix_is_sent_hashed_and_counted(tmp_path: Path) -> None:
@@ -341,7 +343,7 @@ def test_the_prefix_is_sent_hashed_and_counted(tmp_path: Path) -> None:
 
     assert taken.sent == ["search document: a b c"]
     assert taken.texts == ["a b c"]
-    assert taken.slot.row_hashes == [text_hash("search document: a b c")]
+    assert taken.slice_.row_hashes == [text_hash("search document: a b c")]
     assert [(one.id, one.tokens) for one in failed] == [("r1", 6)]
 
 
@@ -430,7 +432,7 @@ def test_a_row_whose_workspace_may_not_use_the_model_fails(tmp_path: Path) -> No
         block("a", "b", "c", "d", "e", None, kept=kept),
         options=Options(workspace="mine", workspace_column="team"),
         columns=parquet.row_columns(pa.string(), kept.schema, text=True),
-        barred={"zeta": "zeta may not"},
+        denied={"zeta": "zeta may not"},
     )
     failed, counts = taken.finish()
 
@@ -450,5 +452,5 @@ def test_a_slot_is_complete_with_its_own_requests(tmp_path: Path) -> None:
     """Closing a slot packs what was collected, so that its last request holds no other slot's texts."""
     taken = take(tmp_path, block("a", "b", "c", "d"))
 
-    assert taken.slot.last_request == 1
+    assert taken.slice_.last_request == 1
     assert [one.number for one in taken.requests] == [0, 1]

@@ -57,7 +57,7 @@ def test_every_offer_is_one() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
-def test_offer_is_consistent(model: catalog.Model) -> None:
+def test_offer_is_consistent(model: catalog.ModelEntry) -> None:
     """Facts of one offer do not contradict each other."""
     assert model.served == (model.provider in PROVIDERS)
     assert model.status == "retired" or model.dimensions
@@ -70,7 +70,7 @@ def test_offer_is_consistent(model: catalog.Model) -> None:
 
 
 @pytest.mark.parametrize("place", PROVIDERS.values(), ids=lambda place: place.name)
-def test_provider_is_consistent(place: catalog.Provider) -> None:
+def test_provider_is_consistent(place: catalog.ProviderEntry) -> None:
     """A provider's protocol exists; keys and address agree with it; its chain and default model are known."""
     module = protocol(place.protocol)
 
@@ -244,7 +244,7 @@ def test_costs_little_to_read() -> None:
     code = (
         "import time, sys, embedctl.records\n"
         "start = time.process_time()\n"
-        "from embedctl import catalog\n"
+        "from embedctl.providers import catalog\n"
         "catalog.models()\n"
         "print(time.process_time() - start)\n"
         "heavy = {'numpy', 'httpx', 'pyarrow', 'duckdb', 'rich', 'typer', 'pydantic', 'msgspec'} & set(sys.modules)\n"

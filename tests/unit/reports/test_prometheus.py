@@ -20,7 +20,7 @@ from embedctl.ledger.adjustments import entry
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import uuid7
 from embedctl.reports import prometheus
-from embedctl.runs.registry import Run, Runs
+from embedctl.runs.registry import RunEntry, RunRegistry
 from embedctl.storage import locks
 from tests.support.ledger_events import event, place, take
 
@@ -61,8 +61,8 @@ def counters(text: str) -> dict[str, Decimal]:
 
 def a_run(paths: LedgerPaths, job: str, code: int | None, hours_ago: int, ledger: str = "") -> None:
     folder = paths.database.parent / job
-    Runs(paths.database.parent / "runs").register(
-        Run(
+    RunRegistry(paths.database.parent / "runs").register(
+        RunEntry(
             run_id=uuid7(),
             job_id=job,
             folder=folder,

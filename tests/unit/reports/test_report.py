@@ -16,7 +16,7 @@ from embedctl.ledger import database, periods
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.periods import Range
 from embedctl.reports import report
-from embedctl.reports.report import Question, Report
+from embedctl.reports.report import Report, ReportQuery
 from tests.support.ledger_events import NOON, NOW, event, place, take
 
 ZONES = (
@@ -38,7 +38,7 @@ ZONES = (
 def ask(paths: LedgerPaths, **question: Any) -> Report:
     """The report that answers a question."""
     with database.reader(paths, now=NOW) as connection:
-        return report.report(connection, Question(**question), now=NOW)
+        return report.report(connection, ReportQuery(**question), now=NOW)
 
 
 def test_a_report_counts_calls_operations_and_errors(tmp_path: Path) -> None:

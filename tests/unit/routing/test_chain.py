@@ -10,11 +10,11 @@ import pytest
 from embedctl.errors import ConfigurationInvalid, NotAllowed, WrongUsage
 from embedctl.records import Limits
 from embedctl.routing import chain as chains
-from embedctl.routing.endpoint import Offer
+from embedctl.routing.endpoint import Endpoint
 from tests.support.calling import KEY, SMALL, load
 
 
-def first(folder: Path, config: str = "", env: dict[str, str] | None = None, **flags: Any) -> Offer:
+def first(folder: Path, config: str = "", env: dict[str, str] | None = None, **flags: Any) -> Endpoint:
     return chains.chain(load(folder, config, env, **flags)).first
 
 
@@ -80,15 +80,15 @@ def test_a_place_of_ones_own(tmp_path: Path) -> None:
     max_items = 16
     options = { api_version = "2024-10-21" }
     """
-    offer = first(tmp_path, config, {"EU_KEY": KEY}, model=f"eu:{SMALL}")
+    endpoint = first(tmp_path, config, {"EU_KEY": KEY}, model=f"eu:{SMALL}")
 
-    assert offer.wire_model == "my-deployment"
-    assert offer.canonical == "openai/text-embedding-3-small"
-    assert offer.place.base_url == "https://example.openai.azure.com"
-    assert offer.place.options["api_version"] == "2024-10-21"
-    assert (offer.limits.items, offer.ceiling.requests_per_minute) == (16, 30)
-    assert offer.price_as is None
-    assert offer.dimensions == 1536
+    assert endpoint.wire_model == "my-deployment"
+    assert endpoint.canonical == "openai/text-embedding-3-small"
+    assert endpoint.place.base_url == "https://example.openai.azure.com"
+    assert endpoint.place.options["api_version"] == "2024-10-21"
+    assert (endpoint.limits.items, endpoint.rate_limits.requests_per_minute) == (16, 30)
+    assert endpoint.price_as is None
+    assert endpoint.dimensions == 1536
 
 
 def test_a_key_goes_to_its_own_provider(tmp_path: Path) -> None:
@@ -111,11 +111,14 @@ def test_an_address_to_fill_in(tmp_path: Path) -> None:
 
 def test_atlas_keys(tmp_path: Path) -> None:
     """A Voyage key of MongoDB Atlas goes to Atlas, and only there."""
-    offers = [
+    endpoints = [
         first(tmp_path, "", {"VOYAGE_API_KEY": key}, provider="voyage") for key in ("al-0123456789", "pa-0123456789")
     ]
 
-    urls = [offer.protocol.request(offer.place, offer.wire_model, ["a"], offer.wire).url for offer in offers]
+    urls = [
+        endpoint.protocol.request(endpoint.place, endpoint.wire_model, ["a"], endpoint.wire).url
+        for endpoint in endpoints
+    ]
 
     assert urls == ["https://ai.mongodb.com/v1/embeddings", "https://api.voyageai.com/v1/embeddings"]
 
@@ -124,9 +127,9 @@ def test_flags_are_stronger(tmp_path: Path) -> None:
     """--rpm, --tpm win over the config; 0 lifts a limit."""
     config = "[providers.openai]\nrequests_per_minute = 30\ntokens_per_minute = 1000\n"
 
-    offer = first(tmp_path, config, model=f"openai:{SMALL}", rpm=0, tpm=7)
+    endpoint = first(tmp_path, config, model=f"openai:{SMALL}", rpm=0, tpm=7)
 
-    assert (offer.ceiling.requests_per_minute, offer.ceiling.tokens_per_minute) == (0, 7)
+    assert (endpoint.rate_limits.requests_per_minute, endpoint.rate_limits.tokens_per_minute) == (0, 7)
 
 
 # ── what the vectors are ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -142,7 +145,7 @@ def test_a_prefix_or_a_field(tmp_path: Path) -> None:
     assert (e5.prefix, e5.wire.input_type) == ("query: ", None)
     assert (voyage.prefix, voyage.wire.input_type) == ("", "query")
     assert (plain.prefix, plain.wire.input_type, plain.input_type) == ("", None, None)
-    spaces = {offer.space().space_id for offer in (e5, voyage, plain)}
+    spaces = {endpoint.space().space_id for endpoint in (e5, voyage, plain)}
     assert len(spaces) == 3
 
 
@@ -159,9 +162,9 @@ def test_a_prefix_or_a_field(tmp_path: Path) -> None:
 )
 def test_dimensions(tmp_path: Path, model: str, flags: dict[str, Any], wanted: tuple[int, int | None, str]) -> None:
     """The provider is asked for a width when it makes it; else the policy decides, and is part of the space."""
-    offer = first(tmp_path, "", {"MISTRAL_API_KEY": KEY}, model=model, **flags)
+    endpoint = first(tmp_path, "", {"MISTRAL_API_KEY": KEY}, model=model, **flags)
 
-    assert (offer.dimensions, offer.wire.dimensions, offer.policy) == wanted
+    assert (endpoint.dimensions, endpoint.wire.dimensions, endpoint.policy) == wanted
 
 
 @pytest.mark.parametrize(
@@ -175,11 +178,11 @@ def test_dimensions_that_cannot_be_had(tmp_path: Path, flags: dict[str, Any]) ->
 
 def test_limits_of_an_unknown_model(tmp_path: Path) -> None:
     """A model nobody knows has the protocol's limits, no width, no price of the catalog's model, and no space yet."""
-    offer = first(tmp_path, model="openai:nobody-knows")
+    endpoint = first(tmp_path, model="openai:nobody-knows")
 
-    assert offer.limits == Limits(items=2048, tokens=300_000)
-    assert offer.space() is None
-    assert offer.space(7).model == "openai:nobody-knows"
+    assert endpoint.limits == Limits(items=2048, tokens=300_000)
+    assert endpoint.space() is None
+    assert endpoint.space(7).model == "openai:nobody-knows"
 
 
 # ── who may take over ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -196,7 +199,7 @@ openai = ["second:{SMALL}", "voyage", "onnx", "nobody"]
 
 def left_out(folder: Path, config: str, env: dict[str, str], **flags: Any) -> tuple[list[str], str]:
     chain = chains.chain(load(folder, config, env, model=f"openai:{SMALL}", **flags))
-    return [offer.id for offer in chain.offers], "; ".join(map(str, chain.left_out))
+    return [endpoint.id for endpoint in chain.endpoints], "; ".join(map(str, chain.left_out))
 
 
 def test_same_space(tmp_path: Path) -> None:

@@ -15,13 +15,23 @@ from embedctl.errors import (
     QuotaExhausted,
     RedirectRefused,
 )
-from embedctl.routing.fallback import Allow, Entry, LeftOut, Nobody, Standing, allowed, choose, fitting, require
+from embedctl.routing.fallback import (
+    AllowList,
+    Availability,
+    ChainEntry,
+    Excluded,
+    Nobody,
+    allowed,
+    choose,
+    fitting,
+    require,
+)
 
-OPENAI = Entry(provider="openai", model="small", canonical="openai/small", space_id="s1")
-AZURE = Entry(provider="eu", model="my-deployment", canonical="openai/small", space_id="s1")
-REDUCED = Entry(provider="us", model="small", canonical="openai/small", space_id="s2")
-LOCAL = Entry(provider="onnx", model="minilm", canonical="sentence-transformers/minilm", space_id="s3")
-STRANGER = Entry(provider="local_api", model="something")
+OPENAI = ChainEntry(provider="openai", model="small", canonical="openai/small", space_id="s1")
+AZURE = ChainEntry(provider="eu", model="my-deployment", canonical="openai/small", space_id="s1")
+REDUCED = ChainEntry(provider="us", model="small", canonical="openai/small", space_id="s2")
+LOCAL = ChainEntry(provider="onnx", model="minilm", canonical="sentence-transformers/minilm", space_id="s3")
+STRANGER = ChainEntry(provider="local_api", model="something")
 CHAIN = [OPENAI, AZURE, REDUCED, LOCAL, STRANGER]
 
 
@@ -71,7 +81,7 @@ def test_off_asks_one_provider() -> None:
 
 
 @given(st.lists(st.sampled_from(CHAIN), max_size=8), st.sampled_from(["same-space", "any", "off"]))
-def test_no_mode_ever_mixes_spaces(chain: list[Entry], mode: str) -> None:
+def test_no_mode_ever_mixes_spaces(chain: list[ChainEntry], mode: str) -> None:
     """Whatever the chain, an output of a known space is offered only entries that are known to be of it."""
     kept, left_out = fitting(chain, mode, output_space_id="s1")  # type: ignore[arg-type]
 
@@ -86,15 +96,15 @@ def test_no_mode_ever_mixes_spaces(chain: list[Entry], mode: str) -> None:
 @pytest.mark.parametrize("name", ["small", "openai/small", "openai:small", "openai:openai/small"])
 def test_a_model_is_allowed_by_any_of_its_names(name: str) -> None:
     """An allow-list names a model as asked for, on the wire or canonically, with or without its provider."""
-    assert allowed([OPENAI], [Allow(rule="[allow]", models=frozenset({name}))])[0] == [OPENAI]
+    assert allowed([OPENAI], [AllowList(rule="[allow]", models=frozenset({name}))])[0] == [OPENAI]
 
 
 def test_every_list_must_allow() -> None:
     """An entry takes part when every list allows it; the first that does not is named."""
     lists = [
-        Allow(rule="[allow]", providers=frozenset({"openai", "eu"})),
-        Allow(rule="[workspaces.acme]", providers=frozenset({"eu"})),
-        Allow(rule="everything"),
+        AllowList(rule="[allow]", providers=frozenset({"openai", "eu"})),
+        AllowList(rule="[workspaces.acme]", providers=frozenset({"eu"})),
+        AllowList(rule="everything"),
     ]
     kept, left_out = allowed([OPENAI, AZURE, LOCAL], lists)
 
@@ -107,16 +117,16 @@ def test_every_list_must_allow() -> None:
 
 def test_an_empty_list_allows_nothing() -> None:
     """An empty list is a list: it allows nothing, unlike an absent one."""
-    assert allowed(CHAIN, [Allow(rule="x", models=frozenset())])[0] == []
-    assert allowed(CHAIN, [Allow(rule="x")])[0] == CHAIN
+    assert allowed(CHAIN, [AllowList(rule="x", models=frozenset())])[0] == []
+    assert allowed(CHAIN, [AllowList(rule="x")])[0] == CHAIN
 
 
 def test_asking_for_what_is_forbidden_ends_with_77_and_the_rule() -> None:
     """The entry asked for by name is not skipped silently: exit 77, and which rule."""
     with pytest.raises(NotAllowed, match=r"openai:small is not allowed: model 'small' is not in models of \[allow\]"):
-        require(OPENAI, [Allow(rule="[allow]", models=frozenset({"minilm"}))])
+        require(OPENAI, [AllowList(rule="[allow]", models=frozenset({"minilm"}))])
 
-    require(LOCAL, [Allow(rule="[allow]", models=frozenset({"minilm"}))])
+    require(LOCAL, [AllowList(rule="[allow]", models=frozenset({"minilm"}))])
 
 
 # ── choosing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -125,16 +135,16 @@ def test_asking_for_what_is_forbidden_ends_with_77_and_the_rule() -> None:
 def test_the_first_that_is_ready_is_asked() -> None:
     """The chain's order decides among those that are ready: back to the first as soon as it is."""
     assert choose([OPENAI, AZURE], {}) == OPENAI
-    assert choose([OPENAI, AZURE], {OPENAI: Standing(ready_in_s=3)}) == AZURE
-    assert choose([OPENAI, AZURE], {OPENAI: Standing(dead=KeyRejected("no"))}) == AZURE
-    assert choose([OPENAI, AZURE], {OPENAI: Standing(), AZURE: Standing()}) == OPENAI
+    assert choose([OPENAI, AZURE], {OPENAI: Availability(ready_in_s=3)}) == AZURE
+    assert choose([OPENAI, AZURE], {OPENAI: Availability(dead=KeyRejected("no"))}) == AZURE
+    assert choose([OPENAI, AZURE], {OPENAI: Availability(), AZURE: Availability()}) == OPENAI
 
 
 def test_a_probe_goes_where_only_a_hint_says_to_wait() -> None:
     """Nobody ready: one whose remembered hint still allows a probe is tried; a ready one comes before it."""
-    held = Standing(ready_in_s=900, probe=True)
+    held = Availability(ready_in_s=900, probe=True)
 
-    assert choose([OPENAI, AZURE], {OPENAI: Standing(ready_in_s=5), AZURE: held}) == AZURE
+    assert choose([OPENAI, AZURE], {OPENAI: Availability(ready_in_s=5), AZURE: held}) == AZURE
     assert choose([OPENAI, AZURE], {OPENAI: held}) == AZURE
 
 
@@ -143,11 +153,11 @@ def test_nobody_now_says_when_somebody_is_back() -> None:
     nobody = choose(
         [OPENAI, AZURE, LOCAL],
         {
-            OPENAI: Standing(ready_in_s=40, reason="circuit open"),
-            AZURE: Standing(ready_in_s=7, reason="throttled"),
-            LOCAL: Standing(dead=ModelNotFound("no")),
+            OPENAI: Availability(ready_in_s=40, reason="circuit open"),
+            AZURE: Availability(ready_in_s=7, reason="throttled"),
+            LOCAL: Availability(dead=ModelNotFound("no")),
         },
-        left_out=[LeftOut(STRANGER, "another model")],
+        left_out=[Excluded(STRANGER, "another model")],
     )
 
     assert isinstance(nobody, Nobody)
@@ -172,7 +182,7 @@ def test_nobody_now_says_when_somebody_is_back() -> None:
 def test_all_dead_ends_with_the_gravest_cause(causes: list[ProviderError], code: int) -> None:
     """With all dead the gravest cause is the error; the others are named behind it."""
     chain = CHAIN[: len(causes)]
-    nobody = choose(chain, {entry: Standing(dead=cause) for entry, cause in zip(chain, causes, strict=True)})
+    nobody = choose(chain, {entry: Availability(dead=cause) for entry, cause in zip(chain, causes, strict=True)})
 
     assert isinstance(nobody, Nobody)
     assert nobody.ready_in_s is None
@@ -182,14 +192,14 @@ def test_all_dead_ends_with_the_gravest_cause(causes: list[ProviderError], code:
 
 def test_an_empty_chain_says_what_was_left_out() -> None:
     """A chain that space and lists leave empty says so and why."""
-    nobody = choose([], {}, left_out=[LeftOut(LOCAL, "another model")])
+    nobody = choose([], {}, left_out=[Excluded(LOCAL, "another model")])
 
     assert isinstance(nobody, Nobody)
     assert nobody.error.message == "no provider is left to ask; not asked: onnx:minilm: another model"
 
 
 standings = st.builds(
-    Standing,
+    Availability,
     dead=st.sampled_from([None, None, KeyRejected("k"), QuotaExhausted("q")]),
     ready_in_s=st.sampled_from([0.0, 0.0, 5.0, 60.0]),
     probe=st.booleans(),
@@ -197,11 +207,11 @@ standings = st.builds(
 
 
 @given(st.lists(st.sampled_from(CHAIN), unique=True), st.dictionaries(st.sampled_from(CHAIN), standings))
-def test_the_dead_are_never_asked(chain: list[Entry], states: dict[Entry, Standing]) -> None:
+def test_the_dead_are_never_asked(chain: list[ChainEntry], states: dict[ChainEntry, Availability]) -> None:
     """Whatever the standings: never a dead entry, never one that must wait without a probe, and none only when so."""
     choice = choose(chain, states)
-    usable = [entry for entry in chain if states.get(entry, Standing()).dead is None]
-    ready = [entry for entry in usable if (now := states.get(entry, Standing())).ready_in_s == 0 or now.probe]
+    usable = [entry for entry in chain if states.get(entry, Availability()).dead is None]
+    ready = [entry for entry in usable if (now := states.get(entry, Availability())).ready_in_s == 0 or now.probe]
 
     assert isinstance(choice, Nobody) == (not ready)
     assert isinstance(choice, Nobody) or choice in ready

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from embedctl.errors import AnswerLost, KeyRejected, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
-from embedctl.routing.limiter import Lane
-from embedctl.routing.rate_limit import Ceiling
+from embedctl.routing.limiter import Limiter
+from embedctl.routing.rate_limit import RateLimits
 
 
 class Clock:
@@ -59,16 +59,16 @@ def run(main: Callable[[Clock], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(bounded())
 
 
-def lane(clock: Clock, **ceiling: Any) -> Lane:
-    return Lane(Ceiling(**ceiling), clock=clock, sleep=clock.sleep)
+def limiter(clock: Clock, **rate_limits: Any) -> Limiter:
+    return Limiter(RateLimits(**rate_limits), clock=clock, sleep=clock.sleep)
 
 
-async def answered(subject: Lane, clock: Clock, seconds: float = 1.0, tokens: int = 10) -> float:
+async def answered(subject: Limiter, clock: Clock, seconds: float = 1.0, tokens: int = 10) -> float:
     """One request that takes so long; the time it was sent."""
-    async with subject.slot(tokens) as slot:
+    async with subject.acquire(tokens) as permit:
         sent = clock.now
         await clock.sleep(seconds)
-        slot.succeeded(tokens)
+        permit.succeeded(tokens)
     return sent
 
 
@@ -77,10 +77,10 @@ def test_requests_go_in_the_order_they_came() -> None:
     order = []
 
     async def main(clock: Clock) -> None:
-        subject = lane(clock, tokens_per_minute=6000)
+        subject = limiter(clock, tokens_per_minute=6000)
 
         async def one(index: int, tokens: int) -> None:
-            async with subject.slot(tokens):
+            async with subject.acquire(tokens):
                 order.append(index)
 
         await asyncio.gather(*(one(index, 5000 if index == 3 else 10) for index in range(20)))
@@ -95,23 +95,23 @@ def test_the_window_bounds_what_is_in_flight() -> None:
     in_flight, seen = 0, []
 
     async def main(clock: Clock) -> None:
-        subject = lane(clock, concurrency=16)
+        subject = limiter(clock, concurrency=16)
 
         async def one() -> None:
             nonlocal in_flight
-            async with subject.slot(1) as slot:
+            async with subject.acquire(1) as permit:
                 in_flight += 1
                 seen.append(in_flight)
 
-                assert in_flight <= subject.limiter.window.size
+                assert in_flight <= subject.rate_limit.window.size
 
                 await clock.sleep(1.0)
-                slot.succeeded()
+                permit.succeeded()
                 in_flight -= 1
 
         await asyncio.gather(*(one() for _ in range(100)))
 
-        assert subject.limiter.in_flight == 0
+        assert subject.rate_limit.in_flight == 0
 
     run(main)
 
@@ -123,16 +123,16 @@ def test_a_throttled_request_holds_the_others() -> None:
     sent = []
 
     async def main(clock: Clock) -> None:
-        subject = lane(clock, concurrency=4)
+        subject = limiter(clock, concurrency=4)
 
         async def one() -> None:
-            async with subject.slot(1) as slot:
+            async with subject.acquire(1) as permit:
                 sent.append(clock.now)
                 await clock.sleep(0.5)
                 if len(sent) <= 4:
-                    slot.failed(Throttled("slow down", retry_after_s=7))
+                    permit.failed(Throttled("slow down", retry_after_s=7))
                 else:
-                    slot.succeeded()
+                    permit.succeeded()
 
         await asyncio.gather(*(one() for _ in range(8)))
 
@@ -146,14 +146,14 @@ def test_a_gate_beyond_the_wait_is_an_error() -> None:
     """A lane that was asked to wait for longer than `--max-wait` refuses at once, with the time."""
 
     async def main(clock: Clock) -> None:
-        subject = lane(clock)
-        subject.limiter.hold(clock.now + 5000)
+        subject = limiter(clock)
+        subject.rate_limit.hold(clock.now + 5000)
         with pytest.raises(Throttled) as caught:
-            async with subject.slot(1):
+            async with subject.acquire(1):
                 pass
 
         assert caught.value.retry_after_s == 5000
-        assert subject.limiter.in_flight == 0
+        assert subject.rate_limit.in_flight == 0
 
     run(main)
 
@@ -173,11 +173,11 @@ def test_only_signs_of_overload_narrow_the_window(error: ProviderError, size: in
     """429, 503 and lost answers narrow the window; other failures say nothing about load."""
 
     async def main(clock: Clock) -> None:
-        subject = lane(clock)
-        async with subject.slot(1) as slot:
-            slot.failed(error)
+        subject = limiter(clock)
+        async with subject.acquire(1) as permit:
+            permit.failed(error)
 
-        assert subject.limiter.window.size == size
+        assert subject.rate_limit.window.size == size
 
     run(main)
 
@@ -186,16 +186,16 @@ def test_tokens_that_never_left_come_back() -> None:
     """A request that was not sent gives its tokens back; a cancelled one may have used them."""
 
     async def main(clock: Clock) -> None:
-        subject = lane(clock, tokens_per_minute=6000)
-        async with subject.slot(900) as slot:
-            slot.failed(NotSent("dns"))
+        subject = limiter(clock, tokens_per_minute=6000)
+        async with subject.acquire(900) as permit:
+            permit.failed(NotSent("dns"))
 
-        assert subject.limiter.ready_in(0.0, 1000) == 0
+        assert subject.rate_limit.ready_in(0.0, 1000) == 0
 
-        async with subject.slot(900):
+        async with subject.acquire(900):
             pass
 
-        assert subject.limiter.ready_in(0.0, 1000) == 9.0
+        assert subject.rate_limit.ready_in(0.0, 1000) == 9.0
 
     run(main)
 
@@ -204,13 +204,13 @@ def test_headers_are_learnt_from_answers_and_failures() -> None:
     """What the headers of any answer say holds for the next request."""
 
     async def main(clock: Clock) -> None:
-        subject = lane(clock)
-        async with subject.slot(1) as slot:
-            slot.succeeded(1, Rates(requests_left=0, requests_reset_s=3))
-        async with subject.slot(1) as slot:
+        subject = limiter(clock)
+        async with subject.acquire(1) as permit:
+            permit.succeeded(1, Rates(requests_left=0, requests_reset_s=3))
+        async with subject.acquire(1) as permit:
             first = clock.now
-            slot.failed(ServerFailed("x", status=500), rates=Rates(requests_left=0, requests_reset_s=4))
-        async with subject.slot(1):
+            permit.failed(ServerFailed("x", status=500), rates=Rates(requests_left=0, requests_reset_s=4))
+        async with subject.acquire(1):
             second = clock.now
 
         assert (first, second) == (3.0, 7.0)
@@ -225,7 +225,7 @@ def test_cancelling_anybody_anywhere_loses_no_place(seed: int) -> None:
 
     async def main(clock: Clock) -> None:
         chance = random.Random(seed)
-        subject = lane(clock, concurrency=3, requests_per_minute=120, burst=2)
+        subject = limiter(clock, concurrency=3, requests_per_minute=120, burst=2)
         tasks = [asyncio.create_task(answered(subject, clock, chance.random() * 2)) for _ in range(30)]
         for task in chance.sample(tasks, 20):
             await clock.sleep(chance.random() * 0.5)
@@ -233,7 +233,7 @@ def test_cancelling_anybody_anywhere_loses_no_place(seed: int) -> None:
         results = await asyncio.gather(*tasks, return_exceptions=True)
 
         assert {type(result) for result in results} <= {float, asyncio.CancelledError}
-        assert subject.limiter.in_flight == 0
+        assert subject.rate_limit.in_flight == 0
         assert not subject._turn.locked()
 
         await answered(subject, clock)
@@ -245,12 +245,12 @@ def test_an_error_in_the_block_frees_the_place() -> None:
     """A block that raises gives its place back."""
 
     async def main(clock: Clock) -> None:
-        subject = lane(clock, concurrency=1)
+        subject = limiter(clock, concurrency=1)
         for _ in range(3):
             with pytest.raises(ValueError, match="bug"):
-                async with subject.slot(1):
+                async with subject.acquire(1):
                     raise ValueError("bug")
 
-        assert subject.limiter.in_flight == 0
+        assert subject.rate_limit.in_flight == 0
 
     run(main)

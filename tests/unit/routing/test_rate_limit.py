@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from embedctl.providers._rate_headers import Rates, duration, rates
 from embedctl.routing.bucket import Bucket
-from embedctl.routing.rate_limit import Ceiling, Limiter, Reservation
+from embedctl.routing.rate_limit import Admission, RateLimit, RateLimits
 from embedctl.routing.window import AdaptiveRate, Window
 
 # ── buckets ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -224,21 +224,21 @@ def test_a_rate_never_stops_a_lane() -> None:
 # ── the limiter ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def go(limiter: Limiter, now: float, tokens: float = 0, items: int = 1) -> tuple[float, Reservation]:
+def go(rate_limit: RateLimit, now: float, tokens: float = 0, items: int = 1) -> tuple[float, Admission]:
     """Wait, reserve and finish one request at once; the time it went."""
-    now += limiter.ready_in(now, tokens, items)
-    reservation = limiter.reserve(now, tokens, items)
-    limiter.succeeded(reservation, now)
-    limiter.release()
+    now += rate_limit.ready_in(now, tokens, items)
+    reservation = rate_limit.reserve(now, tokens, items)
+    rate_limit.succeeded(reservation, now)
+    rate_limit.release()
     return now, reservation
 
 
 def test_requests_per_minute_hold_after_the_burst() -> None:
     """The burst goes at once, then one request per 60/rpm seconds."""
-    limiter = Limiter(Ceiling(requests_per_minute=120, burst=10), 0.0)
+    rate_limit = RateLimit(RateLimits(requests_per_minute=120, burst=10), 0.0)
     now, times = 0.0, []
     for _ in range(30):
-        now, _ = go(limiter, now)
+        now, _ = go(rate_limit, now)
         times.append(now)
 
     assert times[:10] == [0.0] * 10
@@ -247,75 +247,75 @@ def test_requests_per_minute_hold_after_the_burst() -> None:
 
 def test_texts_are_counted_where_the_provider_counts_texts() -> None:
     """Where each text counts as a request, ten texts cost ten."""
-    limiter = Limiter(Ceiling(requests_per_minute=60, burst=10, counts_items=True), 0.0)
-    first, _ = go(limiter, 0.0, items=10)
-    second, _ = go(limiter, 0.0, items=5)
-    larger, _ = go(limiter, second, items=100)
+    rate_limit = RateLimit(RateLimits(requests_per_minute=60, burst=10, counts_items=True), 0.0)
+    first, _ = go(rate_limit, 0.0, items=10)
+    second, _ = go(rate_limit, 0.0, items=5)
+    larger, _ = go(rate_limit, second, items=100)
 
     assert (first, second, larger) == (0.0, 5.0, 15.0)
 
 
 def test_tokens_per_minute_hold_and_are_corrected_by_the_count() -> None:
     """Tokens are reserved by estimate; what the provider counted settles the difference."""
-    limiter = Limiter(Ceiling(tokens_per_minute=6000), 0.0)
-    _, reservation = go(limiter, 0.0, tokens=1000)
+    rate_limit = RateLimit(RateLimits(tokens_per_minute=6000), 0.0)
+    _, reservation = go(rate_limit, 0.0, tokens=1000)
 
-    assert limiter.ready_in(0.0, 500) == 5.0
+    assert rate_limit.ready_in(0.0, 500) == 5.0
 
-    limiter.settle(reservation, 0.0, 400)
+    rate_limit.settle(reservation, 0.0, 400)
 
-    assert limiter.ready_in(0.0, 500) == 0.0
+    assert rate_limit.ready_in(0.0, 500) == 0.0
 
-    limiter.settle(reservation, 0.0, 1400)
+    rate_limit.settle(reservation, 0.0, 1400)
 
-    assert limiter.ready_in(0.0, 500) == pytest.approx(3.0)
+    assert rate_limit.ready_in(0.0, 500) == pytest.approx(3.0)
 
 
 def test_without_limits_nothing_is_held_back() -> None:
     """With no limits configured and none learnt only the window holds requests back."""
-    limiter = Limiter(Ceiling(concurrency=4), 0.0)
+    rate_limit = RateLimit(RateLimits(concurrency=4), 0.0)
 
-    assert all(go(limiter, 0.0, tokens=1e9)[0] == 0 for _ in range(1000))
+    assert all(go(rate_limit, 0.0, tokens=1e9)[0] == 0 for _ in range(1000))
 
 
 def test_a_retry_after_holds_the_whole_lane() -> None:
     """A 429 holds every request of the lane until the time it names, never a shorter one that comes later."""
-    limiter = Limiter(Ceiling(), 0.0)
-    one, two = limiter.reserve(0.0, 0), limiter.reserve(0.0, 0)
-    limiter.throttled(one, 1.0, 30.0)
-    limiter.throttled(two, 2.0, 1.0)
-    limiter.release()
-    limiter.release()
+    rate_limit = RateLimit(RateLimits(), 0.0)
+    one, two = rate_limit.reserve(0.0, 0), rate_limit.reserve(0.0, 0)
+    rate_limit.throttled(one, 1.0, 30.0)
+    rate_limit.throttled(two, 2.0, 1.0)
+    rate_limit.release()
+    rate_limit.release()
 
-    assert limiter.ready_in(2.0, 0) == 29.0
+    assert rate_limit.ready_in(2.0, 0) == 29.0
 
 
 def test_a_full_window_waits_for_whoever_finishes() -> None:
     """With the window full there is no time to wait for: a request must come back first."""
-    limiter = Limiter(Ceiling(concurrency=2), 0.0)
-    limiter.reserve(0.0, 0)
-    limiter.reserve(0.0, 0)
+    rate_limit = RateLimit(RateLimits(concurrency=2), 0.0)
+    rate_limit.reserve(0.0, 0)
+    rate_limit.reserve(0.0, 0)
 
-    assert limiter.ready_in(0.0, 0) == math.inf
+    assert rate_limit.ready_in(0.0, 0) == math.inf
 
-    limiter.release()
+    rate_limit.release()
 
-    assert limiter.ready_in(0.0, 0) == 0
+    assert rate_limit.ready_in(0.0, 0) == 0
 
 
 def test_an_unused_window_does_not_grow() -> None:
     """Successes one at a time prove nothing about many at a time."""
-    limiter = Limiter(Ceiling(concurrency=64), 0.0)
+    rate_limit = RateLimit(RateLimits(concurrency=64), 0.0)
     for _ in range(500):
-        go(limiter, 0.0)
+        go(rate_limit, 0.0)
 
-    assert limiter.window.size == 4
+    assert rate_limit.window.size == 4
 
 
 def test_a_limit_in_the_headers_is_kept_where_none_was_configured() -> None:
     """Limits that headers name hold from then on; configured ones are not changed by them."""
     said = Rates(requests_per_minute=60, tokens_per_minute=6000, requests_left=2, tokens_left=100)
-    learning, told = Limiter(Ceiling(), 0.0), Limiter(Ceiling(requests_per_minute=600, burst=2), 0.0)
+    learning, told = RateLimit(RateLimits(), 0.0), RateLimit(RateLimits(requests_per_minute=600, burst=2), 0.0)
     learning.learn(said, 0.0)
     told.learn(said, 0.0)
 
@@ -325,7 +325,7 @@ def test_a_limit_in_the_headers_is_kept_where_none_was_configured() -> None:
 
 def test_nothing_left_means_waiting_for_the_reset_but_not_for_long() -> None:
     """Without a limit, nothing left holds the lane until the reset, a minute at most: a reset means all is back."""
-    short, long = Limiter(Ceiling(), 0.0), Limiter(Ceiling(), 0.0)
+    short, long = RateLimit(RateLimits(), 0.0), RateLimit(RateLimits(), 0.0)
     short.learn(Rates(requests_left=0, requests_reset_s=7), 0.0)
     long.learn(Rates(tokens_left=0, tokens_reset_s=3600), 0.0)
 
@@ -389,11 +389,11 @@ def test_durations_are_read_strictly(text: str, seconds: float | None) -> None:
 )
 def test_hostile_headers_never_break_a_lane(headers: dict[str, str]) -> None:
     """Whatever a server writes there, the lane goes on within a bounded time."""
-    limiter = Limiter(Ceiling(), 0.0)
+    rate_limit = RateLimit(RateLimits(), 0.0)
     said = rates(headers)
     if said is not None:
-        limiter.learn(said, 0.0)
-    wait = limiter.ready_in(0.0, 100)
+        rate_limit.learn(said, 0.0)
+    wait = rate_limit.ready_in(0.0, 100)
 
     assert 0 <= wait < math.inf
 
@@ -406,11 +406,11 @@ class AnyHistory(RuleBasedStateMachine):
 
     @initialize(most=st.integers(1, 20), rpm=st.sampled_from([0, 30, 600]), tpm=st.sampled_from([0, 5000]))
     def start(self, most: int, rpm: float, tpm: float) -> None:
-        self.ceiling = Ceiling(concurrency=most, requests_per_minute=rpm, tokens_per_minute=tpm)
-        self.limiter = Limiter(self.ceiling, 0.0)
+        self.rate_limits = RateLimits(concurrency=most, requests_per_minute=rpm, tokens_per_minute=tpm)
+        self.rate_limit = RateLimit(self.rate_limits, 0.0)
         self.now = 0.0
         self.gate = -math.inf
-        self.flying: list[Reservation] = []
+        self.flying: list[Admission] = []
         self.sent: list[float] = []
 
     @rule(seconds=st.floats(0, 100))
@@ -419,53 +419,55 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(tokens=st.integers(0, 3000))
     def send(self, tokens: int) -> None:
-        ready_in = self.limiter.ready_in(self.now, tokens)
+        ready_in = self.rate_limit.ready_in(self.now, tokens)
         if ready_in == math.inf:
-            assert len(self.flying) >= self.limiter.window.size
+            assert len(self.flying) >= self.rate_limit.window.size
             return
         self.now += ready_in
-        if self.limiter.ready_in(self.now, tokens) > 1e-6:  # the rate of five minutes ago has just ended, or rounding
+        if (
+            self.rate_limit.ready_in(self.now, tokens) > 1e-6
+        ):  # the rate of five minutes ago has just ended, or rounding
             return
         assert self.now >= self.gate - 1e-6
-        assert len(self.flying) < self.limiter.window.size
-        self.flying.append(self.limiter.reserve(self.now, tokens))
+        assert len(self.flying) < self.rate_limit.window.size
+        self.flying.append(self.rate_limit.reserve(self.now, tokens))
         self.sent.append(self.now)
 
     @precondition(lambda self: self.flying)
     @rule(actual=st.integers(0, 3000))
     def succeed(self, actual: int) -> None:
         reservation = self.flying.pop(0)
-        self.limiter.settle(reservation, self.now, actual)
-        self.limiter.succeeded(reservation, self.now)
-        self.limiter.release()
+        self.rate_limit.settle(reservation, self.now, actual)
+        self.rate_limit.succeeded(reservation, self.now)
+        self.rate_limit.release()
 
     @precondition(lambda self: self.flying)
     @rule(wait_s=st.floats(0, 120))
     def throttle(self, wait_s: float) -> None:
-        self.limiter.throttled(self.flying.pop(0), self.now, wait_s)
-        self.limiter.release()
+        self.rate_limit.throttled(self.flying.pop(0), self.now, wait_s)
+        self.rate_limit.release()
         self.gate = max(self.gate, self.now + wait_s)
 
     @precondition(lambda self: self.flying)
     @rule()
     def cancel(self) -> None:
         self.flying.pop()
-        self.limiter.release()
+        self.rate_limit.release()
 
     @rule(left=st.integers(0, 100), limit=st.integers(1, 1000))
     def hear(self, left: int, limit: int) -> None:
-        if self.ceiling.requests_per_minute:
-            self.limiter.learn(Rates(requests_per_minute=limit, requests_left=left, requests_reset_s=9), self.now)
+        if self.rate_limits.requests_per_minute:
+            self.rate_limit.learn(Rates(requests_per_minute=limit, requests_left=left, requests_reset_s=9), self.now)
 
     @invariant()
     def within_bounds(self) -> None:
         if not hasattr(self, "limiter"):
             return
-        assert 1 <= self.limiter.window.size <= self.ceiling.concurrency
-        assert self.limiter.in_flight == len(self.flying) <= self.ceiling.concurrency
-        if rpm := self.ceiling.requests_per_minute:
+        assert 1 <= self.rate_limit.window.size <= self.rate_limits.concurrency
+        assert self.rate_limit.in_flight == len(self.flying) <= self.rate_limits.concurrency
+        if rpm := self.rate_limits.requests_per_minute:
             last_minute = [at for at in self.sent if at > self.now - 60]
-            assert len(last_minute) <= rpm + self.ceiling.burst + 1
+            assert len(last_minute) <= rpm + self.rate_limits.burst + 1
 
 
 AnyHistory.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)

@@ -24,7 +24,16 @@ from embedctl.errors import (
     TextTooLong,
     Throttled,
 )
-from embedctl.routing.retry import THROTTLE_COST, TRANSIENT_COST, Attempts, Budget, Policy, Step, hinted_s, wait_before
+from embedctl.routing.retry import (
+    THROTTLE_COST,
+    TRANSIENT_COST,
+    Attempts,
+    Policy,
+    RetryBudget,
+    Step,
+    hinted_s,
+    wait_before,
+)
 
 jitters = st.floats(0, 1, exclude_max=True)
 RETRIED = [NotSent, ServerFailed, AnswerLost, AnswerUnusable]
@@ -42,12 +51,12 @@ def attempts(**policy: object) -> Attempts:
     return Attempts(Policy(**policy), jitter=full)  # type: ignore[arg-type]
 
 
-def until_left(tries: Attempts, error: ProviderError, budget: Budget) -> list[Step]:
+def until_left(tries: Attempts, error: ProviderError, budget: RetryBudget) -> list[Step]:
     """Every step until the provider is left, at most a thousand."""
     steps = []
     for _ in range(1000):
         steps.append(tries.after(error, now=0.0, budget=budget))
-        if steps[-1].remedy is Remedy.LEAVE:
+        if steps[-1].remedy is Remedy.GIVE_UP:
             break
     return steps
 
@@ -106,7 +115,7 @@ def every_error() -> list[type[ProviderError]]:
 def test_the_class_alone_decides(kind: type[ProviderError]) -> None:
     """The first failure of a request is followed by its class's own remedy, whatever its status or words are."""
     for status in (None, 200, 401, 429, 500):
-        step = attempts().after(kind("429 quota 500", status=status), now=0.0, budget=Budget())
+        step = attempts().after(kind("429 quota 500", status=status), now=0.0, budget=RetryBudget())
 
         assert step.remedy is kind.remedy
         assert (step.wait_s > 0) == (kind.remedy in (Remedy.RETRY, Remedy.WAIT))
@@ -115,7 +124,7 @@ def test_the_class_alone_decides(kind: type[ProviderError]) -> None:
 @pytest.mark.parametrize("kind", [RequestTooLarge, TextRefused, TextTooLong, errors.KeyRejected, errors.QuotaExhausted])
 def test_what_is_not_retried_costs_nothing(kind: type[ProviderError]) -> None:
     """Halving, isolating and leaving spend no retry."""
-    budget, tries = Budget(), attempts()
+    budget, tries = RetryBudget(), attempts()
     tries.after(kind("x"), now=0.0, budget=budget)
 
     assert (budget.level, tries.failures) == (500, 0)
@@ -128,16 +137,16 @@ def test_what_is_not_retried_costs_nothing(kind: type[ProviderError]) -> None:
 def test_retries_are_counted(kind: type[ProviderError], retries: int) -> None:
     """Six retries for transient, unusable and unsent, two where each may have been billed; then that error is left."""
     error = kind("x")
-    steps = until_left(attempts(), error, Budget())
+    steps = until_left(attempts(), error, RetryBudget())
 
-    assert [step.remedy for step in steps] == [Remedy.RETRY] * retries + [Remedy.LEAVE]
+    assert [step.remedy for step in steps] == [Remedy.RETRY] * retries + [Remedy.GIVE_UP]
     assert steps[-1].error is error
 
 
 @given(st.lists(st.sampled_from(RETRIED), min_size=7, max_size=30), st.integers(0, 6))
 def test_all_kinds_share_one_count(kinds: list[type[ProviderError]], retries: int) -> None:
     """Failures of every kind together are retried at most `--retries` times, lost ones among them at most twice."""
-    tries, budget = attempts(retries=retries), Budget(10_000)
+    tries, budget = attempts(retries=retries), RetryBudget(10_000)
     retried = []
     for kind in kinds:
         if tries.after(kind("x"), now=0.0, budget=budget).remedy is not Remedy.RETRY:
@@ -151,23 +160,23 @@ def test_all_kinds_share_one_count(kinds: list[type[ProviderError]], retries: in
 def test_throttling_is_not_counted_but_bounded_by_the_waiting() -> None:
     """A request may be throttled any number of times, until it would have waited for ten minutes."""
     error = Throttled("x")
-    steps = until_left(attempts(retries=0), error, Budget())
+    steps = until_left(attempts(retries=0), error, RetryBudget())
     waited = sum(step.wait_s for step in steps)
 
     assert len(steps) > 10
     assert 500 < waited <= 600
-    assert (steps[-1].remedy, steps[-1].error) == (Remedy.LEAVE, error)
+    assert (steps[-1].remedy, steps[-1].error) == (Remedy.GIVE_UP, error)
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0.1, 700)), max_size=60), st.floats(1, 600), jitters)
 def test_the_waiting_is_never_longer_than_allowed(hints: list[float | None], max_wait_s: float, u: float) -> None:
     """Whatever the provider asks for, one request never waits for longer than `--max-wait` in all."""
     tries = Attempts(Policy(max_wait_s=max_wait_s), jitter=lambda: u)
-    budget = Budget(10_000)
+    budget = RetryBudget(10_000)
     waited = 0.0
     for hint in hints:
         step = tries.after(Throttled("x", retry_after_s=hint), now=0.0, budget=budget)
-        if step.remedy is Remedy.LEAVE:
+        if step.remedy is Remedy.GIVE_UP:
             break
         waited += step.wait_s
 
@@ -178,19 +187,19 @@ def test_the_waiting_is_never_longer_than_allowed(hints: list[float | None], max
 @pytest.mark.parametrize("kind", [Throttled, ServerFailed])
 def test_a_hint_beyond_the_wait_leaves_at_once(kind: type[ProviderError]) -> None:
     """A provider that asks for a day is left at once, and what it asked for is told on."""
-    step = attempts().after(kind("x", retry_after_s=86_400), now=0.0, budget=Budget())
+    step = attempts().after(kind("x", retry_after_s=86_400), now=0.0, budget=RetryBudget())
 
-    assert (step.remedy, step.refused_for_s) == (Remedy.LEAVE, 86_400)
+    assert (step.remedy, step.refused_for_s) == (Remedy.GIVE_UP, 86_400)
 
 
 def test_a_deadline_is_not_slept_through() -> None:
     """A wait that would end after the deadline ends the run at once, resumable."""
     tries = attempts(deadline=100.0)
-    soon = tries.after(ServerFailed("busy"), now=90.0, budget=Budget())
-    late = tries.after(ServerFailed("busy", retry_after_s=20), now=90.0, budget=Budget())
+    soon = tries.after(ServerFailed("busy"), now=90.0, budget=RetryBudget())
+    late = tries.after(ServerFailed("busy", retry_after_s=20), now=90.0, budget=RetryBudget())
 
     assert soon.remedy is Remedy.RETRY
-    assert late.remedy is Remedy.LEAVE
+    assert late.remedy is Remedy.GIVE_UP
     assert isinstance(late.error, DeadlinePassed)
     assert late.error.exit_code == 75
     assert "busy" in late.error.message
@@ -198,7 +207,7 @@ def test_a_deadline_is_not_slept_through() -> None:
 
 def test_one_request_that_keeps_failing_while_others_do_not_is_isolated() -> None:
     """Three failures of one request while five others succeed point at one of its texts."""
-    tries, budget = attempts(), Budget()
+    tries, budget = attempts(), RetryBudget()
     steps = [
         tries.after(ServerFailed("NaN"), now=0.0, budget=budget, others_succeeded=others) for others in (0, 5, 4, 5)
     ]
@@ -209,7 +218,7 @@ def test_one_request_that_keeps_failing_while_others_do_not_is_isolated() -> Non
 @pytest.mark.parametrize("kind", [NotSent, AnswerLost])
 def test_a_lost_or_unsent_request_accuses_no_text(kind: type[ProviderError]) -> None:
     """Where no answer came there is nothing that one of the texts could be blamed for."""
-    tries, budget = attempts(), Budget()
+    tries, budget = attempts(), RetryBudget()
     steps = [tries.after(kind("x"), now=0.0, budget=budget, others_succeeded=99) for _ in range(8)]
 
     assert Remedy.ISOLATE not in {step.remedy for step in steps}
@@ -220,7 +229,7 @@ def test_a_lost_or_unsent_request_accuses_no_text(kind: type[ProviderError]) -> 
 
 def test_retries_have_prices() -> None:
     """A retry costs 14, one after a throttling 5; success gives the last price back, success at once gives 1."""
-    budget = Budget()
+    budget = RetryBudget()
     tries = attempts()
     tries.after(ServerFailed("x"), now=0.0, budget=budget)
 
@@ -241,7 +250,7 @@ def test_retries_have_prices() -> None:
 
 def test_an_empty_budget_stops_all_retrying() -> None:
     """When a lane's budget is empty its requests are not sent again: the circuit opens, no row fails."""
-    budget = Budget()
+    budget = RetryBudget()
     sent_again = 0
     for _ in range(100):
         step = attempts().after(ServerFailed("down", provider="p"), now=0.0, budget=budget)
@@ -263,7 +272,7 @@ def test_the_budget_stays_within_its_bounds(
     capacity: int, events: list[tuple[type[ProviderError] | None, int]]
 ) -> None:
     """Whatever happens, the budget is never negative and never above its capacity."""
-    budget = Budget(capacity)
+    budget = RetryBudget(capacity)
     requests = [attempts() for _ in range(6)]
     for kind, index in events:
         if kind is None:

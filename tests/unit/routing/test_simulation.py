@@ -13,8 +13,8 @@ import pytest
 
 from embedctl.errors import ProviderError, Remedy, ServerFailed, Throttled
 from embedctl.routing.breaker import Breaker, Pass
-from embedctl.routing.rate_limit import Ceiling, Limiter, Reservation
-from embedctl.routing.retry import Attempts, Budget, Policy
+from embedctl.routing.rate_limit import Admission, RateLimit, RateLimits
+from embedctl.routing.retry import Attempts, Policy, RetryBudget
 
 TEN_MINUTES = 600.0
 LATENCY_S = 0.3
@@ -59,9 +59,9 @@ class Process:
         self.provider = provider
         self.chance = chance
         self.at = at
-        self.limiter = Limiter(Ceiling(concurrency=16), 0.0)
+        self.rate_limit = RateLimit(RateLimits(concurrency=16), 0.0)
         self.breaker = Breaker("p", "m", jitter=chance.random)
-        self.budget = Budget()
+        self.budget = RetryBudget()
         self.served = 0
         self.left = 0
         self.again: list[tuple[float, int, Attempts]] = []
@@ -77,7 +77,7 @@ class Process:
         while True:
             allowed = self.breaker.ready_in(now)
             assert allowed is not None
-            wait = max(allowed, self.limiter.ready_in(now, 0))
+            wait = max(allowed, self.rate_limit.ready_in(now, 0))
             if wait > 1e-9:
                 break
             ticket = self.breaker.admit(now)
@@ -85,7 +85,7 @@ class Process:
             attempts = Attempts(Policy(), jitter=self.chance.random)
             if self.again and self.again[0][0] <= now:
                 attempts = heapq.heappop(self.again)[2]
-            reservation = self.limiter.reserve(now, 0)
+            reservation = self.rate_limit.reserve(now, 0)
             error = self.provider.judge(now)
             pause = LATENCY_S * (0.5 + self.chance.random()) if error is None else 0.05
             self.at(now + pause, self.finish, ticket, reservation, attempts, error)
@@ -95,24 +95,24 @@ class Process:
             self.at(alarm, self.wake)
 
     def finish(
-        self, now: float, ticket: Pass, reservation: Reservation, attempts: Attempts, error: ProviderError | None
+        self, now: float, ticket: Pass, reservation: Admission, attempts: Attempts, error: ProviderError | None
     ) -> None:
         self.breaker.settle(ticket, error, now)
         if error is None:
             self.served += 1
-            self.limiter.succeeded(reservation, now)
+            self.rate_limit.succeeded(reservation, now)
             attempts.succeeded(self.budget)
         else:
             step = attempts.after(error, now=now, budget=self.budget)
             if isinstance(error, Throttled):
-                self.limiter.throttled(reservation, now, step.wait_s)
+                self.rate_limit.throttled(reservation, now, step.wait_s)
             else:
-                self.limiter.strained(reservation, now)
-            if step.remedy is Remedy.LEAVE:
+                self.rate_limit.strained(reservation, now)
+            if step.remedy is Remedy.GIVE_UP:
                 self.left += 1
             else:
                 heapq.heappush(self.again, (now + step.wait_s, next(self.numbers), attempts))
-        self.limiter.release()
+        self.rate_limit.release()
         self.work(now)
 
 

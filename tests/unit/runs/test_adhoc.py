@@ -19,7 +19,7 @@ from embedctl.errors import BudgetReached, KeyRejected
 from embedctl.ledger import spool
 from embedctl.routing import chain
 from embedctl.runs import adhoc
-from embedctl.runs.registry import Runs, recover_dead
+from embedctl.runs.registry import RunRegistry, recover_dead
 from embedctl.settings import Settings
 from tests.support.wire import client
 
@@ -80,7 +80,7 @@ def test_nothing_is_left_behind(configured: Callable[..., Settings]) -> None:
     assert sum(len(spool.read(path).lines) for path in files) == 1
     assert b'"purpose":"test"' in spool.read(files[0]).lines[0]
     assert list(found.paths.journal.iterdir()) == []
-    assert Runs(found.paths.runs).all() == []
+    assert RunRegistry(found.paths.runs).all() == []
 
 
 def test_a_text_that_is_refused_is_named(wire: client.Wire, configured: Callable[..., Settings]) -> None:
@@ -102,7 +102,7 @@ def test_an_error_is_raised_and_still_counted(wire: client.Wire, configured: Cal
         made(found, ["some words"])
 
     assert sum(len(spool.read(path).lines) for path in spool.pending(found.paths.spool)) == 1
-    assert Runs(found.paths.runs).all() == []
+    assert RunRegistry(found.paths.runs).all() == []
 
 
 def test_a_budget_holds_for_questions_too(wire: client.Wire, configured: Callable[..., Settings]) -> None:
@@ -121,9 +121,10 @@ def test_what_a_killed_process_spent_is_found(
     wire.plan(dimensions=1536, latency_s=30)
     found = configured()
     program = (
-        "import sys; from pathlib import Path; from embedctl import serving, settings, single;"
+        "import sys; from pathlib import Path; from embedctl import settings;"
+        "from embedctl.routing import chain; from embedctl.runs import adhoc;"
         "found = settings.load(flags={'model': 'openai:text-embedding-3-small'}, config=Path(sys.argv[1]));"
-        "single.embed(found, serving.chain(found), ['some words'], purpose='query', command='search')"
+        "adhoc.embed(found, chain.chain(found), ['some words'], purpose='query', command='search')"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "config.toml")]) as process:
         until = time.monotonic() + 20

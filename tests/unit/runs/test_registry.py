@@ -13,7 +13,7 @@ from embedctl.errors import InputMissing, InvariantBroken
 from embedctl.journal import Journal, recover
 from embedctl.journal.rescue import JOURNAL, LOCK
 from embedctl.records import UsageEvent, uuid7
-from embedctl.runs.registry import Run, Runs, recover_dead
+from embedctl.runs.registry import RunEntry, RunRegistry, recover_dead
 from embedctl.storage.locks import hold
 from tests.support.attempts import HASHES, intent, vectors
 from tests.support.crashing import Crashed, CrashingDisk
@@ -22,14 +22,14 @@ LEDGER = Path("usage.duckdb")
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path / "home" / "runs")
+def runs(tmp_path: Path) -> RunRegistry:
+    return RunRegistry(tmp_path / "home" / "runs")
 
 
-def a_run(tmp_path: Path, job: str = "nightly", *, keeps_vectors: bool = True) -> Run:
+def a_run(tmp_path: Path, job: str = "nightly", *, keeps_vectors: bool = True) -> RunEntry:
     folder = tmp_path / job / "_embedctl"
     folder.mkdir(parents=True, exist_ok=True)
-    return Run(
+    return RunEntry(
         run_id=uuid7(),
         job_id=job,
         folder=folder,
@@ -64,7 +64,7 @@ class Spool:
         return put
 
 
-def test_a_run_is_found_by_its_id_and_its_job(tmp_path: Path, runs: Runs) -> None:
+def test_a_run_is_found_by_its_id_and_its_job(tmp_path: Path, runs: RunRegistry) -> None:
     """A run is read back as it was registered; a job's name means its newest run."""
     first, second, other = a_run(tmp_path), a_run(tmp_path), a_run(tmp_path, "weekly")
     for run in (first, second, other):
@@ -75,7 +75,7 @@ def test_a_run_is_found_by_its_id_and_its_job(tmp_path: Path, runs: Runs) -> Non
     assert [run.run_id for run in runs.all()] == [other.run_id, second.run_id, first.run_id]
 
 
-def test_an_unknown_name_is_said(runs: Runs) -> None:
+def test_an_unknown_name_is_said(runs: RunRegistry) -> None:
     """A run nobody registered is exit 66, with a hint where to look."""
     with pytest.raises(InputMissing, match="'nightly'") as caught:
         runs.find("nightly")
@@ -84,7 +84,7 @@ def test_an_unknown_name_is_said(runs: Runs) -> None:
     assert runs.all() == []
 
 
-def test_a_run_id_is_registered_once(tmp_path: Path, runs: Runs) -> None:
+def test_a_run_id_is_registered_once(tmp_path: Path, runs: RunRegistry) -> None:
     """The same id twice is a bug."""
     run = a_run(tmp_path)
     runs.register(run)
@@ -93,7 +93,7 @@ def test_a_run_id_is_registered_once(tmp_path: Path, runs: Runs) -> None:
         runs.register(run)
 
 
-def test_a_run_without_its_process_is_interrupted(tmp_path: Path, runs: Runs) -> None:
+def test_a_run_without_its_process_is_interrupted(tmp_path: Path, runs: RunRegistry) -> None:
     """Accepted or running with a free lock is interrupted; with a held one it is what it says."""
     run = a_run(tmp_path)
     runs.register(run)
@@ -106,7 +106,7 @@ def test_a_run_without_its_process_is_interrupted(tmp_path: Path, runs: Runs) ->
     assert runs.find("nightly").state == "interrupted"
 
 
-def test_a_finished_run_stays_as_it_ended(tmp_path: Path, runs: Runs) -> None:
+def test_a_finished_run_stays_as_it_ended(tmp_path: Path, runs: RunRegistry) -> None:
     """The end keeps what was known before, and says when, how and why."""
     run = a_run(tmp_path)
     runs.register(run)
@@ -119,7 +119,7 @@ def test_a_finished_run_stays_as_it_ended(tmp_path: Path, runs: Runs) -> None:
     assert found.finished_at is not None
 
 
-def test_files_that_are_no_runs_are_passed_over(tmp_path: Path, runs: Runs) -> None:
+def test_files_that_are_no_runs_are_passed_over(tmp_path: Path, runs: RunRegistry) -> None:
     """A broken or foreign file in the registry hides no run."""
     runs.register(a_run(tmp_path))
     for name, content in (("a.json", b"{"), ("b.json", b'{"run_id": 5}'), ("c.txt", b""), ("d.json", b"\xff")):
@@ -128,7 +128,7 @@ def test_files_that_are_no_runs_are_passed_over(tmp_path: Path, runs: Runs) -> N
     assert [run.job_id for run in runs.all()] == ["nightly"]
 
 
-def test_the_spend_of_a_dead_run_reaches_the_spool_once(tmp_path: Path, runs: Runs) -> None:
+def test_the_spend_of_a_dead_run_reaches_the_spool_once(tmp_path: Path, runs: RunRegistry) -> None:
     """A dead run's attempts are spooled; recovering again puts nothing, and its vectors stay for the next run."""
     run = a_run(tmp_path)
     runs.register(run)
@@ -147,7 +147,7 @@ def test_the_spend_of_a_dead_run_reaches_the_spool_once(tmp_path: Path, runs: Ru
     assert len(list(recover(run.folder / JOURNAL).answers)) == 1
 
 
-def test_a_living_run_is_left_alone(tmp_path: Path, runs: Runs) -> None:
+def test_a_living_run_is_left_alone(tmp_path: Path, runs: RunRegistry) -> None:
     """While its lock is held, nobody else touches a run's journal."""
     run = a_run(tmp_path)
     runs.register(run)
@@ -159,7 +159,7 @@ def test_a_living_run_is_left_alone(tmp_path: Path, runs: Runs) -> None:
     assert (put, spool.files) == (0, {})
 
 
-def test_a_dead_run_pays_into_its_own_ledger(tmp_path: Path, runs: Runs) -> None:
+def test_a_dead_run_pays_into_its_own_ledger(tmp_path: Path, runs: RunRegistry) -> None:
     """The spend of a run that named another ledger is left for that one."""
     run = dataclasses.replace(a_run(tmp_path), ledger=str(tmp_path / "other.duckdb"))
     runs.register(run)
@@ -174,7 +174,7 @@ def test_a_dead_run_pays_into_its_own_ledger(tmp_path: Path, runs: Runs) -> None
     assert mine.files == {}
 
 
-def test_journals_whose_vectors_nobody_needs_are_removed(tmp_path: Path, runs: Runs) -> None:
+def test_journals_whose_vectors_nobody_needs_are_removed(tmp_path: Path, runs: RunRegistry) -> None:
     """A search's or test's journal is gone once its events are spooled."""
     run = a_run(tmp_path, keeps_vectors=False)
     runs.register(run)
@@ -187,7 +187,7 @@ def test_journals_whose_vectors_nobody_needs_are_removed(tmp_path: Path, runs: R
 def test_a_crash_while_recovering_the_dead_loses_nothing(tmp_path: Path) -> None:
     """Killed at any operation of it, recovering again brings every attempt into the spool exactly once."""
     for at in range(1, 20):
-        runs = Runs(tmp_path / f"{at}" / "runs")
+        runs = RunRegistry(tmp_path / f"{at}" / "runs")
         run = a_run(tmp_path / f"{at}", keeps_vectors=False)
         runs.register(run)
         expected = {event.event_id for event in dead_journal(run.folder)}

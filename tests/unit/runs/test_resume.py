@@ -18,9 +18,9 @@ from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, OutputRef
 from embedctl.planning import slice as slices
 from embedctl.planning import splitter
 from embedctl.records import uuid7
-from embedctl.runs.job import Watch
-from embedctl.runs.pipeline import OPEN_SLOTS
-from embedctl.runs.receipt import Headway, Receipt
+from embedctl.runs.job import Observer
+from embedctl.runs.pipeline import OPEN_SLICES
+from embedctl.runs.receipt import Progress, Receipt
 from embedctl.runs.run import Run
 from embedctl.storage import Disk
 from tests.support.crashed_runs import MODEL, CrashingDisk, Small
@@ -46,7 +46,7 @@ def wire(server: Wire) -> Wire:
 
 @pytest.fixture(autouse=True)
 def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "SLOT_BYTES", 1)
+    monkeypatch.setattr(slices, "SLICE_BYTES", 1)
 
 
 @pytest.fixture(params=["folder", "file"])
@@ -138,7 +138,7 @@ def test_a_registry_that_takes_no_more_stops_no_run(batch: Small) -> None:
         return ended and path.parent.name == "runs"
 
     warned: list[str] = []
-    run = Run(batch.order(), Watch(warned=warned.append), disk=FullAt(at_the_end), ingest=batch._take_in)
+    run = Run(batch.order(), Observer(warned=warned.append), disk=FullAt(at_the_end), ingest=batch._take_in)
     done = run.execute()
 
     assert (done.exit_code, done.error, done.vectors) == (0, None, 30)
@@ -152,13 +152,13 @@ def test_published_slots_are_let_go(batch: Small) -> None:
     """However many requests may be in flight: memory holds the open slots, and none that stands in a part."""
     batch.fill(TEXTS, files=len(TEXTS))
     alive: list[int] = []
-    watch = Watch(headway=lambda *_: alive.append(sum(type(one) is slices.Slot for one in gc.get_objects())))
+    watch = Observer(headway=lambda *_: alive.append(sum(type(one) is slices.Slice for one in gc.get_objects())))
     gc.collect()
-    before = sum(type(one) is slices.Slot for one in gc.get_objects())
+    before = sum(type(one) is slices.Slice for one in gc.get_objects())
     Run(batch.order(flags={"concurrency": 16}), watch, ingest=batch._take_in, segment_bytes=1).execute()
 
     assert len(alive) > len(TEXTS)
-    assert max(alive) - before <= OPEN_SLOTS + 1
+    assert max(alive) - before <= OPEN_SLICES + 1
 
 
 def test_touched_input_rewrites_nothing(batch: Small) -> None:
@@ -306,7 +306,7 @@ def test_changed_while_read(small: Small) -> None:
     """An input that changes while it is read ends the run; the next one embeds what it has become."""
     run = Run(small.order(), ingest=small._take_in)
 
-    def touch(headway: Headway, total: int | None, spending: object) -> None:
+    def touch(headway: Progress, total: int | None, spending: object) -> None:
         os.utime(small.folder / "in" / "0.parquet", ns=(7, 7))
 
     object.__setattr__(run.watch, "headway", touch)

@@ -98,5 +98,5 @@ def test_fallbacks_pass_every_list(tmp_path: Path, lists: str, kept: bool) -> No
     found = settings.load(flags=flags, config=tmp_path / "config.toml", environment=environment, folder=tmp_path)
     chain = chains.chain(found)
 
-    assert [one.provider for one in chain.offers] == ["openai", "eu"][: 1 + kept]
+    assert [one.provider for one in chain.endpoints] == ["openai", "eu"][: 1 + kept]
     assert kept or "[workspaces.zeta]" in str(chain.left_out[0])

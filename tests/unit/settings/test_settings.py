@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from embedctl import settings
 from embedctl.errors import ConfigurationInvalid, InputMissing, WrongUsage
-from embedctl.settings import Budget, Settings
+from embedctl.settings import BudgetSettings, Settings
 
 
 def load(tmp_path: Path, **about: Any) -> Settings:
@@ -97,7 +97,7 @@ def test_every_value_of_a_file_has_the_type_of_its_option(tmp_path: Path) -> Non
     assert (found.options.dimensions, found.options.reuse, found.options.tag) == (256, False, {"team": "search"})
     assert (found.providers["eu"].timeout_s, found.providers["eu"].models) == (60.0, {"a": "b"})
     assert found.narrowings[0][1].providers == ("eu",)
-    assert found.workspaces["acme"].budget == Budget(amount=Decimal("50.00"), warn_ratio=Decimal("0.9"))
+    assert found.workspaces["acme"].budget == BudgetSettings(amount=Decimal("50.00"), warn_ratio=Decimal("0.9"))
     assert found.chains["openai"] == ("eu", "onnx:all-MiniLM-L6-v2")
     assert found.models["openai:text-embedding-3-small"].usage_mode == "native"
     assert (found.cache.ttl_days, found.token_usage.cache) == (7, True)
@@ -212,7 +212,7 @@ def test_a_project_may_only_narrow(tmp_path: Path) -> None:
 
     assert [allow.providers for _, allow in found.narrowings] == [("openai", "voyage"), ("openai",)]
     assert found.workspaces["acme"].providers == ("onnx",)
-    assert found.workspaces["acme"].budget == Budget(amount=Decimal(5))
+    assert found.workspaces["acme"].budget == BudgetSettings(amount=Decimal(5))
     assert (found.workspaces["kb"].models, found.workspaces["new"].models) == (("a",), ("b",))
 
 

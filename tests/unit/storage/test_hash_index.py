@@ -14,17 +14,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from embedctl.errors import InvariantBroken, StorageFailed
 from embedctl.storage import hash_index
-from embedctl.storage.hash_index import PLACE, Known
+from embedctl.storage.hash_index import LOCATION, HashIndex
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Iterator[Known]:
-    with Known(tmp_path, in_memory=100) as index:
+def index(tmp_path: Path) -> Iterator[HashIndex]:
+    with HashIndex(tmp_path, in_memory=100) as index:
         yield index
 
 
 def places(file: int, count: int, start: int = 0) -> np.ndarray:
-    made = np.zeros(count, PLACE)
+    made = np.zeros(count, LOCATION)
     made["file"], made["row"] = file, np.arange(start, start + count)
     return made
 
@@ -33,7 +33,7 @@ def hashes(*texts: bytes) -> bytes:
     return b"".join(text.rjust(16, b"\0") for text in texts)
 
 
-def test_an_empty_index_knows_nothing(index: Known) -> None:
+def test_an_empty_index_knows_nothing(index: HashIndex) -> None:
     """Nothing is found where nothing was added, and no texts is a question too."""
     for asked in (b"", hashes(b"a", b"b")):
         where, found = index.look_up(asked)
@@ -42,7 +42,7 @@ def test_an_empty_index_knows_nothing(index: Known) -> None:
         assert not found.any()
 
 
-def test_what_was_added_is_found_where_it_is(index: Known) -> None:
+def test_what_was_added_is_found_where_it_is(index: HashIndex) -> None:
     """Every hash is found at its place, in memory and in any run on the disk, and no other is."""
     rng = np.random.default_rng(1)
     batches = [rng.bytes(16 * 37) for _ in range(60)]
@@ -57,7 +57,7 @@ def test_what_was_added_is_found_where_it_is(index: Known) -> None:
     assert len(index) == 60 * 37
 
 
-def test_the_first_place_stays(index: Known) -> None:
+def test_the_first_place_stays(index: HashIndex) -> None:
     """A text added again, in the same batch or much later, is where it was first."""
     index.add(hashes(b"a", b"b", b"a"), places(1, 3))
     rng = np.random.default_rng(1)
@@ -69,7 +69,7 @@ def test_the_first_place_stays(index: Known) -> None:
     assert where.tolist() == [(1, 0), (1, 1), (1, 0)]
 
 
-def test_texts_that_share_half_a_hash_are_told_apart(index: Known) -> None:
+def test_texts_that_share_half_a_hash_are_told_apart(index: HashIndex) -> None:
     """Hashes with the same first eight bytes are different texts."""
     texts = [b"same-key" + bytes([high, 0, 0, 0, 0, 0, low, 1]) for high in range(16) for low in range(30)]
     for number, text in enumerate(texts):
@@ -81,7 +81,7 @@ def test_texts_that_share_half_a_hash_are_told_apart(index: Known) -> None:
     assert not index.look_up(b"same-key" + bytes(8))[1].any()
 
 
-def test_the_number_of_runs_grows_with_the_logarithm(index: Known, tmp_path: Path) -> None:
+def test_the_number_of_runs_grows_with_the_logarithm(index: HashIndex, tmp_path: Path) -> None:
     """Runs of one size are merged, and none of them has a name that a crash could leave behind."""
     rng = np.random.default_rng(1)
     for number in range(1000):
@@ -94,7 +94,7 @@ def test_the_number_of_runs_grows_with_the_logarithm(index: Known, tmp_path: Pat
 def test_large_runs_are_merged_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Merging piece by piece gives what merging at once gives, also when many share one key."""
     monkeypatch.setattr(hash_index, "_MERGED_AT_ONCE", 3)
-    with Known(tmp_path, in_memory=20) as index:
+    with HashIndex(tmp_path, in_memory=20) as index:
         texts = [bytes([n % 5]) * 8 + n.to_bytes(8, "big") for n in range(640)]
         for number, text in enumerate(texts):
             index.add(text, places(number, 1))
@@ -104,7 +104,7 @@ def test_large_runs_are_merged_in_pieces(tmp_path: Path, monkeypatch: pytest.Mon
         assert where["file"].tolist() == list(range(640))
 
 
-def test_pages_are_given_back(index: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_given_back(index: HashIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """Letting go of touched pages changes no answer."""
     monkeypatch.setattr(hash_index, "_RELAX_ENTRIES", 1)
     monkeypatch.setattr(hash_index, "_RELAX_EVERY", 1)
@@ -115,7 +115,7 @@ def test_pages_are_given_back(index: Known, monkeypatch: pytest.MonkeyPatch) -> 
         assert np.array_equal(index.look_up(batch)[0], places(7, 500))
 
 
-def test_hashes_and_places_belong_together(index: Known) -> None:
+def test_hashes_and_places_belong_together(index: HashIndex) -> None:
     """One place for each hash, or it is a bug."""
     with pytest.raises(InvariantBroken):
         index.add(hashes(b"a"), places(1, 2))
@@ -123,14 +123,14 @@ def test_hashes_and_places_belong_together(index: Known) -> None:
 
 def test_a_folder_that_is_gone_is_an_error_of_ours(tmp_path: Path) -> None:
     """When a run cannot be written, StorageFailed says where."""
-    with Known(tmp_path / "nowhere", in_memory=2) as index, pytest.raises(StorageFailed, match="nowhere"):
+    with HashIndex(tmp_path / "nowhere", in_memory=2) as index, pytest.raises(StorageFailed, match="nowhere"):
         index.add(hashes(b"a", b"b", b"c"), places(1, 3))
 
 
 def test_a_look_up_stays_cheap(tmp_path: Path) -> None:
     """Adding and looking up 200,000 hashes in batches of 1000 costs a few microseconds each at most."""
     rng = np.random.default_rng(1)
-    with Known(tmp_path) as index:
+    with HashIndex(tmp_path) as index:
         began = time.process_time()
         for number in range(200):
             batch = rng.bytes(16_000)
@@ -149,7 +149,7 @@ class Model(RuleBasedStateMachine):
         import tempfile
 
         self.folder = tempfile.TemporaryDirectory()
-        self.index = Known(Path(self.folder.name), in_memory=4)
+        self.index = HashIndex(Path(self.folder.name), in_memory=4)
         self.expected: dict[bytes, tuple[int, int]] = {}
         self.file = 0
 
@@ -188,7 +188,7 @@ TestModel.settings = settings(max_examples=40, stateful_step_count=30, deadline=
 @given(raw=st.binary(min_size=16, max_size=640).map(lambda raw: raw[: len(raw) // 16 * 16]))
 def test_any_bytes_are_a_hash(tmp_path: Path, raw: bytes) -> None:
     """Hashes are bytes: zeros at either end count like any other."""
-    with Known(tmp_path, in_memory=7) as index:
+    with HashIndex(tmp_path, in_memory=7) as index:
         index.add(raw, places(1, len(raw) // 16))
         where, found = index.look_up(raw)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from embedctl import tokens
 from embedctl.records import text_hash
 from embedctl.storage import token_count_cache
-from embedctl.storage.token_count_cache import Counts, SharedCounts
+from embedctl.storage.token_count_cache import RunCounts, SharedCounts
 from tests.support.processes import MODEL, World, Zygote, sentence
 from tests.support.wire.client import Wire
 
@@ -52,14 +52,14 @@ def shared(folder: Path, **about: object) -> SharedCounts:
 @given(st.lists(st.text(max_size=8), max_size=12), st.lists(st.text(max_size=8), max_size=12))
 def test_the_memory_never_shows(first: list[str], second: list[str]) -> None:
     """With a memory the counts are those without one, whatever was counted before and however often a text stands."""
-    counter, memory = tokens.counter(tokens.FALLBACK), Counts()
+    counter, memory = tokens.counter(tokens.FALLBACK), RunCounts()
 
     assert [memory.of(counter, texts) for texts in (first, second)] == [counter.count(first), counter.count(second)]
 
 
 def test_a_text_is_counted_once_in_a_run() -> None:
     """What was counted for one attempt is known to the next; another tokenizer counts for itself."""
-    memory, one, other = Counts(), Watched(), Watched("file:another")
+    memory, one, other = RunCounts(), Watched(), Watched("file:another")
     memory.of(one, ["a b", "c", "a b"])
     memory.of(one, ["c", "d"])
     memory.of(other, ["c"])
@@ -71,7 +71,7 @@ def test_a_text_is_counted_once_in_a_run() -> None:
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many texts a run counts, it remembers the last ones only."""
     monkeypatch.setattr(token_count_cache, "MOST_IN_MEMORY", 10)
-    memory, counter = Counts(), Watched()
+    memory, counter = RunCounts(), Watched()
     for number in range(100):
         memory.of(counter, [str(number)])
     memory.of(counter, ["99", "0"])
@@ -83,10 +83,10 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_run_takes_counts_over(tmp_path: Path) -> None:
     """With a shared file a text that another run counted is not counted again, and the file says how often that was."""
     first, second = Watched(), Watched()
-    memory = Counts(shared(tmp_path))
+    memory = RunCounts(shared(tmp_path))
     expected = memory.of(first, TEXTS)
     memory.close()
-    memory = Counts(shared(tmp_path))
+    memory = RunCounts(shared(tmp_path))
     found = memory.of(second, [*TEXTS, "new"])
     memory.close()
 
@@ -145,7 +145,7 @@ def test_broken_or_busy_counts_again(tmp_path: Path) -> None:
     """A file that is none is one warning, one that another writes is none; the counts are right all the same."""
     expected = tokens.counter(tokens.FALLBACK).count(TEXTS)
     warnings: list[str] = []
-    memory = Counts(shared(tmp_path, warned=warnings.append))
+    memory = RunCounts(shared(tmp_path, warned=warnings.append))
     memory.of(Watched(), ["x"])
     memory.close()
     other = sqlite3.connect(tmp_path / "cache.sqlite", isolation_level=None)
@@ -157,7 +157,7 @@ def test_broken_or_busy_counts_again(tmp_path: Path) -> None:
     assert (busy, warnings) == (expected, [])
 
     (tmp_path / "cache.sqlite").write_bytes(b"no database at all" * 100)
-    memory = Counts(shared(tmp_path, warned=warnings.append))
+    memory = RunCounts(shared(tmp_path, warned=warnings.append))
     broken = memory.of(Watched(), TEXTS)
     memory.close()
 
@@ -168,7 +168,7 @@ def test_broken_or_busy_counts_again(tmp_path: Path) -> None:
 
 def test_bytes_are_not_remembered(tmp_path: Path) -> None:
     """Dividing bytes by four is cheaper than looking up: nothing is kept of it."""
-    memory = Counts(shared(tmp_path))
+    memory = RunCounts(shared(tmp_path))
     memory.of(tokens.counter(tokens.BYTES), TEXTS)
     memory.close()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedctl.storage.vector_cache import Cache, Hit
+from embedctl.storage.vector_cache import CachedVector, VectorCache
 from tests.support.processes import MODEL, World, Zygote, hash_of, sentence
 from tests.support.wire.client import Wire
 
@@ -31,12 +31,12 @@ def digest(number: int) -> bytes:
     return blake2b(str(number).encode(), digest_size=16).digest()
 
 
-def hit(number: int, width: int = 4) -> Hit:
-    return Hit("openai", MODEL, number, np.full(width, number, np.float32))
+def hit(number: int, width: int = 4) -> CachedVector:
+    return CachedVector("openai", MODEL, number, np.full(width, number, np.float32))
 
 
-def cache(path: Path, **about: object) -> Cache:
-    return Cache(path / "cache.sqlite", **{"max_bytes": 1 << 20, "ttl_days": 1, **about})  # type: ignore[arg-type]
+def cache(path: Path, **about: object) -> VectorCache:
+    return VectorCache(path / "cache.sqlite", **{"max_bytes": 1 << 20, "ttl_days": 1, **about})  # type: ignore[arg-type]
 
 
 def test_known_texts_are_not_sent_again(world: World) -> None:

@@ -204,7 +204,7 @@ def test_texts_that_models_cannot_tell_apart_may_share_a_vector(tmp_path: Path) 
 
     made.vectors[3] = made.vectors[0]
     findings = Findings()
-    with checks.Rows(files.open_stored(put(path, made)), findings, tmp_path, lambda one, other: True) as walk:
+    with checks.RowWalk(files.open_stored(put(path, made)), findings, tmp_path, lambda one, other: True) as walk:
         walk.check()
 
     assert list(findings) == []

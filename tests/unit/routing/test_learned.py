@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedctl.records import Limits
-from embedctl.routing.hints import Account, Hints, Served, fingerprint, living, load, merged, pair, save, update
+from embedctl.routing.learned import Account, Learned, Served, fingerprint, living, load, merged, pair, save, update
 
 OPENAI = Account("openai", fingerprint("sk-canary-0123456789"))
 SMALL = Served("tei", "bge")
@@ -27,8 +27,8 @@ steps = st.one_of(
 
 
 @st.composite
-def memories(draw: st.DrawFn) -> Hints:
-    memory = Hints()
+def memories(draw: st.DrawFn) -> Learned:
+    memory = Learned()
     for what, name, value, now in draw(st.lists(steps, max_size=8)):
         if what == "hold":
             memory = memory.with_hold(Account(name, ""), value, f"reason {now}", now)
@@ -43,7 +43,7 @@ def memories(draw: st.DrawFn) -> Hints:
 
 def test_a_hold_lasts_an_hour_at_most() -> None:
     """A provider that asks for a day is left alone for an hour, and a clock that jumps back does not make it longer."""
-    memory = Hints().with_hold(OPENAI, 86_400, "429", now=1000.0)
+    memory = Learned().with_hold(OPENAI, 86_400, "429", now=1000.0)
 
     assert memory.held_s(OPENAI, 1000.0) == 3600
     assert memory.held_s(OPENAI, 4599.0) == 1
@@ -55,20 +55,20 @@ def test_a_hold_lasts_an_hour_at_most() -> None:
 @pytest.mark.parametrize("wait_s", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_wait_without_sense_is_not_remembered(wait_s: float) -> None:
     """Nonsense is not remembered."""
-    assert Hints().with_hold(OPENAI, wait_s, "429", now=0.0) == Hints()
+    assert Learned().with_hold(OPENAI, wait_s, "429", now=0.0) == Learned()
 
 
 def test_an_answer_ends_a_hold() -> None:
     """When the account's probe is answered the hold is over."""
-    memory = Hints().with_hold(OPENAI, 60, "429", now=0.0)
+    memory = Learned().with_hold(OPENAI, 60, "429", now=0.0)
 
-    assert memory.without_hold(OPENAI) == Hints()
+    assert memory.without_hold(OPENAI) == Learned()
 
 
 def test_the_smallest_limit_is_kept() -> None:
     """Each thing learnt narrows the limits, item by item."""
     memory = (
-        Hints()
+        Learned()
         .with_limits(SMALL, Limits(items=64, tokens=1000), 0.0)
         .with_limits(SMALL, Limits(items=128, tokens=500, bytes=10_000), 1.0)
     )
@@ -79,36 +79,36 @@ def test_the_smallest_limit_is_kept() -> None:
 
 def test_reset_forgets_one_provider() -> None:
     """`providers reset` forgets what is remembered of that provider, and nothing of the others."""
-    memory = Hints().with_hold(OPENAI, 60, "429", 0.0).with_limits(SMALL, Limits(items=3), 0.0)
+    memory = Learned().with_hold(OPENAI, 60, "429", 0.0).with_limits(SMALL, Limits(items=3), 0.0)
     memory = memory.with_floats_only(SMALL, 0.0)
 
-    assert memory.without("tei") == Hints().with_hold(OPENAI, 60, "429", 0.0)
+    assert memory.without("tei") == Learned().with_hold(OPENAI, 60, "429", 0.0)
     assert set(memory.without("openai").limits) == {SMALL}
 
 
 def test_what_is_over_is_dropped() -> None:
     """Holds that have passed, and limits and refusals of a month ago, are dropped; trust stays."""
-    memory = Hints().with_hold(OPENAI, 60, "429", 0.0).with_limits(SMALL, Limits(items=3), 0.0)
+    memory = Learned().with_hold(OPENAI, 60, "429", 0.0).with_limits(SMALL, Limits(items=3), 0.0)
     memory = memory.with_floats_only(SMALL, 0.0).with_trust(pair("b", "a", "s"), 0.0)
 
     assert living(memory, 59.0) == memory
     assert set(living(memory, 60.0).limits) == {SMALL}
-    assert living(memory, 31 * 86_400.0) == Hints().with_trust(pair("a", "b", "s"), 0.0)
+    assert living(memory, 31 * 86_400.0) == Learned().with_trust(pair("a", "b", "s"), 0.0)
 
 
 @given(memories(), memories(), memories())
-def test_merging_has_no_order(a: Hints, b: Hints, c: Hints) -> None:
+def test_merging_has_no_order(a: Learned, b: Learned, c: Learned) -> None:
     """Memories of overlapping jobs merge to the same in any order, and merging again changes nothing."""
     both = merged(a, b)
 
     assert both == merged(b, a)
     assert merged(both, c) == merged(a, merged(b, c))
     assert merged(both, a) == both
-    assert merged(a, Hints()) == a
+    assert merged(a, Learned()) == a
 
 
 @given(memories())
-def test_a_memory_survives_the_file(tmp_path_factory: pytest.TempPathFactory, memory: Hints) -> None:
+def test_a_memory_survives_the_file(tmp_path_factory: pytest.TempPathFactory, memory: Learned) -> None:
     """What is saved is what is loaded."""
     path = tmp_path_factory.mktemp("hints") / "hints.json"
     save(path, memory)
@@ -119,7 +119,7 @@ def test_a_memory_survives_the_file(tmp_path_factory: pytest.TempPathFactory, me
 def test_a_key_is_never_in_the_file(tmp_path: Path) -> None:
     """The file holds a fingerprint of the key, tells keys apart by it, and is for its owner alone."""
     path = tmp_path / "state" / "hints.json"
-    save(path, Hints().with_hold(OPENAI, 60, "429", 0.0))
+    save(path, Learned().with_hold(OPENAI, 60, "429", 0.0))
 
     assert b"canary" not in path.read_bytes()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -154,18 +154,18 @@ def test_a_broken_file_is_a_warning_and_an_empty_memory(tmp_path: Path, content:
     path.write_bytes(content)
     memory, warning = load(path)
 
-    assert memory == Hints()
+    assert memory == Learned()
     assert warning is not None
     assert str(path) in warning
 
     update(path, lambda hints: hints.with_hold(OPENAI, 60, "429", 0.0), now=0.0)
 
-    assert load(path) == (Hints().with_hold(OPENAI, 60, "429", 0.0), None)
+    assert load(path) == (Learned().with_hold(OPENAI, 60, "429", 0.0), None)
 
 
 def test_a_missing_file_is_an_empty_memory(tmp_path: Path) -> None:
     """No file, no warning."""
-    assert load(tmp_path / "no.json") == (Hints(), None)
+    assert load(tmp_path / "no.json") == (Learned(), None)
 
 
 def remember(path: Path, index: int) -> None:
