@@ -1,38 +1,49 @@
-"""libcurl in asyncio: which sockets it waits for, when it wants to be woken, and which exchanges are over."""
+"""libcurl as a transport of httpx, in asyncio: it says which sockets it waits for and when it wants to be woken.
+
+httpx's own transport costs half as much again for large answers (benchmarks/README.md), loses a place of its pool with
+every 600 cancelled requests (facts/faults.md P41, 2026-11-21), and asks every connection for every request.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Callable
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 
+import certifi
+import httpx
 import pycurl
 
+from embedctl.backends.http import urls
+from embedctl.backends.http.curl_codes import LinkLocalError, httpx_error
 
-class CurlError(Exception):
-    """An exchange that libcurl gave up.
-
-    Attributes:
-        code: One of `pycurl.E_…`.
-        text: libcurl's own words; may name the URL.
-        errno: What the operating system said, 0 for nothing.
-    """
-
-    def __init__(self, code: int, text: str, errno: int = 0) -> None:
-        super().__init__(code)
-        self.code = code
-        self.text = text
-        self.errno = errno
+CONNECT_S = 10
+KEEPALIVE_S = 15
+MAX_HEAD_BYTES = 100 * 1024
+_BUFFER_BYTES = 256 * 1024
+_AHEAD_BYTES = 4 * 1024 * 1024  # of a body that nobody reads yet
+_STOP = -1  # a callback's word that it has heard enough; libcurl closes the connection
+_OWN_HEADERS = (b"Accept", b"Content-Type", b"Expect")  # that libcurl would add
 
 
-class Curls:
-    """Performs exchanges of one event loop, any number at a time; their connections are used again.
+class Curls(httpx.AsyncBaseTransport):
+    """Sends requests of httpx, any number at a time; their connections are used again. For one event loop.
+
+    An exchange that does not end well takes its connection with it, and nothing else. A request's extension `written`
+    is called when its first byte is about to leave. What libcurl would take from the environment, or do by itself, is
+    turned off.
 
     Args:
         connections: That are kept while nobody uses them.
+        trust: Certificates (PEM); None for the public ones.
+        proxy: The URL of the one on the way to all hosts; "http://…" or "https://…".
     """
 
-    def __init__(self, connections: int) -> None:
+    def __init__(self, connections: int, *, trust: bytes | None = None, proxy: str | None = None) -> None:
+        self._trust = trust
+        self._proxy = proxy
         self._loop = asyncio.get_running_loop()
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
@@ -40,102 +51,115 @@ class Curls:
         self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
         self._watched: dict[int, int] = {}
         self._alarm: asyncio.TimerHandle | None = None
-        self._running: dict[pycurl.Curl, asyncio.Future[None]] = {}
+        self._running: dict[pycurl.Curl, _Exchange] = {}
         self._free: list[pycurl.Curl] = []
         self._idle: dict[tuple[str, int], int] = {}  # our end of a connection, its socket
-        self._in_use = 0
         self._closed = False
 
-    async def perform(self, prepare: Callable[[pycurl.Curl], None], begin: Callable[[], bool]) -> None:
-        """One exchange; one that does not end well takes its connection with it, and nothing else.
-
-        Args:
-            prepare: Says what is sent, and where what comes is put.
-            begin: The connection stands, and the request is about to leave: whether it may.
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, GET or POST, and read the head of its answer; its body comes from its stream, a `Body`.
 
         Raises:
-            CurlError: No whole answer came, or a callback stopped it.
+            httpx.TransportError: No head came, or the request cannot be sent.
         """
-        easy = self._free.pop() if self._free else pycurl.Curl()
-        self._in_use += 1
+        if request.method not in ("GET", "POST"):
+            raise httpx.LocalProtocolError(f"{request.method} is not spoken here")
+        exchange = _Exchange(request, await request.aread(), proxied=self._proxy is not None)
+        self._start(exchange)
         try:
-            while not await self._performed(easy, prepare, begin):
-                pass
-        finally:
-            self._in_use -= 1
-            easy.reset()  # lets go of what `prepare` gave
-            self._free.append(easy)
-            if self._closed:
-                self.close()
+            while not (exchange.begun or exchange.over):
+                await exchange.news()
+            if not exchange.begun:
+                exchange.check()
+        except BaseException:
+            self.release(exchange)
+            raise
+        return httpx.Response(exchange.status, headers=exchange.headers, stream=Body(self, exchange))
 
-    async def _performed(
-        self, easy: pycurl.Curl, prepare: Callable[[pycurl.Curl], None], begin: Callable[[], bool]
-    ) -> bool:
-        """False when its connection turned out to be no good before anything was sent."""
-        stale = False
+    async def aclose(self) -> None:
+        """Close all connections; those of exchanges in flight when these are over."""
+        self._closed = True
+        self._close_when_over()
 
-        def before(_: str, own_host: str, __: int, own_port: int) -> int:
-            nonlocal stale
-            stale = not self._is_quiet(own_host, own_port)
-            return int(pycurl.PREREQFUNC_OK if not stale and begin() else pycurl.PREREQFUNC_ABORT)
+    def release(self, exchange: _Exchange) -> None:
+        """Nothing more is wanted of an exchange; in its midst that closes its connection."""
+        self._free_easy(exchange)
+        self._close_when_over()
 
-        prepare(easy)
-        easy.setopt(pycurl.PREREQFUNCTION, before)
-        over = self._running[easy] = self._loop.create_future()
+    def _start(self, exchange: _Exchange) -> None:
+        easy = exchange.easy = self._free.pop() if self._free else pycurl.Curl()
+        self._running[easy] = exchange
+        easy.setopt(pycurl.PROXY, self._proxy or "")
+        easy.setopt(pycurl.NOPROXY, "")
+        if self._trust is not None:
+            easy.setopt(pycurl.CAINFO_BLOB, self._trust)
+            easy.setopt(pycurl.PROXY_CAINFO_BLOB, self._trust)
+        else:
+            easy.setopt(pycurl.CAINFO, certifi.where())
+            easy.setopt(pycurl.PROXY_CAINFO, certifi.where())
+        exchange.prepare(easy, self._is_quiet)
         self._multi.add_handle(easy)
-        try:
-            await over
-            self._idle[easy.getinfo(pycurl.LOCAL_IP), easy.getinfo(pycurl.LOCAL_PORT)] = easy.getinfo(
-                pycurl.ACTIVESOCKET
-            )
-        except CurlError:
-            if not stale:
-                raise
-        finally:
-            self._multi.remove_handle(easy)  # in the midst of an exchange: closes its connection
-            del self._running[easy]
-        return not stale
 
     def _is_quiet(self, own_host: str, own_port: int) -> bool:
         """Whether nothing has come and nothing has ended since a connection was free, as far as the kernel knows.
 
         libcurl looks only now and then, and takes what came for the next answer.
         """
-        socket = self._idle.pop((own_host, own_port), None)
-        if socket is None:
+        number = self._idle.pop((own_host, own_port), None)
+        if number is None:
             return True  # a new one
         kernel = select.poll()
-        kernel.register(socket, select.POLLIN)
+        kernel.register(number, select.POLLIN)
         return not kernel.poll(0)
 
-    def close(self) -> None:
-        """Close all connections; those of exchanges in flight when these are over."""
-        self._closed = True
-        if self._in_use:
+    def _end(self, easy: pycurl.Curl, failure: tuple[int, str] | None) -> None:
+        exchange = self._running[easy]
+        if failure is None:
+            own_end = easy.getinfo(pycurl.LOCAL_IP), easy.getinfo(pycurl.LOCAL_PORT)
+            self._idle[own_end] = easy.getinfo(pycurl.ACTIVESOCKET)
+        elif not exchange.stale:
+            exchange.fail(*failure, easy.getinfo(pycurl.OS_ERRNO))
+        self._free_easy(exchange)
+        if exchange.stale:
+            self._start(exchange)
+        else:
+            exchange.end()
+
+    def _free_easy(self, exchange: _Exchange) -> None:
+        easy = exchange.easy
+        if easy is not None:
+            exchange.easy = None
+            del self._running[easy]
+            self._multi.remove_handle(easy)
+            easy.reset()  # lets go of the exchange
+            self._free.append(easy)
+
+    def _close_when_over(self) -> None:
+        if not self._closed or self._running:
             return
         for easy in self._free:
             easy.close()
         self._free.clear()
         self._multi.close()
-        for socket in list(self._watched):
-            self._watch(pycurl.POLL_REMOVE, socket, self._multi, None)
+        for number in list(self._watched):
+            self._watch(pycurl.POLL_REMOVE, number, self._multi, None)
         self._wake_after(-1)
 
     # for libcurl
 
-    def _watch(self, wanted: int, socket: int, _: pycurl.CurlMulti, __: object) -> None:
-        before = self._watched.pop(socket, pycurl.POLL_NONE)
+    def _watch(self, wanted: int, number: int, _: pycurl.CurlMulti, __: object) -> None:
+        before = self._watched.pop(number, pycurl.POLL_NONE)
         now = pycurl.POLL_NONE if wanted == pycurl.POLL_REMOVE else wanted
         if now:
-            self._watched[socket] = now
+            self._watched[number] = now
         if now & pycurl.POLL_IN and not before & pycurl.POLL_IN:
-            self._loop.add_reader(socket, self._act, socket, pycurl.CSELECT_IN)
+            self._loop.add_reader(number, self._act, number, pycurl.CSELECT_IN)
         elif before & pycurl.POLL_IN and not now & pycurl.POLL_IN:
-            self._loop.remove_reader(socket)
+            self._loop.remove_reader(number)
         if now & pycurl.POLL_OUT and not before & pycurl.POLL_OUT:
-            self._loop.add_writer(socket, self._act, socket, pycurl.CSELECT_OUT)
+            self._loop.add_writer(number, self._act, number, pycurl.CSELECT_OUT)
         elif before & pycurl.POLL_OUT and not now & pycurl.POLL_OUT:
-            self._loop.remove_writer(socket)
+            self._loop.remove_writer(number)
 
     def _wake_after(self, milliseconds: int) -> None:
         if self._alarm is not None:
@@ -144,21 +168,241 @@ class Curls:
         if milliseconds >= 0:
             self._alarm = self._loop.call_later(milliseconds / 1000, self._act, pycurl.SOCKET_TIMEOUT, 0)
 
-    def _act(self, socket: int, ready: int) -> None:
-        self._multi.socket_action(socket, ready)
+    def _act(self, number: int, ready: int) -> None:
+        self._multi.socket_action(number, ready)
         left = 1
         while left:
             left, done, failed = self._multi.info_read()
             for easy in done:
                 self._end(easy, None)
             for easy, code, text in failed:
-                self._end(easy, CurlError(code, text, easy.getinfo(pycurl.OS_ERRNO)))
+                self._end(easy, (code, text))
+        self._close_when_over()
 
-    def _end(self, easy: pycurl.Curl, problem: CurlError | None) -> None:
-        over = self._running[easy]
-        if over.done():
-            return  # cancelled in this turn of the loop
-        if problem is None:
-            over.set_result(None)
+
+class Body(httpx.AsyncByteStream):
+    """The rest of an answer, to be read once; closed in its midst, it takes the connection with it."""
+
+    def __init__(self, owner: Curls, exchange: _Exchange) -> None:
+        self._owner = owner
+        self._exchange = exchange
+
+    async def into(self, take: Callable[[bytes], bool]) -> None:
+        """Hand over the pieces in the moment they come: they wait for nobody, and none is copied.
+
+        Args:
+            take: False when no more is wanted. What it raises is raised here.
+
+        Raises:
+            httpx.TransportError: It broke off.
+        """
+        exchange = self._exchange
+        for piece in exchange.kept():
+            if not take(piece):
+                return
+        exchange.take = take
+        try:
+            exchange.go_on()
+            while not exchange.over:
+                await exchange.news()
+        finally:
+            exchange.take = None
+        exchange.check()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Read it piece by piece.
+
+        Raises:
+            httpx.TransportError: It broke off.
+        """
+        exchange = self._exchange
+        while True:
+            over = exchange.over
+            for piece in exchange.kept():
+                yield piece
+            if over:
+                exchange.check()
+                return
+            exchange.go_on()
+            if not (exchange.over or exchange.has_kept):
+                await exchange.news()
+
+    async def aclose(self) -> None:
+        """See httpx."""
+        self._owner.release(self._exchange)
+
+
+class _Socket(socket.socket):
+    """libcurl takes a copy of its number; nobody else closes this one."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _Exchange:
+    """What libcurl is told of a request, and what it says of how far it came.
+
+    Attributes:
+        easy: While libcurl works at it.
+        sent: The first byte was about to leave: before that, nothing can have been billed.
+        stale: The connection turned out to be no good before anything was sent; another one is tried.
+        begun: The head of the answer is whole.
+        over: Nothing more comes.
+        take: Who is handed the pieces; while there is nobody they are kept.
+    """
+
+    def __init__(self, request: httpx.Request, content: bytes, *, proxied: bool) -> None:
+        self.easy: pycurl.Curl | None = None
+        self.sent = self.stale = self.begun = self.over = False
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.take: Callable[[bytes], bool] | None = None
+        self._request = request
+        self._content = content
+        self._proxied = proxied
+        self._problem: Exception | None = None
+        self._enough = self._paused = self._link_local = False
+        self._in_head = False
+        self._head_bytes = 0
+        self._kept: deque[bytes] = deque()
+        self._kept_bytes = 0
+        self._news = asyncio.Event()
+
+    # for who waits
+
+    async def news(self) -> None:
+        """Wait until something happened: the head, a piece that is kept, the end."""
+        self._news.clear()
+        await self._news.wait()
+
+    def check(self) -> None:
+        """Raise what went wrong."""
+        if self._problem is not None:
+            raise self._problem
+
+    @property
+    def has_kept(self) -> bool:
+        """Whether pieces wait."""
+        return bool(self._kept)
+
+    def kept(self) -> Iterator[bytes]:
+        """The pieces that came while nobody took them, each let go of as it is handed over."""
+        while self._kept:
+            piece = self._kept.popleft()
+            self._kept_bytes -= len(piece)
+            yield piece
+
+    def go_on(self) -> None:
+        """More may come."""
+        if self._paused and self.easy is not None:
+            self._paused = False
+            self.easy.pause(pycurl.PAUSE_CONT)  # may hand over at once
+
+    # for who drives libcurl
+
+    def prepare(self, easy: pycurl.Curl, is_quiet: Callable[[str, int], bool]) -> None:
+        """Tell libcurl what is sent, and where what comes is put."""
+
+        def before(_: str, own_host: str, __: int, own_port: int) -> int:
+            self.stale = not is_quiet(own_host, own_port)
+            return int(pycurl.PREREQFUNC_OK if not self.stale and self.begin() else pycurl.PREREQFUNC_ABORT)
+
+        self.stale = False
+        request = self._request
+        easy.setopt(pycurl.URL, str(request.url))
+        easy.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+        easy.setopt(pycurl.NOSIGNAL, True)
+        easy.setopt(pycurl.BUFFERSIZE, _BUFFER_BYTES)
+        easy.setopt(pycurl.CONNECTTIMEOUT, CONNECT_S)
+        easy.setopt(pycurl.MAXAGE_CONN, KEEPALIVE_S)
+        easy.setopt(pycurl.FOLLOWLOCATION, False)
+        easy.setopt(pycurl.HEADEROPT, pycurl.HEADER_SEPARATE)
+        lines = [name + (b": " + value if value else b";") for name, value in request.headers.raw]
+        lines += [name + b":" for name in _OWN_HEADERS if name.decode() not in request.headers]
+        easy.setopt(pycurl.HTTPHEADER, lines)
+        if request.method == "POST":
+            easy.setopt(pycurl.POST, True)
+            easy.setopt(pycurl.POSTFIELDS, self._content)
+        easy.setopt(pycurl.OPENSOCKETFUNCTION, self._open)
+        easy.setopt(pycurl.PREREQFUNCTION, before)
+        easy.setopt(pycurl.HEADERFUNCTION, self._header)
+        easy.setopt(pycurl.WRITEFUNCTION, self._piece)
+
+    def begin(self) -> bool:
+        """The request may leave, once: libcurl sends it again when the connection ends before an answer."""
+        if self.sent:
+            return False
+        self.sent = True
+        if written := self._request.extensions.get("written"):
+            written()
+        return True
+
+    def fail(self, code: int, text: str, number: int) -> None:
+        """It was given up, see `httpx_error`; a callback may have wanted that, and an end without a farewell is one."""
+        cut = self._is_open_ended() and code == pycurl.E_RECV_ERROR and not number
+        if self._enough or cut:
+            return
+        self._problem = httpx_error(code, text, number, sent=self.sent, proxied=self._proxied)
+        if self._link_local and not self.sent:
+            self._problem = httpx.ConnectError("a link-local address")
+            self._problem.__cause__ = LinkLocalError()
+
+    def end(self) -> None:
+        """Nothing more comes. For libcurl a connection that is closed in a head's midst ends well."""
+        if not self.begun and self._problem is None:
+            self._problem = httpx.RemoteProtocolError("the connection ended within the head of the answer")
+        self.over = True
+        self._news.set()
+
+    def _is_open_ended(self) -> bool:
+        """Whether nothing but the end of the connection tells where the body ends; not all say farewell in TLS."""
+        ends = (b"content-length", b"transfer-encoding", b"content-encoding")
+        return self.begun and not any(name.lower() in ends for name, _ in self.headers)
+
+    # for libcurl; what it calls cannot raise
+
+    def _open(self, _: int, address: tuple[int, int, int, tuple[str | int | bytes, ...]]) -> socket.socket | int:
+        """A socket for an address that a name led to; a proxy's may be link-local."""
+        family, kind, protocol, where = address
+        host = where[0]
+        if not self._proxied and urls.is_link_local(host.decode() if isinstance(host, bytes) else str(host)):
+            self._link_local = True
+            return pycurl.SOCKET_BAD
+        return _Socket(family, kind, protocol)
+
+    def _header(self, line: bytes) -> int | None:
+        """A line of a head: of what is no answer yet (100, 103), of a proxy, of what stands behind a body, too."""
+        self._head_bytes += len(line)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            return _STOP
+        if self.begun or not self.sent:
+            return None  # behind the body, or a proxy's
+        if not self._in_head:
+            self._in_head = True
+            self.status, self.headers = int(line.split(None, 2)[1]), []
+        elif line.strip():
+            name, _, value = line.partition(b":")
+            self.headers.append((name.strip(), value.strip()))
         else:
-            over.set_exception(problem)
+            self._in_head = False
+            if self.status >= 200:
+                self.begun = True
+                self._news.set()
+        return None
+
+    def _piece(self, piece: bytes) -> int | None:
+        """The next bytes of the body."""
+        if self.take is None:
+            if self._kept_bytes >= _AHEAD_BYTES:
+                self._paused = True
+                return int(pycurl.WRITEFUNC_PAUSE)
+            self._kept.append(piece)
+            self._kept_bytes += len(piece)
+            self._news.set()
+            return None
+        try:
+            self._enough = not self.take(piece)
+        except Exception as problem:
+            self._problem = problem
+            self._enough = True
+        return _STOP if self._enough else None

@@ -2,67 +2,59 @@
 
 from __future__ import annotations
 
-import errno
+import socket
+import ssl
 
-import pycurl
+import httpx
 
-from embedctl.backends.http.curls import CurlError
+from embedctl.backends.http.curl_codes import LinkLocalError
 from embedctl.errors import AnswerLost, NotSent, ProviderError
 
-_PROXY_REFUSES = "the proxy refuses to connect to {host}"
-_BROKE_OFF = "{host} broke off, or answered something that is not HTTP"
-WORDS: dict[int, str] = {
-    pycurl.E_COULDNT_CONNECT: "cannot connect to {host}",
-    pycurl.E_OPERATION_TIMEDOUT: "{host} does not take the connection",
-    pycurl.E_UNSUPPORTED_PROTOCOL: "{host} is asked for in a protocol that is not http, or answered in another",
-    pycurl.E_URL_MALFORMAT: "the URL of {host} cannot be asked",
-    pycurl.E_SEND_ERROR: "{host} closed the connection while the request was sent",
-    pycurl.E_RECV_ERROR: "{host} closed the connection before its answer was complete",
-    pycurl.E_GOT_NOTHING: _BROKE_OFF,
-    pycurl.E_PARTIAL_FILE: _BROKE_OFF,
-    pycurl.E_FTP_WEIRD_SERVER_REPLY: _BROKE_OFF,
-    pycurl.E_WRITE_ERROR: _BROKE_OFF,
-    pycurl.E_ABORTED_BY_CALLBACK: _BROKE_OFF,
+WORDS: dict[type[Exception], str] = {
+    httpx.ConnectError: "cannot connect to {host}",
+    httpx.ConnectTimeout: "{host} does not take the connection",
+    httpx.PoolTimeout: "no connection to {host} became free",
+    httpx.ProxyError: "the proxy refuses to connect to {host}",
+    httpx.UnsupportedProtocol: "{host} is asked for in a protocol that is not http",
+    httpx.LocalProtocolError: "the request to {host} is not valid HTTP",
+    httpx.ReadTimeout: "{host} took the request and fell silent",
+    httpx.WriteTimeout: "{host} stopped reading the request",
+    httpx.ReadError: "{host} closed the connection before its answer was complete",
+    httpx.WriteError: "{host} closed the connection while the request was sent",
+    httpx.CloseError: "the connection to {host} could not be closed",
+    httpx.RemoteProtocolError: "{host} broke off, or answered something that is not HTTP",
+    httpx.DecodingError: "{host} sent an answer whose encoding is broken",
+    httpx.TooManyRedirects: "{host} redirects in circles",
+    httpx.HTTPStatusError: "{host} answered with an error",
 }
-"""What errors of libcurl mean, for people."""
-
-_CERTIFICATE = (pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CERTPROBLEM, pycurl.E_SSL_ISSUER_ERROR)
+"""What each error of httpx means, for people; a test fails when httpx grows one that is not here."""
 
 
-def translated(problem: CurlError, host: str, *, written: bool, proxied: bool = False) -> ProviderError:
-    """Our error for one of libcurl's. Names the host, never the path, query or headers.
+def translated(problem: Exception, host: str, *, written: bool) -> ProviderError:
+    """Our error for one of httpx's, or of the operating system's. Names the host, never the path, query or headers.
 
     Args:
         written: Whether anything of the request had been written: `AnswerLost`, else `NotSent`.
-        proxied: Whether the connection goes through a proxy.
     """
+    sentence = next((WORDS[kind] for kind in type(problem).__mro__ if kind in WORDS), "{host} cannot be reached")
+    message = sentence.format(host=host)
     if written:
-        return AnswerLost(WORDS.get(problem.code, _BROKE_OFF).format(host=host))
-    sentence = WORDS.get(problem.code, "{host} cannot be reached")
-    if problem.code in _CERTIFICATE:
+        return AnswerLost(message)
+    if isinstance(problem, httpx.ProxyError):
+        host = f"the proxy on the way to {host}"
+    cause = problem.__cause__
+    if isinstance(cause, LinkLocalError):
+        return NotSent(f"{host} leads to a link-local address, never a provider", provider_code="link_local")
+    if isinstance(cause, ssl.SSLCertVerificationError):
         return NotSent(
-            f"the certificate of {host} is not trusted: {_reason(problem.text)}",
+            f"the certificate of {host} is not trusted: {cause.verify_message}",
             hint="ca_file = FILE in the provider's table names certificates to trust besides the public ones",
             provider_code="certificate",
         )
-    if problem.code == pycurl.E_SSL_CONNECT_ERROR and not proxied:
-        return NotSent(f"no TLS with {host}: {_reason(problem.text)}", provider_code="tls")
-    there = f"the proxy on the way to {host}" if proxied else host
-    if problem.code in (pycurl.E_COULDNT_RESOLVE_HOST, pycurl.E_COULDNT_RESOLVE_PROXY):
-        return NotSent(f"cannot resolve {there}", hint="is the network up, the name right?")
-    if problem.code == pycurl.E_COULDNT_CONNECT and problem.errno == errno.ECONNREFUSED:
-        return NotSent(f"{there} refuses the connection", hint="is a server running there?")
-    if proxied and problem.code == pycurl.E_SSL_CONNECT_ERROR:
-        sentence = _PROXY_REFUSES
-    elif proxied and problem.errno == errno.ECONNRESET:
-        sentence = WORDS[pycurl.E_COULDNT_CONNECT]
-    elif proxied and not problem.errno and problem.code != pycurl.E_OPERATION_TIMEDOUT:
-        sentence = _PROXY_REFUSES
-    return NotSent(sentence.format(host=host))
-
-
-def _reason(text: str) -> str:
-    """Why a certificate or a handshake is no good; libcurl says it behind a colon, and names only the host."""
-    if "subject name" in text:
-        return "hostname mismatch"
-    return text.rpartition(": ")[2][:200] or "handshake failed"
+    if isinstance(cause, ssl.SSLError):
+        return NotSent(f"no TLS with {host}: {cause.reason}", provider_code="tls")
+    if isinstance(cause, socket.gaierror):
+        return NotSent(f"cannot resolve {host}", hint="is the network up, the name right?")
+    if isinstance(cause, ConnectionRefusedError):
+        return NotSent(f"{host} refuses the connection", hint="is a server running there?")
+    return NotSent(message)

@@ -1,23 +1,28 @@
-"""One HTTP exchange, with every foreign error become ours; libcurl speaks HTTP. The only door to it."""
+"""One HTTP exchange, with every foreign error become ours. The only door to httpx and libcurl.
+
+httpx's client follows redirects when asked, reads netrc and proxies for loopback, and logs URLs; its requests,
+responses and errors do none of that, so those are what is used, over libcurl (curls.py).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import urlsplit
+
+from embedctl.backends.http import alone as alone  # isort: skip  # before httpx
 
 import certifi
-import pycurl
+import httpx
 
 from embedctl.backends.http import urls
-from embedctl.backends.http.bodies import MAX_ERROR_BYTES, Incoming
-from embedctl.backends.http.curls import CurlError, Curls
+from embedctl.backends.http.bodies import MAX_ERROR_BYTES, body_of
+from embedctl.backends.http.curls import Curls
 from embedctl.backends.http.translation import WORDS, translated
 from embedctl.errors import AnswerLost, ConfigurationInvalid, NotSent, ProviderError, RedirectRefused
 from embedctl.providers._contract import HttpRequest
@@ -25,10 +30,6 @@ from embedctl.providers._contract import HttpRequest
 __all__ = ["MAX_BYTES", "MAX_ERROR_BYTES", "WORDS", "HttpResponse", "Transport", "translated"]
 
 MAX_BYTES = 64 * 1024 * 1024
-CONNECT_S = 10
-KEEPALIVE_S = 15
-_BUFFER_BYTES = 256 * 1024
-_URL_SIGNS = "%/:?#[]@!$&'()*+,;=~"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,19 @@ class HttpResponse:
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
     seconds: float
+
+
+class _Progress:
+    """Whether any byte of the request has been written: before that, nothing can have been billed."""
+
+    __slots__ = ("written",)
+
+    def __init__(self) -> None:
+        self.written = False
+
+    def begin(self) -> None:
+        """The first byte is about to leave."""
+        self.written = True
 
 
 class Transport:
@@ -75,7 +89,7 @@ class Transport:
         self._connections = connections
         self._gate = asyncio.Semaphore(connections)
         self._ways: dict[str, _Way] = {}
-        self._curls: Curls | None = None
+        self._clients: dict[tuple[str, str | None], Curls] = {}
         self._trust: bytes | None = None
 
     async def send(self, request: HttpRequest, *, timeout_s: float = 120.0, max_bytes: int = MAX_BYTES) -> HttpResponse:
@@ -94,40 +108,33 @@ class Transport:
             ConfigurationInvalid: The URL is one that keys are not sent to, or a header cannot be sent.
         """
         way = self._way(request.url)
-        _check_headers(request, way.host)
-        exchange = _Exchange(way, request, max_bytes)
-        answer = exchange.answer
+        host = way.host
+        progress = _Progress()
         async with self._gate:
-            self._curls = self._curls or Curls(self._connections)
             started = self._clock()
             try:
                 async with asyncio.timeout(timeout_s):
-                    await self._curls.perform(exchange.prepare, exchange.begin)
+                    status, headers, body = await _exchange(way, request, progress, max_bytes)
             except TimeoutError:
-                answer.clear()
-                raise _lost(exchange, f"{way.host} took more than {timeout_s:g} s") from None
-            except CurlError as problem:
-                cut = answer.is_open_ended and problem.code == pycurl.E_RECV_ERROR and not problem.errno
-                if not answer.enough and not cut:
-                    answer.clear()
-                    raise exchange.translated(problem) from None
-                if answer.problem is not None:
-                    raise answer.problem from None
+                raise _lost(progress, f"{host} took more than {timeout_s:g} s") from None
+            except (httpx.HTTPError, httpx.StreamError, OSError) as problem:
+                raise translated(problem, host, written=progress.written) from None
             seconds = self._clock() - started
-        if 300 <= answer.status < 400:
-            target = _host_of(answer.headers.get("location", "")) or "itself"
+        if 300 <= status < 400:
+            target = _host_of(headers.get("location", "")) or "itself"
             raise RedirectRefused(
-                f"{way.host} redirects to {target}; keys and texts do not follow",
+                f"{host} redirects to {target}; keys and texts do not follow",
                 hint="set the provider's base_url to where it should go",
-                status=answer.status,
+                status=status,
             )
-        return HttpResponse(status=answer.status, headers=answer.headers, body=answer.body, seconds=seconds)
+        return HttpResponse(status=status, headers=headers, body=body, seconds=seconds)
 
     async def aclose(self) -> None:
         """Close all connections; those of exchanges in flight when these are over."""
-        if self._curls is not None:
-            self._curls.close()
-            self._curls = None
+        for client in self._clients.values():
+            await client.aclose()
+        self._clients.clear()
+        self._ways.clear()
 
     def proxy(self, url: str) -> str | None:
         """HOST:PORT of the proxy that requests to this URL pass, for `doctor`; None without one."""
@@ -139,14 +146,23 @@ class Transport:
         way = self._ways.get(url)
         if way is None:
             parts = urls.checked(url, insecure=self._insecure)
-            proxy = urls.proxy_for(parts, self._environ)
-            if proxy is not None and not _is_proxy(proxy):
-                raise ConfigurationInvalid(
-                    "the proxy that HTTPS_PROXY or ALL_PROXY names cannot be used", hint="http://HOST:PORT"
-                )
-            trust = self._certificates() if parts.scheme == "https" else None
-            way = self._ways[url] = _Way(_as_sent(parts), parts.netloc, proxy, trust)
+            key = (parts.scheme, urls.proxy_for(parts, self._environ))
+            if key not in self._clients:
+                self._clients[key] = self._client(*key)
+            try:
+                asked = httpx.URL(url)
+            except httpx.InvalidURL as problem:
+                raise ConfigurationInvalid(f"a URL of {parts.netloc} cannot be asked: {problem}") from None
+            way = self._ways[url] = _Way(asked, parts.netloc, self._clients[key])
         return way
+
+    def _client(self, scheme: str, proxy: str | None) -> Curls:
+        if proxy is not None and not _is_proxy(proxy):
+            raise ConfigurationInvalid(
+                "the proxy that HTTPS_PROXY or ALL_PROXY names cannot be used", hint="http://HOST:PORT"
+            )
+        trust = self._certificates() if scheme == "https" else None
+        return Curls(self._connections, trust=trust, proxy=proxy)
 
     def _certificates(self) -> bytes | None:
         """The public ones and those of `ca_file`; None for the public ones alone, which libcurl then reads once."""
@@ -163,110 +179,38 @@ class Transport:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """A URL that may be asked, and through what.
+    """A URL that may be asked, and through what."""
 
-    Attributes:
-        trust: Certificates; None for the public ones.
-    """
-
-    url: str
+    url: httpx.URL
     host: str
-    proxy: str | None
-    trust: bytes | None
+    client: Curls
 
 
-class _Socket(socket.socket):
-    """Libcurl takes a copy of its number; nobody else closes this one."""
-
-    def __del__(self) -> None:
-        self.close()
-
-
-class _Exchange:
-    """What libcurl is told of a request, and what it says of how far it came.
-
-    Attributes:
-        written: The first byte was about to leave: before that, nothing can have been billed.
-    """
-
-    def __init__(self, way: _Way, request: HttpRequest, max_bytes: int) -> None:
-        self.written = False
-        self.answer = Incoming(way.host, max_bytes)
-        self._way = way
-        self._request = request
-        self._link_local = False
-
-    def prepare(self, easy: pycurl.Curl) -> None:
-        """For `Curls.perform`. What libcurl would take from the environment or do by itself is turned off."""
-        way, request = self._way, self._request
-        easy.setopt(pycurl.URL, way.url)
-        easy.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
-        easy.setopt(pycurl.NOSIGNAL, True)
-        easy.setopt(pycurl.BUFFERSIZE, _BUFFER_BYTES)
-        easy.setopt(pycurl.CONNECTTIMEOUT, CONNECT_S)
-        easy.setopt(pycurl.MAXAGE_CONN, KEEPALIVE_S)
-        easy.setopt(pycurl.FOLLOWLOCATION, False)
-        easy.setopt(pycurl.PROXY, way.proxy or "")
-        easy.setopt(pycurl.NOPROXY, "")
-        easy.setopt(pycurl.HEADEROPT, pycurl.HEADER_SEPARATE)
-        if way.trust is not None:
-            easy.setopt(pycurl.CAINFO_BLOB, way.trust)
-            easy.setopt(pycurl.PROXY_CAINFO_BLOB, way.trust)
-        else:
-            easy.setopt(pycurl.CAINFO, certifi.where())
-            easy.setopt(pycurl.PROXY_CAINFO, certifi.where())
-        headers = {"accept": "*/*", "accept-encoding": "identity", **request.headers}
-        easy.setopt(
-            pycurl.HTTPHEADER,
-            [f"{name}: {value}" if value else f"{name};" for name, value in headers.items()] + ["Expect:"],
-        )
-        if request.method == "POST":
-            easy.setopt(pycurl.POST, True)
-            easy.setopt(pycurl.POSTFIELDS, request.body)
-        easy.setopt(pycurl.OPENSOCKETFUNCTION, self._open)
-        easy.setopt(pycurl.HEADERFUNCTION, lambda line: None if self.answer.header(line) else -1)
-        easy.setopt(pycurl.WRITEFUNCTION, lambda piece: None if self.answer.piece(piece) else -1)
-
-    def begin(self) -> bool:
-        """The request may leave, once: libcurl sends it again when the connection ends before an answer."""
-        once = not self.written
-        self.written = self.answer.expected = True
-        return once
-
-    def translated(self, problem: CurlError) -> ProviderError:
-        """Our error for libcurl's."""
-        if self._link_local and not self.written:
-            return NotSent(
-                f"{self._way.host} leads to a link-local address, never a provider", provider_code="link_local"
-            )
-        return translated(problem, self._way.host, written=self.written, proxied=self._way.proxy is not None)
-
-    def _open(self, _: int, address: tuple[int, int, int, tuple[str | int | bytes, ...]]) -> socket.socket | int:
-        """A socket for an address that a name led to; a proxy's may be link-local."""
-        family, kind, protocol, where = address
-        host = where[0]
-        if self._way.proxy is None and urls.is_link_local(host.decode() if isinstance(host, bytes) else str(host)):
-            self._link_local = True
-            return pycurl.SOCKET_BAD
-        return _Socket(family, kind, protocol)
-
-
-def _check_headers(request: HttpRequest, host: str) -> None:
+async def _exchange(
+    way: _Way, request: HttpRequest, progress: _Progress, max_bytes: int
+) -> tuple[int, Mapping[str, str], bytes]:
+    """Status, headers and decoded body."""
     for name, value in request.headers.items():
         if not (value.isascii() and value.isprintable()):
             raise ConfigurationInvalid(
-                f"the header {name} for {host} holds characters that HTTP does not allow",
+                f"the header {name} for {way.host} holds characters that HTTP does not allow",
                 hint="does the key in the environment end with a line break, or hold a quotation mark of print?",
             )
-
-
-def _as_sent(parts: SplitResult) -> str:
-    """The URL in ASCII."""
+    outgoing = httpx.Request(
+        request.method,
+        way.url,
+        headers={"accept": "*/*", "accept-encoding": "identity", **request.headers},
+        content=request.body if request.method != "GET" else None,
+        extensions={"written": progress.begin},
+    )
+    response = await way.client.handle_async_request(outgoing)
     try:
-        parts = parts._replace(netloc=parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode())
-    except UnicodeError:
-        raise ConfigurationInvalid(f"a URL of {parts.netloc} cannot be asked: that is no name of a host") from None
-    return quote(parts.geturl(), safe=_URL_SIGNS)
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        if 300 <= response.status_code < 400:
+            return response.status_code, headers, b""
+        return response.status_code, headers, await body_of(response, headers, max_bytes, way.host)
+    finally:
+        await response.aclose()
 
 
 def _is_proxy(url: str) -> bool:
@@ -286,5 +230,5 @@ def _host_of(location: str) -> str:
         return "somewhere that cannot be read"
 
 
-def _lost(exchange: _Exchange, message: str) -> ProviderError:
-    return AnswerLost(message) if exchange.written else NotSent(message)
+def _lost(progress: _Progress, message: str) -> ProviderError:
+    return AnswerLost(message) if progress.written else NotSent(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import logging
 import socket
@@ -16,14 +17,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pycurl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedctl.backends.http import curls, urls
 from embedctl.backends.http import transport as module
-from embedctl.backends.http import urls
-from embedctl.backends.http.curls import CurlError
+from embedctl.backends.http.curl_codes import httpx_error
 from embedctl.backends.http.transport import HttpResponse, Transport, translated
 from embedctl.errors import (
     AnswerLost,
@@ -325,17 +327,43 @@ def test_a_long_error_is_cut_not_refused() -> None:
 # ── failures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("proxied", [False, True])
-@pytest.mark.parametrize("code", sorted({code for name, code in vars(pycurl).items() if name.startswith("E_")}))
-def test_what_was_written_decides_the_class(code: int, proxied: bool) -> None:
+def leaves(kind: type[Exception]) -> set[type[Exception]]:
+    """The errors that an error is the kind of, without those that are kinds themselves."""
+    below = kind.__subclasses__()
+    return set().union(*map(leaves, below)) if below else {kind}
+
+
+def test_every_error_of_httpx_has_words() -> None:
+    """Every error that httpx can raise is in the table; a new one fails here first."""
+    assert leaves(httpx.HTTPError) - set(module.WORDS) == set()
+
+
+@pytest.mark.parametrize("kind", sorted(module.WORDS, key=lambda kind: kind.__name__))
+def test_what_was_written_decides_the_class(kind: type[Exception]) -> None:
     """Before the first byte is written a failure is NotSent, after it AnswerLost; the words name only the host."""
-    problem = CurlError(code, f"secret {KEY} https://h/?key={KEY}: why")
-    unsent, lost = (translated(problem, "api.example", written=written, proxied=proxied) for written in (False, True))
+    problem = kind.__new__(kind)
+    Exception.__init__(problem, f"secret {KEY} https://h/?key={KEY}")
+    unsent, lost = (translated(problem, "api.example", written=written) for written in (False, True))
 
     assert (type(unsent), type(lost)) == (NotSent, AnswerLost)
     assert (unsent.billable, lost.billable) == ("no", "unknown")
     assert "api.example" in unsent.message
     assert KEY not in unsent.message + lost.message
+
+
+@pytest.mark.parametrize("number", [0, errno.ECONNREFUSED, errno.ECONNRESET])
+@pytest.mark.parametrize("proxied", [False, True])
+@pytest.mark.parametrize("code", sorted({code for name, code in vars(pycurl).items() if name.startswith("E_")}))
+def test_every_error_of_libcurl_is_one_of_httpx(code: int, proxied: bool, number: int) -> None:
+    """Whatever libcurl says becomes an error that httpx raises itself, and one of ours that names only the host."""
+    for sent in (False, True):
+        problem = httpx_error(code, f"{KEY} https://h/?key={KEY}: why", number, sent=sent, proxied=proxied)
+        ours = translated(problem, "api.example", written=sent)
+
+        assert type(problem) in leaves(httpx.TransportError)
+        assert type(ours) is (AnswerLost if sent else NotSent)
+        assert "api.example" in ours.message
+        assert KEY not in ours.message + str(ours.hint)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +373,9 @@ def test_what_was_written_decides_the_class(code: int, proxied: bool) -> None:
         pytest.param(says(close=True), id="closed before any byte"),
         pytest.param(says(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{", close=True), id="cut in the body"),
         pytest.param(says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", close=True), id="cut chunk"),
-        pytest.param(says(b"HTTP/1.1 20", close=True), id="cut in the head"),
+        pytest.param(says(b"HTTP/1.1 20", close=True), id="cut in the first line"),
+        pytest.param(says(b"HTTP/1.1 400 Bad\r\nX-A: b\r\nContent-Le", close=True), id="cut in the head"),
+        pytest.param(says(b"HTTP/1.1 103 Early\r\n\r\n", close=True), id="no answer behind an early one"),
         pytest.param(says(b"SSH-2.0-OpenSSH\r\n\r\n", close=True), id="not HTTP"),
         pytest.param(says(ok(b"{}", "X-Long: " + "a" * 200_000)), id="200 kB header"),
         pytest.param(says(ok(b"{}", *(f"X-{n}: {n}" for n in range(20_000)))), id="20,000 headers"),
@@ -489,7 +519,7 @@ def test_a_name_beyond_ascii_is_asked_for(host: str) -> None:
         async with transport() as sender:
             with pytest.raises(NotSent, match="cannot resolve"):
                 await sender.send(post(f"https://{host}/v1/ü"), timeout_s=5)
-            with pytest.raises(ConfigurationInvalid, match="no name of a host"):
+            with pytest.raises(ConfigurationInvalid, match="cannot be asked"):
                 await sender.send(post(f"https://ü..{host}/v1"), timeout_s=5)
 
     run(main)
@@ -885,7 +915,7 @@ def test_a_connection_that_cannot_be_trusted_is_not_used_again(answer: bytes) ->
 
 def test_a_free_connection_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that has been free for long is closed rather than used: the server may just be closing it."""
-    monkeypatch.setattr(module, "KEEPALIVE_S", 1)
+    monkeypatch.setattr(curls, "KEEPALIVE_S", 1)
 
     async def main() -> None:
         async with serving(says(ok(b"{}"))) as server, transport() as sender:

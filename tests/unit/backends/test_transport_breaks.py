@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 
-from embedctl.backends.http import transport as module
-from embedctl.backends.http import urls
+from embedctl.backends.http import curls, urls
 from embedctl.backends.http.transport import Transport
 from embedctl.errors import AnswerLost, ConfigurationInvalid, NotSent
 from embedctl.providers._contract import HttpRequest
@@ -230,9 +229,9 @@ def sockets() -> int:
 def test_cancellation_as_tls_begins_waits_for_nobody(pem: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cancelled in the moment the handshake is done, a connection is closed at once, though the server stays silent."""
     done = threading.Event()
-    begin = module._Exchange.begin
+    begin = curls._Exchange.begin
 
-    def cancelling(self: module._Exchange) -> bool:
+    def cancelling(self: curls._Exchange) -> bool:
         task.cancel()
         return begin(self)
 
@@ -256,7 +255,7 @@ def test_cancellation_as_tls_begins_waits_for_nobody(pem: Path, monkeypatch: pyt
         assert left == before + 1  # the server's own end
 
     task: asyncio.Task[Any]
-    monkeypatch.setattr(module._Exchange, "begin", cancelling)
+    monkeypatch.setattr(curls._Exchange, "begin", cancelling)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         asyncio.run(main())
 
