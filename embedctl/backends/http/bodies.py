@@ -14,9 +14,6 @@ from embedctl.errors import AnswerUnusable
 MAX_ERROR_BYTES = 1024 * 1024
 """Of an answer that is not a success, more is cut off."""
 
-_FIRST_BYTES = 1024 * 1024  # room that a promised length gets before anything came
-_GROWTH = 8  # times what came is the most that is taken for what is promised
-
 
 async def body_of(response: httpx.Response, headers: Mapping[str, str], max_bytes: int, host: str) -> bytes:
     """The decoded body.
@@ -29,68 +26,33 @@ async def body_of(response: httpx.Response, headers: Mapping[str, str], max_byte
         AnswerUnusable: It is too large, or in an encoding that was not asked for.
         httpx.TransportError: It broke off.
     """
-    memory = _GrowingBody(response.status_code, headers, max_bytes, host)
+    failed = response.status_code >= 400
+    most = min(max_bytes, MAX_ERROR_BYTES) if failed else max_bytes
+    decode = _decoder(headers.get("content-encoding", "identity").strip().lower(), host)
     stream = response.stream
     assert isinstance(stream, Body)  # noqa: S101 - our transport gives no other
-    try:
-        await stream.into(memory.take)
-    except BaseException:
-        memory.clear()
-        raise
-    return memory.body
+    if decode is not None:
+        body = await _decoded(stream, decode, most, host)
+    elif failed or (stream.length or 0) <= most:
+        body = await stream.read(most)
+    else:
+        body = None
+    if body is not None and (failed or len(body) <= most):
+        return body[:most]
+    raise AnswerUnusable(f"{host} sent an answer larger than {most} bytes", status=response.status_code)
 
 
-class _GrowingBody:
-    """Memory that grows with what came, whatever is promised, in few steps: each may copy."""
-
-    def __init__(self, status: int, headers: Mapping[str, str], max_bytes: int, host: str) -> None:
-        self._status = status
-        self._host = host
-        self._most = min(max_bytes, MAX_ERROR_BYTES) if status >= 400 else max_bytes
-        self._decode = _decoder(headers.get("content-encoding", "identity").strip().lower(), host)
-        length = headers.get("content-length", "")
-        known = length.isdecimal() and "transfer-encoding" not in headers
-        self._length = int(length[:20]) if known else 0  # libcurl takes a number that is too large for no number
-        if status < 400 and self._length > self._most:
-            raise self._too_large()
-        self._bytes = BytesIO()
-        self._size = self._room = 0
-
-    @property
-    def body(self) -> bytes:
-        """All that came; the memory is given away, not copied."""
-        self._bytes.truncate(self._size)
-        return self._bytes.getvalue()
-
-    def clear(self) -> None:
-        """What came is not wanted; errors and their tracebacks may be kept for long."""
-        self._bytes = BytesIO()
-
-    def take(self, piece: bytes) -> bool:
-        """The next bytes as they came; False when no more are wanted."""
-        room = self._most - self._size
-        if self._decode:
+async def _decoded(stream: Body, decode: Callable[[bytes, int], bytes], most: int, host: str) -> bytes:
+    """All of it; of more than `most` bytes, the first `most` + 1."""
+    with BytesIO() as body:  # lets go of the bytes, whatever keeps the error and its traceback
+        async for chunk in stream:
             try:
-                piece = self._decode(piece, room + 1)
+                body.write(decode(chunk, most + 1 - body.tell()))
             except zlib.error:
-                raise AnswerUnusable(f"{self._host} sent an answer whose encoding is broken") from None
-        if len(piece) > room and self._status < 400:
-            raise self._too_large()
-        self._write(piece[:room])
-        return len(piece) <= room
-
-    def _write(self, piece: bytes) -> None:
-        size = self._size + len(piece)
-        if self._length and size > self._room and not self._decode:
-            self._room = max(size, min(self._length, self._most, max(_FIRST_BYTES, self._size * _GROWTH)))
-            self._bytes.seek(self._room - 1)
-            self._bytes.write(b"\0")
-            self._bytes.seek(self._size)
-        self._bytes.write(piece)
-        self._size = size
-
-    def _too_large(self) -> AnswerUnusable:
-        return AnswerUnusable(f"{self._host} sent an answer larger than {self._most} bytes", status=self._status)
+                raise AnswerUnusable(f"{host} sent an answer whose encoding is broken") from None
+            if body.tell() > most:
+                break
+        return body.getvalue()
 
 
 def _decoder(encoding: str, host: str) -> Callable[[bytes, int], bytes] | None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from io import BytesIO
 
 import certifi
 import httpx
@@ -24,6 +24,8 @@ KEEPALIVE_S = 15
 MAX_HEAD_BYTES = 100 * 1024
 _BUFFER_BYTES = 256 * 1024
 _AHEAD_BYTES = 4 * 1024 * 1024  # of a body that nobody reads yet
+_FIRST_BYTES = 1024 * 1024  # room that a promised length gets before anything came
+_GROWTH = 8  # times what came is the most that is taken for what is promised
 _STOP = -1  # a callback's word that it has heard enough; libcurl closes the connection
 _OWN_HEADERS = (b"Accept", b"Content-Type", b"Expect")  # that libcurl would add
 
@@ -187,27 +189,24 @@ class Body(httpx.AsyncByteStream):
         self._owner = owner
         self._exchange = exchange
 
-    async def into(self, take: Callable[[bytes], bool]) -> None:
-        """Hand over the pieces in the moment they come: they wait for nobody, and none is copied.
+    @property
+    def length(self) -> int | None:
+        """Bytes, as promised; None when only reading tells."""
+        return self._exchange.length
 
-        Args:
-            take: False when no more is wanted. What it raises is raised here.
+    async def read(self, most: int) -> bytes:
+        """All of it, in the memory that it came into; of more than `most` bytes, the first `most` + 1.
 
         Raises:
             httpx.TransportError: It broke off.
         """
         exchange = self._exchange
-        for piece in exchange.kept():
-            if not take(piece):
-                return
-        exchange.take = take
-        try:
-            exchange.go_on()
-            while not exchange.over:
-                await exchange.news()
-        finally:
-            exchange.take = None
-        exchange.check()
+        exchange.stop_behind(most)
+        while not (exchange.over or exchange.size > most):
+            await exchange.news()
+        if exchange.size <= most:
+            exchange.check()
+        return exchange.take()[: most + 1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Read it piece by piece.
@@ -216,19 +215,17 @@ class Body(httpx.AsyncByteStream):
             httpx.TransportError: It broke off.
         """
         exchange = self._exchange
-        while True:
-            over = exchange.over
-            for piece in exchange.kept():
-                yield piece
-            if over:
-                exchange.check()
-                return
-            exchange.go_on()
-            if not (exchange.over or exchange.has_kept):
+        while not exchange.over or exchange.size:
+            if exchange.size:
+                yield exchange.take()
+                exchange.go_on()
+            else:
                 await exchange.news()
+        exchange.check()
 
     async def aclose(self) -> None:
         """See httpx."""
+        self._exchange.take()  # errors and their tracebacks may be kept for long
         self._owner.release(self._exchange)
 
 
@@ -248,7 +245,8 @@ class _Exchange:
         stale: The connection turned out to be no good before anything was sent; another one is tried.
         begun: The head of the answer is whole.
         over: Nothing more comes.
-        take: Who is handed the pieces; while there is nobody they are kept.
+        length: Of the body, as promised.
+        size: Bytes of the body that came and were not taken.
     """
 
     def __init__(self, request: httpx.Request, content: bytes, *, proxied: bool) -> None:
@@ -256,22 +254,26 @@ class _Exchange:
         self.sent = self.stale = self.begun = self.over = False
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
-        self.take: Callable[[bytes], bool] | None = None
+        self.length: int | None = None
+        self.size = 0
         self._request = request
         self._content = content
         self._proxied = proxied
-        self._problem: Exception | None = None
+        self._problem: httpx.TransportError | None = None
         self._enough = self._paused = self._link_local = False
         self._in_head = False
         self._head_bytes = 0
-        self._kept: deque[bytes] = deque()
-        self._kept_bytes = 0
+        self._memory = BytesIO()
+        self._room = 0
+        self._missing = 0  # bytes of a promised length
+        self._most = _AHEAD_BYTES
+        self._pauses = True
         self._news = asyncio.Event()
 
     # for who waits
 
     async def news(self) -> None:
-        """Wait until something happened: the head, a piece that is kept, the end."""
+        """Wait until something happened: the head, bytes of the body, the end."""
         self._news.clear()
         await self._news.wait()
 
@@ -280,17 +282,19 @@ class _Exchange:
         if self._problem is not None:
             raise self._problem
 
-    @property
-    def has_kept(self) -> bool:
-        """Whether pieces wait."""
-        return bool(self._kept)
+    def take(self) -> bytes:
+        """The bytes that came, given away with their memory, not copied."""
+        self._memory.truncate(self.size)
+        taken = self._memory.getvalue()
+        self._memory = BytesIO()
+        self.size = self._room = 0
+        return taken
 
-    def kept(self) -> Iterator[bytes]:
-        """The pieces that came while nobody took them, each let go of as it is handed over."""
-        while self._kept:
-            piece = self._kept.popleft()
-            self._kept_bytes -= len(piece)
-            yield piece
+    def stop_behind(self, most: int) -> None:
+        """All may come, but no more than one byte beyond `most`."""
+        self._most = most
+        self._pauses = False
+        self.go_on()
 
     def go_on(self) -> None:
         """More may come."""
@@ -386,23 +390,31 @@ class _Exchange:
         else:
             self._in_head = False
             if self.status >= 200:
-                self.begun = True
-                self._news.set()
+                self._begin_body()
         return None
 
+    def _begin_body(self) -> None:
+        said = {name.lower(): value for name, value in self.headers}
+        length = said.get(b"content-length", b"")
+        if length.isdigit() and b"transfer-encoding" not in said:
+            self.length = self._missing = int(length[:20])  # what is too large for a number is none for libcurl
+        self.begun = True
+        self._news.set()
+
     def _piece(self, piece: bytes) -> int | None:
-        """The next bytes of the body."""
-        if self.take is None:
-            if self._kept_bytes >= _AHEAD_BYTES:
+        """The next bytes of the body. Memory grows with what came, whatever is promised, in few steps: each copies."""
+        size = self.size + len(piece)
+        if size > self._most:
+            if self._pauses and self.size:
                 self._paused = True
                 return int(pycurl.WRITEFUNC_PAUSE)
-            self._kept.append(piece)
-            self._kept_bytes += len(piece)
-            self._news.set()
-            return None
-        try:
-            self._enough = not self.take(piece)
-        except Exception as problem:
-            self._problem = problem
-            self._enough = True
+            self._enough = not self._pauses
+        if size > self._room and self._missing:
+            self._room = max(size, min(self._missing, self._most, max(_FIRST_BYTES, self.size * _GROWTH)))
+            self._memory.seek(self._room - 1)
+            self._memory.write(b"\0")
+            self._memory.seek(self.size)
+        self._memory.write(piece)
+        self.size = size
+        self._news.set()
         return _STOP if self._enough else None
