@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import orjson
 
@@ -20,6 +20,8 @@ from embedctl.errors import InvariantBroken
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from embedctl.journal import VectorRef
 
 Purpose = Literal["ingest", "query", "test"]
 InputType = Literal["document", "query", "classification", "clustering"]
@@ -321,6 +323,22 @@ class Refusal:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of some texts of a request: vectors in the journal, or the reason why there are none.
+
+    Attributes:
+        targets: Which texts: their positions in the request; once a run has taken it, their ordinals in the run.
+        ref: Where the vectors stand in the journal, one after the other.
+        answer: Who made them, and what that came to.
+    """
+
+    targets: Sequence[int]
+    ref: VectorRef | None = None
+    answer: Answer | None = None
+    refusal: Refusal | None = None
+
+
 @dataclass(slots=True)
 class RowCounts:
     """Where every row of the input went.
@@ -360,3 +378,161 @@ def format_money(amount: Decimal) -> str:
     digits = format(amount.normalize(), "f")
     whole, _, fraction = digits.partition(".")
     return f"{whole}.{fraction.ljust(2, '0')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Requests to an endpoint wait.
+
+    Attributes:
+        reason: What its server said, or why embedctl holds them back.
+        seconds: For about so long.
+    """
+
+    endpoint: str
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """An endpoint is asked no more in this run."""
+
+    endpoint: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FellBack:
+    """Another endpoint of the chain is asked from now on."""
+
+    endpoint: str
+    instead_of: str
+
+
+@dataclass(frozen=True, slots=True)
+class LimitLearned:
+    """A server takes less in one request than was thought; remembered for later runs."""
+
+    endpoint: str
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLow:
+    """A budget is nearly used up, or all of it.
+
+    Attributes:
+        name: Whose and which.
+        spent, amount: USD.
+    """
+
+    name: str
+    spent: Decimal
+    amount: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """An attempt was answered, has failed, or was never sent."""
+
+    event: UsageEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progressed:
+    """How far a run is.
+
+    Attributes:
+        rows: Read, and with nothing left to wait for (of chunked rows: about).
+        rows_total: Of the input, where it is known.
+        in_flight: Requests.
+        tokens: Confirmed so far.
+        cost: USD so far; None when nobody knows.
+    """
+
+    rows: int
+    rows_total: int | None
+    in_flight: int
+    tokens: int
+    cost: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowFailed:
+    """A row of an output that has no failures file was skipped, or has failed."""
+
+    failure: Failure
+
+
+Concern = Literal[
+    "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "ledger", "duplicate_ids",
+    "cache", "learned_file",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something is not as it should be, and stops nothing.
+
+    Attributes:
+        concern: A fixed word; `terminal` has the sentence.
+        subject: The file, ledger or row that it is about.
+        detail: What was found, as whoever found it says it.
+    """
+
+    concern: Concern
+    subject: str = ""
+    detail: str = ""
+    count: int = 0
+
+
+Event = Waiting | GaveUp | FellBack | LimitLearned | BudgetLow | AttemptEnded | Progressed | RowFailed | Warned
+
+
+class Observer(Protocol):
+    """Is told what happens. The core makes no sentences for people: `terminal` does, and so can a log or a server."""
+
+    def notify(self, event: Event) -> None:
+        """Called where it happens, in the loop or in a thread: it must not block."""
+
+
+class Unobserved:
+    """Nobody is told."""
+
+    def notify(self, event: Event) -> None:
+        """Nothing."""
+
+
+UNOBSERVED = Unobserved()
+
+
+class Observers:
+    """Tells several observers, one after the other."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def notify(self, event: Event) -> None:
+        """Tell all of them."""
+        for observer in self._observers:
+            observer.notify(event)
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as people say it: "0.4 s", "75 s", "12 min", "2 h 10 min", "24 h"."""
+    seconds = max(0.0, seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")
+
+
+def format_usd(amount: Decimal) -> str:
+    """An amount with six decimals, with all of them where six would show nothing."""
+    shown = f"{amount:.6f}"
+    return shown if Decimal(shown) or not amount else f"{amount.normalize():f}"

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from embedctl.errors import EmbedctlError, StorageFailed, WrongUsage
 
 if TYPE_CHECKING:
+    from embedctl.records import Event, Progressed
     from embedctl.runs.estimate import Estimate
-    from embedctl.runs.receipt import Progress, Receipt, Spending
+    from embedctl.runs.receipt import Receipt
 
 Format = Literal["table", "json", "csv", "md"]
 FORMATS: tuple[Format, ...] = ("table", "json", "csv", "md")
@@ -253,21 +254,22 @@ class ProgressLine:
         if self._drawn:
             aside("\r\x1b[K")
 
-    def show(self, headway: Progress, rows_total: int | None, spending: Spending) -> None:
+    def show(self, progress: Progressed) -> None:
         """Show where the run stands."""
-        from embedctl.records import format_money
+        from embedctl.records import format_duration, format_money
 
         now = self._clock()
         if not self._shown or now - self._last < (0.2 if self._terminal else 60):
             return
         self._last = now
-        rate = headway.rows / max(now - self._started, 1e-6)
-        cost = "cost unknown" if spending.known_cost is None else f"{format_money(spending.known_cost)} USD"
-        of = f" of {rows_total:,}" if rows_total is not None else ""
-        left = f", {_duration((rows_total - headway.rows) / rate)} left" if rows_total is not None and rate else ""
+        rate = progress.rows / max(now - self._started, 1e-6)
+        cost = "cost unknown" if progress.cost is None else f"{format_money(progress.cost)} USD"
+        total = progress.rows_total
+        of = f" of {total:,}" if total is not None else ""
+        left = f", {format_duration((total - progress.rows) / rate)} left" if total is not None and rate else ""
         text = (
-            f"{headway.rows:,}{of} rows ({rate:,.0f}/s), {spending.tokens:,} tokens, {cost}, "
-            f"{headway.in_flight} requests in flight{left}"
+            f"{progress.rows:,}{of} rows ({rate:,.0f}/s), {progress.tokens:,} tokens, {cost}, "
+            f"{progress.in_flight} requests in flight{left}"
         )
         if self._terminal:
             self._drawn = True
@@ -276,13 +278,80 @@ class ProgressLine:
             aside(f"{text}\n")
 
 
-def _duration(seconds: float) -> str:
-    """About so long: 42 s, 3 min, 2 h 10 min."""
-    whole = max(0, round(seconds))
-    if whole < 100:
-        return f"{whole} s"
-    minutes = round(whole / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+class TerminalObserver:
+    """Says on stderr what happens: warnings unless quiet, everything else with -v, progress on a line of its own."""
+
+    def __init__(self, *, verbose: bool = False, quiet: bool = False, progress: ProgressLine | None = None) -> None:
+        self._verbose = verbose
+        self._quiet = quiet
+        self._progress = progress
+
+    def notify(self, event: Event) -> None:
+        """Say it, when it is to be said."""
+        from embedctl.records import Progressed
+
+        if isinstance(event, Progressed):
+            if self._progress is not None:
+                self._progress.show(event)
+        elif (words := sentence(event)) is None:
+            return
+        elif is_warning(event):
+            if not self._quiet:
+                warning(words)
+        elif self._verbose:
+            notice(words)
+
+
+LONG_WAIT_S = 5.0
+"""A wait that somebody who looks at the screen wonders about: it is a warning."""
+
+_CONCERNS = {
+    "damaged_part": "{subject} is damaged: its rows are embedded again",
+    "other_ledger": "what an interrupted run spent here is counted in the ledger it ran under: {subject}",
+    "key_file": "{detail}",
+    "not_registered": "`batch list` will call this run interrupted: {detail}",
+    "not_ingested": "usage is spooled, not in the ledger yet: {detail}",
+    "ledger": "{detail}",
+    "duplicate_ids": "{count:,} rows have an id that another row has, the first is {subject}",
+    "cache": "the {subject} is not used: {detail}; `embedctl cache clear` makes a new one",
+    "learned_file": "{detail}",
+}
+
+
+def sentence(event: Event) -> str | None:
+    """An event in words; None for those that have a place of their own, or are not worth a line."""
+    from embedctl import records
+
+    match event:
+        case records.Waiting(endpoint, reason, seconds):
+            return f"{endpoint}: {reason.rstrip('.')}; retry in {records.format_duration(seconds)}"
+        case records.GaveUp(endpoint, reason):
+            return f"{endpoint} is not asked again in this run: {reason}"
+        case records.FellBack(endpoint, instead_of):
+            return f"fallback to {endpoint} from {instead_of}"
+        case records.LimitLearned(endpoint, limits):
+            most = [f"{limits.items:,} texts"] if limits.items else []
+            most += [f"{limits.bytes:,} bytes"] if limits.bytes else []
+            return f"{endpoint}: a request takes at most {' and '.join(most)}"
+        case records.BudgetLow(name, spent, amount):
+            nearly = "" if spent >= amount else "nearly "
+            return f"{name} is {nearly}used up: {records.format_usd(spent)} of {records.format_usd(amount)} USD"
+        case records.RowFailed(failure):
+            return f"{'skipped' if failure.skipped else 'failed'}: row {failure.id}: {failure.message}"
+        case records.Warned(concern, subject, detail, count):
+            return _CONCERNS[concern].format(subject=subject, detail=detail, count=count)
+    return None
+
+
+def is_warning(event: Event) -> bool:
+    """Whether it is said without -v."""
+    from embedctl import records
+
+    if isinstance(event, records.Waiting):
+        return event.seconds >= LONG_WAIT_S
+    if isinstance(event, records.Warned):
+        return event.concern != "learned_file"
+    return isinstance(event, records.BudgetLow | records.RowFailed)
 
 
 def receipt(done: Receipt) -> None:
@@ -296,7 +365,7 @@ def receipt(done: Receipt) -> None:
         notice(f"failures: {done.failures}")
 
 
-def forecast(found: Estimate) -> None:
+def estimate(found: Estimate) -> None:
     """What a run would take, for people, on stdout: with --dry-run it is the result."""
     spread = found.tokens_high - found.tokens
     about = f"about {found.tokens:,} (±{spread:,}, {found.counted:,} counted)" if spread else f"{found.tokens:,}"
@@ -313,14 +382,16 @@ def forecast(found: Estimate) -> None:
     lines = [
         f"{several(found.rows, 'row')}: {', '.join([several(found.texts, 'text') + ' to send', *left_out])}",
         f"{several(found.requests, 'request')} to {found.model}, {about} tokens",
-        _forecast_cost(found),
+        _estimate_cost(found),
     ]
     if found.seconds is not None:
-        lines.append(f"at least {_duration(found.seconds)} at the limits per minute")
+        from embedctl.records import format_duration
+
+        lines.append(f"at least {format_duration(found.seconds)} at the limits per minute")
     out("\n".join([*map(safe, lines), "nothing was sent"]) + "\n")
 
 
-def _forecast_cost(found: Estimate) -> str:
+def _estimate_cost(found: Estimate) -> str:
     from embedctl.records import format_money
 
     if found.cost is None or found.cost_low is None or found.cost_high is None:

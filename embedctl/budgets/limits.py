@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedctl.budgets.reservations import Reservations, SpendLimit, UnitPrice, reached, usd
+from embedctl.budgets.reservations import Reservations, SpendLimit, UnitPrice, reached
 from embedctl.budgets.shared import SharedBudget, Sums
 from embedctl.errors import Locked, OutputRefused, WrongUsage
 from embedctl.journal.rescue import JOURNAL, LOCK, rescue
 from embedctl.ledger import budget_copy, segment_owners, spool
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.records import utc_now
+from embedctl.records import BudgetLow, Observer, utc_now
 from embedctl.routing.chain import Endpoint
 from embedctl.settings import Settings
 from embedctl.settings.options import Options
@@ -42,12 +42,12 @@ def check_priced(endpoints: Sequence[Endpoint], unit_price: UnitPrice, options: 
             )
 
 
-def till(
+def reservations(
     paths: LedgerPaths,
     settings: Settings,
     endpoints: Sequence[Endpoint],
     unit_price: UnitPrice,
-    warned: Callable[[str], None],
+    observer: Observer,
     *,
     run_id: str,
     state: Path,
@@ -66,7 +66,7 @@ def till(
     allowances = [] if options.max_cost is None else [SpendLimit("--max-cost", options.max_cost)]
     prices = {endpoint.id: unit_price(endpoint) for endpoint in endpoints}
     if all(price == 0 for price in prices.values()) or not (budget_copy.there_are(paths) or _has_budget(settings)):
-        return Reservations(unit_price, allowances, warned)
+        return Reservations(unit_price, allowances, observer)
     budgets, purse = _standings(paths, settings), None
     if any(one.budget.action == "block" for one in budgets):
         unpriced = next((name for name, price in prices.items() if price is None), None)
@@ -78,8 +78,8 @@ def till(
         purse = SharedBudget(paths.budgets, run_id, state)
         names = {one.budget.workspace for one in budgets}
         budgets = purse.join(names, partial(_is_settled, paths), partial(_standings, paths, settings))
-    allowances += _allowances(budgets, purse, alone=options.workspace_column is None, warned=warned)
-    return Reservations(unit_price, allowances, warned, purse)
+    allowances += _allowances(budgets, purse, alone=options.workspace_column is None, observer=observer)
+    return Reservations(unit_price, allowances, observer, purse)
 
 
 def _has_budget(settings: Settings) -> bool:
@@ -115,7 +115,7 @@ def _is_settled(paths: LedgerPaths, state: Path) -> bool:
 
 
 def _allowances(
-    standings: Sequence[BudgetStatus], purse: SharedBudget | None, *, alone: bool, warned: Callable[[str], None]
+    standings: Sequence[BudgetStatus], purse: SharedBudget | None, *, alone: bool, observer: Observer
 ) -> list[SpendLimit]:
     """An allowance for each budget that blocks; warnings for those past their line.
 
@@ -141,8 +141,7 @@ def _allowances(
             raise reached(allowance)
         if spent >= line:
             allowance.warn_at = None
-            nearly = "" if spent >= budget.amount else "nearly "
-            warned(f"{name} is {nearly}used up: {usd(spent)} of {usd(budget.amount)} USD")
+            observer.notify(BudgetLow(name, spent, budget.amount))
         if budget.action == "block":
             found.append(allowance)
     return found

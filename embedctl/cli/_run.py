@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import signal
 import sys
@@ -15,7 +16,7 @@ import typer
 
 from embedctl import settings, terminal
 from embedctl.errors import Interrupted, Terminated
-from embedctl.runs.job import JobRequest, Observer
+from embedctl.runs.job import JobRequest
 from embedctl.runs.run import Run
 
 
@@ -53,7 +54,7 @@ def execute(
     **about: Any,
 ) -> None:
     """Do it (or, with `dry_run`, say what it would take), print the receipt, and exit with its code."""
-    order = JobRequest(
+    job = JobRequest(
         settings=settings.load(flags=flags, job=job_options, config=config, ledger=ledger),
         inputs=inputs,
         kind=kind,
@@ -65,22 +66,16 @@ def execute(
         **about,
     )
     progress = terminal.ProgressLine(shown=talk.progress and not talk.quiet)
-    silent = talk.quiet
-    watch = Observer(
-        headway=progress.show,
-        told=terminal.notice if talk.verbose else lambda line: None,
-        warned=(lambda line: None) if silent else terminal.warning,
-    )
-    run = Run(order, watch)
+    run = Run(job, terminal.TerminalObserver(verbose=talk.verbose, quiet=talk.quiet, progress=progress))
     if dry_run:
-        forecast = run.forecast()
+        estimate = run.estimate()
         if talk.as_json:
-            terminal.result(forecast.as_dict())
+            terminal.result(estimate.as_dict())
         else:
-            terminal.forecast(forecast)
+            terminal.estimate(estimate)
         return
     with _signals(run), progress:
-        receipt = run.execute()
+        receipt = run.execute(asyncio.run)
     if talk.as_json:
         terminal.result(receipt.as_dict())
     elif not talk.quiet:
@@ -104,7 +99,7 @@ def _signals(run: Run) -> Iterator[None]:
             signal.raise_signal(number)
             return
         asked = True
-        reason = kinds[number]("stopped; answers in flight are kept", hint=f"continue with: {run.order.resume}")
+        reason = kinds[number]("stopped; answers in flight are kept", hint=f"continue with: {run.job.resume}")
         run.ask_to_stop(reason)
         terminal.notice("stopping: waiting for requests in flight (once more to stop at once)")
 

@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from embedctl import settings, terminal
-from embedctl.cli import SuggestingGroup
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.cli._groups import Group
 from embedctl.errors import OutputRefused
 from embedctl.settings.options import Options
 
-app = typer.Typer(cls=SuggestingGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-_HELP = {"help_option_names": ["-h", "--help"]}
+app = Group(help="Write, show and find the settings.", epilog="Example: embedctl config show")
 
 TEMPLATE = """\
 # embedctl's settings. Stronger: a flag, an environment variable, ./embedctl.toml. Keys are never written here:
@@ -47,12 +46,7 @@ TEMPLATE = """\
 """
 
 
-@app.callback(epilog="Example: embedctl config show")
-def _config() -> None:
-    """Write, show and find the settings."""
-
-
-@app.command(epilog="Example: embedctl config init", context_settings=_HELP)
+@app.command(epilog="Example: embedctl config init")
 def init(
     force: Annotated[bool, typer.Option("--force", help="Replace a settings file that exists.")] = False,
     config: ConfigFlag = None,
@@ -69,34 +63,34 @@ def init(
     terminal.notice(f"wrote {path}")
 
 
-@app.command(epilog="Example: embedctl config show --json", context_settings=_HELP)
+@app.command(epilog="Example: embedctl config show --json")
 def show(
     form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None, ledger: LedgerFlag = None
 ) -> None:
     """Every option with its value and where that comes from; keys are not shown."""
-    found = settings.load(config=config, ledger=ledger)
+    loaded = settings.load(config=config, ledger=ledger)
     rows: list[dict[str, Any]] = [
-        {"option": entry.name, "value": _value(getattr(found.options, entry.name)), "from": found.origins[entry.name]}
+        {"option": entry.name, "value": _value(getattr(loaded.options, entry.name)), "from": loaded.origins[entry.name]}
         for entry in fields(Options)
     ]
-    places = {"home": found.paths.home, "ledger": found.paths.ledger, "spool": found.paths.spool}
+    places = {"home": loaded.paths.home, "ledger": loaded.paths.ledger, "spool": loaded.paths.spool}
     envelope = {
         "schema_version": 1,
         "options": {row["option"]: {"value": row["value"], "from": row["from"]} for row in rows},
         "paths": {name: str(path) for name, path in places.items()},
-        "files": [str(path) for path in found.files],
-        "providers": sorted(found.providers),
+        "files": [str(path) for path in loaded.files],
+        "providers": sorted(loaded.providers),
         "warnings": [],
     }
     columns = [terminal.Column("option", "Option"), terminal.Column("value", "Value"), terminal.Column("from", "From")]
     footer = [f"{name}: {path}" for name, path in places.items()]
-    footer.append("files: " + (", ".join(map(str, found.files)) or "none (`embedctl config init` writes one)"))
+    footer.append("files: " + (", ".join(map(str, loaded.files)) or "none (`embedctl config init` writes one)"))
     terminal.table(
         terminal.Table(columns=columns, rows=rows, envelope=envelope, footer=footer), "json" if as_json else form
     )
 
 
-@app.command(epilog="Example: $EDITOR $(embedctl config path)", context_settings=_HELP)
+@app.command(epilog="Example: $EDITOR $(embedctl config path)")
 def path(config: ConfigFlag = None) -> None:
     """Where the user's settings file is, whether it exists or not."""
     typer.echo(str(config or settings.user_config_path(os.environ)))

@@ -12,46 +12,55 @@ from dataclasses import replace
 import numpy as np
 
 from embedctl import __version__
-from embedctl.embedding.call import CallPoint, Piece
+from embedctl.embedding.attempt import SpendGuard
+from embedctl.embedding.call import Embedder
+from embedctl.embedding.route import Route
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.planning.packer import PackedRequest
-from embedctl.records import TEXT_HASH_BYTES, Answer, Request, Space, Usage, UsageEvent, utc_now, uuid7
+from embedctl.records import TEXT_HASH_BYTES, Answer, Outcome, Request, Space, Usage, UsageEvent, utc_now, uuid7
 from embedctl.routing.endpoint import Endpoint
 from embedctl.storage.vector_cache import CachedVector, VectorCache
 
-Arrived = tuple[Sequence[int], Piece]
-"""Ordinals of wanted vectors, and what became of them."""
-
 
 class CachedEmbedder:
-    """Embeds requests like the call point, and remembers.
+    """Embeds a run's requests through the call point, and remembers.
 
     Args:
         cache: None: nothing is remembered.
-        offer: Whose space is looked for before the first answer.
+        endpoint: Whose space is looked for before the first answer.
     """
 
     def __init__(
-        self, call: CallPoint, cache: VectorCache | None, journal: Journal, caller: Caller, endpoint: Endpoint
+        self,
+        embedder: Embedder,
+        cache: VectorCache | None,
+        *,
+        route: Route,
+        journal: Journal,
+        budget: SpendGuard,
+        caller: Caller,
+        endpoint: Endpoint,
     ) -> None:
-        self._call = call
+        self._embedder = embedder
         self._cache = cache
+        self._route = route
         self._journal = journal
+        self._budget = budget
         self._caller = caller
-        self._offer = endpoint
+        self._endpoint = endpoint
         self.hits = 0
 
-    async def embed(self, packed: PackedRequest) -> list[Arrived]:
-        """Every text of a request, with its vector or the reason why it has none.
+    async def embed(self, packed: PackedRequest) -> list[Outcome]:
+        """What became of every text of a request; `targets` are its ordinals in the run.
 
         Raises:
             EmbedctlError: As the call point does.
         """
-        space = self._call.space or self._offer.space()
+        space = self._route.space or self._endpoint.space()
         if self._cache is None or packed.request.purpose == "test":
             return await self._bought(packed)
-        arrived: list[Arrived] = []
+        arrived: list[Outcome] = []
         if space is not None:
             hashes = _each(packed.request.hashes)
             found = await asyncio.to_thread(self._cache.look_up, space.space_id, hashes, space.dimensions)
@@ -70,30 +79,34 @@ class CachedEmbedder:
             arrived += bought
         return arrived
 
-    async def _bought(self, packed: PackedRequest) -> list[Arrived]:
-        pieces = await self._call.embed(packed.request)
-        return [(packed.ordinals[piece.start : piece.stop], piece) for piece in pieces]
+    async def _bought(self, packed: PackedRequest) -> list[Outcome]:
+        outcomes = await self._embedder.embed(
+            packed.request, route=self._route, caller=self._caller, journal=self._journal, budget=self._budget
+        )
+        return [replace(one, targets=[packed.ordinals[at] for at in one.targets]) for one in outcomes]
 
-    async def _remember(self, bought: Sequence[Arrived], packed: PackedRequest) -> None:
-        space, hashes = self._call.space, _each(packed.request.hashes)
+    async def _remember(self, bought: Sequence[Outcome], packed: PackedRequest) -> None:
+        space = self._route.space
         if space is None or self._cache is None:
             return
-        for _, piece in bought:
-            answer = piece.answer
+        hashes = dict(zip(packed.ordinals, _each(packed.request.hashes), strict=True))
+        for outcome in bought:
+            answer = outcome.answer
             if answer is not None:
                 each = answer.tokens_each or (None,) * len(answer.vectors)
                 hits = [
                     CachedVector(answer.provider, answer.model, each[i], row) for i, row in enumerate(answer.vectors)
                 ]
-                await asyncio.to_thread(self._cache.put, space.space_id, hashes[piece.start : piece.stop], hits)
+                known = [hashes[ordinal] for ordinal in outcome.targets]
+                await asyncio.to_thread(self._cache.put, space.space_id, known, hits)
 
     async def _kept(
         self, packed: PackedRequest, places: list[int], hits: Sequence[CachedVector], space: Space
-    ) -> list[Arrived]:
+    ) -> list[Outcome]:
         """Write hits to the journal, those of one maker together."""
-        self._call.space = space
+        self._route.space = space
         self.hits += len(hits)
-        arrived: list[Arrived] = []
+        arrived: list[Outcome] = []
         for maker in sorted({(hit.provider, hit.model) for hit in hits}):
             mine = [i for i, hit in enumerate(hits) if (hit.provider, hit.model) == maker]
             request = _chosen(packed.request, [places[i] for i in mine])
@@ -103,7 +116,7 @@ class CachedEmbedder:
             event = self._event(request, *maker, sum(each) if each else None)
             vectors = np.stack([hits[i].vector for i in mine])
             await self._journal.intend(event)
-            place = await self._journal.answer(event, request.hashes, vectors, each, {"space_id": space.space_id})
+            ref = await self._journal.answer(event, request.hashes, vectors, each, {"space_id": space.space_id})
             answer = Answer(
                 vectors=vectors,
                 usage=Usage(tokens_total=0, source="fallback"),
@@ -114,7 +127,7 @@ class CachedEmbedder:
                 tokens_each=each,
             )
             ordinals = [packed.ordinals[places[i]] for i in mine]
-            arrived.append((ordinals, Piece(0, len(mine), answer, place)))
+            arrived.append(Outcome(targets=ordinals, ref=ref, answer=answer))
         return arrived
 
     def _event(self, request: Request, provider: str, model: str, tokens: int | None) -> UsageEvent:
@@ -130,12 +143,12 @@ class CachedEmbedder:
             status="ok",
             billable="no",
             tokens_total=0,
-            usage_mode=self._offer.usage_mode,
+            usage_mode=self._endpoint.usage_mode,
             usage_source="fallback",
             job_id=self._caller.job_id,
             run_id=self._caller.run_id,
             purpose=request.purpose,
-            price_as=self._offer.price_as,
+            price_as=self._endpoint.price_as,
             tokens_estimated=tokens,
             input_count=len(request),
             content_bytes=request.content_bytes,

@@ -73,6 +73,14 @@ def upper_bound(request: Request) -> int:
     return request.content_bytes + 16 * len(request)
 
 
+def must_count(endpoint: Endpoint, request: Request, native: int | None, event_id: UUID, trust: CountTrust) -> bool:
+    """Whether `usage` will count with a tokenizer, which takes its time."""
+    if endpoint.local or endpoint.usage_mode == "native":
+        return False
+    looked_at = endpoint.usage_mode == "fallback" or trust.doubted or trust.constant or trust.answers < FIRST_CHECKED
+    return looked_at or native is None or _absurd(request, native) or not event_id.int % 100
+
+
 def usage(
     endpoint: Endpoint, request: Request, native: int | None, cached: int | None, event_id: UUID, scale: CountTrust
 ) -> Usage:

@@ -269,3 +269,18 @@ def _from_journal(
                 out.tokens[span] = purchase.tokens_each[first : first + count]
             done += count
             at += count * width
+
+
+class SegmentNumbers:
+    """Numbers for the journal's segment ids, as slices keep them; those of an interrupted run come first."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self.ids: list[str] = []
+
+    def number(self, segment_id: str) -> int:
+        """The number of a segment; a new one when it was not seen before."""
+        if segment_id not in self._numbers:
+            self._numbers[segment_id] = len(self.ids)
+            self.ids.append(segment_id)
+        return self._numbers[segment_id]

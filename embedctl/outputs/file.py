@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedctl import storage
 from embedctl.errors import OutputRefused
-from embedctl.outputs import parquet
-from embedctl.outputs.folder import OUTPUT_MODE, Facts, Finished, Record, lines
-from embedctl.outputs.parquet import Layout
+from embedctl.journal import recover
+from embedctl.outputs import failures, parquet
+from embedctl.outputs.output import (
+    OUTPUT_MODE,
+    Existing,
+    Facts,
+    Finished,
+    OutputRequest,
+    Record,
+    check_space,
+    has_begun,
+    lines,
+    nothing_left,
+    peeked,
+)
+from embedctl.outputs.parquet import Layout, Part
+from embedctl.records import RowCounts, Space
 from embedctl.storage import Disk
 
 
@@ -21,6 +36,7 @@ class FileOutput:
     path: Path
     disk: Disk = storage.DISK
     keeps_journal: bool = True
+    resumable: bool = True
     replacing: bool = False
     _writer: Any = None
     _rows: int = 0
@@ -50,7 +66,7 @@ class FileOutput:
             self._writer = parquet.writer(self._growing.file, layout)
         return self._growing
 
-    def finish(self, layout: Layout | None, facts: Facts, record: Record) -> None:
+    def finish(self, layout: Layout | None, facts: Facts, record: Callable[[], Record]) -> None:
         """Put the failures, then the file; without a layout (no row had text) there is no file.
 
         Until the state folder is removed the run counts as unfinished, so a crash between the two is no harm.
@@ -72,6 +88,56 @@ class FileOutput:
     def tidy(self) -> None:
         """Remove the state folder."""
         storage.remove_tree(self.disk, self.state)
+
+    @property
+    def place(self) -> Path:
+        """The file."""
+        return self.path
+
+    def own_files(self) -> tuple[Path, ...]:
+        """The file, when embedctl wrote it."""
+        return () if parquet.read_metadata(self.path) is None else (self.path,)
+
+    def check_input(self, path: Path, label: str) -> None:
+        """Raise OutputRefused when the input is the file that would be replaced."""
+        if self.path.exists() and path.samefile(self.path):
+            raise OutputRefused(f"{label} is an input: the output would replace it", hint="choose another -o")
+
+    def part_count(self) -> int:
+        """No parts: one file."""
+        return 0
+
+    def holds_more_than_state(self) -> bool:
+        """It has no folder of its own."""
+        return False
+
+    def existing(self, request: OutputRequest) -> Existing:
+        """What is there, under its lock.
+
+        Raises:
+            OutputRefused: A file that is not ours, or one of another space.
+        """
+        storage.remove_leftovers(self.disk, self.state)
+        there = Existing(recovered=recover(self.state / "journal"))
+        if not self.path.exists():
+            return there
+        self.replacing = True
+        if request.overwrite:
+            return there
+        found = parquet.read_metadata(self.path)
+        check_space(found, request.space, self.path)
+        assert found is not None  # noqa: S101 - check_space refuses it
+        there.space = Space(**found["space"])
+        if found.get("binding") == request.binding and not has_begun(there.recovered):
+            there.finished = nothing_left(RowCounts(**found["counts"]), request)
+        if request.reuse and parquet.is_precise(self.path, request.dtype):
+            there.parts.append(Part(self.path, there.space.dimensions))
+        there.failed = {} if request.retry_failed else failures.of([self.failures_path])
+        return there
+
+    def peek(self, request: OutputRequest) -> Existing:
+        """What is there, for one who changes nothing."""
+        return peeked(self.state, [self.path] if self.path.exists() else [], [], self.failures_path, request)
 
     def close(self) -> None:
         """Let go of what is unfinished."""

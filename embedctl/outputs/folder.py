@@ -1,89 +1,40 @@
-"""Where a run's rows end up. Whole or not at all: everything durable goes through the disk's `publish` and `replace`.
-
-`batch` writes a folder of parts (here), `embed` one file (file.py) or JSON lines (stream.py).
-"""
+"""`batch run -o DIR`: a folder of parts, each of them whole or not there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import orjson
 
 from embedctl import storage
 from embedctl.errors import OutputRefused
 from embedctl.inputs.files import STDIN
-from embedctl.outputs import parquet
+from embedctl.journal import recover
+from embedctl.outputs import failures, parquet
+from embedctl.outputs.output import (
+    OUTPUT_MODE,
+    Existing,
+    Facts,
+    Finished,
+    OutputRequest,
+    Record,
+    check_space,
+    has_begun,
+    lines,
+    nothing_left,
+    peeked,
+)
 from embedctl.outputs.parquet import Layout, Part
-from embedctl.records import Failure, Space, uuid7
+from embedctl.records import RowCounts, Space, uuid7
 from embedctl.storage import Disk
 
 STATE_FOLDER = "_embedctl"
 PART_PATTERN = "part-[0-9][0-9][0-9][0-9][0-9][0-9].parquet"
 FAILURES = "failures.jsonl"
 RECORD = "run.json"
-
-OUTPUT_MODE = 0o666
-"""Outputs are the user's, as open as umask says; all other files are for the owner alone."""
-
-Facts = Callable[[int], bytes]
-"""Rows of the file → its metadata, see parquet.metadata."""
-
-
-Record = Mapping[str, Any]
-"""What a run binds, for the next one: `_embedctl/run.json`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """A complete slot, ready to be written.
-
-    Attributes:
-        layout: None when no row had text, and nobody knows how wide a vector would be.
-        same_as: An older part with exactly these rows.
-    """
-
-    number: int
-    tables: Iterator[Any]
-    layout: Layout | None
-    facts: Facts
-    failed: Sequence[Failure]
-    same_as: Part | None = None
-
-
-class Output(Protocol):
-    """What the pipeline writes to.
-
-    Attributes:
-        keeps_journal: Vectors stay in the journal until `finish`: slots that are put are no parts.
-    """
-
-    keeps_journal: bool
-
-    @property
-    def state(self) -> Path:
-        """Folder of journal, lock and run record."""
-
-    def put(self, finished: Finished) -> Path | None:
-        """Take a complete slot; the part it became, where it became one."""
-
-    def finish(self, layout: Layout | None, facts: Facts, record: Record) -> None:
-        """Everything was put: make the output what its name says, and keep the record that says so."""
-
-    def record(self, record: Record) -> None:
-        """Keep what the run binds, for the next one; where the output itself does not say it."""
-
-    def tidy(self) -> None:
-        """The run is done and its record written: remove what only served it."""
-
-    def close(self) -> None:
-        """Let go of what is unfinished."""
-
-    @property
-    def failures(self) -> Path | None:
-        """The failures file, None when there is none."""
 
 
 def part_name(number: int) -> str:
@@ -102,6 +53,7 @@ class FolderOutput:
     folder: Path
     disk: Disk = storage.DISK
     keeps_journal: bool = False
+    resumable: bool = True
     replacing: bool = False
 
     @property
@@ -145,7 +97,7 @@ class FolderOutput:
 
     def parts(self, folder: Path | None = None) -> list[Path]:
         """Parts in a folder (the output as it stands), in order."""
-        return sorted((folder or self.folder).glob(PART_PATTERN))
+        return parts_of(folder or self.folder)
 
     def put(self, finished: Finished) -> Path | None:
         """Publish the slot as a part, its failures first; one that is there already gets a second name."""
@@ -165,8 +117,10 @@ class FolderOutput:
             raise OutputRefused(f"{path} appeared while it was made", hint="run the same command again")
         return path
 
-    def finish(self, layout: Layout | None, facts: Facts, record: Record) -> None:
-        """Put all failures into one file, and swap the new parts in."""
+    def finish(self, layout: Layout | None, facts: Facts, record: Callable[[], Record]) -> None:
+        """Put all failures into one file, and swap the new parts in. An input without rows leaves an empty part."""
+        if layout is not None and not self.parts(self.into):
+            self.put(Finished(number=0, tables=iter(()), layout=layout, facts=facts, failed=()))
         listed = sorted(self.failed.glob("*.jsonl"))
         target = self.next / FAILURES if self.replacing else self.failures_path
         if listed:
@@ -176,11 +130,11 @@ class FolderOutput:
             self.disk.unlink(target)
         if self.replacing:
             count = len(self.parts(self.next))
-            commit = {"parts": count, "failures": bool(listed), "record": record}
+            commit = {"parts": count, "failures": bool(listed), "record": record()}
             storage.publish(self.disk, self._commit, orjson.dumps(commit, default=str))
             self.roll_forward()
         else:
-            self.record(record)
+            self.record(record())
 
     def roll_forward(self) -> None:
         """Finish a swap whose commit record is there; doing it again changes nothing."""
@@ -225,14 +179,69 @@ class FolderOutput:
         storage.remove_tree(self.disk, self.next)
         self.disk.unlink(self.state / STDIN)
 
+    @property
+    def place(self) -> Path:
+        """The folder."""
+        return self.folder
+
+    def own_files(self) -> tuple[Path, ...]:
+        """Its parts."""
+        return tuple(self.parts())
+
+    def check_input(self, path: Path, label: str) -> None:
+        """Nothing: inputs in an output folder are left out, and parts are never one."""
+
+    def part_count(self) -> int:
+        """Parts published so far."""
+        return len(self.parts(self.into))
+
+    def holds_more_than_state(self) -> bool:
+        """Whether anything but our own state stands in the folder: without that, it would be nobody's."""
+        return any(path != self.state for path in self.folder.iterdir())
+
+    def existing(self, request: OutputRequest) -> Existing:
+        """What is there, under its lock.
+
+        Raises:
+            OutputRefused: Something that is not ours, or vectors of another space.
+        """
+        for folder in (self.folder, self.state, self.next, self.failed):
+            storage.remove_leftovers(self.disk, folder)
+        self.roll_forward()
+        record = _record(self)
+        parts = self.parts()
+        same = record.get("binding") == request.binding and record.get("overwrite", False) == request.overwrite
+        continued = same and record.get("state") == "running" and _is_whole(self, replacing=bool(record["replacing"]))
+        there = Existing(recovered=recover(self.state / "journal"))
+        metadata = [parquet.read_metadata(path) for path in parts]
+        there.damaged = [path for path, found in zip(parts, metadata, strict=True) if found is None]
+        found = next(filter(None, metadata), None)
+        if parts and not request.overwrite and (found is not None or "space_id" not in record):
+            check_space(found, request.space, self.folder)
+        if found is not None and not (request.overwrite and request.space != Space(**found["space"])):
+            there.space = Space(**found["space"])
+        if not request.retry_failed:
+            there.failed = failures.of([self.failures_path, *sorted(self.failed.glob("*.jsonl"))])
+        complete = same and record.get("state") == "complete" and len(parts) == record.get("parts")
+        if complete and not there.damaged and (not request.overwrite or has_begun(there.recovered)):
+            there.finished = nothing_left(RowCounts(**record["counts"]), request)
+        if there.finished is not None:
+            return there
+        self.replacing = bool(record["replacing"]) if continued else bool(parts)
+        if continued:
+            there.done = dict(_done(self))
+        else:
+            self.keep_aside()
+        there.parts = list(_sources(self, request, there, parts))
+        return there
+
+    def peek(self, request: OutputRequest) -> Existing:
+        """What is there, for one who changes nothing."""
+        bought = [*sorted(self.kept.glob("*.parquet")), *self.parts(self.next)]
+        return peeked(self.state, self.parts(), bought, self.failures_path, request)
+
     def close(self) -> None:
         """Nothing is left open."""
-
-
-def lines(failures: Iterable[Failure]) -> Iterator[bytes]:
-    """The lines of a failures file."""
-    for failure in failures:
-        yield orjson.dumps(failure.as_dict(), option=orjson.OPT_APPEND_NEWLINE, default=str)
 
 
 def _joined(paths: Sequence[Path]) -> Callable[[BinaryIO], None]:
@@ -256,21 +265,47 @@ def _parquet(tables: Iterator[Any], layout: Layout, facts: Facts) -> Callable[[B
     return content
 
 
-def check_space(found: dict[str, Any] | None, space: Space | None, where: Path) -> None:
-    """Refuse an output that is not ours, or holds another space.
+def parts_of(folder: Path) -> list[Path]:
+    """The parts of an output folder, in order. Whoever reads an output asks here which files it is."""
+    return sorted(folder.glob(PART_PATTERN))
 
-    Args:
-        found: What embedctl wrote about it (parquet.read_metadata), None when it did not.
-        space: The one that would be written; None while it is not known.
 
-    Raises:
-        OutputRefused: --overwrite replaces it.
-    """
-    if found is None:
-        raise OutputRefused(f"{where} exists and is not embedctl's", hint="choose another -o, or --overwrite it")
-    old = Space(**found["space"])
-    if space is not None and old.space_id != space.space_id:
-        differences = "; ".join(space.differences(old))
-        raise OutputRefused(
-            f"{where} holds vectors of another space ({differences})", hint="choose another -o, or --overwrite it"
-        )
+def _is_whole(output: FolderOutput, *, replacing: bool) -> bool:
+    """Whether the parts of the run to be continued are numbered from 0 without a gap."""
+    names = [path.name for path in output.parts(output.next if replacing else output.folder)]
+    return names == [part_name(number) for number in range(len(names))]
+
+
+def _sources(output: FolderOutput, request: OutputRequest, there: Existing, parts: list[Path]) -> Iterator[Part]:
+    """Every part whose vectors may be taken: those that this run replaces, and what unfinished runs have bought."""
+    space = there.space or request.space
+    old = parts if output.replacing else []
+    bought = [*sorted(output.kept.glob("*.parquet")), *(output.into / part_name(number) for number in there.done)]
+    for path in [*(old if request.reuse and not request.overwrite else []), *bought]:
+        found = parquet.read_metadata(path)
+        if found is None or (space is not None and found["space_id"] != space.space_id):
+            continue
+        if not parquet.is_precise(path, request.dtype):
+            continue
+        there.space = there.space or Space(**found["space"])
+        yield Part(path, found["space"]["dimensions"])
+
+
+def _record(output: FolderOutput) -> dict[str, Any]:
+    """The last run's record. One that somebody broke is as good as none: parts and journal speak for themselves."""
+    try:
+        found = orjson.loads((output.state / RECORD).read_bytes())
+        return {"replacing": False, **found, "counts": asdict(RowCounts(**found["counts"]))}
+    except (OSError, orjson.JSONDecodeError, TypeError, KeyError):
+        return {"replacing": False}
+
+
+def _done(output: FolderOutput) -> Iterator[tuple[int, RowCounts]]:
+    """Slots that are published, from 0 to the first that is not."""
+    for number in range(len(output.parts(output.into))):
+        found = parquet.read_metadata(output.into / part_name(number))
+        if found is None or "counts" not in found:
+            raise OutputRefused(
+                f"{output.into / part_name(number)} is damaged", hint="remove it, then run the same command again"
+            )
+        yield number, RowCounts(**found["counts"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -13,8 +13,9 @@ import orjson
 from embedctl import storage
 from embedctl.errors import StorageFailed
 from embedctl.outputs import parquet
-from embedctl.outputs.folder import Facts, Finished, Record
+from embedctl.outputs.output import Existing, Facts, Finished, OutputRequest, Record
 from embedctl.outputs.parquet import Layout
+from embedctl.records import UNOBSERVED, Observer, RowFailed
 from embedctl.storage import Disk
 
 
@@ -27,7 +28,9 @@ class StreamOutput:
     vectors: Literal["float", "base64"] = "float"
     disk: Disk = storage.DISK
     keeps_journal: bool = True
-    told: Callable[[str], None] = field(default=lambda line: None)
+    resumable: bool = False
+    replacing: bool = False
+    observer: Observer = UNOBSERVED
     failures: Path | None = None
 
     def put(self, finished: Finished) -> Path | None:
@@ -42,10 +45,38 @@ class StreamOutput:
         except OSError as refusal:
             raise StorageFailed(f"cannot write to stdout: {refusal.strerror}") from refusal
         for failure in finished.failed:
-            self.told(f"{'skipped' if failure.skipped else 'failed'}: row {failure.id}: {failure.message}")
+            self.observer.notify(RowFailed(failure))
         return None
 
-    def finish(self, layout: Layout | None, facts: Facts, record: Record) -> None:
+    @property
+    def place(self) -> Path:
+        """Nowhere but its state."""
+        return self.state
+
+    def own_files(self) -> tuple[Path, ...]:
+        """None."""
+        return ()
+
+    def check_input(self, path: Path, label: str) -> None:
+        """Nothing is replaced."""
+
+    def part_count(self) -> int:
+        """No parts."""
+        return 0
+
+    def holds_more_than_state(self) -> bool:
+        """It has no folder of its own."""
+        return False
+
+    def existing(self, request: OutputRequest) -> Existing:
+        """Nothing is there before it."""
+        return Existing()
+
+    def peek(self, request: OutputRequest) -> Existing:
+        """Nothing is there before it."""
+        return Existing()
+
+    def finish(self, layout: Layout | None, facts: Facts, record: Callable[[], Record]) -> None:
         """Nothing is left to do."""
 
     def record(self, record: Record) -> None:

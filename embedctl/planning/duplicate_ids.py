@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ import numpy as np
 
 from embedctl.errors import InputInvalid
 from embedctl.inputs import Source
+from embedctl.records import Observer, Warned
 from embedctl.storage.hash_index import LOCATION, HashIndex
 
 _IN_MEMORY = 1 << 15
@@ -62,10 +62,10 @@ class DuplicateIds:
                 hint="make ids unique, or leave --unique-ids out",
             )
 
-    def warn(self, warned: Callable[[str], None]) -> None:
+    def warn(self, observer: Observer) -> None:
         """Say so when an id stood twice."""
         if self.duplicates:
-            warned(f"{self.duplicates:,} rows have an id that another row has, the first is {self.first!r}")
+            observer.notify(Warned("duplicate_ids", repr(self.first), count=self.duplicates))
 
 
 def _hashes(ids: Any) -> Any:

@@ -86,7 +86,6 @@ class Planner:
     def close(self, slice_: Slice) -> Iterator[PackedRequest]:
         """The slot takes no more rows: the requests that were not full."""
         yield from self._packer.rest()
-        slice_.last_request = self._packer.packed - 1
 
     def _take_plain(self, candidates: Sequence[Chunk], slice_: Slice, fresh: _Fresh) -> Iterator[PackedRequest]:
         """Each candidate gets a vector of its own; those that are known are taken together."""

@@ -6,7 +6,7 @@ The unit that another machine can take later: it holds no global state.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.records import Failure, Refusal
+from embedctl.records import Failure, Outcome, Refusal
 
 SLICE_ROWS = 1 << 17
 """Rows, or failures, close it too, however narrow the vectors."""
@@ -42,17 +42,6 @@ class Mean:
     weights: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrival:
-    """What became of some wanted vectors: they stand one after the other in the journal, or were refused."""
-
-    ordinals: Sequence[int]
-    file: int = 0
-    offset: int = 0
-    width_bytes: int = 0
-    refusal: Refusal | None = None
-
-
 @dataclass(slots=True)
 class Slice:
     """One slot while its vectors are coming in.
@@ -65,8 +54,7 @@ class Slice:
         means: Row → the vectors that its own is the mean of.
         refusals: Wanted vector that will not come → why.
         where, file, offset: One entry per wanted vector, see Where.
-        last_request: The slot is complete when all requests up to this number are; its requests hold no other
-            slot's texts.
+        pending: Targets that were asked for and whose outcome has not come.
     """
 
     number: int
@@ -81,12 +69,12 @@ class Slice:
     means: dict[int, Mean] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     refusals: dict[int, Refusal] = field(default_factory=dict)
-    arrivals: list[Arrival] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     targets: int = 0
     where: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(1024, np.uint8))
     file: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(1024, np.uint32))
     offset: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(1024, np.uint64))
-    last_request: int = -1
+    pending: int = 0
 
     def add_target(self, where: VectorSource = VectorSource.PENDING, file: int = 0, offset: int = 0) -> int:
         """Add a wanted vector; its place in this slot."""
@@ -110,19 +98,23 @@ class Slice:
             size = max(2 * len(self.where), self.targets + count)
             self.where, self.file, self.offset = (_grown(each, size) for each in (self.where, self.file, self.offset))
 
-    def settle(self) -> None:
-        """Take in what arrived: only now, because rows may be added in one thread while vectors arrive in another."""
-        for arrival in self.arrivals:
-            places = np.asarray(arrival.ordinals, np.int64) - self.first_target
-            if arrival.refusal is not None:
+    def settle(self, file_number: Callable[[str], int]) -> None:
+        """Take in all outcomes: only now, because rows may be added in one thread while outcomes come in another.
+
+        Args:
+            file_number: Segment of the journal → its number in `file`.
+        """
+        for outcome in self.outcomes:
+            places = np.asarray(outcome.targets, np.int64) - self.first_target
+            if outcome.refusal is not None:
                 for place in places:
-                    self.refused(int(place), arrival.refusal)
-                continue
-            count = len(places)
-            end = arrival.offset + count * arrival.width_bytes
-            self.where[places] = VectorSource.JOURNAL
-            self.file[places] = arrival.file
-            self.offset[places] = np.arange(arrival.offset, end, arrival.width_bytes, dtype=np.uint64)
+                    self.refused(int(place), outcome.refusal)
+            elif (ref := outcome.ref) is not None:
+                width = ref.dimensions * 4
+                end = ref.offset + len(places) * width
+                self.where[places] = VectorSource.JOURNAL
+                self.file[places] = file_number(ref.segment)
+                self.offset[places] = np.arange(ref.offset, end, width, dtype=np.uint64)
 
     def only_averaged(self, ordinals: Sequence[int]) -> int:
         """How many of these wanted vectors (ordinals of the run) went into a mean: no part will hold them."""

@@ -14,6 +14,7 @@ from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage
 from embedctl.providers import catalog
 from embedctl.providers._contract import RequestOptions as WireOptions
 from embedctl.providers.catalog import ModelEntry, ProviderEntry
+from embedctl.records import UNOBSERVED, Observer
 from embedctl.routing import allow, credentials
 from embedctl.routing.endpoint import Endpoint, check_usable
 from embedctl.routing.fallback import ChainEntry, Excluded, allowed, require
@@ -51,13 +52,11 @@ class FallbackChain:
         self.first.counts.close()
 
 
-def chain(
-    settings: Settings, wall: Callable[[], float] = time.time, warned: Callable[[str], None] = lambda line: None
-) -> FallbackChain:
+def chain(settings: Settings, wall: Callable[[], float] = time.time, observer: Observer = UNOBSERVED) -> FallbackChain:
     """The chain of the model that the options ask for.
 
     Args:
-        warned: Told when token counts of other runs cannot be had, though the settings ask for them.
+        observer: Told when token counts of other runs cannot be had, though the settings ask for them.
 
     Raises:
         WrongUsage: No such model or provider, or the dimensions cannot be had.
@@ -94,14 +93,14 @@ def chain(
             left_out.append(Excluded(other.in_chain, problem.message))
         else:
             usable.append(other)
-    counts = _counts(settings, warned)
+    counts = _counts(settings, observer)
     return FallbackChain(tuple(replace(one, counts=counts) for one in (first, *usable)), (*refused, *left_out))
 
 
-def _counts(settings: Settings, warned: Callable[[str], None]) -> RunCounts:
+def _counts(settings: Settings, observer: Observer) -> RunCounts:
     asked = settings.token_usage
     return RunCounts(
-        SharedCounts(settings.paths.cache, ttl_s=asked.cache_ttl_s, warned=warned) if asked.cache else None
+        SharedCounts(settings.paths.cache, ttl_s=asked.cache_ttl_s, observer=observer) if asked.cache else None
     )
 
 

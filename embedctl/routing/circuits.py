@@ -28,22 +28,25 @@ class Circuits:
         self._folder = folder
         self._file = folder / f"{name}.json"
         self._lock: Lock | None = None
-        self._said: list[dict[str, Any]] = []
+        self._said: list[tuple[object, ...]] = []
         self._resets: dict[str, int] = {}
         self._began_ns = time.time_ns()
 
+    def is_news(self, snapshots: Sequence[Snapshot]) -> bool:
+        """Whether they stand otherwise than when this was last asked."""
+        unhealthy = [one for one in snapshots if one.state is not State.CLOSED]
+        kinds: list[tuple[object, ...]] = [(one.provider, one.model, one.state, one.openings) for one in unhealthy]
+        before, self._said = self._said, kinds
+        return kinds != before
+
     def publish(self, snapshots: Sequence[Snapshot]) -> None:
-        """Say how they stand, when that is news."""
-        ill = [_encoded(one) for one in snapshots if one.state is not State.CLOSED]
-        kinds = [(one["provider"], one["model"], one["state"], one["openings"]) for one in ill]
-        if kinds == [(one["provider"], one["model"], one["state"], one["openings"]) for one in self._said]:
-            return
-        self._said = ill
+        """Write down how they stand."""
+        unhealthy = [_encoded(one) for one in snapshots if one.state is not State.CLOSED]
         with suppress(EmbedctlError, OSError):
             if self._lock is None:
                 DISK.make_folder(self._folder)
                 self._lock = locks.hold(self._file.with_suffix(".lock"), command="circuits of a run")
-            replace(DISK, self._file, orjson.dumps(ill, option=orjson.OPT_INDENT_2))
+            replace(DISK, self._file, orjson.dumps(unhealthy, option=orjson.OPT_INDENT_2))
 
     def asked_to_close(self, provider: str) -> bool:
         """Whether somebody asked for a provider's circuits to be closed since this was last asked."""

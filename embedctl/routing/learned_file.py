@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from embedctl.errors import ProviderError, Remedy
-from embedctl.records import Limits, Space
+from embedctl.records import Limits, Observer, Space, Warned
 from embedctl.routing import learned
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.learned import Account, Learned, Pair, Served
+from embedctl.storage.background import at_once
 
 _ABOUT_ITEMS = re.compile(
     r"batch size|array too long|at most \d+ (?:requests|items|texts)|number of texts|requests can be in"
@@ -21,21 +21,25 @@ _ABOUT_ITEMS = re.compile(
 _MOST_ITEMS = re.compile(r"(?:at most|maximum length|maximum allowed batch size|batch size limit is)\D{0,3}(\d+)", re.I)
 QUOTA_HOLD_S = 900.0
 
+Later = Callable[[Callable[[], object]], None]
+
 
 class LearnedFile:
     """`hints.json` as one run sees it. A home that cannot be written to costs the memory, not the run.
 
     Args:
         wall: Epoch seconds: what is remembered outlives the process.
-        told: Of a file that cannot be read.
+        observer: Told of a file that cannot be read.
+        later: Does the writing.
     """
 
-    def __init__(self, file: Path, wall: Callable[[], float], told: Callable[[str], None]) -> None:
+    def __init__(self, file: Path, wall: Callable[[], float], observer: Observer, *, later: Later = at_once) -> None:
         self._file = file
         self._wall = wall
+        self._later = later
         self._hints, complaint = learned.load(file)
         if complaint:
-            told(complaint)
+            observer.notify(Warned("learned_file", str(file), complaint))
 
     def held(self, endpoint: Endpoint) -> tuple[float, str]:
         """Seconds for which a server asked to be left alone, and its words; (0, "") when it did not."""
@@ -84,8 +88,7 @@ class LearnedFile:
 
     def _change(self, change: Callable[[Learned], Learned]) -> None:
         self._hints = change(self._hints)
-        with suppress(OSError):
-            learned.update(self._file, change, self._wall())
+        self._later(lambda: learned.update(self._file, change, self._wall()))
 
 
 def smaller(one: Limits, other: Limits) -> Limits:

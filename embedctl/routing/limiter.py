@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
 
 from embedctl.errors import AnswerLost, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
@@ -55,7 +56,25 @@ class Permit:
             self._rate_limit.learn(rates, now)
 
 
-class Limiter:
+class Limiter(Protocol):
+    """When a request to an endpoint may go. Local: adaptive; elsewhere: leased from one budget of many machines."""
+
+    def acquire(self, tokens: float, items: int = 1) -> AbstractAsyncContextManager[Permit]:
+        """Wait for a turn, and be in flight until the block ends, however it ends.
+
+        Args:
+            tokens: Estimated tokens of the request.
+            items: Texts in it.
+
+        Raises:
+            Throttled: The provider asked for a longer wait than is allowed.
+        """
+
+    def restart(self) -> None:
+        """One request at a time, then carefully more: the breaker has just closed."""
+
+
+class AdaptiveLimiter:
     """One provider, model and key, shared by everything in flight."""
 
     def __init__(
@@ -81,6 +100,10 @@ class Limiter:
         self._waiting = waiting
         self._turn = asyncio.Lock()  # fair: waiters get it in the order they came
         self._freed = asyncio.Event()
+
+    def restart(self) -> None:
+        """One request at a time, then carefully more."""
+        self.rate_limit.restart()
 
     @asynccontextmanager
     async def acquire(self, tokens: float, items: int = 1) -> AsyncIterator[Permit]:

@@ -13,14 +13,11 @@ from typing import Any
 
 from embedctl import inputs, tokens
 from embedctl.ledger.prices.price import cost
-from embedctl.outputs.assemble import Purchases
+from embedctl.outputs import Existing
 from embedctl.planning.packer import PackedRequest
 from embedctl.routing.endpoint import Endpoint
-from embedctl.runs import preparation, resume
-from embedctl.runs.pipeline import Segments
-from embedctl.runs.resume import Existing
+from embedctl.runs import wiring
 from embedctl.settings.options import Options
-from embedctl.storage.hash_index import HashIndex
 from embedctl.storage.token_count_cache import RunCounts
 
 SAMPLE_TEXTS = 1000
@@ -106,47 +103,44 @@ class _TokenSample:
         return self.known_tokens + round(ratio * self.content_bytes), math.ceil(Z_95 * error)
 
 
-def forecast(
+def estimate(
     source: inputs.Source,
     endpoint: Endpoint,
     options: Options,
-    before: Existing,
+    existing: Existing,
     denied: Mapping[str, str],
     price: Callable[[str], Decimal | None],
 ) -> Estimate:
     """Read the input, and add up what a run would send.
 
     Args:
-        before: What the output holds; nothing of it is touched.
-        barred: Workspaces of rows that may not use the model.
+        existing: What the output holds; nothing of it is touched.
+        denied: Workspaces of rows that may not use the model.
         price: Price tier ("standard", "batch") → USD per million tokens.
     """
     sample = _TokenSample()
     rows = failed = skipped = requests = 0
-    packing = preparation.packer(source, endpoint, options)
-    packing.limits = preparation.packed_limits(endpoint.limits, endpoint, options)
-    with (
-        tempfile.TemporaryDirectory(prefix="embedctl-") as name,
-        HashIndex(Path(name)) as known,
-        HashIndex(Path(name)) as seen,
-    ):
-        resume.index(before, before.space.space_id if before.space else None, known, Segments(), Purchases())
-        preparation.check_source(source, options, Path(name))
-        taking = preparation.intake(source, endpoint, options, packing, known, seen, before.failed, denied)
-        blocks: Iterator[Any] = source.blocks()
-        for block in blocks:
-            slot = taking.open_slice(0, block.first_row)
-            for packed in taking.take(block, slot):
+    packing = wiring.packer(source, endpoint, options)
+    packing.limits = wiring.packed_limits(endpoint.limits, endpoint, options)
+    with tempfile.TemporaryDirectory(prefix="embedctl-") as name:
+        wiring.check_source(source, options, Path(name))
+        with wiring.planner(
+            source, endpoint, options, packing, Path(name), existing=existing, denied=denied
+        ) as planner:
+            blocks: Iterator[Any] = source.blocks()
+            for block in blocks:
+                slice_ = planner.open_slice(0, block.first_row)
+                for packed in planner.take(block, slice_):
+                    sample.take(packed)
+                rows += len(block)
+                lost = {one.row for one in slice_.failures if not one.skipped} | {
+                    slice_.row_of[at] for at, place in enumerate(slice_.rows) if place in slice_.refusals
+                }
+                failed += len(lost)
+                skipped += len({one.row for one in slice_.failures if one.skipped} - lost)
+            for packed in packing.rest():
                 sample.take(packed)
-            rows += len(block)
-            lost = {one.row for one in slot.failures if not one.skipped} | {
-                slot.row_of[at] for at, place in enumerate(slot.rows) if place in slot.refusals
-            }
-            failed += len(lost)
-            skipped += len({one.row for one in slot.failures if one.skipped} - lost)
-        for packed in packing.rest():
-            sample.take(packed)
-        requests, reused, duplicates = packing.packed, taking.reused, taking.duplicates
+            requests, reused, duplicates = packing.packed, planner.reused, planner.duplicates
     total, error = sample.tokens(tokens.counter(endpoint.tokenizer, endpoint.fallback_tokenizer), endpoint.counts)
     endpoint.counts.close()
     unit, batch = price("standard"), price("batch")

@@ -1,13 +1,12 @@
-"""What a command asks of a run, and who is told what happens meanwhile."""
+"""What a command asks of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from embedctl.runs.receipt import Progress, Spending
 from embedctl.settings import Settings
 
 
@@ -35,18 +34,3 @@ class JobRequest:
     vectors: Literal["float", "base64"] = "float"
     stream: BinaryIO | None = None
     stdin: BinaryIO | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observer:
-    """Who is told what happens meanwhile.
-
-    Attributes:
-        headway: How far it is, rows of the input where known, spending so far.
-        told: Why it waits, and what it learnt; for -v.
-        warned: What is not as it should be.
-    """
-
-    headway: Callable[[Progress, int | None, Spending], None] = lambda headway, rows, spending: None
-    told: Callable[[str], None] = lambda line: None
-    warned: Callable[[str], None] = lambda line: None

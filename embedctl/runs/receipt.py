@@ -9,23 +9,10 @@ from typing import Any
 
 from embedctl.errors import EmbedctlError, worst
 from embedctl.ledger.prices.price import cost
-from embedctl.records import RowCounts, Space, UsageEvent
+from embedctl.records import AttemptEnded, Event, RowCounts, Space, UsageEvent
 
 RESUMABLE = (4, 75, 130, 143)
 """Exit codes of a run that stopped in the middle, and goes on when the same command is run again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        rows: Read, and with nothing left to wait for (of chunked rows: about).
-        in_flight: Requests.
-    """
-
-    rows: int
-    in_flight: int
 
 
 @dataclass(slots=True)
@@ -54,8 +41,13 @@ class Spending:
     fallback_from: str | None = None
     last_error: str | None = None
 
+    def notify(self, event: Event) -> None:
+        """Count an attempt that has ended."""
+        if isinstance(event, AttemptEnded):
+            self.count(event.event)
+
     def count(self, event: UsageEvent) -> None:
-        """Take one ended attempt."""
+        """Count one ended attempt."""
         self.requests += event.attempt == 1
         self.attempts += 1
         price = self.unit_price(event.provider, event.model, event.price_as)
@@ -149,7 +141,7 @@ _RECEIPT_FIELDS = tuple(
 )
 
 
-def made(
+def build_receipt(
     *,
     run_id: str,
     job: str | None,

@@ -9,12 +9,11 @@ from uuid import UUID
 
 from embedctl import inputs
 from embedctl.errors import InputChanged, OutputRefused
-from embedctl.outputs import FolderOutput, Output, parquet
+from embedctl.outputs import Output, OutputRequest, parquet
 from embedctl.records import RowCounts, Space, utc_now
 from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import resume
 from embedctl.runs.job import JobRequest
-from embedctl.runs.resume import OutputRequest
 from embedctl.settings.options import Options
 
 _SHAPING = frozenset(
@@ -33,11 +32,11 @@ class RunRecord:
         rows: What became of rows so far.
     """
 
-    order: JobRequest
+    job: JobRequest
     run_id: UUID
     space: Space | None = None
     rows: RowCounts = field(default_factory=RowCounts)
-    _bound: str = ""
+    binding: str = ""
     _seen_at_start: dict[str, Any] = field(default_factory=dict)
 
     def bind(self, source: inputs.Source, first: Endpoint, denied: Sequence[str]) -> OutputRequest:
@@ -46,18 +45,18 @@ class RunRecord:
         Args:
             barred: Workspaces whose rows fail.
         """
-        options, space = self.order.settings.options, first.space()
+        options, space = self.job.settings.options, first.space()
         shaping = {**self._shaping(), "space": space.space_id if space else first.id}
         if denied:
             shaping["barred"] = sorted(denied)
         self._seen_at_start = source.fingerprint()
-        self._bound = resume.binding(self._seen_at_start, shaping)
+        self.binding = resume.binding(self._seen_at_start, shaping)
         return OutputRequest(
             space=space,
-            binding=self._bound,
-            overwrite=self.order.overwrite,
+            binding=self.binding,
+            overwrite=self.job.overwrite,
             reuse=options.reuse,
-            retry_failed=self.order.retry_failed,
+            retry_failed=self.job.retry_failed,
             dtype=options.dtype,
         )
 
@@ -75,22 +74,19 @@ class RunRecord:
         """
         if space is None:
             raise OutputRefused("no vector was made, so nobody knows how wide one is")
-        extra = {"binding": self._bound, "counts": asdict(counts), "options": self._shaping()}
+        extra = {"binding": self.binding, "counts": asdict(counts), "options": self._shaping()}
         return parquet.metadata(space, run_id=str(self.run_id), source=self._seen_at_start, rows=written, extra=extra)
 
     def as_dict(self, output: Output, state: str) -> dict[str, Any]:
         """The content of run.json."""
-        replacing, parts = False, 0
-        if isinstance(output, FolderOutput):
-            replacing, parts = output.replacing, len(output.parts(output.into))
         return {
             "run_id": str(self.run_id),
-            "job": self.order.job,
+            "job": self.job.job,
             "state": state,
-            "binding": self._bound,
-            "overwrite": self.order.overwrite,
-            "replacing": replacing,
-            "parts": parts,
+            "binding": self.binding,
+            "overwrite": self.job.overwrite,
+            "replacing": output.replacing,
+            "parts": output.part_count(),
             "space": self.space.as_dict() if self.space else None,
             "space_id": self.space.space_id if self.space else None,
             "options": self._shaping(),
@@ -100,5 +96,5 @@ class RunRecord:
 
     def _shaping(self) -> dict[str, Any]:
         """Options that decide what stands in the output; `vectors verify` and `vectors search` read them."""
-        options = self.order.settings.options
+        options = self.job.settings.options
         return {one.name: getattr(options, one.name) for one in fields(Options) if one.name in _SHAPING}

@@ -9,12 +9,13 @@ from uuid import UUID
 from embedctl.errors import EmbedctlError
 from embedctl.journal.rescue import JOURNAL
 from embedctl.outputs import Output
-from embedctl.records import RowCounts
+from embedctl.records import Event, Progressed, RowCounts
 from embedctl.runs import registry
 from embedctl.runs.job import JobRequest
-from embedctl.runs.receipt import RESUMABLE, Progress, Spending
+from embedctl.runs.receipt import RESUMABLE, Spending
 from embedctl.runs.registry import RunRegistry, State
 from embedctl.storage import Disk
+from embedctl.storage.background import Background
 
 EVERY_S = 5.0
 """How often a running run says how far it is."""
@@ -27,22 +28,31 @@ class Registration:
     """Keeps one entry true. The output's lock is held as long as it exists."""
 
     def __init__(
-        self, order: JobRequest, run_id: UUID, output: Output, model: str, disk: Disk, clock: Callable[[], float]
+        self,
+        job: JobRequest,
+        run_id: UUID,
+        output: Output,
+        model: str,
+        disk: Disk,
+        clock: Callable[[], float],
+        spending: Spending,
     ) -> None:
-        self._registry = RunRegistry(order.settings.paths.runs, disk=disk)
+        self._registry = RunRegistry(job.settings.paths.runs, disk=disk)
         self._disk = disk
         self._clock = clock
+        self._spending = spending
+        self._background = Background()
         self._said_at = clock()
         self._entry = registry.RunEntry(
             run_id=run_id,
-            job_id=order.job or "",
+            job_id=job.job or "",
             folder=output.state.absolute(),
-            output="-" if order.output is None else str(order.output.absolute()),
-            ledger=str(order.settings.paths.ledger.absolute()),
-            workspace_id=order.settings.options.workspace,
+            output="-" if job.output is None else str(job.output.absolute()),
+            ledger=str(job.settings.paths.ledger.absolute()),
+            workspace_id=job.settings.options.workspace,
             model=model,
-            command=order.command,
-            keeps_vectors=order.kind != "stream",
+            command=job.command,
+            keeps_vectors=job.kind != "stream",
         )
 
     def begin(self) -> None:
@@ -60,20 +70,20 @@ class Registration:
         """It has begun to send."""
         self._entry = self._registry.update(self._entry, state="running")
 
-    def headway(self, headway: Progress, rows_total: int | None, spending: Spending) -> None:
+    def notify(self, event: Event) -> None:
         """Say how far it is, now and then."""
-        if self._clock() - self._said_at < EVERY_S:
+        if not isinstance(event, Progressed) or self._clock() - self._said_at < EVERY_S:
             return
         self._said_at = self._clock()
-        counts = {"rows": headway.rows, "in_flight": headway.in_flight, **spent(spending)}
-        if rows_total is not None:
-            counts["rows_total"] = rows_total
-        self._entry = self._registry.update(
-            self._entry, counts=counts, cost_usd=_cost(spending), last_error=spending.last_error
-        )
+        counts = {"rows": event.rows, "in_flight": event.in_flight, **spent(self._spending)}
+        if event.rows_total is not None:
+            counts["rows_total"] = event.rows_total
+        entry, cost, problem = self._entry, _cost(self._spending), self._spending.last_error
+        self._background(lambda: self._registry.update(entry, counts=counts, cost_usd=cost, last_error=problem))
 
     def end(self, rows: RowCounts, spending: Spending, failure: EmbedctlError | None, exit_code: int) -> None:
         """It has ended, one way or the other."""
+        self._background.close()
         state: State = "completed" if failure is None else "failed"
         if failure is not None and exit_code in RESUMABLE:
             state = "interrupted"

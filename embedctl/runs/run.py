@@ -1,48 +1,45 @@
-"""One run from order to receipt: what is there already, what is sent, the record for the next run, the ledger."""
+"""One run, from what a command asks for to its receipt: what is there already, what is sent, and the ledger."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from embedctl import inputs, storage
-from embedctl.budgets import limits
-from embedctl.embedding.router import check_usable
-from embedctl.errors import EmbedctlError, OutputRefused
-from embedctl.journal.commands import Spool
+from embedctl.budgets import limits as spend_limits
+from embedctl.errors import EmbedctlError
+from embedctl.journal import Spool
 from embedctl.journal.rescue import JOURNAL, rescue
-from embedctl.ledger import segment_owners, spool
+from embedctl.ledger import segment_owners
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.prices.run_prices import RunPrices
-from embedctl.outputs import FolderOutput
-from embedctl.outputs.file import FileOutput
-from embedctl.outputs.stream import StreamOutput
-from embedctl.records import utc_now, uuid7
+from embedctl.outputs import Existing, Output
+from embedctl.planning import shards
+from embedctl.records import UNOBSERVED, Observer, Observers, Warned, utc_now, uuid7
 from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
-from embedctl.runs import estimate, preparation, resume, target
+from embedctl.routing.endpoint import check_usable
+from embedctl.runs import estimate, pipeline, resume, target, wiring
 from embedctl.runs.estimate import Estimate
-from embedctl.runs.job import JobRequest, Observer
-from embedctl.runs.receipt import Receipt, Spending
-from embedctl.runs.receipt import made as receipt_made
+from embedctl.runs.job import JobRequest
+from embedctl.runs.receipt import Receipt, Spending, build_receipt
 from embedctl.runs.record import RunRecord
 from embedctl.runs.registration import Registration
 from embedctl.runs.registry import recover_dead, sweep
-from embedctl.runs.resume import Existing
 from embedctl.runs.stop import StopSignal
-from embedctl.runs.wiring import Flow
+from embedctl.runs.wiring import Resources, RunPlan
 from embedctl.storage import Disk
 
 INGEST_WAIT_S = 5
 LEFTOVER_S = 3600
 """Unfinished files in folders that runs share are removed when they are older than any write takes."""
 
-AnyOutput = FileOutput | FolderOutput | StreamOutput
+RunAsync = Callable[[Coroutine[Any, Any, None]], None]
 
 
 class Run:
@@ -56,33 +53,36 @@ class Run:
 
     def __init__(
         self,
-        order: JobRequest,
-        watch: Observer | None = None,
+        job: JobRequest,
+        observer: Observer = UNOBSERVED,
         *,
         disk: Disk = storage.DISK,
         ingest: Callable[[LedgerPaths], Sequence[str] | None] | None = None,
         segment_bytes: int = 64 << 20,
     ) -> None:
-        self.order = order
-        self.watch = watch or Observer()
+        self.job = job
+        self._observer = observer
         self.run_id: UUID = uuid7()
         self.stop = StopSignal()
         self._disk = disk
         self._ingest = ingest or _into_ledger
         self._segment_bytes = segment_bytes
-        self._options = order.settings.options
-        kept = order.settings.paths
-        self._ledger = LedgerPaths(kept.ledger, kept.spool, kept.price_file)
-        self._run_prices = RunPrices(kept.price_file, utc_now())
-        self._record = RunRecord(order, self.run_id)
-        self.spending = Spending(self._run_prices.price)
+        self._options = job.settings.options
+        self._ledger = wiring.ledger_paths(job.settings)
+        self._prices = RunPrices(self._ledger.price_file, utc_now())
+        self._record = RunRecord(job, self.run_id)
+        self._spool = wiring.spool(job.settings, disk)
+        self.spending = Spending(self._prices.price)
 
     def ask_to_stop(self, reason: EmbedctlError) -> None:
         """Stop sending, from a signal handler."""
         self.stop.ask(reason)
 
-    def execute(self) -> Receipt:
+    def execute(self, run_async: RunAsync) -> Receipt:
         """The whole run; its spending is in the ledger or on its way when this returns or raises.
+
+        Args:
+            run_async: Runs a coroutine to its end: `asyncio.run`, which front ends call and nobody below them.
 
         Raises:
             EmbedctlError: Why nothing was done. Once a run has begun, its end is in the receipt instead.
@@ -90,173 +90,187 @@ class Run:
         started = time.monotonic()
         chain = self._chain()
         check_usable(chain.first)
-        limits.check_priced(chain.endpoints, self._run_prices.of, self._options)
+        spend_limits.check_priced(chain.endpoints, self._prices.of, self._options)
         self._record.space = chain.first.space()
-        output = target.output(self.order, self.run_id, self._disk, self.watch.warned)
+        output = target.output(self.job, self.run_id, self._disk, self._observer)
         failure: EmbedctlError | None = None
-        with target.held(output, self.order, self._disk):
-            entry = Registration(self.order, self.run_id, output, chain.first.id, self._disk, time.monotonic)
+        with target.held(output, self.job, self._disk):
+            entry = Registration(
+                self.job, self.run_id, output, chain.first.id, self._disk, time.monotonic, self.spending
+            )
             entry.begin()
             try:
-                self._fulfil(output, chain, entry)
+                self._fulfil(output, chain, entry, run_async)
             except EmbedctlError as error:
                 failure = error
             finally:
                 self.stop.too_late()
-                if isinstance(output, StreamOutput):  # nobody comes back to its vectors
+                if not output.resumable:
                     self._hand_over(output)
                     output.tidy()
             receipt = self._receipt(output, failure, time.monotonic() - started, chain)
             self._sign_off(entry, failure, receipt.exit_code)
             if failure is not None and not self._has_begun(failure):
                 raise failure
-        self._take_in()
+        self._ingest_spool()
         return receipt
 
-    def _sign_off(self, entry: Registration, failure: EmbedctlError | None, exit_code: int) -> None:
-        """Say in the registry how it ended; the output is what it is, whether that can be written or not."""
-        try:
-            entry.end(self._record.rows, self.spending, failure, exit_code)
-        except EmbedctlError as refusal:
-            self.watch.warned(f"`batch list` will call this run interrupted: {refusal.message}")
-
-    def forecast(self) -> Estimate:
+    def estimate(self) -> Estimate:
         """What `execute` would do; nothing is sent, made or changed.
 
         Raises:
             EmbedctlError: Why it could not be done.
         """
         chain = self._chain()
-        limits.check_priced(chain.endpoints, self._run_prices.of, self._options)
-        output = target.output(self.order, self.run_id, self._disk, self.watch.warned)
-        source = self._source(output, None)
-        endpoint, denied = chain.first, allow.denied(self.order.settings, chain.first.in_chain)
-        asked = self._record.bind(source, endpoint, tuple(denied))
-        before = Existing() if isinstance(output, StreamOutput) else resume.peek(output, asked)
-        return estimate.forecast(
-            source, endpoint, self._options, before, denied, lambda tier: self._run_prices.of(endpoint, tier)
-        )
+        spend_limits.check_priced(chain.endpoints, self._prices.of, self._options)
+        output = target.output(self.job, self.run_id, self._disk, self._observer)
+        source, endpoint = wiring.source(self.job, output, None), chain.first
+        denied = allow.denied(self.job.settings, endpoint.in_chain)
+        existing = output.peek(self._record.bind(source, endpoint, tuple(denied)))
+        price = partial(self._prices.of, endpoint)
+        return estimate.estimate(source, endpoint, self._options, existing, denied, price)
 
     def _chain(self) -> FallbackChain:
         """Who may be asked; a warning for each key that others could read."""
-        chain = chains.chain(self.order.settings, warned=self.watch.warned)
+        chain = chains.chain(self.job.settings, observer=self._observer)
         for name in dict.fromkeys(endpoint.provider for endpoint in chain.endpoints):
-            variables = credentials.key_variables(self.order.settings, name)
-            if note := credentials.exposed_key_file(self.order.settings.environment, variables):
-                self.watch.warned(note)
+            variables = credentials.key_variables(self.job.settings, name)
+            if note := credentials.exposed_key_file(self.job.settings.environment, variables):
+                self._observer.notify(Warned("key_file", detail=note))
         return chain
 
     def _has_begun(self, failure: EmbedctlError) -> bool:
         """Whether there is anything to account for."""
         return bool(self.spending.attempts or self._record.rows.read or failure.exit_code in (4, 75, 130, 143))
 
-    def _fulfil(self, output: AnyOutput, chain: FallbackChain, entry: Registration) -> None:
+    def _fulfil(self, output: Output, chain: FallbackChain, entry: Registration, run_async: RunAsync) -> None:
         """Do what is left to do."""
-        source = self._source(output, output.state)
-        preparation.check_source(source, self._options, output.state)
-        denied = allow.denied(self.order.settings, chain.first.in_chain)
-        before = self._before(output, source, chain, tuple(denied))
-        if before.finished is not None:
+        source = wiring.source(self.job, output, output.state)
+        wiring.check_source(source, self._options, output.state)
+        denied = allow.denied(self.job.settings, chain.first.in_chain)
+        existing = self._existing(output, source, chain, tuple(denied))
+        if existing.finished is not None:
             self._hand_over(output)
-            self._record.rows = before.finished
-            self._record.rows.reused, self._record.rows.duplicates = before.finished.vectors, 0
+            self._record.rows = existing.finished
+            self._record.rows.reused, self._record.rows.duplicates = existing.finished.vectors, 0
         else:
-            flow = Flow(
-                order=self.order,
-                watch=self.watch,
+            plan = RunPlan(
+                job=self.job,
+                run_id=self.run_id,
+                observer=Observers(self.spending, entry, self._observer),
                 stop=self.stop,
                 chain=chain,
                 source=source,
                 output=output,
-                before=before,
+                existing=existing,
                 denied=denied,
-                record=self._record,
                 spending=self.spending,
-                run_prices=self._run_prices,
-                entry=entry,
-                spool=self._spool,
-                ledger=self._ledger,
+                prices=self._prices,
+                facts=self._record.facts,
+                rows=self._record.rows,
                 disk=self._disk,
                 segment_bytes=self._segment_bytes,
             )
-            asyncio.run(flow.run())
+            run_async(self._send(plan, entry))
         output.tidy()
         segment_owners.forget(output.state, self._disk)
 
-    def _source(self, output: AnyOutput, spool_folder: Path | None) -> inputs.Source:
-        """The input, without an output of ours that an argument means too.
-
-        Raises:
-            OutputRefused: The output would replace an input.
-        """
-        leave_out = resume.own_files(output)
-        reading = preparation.read_options(self._options, spool_folder, leave_out)
-        source = inputs.open_input(self.order.inputs, reading, stdin=self.order.stdin)
-        for file in source.files:
-            if isinstance(output, FileOutput) and output.path.exists() and file.path.samefile(output.path):
-                raise OutputRefused(f"{file.label} is an input: the output would replace it", hint="choose another -o")
-        return source
-
-    def _before(
-        self, output: AnyOutput, source: inputs.Source, chain: FallbackChain, denied: tuple[str, ...]
+    def _existing(
+        self, output: Output, source: inputs.Source, chain: FallbackChain, denied: tuple[str, ...]
     ) -> Existing:
         """What is there; the input is bound as it is now."""
-        asked = self._record.bind(source, chain.first, denied)
-        if isinstance(output, FileOutput):
-            found = resume.of_file(output, asked)
-        elif isinstance(output, FolderOutput):
-            found = resume.of_folder(output, asked)
-        else:
-            return Existing()
-        if found.space is None:
-            endpoints = [endpoint.space for endpoint in chain.endpoints]
-            where = self.order.output or output.state
-            found.space = resume.space_of_journal(found, endpoints, where, overwrite=asked.overwrite)
-        return found
+        request = self._record.bind(source, chain.first, denied)
+        existing = output.existing(request)
+        if existing.space is None:
+            spaces = [endpoint.space for endpoint in chain.endpoints]
+            where = self.job.output or output.state
+            existing.space = resume.space_of_journal(existing, spaces, where, overwrite=request.overwrite)
+        return existing
 
-    @property
-    def _spool(self) -> Spool:
-        def put(spool_id: str, events: Any) -> bool:
-            return spool.publish(self._ledger.spool, spool_id, events, disk=self._disk)
+    async def _send(self, plan: RunPlan, entry: Registration) -> None:
+        """Send what is left to send, and finish the output.
 
-        return put
+        Raises:
+            EmbedctlError: Why it stopped; what was bought is in the journal.
+        """
+        async with wiring.opened(plan, partial(self._begin, plan, entry)) as resources:
+            try:
+                for shard in shards.plan(self._record.binding):
+                    await pipeline.run_shard(shard, resources.tools)
+                await asyncio.to_thread(self._finish, plan, resources)
+            finally:
+                self._record.space = resources.space
 
-    def _hand_over(self, output: AnyOutput) -> None:
+    def _begin(self, plan: RunPlan, entry: Registration) -> Spool:
+        """Say that it begins to send, and under which ledger; where the events of its segments go.
+
+        Raises:
+            OutputRefused: Nothing could be put into that ledger's spool.
+        """
+        self._disk.make_folder(self._ledger.spool)
+        plan.output.record(self._record.as_dict(plan.output, "running"))
+        for path in plan.existing.damaged:
+            self._observer.notify(Warned("damaged_part", str(path)))
+        recovered = plan.existing.recovered
+        segment_ids = [one.segment_id for one in recovered.segments] if recovered else []
+        owner = segment_owners.SegmentOwner(str(self._ledger.database.absolute()), str(self._ledger.spool.absolute()))
+        for other in segment_owners.bind(plan.output.state, owner, segment_ids, self._disk):
+            self._observer.notify(Warned("other_ledger", other))
+        entry.running()
+        return segment_owners.routed(plan.output.state, self._spool, ledger=self._ledger.database, disk=self._disk)
+
+    def _finish(self, plan: RunPlan, resources: Resources) -> None:
+        """Make the output what its name says."""
+        self._record.check_unchanged(plan.source)
+        self._record.space = resources.space
+        plan.output.finish(
+            None if resources.width is None else resources.layout(resources.width),
+            lambda written: self._record.facts(resources.space, written, self._record.rows),
+            lambda: self._record.as_dict(plan.output, "complete"),
+        )
+        resources.duplicate_ids.warn(self._observer)
+
+    def _sign_off(self, entry: Registration, failure: EmbedctlError | None, exit_code: int) -> None:
+        """Say in the registry how it ended; the output is what it is, whether that can be written or not."""
+        try:
+            entry.end(self._record.rows, self.spending, failure, exit_code)
+        except EmbedctlError as refusal:
+            self._observer.notify(Warned("not_registered", detail=refusal.message))
+
+    def _hand_over(self, output: Output) -> None:
         """Spool what the journal holds, whose vectors nobody needs."""
         give = segment_owners.routed(output.state, self._spool, ledger=self._ledger.database, disk=self._disk)
         rescue(output.state / JOURNAL, give, keeps_vectors=False, disk=self._disk)
 
-    def _take_in(self) -> None:
+    def _ingest_spool(self) -> None:
         """Take what is spooled into the ledger; when it cannot be now, the next command does."""
         try:
-            kept = self.order.settings.paths
-            for folder in (kept.runs, kept.spool):
+            paths = self.job.settings.paths
+            for folder in (paths.runs, paths.spool):
                 storage.remove_leftovers(self._disk, folder, older_than_s=LEFTOVER_S)
-            recover_dead(kept.runs, self._spool, ledger=kept.ledger, disk=self._disk)
-            sweep(kept.journal, disk=self._disk)
+            recover_dead(paths.runs, self._spool, ledger=paths.ledger, disk=self._disk)
+            sweep(paths.journal, disk=self._disk)
             for note in self._ingest(self._ledger) or ():
-                self.watch.warned(note)
+                self._observer.notify(Warned("ledger", detail=note))
         except EmbedctlError as error:
-            self.watch.warned(f"usage is spooled, not in the ledger yet: {error.message}")
+            self._observer.notify(Warned("not_ingested", detail=error.message))
 
-    def _receipt(
-        self, output: AnyOutput, failure: EmbedctlError | None, seconds: float, chain: FallbackChain
-    ) -> Receipt:
-        return receipt_made(
+    def _receipt(self, output: Output, failure: EmbedctlError | None, seconds: float, chain: FallbackChain) -> Receipt:
+        return build_receipt(
             run_id=str(self.run_id),
-            job=self.order.job,
+            job=self.job.job,
             workspace=self._options.workspace,
             model=chain.first.id,
             dimension_policy=chain.first.policy,
             space=self._record.space,
             rows=self._record.rows,
             spending=self.spending,
-            unit_price=self._run_prices.of(chain.first),
+            unit_price=self._prices.of(chain.first),
             seconds=round(seconds, 3),
-            output=str(self.order.output) if self.order.output else None,
+            output=str(self.job.output) if self.job.output else None,
             failures=str(output.failures) if output.failures else None,
             failure=failure,
-            resume=self.order.resume,
+            resume=self.job.resume,
         )
 
 

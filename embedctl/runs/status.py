@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from embedctl.outputs import FAILURES, PART_PATTERN, STATE_FOLDER
+from embedctl.outputs import FAILURES, STATE_FOLDER, parts_of
 from embedctl.outputs.parquet import Part
 from embedctl.runs.registry import OPEN, RunEntry, RunRegistry
 
@@ -67,7 +67,7 @@ def whereabouts(run: RunEntry, row_id: str) -> dict[str, Any]:
         if str(failure["id"]) == row_id:
             return {"id": row_id, "state": "skipped" if failure.get("skipped") else "failed", "failure": failure}
     for place in (folder / STATE_FOLDER / "next", folder):
-        for path in sorted(place.glob(PART_PATTERN)):
+        for path in parts_of(place):
             if chunks := Part(path, 0).rows_of(row_id):
                 return {"id": row_id, "state": "embedded", "part": path.name, "chunks": chunks}
     return {"id": row_id, "state": "waiting" if run.state in (*OPEN, "interrupted") else "absent"}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from embedctl.errors import DeadlinePassed, EmbedctlError
 
@@ -44,6 +45,13 @@ class StopSignal:
         """Stop sending; the first reason stays."""
         self.reason = self.reason or reason
         self.asked.set()
+
+    async def heed(self, step: Coroutine[Any, Any, None]) -> None:
+        """Do a step of the run; an error of ours that ends it stops the others too."""
+        try:
+            await step
+        except EmbedctlError as error:
+            self.because(error)
 
     def proceed(self) -> None:
         """Raise the reason once there is one: nothing more may be sent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -13,6 +13,7 @@ from embedctl.errors import EmbedctlError, OutputRefused
 from embedctl.outputs import STATE_FOLDER, FolderOutput, Output
 from embedctl.outputs.file import FileOutput
 from embedctl.outputs.stream import StreamOutput
+from embedctl.records import Observer
 from embedctl.runs.job import JobRequest
 from embedctl.storage import Disk, locks
 
@@ -22,29 +23,27 @@ OUTPUT_FOLDER_MODE = 0o777
 """Folders made for an output are the user's, as open as umask says, like the output itself; ours in it are not."""
 
 
-def output(
-    order: JobRequest, run_id: UUID, disk: Disk, warned: Callable[[str], None]
-) -> FileOutput | FolderOutput | StreamOutput:
-    """The order's output, untouched.
+def output(job: JobRequest, run_id: UUID, disk: Disk, observer: Observer) -> Output:
+    """The job's output, untouched.
 
     Raises:
         OutputRefused: Something else is in its place.
     """
-    if order.kind == "stream":
-        assert order.stream is not None  # noqa: S101 - the command gives it with this kind
-        state = order.settings.paths.journal / str(run_id)
-        return StreamOutput(state, order.stream, order.vectors, disk=disk, told=warned)
-    assert order.output is not None  # noqa: S101 - likewise
+    if job.kind == "stream":
+        assert job.stream is not None  # noqa: S101 - the command gives it with this kind
+        state = job.settings.paths.journal / str(run_id)
+        return StreamOutput(state, job.stream, job.vectors, disk=disk, observer=observer)
+    assert job.output is not None  # noqa: S101 - likewise
     try:
-        if order.kind == "file":
-            _check_file(order.output)
-            return FileOutput(order.output, disk)
-        _check_folder(order.output)
+        if job.kind == "file":
+            _check_file(job.output)
+            return FileOutput(job.output, disk)
+        _check_folder(job.output)
     except OSError as refusal:  # too long a name, no permission to look
         raise OutputRefused(
-            f"cannot create {order.output}: {refusal.strerror}", hint="choose a place you may write to"
+            f"cannot create {job.output}: {refusal.strerror}", hint="choose a place you may write to"
         ) from refusal
-    return FolderOutput(order.output, disk)
+    return FolderOutput(job.output, disk)
 
 
 def _check_file(path: Path) -> None:
@@ -68,7 +67,7 @@ def _check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def held(out: Output, order: JobRequest, disk: Disk) -> Iterator[None]:
+def held(out: Output, job: JobRequest, disk: Disk) -> Iterator[None]:
     """Hold the output, and the job's name where it has one; nobody else may run either meanwhile.
 
     Folders made for it are removed again when the run raises and nothing came of it.
@@ -79,23 +78,18 @@ def held(out: Output, order: JobRequest, disk: Disk) -> Iterator[None]:
     """
     made = [folder for folder in (out.state, *out.state.parents) if not os.path.isdir(folder)]  # noqa: PTH112
     with ExitStack() as stack:
-        if order.job is not None:
-            runs = order.settings.paths.runs
+        if job.job is not None:
+            runs = job.settings.paths.runs
             disk.make_folder(runs)
-            stack.enter_context(locks.hold(runs / f"{order.job}.lock", command=order.resume or ""))
-        if not isinstance(out, StreamOutput):
+            stack.enter_context(locks.hold(runs / f"{job.job}.lock", command=job.resume or ""))
+        if out.resumable:
             disk.make_folder(out.state.parent, mode=OUTPUT_FOLDER_MODE)
-        stack.enter_context(locks.hold_folder(out.state, LOCK, make=disk.make_folder, command=order.resume or ""))
+        stack.enter_context(locks.hold_folder(out.state, LOCK, make=disk.make_folder, command=job.resume or ""))
         try:
             yield
         except EmbedctlError:
-            if made and not any((out.state / "journal").glob("*")) and not _holds_parts(out):
+            if made and not any((out.state / "journal").glob("*")) and not out.holds_more_than_state():
                 storage.remove_tree(disk, out.state)
                 for folder in made[1:]:
                     disk.remove_folder(folder)
             raise
-
-
-def _holds_parts(out: Output) -> bool:
-    """Whether anything but our own state stands in an output folder: without that, it would be nobody's."""
-    return isinstance(out, FolderOutput) and any(path != out.state for path in out.folder.iterdir())

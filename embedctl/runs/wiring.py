@@ -1,300 +1,448 @@
-"""A run while it sends: lanes, till, journal and cache around the pipeline, closed in the right order."""
+"""The only place that builds, and closes, what a run, a search, an estimate or a comparison works with."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
+from typing import Any
 
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
 from embedctl.budgets.reservations import Reservations
+from embedctl.embedding.answers import OnlineAnswers
 from embedctl.embedding.cached import CachedEmbedder
-from embedctl.embedding.call import CallPoint
+from embedctl.embedding.call import Embedder
+from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
-from embedctl.journal import Journal
-from embedctl.journal.commands import Spool
-from embedctl.ledger import segment_owners
+from embedctl.errors import InputInvalid
+from embedctl.journal import Journal, Spool
+from embedctl.ledger import spool as spools
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.prices.run_prices import RunPrices
-from embedctl.outputs import Finished, FolderOutput, Output, parquet
-from embedctl.outputs.assemble import Purchases
+from embedctl.outputs import Existing, Output, parquet
+from embedctl.outputs.assemble import Purchases, SegmentNumbers
+from embedctl.outputs.parquet import Layout
+from embedctl.outputs.publisher import Publisher
 from embedctl.planning import packer as packers
 from embedctl.planning.duplicate_ids import DuplicateIds
-from embedctl.records import Limits, RowCounts, Space
+from embedctl.planning.packer import Packer
+from embedctl.planning.planner import Planner
+from embedctl.planning.text_rules import text_rules
+from embedctl.records import Limits, Observer, Progressed, RowCounts, Space
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint
+from embedctl.routing.limiter import AdaptiveLimiter, Limiter
 from embedctl.routing.retry import Policy
-from embedctl.runs import preparation, resume
-from embedctl.runs.job import JobRequest, Observer
-from embedctl.runs.pipeline import Pipeline, Segments, Steps
-from embedctl.runs.receipt import Progress, Spending
-from embedctl.runs.record import RunRecord
-from embedctl.runs.registration import Registration
-from embedctl.runs.resume import Existing
+from embedctl.runs import resume
+from embedctl.runs.job import JobRequest
+from embedctl.runs.pipeline import Tools
+from embedctl.runs.receipt import Spending
+from embedctl.runs.slices import OpenSlices
 from embedctl.runs.stop import StopSignal
+from embedctl.settings import Settings
 from embedctl.settings.options import Options
 from embedctl.storage import Disk
 from embedctl.storage.hash_index import HashIndex
 from embedctl.storage.vector_cache import VectorCache
 
+# ── what is read ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ...] = ()) -> inputs.ReadOptions:
+    """How the input is read; a column that names workspaces is read also when it is not kept.
+
+    Args:
+        spool: Where what comes through a pipe is kept for the next run.
+        leave_out: Files that are no input.
+    """
+    column = options.workspace_column
+    keep: Any = options.keep if options.keep in ("all", "none") else tuple(options.keep.split(","))
+    if column is not None and keep != "all":
+        keep = tuple(dict.fromkeys([*(() if keep == "none" else keep), column]))
+    return inputs.ReadOptions(
+        text_column=options.text_column,
+        id_column=options.id_column,
+        keep=keep,
+        split=options.split,
+        encoding=options.encoding,
+        max_row_bytes=options.max_row_bytes,
+        spool=spool,
+        leave_out=leave_out,
+    )
+
+
+def source(job: JobRequest, output: Output, spool: Path | None) -> inputs.Source:
+    """The input of a job, without an output of ours that an argument means too.
+
+    Args:
+        spool: Where what comes through a pipe is kept for the next run.
+
+    Raises:
+        OutputRefused: The output would replace an input.
+    """
+    reading = read_options(job.settings.options, spool, output.own_files())
+    opened = inputs.open_input(job.inputs, reading, stdin=job.stdin)
+    for file in opened.files:
+        output.check_input(file.path, file.label)
+    return opened
+
+
+def check_source(opened: inputs.Source, options: Options, folder: Path) -> None:
+    """What the options ask of the input beside the columns that are read.
+
+    Args:
+        folder: Where an index of ids goes when it is large.
+
+    Raises:
+        InputInvalid: No such workspace column, or duplicate ids with --unique-ids.
+    """
+    column = options.workspace_column
+    if column is not None and column not in opened.schema_kept.names:
+        columns = ", ".join(opened.schema_kept.names) or "none"
+        raise InputInvalid(f"no column {column!r} to take workspaces from", hint=f"columns: {columns}")
+    if options.unique_ids:
+        with DuplicateIds(opened, folder) as ids:
+            for block in opened.blocks():
+                ids.see(block)
+            ids.refuse()
+
+
+# ── what is planned ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def row_columns(opened: inputs.Source, options: Options) -> Any:
+    """The fields of the output's rows beside the embedding ones: not a column that only names workspaces."""
+    keep, column, kept = options.keep, options.workspace_column, opened.schema_kept
+    if column is not None and keep != "all" and column not in keep.split(","):
+        kept = kept.remove(kept.get_field_index(column))
+    return parquet.row_columns(opened.id_type, kept, text=keep != "none" and not opened.is_tokens)
+
+
+def packer(opened: inputs.Source, endpoint: Endpoint, options: Options) -> Packer:
+    """What collects texts into requests."""
+    sends_tokens = opened.is_tokens and endpoint.takes_tokens and not endpoint.prefix
+    return Packer(Limits(), purpose=options.purpose, token_arrays=sends_tokens)
+
+
+def packed_limits(known: Limits, endpoint: Endpoint, options: Options, *, concurrency: int | None = None) -> Limits:
+    """What one request may hold.
+
+    Args:
+        concurrency: Requests at once; None: the endpoint's.
+    """
+    return packers.packed_limits(
+        known,
+        batch_size=options.batch_size,
+        dimensions=endpoint.dimensions,
+        concurrency=endpoint.rate_limits.concurrency if concurrency is None else concurrency,
+    )
+
+
+@contextmanager
+def planner(
+    opened: inputs.Source,
+    endpoint: Endpoint,
+    options: Options,
+    packing: Packer,
+    folder: Path,
+    *,
+    existing: Existing | None = None,
+    purchases: Purchases | None = None,
+    segments: SegmentNumbers | None = None,
+    denied: Mapping[str, str] | None = None,
+    columns: Callable[[Any, list[int], list[int], list[str] | None], Any] | None = None,
+) -> Iterator[Planner]:
+    """Steps 2 and 3, with indexes of known and of seen texts, closed at the end.
+
+    Args:
+        folder: Where the indexes go when they are large.
+        existing: What need not be bought; its answers are put into `purchases`, numbered by `segments`.
+        denied: Workspaces of rows that may not use the model → why.
+        columns: Makes the record batch of some rows; None: the columns of the output.
+    """
+    existing = existing or Existing()
+    fields = row_columns(opened, options) if columns is None else None
+    with HashIndex(folder) as known, HashIndex(folder) as seen:
+        space_id = existing.space.space_id if existing.space else None
+        resume.index(existing, space_id, known, segments or SegmentNumbers(), purchases or Purchases())
+        yield Planner(
+            options=options,
+            wording=text_rules(endpoint, options, opened),
+            packer=packing,
+            known=known,
+            seen=seen,
+            columns=columns or (lambda block, at, chunks, texts: parquet.row_batch(block, at, chunks, texts, fields)),
+            failed_before=existing.failed,
+            denied=denied or {},
+        )
+
+
+# ── what is asked and paid ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ledger_paths(settings: Settings) -> LedgerPaths:
+    """Where spending goes."""
+    return LedgerPaths(settings.paths.ledger, settings.paths.spool, settings.paths.price_file)
+
+
+def spool(settings: Settings, disk: Disk = storage.DISK) -> Spool:
+    """Takes the events of a segment to the ledger's spool."""
+    return lambda spool_id, events: spools.publish(settings.paths.spool, spool_id, events, disk=disk)
+
+
+def reservations(
+    settings: Settings, chain: FallbackChain, prices: RunPrices, observer: Observer, *, run_id: str, state: Path
+) -> Reservations:
+    """What may be spent: --max-cost, and what is left of the workspaces' budgets. To be closed.
+
+    Args:
+        state: The state folder whose lock the caller holds.
+
+    Raises:
+        BudgetReached, Locked, WrongUsage: See `budgets.limits.reservations`.
+    """
+    return spend_limits.reservations(
+        ledger_paths(settings), settings, chain.endpoints, prices.of, observer, run_id=run_id, state=state
+    )
+
+
+def router(
+    settings: Settings,
+    observer: Observer,
+    *,
+    connections: int,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Router:
+    """All endpoints of this process. To be closed.
+
+    Args:
+        connections: Most at once to one host.
+        sleep: Waits, and raises when the run is told to stop.
+    """
+    max_wait_s = settings.options.max_wait
+
+    def limiter(endpoint: Endpoint, waiting: Callable[[float], None]) -> Limiter:
+        return AdaptiveLimiter(endpoint.rate_limits, sleep=sleep, longest_gate_s=max_wait_s, waiting=waiting)
+
+    return Router(
+        hints_file=settings.paths.home / "hints.json",
+        limiter=limiter,
+        max_wait_s=max_wait_s,
+        jitter=random.random,
+        connections=connections,
+        sleep=sleep,
+        observer=observer,
+    )
+
+
+def policy(options: Options, *, deadline: float | None = None) -> Policy:
+    """How often and how long one request is tried.
+
+    Args:
+        deadline: Of the monotonic clock.
+    """
+    return Policy(retries=options.retries, max_wait_s=options.max_wait, deadline=deadline)
+
+
+def cache(job: JobRequest, price: object, observer: Observer) -> VectorCache | None:
+    """The shared cache, where it is asked for: for `embed` with a paid model unless told otherwise.
+
+    Args:
+        price: Of the model; 0 when it is free.
+    """
+    settings = job.settings
+    asked = settings.options.cache
+    if asked is None:
+        asked = job.kind != "folder" and price != 0
+    if not asked:
+        return None
+    kept = settings.cache
+    return VectorCache(settings.paths.cache, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, observer=observer)
+
+
+# ── a run ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flow:
-    """What one run sends, and where it goes.
+class RunPlan:
+    """What a run does, before anything of it is open.
 
     Attributes:
-        before: What was there when it began.
-        barred: Workspaces of rows that may not use the model → why.
-        record: Told the space and the rows.
-        spool: Takes the events of a segment.
+        existing: What was there when it began.
+        denied: Workspaces of rows that may not use the model → why.
         segment_bytes: Of the journal.
+        facts: Space, rows written and rows read → metadata of a part or file.
+        observer: Told of everything, the spending's own counting included.
     """
 
-    order: JobRequest
-    watch: Observer
+    job: JobRequest
+    run_id: Any
+    observer: Observer
     stop: StopSignal
     chain: FallbackChain
     source: inputs.Source
     output: Output
-    before: Existing
+    existing: Existing
     denied: Mapping[str, str]
-    record: RunRecord
     spending: Spending
-    run_prices: RunPrices
-    entry: Registration
-    spool: Spool
-    ledger: LedgerPaths
+    prices: RunPrices
+    facts: Callable[[Space | None, int, RowCounts], bytes]
+    rows: RowCounts
     disk: Disk = storage.DISK
     segment_bytes: int = 64 << 20
-
-    @property
-    def _options(self) -> Options:
-        return self.order.settings.options
-
-    async def run(self) -> None:
-        """Send what is left to send, and finish the output.
-
-        Raises:
-            EmbedctlError: Why it stopped; what was bought is in the journal.
-        """
-        finished = False
-
-        async def close_journal() -> None:
-            await opened.journal.close(published=finished)
-
-        with self.stop.heeded():
-            async with AsyncExitStack() as stack:  # closed in the opposite order
-                packer = preparation.packer(self.source, self.chain.first, self._options)
-                router = self._router(packer)
-                stack.push_async_callback(router.aclose)
-                till = self._till()
-                stack.callback(till.close)
-                endpoint = await router.ask()
-                self._begin()
-                opened = self._opened(stack, router, till, endpoint, packer)
-                stack.push_async_callback(close_journal)
-                stack.callback(self.output.close)
-                if opened.cache is not None:
-                    stack.callback(opened.cache.close)
-                stack.callback(self.stop.too_late)
-                timer = asyncio.create_task(self.stop.at(opened.deadline))
-                stack.callback(timer.cancel)
-                try:
-                    await self._through(opened)
-                    finished = True
-                finally:
-                    self.record.space = opened.space
-
-    def _begin(self) -> None:
-        """Say that it begins to send, and under which ledger.
-
-        Raises:
-            OutputRefused: Nothing could be put into that ledger's spool.
-        """
-        self.disk.make_folder(self.ledger.spool)
-        self.output.record(self.record.as_dict(self.output, "running"))
-        for path in self.before.damaged:
-            self.watch.warned(f"{path} is damaged: its rows are embedded anew")
-        found = [one.segment_id for one in self.before.recovered.segments] if self.before.recovered else []
-        payer = segment_owners.SegmentOwner(str(self.ledger.database.absolute()), str(self.ledger.spool.absolute()))
-        for other in segment_owners.bind(self.output.state, payer, found, self.disk):
-            self.watch.warned(f"what an interrupted run spent here is counted in the ledger it ran under: {other}")
-        self.entry.running()
-
-    def _opened(
-        self, stack: AsyncExitStack, router: Router, till: Reservations, endpoint: Endpoint, packer: packers.Packer
-    ) -> Resources:
-        """Everything that is open while the pipeline runs; indexes are closed with the stack."""
-        options, state = self._options, self.output.state
-        known, seen = (stack.enter_context(HashIndex(state)) for _ in range(2))
-        ids = stack.enter_context(DuplicateIds(self.source, state))
-        deadline = time.monotonic() + options.deadline if options.deadline is not None else None
-        journal = Journal.open(
-            state / "journal",
-            spool=segment_owners.routed(state, self.spool, ledger=self.ledger.database, disk=self.disk),
-            recovered=self.before.recovered,
-            disk=self.disk,
-            sync_intents=any(one.price_as != "free" for one in self.chain.endpoints),
-            segment_bytes=self.segment_bytes,
-            dimensions=endpoint.dimensions or 0,
-        )
-        caller = Caller(
-            run_id=self.record.run_id, workspace_id=options.workspace, job_id=self.order.job, tags=options.tag
-        )
-        call = CallPoint(
-            router,
-            journal,
-            till,
-            caller,
-            policy=Policy(retries=options.retries, max_wait_s=options.max_wait, deadline=deadline),
-            space=self.before.space,
-            sleep=self.stop.sleep,
-            watch=self.spending.count,
-            told=self.watch.told,
-            proceed=self.stop.proceed,
-        )
-        return Resources(
-            endpoint=endpoint,
-            packer=packer,
-            journal=journal,
-            call=call,
-            caller=caller,
-            cache=self._cache(endpoint),
-            known=known,
-            seen=seen,
-            ids=ids,
-            deadline=deadline,
-        )
-
-    async def _through(self, opened: Resources) -> None:
-        """The pipeline, until the output is finished."""
-        segments, purchases, space = Segments(), Purchases(), self.before.space
-        resume.index(self.before, space.space_id if space else None, opened.known, segments, purchases)
-        pipeline = Pipeline(self._steps(opened, segments, purchases), self.stop)
-        self.record.rows = pipeline.rows
-        await pipeline.run()
-        self.record.check_unchanged(self.source)
-        self.record.space = opened.space
-        layout = None if pipeline.width is None else pipeline.layout(pipeline.width)
-        if not pipeline.rows.read and layout is not None and isinstance(self.output, FolderOutput):
-            empty = partial(self.record.facts, opened.space, counts=pipeline.rows)
-            self.output.put(Finished(number=0, tables=iter(()), layout=layout, facts=empty, failed=()))
-        self.output.finish(
-            layout,
-            lambda written: self.record.facts(opened.space, written, pipeline.rows),
-            self.record.as_dict(self.output, "complete"),
-        )
-        opened.ids.warn(self.watch.warned)
-
-    def _steps(self, opened: Resources, segments: Segments, purchases: Purchases) -> Steps:
-        """What the pipeline is made of."""
-        source, options, endpoint = self.source, self._options, opened.endpoint
-        columns = preparation.row_columns(source, options)
-
-        def layout(width: int) -> parquet.Layout:
-            return parquet.Layout(
-                columns=columns, dimensions=width, dtype=options.dtype, vector_type=options.vector_type
-            )
-
-        def watch(headway: Progress) -> None:
-            self.watch.headway(headway, source.rows_hint, self.spending)
-            self.entry.headway(headway, source.rows_hint, self.spending)
-
-        def facts(written: int, counts: RowCounts) -> bytes:
-            return self.record.facts(opened.space, written, counts)
-
-        return Steps(
-            blocks=source.blocks(),
-            intake=preparation.intake(
-                source, endpoint, options, opened.packer, opened.known, opened.seen, self.before.failed, self.denied
-            ),
-            call=opened.call,
-            recall=CachedEmbedder(opened.call, opened.cache, opened.journal, opened.caller, endpoint),
-            journal=opened.journal,
-            output=self.output,
-            purchases=purchases,
-            parts=self.before.parts,
-            segments=segments,
-            done=self.before.done.get,
-            layout=layout,
-            facts=facts,
-            dimensions=endpoint.dimensions,
-            concurrency=endpoint.rate_limits.concurrency,
-            see=opened.ids.see,
-            watch=watch,
-        )
-
-    def _till(self) -> Reservations:
-        return spend_limits.till(
-            self.ledger,
-            self.order.settings,
-            self.chain.endpoints,
-            self.run_prices.of,
-            self.watch.warned,
-            run_id=str(self.record.run_id),
-            state=self.output.state,
-        )
-
-    def _cache(self, endpoint: Endpoint) -> VectorCache | None:
-        """The shared cache, where it is wanted: for `embed` with a paid model unless told otherwise."""
-        wanted = self._options.cache
-        if wanted is None:
-            wanted = self.order.kind != "folder" and self.run_prices.of(endpoint) != 0
-        kept, path = self.order.settings.cache, self.order.settings.paths.cache
-        if not wanted:
-            return None
-        return VectorCache(path, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, warned=self.watch.warned)
-
-    def _router(self, packer: packers.Packer) -> Router:
-        """The chain's lines; they tell the packer what fits into a request."""
-        options, endpoint = self._options, self.chain.first
-
-        def limits(known: Limits) -> None:
-            packer.limits = preparation.packed_limits(known, endpoint, options)
-
-        router = Router(
-            self.chain,
-            hints_file=self.order.settings.paths.home / "hints.json",
-            mode=options.fallback,
-            max_wait_s=options.max_wait,
-            jitter=random.random,
-            connections=endpoint.rate_limits.concurrency,
-            sleep=self.stop.sleep,
-            changed=limits,
-            told=self.watch.told,
-            waits=self.watch.warned,
-        )
-        limits(router.limits())
-        return router
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What is open while the pipeline runs.
+    """What is open while a run sends.
 
     Attributes:
-        offer: The first one, as its server described it.
-        deadline: Of the monotonic clock.
+        layout: Dimensions → how the output looks.
     """
 
+    tools: Tools
+    route: Route
     endpoint: Endpoint
-    packer: packers.Packer
-    journal: Journal
-    call: CallPoint
-    caller: Caller
-    cache: VectorCache | None
-    known: HashIndex
-    seen: HashIndex
-    ids: DuplicateIds
-    deadline: float | None
+    duplicate_ids: DuplicateIds
+    layout: Callable[[int], Layout]
 
     @property
     def space(self) -> Space | None:
         """Of the vectors, as far as it is known."""
-        return self.call.space or self.endpoint.space()
+        return self.route.space or self.endpoint.space()
+
+    @property
+    def width(self) -> int | None:
+        """Dimensions of the vectors; None while nobody knows."""
+        return self.route.space.dimensions if self.route.space else self.endpoint.dimensions
+
+
+@asynccontextmanager
+async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Resources]:
+    """Everything a run sends with, closed in the opposite order.
+
+    Args:
+        begin: Called once it is known that it may send; says who takes the events of the journal's segments.
+    """
+    job, options, state, stop = plan.job, plan.job.settings.options, plan.output.state, plan.stop
+    first = plan.chain.first
+    finished = False
+
+    async def close_journal() -> None:
+        await journal.close(published=finished)
+
+    with stop.heeded():
+        async with AsyncExitStack() as stack:
+            packing = packer(plan.source, first, options)
+
+            def limits(known: Limits) -> None:
+                packing.limits = packed_limits(known, first, options)
+
+            asked = router(job.settings, plan.observer, connections=first.rate_limits.concurrency, sleep=stop.sleep)
+            embedder = Embedder(asked, sleep=stop.sleep, observer=plan.observer, proceed=stop.proceed)
+            stack.push_async_callback(embedder.aclose)
+            deadline = time.monotonic() + options.deadline if options.deadline is not None else None
+            route = asked.route(
+                plan.chain,
+                mode=options.fallback,
+                policy=policy(options, deadline=deadline),
+                space=plan.existing.space,
+                limits_changed=limits,
+            )
+            stack.callback(route.close)
+            limits(asked.limits(route))
+            money = reservations(
+                job.settings, plan.chain, plan.prices, plan.observer, run_id=str(plan.run_id), state=state
+            )
+            stack.callback(money.close)
+            endpoint = await asked.ask(route)
+            spool_segment = begin()
+            purchases, segments = Purchases(), SegmentNumbers()
+            plans = stack.enter_context(
+                planner(
+                    plan.source,
+                    endpoint,
+                    options,
+                    packing,
+                    state,
+                    existing=plan.existing,
+                    purchases=purchases,
+                    segments=segments,
+                    denied=plan.denied,
+                )
+            )
+            ids = stack.enter_context(DuplicateIds(plan.source, state))
+            journal = Journal.open(
+                state / "journal",
+                spool=spool_segment,
+                recovered=plan.existing.recovered,
+                disk=plan.disk,
+                sync_intents=any(one.price_as != "free" for one in plan.chain.endpoints),
+                segment_bytes=plan.segment_bytes,
+                dimensions=endpoint.dimensions or 0,
+            )
+            stack.push_async_callback(close_journal)
+            stack.callback(plan.output.close)
+            caller = Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag)
+            shared = cache(job, plan.prices.of(endpoint), plan.observer)
+            if shared is not None:
+                stack.callback(shared.close)
+            cached = CachedEmbedder(
+                embedder,
+                shared,
+                route=route,
+                journal=journal,
+                budget=money,
+                caller=caller,
+                endpoint=endpoint,
+            )
+            columns = row_columns(plan.source, options)
+
+            def layout(width: int) -> Layout:
+                return Layout(columns=columns, dimensions=width, dtype=options.dtype, vector_type=options.vector_type)
+
+            def progressed() -> None:
+                plan.observer.notify(
+                    Progressed(
+                        rows=max(0, open_slices.rows_planned - open_slices.texts_open),
+                        rows_total=plan.source.rows_hint,
+                        in_flight=answers.in_flight,
+                        tokens=plan.spending.tokens,
+                        cost=plan.spending.known_cost,
+                    )
+                )
+
+            answers = OnlineAnswers(cached, endpoint.rate_limits.concurrency, failed=stop.because)
+            stack.push_async_callback(answers.aclose)
+            open_slices = OpenSlices(plans, lambda: resources.width, plan.existing.done.get, ids.see, plan.rows)
+            tools = Tools(
+                blocks=lambda shard: plan.source.blocks(),
+                slices=open_slices,
+                answers=answers,
+                publisher=Publisher(
+                    journal,
+                    plan.output,
+                    purchases=purchases,
+                    segments=segments,
+                    parts=plan.existing.parts,
+                    width=lambda: resources.width,
+                    layout=layout,
+                    facts=lambda written, counts: plan.facts(resources.space, written, counts),
+                ),
+                stop=stop,
+                counted=lambda: (plans.reused + cached.hits, plans.duplicates),
+                progressed=progressed,
+                rows=plan.rows,
+            )
+            resources = Resources(tools=tools, route=route, endpoint=endpoint, duplicate_ids=ids, layout=layout)
+            stack.callback(stop.too_late)
+            timer = asyncio.create_task(stop.at(deadline))
+            stack.callback(timer.cancel)
+            yield resources
+            finished = True

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from embedctl.records import UNOBSERVED, Observer, Warned
+
 _T = TypeVar("_T")
 
 BUSY_MS = 500
@@ -41,7 +43,7 @@ class SqliteCache:
         kind: What the entries are, in words.
         schema: SQL that makes their tables where they are not.
         busy_ms: How long another process that writes is waited for.
-        warned: Told once when it is of no use; from then on everything is a miss.
+        observer: Told once when it is of no use; from then on everything is a miss.
     """
 
     def __init__(
@@ -51,13 +53,13 @@ class SqliteCache:
         schema: str,
         *,
         busy_ms: int | None = None,
-        warned: Callable[[str], None] = lambda line: None,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         self.path = path
         self._kind = kind
         self._schema = schema
         self._busy_ms = BUSY_MS if busy_ms is None else busy_ms
-        self._warned = warned
+        self._observer = observer
         self._connection: sqlite3.Connection | None = None
         self._broken = False
         self._lock = threading.Lock()
@@ -76,8 +78,7 @@ class SqliteCache:
                 busy = isinstance(problem, sqlite3.OperationalError) and "locked" in str(problem)
                 self._broken = not busy
                 if not busy:
-                    hint = "`embedctl cache clear` makes a new one"
-                    self._warned(f"the {self._kind} cache {self.path} is not used: {problem}; {hint}")
+                    self._observer.notify(Warned("cache", f"{self._kind} cache {self.path}", str(problem)))
                 return otherwise
 
     def saw(self, hits: int, misses: int) -> None:

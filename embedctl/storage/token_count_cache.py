@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from embedctl.records import text_hash
+from embedctl.records import UNOBSERVED, Observer, text_hash
 from embedctl.storage.sqlite_cache import CacheStats, SqliteCache, some_at_once
 from embedctl.tokens import BYTES, Counter
 
@@ -39,7 +39,7 @@ class SharedCounts:
 
     Args:
         ttl_s: Seconds after which a count is made anew.
-        warned: Told once when the file is of no use.
+        observer: Told once when the file is of no use.
         wall: Epoch seconds.
     """
 
@@ -48,10 +48,10 @@ class SharedCounts:
         path: Path,
         *,
         ttl_s: int,
-        warned: Callable[[str], None] = lambda line: None,
+        observer: Observer = UNOBSERVED,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._shelf = SqliteCache(path, "token count", _SCHEMA, busy_ms=_BUSY_MS, warned=warned)
+        self._cache = SqliteCache(path, "token count", _SCHEMA, busy_ms=_BUSY_MS, observer=observer)
         self._ttl_s = ttl_s
         self._wall = wall
         self._fresh: dict[tuple[str, bytes], int] = {}
@@ -72,8 +72,8 @@ class SharedCounts:
             return found
 
         nothing: dict[bytes, int] = {}
-        found = self._shelf.do(select, nothing)
-        self._shelf.saw(len(found), len(hashes) - len(found))
+        found = self._cache.do(select, nothing)
+        self._cache.saw(len(found), len(hashes) - len(found))
         return found
 
     def put(self, tokenizer_id: str, counts: Mapping[bytes, int]) -> None:
@@ -99,7 +99,7 @@ class SharedCounts:
                     [kept - MOST_KEPT * 9 // 10],
                 )
 
-        self._shelf.do(insert, None)
+        self._cache.do(insert, None)
 
     def kept(self) -> int:
         """How many counts there are."""
@@ -107,17 +107,17 @@ class SharedCounts:
         def select(connection: sqlite3.Connection) -> int:
             return int(connection.execute("SELECT count(*) FROM token_count").fetchone()[0])
 
-        return self._shelf.do(select, 0) if self._shelf.path.exists() else 0
+        return self._cache.do(select, 0) if self._cache.path.exists() else 0
 
     def tally(self) -> CacheStats:
         """How often it had a text, and how often not."""
-        return self._shelf.tally()
+        return self._cache.tally()
 
     def close(self) -> None:
         """Write what is not written yet, and let go of the file."""
         if self._fresh:
             self._write()
-        self._shelf.close()
+        self._cache.close()
 
 
 @dataclass(slots=True)

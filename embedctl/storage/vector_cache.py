@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl.records import UNOBSERVED, Observer
 from embedctl.storage.sqlite_cache import CacheStats, SqliteCache, some_at_once
 
 _FULL_TO = 0.9
@@ -51,7 +52,7 @@ class VectorCache:
     """The cache in `path`; from any thread, for any number of processes.
 
     Args:
-        warned: Told once when it is of no use; from then on everything is a miss.
+        observer: Told once when it is of no use; from then on everything is a miss.
         wall: Epoch seconds.
     """
 
@@ -61,10 +62,10 @@ class VectorCache:
         *,
         max_bytes: int,
         ttl_days: int,
-        warned: Callable[[str], None] = lambda line: None,
+        observer: Observer = UNOBSERVED,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._shelf = SqliteCache(path, "vector", _SCHEMA, warned=warned)
+        self._cache = SqliteCache(path, "vector", _SCHEMA, observer=observer)
         self._max_bytes = max_bytes
         self._ttl_s = ttl_days * 86_400
         self._wall = wall
@@ -98,10 +99,10 @@ class VectorCache:
             )
 
         nothing: dict[bytes, CachedVector] = {}
-        found = self._shelf.do(select, nothing)
-        self._shelf.saw(len(found), len(set(hashes)) - len(found))
+        found = self._cache.do(select, nothing)
+        self._cache.saw(len(found), len(set(hashes)) - len(found))
         if found:
-            self._shelf.do(touch, None)
+            self._cache.do(touch, None)
         return found
 
     def put(self, space_id: str, hashes: Sequence[bytes], hits: Sequence[CachedVector]) -> None:
@@ -126,7 +127,7 @@ class VectorCache:
             connection.execute("UPDATE total SET bytes = bytes + ?", [added])
             self._make_room(connection)
 
-        self._shelf.do(insert, None)
+        self._cache.do(insert, None)
 
     def _make_room(self, connection: sqlite3.Connection) -> None:
         (size,) = connection.execute("SELECT bytes FROM total").fetchone()
@@ -155,16 +156,16 @@ class VectorCache:
             return VectorCacheStats(sum(s["entries"] for s in spaces), sum(s["bytes"] for s in spaces), spaces, oldest)
 
         nothing = VectorCacheStats(0, 0, [], None)
-        return self._shelf.do(select, nothing) if self._shelf.path.exists() else nothing
+        return self._cache.do(select, nothing) if self._cache.path.exists() else nothing
 
     def tally(self) -> CacheStats:
         """How often it had a text, and how often not."""
-        return self._shelf.tally()
+        return self._cache.tally()
 
     def clear(self) -> None:
         """Remove the file, whatever is in it."""
-        self._shelf.clear()
+        self._cache.clear()
 
     def close(self) -> None:
         """Let go of the file."""
-        self._shelf.close()
+        self._cache.close()

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedctl.errors import InputInvalid, InputMissing
-from embedctl.outputs import FAILURES, PART_PATTERN, RECORD, STATE_FOLDER
+from embedctl.outputs import FAILURES, RECORD, STATE_FOLDER, parts_of
 from embedctl.outputs.parquet import METADATA_KEY
 from embedctl.records import TEXT_HASH_BYTES, Space
 
@@ -240,7 +240,7 @@ def open_stored(path: Path) -> Stored:
     if not path.exists():
         raise InputMissing(f"no such file or folder: {path}", hint="the output of `embed -o` or `batch run -o`")
     is_folder = path.is_dir()
-    paths = sorted(path.glob(PART_PATTERN)) if is_folder else [path]
+    paths = parts_of(path) if is_folder else [path]
     if not paths:
         ours = (path / STATE_FOLDER).is_dir()
         raise InputInvalid(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedctl import inputs, tokens
+from embedctl.records import Observer
 from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import adhoc
 from embedctl.runs.receipt import Spending
@@ -45,15 +45,6 @@ class Walked:
 
     rows: int
     rows_read: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """For which command texts are embedded again, and who is told why it waits and what is not as it should be."""
-
-    command: str
-    told: Callable[[str], None]
-    warned: Callable[[str], None]
 
 
 def verify(
@@ -109,12 +100,14 @@ def alike(endpoint: Endpoint | None) -> Alike:
     return same
 
 
-def embedded_again(
+async def embedded_again(
     stored: Stored,
     sample: Sample,
     asking: Asking,
     findings: Findings,
-    how: Again,
+    *,
+    command: str,
+    observer: Observer,
 ) -> tuple[int, Spending | None]:
     """Embed the texts of a sample once more and compare: how many were compared, and what that cost.
 
@@ -126,15 +119,14 @@ def embedded_again(
         why = "it holds no texts" if not stored.has_text else "it has no rows"
         findings.add("not_checked", str(stored.path), f"no sample was taken: {why}", wrong=False)
         return 0, None
-    made = adhoc.embed(
+    made = await adhoc.embed(
         asking.settings,
         asking.chain,
         [asking.endpoint.prefix + text for _, text, _ in rows],
         purpose="test",
-        command=how.command,
+        command=command,
         space=stored.space,
-        told=how.told,
-        warned=how.warned,
+        observer=observer,
     )
     compared = 0
     for place, (row, _, vector) in enumerate(rows):

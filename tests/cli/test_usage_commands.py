@@ -21,7 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from embedctl.cli import app
-from embedctl.cli.usage import EACH, with_values
+from embedctl.cli.usage._workspace import EACH, with_values
 from embedctl.ledger import budget_copy, database, prices, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.prices import price_file

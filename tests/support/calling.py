@@ -13,17 +13,21 @@ import numpy as np
 
 from embedctl import settings
 from embedctl.budgets import reservations
-from embedctl.embedding.call import CallPoint, Piece
+from embedctl.embedding.call import Embedder
+from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import EmbedctlError
 from embedctl.journal import Journal
 from embedctl.ledger import spool
-from embedctl.records import Limits, Request, Space, UsageEvent, text_hash, uuid7
+from embedctl.records import Limits, Outcome, Request, Space, UsageEvent, text_hash, uuid7
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
+from embedctl.routing.endpoint import Endpoint
+from embedctl.routing.limiter import AdaptiveLimiter
 from embedctl.routing.retry import Policy
 from embedctl.settings import Settings
+from tests.support.observing import Kept
 
 KEY = "sk-test-0123456789abcdef"
 SMALL = "text-embedding-3-small"
@@ -58,7 +62,7 @@ class Clock:
 
 
 @dataclass
-class Outcome:
+class Embedded:
     """What became of some requests.
 
     Attributes:
@@ -66,7 +70,7 @@ class Outcome:
         vectors: Of each request, one per text, None where a text has none.
     """
 
-    pieces: list[list[Piece] | None]
+    pieces: list[list[Outcome] | None]
     vectors: list[list[np.ndarray | None]]
     events: list[UsageEvent]
     errors: list[EmbedctlError | None]
@@ -76,6 +80,7 @@ class Outcome:
     limits: list[Limits]
     space: Space | None
     router: Router
+    route: Route
     placed: list[np.ndarray] = field(default_factory=list)
 
     @property
@@ -86,7 +91,7 @@ class Outcome:
     def refusals(self) -> list[tuple[int, int, str]]:
         """(request, text, reason) of every text without a vector."""
         return [
-            (number, piece.start, piece.refusal.reason)
+            (number, piece.targets[0], piece.refusal.reason)
             for number, pieces in enumerate(self.pieces)
             for piece in pieces or ()
             if piece.refusal is not None
@@ -116,10 +121,10 @@ def embed(
     *,
     at_once: int = 1,
     space: Space | None = None,
-    before: Callable[[Router], None] = lambda router: None,
+    before: Callable[[Route], None] = lambda route: None,
     jitter: Callable[[], float] = lambda: 0.5,
     **policy: Any,
-) -> Outcome:
+) -> Embedded:
     """Embed all batches, `at_once` of them in flight; the folder gets home, journal and spool."""
     chain = chains.chain(found) if isinstance(found, Settings) else found
     options = found.options if isinstance(found, Settings) else None
@@ -133,70 +138,84 @@ async def _embed(
     folder: Path,
     at_once: int,
     space: Space | None,
-    before: Callable[[Router], None],
+    before: Callable[[Route], None],
     jitter: Callable[[], float],
     policy: dict[str, Any],
-) -> Outcome:
-    clock, told, waits, limits, events = Clock(), [], [], [], []
+) -> Embedded:
+    clock, limits, observer = Clock(), [], Kept()
     max_wait_s = policy.pop("max_wait_s", 600.0)
+
+    def limiter(endpoint: Endpoint, waiting: Callable[[float], None]) -> AdaptiveLimiter:
+        return AdaptiveLimiter(
+            endpoint.rate_limits, clock=clock, sleep=clock.sleep, longest_gate_s=max_wait_s, waiting=waiting
+        )
+
     router = Router(
-        chain,
         hints_file=folder / "home" / "hints.json",
-        mode=options.fallback if options else "same-space",
+        limiter=limiter,
         max_wait_s=max_wait_s,
         jitter=jitter,
         clock=clock,
         sleep=clock.sleep,
-        changed=limits.append,
-        told=told.append,
-        waits=waits.append,
+        observer=observer,
     )
-    before(router)
+    embedder = Embedder(router, clock=clock, sleep=clock.sleep, jitter=jitter, observer=observer)
+    route = router.route(
+        chain,
+        mode=options.fallback if options else "same-space",
+        policy=Policy(max_wait_s=max_wait_s, **policy),
+        space=space,
+        limits_changed=limits.append,
+    )
+    before(route)
     (folder / "state").mkdir(exist_ok=True)
     journal = Journal.open(
         folder / "state" / f"journal-{uuid7()}",
         spool=lambda spool_id, gone: spool.publish(folder / "home" / "spool", spool_id, gone),
         sync_intents=False,
     )
-    call = CallPoint(
-        router,
-        journal,
-        reservations.Reservations(lambda endpoint: None),
-        Caller(run_id=uuid7()),
-        policy=Policy(max_wait_s=max_wait_s, **policy),
-        space=space,
-        clock=clock,
-        sleep=clock.sleep,
-        jitter=jitter,
-        watch=events.append,
-        told=told.append,
-    )
+    caller = Caller(run_id=uuid7())
+    budget = reservations.Reservations(lambda endpoint: None)
     gate = asyncio.Semaphore(at_once)
 
-    async def one(batch: Any) -> list[Piece]:
+    async def one(batch: Any) -> list[Outcome]:
         async with gate:
-            return await call.embed(batch if isinstance(batch, Request) else request(batch))
+            sent = batch if isinstance(batch, Request) else request(batch)
+            return await embedder.embed(sent, route=route, caller=caller, journal=journal, budget=budget)
 
     done = await asyncio.gather(*(one(batch) for batch in batches), return_exceptions=True)
     pieces = [None if isinstance(found, BaseException) else found for found in done]
     vectors = [_vectors(found, journal) for found in pieces]
     await journal.close()
-    await router.aclose()
+    route.close()
+    await embedder.aclose()
     for found in done:
         if isinstance(found, BaseException) and not isinstance(found, EmbedctlError):
             raise found
     errors = [found if isinstance(found, EmbedctlError) else None for found in done]
-    return Outcome(pieces, vectors, events, errors, told, waits, clock.slept, limits, call.space, router)
+    return Embedded(
+        pieces,
+        vectors,
+        observer.attempts,
+        errors,
+        observer.told,
+        observer.warned,
+        clock.slept,
+        limits,
+        route.space,
+        router,
+        route,
+    )
 
 
-def _vectors(pieces: list[Piece] | None, journal: Journal) -> list[np.ndarray | None]:
+def _vectors(pieces: list[Outcome] | None, journal: Journal) -> list[np.ndarray | None]:
     """As they stand in the journal, which must be what the answer says."""
     found: list[np.ndarray | None] = []
     for piece in pieces or ():
         if piece.answer is None:
-            found += [None] * (piece.stop - piece.start)
+            found += [None] * len(piece.targets)
             continue
-        kept = journal.read(piece.place)
+        kept = journal.read(piece.ref)
         np.testing.assert_array_equal(kept, piece.answer.vectors)
         found += [row.copy() for row in kept]
     return found

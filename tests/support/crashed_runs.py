@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import shutil
 import threading
@@ -86,7 +87,7 @@ class Small:
         """The receipt; the error that came instead; None when it died."""
         others = set(threading.enumerate())
         try:
-            return Run(self.order(**about), disk=disk, ingest=self._take_in, segment_bytes=1).execute()
+            return Run(self.order(**about), disk=disk, ingest=self._take_in, segment_bytes=1).execute(asyncio.run)
         except EmbedctlError as error:
             return error
         except Crashed:

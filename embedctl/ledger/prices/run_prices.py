@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from embedctl.ledger.prices import price_list
+from embedctl.ledger.prices.price_list import PriceBook
 from embedctl.routing.endpoint import Endpoint
 
 
@@ -18,7 +19,8 @@ class RunPrices:
     """
 
     def __init__(self, price_file: Path, at: datetime) -> None:
-        self._book = price_list.load(price_list.price_texts(price_file))
+        self._price_file = price_file
+        self._book: PriceBook | None = None  # read when something has a price: not for free runs
         self._at = at
         self._found: dict[tuple[str, str, str | None, str], Decimal | None] = {}
 
@@ -28,6 +30,8 @@ class RunPrices:
             return Decimal(0)
         key = (provider, model, price_as, tier)
         if key not in self._found:  # asked three times for each request
+            if self._book is None:
+                self._book = price_list.load(price_list.price_texts(self._price_file))
             found = self._book.price_at(price_as, model, at=self._at, place=provider, tier=tier)
             self._found[key] = found.usd_per_million if found else None
         return self._found[key]

@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedctl.inputs.block import REASONS, Block
+from embedctl.journal import VectorRef
 from embedctl.outputs import assemble, parquet
 from embedctl.planning.chunks import REASON_WORDS, TextRules
 from embedctl.planning.packer import PackedRequest, Packer
 from embedctl.planning.planner import JOURNAL_FILES, Planner
-from embedctl.planning.slice import Arrival, Slice, SliceIndex, VectorSource, resolve_duplicates
-from embedctl.records import Limits, Refusal, text_hash, tokens_hash
+from embedctl.planning.slice import Slice, SliceIndex, VectorSource, resolve_duplicates
+from embedctl.records import Limits, Outcome, Refusal, text_hash, tokens_hash
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import LOCATION, HashIndex
 
@@ -80,8 +81,9 @@ class Taken:
     def finish(self) -> tuple[list[Any], Any]:
         """Answer every request, then the failures and the counts as the pipeline makes them."""
         for number, one in enumerate(self.requests):
-            self.slice_.arrivals.append(Arrival(ordinals=one.ordinals, file=number, offset=0, width_bytes=16))
-        self.slice_.settle()
+            ref = VectorRef(str(number), 0, len(one.ordinals), 4)
+            self.slice_.outcomes.append(Outcome(targets=one.ordinals, ref=ref))
+        self.slice_.settle(int)
         resolve_duplicates(self.slice_, SliceIndex())
         failed, kept = assemble.failures(self.slice_, self.ids, self.indexes)
         return failed, assemble.counts(self.slice_, failed, kept)
@@ -452,5 +454,4 @@ def test_a_slot_is_complete_with_its_own_requests(tmp_path: Path) -> None:
     """Closing a slot packs what was collected, so that its last request holds no other slot's texts."""
     taken = take(tmp_path, block("a", "b", "c", "d"))
 
-    assert taken.slice_.last_request == 1
     assert [one.number for one in taken.requests] == [0, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -52,9 +53,9 @@ def configured(wire: client.Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return load
 
 
-def made(found: Settings, texts: list[str]) -> adhoc.Single:
+def made(found: Settings, texts: list[str]) -> adhoc.AdhocAnswers:
     """Embed some texts for a test."""
-    return adhoc.embed(found, chain.chain(found), texts, purpose="test", command="a test")
+    return asyncio.run(adhoc.embed(found, chain.chain(found), texts, purpose="test", command="a test"))
 
 
 def test_vectors_come_in_order_and_are_paid_for(wire: client.Wire, configured: Callable[..., Settings]) -> None:
@@ -124,7 +125,8 @@ def test_what_a_killed_process_spent_is_found(
         "import sys; from pathlib import Path; from embedctl import settings;"
         "from embedctl.routing import chain; from embedctl.runs import adhoc;"
         "found = settings.load(flags={'model': 'openai:text-embedding-3-small'}, config=Path(sys.argv[1]));"
-        "adhoc.embed(found, chain.chain(found), ['some words'], purpose='query', command='search')"
+        "import asyncio;"
+        "asyncio.run(adhoc.embed(found, chain.chain(found), ['some words'], purpose='query', command='search'))"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "config.toml")]) as process:
         until = time.monotonic() + 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import time
@@ -17,13 +18,13 @@ from embedctl import tokens
 from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, OutputRefused, StorageFailed
 from embedctl.planning import slice as slices
 from embedctl.planning import splitter
-from embedctl.records import uuid7
-from embedctl.runs.job import Observer
-from embedctl.runs.pipeline import OPEN_SLICES
-from embedctl.runs.receipt import Progress, Receipt
+from embedctl.records import Event, Progressed, uuid7
+from embedctl.runs.receipt import Receipt
 from embedctl.runs.run import Run
+from embedctl.runs.slices import OPEN_SLICES
 from embedctl.storage import Disk
 from tests.support.crashed_runs import MODEL, CrashingDisk, Small
+from tests.support.observing import Kept
 from tests.support.processes import sentence
 from tests.support.wire.client import Wire, hash_of, started
 
@@ -137,12 +138,16 @@ def test_a_registry_that_takes_no_more_stops_no_run(batch: Small) -> None:
         ended = record.exists() and orjson.loads(record.read_bytes())["state"] == "complete"
         return ended and path.parent.name == "runs"
 
-    warned: list[str] = []
-    run = Run(batch.order(), Observer(warned=warned.append), disk=FullAt(at_the_end), ingest=batch._take_in)
-    done = run.execute()
+    observer = Kept()
+    run = Run(batch.order(), observer, disk=FullAt(at_the_end), ingest=batch._take_in)
+    done = run.execute(asyncio.run)
 
     assert (done.exit_code, done.error, done.vectors) == (0, None, 30)
-    assert [note for note in warned if note.startswith("`batch list` will call this run interrupted: no space left")]
+    assert [
+        note
+        for note in observer.warned
+        if note.startswith("`batch list` will call this run interrupted: no space left")
+    ]
     batch.check_rows(TEXTS)
     batch.wire.reset()
     assert receipt(batch.run()).requests == 0
@@ -152,10 +157,15 @@ def test_published_slots_are_let_go(batch: Small) -> None:
     """However many requests may be in flight: memory holds the open slots, and none that stands in a part."""
     batch.fill(TEXTS, files=len(TEXTS))
     alive: list[int] = []
-    watch = Observer(headway=lambda *_: alive.append(sum(type(one) is slices.Slice for one in gc.get_objects())))
+
+    class Counting:
+        def notify(self, event: Event) -> None:
+            if isinstance(event, Progressed):
+                alive.append(sum(type(one) is slices.Slice for one in gc.get_objects()))
+
     gc.collect()
     before = sum(type(one) is slices.Slice for one in gc.get_objects())
-    Run(batch.order(flags={"concurrency": 16}), watch, ingest=batch._take_in, segment_bytes=1).execute()
+    Run(batch.order(flags={"concurrency": 16}), Counting(), ingest=batch._take_in, segment_bytes=1).execute(asyncio.run)
 
     assert len(alive) > len(TEXTS)
     assert max(alive) - before <= OPEN_SLICES + 1
@@ -304,13 +314,14 @@ def test_bought_texts_survive_a_change_of_the_input(batch: Small) -> None:
 
 def test_changed_while_read(small: Small) -> None:
     """An input that changes while it is read ends the run; the next one embeds what it has become."""
-    run = Run(small.order(), ingest=small._take_in)
 
-    def touch(headway: Progress, total: int | None, spending: object) -> None:
-        os.utime(small.folder / "in" / "0.parquet", ns=(7, 7))
+    class Touching:
+        def notify(self, event: Event) -> None:
+            if isinstance(event, Progressed):
+                os.utime(small.folder / "in" / "0.parquet", ns=(7, 7))
 
-    object.__setattr__(run.watch, "headway", touch)
-    ended = run.execute()
+    run = Run(small.order(), Touching(), ingest=small._take_in)
+    ended = run.execute(asyncio.run)
 
     assert isinstance(ended.error, InputChanged)
     assert (ended.exit_code, small.wire.billed()) == (65, 120)
@@ -402,11 +413,10 @@ def test_duplicate_ids(tmp_path: Path, wire: Wire) -> None:
     assert "2 rows" in refused.message
     assert "'a'" in refused.message
     assert wire.truth() == []
-    warnings: list[str] = []
-    run = Run(world.order(), ingest=world._take_in)
-    object.__setattr__(run.watch, "warned", warnings.append)
-    assert run.execute().vectors == 4
-    assert any("2 rows" in line for line in warnings)
+    observer = Kept()
+    run = Run(world.order(), observer, ingest=world._take_in)
+    assert run.execute(asyncio.run).vectors == 4
+    assert any("2 rows" in line for line in observer.warned)
 
 
 def test_workspaces_by_column(tmp_path: Path, wire: Wire) -> None:
@@ -479,14 +489,13 @@ def test_a_damaged_part(batch: Small, wire: Wire) -> None:
     before = len(asked(wire))
     part = batch.output / "part-000001.parquet"
     part.write_bytes(part.read_bytes()[:300])
-    warnings: list[str] = []
-    run = Run(batch.order(), ingest=batch._take_in, segment_bytes=1)
-    object.__setattr__(run.watch, "warned", warnings.append)
-    again = run.execute()
+    observer = Kept()
+    run = Run(batch.order(), observer, ingest=batch._take_in, segment_bytes=1)
+    again = run.execute(asyncio.run)
 
     assert again.exit_code == 0
     assert len(asked(wire)) == before + 10
-    assert any("part-000001.parquet is damaged" in line for line in warnings)
+    assert any("part-000001.parquet is damaged" in line for line in observer.warned)
     batch.check_rows(TEXTS)
 
 

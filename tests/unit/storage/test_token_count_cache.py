@@ -17,6 +17,7 @@ from embedctl import tokens
 from embedctl.records import text_hash
 from embedctl.storage import token_count_cache
 from embedctl.storage.token_count_cache import RunCounts, SharedCounts
+from tests.support.observing import Kept
 from tests.support.processes import MODEL, World, Zygote, sentence
 from tests.support.wire.client import Wire
 
@@ -144,8 +145,8 @@ def test_the_oldest_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_broken_or_busy_counts_again(tmp_path: Path) -> None:
     """A file that is none is one warning, one that another writes is none; the counts are right all the same."""
     expected = tokens.counter(tokens.FALLBACK).count(TEXTS)
-    warnings: list[str] = []
-    memory = RunCounts(shared(tmp_path, warned=warnings.append))
+    observer = Kept()
+    memory = RunCounts(shared(tmp_path, observer=observer))
     memory.of(Watched(), ["x"])
     memory.close()
     other = sqlite3.connect(tmp_path / "cache.sqlite", isolation_level=None)
@@ -154,16 +155,16 @@ def test_broken_or_busy_counts_again(tmp_path: Path) -> None:
     memory.close()
     other.execute("ROLLBACK")
     other.close()
-    assert (busy, warnings) == (expected, [])
+    assert (busy, observer.warned) == (expected, [])
 
     (tmp_path / "cache.sqlite").write_bytes(b"no database at all" * 100)
-    memory = RunCounts(shared(tmp_path, warned=warnings.append))
+    memory = RunCounts(shared(tmp_path, observer=observer))
     broken = memory.of(Watched(), TEXTS)
     memory.close()
 
     assert broken == expected
-    assert len(warnings) == 1
-    assert "cache clear" in warnings[0]
+    assert len(observer.warned) == 1
+    assert "cache clear" in observer.warned[0]
 
 
 def test_bytes_are_not_remembered(tmp_path: Path) -> None:

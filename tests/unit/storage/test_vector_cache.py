@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from embedctl.storage.vector_cache import CachedVector, VectorCache
+from tests.support.observing import Kept
 from tests.support.processes import MODEL, World, Zygote, hash_of, sentence
 from tests.support.wire.client import Wire
 
@@ -158,8 +159,8 @@ def test_the_longest_unused_go_first(tmp_path: Path) -> None:
 def test_busy_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process that writes for long is not waited for, and the cache stays in use."""
     monkeypatch.setattr("embedctl.storage.sqlite_cache.BUSY_MS", 50)
-    warnings: list[str] = []
-    kept = cache(tmp_path, warned=warnings.append)
+    observer = Kept()
+    kept = cache(tmp_path, observer=observer)
     kept.put(SPACE, [digest(1)], [hit(1)])
     other = sqlite3.connect(tmp_path / "cache.sqlite", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -169,5 +170,5 @@ def test_busy_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     kept.put(SPACE, [digest(3)], [hit(3)])
 
     assert set(kept.look_up(SPACE, [digest(n) for n in (1, 2, 3)], 4)) == {digest(1), digest(3)}
-    assert warnings == []
+    assert observer.warned == []
     kept.close()

@@ -1,0 +1,134 @@
+"""The slices that are read into or wait for vectors: at most two at once, so that memory follows no input."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from embedctl.errors import InvariantBroken
+from embedctl.planning.packer import PackedRequest
+from embedctl.planning.planner import Planner
+from embedctl.planning.slice import Slice
+from embedctl.records import Outcome, RowCounts
+
+OPEN_SLICES = 2
+
+
+class OpenSlices:
+    """Reads and plans slice by slice, gives each outcome to its slice, and hands on slices that are complete, in order.
+
+    Args:
+        width: Dimensions of the vectors; None while nobody knows.
+        published: Slice number → counts of a part that an earlier, interrupted run published.
+        see: Told every block of the input, in order, also those of slices that are published.
+        rows: Counts what became of the rows of slices that were published before.
+
+    Attributes:
+        rows_planned: Rows read.
+        texts_open: Texts that were asked for and have no outcome.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        width: Callable[[], int | None],
+        published: Callable[[int], RowCounts | None],
+        see: Callable[[Any], None],
+        rows: RowCounts,
+    ) -> None:
+        self._planner = planner
+        self._width = width
+        self._published = published
+        self._see = see
+        self._open: deque[Slice] = deque()
+        self._full = 0
+        self._gate = asyncio.Semaphore(OPEN_SLICES)
+        self._changed = asyncio.Event()
+        self._ended = self._stopping = False
+        self._rows = rows
+        self.rows_planned = 0
+        self.texts_open = 0
+
+    async def requests(self, blocks: Iterator[Any]) -> AsyncIterator[PackedRequest]:
+        """Rows → chunks → requests; reading and planning go on in a thread, a block at a time."""
+        slice_: Slice | None = None
+        number, skip = 0, 0
+        while (block := await asyncio.to_thread(self._next, blocks)) is not None:
+            self.rows_planned += len(block)
+            if skip:
+                skip -= len(block)
+                continue
+            if slice_ is None:
+                if counts := self._published(number):
+                    self._rows.add(counts)
+                    number, skip = number + 1, counts.read - len(block)
+                    continue
+                await self._gate.acquire()
+                slice_ = self._planner.open_slice(number, block.first_row)
+                self._open.append(slice_)
+            for request in self._asked_for(slice_, await asyncio.to_thread(self._planned, block, slice_)):
+                yield request
+            if slice_.full(self._width()):
+                for request in self._close(slice_):
+                    yield request
+                slice_, number = None, number + 1
+        if slice_ is not None:
+            for request in self._close(slice_):
+                yield request
+        self._ended = True
+        self._changed.set()
+
+    def _next(self, blocks: Iterator[Any]) -> Any:
+        """The next block; None at the end."""
+        block = next(blocks, None)
+        if block is not None:
+            self._see(block)
+        return block
+
+    def _planned(self, block: Any, slice_: Slice) -> list[PackedRequest]:
+        return list(self._planner.take(block, slice_))
+
+    def _close(self, slice_: Slice) -> list[PackedRequest]:
+        """The requests that were not full; the slice takes no more rows."""
+        rest = self._asked_for(slice_, list(self._planner.close(slice_)))
+        self._full += 1
+        self._changed.set()
+        return rest
+
+    def _asked_for(self, slice_: Slice, requests: list[PackedRequest]) -> list[PackedRequest]:
+        """Count the texts before they are asked for: a slice is complete when all of them have an outcome."""
+        texts = sum(len(request.ordinals) for request in requests)
+        slice_.pending += texts
+        self.texts_open += texts
+        return requests
+
+    def settle(self, outcome: Outcome) -> None:
+        """Give an outcome to the slice that asked; a request holds the texts of one slice only."""
+        first = outcome.targets[0]
+        slice_ = next((one for one in reversed(self._open) if one.first_target <= first), None)
+        if slice_ is None:
+            raise InvariantBroken(f"no open slice has asked for text {first}")
+        slice_.outcomes.append(outcome)
+        slice_.pending -= len(outcome.targets)
+        self.texts_open -= len(outcome.targets)
+        if not slice_.pending:
+            self._changed.set()
+
+    async def complete(self) -> AsyncIterator[Slice]:
+        """Complete slices, in order: all of the input's, or, told to stop, those that are complete by then."""
+        while True:
+            while self._full and not self._open[0].pending:
+                self._full -= 1
+                yield self._open.popleft()
+                self._gate.release()
+            if (self._ended and not self._open) or self._stopping:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    def stop(self) -> None:
+        """Nothing more is read: `complete` ends with the slices that are complete by now."""
+        self._stopping = True
+        self._changed.set()
