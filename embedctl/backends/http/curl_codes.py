@@ -28,7 +28,9 @@ class LinkLocalError(OSError):
     """A name led to a link-local address: a cloud machine's own credentials, never a provider."""
 
 
-def httpx_error(code: int, text: str, number: int, *, sent: bool, proxied: bool) -> httpx.TransportError:
+def httpx_error(
+    code: int, text: str, number: int, *, sent: bool, proxied: bool, proxy_untrusted: bool = False
+) -> httpx.TransportError:
     """The error that httpx raises in such a case; its cause is the one that Python would have.
 
     Args:
@@ -37,8 +39,10 @@ def httpx_error(code: int, text: str, number: int, *, sent: bool, proxied: bool)
         number: What the operating system said, 0 for nothing.
         sent: The request was about to leave, and perhaps did.
         proxied: The connection goes through a proxy.
+        proxy_untrusted: A certificate that is not trusted is the proxy's.
     """
-    problem = _kind(code, number, sent=sent, proxied=proxied)(text)
+    kind = httpx.ProxyError if proxy_untrusted and not sent else _kind(code, number, sent=sent, proxied=proxied)
+    problem = kind(text)
     problem.__cause__ = None if sent else _cause(code, text, number, proxied=proxied)
     return problem
 

@@ -1,7 +1,7 @@
 """libcurl as a transport of httpx, in asyncio: it says which sockets it waits for and when it wants to be woken.
 
-httpx's own transport costs half as much again for large answers (benchmarks/README.md), loses a place of its pool with
-every 600 cancelled requests (facts/faults.md P41, 2026-11-21), and asks every connection for every request.
+httpx's own transport holds large answers in pieces and twice, loses a place of its pool with every 600 cancelled
+requests (facts/faults.md P41, 2026-11-21), and asks every connection for every request.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Curls(httpx.AsyncBaseTransport):
             own_end = easy.getinfo(pycurl.LOCAL_IP), easy.getinfo(pycurl.LOCAL_PORT)
             self._idle[own_end] = easy.getinfo(pycurl.ACTIVESOCKET)
         elif not exchange.stale:
-            exchange.fail(*failure, easy.getinfo(pycurl.OS_ERRNO))
+            exchange.fail(*failure, easy)
         self._free_easy(exchange)
         if exchange.stale:
             self._start(exchange)
@@ -341,12 +341,20 @@ class _Exchange:
             written()
         return True
 
-    def fail(self, code: int, text: str, number: int) -> None:
+    def fail(self, code: int, text: str, easy: pycurl.Curl) -> None:
         """It was given up, see `httpx_error`; a callback may have wanted that, and an end without a farewell is one."""
+        number = easy.getinfo(pycurl.OS_ERRNO)
         cut = self._is_open_ended() and code == pycurl.E_RECV_ERROR and not number
         if self._enough or cut:
             return
-        self._problem = httpx_error(code, text, number, sent=self.sent, proxied=self._proxied)
+        self._problem = httpx_error(
+            code,
+            text,
+            number,
+            sent=self.sent,
+            proxied=self._proxied,
+            proxy_untrusted=easy.getinfo(pycurl.PROXY_SSL_VERIFYRESULT) != 0,
+        )
         if self._link_local and not self.sent:
             self._problem = httpx.ConnectError("a link-local address")
             self._problem.__cause__ = LinkLocalError()

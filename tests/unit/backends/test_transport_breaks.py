@@ -375,13 +375,13 @@ def test_what_came_while_the_loop_was_busy_is_no_answer() -> None:
 # ── proxies ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def through(act: Act, pem: Path, *, tls: bool = False) -> tuple[bytes | Exception, list[bytes]]:
+def through(act: Act, pem: Path, *, tls: bool = False, trusted: bool = True) -> tuple[bytes | Exception, list[bytes]]:
     """What comes of a request to far.example through a proxy that acts so, and what the proxy was asked."""
 
     async def main() -> tuple[bytes | Exception, list[bytes]]:
         async with serving(act, tls_server(pem) if tls else None) as proxy:
             environ = {"HTTPS_PROXY": f"http{'s' if tls else ''}://127.0.0.1:{proxy.port}"}
-            async with trusting(pem, environ=environ) as sender:
+            async with trusting(pem, environ=environ) if trusted else transport(environ=environ) as sender:
                 try:
                     return (await sender.send(post("https://far.example/v1"), timeout_s=1)).body, proxy.requests
                 except NotSent as problem:
@@ -429,6 +429,15 @@ def test_a_tunnel_inside_tls_is_one_too(pem: Path) -> None:
             assert KEY.encode() not in proxy.requests[0]
 
     assert len(asyncio.run(far(pem, ask))) == 2
+
+
+def test_a_certificate_of_a_proxy_is_not_taken_for_the_server_s(pem: Path) -> None:
+    """A proxy over TLS whose certificate nobody vouches for is named; the server's is not what is wrong."""
+    problem, asked = through(hang, pem, tls=True, trusted=False)
+
+    assert isinstance(problem, NotSent)
+    assert "the certificate of the proxy on the way to far.example is not trusted" in problem.message
+    assert asked == []
 
 
 @pytest.mark.parametrize(
