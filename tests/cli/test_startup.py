@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 HEAVY = frozenset(
-    {"pyarrow", "duckdb", "numpy", "onnxruntime", "httpx", "httpcore", "tiktoken", "tokenizers", "rich", "pydantic"}
+    {
+        "pyarrow",
+        "duckdb",
+        "numpy",
+        "onnxruntime",
+        "httpx",
+        "httpcore",
+        "pycurl",
+        "tiktoken",
+        "tokenizers",
+        "rich",
+        "pydantic",
+    }
 )
 
 

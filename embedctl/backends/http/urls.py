@@ -71,6 +71,12 @@ def is_loopback(host: str) -> bool:
     return address is not None and (address.is_loopback or address.is_unspecified)
 
 
+def is_link_local(address: str) -> bool:
+    """Whether an address is one that only machines on the same wire have; a cloud's metadata service is at one."""
+    found = _address(address)
+    return found is not None and found.is_link_local
+
+
 def proxy_for(parts: SplitResult, environ: Mapping[str, str]) -> str | None:
     """The proxy that the environment names for this URL: only for https, never for this machine.
 
