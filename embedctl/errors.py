@@ -383,5 +383,5 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     import difflib  # only when something is misspelt
 
     by_lower_case = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(word.lower(), list(by_lower_case), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word.lower(), list(by_lower_case), n=1, cutoff=0.6)
     return by_lower_case[close[0]] if close else None
