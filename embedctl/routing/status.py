@@ -145,7 +145,7 @@ def forget(settings: Settings, name: str, *, now_s: float | None = None) -> int:
     """Forget what a provider said of itself, and close its circuits in running jobs; how many things were forgotten.
 
     Raises:
-        OSError: The memory cannot be written.
+        OutputRefused, StorageFailed: What is remembered cannot be written.
     """
     forgotten = 0
 

@@ -7,7 +7,6 @@ import typer
 from embedctl import settings, terminal
 from embedctl.cli._flags import ConfigFlag, JsonFlag
 from embedctl.cli.providers._names import Name
-from embedctl.errors import StorageFailed
 
 app = typer.Typer()
 
@@ -20,10 +19,7 @@ def reset(name: Name, as_json: JsonFlag = False, config: ConfigFlag = None) -> N
 
     loaded = settings.load(config=config)
     checked_provider(loaded, name)
-    try:
-        forgotten = forget(loaded, name)
-    except OSError as error:
-        raise StorageFailed(f"{loaded.paths.home} cannot be written: {error.strerror}") from error
+    forgotten = forget(loaded, name)
     if as_json:
         terminal.result({"provider": name, "forgotten": forgotten})
     else:
