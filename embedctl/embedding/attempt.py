@@ -15,10 +15,10 @@ from embedctl.embedding import checks, usage, usage_events
 from embedctl.embedding.route import Leg, Route
 from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
-from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceMismatch
+from embedctl.errors import EmbedctlError, ProviderError, SpaceMismatch
 from embedctl.planning.packer import estimated_tokens
 from embedctl.providers._contract import HttpRequest, WireAnswer
-from embedctl.providers._errors import clean
+from embedctl.providers._entry import read
 from embedctl.providers._rate_headers import rates
 from embedctl.records import Answer, AttemptEnded, Observer, Request, Usage, UsageEvent
 from embedctl.routing.endpoint import Endpoint
@@ -168,11 +168,7 @@ class Attempt:
             vectors, each = await asyncio.to_thread(model.embed, [str(text) for text in request.texts])
             return WireAnswer(vectors=vectors, tokens=sum(each), tokens_each=each), {}, b""
         response = await leg.state.transport.send(message, timeout_s=endpoint.timeout_s)
-        try:
-            wire = endpoint.protocol.answer(response.status, response.headers, response.body, message)
-        except AnswerUnusable as error:  # says how the body begins, and that may be anything
-            error.message = clean(error.message, message)
-            raise
+        wire = read(endpoint.protocol, response.status, response.headers, response.body, message)
         return wire, response.headers, response.body
 
     async def _used(self, leg: Leg, request: Request, wire: WireAnswer, event: UsageEvent) -> Usage:
