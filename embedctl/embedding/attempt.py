@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +46,9 @@ class AttemptRecord(Protocol):
 
 class SpendGuard(Protocol):
     """What may be spent (money/): wait for room, reserve before sending, settle after."""
+
+    def price(self, endpoint: Endpoint) -> Decimal | None:
+        """USD per million tokens now; 0 when it is free, None when nobody knows."""
 
     async def reserve(self, endpoint: Endpoint, request: Request) -> object:
         """Set the price of an attempt aside; waits while it may come back, else BudgetReached."""
@@ -149,7 +153,8 @@ class Attempt:
                     permit.failed(error)
                 raise
             used = await self._used(leg, request, wire, event)
-            ended = usage_events.answered(event, wire, used, self._clock() - started)
+            price = self._guard.price(leg.endpoint)
+            ended = usage_events.answered(event, wire, used, self._clock() - started, price)
             place = await self._keep(operation, request, wire, ended, vectors)
             permit.succeeded(used.tokens_total, rates(headers))
             self._learn(leg, operation, request, wire, vectors)
