@@ -86,6 +86,10 @@ class Reservations:
         self._settled = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
 
+    def price(self, endpoint: Endpoint) -> Decimal | None:
+        """USD per million tokens of an endpoint now; 0 when it is free, None when nobody knows."""
+        return self._unit_price(endpoint)
+
     async def reserve(self, endpoint: Endpoint, request: Request) -> Reservation:
         """Set the most that an attempt can cost aside; counted exactly only when money is short.
 

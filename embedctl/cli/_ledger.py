@@ -61,7 +61,7 @@ def take_in(ledger: Opened, *, wait_s: float = 10) -> list[str]:
     from embedctl.ledger import spool
 
     if not spool.pending(ledger.paths.spool) and ledger.paths.database.exists():
-        return []
+        return spool.aside_notes(ledger.paths.aside)
     from embedctl.ledger.ingest import ingest
 
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,10 +16,10 @@ from embedctl.embedding import checks, usage, usage_events
 from embedctl.embedding.route import Leg, Route
 from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
-from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceMismatch
+from embedctl.errors import EmbedctlError, ProviderError, SpaceMismatch
 from embedctl.planning.packer import estimated_tokens
 from embedctl.providers._contract import HttpRequest, WireAnswer
-from embedctl.providers._errors import clean
+from embedctl.providers._entry import read
 from embedctl.providers._rate_headers import rates
 from embedctl.records import Answer, AttemptEnded, Observer, Request, Usage, UsageEvent
 from embedctl.routing.endpoint import Endpoint
@@ -45,6 +46,9 @@ class AttemptRecord(Protocol):
 
 class SpendGuard(Protocol):
     """What may be spent (money/): wait for room, reserve before sending, settle after."""
+
+    def price(self, endpoint: Endpoint) -> Decimal | None:
+        """USD per million tokens now; 0 when it is free, None when nobody knows."""
 
     async def reserve(self, endpoint: Endpoint, request: Request) -> object:
         """Set the price of an attempt aside; waits while it may come back, else BudgetReached."""
@@ -149,7 +153,8 @@ class Attempt:
                     permit.failed(error)
                 raise
             used = await self._used(leg, request, wire, event)
-            ended = usage_events.answered(event, wire, used, self._clock() - started)
+            price = self._guard.price(leg.endpoint)
+            ended = usage_events.answered(event, wire, used, self._clock() - started, price)
             place = await self._keep(operation, request, wire, ended, vectors)
             permit.succeeded(used.tokens_total, rates(headers))
             self._learn(leg, operation, request, wire, vectors)
@@ -168,11 +173,7 @@ class Attempt:
             vectors, each = await asyncio.to_thread(model.embed, [str(text) for text in request.texts])
             return WireAnswer(vectors=vectors, tokens=sum(each), tokens_each=each), {}, b""
         response = await leg.state.transport.send(message, timeout_s=endpoint.timeout_s)
-        try:
-            wire = endpoint.protocol.answer(response.status, response.headers, response.body, message)
-        except AnswerUnusable as error:  # says how the body begins, and that may be anything
-            error.message = clean(error.message, message)
-            raise
+        wire = read(endpoint.protocol, response.status, response.headers, response.body, message)
         return wire, response.headers, response.body
 
     async def _used(self, leg: Leg, request: Request, wire: WireAnswer, event: UsageEvent) -> Usage:

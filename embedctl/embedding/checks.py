@@ -50,8 +50,9 @@ def checked(
         _check_model(wire, endpoint, before)
         _check_count(wire.vectors, endpoint, count)
         vectors = _in_order(wire.vectors, wire.index)
-        _check_numbers(vectors, endpoint)
-        vectors = _wide(vectors, endpoint)
+        with np.errstate(all="ignore"):  # what overflows is infinite, and refused
+            _check_numbers(vectors, endpoint)
+            vectors = _wide(vectors, endpoint)
         _check_width(vectors.shape[1], endpoint, dimensions)
     except (AnswerUnusable, SpaceMismatch) as error:
         error.tokens_native = wire.tokens
@@ -121,15 +122,13 @@ def _bare(name: str) -> str:
 
 
 def _in_order(vectors: NDArray[np.float32], index: Sequence[int] | None) -> NDArray[np.float32]:
-    if index is None:
+    wanted = list(range(len(vectors)))
+    if index is None or list(index) == wanted:
         return vectors
-    if tuple(index) == tuple(range(len(vectors))):
-        return vectors
-    places = np.asarray(index, dtype=np.int64)
-    if len(places) != len(vectors) or not np.array_equal(np.sort(places), np.arange(len(vectors))):
+    if sorted(index) != wanted:  # as Python's integers: an answer's may be larger than numpy's
         raise AnswerUnusable(f"the answer's indexes are not 0 to {len(vectors) - 1}, each once")
     ordered = np.empty_like(vectors)
-    ordered[places] = vectors
+    ordered[list(index)] = vectors
     return ordered
 
 

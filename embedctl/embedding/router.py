@@ -183,12 +183,13 @@ class Router:
         leg.asked_limits = True
         protocol: Any = leg.endpoint.protocol
         try:
-            answer = await leg.state.transport.send(probe(leg.endpoint.place), timeout_s=_ASKING_LIMITS_S)
+            asked = probe(leg.endpoint.place)
+            answer = await leg.state.transport.send(asked, timeout_s=_ASKING_LIMITS_S)
         except EmbedctlError:
             return leg.endpoint
         if answer.status != 200:
             return leg.endpoint
-        leg.given_up = leg.given_up or _another_model(leg.endpoint, protocol.served_model(answer.body))
+        leg.given_up = leg.given_up or _another_model(leg.endpoint, protocol.served_model(answer.body, asked))
         known, named = leg.endpoint.limits, protocol.limits(answer.body)
         default = protocol.LIMITS
         leg.endpoint = replace(

@@ -87,6 +87,13 @@ def findings(
     yield _place(paths.database.absolute(), mounts())
     waiting = spool.pending(paths.spool)
     yield _look("spool", len(waiting), "empty", "spool files wait (`usage ingest`)")
+    refused = [path.name for path in spool.pending(paths.aside)]
+    yield _look(
+        "spool aside",
+        len(refused),
+        "none",
+        f"spool files could not be taken in, and lie in {paths.aside}: " + ", ".join(refused[:5]),
+    )
     aside = sorted(paths.database.parent.glob(paths.database.name + ".bad-*"))
     yield _look("set aside", len(aside), "none", "damaged ledgers lie beside it: " + ", ".join(p.name for p in aside))
 

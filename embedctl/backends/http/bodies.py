@@ -63,7 +63,7 @@ def _decoder(encoding: str, host: str) -> Callable[[bytes, int], bytes] | None:
     if encoding in ("", "identity"):
         return None
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise AnswerUnusable(f"{host} sent an answer in an encoding that was not asked for ({encoding[:20]})")
+        raise AnswerUnusable(f"{host} sent an answer in an encoding that was not asked for ({encoding})")
     inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip or zlib, by its first bytes
 
     def decode(chunk: bytes, most: int) -> bytes:

@@ -24,12 +24,14 @@ from embedctl.backends.http import urls
 from embedctl.backends.http.bodies import MAX_ERROR_BYTES, body_of
 from embedctl.backends.http.curls import Curls
 from embedctl.backends.http.translation import WORDS, translated
-from embedctl.errors import AnswerLost, ConfigurationInvalid, NotSent, ProviderError, RedirectRefused
+from embedctl.errors import AnswerLost, AnswerUnusable, ConfigurationInvalid, NotSent, ProviderError, RedirectRefused
 from embedctl.providers._contract import HttpRequest
+from embedctl.providers._foreign import label
 
 __all__ = ["MAX_BYTES", "MAX_ERROR_BYTES", "WORDS", "HttpResponse", "Transport", "translated"]
 
 MAX_BYTES = 64 * 1024 * 1024
+_HOST_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +121,12 @@ class Transport:
                 raise _lost(progress, f"{host} took more than {timeout_s:g} s") from None
             except (httpx.HTTPError, httpx.StreamError, OSError) as problem:
                 raise translated(problem, host, written=progress.written) from None
+            except AnswerUnusable as problem:  # names an encoding that the server made up
+                problem.message = label(problem.message, request) or host
+                raise
             seconds = self._clock() - started
         if 300 <= status < 400:
-            target = _host_of(headers.get("location", "")) or "itself"
+            target = (label(_host_of(headers.get("location", "")), request) or "itself")[:_HOST_CHARACTERS]
             raise RedirectRefused(
                 f"{host} redirects to {target}; keys and texts do not follow",
                 hint="set the provider's base_url to where it should go",
@@ -225,7 +230,7 @@ def _is_proxy(url: str) -> bool:
 def _host_of(location: str) -> str:
     """The host that a server's Location names, "" when it names none; its path and query may hold secrets."""
     try:
-        return urlsplit(location).netloc.rpartition("@")[2][:100]
+        return urlsplit(location).netloc.rpartition("@")[2]
     except ValueError:
         return "somewhere that cannot be read"
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,15 @@ def read_offers(path: Path, *, now: datetime) -> list[Price]:
         content = json.loads(path.read_text("utf-8"), parse_float=Decimal)
     except FileNotFoundError:
         raise InputMissing(f"no such file: {path}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputInvalid(f"{path} is no JSON: {error}") from None
+    try:
+        return _offers(content, path, now)
+    except (AttributeError, TypeError, KeyError, ValueError, RecursionError):
+        raise InputInvalid(f"{path} has a shape of its own, neither litellm's nor genai-prices'") from None
+
+
+def _offers(content: Any, path: Path, now: datetime) -> list[Price]:
     day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     if isinstance(content, list) and all(isinstance(entry, dict) and "models" in entry for entry in content):
         found = _genai(content, day, path.name)
@@ -93,7 +100,7 @@ def _observed(provider: str, model: str, tier: str, value: Any, scale: int, day:
         return None
     try:
         usd = (Decimal(value) * scale).quantize(Decimal("0.000000001")).normalize()
-    except InvalidOperation:
+    except ArithmeticError:  # too large for a price, or for a number
         return None
     if not LOWEST <= usd <= HIGHEST:
         return None
