@@ -131,7 +131,7 @@ def give_back(fd: int) -> None:
 def is_held(path: Path) -> bool:
     """Whether a living process holds the lock at `path`; False where there is no such file."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -142,7 +142,7 @@ def is_held(path: Path) -> bool:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except OSError as refusal:
         raise OutputRefused(
             f"cannot create the lock {path}: {refusal.strerror}", hint="choose a place you may write to"
