@@ -18,10 +18,14 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from embedctl import storage
 from embedctl.records import Limits
 
 LONGEST_HOLD_S = 3600.0
 LIMIT_LIVES_S = 30 * 86400.0  # a server may have been rebuilt since
+MAX_BYTES = 16 << 20
+"""Of the file: hints of some ten thousand servers."""
+
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
@@ -161,7 +165,7 @@ def living(hints: Learned, now: float) -> Learned:
 def load(path: Path) -> tuple[Learned, str | None]:
     """What the file remembers, and a warning when it cannot be read; a missing file is an empty memory."""
     try:
-        return _decoded(orjson.loads(path.read_bytes())), None
+        return _decoded(orjson.loads(storage.read_small(path, max_bytes=MAX_BYTES, follow=False))), None
     except FileNotFoundError:
         return Learned(), None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
