@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from embedctl import storage
+from embedctl.backends.http import urls
 from embedctl.errors import ConfigurationInvalid
 from embedctl.providers import catalog, tldw
 from embedctl.providers._contract import Provider, Secret, WireProtocol
@@ -38,7 +39,7 @@ def place(settings: Settings, name: str, protocol_name: str, protocol: WireProto
         now_s: Unix time, for a token that is minted for this run.
 
     Raises:
-        ConfigurationInvalid: A key's file or a signing secret cannot be read.
+        ConfigurationInvalid: A key's file or a signing secret cannot be read; a key stands in the base URL.
     """
     own = settings.providers.get(name, ProviderSettings())
     built_in = catalog.providers().get(name)
@@ -53,11 +54,14 @@ def place(settings: Settings, name: str, protocol_name: str, protocol: WireProto
         options["provider"] = own.pin
     if own.jwt_secret_env is not None:
         options["bearer"] = _minted(settings.environment, name, own, now_s)
+    secret = key_in(settings.environment, key_variables(settings, name))
+    if url:
+        urls.check_base(url, key=secret.reveal() if secret else None)
     return Provider(
         name=name,
         protocol=protocol_name,
         base_url=(url or (built_in.base_url if built_in else "") or "").rstrip("/"),
-        api_key=key_in(settings.environment, key_variables(settings, name)),
+        api_key=secret,
         headers=own.headers,
         options=options,
     )

@@ -172,3 +172,41 @@ def test_settings_others_can_change_are_refused_everywhere(project: Path, config
     looked = embedctl("doctor")
     assert looked.code == 69
     assert f"chmod go-w {config}" in looked.out + looked.err
+
+
+MISPLACED = {
+    "a user name and password": f'[providers.openai]\nbase_url = "https://user:{KEY}@127.0.0.1:9/v1"',
+    "a query": f'[providers.openai]\nbase_url = "https://127.0.0.1:9/v1?code={KEY}"',
+    "a path": f'[providers.openai]\nbase_url = "https://127.0.0.1:9/v1/{KEY}"',
+    "the name of a variable": f'[providers.openai]\napi_key_env = "{KEY}"',
+    "a signing secret's variable": f'[providers.tldw]\njwt_secret_env = "{KEY}"\njwt_subject = "me"',
+    "a header's name": f'[providers.openai]\nheaders = {{ "Authorization: Bearer {KEY}" = "x" }}',
+    "a header of two lines": f'[providers.openai]\nheaders = {{ Authorization = "Bearer {KEY}\\n" }}',
+    "a variable for the base URL": "",
+}
+
+
+@pytest.mark.parametrize("case", MISPLACED)
+def test_a_key_in_the_wrong_place_is_refused_and_never_shown(
+    project: Path, clean_environment: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Wherever a key stands by mistake: a run ends with 78, `doctor` names the trouble, nothing shows or keeps it."""
+    config = project.parent / "config.toml"
+    config.write_text(MISPLACED[case])
+    monkeypatch.setenv("EMBEDCTL_CONFIG", str(config))
+    if not MISPLACED[case]:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"https://me:{KEY}@127.0.0.1:9/v1?key={KEY}")
+    monkeypatch.setenv("OPENAI_API_KEY", "another-key-of-no-interest")
+    provider = "tldw:x" if "tldw" in MISPLACED[case] else MODEL
+
+    ran = embedctl("embed", "notes.txt", "-m", provider, "-v")
+    told = [embedctl(*words) for words in (
+        ["doctor"], ["doctor", "--json"], ["providers", "list"], ["providers", "list", "--json"], ["config", "show"],
+        ["doctor", "--online", "--json"],
+    )]  # fmt: skip
+
+    assert ran.code == 78, ran.err
+    assert told[0].code == told[1].code == 69
+    assert [one for one in (ran, *told) if KEY in one.out + one.err] == []
+    kept = [path for path in clean_environment.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert kept == []

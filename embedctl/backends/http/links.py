@@ -16,6 +16,8 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from embedctl.backends.http import urls
+
 SCRATCH_BYTES = 256 * 1024
 """What comes before anybody said where it should go: heads, and bodies of unknown length."""
 
@@ -284,8 +286,5 @@ async def _tried(family: int, address: tuple[str | int | bytes, ...]) -> socket.
 
 
 def is_link_local(address: str) -> bool:
-    """Whether an address is one that only machines on the same wire have; a cloud's metadata service is at one."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped:
-        return found.ipv4_mapped.is_link_local
-    return found.is_link_local
+    """Whether an address is one that only machines on the same wire have, or a cloud's metadata service."""
+    return urls.is_metadata(ipaddress.ip_address(address.partition("%")[0]))
