@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from embedctl.errors import AnswerUnusable, InputInvalid, InputMissing
+from embedctl.errors import AnswerUnusable, InputInvalid
 from embedctl.ledger.periods import Range
 from embedctl.ledger.prices import price_entries
+from embedctl.settings.tables import is_amount
+from embedctl.storage import given_files
+from embedctl.storage.given_files import shortened
+
+_MOST, _MOST_USD = Decimal(10) ** 15, Decimal(10) ** 12
 
 Fetch = Callable[[str, Sequence[tuple[str, str]]], bytes]
 """GET of a path below the provider's base URL with a query; the body of a 200, else an error of our tree."""
@@ -48,21 +52,23 @@ def read_export(path: Path) -> list[Billed]:
         InputMissing: No such file.
         InputInvalid: No day column, or a value that is none.
     """
-    try:
-        text = path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise InputMissing(f"no such file: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputInvalid(f"{path} cannot be read as text: {error}") from None
+    text = given_files.read_text(path)
     if text.lstrip().startswith(("[", "{")):
+        content = given_files.parse_json(text, str(path))
         try:
-            content = json.loads(text, parse_float=Decimal)
-        except json.JSONDecodeError as error:
-            raise InputInvalid(f"{path} is no JSON: {error}") from None
-        found = list(buckets(content)) if isinstance(content, dict) else [dict(row) for row in content]
+            found = list(buckets(content)) if isinstance(content, dict) else [{**row} for row in content]
+        except _WRONG_SHAPE:
+            raise InputInvalid(f"{path}: not the pages of a usage API, and no list of rows") from None
     else:
-        found = [dict(row) for row in csv.DictReader(io.StringIO(text))]
+        try:
+            found = [dict(row) for row in csv.DictReader(io.StringIO(text))]
+        except csv.Error as error:
+            raise InputInvalid(f"{path} is no CSV: {error}") from None
     return [_billed(row, f"{path}, row {index}") for index, row in enumerate(found, 1)]
+
+
+_WRONG_SHAPE = (AttributeError, KeyError, TypeError)
+"""What reading raises where a list, a table or a key is not what it should be."""
 
 
 def buckets(page: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -92,11 +98,14 @@ def fetch_openai(fetch: Fetch, within: Range) -> list[Billed]:
     by_item = [*span, ("group_by", "line_item"), ("group_by", "project_id"), ("limit", "180")]
     usage = [*_pages(fetch, "organization/usage/embeddings", by_model)]
     costs = _pages(fetch, "organization/costs", by_item)
-    found = [_billed(row, "usage") for row in usage]
-    for row in costs:
-        item = str(row.get("line_item") or "")
-        if "embedding" in item:
-            found.append(_billed({**row, "model": item.partition(",")[0].strip()}, "costs"))
+    try:
+        found = [_billed(row, "usage") for row in usage]
+        for row in costs:
+            item = str(row.get("line_item") or "")
+            if "embedding" in item:
+                found.append(_billed({**row, "model": item.partition(",")[0].strip()}, "costs"))
+    except InputInvalid as wrong:
+        raise AnswerUnusable(f"organization API: {wrong.message}") from None
     return found
 
 
@@ -115,15 +124,20 @@ def _pages(fetch: Fetch, path: str, query: Sequence[tuple[str, str]]) -> Iterato
     while True:
         body = fetch(path, [*query, ("bucket_width", "1d"), *([("page", page)] if page else [])])
         try:
-            content = json.loads(body, parse_float=Decimal)
-            yield from buckets(content)
-        except (ValueError, KeyError, AttributeError) as error:
-            raise AnswerUnusable(f"{path}: not the answer its description promises ({error})") from None
+            content = given_files.parse_json(body, path)
+            rows = list(buckets(content))
+        except InputInvalid as wrong:
+            raise AnswerUnusable(wrong.message) from None
+        except _WRONG_SHAPE as error:
+            raise AnswerUnusable(
+                f"{path}: not the answer its description promises ({type(error).__name__}: {shortened(error)})"
+            ) from None
+        yield from rows
         page = content.get("next_page")
-        if not content.get("has_more") or not page:
+        if not content.get("has_more") or not isinstance(page, str) or not page:
             return
         if page in seen:
-            raise AnswerUnusable(f"{path}: page {page!r} follows on itself")
+            raise AnswerUnusable(f"{path}: page {shortened(page)} follows on itself")
         seen.add(page)
 
 
@@ -140,14 +154,16 @@ def _billed(row: Mapping[str, Any], where: str) -> Billed:
         cost = first("cost")
         return Billed(
             day=_day(day),
-            model=first("model"),
-            account=first("account"),
+            model=_name(first("model")),
+            account=_name(first("account")),
             tokens=_whole(first("tokens")),
             requests=_whole(first("requests")),
-            cost=None if cost is None else Decimal(str(cost).replace("$", "").replace(",", "")),
+            cost=None if cost is None else _money(cost),
         )
-    except (ValueError, InvalidOperation, OverflowError) as error:
-        raise InputInvalid(f"{where}: {error}", hint="days are dates or unix seconds in UTC") from None
+    except (ArithmeticError, OSError, ValueError) as error:
+        raise InputInvalid(
+            f"{where}: {str(error) or type(error).__name__}", hint="days are dates or unix seconds in UTC"
+        ) from None
 
 
 def _day(value: Any) -> date:
@@ -160,6 +176,23 @@ def _whole(value: Any) -> int | None:
     if value is None:
         return None
     number = Decimal(str(value).replace(",", ""))
-    if number != number.to_integral_value():
-        raise ValueError(f"{value!r} is no count")
+    if not (number.is_finite() and abs(number) <= _MOST and number == number.to_integral_value()):
+        raise ValueError(f"{shortened(value)} is no count")
     return int(number)
+
+
+def _money(value: Any) -> Decimal:
+    number = Decimal(str(value).replace("$", "").replace(",", ""))
+    if not (is_amount(number) and abs(number) <= _MOST_USD):
+        raise ValueError(f"{shortened(value)} is no amount")
+    return number
+
+
+def _name(value: Any) -> str | None:
+    """A model or account as text."""
+    if value is None:
+        return None
+    name = str(value) if isinstance(value, int) else value
+    if not given_files.is_word(name):
+        raise ValueError(f"{shortened(value)} is no name")
+    return str(name)

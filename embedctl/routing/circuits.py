@@ -83,14 +83,14 @@ def running(folder: Path) -> list[dict[str, Any]]:
             continue
         with suppress(OSError, orjson.JSONDecodeError, TypeError):
             told = orjson.loads(read_small(file, max_bytes=MAX_BYTES, follow=False))
-            found += [{**one, "run": file.stem} for one in told if _is_circuit(one)]
+            found += [{"reason": None, **one, "run": file.stem} for one in told if _is_circuit(one)]
     return found
 
 
 def _is_circuit(one: Any) -> bool:
     """Whether it is what `publish` writes."""
     states = [state.value for state in State if state is not State.CLOSED]
-    return isinstance(one, dict) and one.get("state") in states and {"provider", "reason"} <= one.keys()
+    return isinstance(one, dict) and one.get("state") in states and {"provider", "model"} <= one.keys()
 
 
 def _encoded(snapshot: Snapshot) -> dict[str, Any]:

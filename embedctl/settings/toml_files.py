@@ -59,7 +59,10 @@ def decoded(content: bytes, label: str) -> dict[str, Any]:
         ConfigurationInvalid: It is none; the message says where, and shows no value.
     """
     try:
-        return parsed(content.decode("utf-8-sig"), label)
+        text = content.decode("utf-8-sig")
+        if "\\u0000" in text or "\\U00000000" in text:  # TOML knows no other way to write it; no path may hold it
+            raise ConfigurationInvalid(f"{label}: a NUL character is in no name, path or key")
+        return parsed(text, label)
     except UnicodeDecodeError as error:
         raise ConfigurationInvalid(
             f"{label}: byte {error.start} is not UTF-8", hint="the file must be TOML in UTF-8"
@@ -98,9 +101,6 @@ def _check_bounds(content: dict[str, Any], label: str) -> None:
                 raise ConfigurationInvalid(f"{label}: {_TOO_DEEP}")
             named = value.items() if isinstance(value, dict) else ((key, one) for one in value)
             waiting += [(one, name, depth + 1) for name, one in named]
-        elif isinstance(value, str):
-            if "\0" in value:
-                raise ConfigurationInvalid(f"{label}: {key!r} holds a NUL character")
         elif isinstance(value, int | Decimal) and not _is_usable(value):
             raise ConfigurationInvalid(f"{label}: {key!r} is a number beyond any use")
 

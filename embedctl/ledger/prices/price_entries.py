@@ -11,6 +11,7 @@ from typing import Any
 from embedctl.errors import ConfigurationInvalid
 from embedctl.ledger.prices.price import Price, named
 from embedctl.settings import toml_files
+from embedctl.storage.given_files import shortened
 
 CONFIDENCES = ("confirmed", "listed", "derived", "observed_only")
 LOWEST, HIGHEST = Decimal("0.0001"), Decimal(1000)
@@ -81,15 +82,15 @@ def exact(value: object) -> Decimal:
         ValueError: It is none, is negative, or a binary float.
     """
     if isinstance(value, float) or not isinstance(value, str | int | Decimal):
-        raise ValueError(f'usd_per_million must be a string like "0.02", not {_short(value)}')  # noqa: TRY004
+        raise ValueError(f'usd_per_million must be a string like "0.02", not {shortened(value)}')  # noqa: TRY004
     try:
         price = Decimal(value)
     except InvalidOperation:
-        raise ValueError(f"usd_per_million {_short(value)} is no number") from None
+        raise ValueError(f"usd_per_million {shortened(value)} is no number") from None
     if not price.is_finite() or not 0 <= price < _TOO_MUCH:
-        raise ValueError(f"usd_per_million {_short(value)} is no price")
+        raise ValueError(f"usd_per_million {shortened(value)} is no price")
     if price != price.quantize(Decimal("0.000000001")):
-        raise ValueError(f"usd_per_million {_short(value)} has more than nine decimal places")
+        raise ValueError(f"usd_per_million {shortened(value)} has more than nine decimal places")
     return price
 
 
@@ -108,10 +109,4 @@ def moment(value: object) -> datetime:
             raise ValueError(f"{value.isoformat()} is beyond the calendar") from None
     if isinstance(value, date):
         return datetime.combine(value, time(), UTC)
-    raise ValueError(f"{_short(value)} is no date")
-
-
-def _short(value: object) -> str:
-    """A foreign value for a message."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}…"
+    raise ValueError(f"{shortened(value)} is no date")
