@@ -98,7 +98,7 @@ def show(
 @app.command(epilog="Example: $EDITOR $(embedctl config path)", context_settings=_HELP)
 def path(config: ConfigFlag = None) -> None:
     """Where the user's settings file is, whether it exists or not."""
-    typer.echo(str(config or settings.user_config_path(os.environ)))
+    terminal.out(f"{config or settings.user_config_path(os.environ)}\n")
 
 
 def _value(value: Any) -> Any:

@@ -15,6 +15,7 @@ from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, tags
 from embedctl.errors import EmbedctlError, InputInvalid, WrongUsage
+from embedctl.records import printable
 from embedctl.settings.options import checked_name
 
 if TYPE_CHECKING:
@@ -190,6 +191,8 @@ def _embedded(words: str, stored: Stored, flags: _Flags) -> tuple[Any, dict[str,
     """The vector of a question in the output's space; who made it, and what it cost."""
     from embedctl.runs import adhoc
 
+    if printable(words) != words:
+        raise WrongUsage("the words are no text: a byte of them is not UTF-8")
     asking = flags.asking(stored, must=True, as_query=True)
     assert asking is not None  # noqa: S101 - it must
     made = _with_ledger(

@@ -192,6 +192,8 @@ class Run:
         leave_out = resume.own_files(output)
         reading = preparation.read_options(self._options, spool_folder, leave_out)
         source = inputs.open_input(self.order.inputs, reading, stdin=self.order.stdin)
+        for line in source.warnings:
+            self.watch.warned(line)
         for file in source.files:
             if isinstance(output, FileOutput) and output.path.exists() and file.path.samefile(output.path):
                 raise OutputRefused(f"{file.label} is an input: the output would replace it", hint="choose another -o")

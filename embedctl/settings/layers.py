@@ -5,6 +5,7 @@ What a project's own ./embedctl.toml may say, and how the user's word narrows it
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import ChainMap
@@ -16,6 +17,7 @@ from typing import Any
 
 from embedctl import storage
 from embedctl.errors import ConfigurationInvalid, InputMissing, WrongUsage
+from embedctl.records import printable
 from embedctl.settings import files as settings_files
 from embedctl.settings import options as run_options
 from embedctl.settings import project, toml_files
@@ -263,19 +265,37 @@ def _paths(env: Mapping[str, str], ledger: Path | None) -> Paths:
 
     home = Path(env.get("EMBEDCTL_HOME") or platformdirs.user_data_path("embedctl"))
     _check_home(home)
-    return Paths(home=home, ledger=ledger or Path(env.get("EMBEDCTL_LEDGER") or home / LEDGER_NAME))
+    paths = Paths(home=home, ledger=ledger or Path(env.get("EMBEDCTL_LEDGER") or home / LEDGER_NAME))
+    if (name := printable(str(paths.ledger))) != str(paths.ledger):
+        raise ConfigurationInvalid(
+            f"the ledger {name} cannot be: a byte of its path is not UTF-8",
+            hint="DuckDB knows no such paths; choose another with --ledger, EMBEDCTL_LEDGER or EMBEDCTL_HOME",
+        )
+    try:
+        paths.ledger.stat()
+    except OSError as problem:
+        if problem.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise ConfigurationInvalid(
+                f"the ledger {paths.ledger} cannot be reached: {problem.strerror}", hint="choose another with --ledger"
+            ) from None
+    return paths
 
 
 def _check_home(home: Path) -> None:
     """What lies in the home is believed, so nobody else may put anything there.
 
     Raises:
-        ConfigurationInvalid: Others may.
+        ConfigurationInvalid: Others may; or its name leads nowhere.
     """
     try:
         found = home.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return  # it is made, or found out when it is needed
+    except OSError as problem:
+        raise ConfigurationInvalid(
+            f"{home}, where embedctl keeps its state, cannot be reached: {problem.strerror}",
+            hint="set EMBEDCTL_HOME to a folder",
+        ) from None
     exposed = storage.exposure_to_others(home, stat.S_IMODE(found.st_mode), found.st_uid)
     if exposed and stat.S_ISDIR(found.st_mode):
         raise ConfigurationInvalid(f"{home}, where embedctl keeps its state, {exposed[0]}", hint=exposed[1])

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from typing import Any, Literal
 
 from embedctl.errors import WrongUsage
-from embedctl.records import InputType, Purpose
+from embedctl.records import InputType, Purpose, printable
 from embedctl.settings.tables import MOST_CONCURRENCY, is_amount
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
@@ -151,6 +151,11 @@ def check(options: Options, *, spelt: Callable[[str], str] = flag) -> Options:
     too_long = any(len(word) > MOST_TAG for pair in options.tag.items() for word in pair)
     if len(options.tag) > MOST_TAGS or too_long:
         raise WrongUsage(f"{spelt('tag')}: at most {MOST_TAGS} tags, of at most {MOST_TAG} characters each")
+    for entry in fields(options):
+        value = getattr(options, entry.name)
+        words = [*value, *value.values()] if isinstance(value, Mapping) else [value]
+        if any(isinstance(word, str) and printable(word) != word for word in words):
+            raise WrongUsage(f"{spelt(entry.name)} is no text: a byte of it is not UTF-8")
     if options.timeout <= 0:
         raise WrongUsage(f"{spelt('timeout')} must be more than 0", hint="like 90, 90s or 2m")
     if options.chunk_size is not None and (options.chunk_overlap or 0) >= options.chunk_size:
