@@ -47,7 +47,10 @@ def out(text: str) -> None:
         StorageFailed: It takes no more.
     """
     try:
-        sys.stdout.write(text)
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:  # a path that is no UTF-8: its own bytes
+            sys.stdout.buffer.write(os.fsencode(text))
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         raise
@@ -80,7 +83,12 @@ def _silence(stream: TextIO) -> None:
 
 def safe(text: object) -> str:
     r"""Foreign text made harmless for a terminal: control, escape, bidi and surrogate characters shown as \x.."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+    from embedctl.records import printable
+
+    shown = printable(str(text))
+    if shown.isprintable():
+        return shown
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
 
 
 def notice(text: str) -> None:
@@ -133,7 +141,9 @@ def document(value: object) -> bytes:
     """One JSON document, as `--json` prints it."""
     import orjson
 
-    return orjson.dumps(value, default=_plain, option=orjson.OPT_INDENT_2) + b"\n"
+    from embedctl.records import printable, to_json
+
+    return to_json(value, default=_plain, option=orjson.OPT_INDENT_2, spelt=printable) + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +325,7 @@ _CONCERNS = {
     "duplicate_ids": "{count:,} rows have an id that another row has, the first is {subject}",
     "cache": "the {subject} is not used: {detail}; `embedctl cache clear` makes a new one",
     "learned_file": "{detail}",
+    "input": "{detail}",
 }
 
 

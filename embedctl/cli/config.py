@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from embedctl import settings, terminal
+from embedctl import settings, storage, terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli._groups import Group
 from embedctl.errors import OutputRefused
@@ -53,13 +53,11 @@ def init(
 ) -> None:
     """Write a settings file to start from, with every line explained."""
     path = config or settings.user_config_path(os.environ)
-    if path.exists() and not force:
+    storage.DISK.make_folder(path.parent)
+    if force:
+        storage.replace(storage.DISK, path, TEMPLATE.encode())
+    elif not storage.publish(storage.DISK, path, TEMPLATE.encode()):
         raise OutputRefused(f"{path} exists", hint="edit it, or --force replaces it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.write_text(TEMPLATE, "utf-8")
-    except OSError as problem:
-        raise OutputRefused(f"{path} cannot be written: {problem.strerror}") from None
     terminal.notice(f"wrote {path}")
 
 
@@ -80,11 +78,12 @@ def show(
         "paths": {name: str(path) for name, path in places.items()},
         "files": [str(path) for path in loaded.files],
         "providers": sorted(loaded.providers),
-        "warnings": [],
+        "warnings": list(loaded.unheeded),
     }
     columns = [terminal.Column("option", "Option"), terminal.Column("value", "Value"), terminal.Column("from", "From")]
     footer = [f"{name}: {path}" for name, path in places.items()]
     footer.append("files: " + (", ".join(map(str, loaded.files)) or "none (`embedctl config init` writes one)"))
+    footer += [f"note: {line}" for line in loaded.unheeded]
     terminal.table(
         terminal.Table(columns=columns, rows=rows, envelope=envelope, footer=footer), "json" if as_json else form
     )
@@ -93,7 +92,7 @@ def show(
 @app.command(epilog="Example: $EDITOR $(embedctl config path)")
 def path(config: ConfigFlag = None) -> None:
     """Where the user's settings file is, whether it exists or not."""
-    typer.echo(str(config or settings.user_config_path(os.environ)))
+    terminal.out(f"{config or settings.user_config_path(os.environ)}\n")
 
 
 def _value(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -219,6 +220,11 @@ def _leaf(field: pa.Field) -> str:
     return str(field.name)
 
 
+def _opened(path: Path) -> pa.OSFile:
+    """A file by its bytes: a path as text might be taken for a URI, and must be UTF-8."""
+    return pa.OSFile(os.fsencode(path))
+
+
 def read_metadata(path: Path) -> dict[str, Any] | None:
     """What embedctl wrote about a Parquet file; None when it is no Parquet, not ours, or broken.
 
@@ -226,7 +232,8 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         OutputRefused: A version of embedctl wrote it that knows more of a space than this one.
     """
     try:
-        found = orjson.loads((pq.read_metadata(path).metadata or {})[METADATA_KEY])
+        with _opened(path) as file:
+            found = orjson.loads((pq.read_metadata(file).metadata or {})[METADATA_KEY])
         unknown = found["space"].keys() - {one.name for one in fields(Space)}
         if not unknown:
             return dict(found) if Space(**found["space"]).space_id == found["space_id"] else None
@@ -240,7 +247,8 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
 
 def is_precise(path: Path, dtype: Dtype) -> bool:
     """Whether the vectors of a file of ours may stand in an output of `dtype`: int8 and float16 never become more."""
-    element = pq.read_schema(path).field("embedding").type.value_type
+    with _opened(path) as file:
+        element = pq.read_schema(file).field("embedding").type.value_type
     return bool(element in (pa.float32(), _ELEMENTS[dtype]))
 
 
@@ -255,7 +263,7 @@ class Part:
     @contextmanager
     def _file(self) -> Iterator[pq.ParquetFile]:
         try:
-            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+            with _opened(self.path) as whole, pq.ParquetFile(whole, page_checksum_verification=True) as file:
                 yield file
         except (pa.ArrowException, OSError) as damage:
             raise StorageFailed(

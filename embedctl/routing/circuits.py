@@ -17,8 +17,11 @@ import orjson
 
 from embedctl.errors import EmbedctlError
 from embedctl.routing.breaker import Snapshot, State
-from embedctl.storage import DISK, locks, replace
+from embedctl.storage import DISK, locks, read_small, replace
 from embedctl.storage.locks import Lock
+
+MAX_BYTES = 1 << 20
+"""Of a file: thousands of circuits."""
 
 
 class Circuits:
@@ -82,8 +85,15 @@ def running(folder: Path) -> list[dict[str, Any]]:
         if not locks.is_held(file.with_suffix(".lock")):
             continue
         with suppress(OSError, orjson.JSONDecodeError, TypeError):
-            found += [{**one, "run": file.stem} for one in orjson.loads(file.read_bytes())]
+            told = orjson.loads(read_small(file, max_bytes=MAX_BYTES, follow=False))
+            found += [{"reason": None, **one, "run": file.stem} for one in told if _is_circuit(one)]
     return found
+
+
+def _is_circuit(one: Any) -> bool:
+    """Whether it is what `publish` writes."""
+    states = [state.value for state in State if state is not State.CLOSED]
+    return isinstance(one, dict) and one.get("state") in states and {"provider", "model"} <= one.keys()
 
 
 def _encoded(snapshot: Snapshot) -> dict[str, Any]:

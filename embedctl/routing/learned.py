@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from embedctl import storage
 from embedctl.records import Limits
 from embedctl.storage import DISK, locks
 from embedctl.storage import replace as replace_file
@@ -23,6 +24,9 @@ from embedctl.storage import replace as replace_file
 LONGEST_HOLD_S = 3600.0
 LOCK_WAIT_S = 5.0
 LIMIT_LIVES_S = 30 * 86400.0  # a server may have been rebuilt since
+MAX_BYTES = 16 << 20
+"""Of the file: hints of some ten thousand servers."""
+
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
@@ -162,7 +166,7 @@ def living(hints: Learned, now: float) -> Learned:
 def load(path: Path) -> tuple[Learned, str | None]:
     """What the file remembers, and a warning when it cannot be read; a missing file is an empty memory."""
     try:
-        return _decoded(orjson.loads(path.read_bytes())), None
+        return _decoded(orjson.loads(storage.read_small(path, max_bytes=MAX_BYTES, follow=False))), None
     except FileNotFoundError:
         return Learned(), None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:

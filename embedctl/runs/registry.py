@@ -17,11 +17,14 @@ from embedctl.errors import InputMissing, InvariantBroken, Locked, OutputRefused
 from embedctl.journal.commands import Spool
 from embedctl.journal.rescue import JOURNAL, LOCK, rescue
 from embedctl.ledger import segment_owners
-from embedctl.records import utc_now
-from embedctl.storage import DISK, Disk, check_own, publish, remove_tree, replace
+from embedctl.records import storable, stored, to_json, utc_now
+from embedctl.storage import DISK, Disk, check_own, publish, read_small, remove_tree, replace
 from embedctl.storage.locks import RECOVERY, hold, is_held
 
 State = Literal["accepted", "running", "completed", "partial", "failed", "interrupted"]
+
+MAX_BYTES = 1 << 20
+"""Of an entry."""
 
 OPEN: tuple[State, ...] = ("accepted", "running")
 """States of a run that has not ended, unless its process is dead."""
@@ -206,16 +209,18 @@ def _as_it_is(run: RunEntry) -> RunEntry:
 
 
 def _bytes(run: RunEntry) -> bytes:
-    return orjson.dumps(run, default=str, option=orjson.OPT_INDENT_2)
+    return to_json(run, option=orjson.OPT_INDENT_2, spelt=storable)
 
 
 def _loaded(path: Path) -> RunEntry | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RunEntry, dec_hook=_decoded)
+        content = read_small(path, max_bytes=MAX_BYTES, follow=False)
+        run = msgspec.json.decode(content, type=RunEntry, dec_hook=_decoded)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
+    return dataclasses.replace(run, output=stored(run.output), ledger=stored(run.ledger))
 
 
 def _decoded(kind: type, value: object) -> object:
     decode: Callable[[object], object] = kind
-    return decode(value)
+    return decode(stored(value) if kind is Path and isinstance(value, str) else value)

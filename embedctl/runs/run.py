@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -128,7 +129,7 @@ class Run:
         chain = self._chain()
         spend_limits.check_priced(chain.endpoints, self._prices.of, self._options)
         output = target.output(self.job, self.run_id, self._disk, self._observer)
-        source, endpoint = wiring.source(self.job, output, None), chain.first
+        source, endpoint = self._source(output, None), chain.first
         denied = allow.denied(self.job.settings, endpoint.in_chain)
         existing = output.peek(self._record.bind(source, endpoint, tuple(denied)))
         price = partial(self._prices.of, endpoint)
@@ -149,7 +150,7 @@ class Run:
 
     def _fulfil(self, output: Output, chain: FallbackChain, entry: Registration, run_async: RunAsync) -> None:
         """Do what is left to do."""
-        source = wiring.source(self.job, output, output.state)
+        source = self._source(output, output.state)
         wiring.check_source(source, self._options, output.state)
         denied = allow.denied(self.job.settings, chain.first.in_chain)
         existing = self._existing(output, source, chain, tuple(denied))
@@ -178,6 +179,13 @@ class Run:
             run_async(self._send(plan, entry))
         output.tidy()
         segment_owners.forget(output.state, self._disk)
+
+    def _source(self, output: Output, spool_folder: Path | None) -> inputs.Source:
+        """The input; what of it is left out is said."""
+        source = wiring.source(self.job, output, spool_folder)
+        for line in source.warnings:
+            self._observer.notify(Warned("input", detail=line))
+        return source
 
     def _existing(
         self, output: Output, source: inputs.Source, chain: FallbackChain, denied: tuple[str, ...]

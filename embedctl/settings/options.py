@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from typing import Any, Literal
 
 from embedctl.errors import WrongUsage
-from embedctl.records import InputType, Purpose
+from embedctl.records import InputType, Purpose, printable
+from embedctl.settings.tables import MOST_CONCURRENCY, is_amount
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 """Workspace and job names: safe as file names, labels and SQL values."""
@@ -122,8 +123,8 @@ _LEAST = {
     "burst": 1, "retries": 0, "max_cost": 0, "max_row_bytes": 1,
 }  # fmt: skip
 _MOST = 10**15
-_MOST_CONCURRENCY = 10_000
-"""Requests in flight: each takes a task and may take a connection."""
+MOST_TAGS, MOST_TAG = 20, 200
+"""How many, and characters of each: they stand in every usage event."""
 
 DURATIONS = frozenset({"timeout", "max_wait", "deadline"})
 """Options that are times: given as `seconds` reads them."""
@@ -146,13 +147,21 @@ def check(options: Options, *, spelt: Callable[[str], str] = flag) -> Options:
     checked_name(options.workspace, "workspace")
     for name, least in _LEAST.items():
         value = getattr(options, name)
-        most = _MOST_CONCURRENCY if name == "concurrency" else _MOST
-        if isinstance(value, Decimal) and not value.is_finite():
+        most = MOST_CONCURRENCY if name == "concurrency" else _MOST
+        if isinstance(value, Decimal) and not is_amount(value):
             raise WrongUsage(f"{spelt(name)} must be an amount, not {value}")
         if value is not None and value < least:
             raise WrongUsage(f"{spelt(name)} must be at least {least}, not {value}")
         if value is not None and value > most:
             raise WrongUsage(f"{spelt(name)} must be at most {most}, not {value}")
+    too_long = any(len(word) > MOST_TAG for pair in options.tag.items() for word in pair)
+    if len(options.tag) > MOST_TAGS or too_long:
+        raise WrongUsage(f"{spelt('tag')}: at most {MOST_TAGS} tags, of at most {MOST_TAG} characters each")
+    for entry in fields(options):
+        value = getattr(options, entry.name)
+        words = [*value, *value.values()] if isinstance(value, Mapping) else [value]
+        if any(isinstance(word, str) and printable(word) != word for word in words):
+            raise WrongUsage(f"{spelt(entry.name)} is no text: a byte of it is not UTF-8")
     if options.timeout <= 0:
         raise WrongUsage(f"{spelt('timeout')} must be more than 0", hint="like 90, 90s or 2m")
     if options.chunk_size is not None and (options.chunk_overlap or 0) >= options.chunk_size:

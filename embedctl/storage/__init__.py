@@ -10,3 +10,8 @@ from embedctl.storage.files import publish as publish
 from embedctl.storage.files import remove_leftovers as remove_leftovers
 from embedctl.storage.files import remove_tree as remove_tree
 from embedctl.storage.files import replace as replace
+from embedctl.storage.small_files import SEALED_MOUNTS as SEALED_MOUNTS
+from embedctl.storage.small_files import SmallFile as SmallFile
+from embedctl.storage.small_files import exposure_to_others as exposure_to_others
+from embedctl.storage.small_files import open_small as open_small
+from embedctl.storage.small_files import read_small as read_small

@@ -14,7 +14,7 @@ from types import TracebackType
 import orjson
 
 from embedctl.errors import Locked, OutputRefused, StorageFailed
-from embedctl.records import utc_now
+from embedctl.records import printable, utc_now
 from embedctl.storage import files
 
 GLANCE_S = 0.05
@@ -131,7 +131,7 @@ def give_back(fd: int) -> None:
 def is_held(path: Path) -> bool:
     """Whether a living process holds the lock at `path`; False where there is no such file."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -142,7 +142,7 @@ def is_held(path: Path) -> bool:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except OSError as refusal:
         raise OutputRefused(
             f"cannot create the lock {path}: {refusal.strerror}", hint="choose a place you may write to"
@@ -176,7 +176,7 @@ def _sign(fd: int, command: str) -> None:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "started": utc_now().isoformat(timespec="seconds"),
-        "command": command,
+        "command": printable(command),
     }
     with suppress(OSError):  # a full disk: the lock holds all the same, only nobody learns whose it is
         os.ftruncate(fd, 0)

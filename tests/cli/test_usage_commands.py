@@ -31,6 +31,7 @@ from embedctl.reports import integrity, report
 from embedctl.reports.focus import FOCUS_COLUMNS
 from tests.support import places
 from tests.support.ledger_events import NOON, event, one, place, rows, take
+from tests.support.running import user_settings
 
 SHAPE = ["by", "currency", "filters", "generated_at", "groups", "prices_as_of", "schema_version", "since", "timezone"]
 SHAPE += ["totals", "until", "warnings"]
@@ -454,9 +455,9 @@ def test_runs_know_without_the_ledger_whether_there_is_a_budget(run: Run, paths:
     assert found == [False, True, False, True]
 
 
-def test_budgets_of_the_settings_count(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
+def test_budgets_of_the_settings_count(run: Run, paths: LedgerPaths) -> None:
     """A budget of the settings is listed and checked like one of the ledger's."""
-    (tmp_path / "embedctl.toml").write_text('[workspaces.acme]\nbudget = { period = "month", amount = "0.00001" }\n')
+    user_settings('[workspaces.acme]\nbudget = { period = "month", amount = "0.00001" }\n')
     take(paths, event(occurred_at=datetime.now(UTC)))
 
     assert run("usage", "budget", "check").code == 4

@@ -21,6 +21,7 @@ from embedctl.cli.vectors._asking import (
 )
 from embedctl.cli.vectors._output import OutputPath
 from embedctl.errors import InputInvalid, WrongUsage
+from embedctl.records import printable
 
 if TYPE_CHECKING:
     from embedctl.vectors.files import Stored
@@ -74,6 +75,8 @@ def _embedded(words: str, stored: Stored, flags: AskingFlags) -> tuple[Any, dict
 
     from embedctl.runs import adhoc
 
+    if printable(words) != words:
+        raise WrongUsage("the words are no text: a byte of them is not UTF-8")
     asking = flags.asking(stored, must=True, as_query=True)
     assert asking is not None  # noqa: S101 - it must
     answer = with_ledger(
