@@ -40,6 +40,13 @@ def read_offers(path: Path, *, now: datetime) -> list[Price]:
         InputMissing, InputInvalid: No such file; neither of the two formats.
     """
     content = given_files.parse_json(given_files.read_text(path), str(path))
+    try:
+        return _offers(content, path, now)
+    except (AttributeError, TypeError, KeyError, ValueError, RecursionError):
+        raise InputInvalid(f"{path} has a shape of its own, neither litellm's nor genai-prices'") from None
+
+
+def _offers(content: Any, path: Path, now: datetime) -> list[Price]:
     day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     if isinstance(content, list) and all(
         isinstance(one, dict) and isinstance(one.get("models"), list) for one in content
