@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from embedctl import settings, terminal
+from embedctl import settings, storage, terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli._groups import Group
-from embedctl.errors import OutputRefused
 from embedctl.settings.options import Options
+from embedctl.storage import named
 
 app = Group(help="Write, show and find the settings.", epilog="Example: embedctl config show")
 
@@ -48,18 +48,15 @@ TEMPLATE = """\
 
 @app.command(epilog="Example: embedctl config init")
 def init(
-    force: Annotated[bool, typer.Option("--force", help="Replace a settings file that exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", "--force", help="Replace a settings file that exists.")
+    ] = False,
     config: ConfigFlag = None,
 ) -> None:
     """Write a settings file to start from, with every line explained."""
     path = config or settings.user_config_path(os.environ)
-    if path.exists() and not force:
-        raise OutputRefused(f"{path} exists", hint="edit it, or --force replaces it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.write_text(TEMPLATE, "utf-8")
-    except OSError as problem:
-        raise OutputRefused(f"{path} cannot be written: {problem.strerror}") from None
+    storage.DISK.make_folder(path.parent)
+    named.write(path, TEMPLATE.encode(), overwrite=overwrite, mode=0o666)
     terminal.notice(f"wrote {path}")
 
 

@@ -654,7 +654,7 @@ def test_doctor_sees_a_clock_that_jumped(run: Run, paths: LedgerPaths) -> None:
 
 
 def test_a_backup_is_the_ledger(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
-    """A backup holds every row, opens as a ledger, and never replaces a file."""
+    """A backup holds every row, opens as a ledger, and replaces a file only when told to, and never the ledger."""
     month(paths)
     copy = tmp_path / "copy.duckdb"
     told = run("usage", "backup", str(copy))
@@ -670,6 +670,8 @@ def test_a_backup_is_the_ledger(run: Run, paths: LedgerPaths, tmp_path: Path) ->
     )
     assert run("usage", "report", "--ledger", str(copy), "--no-ingest", "--json").json["totals"]["calls"] == 5
     assert run("usage", "backup", str(copy)).code == 73
+    assert run("usage", "backup", str(copy), "--overwrite").code == 0
+    assert run("usage", "backup", str(paths.database), "--overwrite").code == 73
 
 
 def test_sql_reads(run: Run, paths: LedgerPaths) -> None:
@@ -793,7 +795,8 @@ def test_a_report_as_parquet(run: Run, paths: LedgerPaths, tmp_path: Path) -> No
     assert about.keys() == wanted.keys() - {"groups"}
     assert _plain(about["totals"]) == _plain(wanted["totals"])
     assert (about["until"], about["warnings"]) == (wanted["until"], wanted["warnings"])
-    assert run(*args, "--format", "parquet", "-o", "r.parquet").code == 0
+    assert run(*args, "--format", "parquet", "-o", "r.parquet").code == 73
+    assert run(*args, "--format", "parquet", "-o", "r.parquet", "--overwrite").code == 0
     assert run(*args, "--format", "parquet", "-o", "none/r.parquet").code == 73
 
 
