@@ -13,6 +13,7 @@ from embedctl.errors import WrongUsage
 from embedctl.ledger.database import Connection
 from embedctl.reports.query import UNITS, ReportQuery, where_clause
 from embedctl.storage import named
+from embedctl.terminal import FORMULA_STARTS
 
 if TYPE_CHECKING:
     from embedctl.reports.report import Report
@@ -164,6 +165,8 @@ def export(
     condition, values = where_clause(question)
     only = "WHERE cost IS NOT NULL" if priced_only else ""
     query = sql.format(condition=condition, priced_only=only, focus=FOCUS_VERSION, mapping=MAPPING_VERSION)
+    if form == "focus":
+        query = _guarded(connection, query, values)
     return _copy(connection, query, values, place, options, overwrite=overwrite)
 
 
@@ -197,6 +200,16 @@ def _copy(connection: Connection, query: str, values: list[Any], place: Path, op
     with named.filled(place, overwrite=overwrite) as made:
         row = connection.execute(f"COPY ({query}) TO {_quoted(str(made))} ({options})", values).fetchone()
     return int(row[0]) if row else 0
+
+
+def _guarded(connection: Connection, query: str, values: list[Any]) -> str:
+    """The query for a CSV: no text of it is a formula to a spreadsheet, and its numbers are as they were."""
+    columns = connection.execute(f"DESCRIBE {query}", values).fetchall()
+    texts = [_name(name) for name, kind, *_ in columns if kind == "VARCHAR"]
+    starts = ", ".join(f"chr({ord(start)})" for start in FORMULA_STARTS)
+    guard = f"THEN {_quoted(chr(39))} || "
+    guarded = ", ".join(f"CASE WHEN {text}[1] IN ({starts}) {guard}{text} ELSE {text} END AS {text}" for text in texts)
+    return f"SELECT * REPLACE ({guarded}) FROM ({query})"
 
 
 def _json(value: Any) -> str:
