@@ -21,6 +21,7 @@ FormatFlag = Annotated[
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", "-j", help="The same as --format json.")]
 ConfigFlag = Annotated[Path | None, typer.Option("--config", help="Settings file instead of the user's.")]
+OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
 LedgerFlag = Annotated[Path | None, typer.Option("--ledger", help="Ledger file.")]
 
 

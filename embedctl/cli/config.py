@@ -11,8 +11,8 @@ import typer
 from embedctl import settings, storage, terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli._groups import Group
-from embedctl.errors import OutputRefused
 from embedctl.settings.options import Options
+from embedctl.storage import named
 
 app = Group(help="Write, show and find the settings.", epilog="Example: embedctl config show")
 
@@ -48,16 +48,15 @@ TEMPLATE = """\
 
 @app.command(epilog="Example: embedctl config init")
 def init(
-    force: Annotated[bool, typer.Option("--force", help="Replace a settings file that exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", "--force", help="Replace a settings file that exists.")
+    ] = False,
     config: ConfigFlag = None,
 ) -> None:
     """Write a settings file to start from, with every line explained."""
     path = config or settings.user_config_path(os.environ)
     storage.DISK.make_folder(path.parent)
-    if force:
-        storage.replace(storage.DISK, path, TEMPLATE.encode())
-    elif not storage.publish(storage.DISK, path, TEMPLATE.encode()):
-        raise OutputRefused(f"{path} exists", hint="edit it, or --force replaces it")
+    named.write(path, TEMPLATE.encode(), overwrite=overwrite, mode=0o600)
     terminal.notice(f"wrote {path}")
 
 

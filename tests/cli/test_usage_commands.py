@@ -655,7 +655,7 @@ def test_doctor_sees_a_clock_that_jumped(run: Run, paths: LedgerPaths) -> None:
 
 
 def test_a_backup_is_the_ledger(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
-    """A backup holds every row, opens as a ledger, and never replaces a file."""
+    """A backup holds every row, opens as a ledger, and replaces a file only when told to, and never the ledger."""
     month(paths)
     copy = tmp_path / "copy.duckdb"
     told = run("usage", "backup", str(copy))
@@ -671,6 +671,8 @@ def test_a_backup_is_the_ledger(run: Run, paths: LedgerPaths, tmp_path: Path) ->
     )
     assert run("usage", "report", "--ledger", str(copy), "--no-ingest", "--json").json["totals"]["calls"] == 5
     assert run("usage", "backup", str(copy)).code == 73
+    assert run("usage", "backup", str(copy), "--overwrite").code == 0
+    assert run("usage", "backup", str(paths.database), "--overwrite").code == 73
 
 
 def test_sql_reads(run: Run, paths: LedgerPaths) -> None:
@@ -685,6 +687,18 @@ def test_sql_reads(run: Run, paths: LedgerPaths) -> None:
         "rows": [["embed-x", None, "2026-11-15"], ["m", "0.770222020000000", "2026-11-15"]],
         "cut": False,
     }
+
+
+def test_sql_headings(run: Run, paths: LedgerPaths) -> None:
+    """CSV has the query's headings, also twice the same; those from data are harmless; numbers are numbers."""
+    month(paths)
+    told = run("usage", "sql", "SELECT -1.50::DECIMAL(9,2) AS a, '-x' AS a", "--format", "csv")
+    pivot = "PIVOT (SELECT chr(27) || '[2J<b>' AS y, 1 AS x) ON y USING sum(x)"
+
+    assert told.out == "a,a\n-1.50,'-x\n"
+    assert [run("usage", "sql", pivot, "--format", form).out.splitlines()[0] for form in ("table", "csv", "md")] == [
+        "\\x1b[2J<b>", "\\x1b[2J<b>", r"| \\x1b\[2J&lt;b&gt; |"
+    ]  # fmt: skip
 
 
 FORBIDDEN = [
@@ -794,7 +808,8 @@ def test_a_report_as_parquet(run: Run, paths: LedgerPaths, tmp_path: Path) -> No
     assert about.keys() == wanted.keys() - {"groups"}
     assert _plain(about["totals"]) == _plain(wanted["totals"])
     assert (about["until"], about["warnings"]) == (wanted["until"], wanted["warnings"])
-    assert run(*args, "--format", "parquet", "-o", "r.parquet").code == 0
+    assert run(*args, "--format", "parquet", "-o", "r.parquet").code == 73
+    assert run(*args, "--format", "parquet", "-o", "r.parquet", "--overwrite").code == 0
     assert run(*args, "--format", "parquet", "-o", "none/r.parquet").code == 73
 
 

@@ -10,8 +10,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedctl import storage, terminal
+from embedctl import terminal
 from embedctl.cli import _ledger
+from embedctl.storage import named
 
 if TYPE_CHECKING:
     from embedctl.reports.report import Report
@@ -33,14 +34,14 @@ class Look:
 
 
 @contextmanager
-def written_to(place: Path | None) -> Iterator[None]:
-    """What is printed inside goes to a file, whole, in place of the one before; None: to stdout as ever."""
+def written_to(place: Path | None, *, overwrite: bool) -> Iterator[None]:
+    """What is printed inside goes to a file, whole; None: to stdout as ever."""
     if place is None:
         yield
         return
     with redirect_stdout(io.StringIO()) as printed:
         yield
-    storage.replace(storage.DISK, place, printed.getvalue().encode(), mode=0o644)
+    named.write(place, printed.getvalue().encode(), overwrite=overwrite, mode=0o644)
     terminal.notice(f"written to {place}")
 
 

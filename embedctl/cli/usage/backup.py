@@ -9,7 +9,7 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli import _ledger
-from embedctl.cli._flags import ConfigFlag, LedgerFlag
+from embedctl.cli._flags import ConfigFlag, LedgerFlag, OverwriteFlag
 from embedctl.cli.usage._wait import Wait
 
 app = typer.Typer()
@@ -18,6 +18,7 @@ app = typer.Typer()
 @app.command(epilog="Example: embedctl usage backup usage-2026-11.duckdb")
 def backup(
     file: Annotated[Path, typer.Argument(help="A new file.")],
+    overwrite: OverwriteFlag = False,
     wait: Wait = 60,
     ledger: LedgerFlag = None,
     config: ConfigFlag = None,
@@ -27,5 +28,5 @@ def backup(
 
     opened = _ledger.opened(ledger, config)
     _ledger.take_in(opened)
-    events = copy_ledger(opened.paths, file, wait_s=wait, now=opened.now)
+    events = copy_ledger(opened.paths, file, overwrite=overwrite, wait_s=wait, now=opened.now)
     terminal.notice(f"{events:,} events in {file}")

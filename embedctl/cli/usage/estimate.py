@@ -11,7 +11,7 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli import _ledger
-from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, with_options
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, OverwriteFlag, with_options
 
 app = typer.Typer()
 
@@ -28,6 +28,7 @@ def estimate(
         Path | None,
         typer.Option("--save", help="Keep it in this file, for `usage diff FILE` after the run.", metavar="FILE"),
     ] = None,
+    overwrite: OverwriteFlag = False,
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
     ledger: LedgerFlag = None,
@@ -35,11 +36,15 @@ def estimate(
     flags: Mapping[str, Any],
 ) -> None:
     """Say what embedding an input would take and cost. Nothing is sent; nothing that exists is reused."""
-    from embedctl import settings, storage
+    from embedctl import settings
     from embedctl.records import utc_now
     from embedctl.reports.estimates import UsageEstimate
     from embedctl.runs.job import JobRequest
     from embedctl.runs.run import Run
+    from embedctl.storage import named
+
+    if save is not None:
+        named.check_free(save, overwrite=overwrite)
 
     loaded = settings.load(flags=flags, config=config, ledger=ledger)
     expected = Run(
@@ -65,7 +70,7 @@ def estimate(
         cost_high=None if unit is None else expected.tokens_high * unit,
     )
     if save is not None:
-        storage.replace(storage.DISK, save, terminal.document(estimated.as_dict()))
+        named.write(save, terminal.document(estimated.as_dict()), overwrite=overwrite)
     warnings = [] if cost is not None else [f"{expected.model} has no {tier} price: the cost is unknown"]
     keys = ("rows", "texts", "requests", "tokens", "tokens_low", "tokens_high", "cost", "cost_low", "cost_high")
     terminal.table(

@@ -9,8 +9,9 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli import _ledger
-from embedctl.cli._flags import ConfigFlag, LedgerFlag
+from embedctl.cli._flags import ConfigFlag, LedgerFlag, OverwriteFlag
 from embedctl.cli.usage._period import Last, Since, Until
+from embedctl.storage import named
 
 app = typer.Typer()
 
@@ -29,7 +30,7 @@ def export(
     until: Until = None,
     last: Last = None,
     priced_only: Annotated[bool, typer.Option("--priced-only", help="FOCUS without usage that has no price.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    overwrite: OverwriteFlag = False,
     ledger: LedgerFlag = None,
     config: ConfigFlag = None,
 ) -> None:
@@ -38,6 +39,7 @@ def export(
     from embedctl.reports import focus
     from embedctl.reports.report import ReportQuery
 
+    named.check_free(output, overwrite=overwrite)
     opened = _ledger.opened(ledger, config)
     for note in _ledger.take_in(opened):
         terminal.warning(note)

@@ -10,7 +10,7 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli import _ledger
-from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag
+from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag, OverwriteFlag
 from embedctl.cli.usage._period import Last
 from embedctl.cli.usage._report_table import Look, print_report, written_to
 from embedctl.cli.usage._workspace import EACH, BareWorkspace
@@ -78,10 +78,9 @@ def _flags(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="Write it to this file, whole, in place of the one before.", metavar="FILE"
-        ),
+        typer.Option("--output", "-o", help="Write it to this new file, whole.", metavar="FILE"),
     ] = None,
+    overwrite: OverwriteFlag = False,
     form: Annotated[
         Literal["table", "json", "csv", "md", "parquet", "focus"],
         typer.Option("--format", help="How to print it; parquet and focus (FOCUS 1.4) go to the file of --output."),
@@ -104,14 +103,14 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
     question = _question(by, given, opened)
     notes = [] if given["no_ingest"] else _ledger.take_in(opened)
     if given["html"] is not None:
-        report = _write_page(opened, question, notes, given["html"])
+        report = _write_page(opened, question, notes, given)
     elif form in _FILES:
         report = _write_file(opened, question, notes, given)
     else:
         with database.reader(opened.paths, now=opened.now) as connection:
             report = ask(connection, question, now=opened.now)
         look = Look(given["cost"], given["corrections"] == "split", given["compact"])
-        with written_to(given["output"]):
+        with written_to(given["output"], overwrite=given["overwrite"]):
             print_report(report, form, notes, look)
     if given["strict"] and report.incomplete:
         _ledger.after_result(
@@ -173,16 +172,16 @@ def _write_file(opened: _ledger.Opened, question: ReportQuery, notes: list[str],
     with database.reader(opened.paths, now=opened.now) as connection:
         report = ask(connection, question, now=opened.now)
         if given["form"] == "focus":
-            focus.export(connection, question, file, "focus", overwrite=True)
+            focus.export(connection, question, file, "focus", overwrite=given["overwrite"])
         else:
-            focus.export_report(connection, report, file)
+            focus.export_report(connection, report, file, overwrite=given["overwrite"])
     for line in [*report.warnings, *notes]:
         terminal.warning(line)
     terminal.notice(f"written to {file}")
     return report
 
 
-def _write_page(opened: _ledger.Opened, question: ReportQuery, notes: list[str], file: Path) -> Report:
+def _write_page(opened: _ledger.Opened, question: ReportQuery, notes: list[str], given: dict[str, Any]) -> Report:
     """The report as a page with charts."""
     from embedctl.ledger import database
     from embedctl.reports import charts, html
@@ -190,8 +189,8 @@ def _write_page(opened: _ledger.Opened, question: ReportQuery, notes: list[str],
     charts.require("plotly")
     with database.reader(opened.paths, now=opened.now) as connection:
         content = html.content(connection, question, now=opened.now)
-    html.write(content, file, notes)
-    terminal.notice(f"report written to {file}")
+    html.write(content, given["html"], notes, overwrite=given["overwrite"])
+    terminal.notice(f"report written to {given['html']}")
     return content.whole
 
 

@@ -37,12 +37,11 @@ def sql(
             pass
     answer = ask(opened.paths, query, rows=rows, timeout_s=timeout, memory_mb=memory)
     named = [dict(zip(map(str, range(len(row))), row, strict=True)) for row in answer.rows]
-    numeric = {key for row in named for key, value in row.items() if isinstance(value, int | float)}
     terminal.table(
         terminal.Table(
             columns=[
-                terminal.Column(str(index), name, "right" if str(index) in numeric else "left")
-                for index, name in enumerate(answer.columns)
+                terminal.Column(str(index), name, "right" if numeric else "left", name=name, numeric=numeric)
+                for index, (name, numeric) in enumerate(zip(answer.columns, answer.numeric, strict=True))
             ],
             rows=named,
             envelope={"columns": answer.columns, "rows": answer.rows, "cut": answer.cut},

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from embedctl import storage, terminal
+from embedctl import terminal
+from embedctl.cli._flags import OverwriteFlag
 from embedctl.cli.vectors._output import OutputPath
-from embedctl.errors import OutputRefused, WrongUsage
+from embedctl.errors import WrongUsage
+from embedctl.storage import named
 
 app = typer.Typer()
 
@@ -24,7 +26,7 @@ def draw(
     most: Annotated[
         int, typer.Option("--points", min=3, max=20_000, help="Most points, evenly over the rows.")
     ] = 10_000,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+    overwrite: OverwriteFlag = False,
 ) -> None:
     """Draw it in two dimensions (PCA): a page that loads nothing from elsewhere, or a picture."""
     from embedctl.reports import charts
@@ -34,8 +36,7 @@ def draw(
     kind = output.suffix.casefold()
     if kind not in (".html", ".png"):
         raise WrongUsage(f"{output} is neither .html nor .png", hint="name it map.html or map.png")
-    if output.exists() and not overwrite:
-        raise OutputRefused(f"{output} exists", hint="choose another name, or --overwrite it")
+    named.check_free(output, overwrite=overwrite)
     charts.require("plotly" if kind == ".html" else "matplotlib")
     stored = open_stored(file)
     axes = picture.principal(stored)
@@ -43,12 +44,12 @@ def draw(
     title = f"{file.name}: {len(points.ids):,} of {stored.rows:,} vectors of {stored.space.model}"
     if kind == ".html":
         page = picture.as_page(points, axes, title=title, colour=color).encode("utf-8", "replace")
-        storage.replace(storage.DISK, output, page, mode=0o666)
+        named.write(output, page, overwrite=overwrite, mode=0o666)
     else:
-        storage.replace(
-            storage.DISK,
+        named.write(
             output,
             lambda sink: picture.as_png(sink, points, axes, title=title, colour=color),
+            overwrite=overwrite,
             mode=0o666,
         )
     terminal.notice(f"{len(points.ids):,} points in {output}")
