@@ -50,9 +50,8 @@ def checked(
         _check_model(wire, endpoint, before)
         _check_count(wire.vectors, endpoint, count)
         vectors = _in_order(wire.vectors, wire.index)
-        with np.errstate(all="ignore"):  # what overflows is infinite, and refused
-            _check_numbers(vectors, endpoint)
-            vectors = _wide(vectors, endpoint)
+        _check_numbers(vectors, endpoint)
+        vectors = _wide(vectors, endpoint)
         _check_width(vectors.shape[1], endpoint, dimensions)
     except (AnswerUnusable, SpaceMismatch) as error:
         error.tokens_native = wire.tokens

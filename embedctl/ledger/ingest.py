@@ -20,8 +20,11 @@ from embedctl.ledger.spool import SpoolFile
 
 _BATCH_BYTES = 512 << 20  # a transaction's; its last rows do not fill a row group, and are copied when it is closed
 _BATCH_FILES = 4000
-_NO_EVENT = (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException)
-"""What DuckDB says to a line whose checksum is right and which is no event all the same."""
+_NO_EVENT = (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException, UnicodeDecodeError)
+"""What DuckDB says to a line whose checksum is right and which is no event all the same.
+
+The last one is its own words, which show a piece of the line, cut in the middle of a character.
+"""
 
 _MEMORY = "160MB"
 _MORE_MEMORY = "1GB"
@@ -36,7 +39,7 @@ _LARGE_BYTES = 16 << 20
 _NO_MEMORY = re.compile(r"failed to (?:pin|allocate)")
 
 
-def _is_out_of_memory(error: duckdb.Error) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     late = isinstance(error, duckdb.TransactionException) and _NO_MEMORY.search(str(error)) is not None
     return late or isinstance(error, duckdb.OutOfMemoryException)
 
@@ -188,7 +191,7 @@ class _Ingestion:
         """One transaction for all; where that is refused, two halves, down to a closer look at one file alone."""
         try:
             return self._transaction(self._files(paths))
-        except duckdb.Error as error:
+        except (duckdb.Error, UnicodeDecodeError) as error:
             if not (isinstance(error, _NO_EVENT) or _is_out_of_memory(error)):
                 raise
             self._roll_back()
@@ -202,7 +205,7 @@ class _Ingestion:
         self._connection.execute(f"SET memory_limit = '{_MORE_MEMORY}'")
         try:
             return self._transaction([self._only_events(file) for file in self._files([path])])
-        except duckdb.Error as error:  # other files must not wait for it
+        except (duckdb.Error, UnicodeDecodeError) as error:  # other files must not wait for it
             large = path.stat().st_size >= _LARGE_BYTES
             if not (isinstance(error, _NO_EVENT) or (_is_out_of_memory(error) and large)):
                 raise

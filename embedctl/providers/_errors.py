@@ -178,7 +178,7 @@ def refusal(protocol: str, status: int, headers: Mapping[str, str], body: bytes,
         return _foreign.unusable(f"HTTP {status} instead of 200", body)
     raw = bytes(body[:_READ_BYTES])
     said = _said(raw, headers, request)
-    message = _foreign.clean(said.message or f"HTTP {status} without a word", request)
+    message = _foreign.clean(said.message, request) or f"HTTP {status} without a word"
     signal = _decisive(protocol, status, said)
     waits = signal.becomes in (Throttled, ServerFailed, QuotaExhausted)
     beginning = raw[: _foreign.EXPRESSION_CHARACTERS].decode("utf-8", "replace")

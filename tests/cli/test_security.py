@@ -124,7 +124,7 @@ def rows_of(path: Path) -> bytes:
 
 def secrets() -> list[bytes]:
     """The keys, and what gives them away."""
-    plain = [KEY, SECOND, f"Bearer {KEY}"]
+    plain = [KEY, SECOND, f"Bearer {KEY}", KEY.lower(), SECOND.lower()]
     coded = [base64.b64encode(one.encode()).decode().rstrip("=") for one in (KEY, SECOND)]
     return [one.encode() for one in (*plain, *coded)]
 

@@ -306,6 +306,17 @@ def test_a_rebuild_sets_aside_too(tmp_path: Path) -> None:
     assert one(paths, "SELECT count(*) FROM usage_event") == 1
 
 
+def test_a_line_that_duckdb_cannot_even_complain_about(tmp_path: Path) -> None:
+    """A line of which DuckDB's complaint shows half a character is a bad line like any other."""
+    paths = place(tmp_path)
+    paths.spool.mkdir()
+    odd = orjson.dumps(orjson.loads(spool.line(event())[9:]) | {"tokens_total": "é" * 50})
+    (paths.spool / "a.spool").write_bytes(spool.line(event()) + checked(odd) + spool.line(event()))
+    done = take(paths, event(), spool_id="b")
+
+    assert (done.events, done.bad_lines) == (3, 1)
+
+
 STRANGE = st.dictionaries(
     st.sampled_from([field for field in loading._COLUMNS if field != "event_id"]),
     st.none() | st.integers() | st.floats() | st.text(max_size=30) | st.lists(st.integers(), max_size=2),
@@ -367,6 +378,14 @@ def test_portions_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (done.events, done.repeated, done.bad_lines, done.files) == (8, 4, 1, 3)
     assert {row[0] for row in rows(paths, "SELECT event_id FROM usage_event")} == {one.event_id for one in some}
     assert offsets == [("a", 6, 0), ("b", 5, 0), ("c", 1, 1)]
+
+
+def test_portions_of_long_lines_are_small() -> None:
+    """Of ordinary lines two row groups are taken in at once, of long ones no more than memory holds."""
+    short, long = b"x" * 600, b"y" * 60_000
+
+    assert len(list(loading._portion(iter([short] * 300_000)))) == loading.PORTION
+    assert sum(map(len, loading._portion(iter([long] * 3000)))) < 70_000_000
 
 
 def test_no_index_and_no_key_is_in_the_file(tmp_path: Path) -> None:

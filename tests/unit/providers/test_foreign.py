@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import time
 import unicodedata
 from decimal import Decimal
@@ -15,8 +16,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from embedctl.errors import AnswerUnusable
-from embedctl.providers import _errors, _foreign
+from embedctl.errors import AnswerUnusable, RequestRefused, TextTooLong
+from embedctl.providers import _errors, _foreign, _rate_headers
 from embedctl.providers._contract import HttpRequest
 
 KEY = "sk-Very+Secret/Key-0123456789"
@@ -104,6 +105,12 @@ def test_ids_may_look_like_keys(said: str) -> None:
     asked = sent(authorization=f"Bearer {KEY}", x_model="text-embedding-3-small")
 
     assert _foreign.label(said, asked) == said
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "Token", "ApiKey"])
+def test_a_short_key_is_struck_from_sentences(scheme: str) -> None:
+    """A key of a few characters is struck out of what is said, whatever scheme stands before it."""
+    assert _foreign.clean("no such key: k3y-1!", sent(authorization=f"{scheme} k3y-1")) == "no such key: ***!"
 
 
 @pytest.mark.parametrize("key", ["none", "EMPTY", "ollama"])
@@ -215,6 +222,54 @@ REPEATED = [
     "text ", "prompt ", "at index ", "input[", "retry after ", "retry after 1", "try again in 1m", '"retryDelay":',
     '"retryDelay" ', "max 1", "batch size 1 ", "context ", " ", "\t", "\u200b", "é", "***", "non-", "\\", '"',
 ]  # fmt: skip
+
+
+EXPRESSIONS = [
+    *(one.words for one in _errors.SIGNALS if one.words is not None),
+    *(
+        value
+        for module in (_errors, _foreign, _rate_headers)
+        for name, value in vars(module).items()
+        if isinstance(value, re.Pattern) and name not in ("_PIECE", "_DURATION")  # of a header's 100 characters
+    ),
+]
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS, ids=range(len(EXPRESSIONS)))
+def test_each_expression_is_linear(expression: re.Pattern[str]) -> None:
+    """Any expression alone reads 64 kB of anything repeated in milliseconds, whatever was cut before."""
+    for unit in REPEATED:
+        said = (unit * SIXTY_FOUR_KB)[:SIXTY_FOUR_KB]
+        started = time.process_time()
+        expression.sub("", said)
+        assert time.process_time() - started < 0.5, unit
+
+
+@pytest.mark.parametrize("unit", REPEATED)
+def test_a_header_of_any_length_says_nothing(unit: str) -> None:
+    """A header that is longer than any number, duration or date is not looked at."""
+    said = unit * SIXTY_FOUR_KB
+    started = time.process_time()
+
+    assert _rate_headers.duration(said) is None
+    assert _rate_headers.retry_after({"retry-after": said, "retry-after-ms": said, "date": said}) is None
+    assert time.process_time() - started < 0.1
+
+
+def test_expressions_see_four_thousand_characters() -> None:
+    """Of a refusal's words no more than 4 kB reach an expression: what stands behind decides nothing."""
+    words = "maximum context length"
+    near, far = ("x " * number + words for number in (800, 3000))
+    told = [
+        _errors.refusal("openai", 400, {}, body, sent())
+        for said in (near, far)
+        for body in (orjson.dumps({"error": {"message": said}}), said.encode())
+    ]
+
+    page = _errors.refusal("openai", 400, {}, (b"<i>" * 3000) + words.encode(), sent())
+
+    assert [type(error) for error in told] == [TextTooLong, TextTooLong, RequestRefused, RequestRefused]
+    assert page.message == "HTTP 400 without a word"
 
 
 @pytest.mark.parametrize("unit", REPEATED)
