@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import threading
 import time
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from embedctl import inputs
 from embedctl.errors import EmbedctlError, InputInvalid, WrongUsage
-from embedctl.inputs import ReadOptions, json_lines, open_input, row_bytes
+from embedctl.inputs import ReadOptions, csv_tables, json_lines, open_input, row_bytes
 from embedctl.inputs import parquet as read_parquet
 from tests.support import places
 
@@ -704,6 +705,44 @@ def test_a_quote_that_is_never_closed_is_no_traceback(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text('id,text\n1,"' + "line\n" * 1_000_000)
 
     assert refused(tmp_path / "a.csv").message == "a.csv: a row is longer than 2 MiB, or a quote is never closed"
+
+
+def test_nobody_reads_on_after_a_quote_that_is_never_closed(tmp_path, monkeypatch):
+    """After the error arrow's thread gets nothing more of the stream: one that reads at exit aborts the process."""
+    given_away = []
+    python_file = pa.PythonFile
+    monkeypatch.setattr(pa, "PythonFile", lambda stream, mode: given_away.append(stream) or python_file(stream, mode))
+    monkeypatch.setattr(csv_tables, "ROW_BYTES", 1 << 20)
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(('id,text\n1,"' + "line\n" * 1_000_000).encode(), 1))
+
+    assert "a quote is never closed" in refused(path).message
+    assert [stream.read(1) for stream in given_away] == [b""] * len(given_away)
+    assert given_away
+
+
+def test_a_stream_is_not_left_while_it_is_read(tmp_path):
+    """Who ends reading ahead waits for the read that is under way."""
+    inside, go_on, ended = threading.Event(), threading.Event(), []
+
+    class Slow:
+        def read(self, size):
+            inside.set()
+            go_on.wait(10)
+            return b"x"
+
+    ahead = csv_tables._ReadAhead(Slow())
+    reader = threading.Thread(target=ahead.read, args=(1,))
+    leaver = threading.Thread(target=lambda: ended.append(ahead.__exit__(None, None, None)))
+    reader.start()
+    inside.wait(10)
+    leaver.start()
+    leaver.join(0.05)
+    assert not ended
+    go_on.set()
+    leaver.join(10)
+    assert ended
+    assert ahead.read(1) == b""
 
 
 def test_a_header_with_an_open_quote_is_named(tmp_path):
