@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -76,9 +77,10 @@ def chosen(schema: pa.Schema, options: ReadOptions, label: str, *, all_text: boo
     row_id = named or next((name for name in ID_NAMES if name in types and _can_be_id(types[name])), None)
     row_id = None if named is None and row_id == text else row_id
     kept = _kept(types, options, label, {text, row_id})
-    twice = [name for name in {text, row_id, *kept} if name and schema.names.count(name) > 1]
+    counts = Counter(schema.names)
+    twice = [name for name in {text, row_id, *kept} if name and counts[name] > 1]
     if twice:
-        raise InputInvalid(f"{label}: column {twice[0]!r} is there {schema.names.count(twice[0])} times")
+        raise InputInvalid(f"{label}: column {twice[0]!r} is there {counts[twice[0]]} times")
     return Columns(
         text=text,
         is_tokens=not all_text and is_token_list(types[text]),

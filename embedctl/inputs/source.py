@@ -12,7 +12,7 @@ import pyarrow as pa
 from embedctl.errors import InputInvalid
 from embedctl.inputs import columns as read_columns
 from embedctl.inputs import files as read_files
-from embedctl.inputs import text
+from embedctl.inputs import row_bytes, text
 from embedctl.inputs.block import REASONS as REASONS
 from embedctl.inputs.block import Block as Block
 from embedctl.inputs.block import ReadOptions as ReadOptions
@@ -90,7 +90,7 @@ class Source:
         first_row = 0
         for file in self.files:
             for block in self._table(file, first_row):
-                yield block
+                yield row_bytes.within(block, self.options.max_row_bytes)
                 first_row = block.first_row + len(block)
 
     def _table(self, file: InputFile, first_row: int) -> Iterator[Block]:

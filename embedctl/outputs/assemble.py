@@ -91,13 +91,11 @@ class Sources:
     release_pages: Callable[[], None] = lambda: None
 
 
-def failures(
-    slice_: Slice, ids: Sequence[str | int], chunk_indexes: Sequence[int]
-) -> tuple[list[Failure], NDArray[Any]]:
+def failures(slice_: Slice, rows: Any) -> tuple[list[Failure], NDArray[Any]]:
     """Failures of all rows of a slice whose duplicates are resolved, and the mask of the rows that have a vector.
 
     Args:
-        ids: Of each row in `slice.rows`; likewise `chunk_indexes`.
+        rows: Arrow table of all rows of the slice, as many as `slice.rows`; None when there are none.
     """
     targets = np.asarray(slice_.rows, np.int64)
     where = slice_.where[targets]  # a mean's -1 is looked at below
@@ -108,10 +106,11 @@ def failures(
     found = list(slice_.failures)
     for row in np.flatnonzero(~has).tolist():
         place = _gone(slice_, row)
+        row_id, index = (rows.column(name)[row].as_py() for name in ("id", "chunk_index"))  # few: not a list of all
         if place is None:
-            raise InvariantBroken(f"row {ids[row]!r} of slot {slice_.number} has neither vector nor failure")
+            raise InvariantBroken(f"row {row_id!r} of slot {slice_.number} has neither vector nor failure")
         refusal = slice_.refusals[place]
-        found.append(refusal.of(slice_.row_of[row], ids[row], chunk_indexes[row], slice_.row_hashes[row]))
+        found.append(refusal.of(slice_.row_of[row], row_id, index, slice_.row_hashes[row]))
     return found, has
 
 
@@ -164,8 +163,9 @@ def tables(slice_: Slice, rows: Any, kept: NDArray[np.bool_], layout: Layout, so
         kept: Which of them have a vector.
     """
     numbers = np.flatnonzero(kept)
-    for start in range(0, len(numbers), parquet.ROW_GROUP_ROWS):
-        group = numbers[start : start + parquet.ROW_GROUP_ROWS]
+    most = parquet.row_group_rows(rows)
+    for start in range(0, len(numbers), most):
+        group = numbers[start : start + most]
         embeddings = _embeddings(slice_, group, layout.dimensions, sources)
         whole = len(group) == group[-1] - group[0] + 1
         chosen = rows.slice(group[0], len(group)) if whole else rows.take(group)

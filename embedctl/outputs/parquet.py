@@ -20,6 +20,7 @@ from embedctl.errors import OutputRefused, StorageFailed
 from embedctl.records import TEXT_HASH_BYTES, Space
 
 ROW_GROUP_ROWS = 16_384
+ROW_GROUP_BYTES = 64 << 20  # of ids, texts and kept columns: the writer holds a row group a few times over
 METADATA_KEY = b"embedctl"
 _CHUNK_ROWS = 1024
 OWN_COLUMNS = (
@@ -141,6 +142,11 @@ def _lists(numbers: NDArray[Any], kind: pa.DataType) -> pa.Array:
 def joined(batches: Sequence[pa.RecordBatch]) -> pa.Table | None:
     """Batches of one slice as a table; None when no row had text."""
     return pa.Table.from_batches(batches) if batches else None
+
+
+def row_group_rows(rows: pa.Table) -> int:
+    """Rows of one row group: fewer where they are large."""
+    return max(1, min(ROW_GROUP_ROWS, int(ROW_GROUP_BYTES * len(rows) // max(rows.nbytes, 1))))
 
 
 def row_columns(id_type: pa.DataType, kept: pa.Schema, *, text: bool) -> pa.Schema:

@@ -67,7 +67,9 @@ class Planner:
     def take(self, block: RowBlock, slice_: Slice) -> Iterator[PackedRequest]:
         """Add a block's rows to the slice; the requests that became full."""
         slice_.rows_read += len(block.ids)
+        failed_before = len(slice_.failures)
         candidates = self._candidates.of(block, slice_)
+        slice_.failed_bytes += sum(len(str(one.id)) for one in slice_.failures[failed_before:])
         if not candidates:
             return
         fresh = _Fresh()
@@ -81,7 +83,9 @@ class Planner:
         slice_.content_bytes += sum(one.content_bytes for one in candidates)
         texts = None if block.tokens is not None else [str(one.text) for one in candidates]
         positions, indexes = [one.position for one in candidates], [one.chunk_index for one in candidates]
-        slice_.batches.append(self._columns(block, positions, indexes, texts))
+        batch = self._columns(block, positions, indexes, texts)
+        slice_.column_bytes += batch.nbytes
+        slice_.batches.append(batch)
 
     def close(self, slice_: Slice) -> Iterator[PackedRequest]:
         """The slice takes no more rows: the requests that were not full."""

@@ -20,7 +20,10 @@ SLICE_ROWS = 1 << 17
 """Rows, or failures, close it too, however narrow the vectors."""
 
 SLICE_BYTES = 128 * 1024 * 1024
-"""About so many bytes of vectors, or of text and kept columns, close a slice."""
+"""About so many bytes of vectors, or of text as it is sent, close a slice."""
+
+COLUMN_BYTES = SLICE_BYTES // 2
+"""And so many of ids, texts and kept columns: they are in memory, a few times over while the part is written."""
 
 
 class VectorSource(IntEnum):
@@ -54,6 +57,9 @@ class Slice:
         means: Row → the vectors that its own is the mean of.
         refusals: Wanted vector that will not come → why.
         where, file, offset: one entry per target, see VectorSource.
+        content_bytes: Of the texts as they are sent.
+        column_bytes: Of `batches`.
+        failed_bytes: Of the ids of `failures`.
         pending: Targets that were asked for and whose outcome has not come.
     """
 
@@ -62,6 +68,8 @@ class Slice:
     first_target: int
     rows_read: int = 0
     content_bytes: int = 0
+    column_bytes: int = 0
+    failed_bytes: int = 0
     batches: list[Any] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     row_hashes: list[bytes] = field(default_factory=list)
@@ -131,9 +139,12 @@ class Slice:
     def full(self, dimensions: int | None) -> bool:
         """Whether the slice holds enough to be a part of its own."""
         vectors = self.targets * (dimensions or 1536) * 4
-        if vectors >= SLICE_BYTES or self.content_bytes >= SLICE_BYTES or len(self.rows) >= SLICE_ROWS:
+        if max(vectors, self.content_bytes) >= SLICE_BYTES or self.column_bytes >= COLUMN_BYTES:
             return True
-        return dimensions is not None and len(self.failures) >= SLICE_ROWS  # without a width it could not be a part
+        if len(self.rows) >= SLICE_ROWS:
+            return True
+        many_failed = len(self.failures) >= SLICE_ROWS or self.failed_bytes >= SLICE_BYTES
+        return dimensions is not None and many_failed  # without a width it could not be a part
 
 
 def _grown(entries: NDArray[Any], size: int) -> NDArray[Any]:
