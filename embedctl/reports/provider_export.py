@@ -179,13 +179,13 @@ def _whole(value: Any) -> int | None:
 
 
 def _amount(value: Any) -> Decimal | None:
-    """USD, rounded to what the ledger holds; a credit is negative."""
+    """USD as exact as it is said; a credit is negative."""
     if value is None:
         return None
     amount = _number(value)
     if abs(amount) >= _foreign.MOST_USD:
         raise ValueError(f"{_foreign.shown(value)!r} is no amount")
-    return round(amount, _foreign.DECIMALS)
+    return amount
 
 
 def _number(value: Any) -> Decimal:

@@ -46,8 +46,14 @@ def test_a_file_is_replaced_only_when_told_to(here: Path, words: tuple[str, ...]
     before = sorted(os.listdir())
     refused = embedctl(*words, "made.html")
 
-    assert (refused.code, refused.out) == (73, "")
-    assert refused.err == "error: made.html exists\nhint: name another, or --overwrite replaces it\n"
+    assert refused.code == 73
+    if "json" in words:
+        assert (refused.json["message"], refused.err) == ("made.html exists", "")
+    else:
+        assert (refused.out, refused.err) == (
+            "",
+            "error: made.html exists\nhint: name another, or --overwrite replaces it\n",
+        )
     assert Path("made.html").read_text() == "mine"
     assert embedctl(*words, "made.html", "--overwrite").code == 0
     assert Path("made.html").read_bytes() != b"mine"

@@ -75,11 +75,10 @@ def _litellm(content: Mapping[str, Any], day: datetime, name: str) -> Iterator[P
 def _genai(content: Sequence[Mapping[str, Any]], day: datetime, name: str) -> Iterator[Price]:
     for provider in content:
         for model in provider["models"]:
-            if not isinstance(model, dict) or "embed" not in str(model.get("id", "")).lower():
+            if "embed" not in str(model.get("id", "")).lower():
                 continue
             listed = model.get("prices")
-            latest = listed[-1] if isinstance(listed, list) and listed else None
-            entry = latest.get("prices", {}) if isinstance(latest, dict) else listed
+            entry = listed[-1].get("prices", {}) if isinstance(listed, list) and listed else listed
             value = entry.get("input_mtok") if isinstance(entry, dict) else None
             own = _known_as(provider.get("id"))
             price = _observed(own, str(model["id"]), "standard", value, 1, day, f"genai-prices:{name}")

@@ -166,7 +166,7 @@ def test_an_amount_that_no_column_holds(tmp_path: Path, amount: str) -> None:
         provider_export.read_export(export)
 
     export.write_text("day,cost\n2026-11-15,-3.20000000000000030000001\n")
-    assert provider_export.read_export(export)[0].cost == Decimal("-3.2")
+    assert provider_export.read_export(export)[0].cost == Decimal("-3.20000000000000030000001")
 
 
 @pytest.mark.parametrize(
