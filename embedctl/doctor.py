@@ -120,9 +120,13 @@ def _nearest(path: Path) -> Path:
 def _settings(settings: Settings) -> Check:
     files = [str(path) for path in settings.files]
     named = sorted(name for name in settings.environment if name.startswith("EMBEDCTL_"))
-    facts = {"files": files, "variables": named}
+    facts = {"files": files, "variables": named, "unheeded": list(settings.unheeded)}
     told = ", ".join(files) or "no file (`embedctl config init` writes one)"
-    return Check("settings", "ok", told + (f"; set: {', '.join(named)}" if named else ""), facts=facts)
+    told += f"; set: {', '.join(named)}" if named else ""
+    if settings.unheeded:
+        hint = "a project's file may only ask for less; your own settings, or a flag, may ask for more"
+        return Check("settings", "note", "; ".join((told, *settings.unheeded)), hint, facts)
+    return Check("settings", "ok", told, facts=facts)
 
 
 def _model(settings: Settings) -> Check:

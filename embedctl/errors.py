@@ -43,7 +43,7 @@ Each class carries its exit code and the fixed word that `--json` prints. They a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar, Literal
 
@@ -141,7 +141,7 @@ class OutputRefused(EmbedctlError):
 
 
 class StorageFailed(EmbedctlError):
-    """A disk said no in the middle of the work."""
+    """A disk write failed: disk full or I/O error."""
 
     exit_code = 74
     word = "storage_failed"
@@ -376,3 +376,12 @@ def worst(codes: Sequence[int]) -> int:
         if code in codes:
             return code
     return max(codes, default=0)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word most like `word`, for "did you mean"; case does not matter. None when none is like it."""
+    import difflib  # only when something is misspelt
+
+    by_lower_case = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(word.lower(), list(by_lower_case), n=1, cutoff=0.6)
+    return by_lower_case[close[0]] if close else None

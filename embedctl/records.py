@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
@@ -58,9 +58,61 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def printable(text: str) -> str:
+    r"""Text of the system (a path, an argument) for people: bytes that are no UTF-8 become `\xff`."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace") if _is_undecoded(text) else text
+
+
+def storable(text: str) -> str:
+    r"""Text of the system for JSON that is read again: bytes that are no UTF-8 become `\0` and two hex digits."""
+    if not _is_undecoded(text):
+        return text
+    return "".join(f"\0{ord(one) - 0xDC00:02x}" if _is_undecoded(one) else one for one in text)
+
+
+def stored(text: str) -> str:
+    """What `storable` was given; no path holds a NUL of its own."""
+    if "\0" not in text:
+        return text
+    first, *rest = text.split("\0")
+    try:
+        return first + "".join(chr(0xDC00 + int(part[:2], 16)) + part[2:] for part in rest)
+    except ValueError:
+        return text
+
+
+def to_json(value: Any, *, default: Callable[[Any], Any] = str, option: int = 0, spelt: Callable[[str], str]) -> bytes:
+    """JSON of anything, also where a path or an argument in it is no UTF-8.
+
+    Args:
+        default: What becomes of types that JSON does not know.
+        spelt: `printable` or `storable`.
+    """
+    try:
+        return orjson.dumps(value, default=default, option=option)
+    except TypeError:
+        return orjson.dumps(_spelt(value, spelt), default=lambda one: _spelt(default(one), spelt), option=option)
+
+
+def _spelt(value: Any, spelt: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return spelt(value)
+    if isinstance(value, Mapping):
+        return {_spelt(key, spelt): _spelt(one, spelt) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelt(one, spelt) for one in value]
+    return _spelt(asdict(value), spelt) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _is_undecoded(text: str) -> bool:
+    return not text.isascii() and any("\udc80" <= one <= "\udcff" for one in text)
+
+
 NO_USAGE = "native usage missing"
-JOURNAL_DAMAGED = "journal_damaged"
 """Why an answer has no tokens and no cost: its provider said none, and in `native` mode nobody else counts."""
+
+JOURNAL_DAMAGED = "journal_damaged"
+"""Error class of attempts of which nothing is known but that a journal has no whole record of them."""
 
 
 def text_hash(wire_text: str) -> bytes:
@@ -468,7 +520,7 @@ class RowFailed:
 
 Concern = Literal[
     "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "ledger", "duplicate_ids",
-    "cache", "learned_file", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
+    "cache", "learned_file", "input", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
 ]  # fmt: skip
 
 

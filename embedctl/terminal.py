@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 Format = Literal["table", "json", "csv", "md"]
 FORMATS: tuple[Format, ...] = ("table", "json", "csv", "md")
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\0")  # OWASP ASVS 1.2.10: a spreadsheet would run these
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\0")
+"""A spreadsheet would run a text that begins so (OWASP ASVS 1.2.10); an apostrophe before it tells it not to."""
+
+_MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {char: f"\\{char}" for char in "\\|[]`*"})
 
 
 def aside(text: str) -> None:
@@ -47,7 +50,10 @@ def out(text: str) -> None:
         StorageFailed: It takes no more.
     """
     try:
-        sys.stdout.write(text)
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:  # a path that is no UTF-8: its own bytes
+            sys.stdout.buffer.write(os.fsencode(text))
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         raise
@@ -80,7 +86,12 @@ def _silence(stream: TextIO) -> None:
 
 def safe(text: object) -> str:
     r"""Foreign text made harmless for a terminal: control, escape, bidi and surrogate characters shown as \x.."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+    from embedctl.records import printable
+
+    shown = printable(str(text))
+    if shown.isprintable():
+        return shown
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
 
 
 def notice(text: str) -> None:
@@ -133,16 +144,40 @@ def document(value: object) -> bytes:
     """One JSON document, as `--json` prints it."""
     import orjson
 
-    return orjson.dumps(value, default=_plain, option=orjson.OPT_INDENT_2) + b"\n"
+    from embedctl.records import printable, to_json
+
+    return _seen(to_json(value, default=_plain, option=orjson.OPT_INDENT_2, spelt=printable)) + b"\n"
+
+
+def _seen(json: bytes) -> bytes:
+    """JSON in which no character is raw that a terminal obeys or nobody sees: escaped, it parses to the same."""
+    if json.isascii() and b"\x7f" not in json:
+        return json
+    text = json.decode()
+    if text.replace("\n", "").isprintable():
+        return json
+    return "".join(char if char.isprintable() or char == "\n" else _json_escape(char) for char in text).encode()
+
+
+def _json_escape(char: str) -> str:
+    units = char.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table: the key in each row, its heading, and which side it leans to."""
+    """One column of a table.
+
+    Attributes:
+        key: In each row; also what CSV calls the column, unless it has a `name`.
+        numeric: Its texts are numbers too (exact ones): a minus begins no formula.
+    """
 
     key: str
     heading: str
     align: Literal["left", "right"] = "left"
+    name: str | None = None
+    numeric: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,26 +230,33 @@ def _cell(value: object, *, absent: str) -> str:
 def _csv(content: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(column.key for column in content.columns)
+    columns = content.columns
+    writer.writerow(_csv_cell(column.key if column.name is None else column.name) for column in columns)
     for row in content.rows:
-        cells = (row.get(column.key) for column in content.columns)
-        writer.writerow(
-            f"'{text}" if isinstance(cell, str) and text.startswith(_FORMULA_STARTS) else text
-            for cell in cells
-            for text in (_cell(cell, absent=""),)
-        )
+        writer.writerow(_csv_cell(row.get(column.key), numeric=column.numeric) for column in columns)
     return out.getvalue()
+
+
+def _csv_cell(value: object, *, numeric: bool = False) -> str:
+    """For a spreadsheet: a text is no formula, a number is a number."""
+    text = _cell(value, absent="")
+    return f"'{text}" if isinstance(value, str) and not numeric and value.startswith(FORMULA_STARTS) else text
+
+
+def _markdown_cell(value: object) -> str:
+    """For a page: no HTML, link, picture, code or further cell."""
+    return _cell(value, absent="-").translate(_MARKDOWN)
 
 
 def _markdown(content: Table) -> str:
     lines = [
-        "| " + " | ".join(column.heading for column in content.columns) + " |",
+        "| " + " | ".join(_markdown_cell(column.heading) for column in content.columns) + " |",
         "| " + " | ".join("---:" if column.align == "right" else "---" for column in content.columns) + " |",
     ]
     for row in [*content.rows, *([content.totals] if content.totals else [])]:
-        cells = (_cell(row.get(column.key), absent="-").replace("|", "\\|") for column in content.columns)
+        cells = (_markdown_cell(row.get(column.key)) for column in content.columns)
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, *(f"\n{safe(line)}" for line in content.footer)]) + "\n"
+    return "\n".join([*lines, *(f"\n{_markdown_cell(line)}" for line in content.footer)]) + "\n"
 
 
 def _text(content: Table) -> str:
@@ -222,7 +264,7 @@ def _text(content: Table) -> str:
 
     rows = [*content.rows, *([content.totals] if content.totals else [])]
     cells = [[_cell(row.get(column.key), absent="-") for column in content.columns] for row in rows]
-    cells.insert(0, [column.heading for column in content.columns])
+    cells.insert(0, [safe(column.heading) for column in content.columns])
     widths = [max(cell_len(line[i]) for line in cells) for i in range(len(content.columns))]
 
     def padded(text: str, i: int) -> str:
@@ -321,6 +363,7 @@ _CONCERNS = {
     "unconfirmed, and their texts are bought again",
     "set_aside": "a damaged or foreign state file is set aside as {subject}",
     "input_differs": "the input is not what an interrupted run read: it is planned anew, known texts are reused",
+    "input": "{detail}",
 }
 
 

@@ -7,7 +7,9 @@ of the chain model's tokenizer → cl100k_base → bytes/4, and the counter says
 
 from __future__ import annotations
 
+import binascii
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +25,28 @@ ASSETS = Path(__file__).parent / "assets"
 BUNDLED = "bundled:minilm"
 FALLBACK = "tiktoken:cl100k_base"
 BYTES = "bytes/4"
+
+_VOCABULARY = "tiktoken/9b5ad71b2ce5302211f9c61530b329a4922fc6a4"
+_CHECKSUMS = {
+    "minilm/model.onnx": 0x908D1CA3,
+    "minilm/tokenizer.json": 0x0B2E9C36,
+    _VOCABULARY: 0xB99E2E8D,
+}
+"""CRC-32 of each bundled file: 10 ms for the model, where its SHA-256 (assets/PROVENANCE.md) takes 60."""
+
+# From tiktoken's own definition of cl100k_base (0.12.0, 2026-11-25), which reads the vocabulary through a cache that
+# it deletes from, and fills from the network, when a file is not as it should be.
+_CL100K_PATTERN = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"""
+    r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+)
+_CL100K_SPECIAL = {
+    "<|endoftext|>": 100257,
+    "<|fim_prefix|>": 100258,
+    "<|fim_middle|>": 100259,
+    "<|fim_suffix|>": 100260,
+    "<|endofprompt|>": 100276,
+}
 
 # The ids that tiktoken's special tokens have must never come out of ordinary text: `encode_ordinary`, always.
 
@@ -97,6 +121,9 @@ def counter(tokenizer_id: str | None, fallback: str = FALLBACK) -> Counter:
 
     Args:
         tokenizer_id: The catalog's or the config's name for it; None or "unknown…" when nobody knows.
+
+    Raises:
+        ConfigurationInvalid: A bundled file that it needs is damaged or missing.
     """
     for name in (tokenizer_id, fallback):
         found = _load(name) if name else None
@@ -107,7 +134,11 @@ def counter(tokenizer_id: str | None, fallback: str = FALLBACK) -> Counter:
 
 @cache
 def _load(tokenizer_id: str) -> Counter | None:
-    """The counter of this very id, None when it cannot be had here (offline, unknown, broken)."""
+    """The counter of this very id, None when it cannot be had here (offline, unknown, broken).
+
+    Raises:
+        ConfigurationInvalid: A bundled file is damaged or missing: nobody counts in its place in silence.
+    """
     kind, _, name = tokenizer_id.partition(":")
     try:
         if tokenizer_id == BYTES:
@@ -115,25 +146,59 @@ def _load(tokenizer_id: str) -> Counter | None:
         if kind == "tiktoken":
             return _Tiktoken(_encoding(name), tokenizer_id)
         if tokenizer_id == BUNDLED:
-            return _HuggingFace(tokenizer_file(ASSETS / "minilm" / "tokenizer.json"), tokenizer_id)
+            return _HuggingFace(tokenizer_file(asset("minilm/tokenizer.json")), tokenizer_id)
         if kind == "file":
             return _HuggingFace(tokenizer_file(Path(name)), tokenizer_id)
         if kind == "hf":
             path = _cached_tokenizer(name.split(" ")[0])
             return _HuggingFace(tokenizer_file(path), tokenizer_id) if path else None
+    except ConfigurationInvalid:
+        raise
     except Exception:
         return None
     return None
 
 
+def asset(name: str) -> Path:
+    """A bundled file, checked to be the one that was shipped.
+
+    Args:
+        name: Its path below `assets/`.
+
+    Raises:
+        ConfigurationInvalid: It is damaged, missing, or cannot be read.
+    """
+    path = ASSETS / name
+    found = 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                found = zlib.crc32(chunk, found)
+    except OSError as problem:
+        raise _damaged(path, problem.strerror or str(problem)) from problem
+    if found != _CHECKSUMS[name]:
+        raise _damaged(path, "its checksum is not the one it was shipped with")
+    return path
+
+
+def _damaged(path: Path, why: str) -> ConfigurationInvalid:
+    return ConfigurationInvalid(
+        f"{path}, which comes with embedctl, is damaged: {why}",
+        hint="reinstall embedctl from where it came from (pip install --force-reinstall)",
+    )
+
+
 def _encoding(name: str) -> Any:
     """A tiktoken encoding; cl100k_base comes from the package, so that nothing is downloaded."""
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(ASSETS / "tiktoken"))
+    if name != "cl100k_base" and not os.environ.get("TIKTOKEN_CACHE_DIR"):
+        raise LookupError(name)  # it would be downloaded
     import tiktoken
 
-    if name != "cl100k_base" and os.environ["TIKTOKEN_CACHE_DIR"] == str(ASSETS / "tiktoken"):
-        raise LookupError(name)  # it would be downloaded into the package
-    return tiktoken.get_encoding(name)
+    if name != "cl100k_base":
+        return tiktoken.get_encoding(name)
+    pairs = (line.split() for line in asset(_VOCABULARY).read_bytes().splitlines())
+    ranks = {binascii.a2b_base64(token): int(rank) for token, rank in pairs}
+    return tiktoken.Encoding(name, pat_str=_CL100K_PATTERN, mergeable_ranks=ranks, special_tokens=_CL100K_SPECIAL)
 
 
 def tokenizer_file(path: Path) -> Tokenizer:

@@ -29,7 +29,7 @@ LEDGER_WAIT_S = 30
 
 
 def check_priced(endpoints: Sequence[Endpoint], unit_price: UnitPrice, options: Options) -> None:
-    """With --max-cost every offer needs a price.
+    """With --max-cost every endpoint needs a price.
 
     Raises:
         WrongUsage: One has none.

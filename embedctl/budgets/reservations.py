@@ -10,13 +10,13 @@ from decimal import Decimal
 
 from embedctl.budgets.shared import SharedBudget
 from embedctl.embedding import usage
-from embedctl.errors import BudgetReached, InvariantBroken
+from embedctl.errors import BudgetReached
 from embedctl.ledger.prices.price import cost
 from embedctl.records import UNOBSERVED, BudgetLow, Observer, Request, UsageEvent, format_usd
 from embedctl.routing.chain import Endpoint
 
 UnitPrice = Callable[[Endpoint], Decimal | None]
-"""USD per million tokens of an offer now; 0 when it is free, None when nobody knows."""
+"""USD per million tokens of an endpoint now; 0 when it is free, None when nobody knows."""
 
 OTHERS_S = 0.1
 """How often is looked whether another run has given back what it had set aside."""
@@ -84,31 +84,40 @@ class Reservations:
         self._observer = observer
         self._purse = purse
         self._settled = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
 
-    async def room(self, endpoint: Endpoint, request: Request) -> None:
-        """Wait while money is short, but some of it is set aside for what is in flight: most of that comes back."""
-        while True:
-            price, mine = self._concerned(endpoint, request)
-            short: list[SpendLimit] = []
-            for amount in self._amounts(endpoint, request, price):
-                with self._counted(mine):
-                    short = [one for one in mine if not one.fits(amount)]
-                if not short:
-                    return
-            if not self._comes_back(short):
-                return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if self._purse is None else OTHERS_S):
-                    await self._settled.wait()
+    def price(self, endpoint: Endpoint) -> Decimal | None:
+        """USD per million tokens of an endpoint now; 0 when it is free, None when nobody knows."""
+        return self._unit_price(endpoint)
 
-    def reserve(self, endpoint: Endpoint, request: Request) -> Reservation:
+    async def reserve(self, endpoint: Endpoint, request: Request) -> Reservation:
         """Set the most that an attempt can cost aside; counted exactly only when money is short.
 
+        Waits while money is short, but some of it is set aside for what is in flight: most of that comes back. In a
+        thread: the shared file and a tokenizer take their time.
+
         Raises:
-            BudgetReached: It could pass an allowance.
+            BudgetReached: It could pass a limit, and nothing that is set aside comes back.
         """
         price, mine = self._concerned(endpoint, request)
-        refused = None
+        if not mine:
+            return Reservation(next(self._amounts(endpoint, request, price)), price, request.workspace_id, mine)
+        while True:
+            settled = self._settled
+            async with self._one_at_a_time:
+                reservation = await asyncio.to_thread(self._reserve, endpoint, request, price, mine)
+            if reservation is not None:
+                return reservation
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if self._purse is None else OTHERS_S):
+                    await settled.wait()
+
+    def _reserve(
+        self, endpoint: Endpoint, request: Request, price: Decimal, mine: tuple[SpendLimit, ...]
+    ) -> Reservation | None:
+        """The reservation; None when there is too little now, but something that is set aside may come back."""
+        short: list[SpendLimit] = []
+        amount = _ZERO
         for amount in self._amounts(endpoint, request, price):
             with self._counted(mine) as purse:
                 short = [one for one in mine if not one.fits(amount)]
@@ -118,14 +127,29 @@ class Reservations:
                     if purse is not None:
                         purse.add(request.workspace_id, reserved=amount)
                     return Reservation(amount, price, request.workspace_id, mine)
-                refused = reached(short[0], amount)
-        raise refused or InvariantBroken("a request without an amount")
+        if self._comes_back(short):
+            return None
+        raise reached(short[0], amount)
 
-    def settle(self, reservation: object, event: UsageEvent) -> None:
+    async def release(self, reservation: object) -> None:
+        """Give back what was set aside for an attempt that was never made."""
+        await self._give_back(reservation, None)
+
+    async def settle(self, reservation: object, event: UsageEvent) -> None:
         """Give back what was set aside, and count what was or may have been billed."""
+        await self._give_back(reservation, event)
+
+    async def _give_back(self, reservation: object, event: UsageEvent | None) -> None:
         if not isinstance(reservation, Reservation):
             raise TypeError("not a reservation")
-        spent = _spent(reservation, event)
+        if reservation.allowances:
+            async with self._one_at_a_time:
+                await asyncio.to_thread(self._settle, reservation, event)
+        self._settled.set()
+        self._settled = asyncio.Event()
+
+    def _settle(self, reservation: Reservation, event: UsageEvent | None) -> None:
+        spent = _ZERO if event is None else _spent(reservation, event)
         with self._counted(reservation.allowances) as purse:
             for one in reservation.allowances:
                 one.reserved -= reservation.amount
@@ -136,8 +160,6 @@ class Reservations:
             if one.warn_at is not None and one.spent >= one.warn_at:
                 one.warn_at = None
                 self._observer.notify(BudgetLow(one.name, one.spent, one.amount))
-        self._settled.set()
-        self._settled = asyncio.Event()
 
     def close(self) -> None:
         """The run is over."""
@@ -158,7 +180,7 @@ class Reservations:
 
     @contextmanager
     def _counted(self, mine: Sequence[SpendLimit]) -> Iterator[SharedBudget | None]:
-        """While the sums of shared allowances are as all runs see them: the purse, where there is one to tell."""
+        """While the sums are as all runs see them: the shared budget, where there is one."""
         shared = [one for one in mine if one.workspace_id is not None]
         if self._purse is None or not shared:
             yield None

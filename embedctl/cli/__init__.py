@@ -1,12 +1,12 @@
 """The command line: flags in, one call, exit code out. The only door to typer.
 
-Commands are modules of this folder, imported when they are called: `--help` imports none of them.
+A command is a module of this folder; a group is one, too, or a folder that names the file of each of its commands. All
+are imported when they are called: `--help` imports none of them, and `usage report` no other command of `usage`.
 """
 
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import resource
 import sys
@@ -18,9 +18,7 @@ from typing import Any, NoReturn
 import typer
 
 from embedctl import __version__, terminal
-from embedctl.cli._groups import SuggestingGroup as SuggestingGroup
-from embedctl.cli._groups import made, quick
-from embedctl.cli._groups import nearest as nearest
+from embedctl.cli._groups import SuggestingGroup, imported, quick
 from embedctl.errors import EmbedctlError, InvariantBroken, WrongUsage
 
 COMMANDS = {
@@ -59,8 +57,7 @@ class _Root(SuggestingGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.list_commands(ctx):
             return None
-        module = importlib.import_module(f"embedctl.cli.{cmd_name}")
-        return made(module.app, cmd_name)
+        return imported(f"embedctl.cli.{cmd_name}", cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for title, commands in COMMANDS.items():
@@ -106,9 +103,7 @@ def _told(as_json: bool) -> Iterator[None]:
 
 
 def _say(error: EmbedctlError, as_json: bool) -> NoReturn:
-    from embedctl import terminal as render
-
-    render.error(error, as_json=as_json)
+    terminal.error(error, as_json=as_json)
     raise typer.Exit(error.exit_code) from None
 
 

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
-from embedctl.cli import nearest
-from embedctl.errors import WrongUsage
+from embedctl.errors import WrongUsage, nearest
 from embedctl.settings.options import Options
 
 FormatFlag = Annotated[
@@ -21,8 +20,9 @@ FormatFlag = Annotated[
     typer.Option("--format", help="How to print it.", show_default=True),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", "-j", help="The same as --format json.")]
-ConfigFlag = Annotated[Optional[Path], typer.Option("--config", help="Settings file instead of the user's.")]  # noqa: UP045
-LedgerFlag = Annotated[Optional[Path], typer.Option("--ledger", help="Ledger file.")]  # noqa: UP045
+ConfigFlag = Annotated[Path | None, typer.Option("--config", help="Settings file instead of the user's.")]
+OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
+LedgerFlag = Annotated[Path | None, typer.Option("--ledger", help="Ledger file.")]
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +65,7 @@ def _parameter(entry: Any, hint: Any) -> inspect.Parameter:
         entry.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[Optional[annotation], option],  # noqa: UP045
+        annotation=Annotated[annotation | None, option],
     )
 
 
@@ -90,13 +90,13 @@ def tags(pairs: list[str]) -> dict[str, str]:
     Raises:
         WrongUsage: One has no "=".
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise WrongUsage(f"--tag {pair!r} is not K=V", hint="like --tag team=search")
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
 def one_of(word: str, known: list[str], what: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from embedctl import terminal
-from embedctl.errors import WrongUsage
-
-
-def nearest(word: str, known: list[str]) -> str | None:
-    """The known word most like `word`, None when none is close."""
-    import difflib
-
-    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return matches[0] if matches else None
+from embedctl.errors import WrongUsage, nearest
 
 
 class SuggestingGroup(TyperGroup):
@@ -68,35 +61,67 @@ class ListingGroup(SuggestingGroup):
         return list(super().parse_args(ctx, args))
 
 
-def command_of(app: typer.Typer) -> Any:
-    """What typer makes of a module's app; the commands of a group are made when they are asked for."""
-    only = app.registered_commands[0] if len(app.registered_commands) == 1 else None
-    if only and not app.registered_groups and not app.registered_callback:
-        alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        alone.registered_commands = [only]
-        return _made(alone)
+class RunningGroup(SuggestingGroup):
+    """`embedctl batch INPUT…` means `embedctl batch run INPUT…`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of the first word; `run` when that is an input."""
+        if args and args[0] not in self.list_commands(ctx):
+            if not any(mark in args[0] for mark in "./*-") and not Path(args[0]).exists():
+                return super().resolve_command(ctx, args)
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
+class Group(typer.Typer):
+    """A group of commands. Each is made when it is called; one with a file of its own is imported then, too.
+
+    Args:
+        files: Command → file of `package` that has it, in the order of `--help`.
+
+    Attributes:
+        modules: Command → the module that has it; empty where the group's own module registers its commands.
+    """
+
+    def __init__(
+        self,
+        package: str = "",
+        files: Mapping[str, str] = MappingProxyType({}),
+        *,
+        cls: type[SuggestingGroup] = SuggestingGroup,
+        **settings: Any,
+    ) -> None:
+        super().__init__(cls=cls, no_args_is_help=True, rich_markup_mode=None, **settings)
+        self.modules = {name: f"{package}.{file}" for name, file in files.items()}
+
+
+def imported(module: str, name: str) -> Any:
+    """The command `name` of a module that has an `app`."""
+    return command_of(importlib.import_module(module).app, name)
+
+
+def command_of(app: typer.Typer, name: str) -> Any:
+    """The command `name` of an app: the group that it is, or what is registered under this name."""
+    if not isinstance(app, Group):
+        return _registered(app)[name]()
     shell = copy(app)
-    shell.registered_commands, shell.registered_groups = [], []
-    group = typer.main.get_group(shell)
-    if not isinstance(group, SuggestingGroup):
-        return typer.main.get_group(app)
-    group.waiting = dict(_waiting(app))
+    shell.registered_commands = []
+    group: Any = typer.main.get_group(shell)
+    group.name = name
+    group.waiting = {command: partial(imported, module, command) for command, module in app.modules.items()}
+    group.waiting |= _registered(app)
     return quick(group)
 
 
-def _waiting(app: typer.Typer) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Name and maker of each command of an app; those of a nested app without a name stand among them."""
+def _registered(app: typer.Typer) -> dict[str, Callable[[], Any]]:
+    """Name and maker of each command that an app registers."""
+    makers: dict[str, Callable[[], Any]] = {}
     for info in app.registered_commands:
-        alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None)
         alone.registered_commands = [info]
         name = info.name or typer.main.get_command_name(info.callback.__name__)  # type: ignore[union-attr]
-        yield name, partial(_made, alone)
-    for nested in app.registered_groups:
-        assert nested.typer_instance is not None  # noqa: S101 - add_typer always sets it
-        if isinstance(nested.name, str):
-            yield nested.name, partial(made, nested.typer_instance, nested.name)
-        else:
-            yield from _waiting(nested.typer_instance)
+        makers[name] = partial(_made, alone)
+    return makers
 
 
 def quick(command: Any) -> Any:
@@ -105,13 +130,13 @@ def quick(command: Any) -> Any:
 
     def params(ctx: Any) -> list[Any]:
         """All parameters, --help too, which is made for a context."""
-        found: list[Any] = listed(ctx)
-        for param in found:
+        parameters: list[Any] = listed(ctx)
+        for param in parameters:
             if getattr(param, "_runtime_param", param) is None:
                 param._runtime_param = _Plain(param)
             if "--help" in param.opts:
                 param.callback = _help
-        return found
+        return parameters
 
     command.get_params = params
     return command
@@ -156,10 +181,3 @@ class _Plain:
 
 def _made(app: typer.Typer) -> Any:
     return quick(typer.main.get_command(app))
-
-
-def made(app: typer.Typer, name: str) -> Any:
-    """The command of an app, under this name."""
-    command = command_of(app)
-    command.name = name
-    return command

@@ -7,23 +7,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from embedctl import terminal
-from embedctl.cli import SuggestingGroup
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
+from embedctl.cli._groups import Group
 
 if TYPE_CHECKING:
     from embedctl.settings import Settings
     from embedctl.storage.token_count_cache import SharedCounts
     from embedctl.storage.vector_cache import VectorCache
 
-app = typer.Typer(cls=SuggestingGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-@app.callback(epilog="Example: embedctl cache stats", context_settings={"help_option_names": ["-h", "--help"]})
-def _cache() -> None:
-    """Show or clear the vectors, and the token counts, that are kept across outputs."""
+app = Group(
+    help="Show or clear the vectors, and the token counts, that are kept across outputs.",
+    epilog="Example: embedctl cache stats",
+)
 
 
 def _opened(config: Path | None) -> tuple[VectorCache, SharedCounts, Settings]:
@@ -31,36 +27,36 @@ def _opened(config: Path | None) -> tuple[VectorCache, SharedCounts, Settings]:
     from embedctl.storage.token_count_cache import SharedCounts
     from embedctl.storage.vector_cache import VectorCache
 
-    found = settings.load(config=config)
-    kept = found.cache
+    loaded = settings.load(config=config)
+    limits = loaded.cache
     cache = VectorCache(
-        found.paths.cache, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, observer=terminal.TerminalObserver()
+        loaded.paths.cache, max_bytes=limits.max_bytes, ttl_days=limits.ttl_days, observer=terminal.TerminalObserver()
     )
-    return cache, SharedCounts(found.paths.cache, ttl_s=found.token_usage.cache_ttl_s), found
+    return cache, SharedCounts(loaded.paths.cache, ttl_s=loaded.token_usage.cache_ttl_s), loaded
 
 
-@app.command(epilog="Example: embedctl cache stats --json", context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(epilog="Example: embedctl cache stats --json")
 def stats(form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None) -> None:
     """Show how many vectors and token counts are kept, how much room they take, and how often they were of use."""
-    cache, counts, found = _opened(config)
-    kept, looked_up = cache.stats(), cache.tally()
+    cache, counts, loaded = _opened(config)
+    stored, lookups = cache.stats(), cache.tally()
     cache.close()
     counted, count_tally = counts.kept(), counts.tally()
     counts.close()
-    oldest = None if kept.oldest_at is None else datetime.fromtimestamp(kept.oldest_at, UTC)
+    oldest = None if stored.oldest_at is None else datetime.fromtimestamp(stored.oldest_at, UTC)
     envelope = {
-        "path": str(found.paths.cache),
-        "entries": kept.entries,
-        "bytes": kept.bytes,
-        "max_bytes": found.cache.max_bytes,
-        "ttl_days": found.cache.ttl_days,
+        "path": str(loaded.paths.cache),
+        "entries": stored.entries,
+        "bytes": stored.bytes,
+        "max_bytes": loaded.cache.max_bytes,
+        "ttl_days": loaded.cache.ttl_days,
         "oldest_at": oldest,
-        "spaces": list(kept.spaces),
-        **asdict(looked_up),
+        "spaces": list(stored.spaces),
+        **asdict(lookups),
         "token_counts": {
-            "on": found.token_usage.cache,
+            "on": loaded.token_usage.cache,
             "entries": counted,
-            "ttl_s": found.token_usage.cache_ttl_s,
+            "ttl_s": loaded.token_usage.cache_ttl_s,
             **asdict(count_tally),
         },
     }
@@ -70,22 +66,22 @@ def stats(form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigF
         terminal.Column("entries", "Vectors", "right"),
         terminal.Column("bytes", "Bytes", "right"),
     ]
-    totals = {"model": "Total", "entries": kept.entries, "bytes": kept.bytes}
+    totals = {"model": "Total", "entries": stored.entries, "bytes": stored.bytes}
     footer = [
-        f"{found.paths.cache}: at most {found.cache.max_bytes:,} bytes, {found.cache.ttl_days} days",
-        f"vectors: {looked_up.hits:,} found, {looked_up.misses:,} not",
-        f"token counts ({'on' if found.token_usage.cache else 'off'}): {counted:,} kept, "
+        f"{loaded.paths.cache}: at most {loaded.cache.max_bytes:,} bytes, {loaded.cache.ttl_days} days",
+        f"vectors: {lookups.hits:,} found, {lookups.misses:,} not",
+        f"token counts ({'on' if loaded.token_usage.cache else 'off'}): {counted:,} kept, "
         f"{count_tally.hits:,} found, {count_tally.misses:,} not",
     ]
-    table = terminal.Table(columns=columns, rows=kept.spaces, envelope=envelope, totals=totals, footer=footer)
+    table = terminal.Table(columns=columns, rows=stored.spaces, envelope=envelope, totals=totals, footer=footer)
     terminal.table(table, "json" if as_json else form)
 
 
-@app.command(epilog="Example: embedctl cache clear", context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(epilog="Example: embedctl cache clear")
 def clear(config: ConfigFlag = None) -> None:
     """Remove all kept vectors and token counts; outputs are not touched."""
-    cache, counts, found = _opened(config)
+    cache, counts, loaded = _opened(config)
     entries, counted = cache.stats().entries, counts.kept()
     counts.close()
     cache.clear()
-    terminal.notice(f"{entries:,} vectors and {counted:,} token counts removed from {found.paths.cache}")
+    terminal.notice(f"{entries:,} vectors and {counted:,} token counts removed from {loaded.paths.cache}")

@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from embedctl import settings, terminal
-from embedctl.cli import SuggestingGroup
+from embedctl import settings, storage, terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
-from embedctl.errors import OutputRefused
+from embedctl.cli._groups import Group
 from embedctl.settings.options import Options
+from embedctl.storage import named
 
-app = typer.Typer(cls=SuggestingGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-_HELP = {"help_option_names": ["-h", "--help"]}
+app = Group(help="Write, show and find the settings.", epilog="Example: embedctl config show")
 
 TEMPLATE = """\
 # embedctl's settings. Stronger: a flag, an environment variable, ./embedctl.toml. Keys are never written here:
@@ -47,59 +46,52 @@ TEMPLATE = """\
 """
 
 
-@app.callback(epilog="Example: embedctl config show")
-def _config() -> None:
-    """Write, show and find the settings."""
-
-
-@app.command(epilog="Example: embedctl config init", context_settings=_HELP)
+@app.command(epilog="Example: embedctl config init")
 def init(
-    force: Annotated[bool, typer.Option("--force", help="Replace a settings file that exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", "--force", help="Replace a settings file that exists.")
+    ] = False,
     config: ConfigFlag = None,
 ) -> None:
     """Write a settings file to start from, with every line explained."""
     path = config or settings.user_config_path(os.environ)
-    if path.exists() and not force:
-        raise OutputRefused(f"{path} exists", hint="edit it, or --force replaces it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.write_text(TEMPLATE, "utf-8")
-    except OSError as problem:
-        raise OutputRefused(f"{path} cannot be written: {problem.strerror}") from None
+    storage.DISK.make_folder(path.parent)
+    named.write(path, TEMPLATE.encode(), overwrite=overwrite, mode=0o600)
     terminal.notice(f"wrote {path}")
 
 
-@app.command(epilog="Example: embedctl config show --json", context_settings=_HELP)
+@app.command(epilog="Example: embedctl config show --json")
 def show(
     form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None, ledger: LedgerFlag = None
 ) -> None:
     """Every option with its value and where that comes from; keys are not shown."""
-    found = settings.load(config=config, ledger=ledger)
+    loaded = settings.load(config=config, ledger=ledger)
     rows: list[dict[str, Any]] = [
-        {"option": entry.name, "value": _value(getattr(found.options, entry.name)), "from": found.origins[entry.name]}
+        {"option": entry.name, "value": _value(getattr(loaded.options, entry.name)), "from": loaded.origins[entry.name]}
         for entry in fields(Options)
     ]
-    places = {"home": found.paths.home, "ledger": found.paths.ledger, "spool": found.paths.spool}
+    places = {"home": loaded.paths.home, "ledger": loaded.paths.ledger, "spool": loaded.paths.spool}
     envelope = {
         "schema_version": 1,
         "options": {row["option"]: {"value": row["value"], "from": row["from"]} for row in rows},
         "paths": {name: str(path) for name, path in places.items()},
-        "files": [str(path) for path in found.files],
-        "providers": sorted(found.providers),
-        "warnings": [],
+        "files": [str(path) for path in loaded.files],
+        "providers": sorted(loaded.providers),
+        "warnings": list(loaded.unheeded),
     }
     columns = [terminal.Column("option", "Option"), terminal.Column("value", "Value"), terminal.Column("from", "From")]
     footer = [f"{name}: {path}" for name, path in places.items()]
-    footer.append("files: " + (", ".join(map(str, found.files)) or "none (`embedctl config init` writes one)"))
+    footer.append("files: " + (", ".join(map(str, loaded.files)) or "none (`embedctl config init` writes one)"))
+    footer += [f"note: {line}" for line in loaded.unheeded]
     terminal.table(
         terminal.Table(columns=columns, rows=rows, envelope=envelope, footer=footer), "json" if as_json else form
     )
 
 
-@app.command(epilog="Example: $EDITOR $(embedctl config path)", context_settings=_HELP)
+@app.command(epilog="Example: $EDITOR $(embedctl config path)")
 def path(config: ConfigFlag = None) -> None:
     """Where the user's settings file is, whether it exists or not."""
-    typer.echo(str(config or settings.user_config_path(os.environ)))
+    terminal.out(f"{config or settings.user_config_path(os.environ)}\n")
 
 
 def _value(value: Any) -> Any:

@@ -9,13 +9,12 @@ import typer
 from embedctl import settings, terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
-from embedctl.cli._groups import SuggestingGroup
 from embedctl.errors import Degraded, EmbedctlError
 
-app = typer.Typer(cls=SuggestingGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer()
 
 
-@app.command(epilog="Example: embedctl doctor --online", context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(epilog="Example: embedctl doctor --online")
 def doctor(
     online: Annotated[
         bool, typer.Option("--online", help="Ask providers for an answer, without a key and without a text.")
@@ -30,17 +29,19 @@ def doctor(
     Version, paths, settings, model, keys (names only), providers, what is remembered of them, cache, spool, ledger,
     jobs, missing extras, proxy. It changes nothing, and costs nothing.
     """
-    from embedctl import doctor as examination
+    from embedctl.doctor import checks as look_at_everything
+    from embedctl.doctor import unreadable_settings
     from embedctl.records import utc_now
 
     try:
-        found = settings.load(config=config, ledger=ledger)
+        loaded = settings.load(config=config, ledger=ledger)
     except EmbedctlError as error:
-        checks = examination.unreadable_settings(error)
+        checks = unreadable_settings(error)
     else:
-        checks = list(examination.checks(found, online=online, now=utc_now()))
-    bad = [one.name for one in checks if one.state == "bad"]
-    hints = [f"{one.name}: {one.hint}" for one in checks if one.hint and one.state != "ok"]
+        checks = list(look_at_everything(loaded, online=online, now=utc_now()))
+    rows = [check.as_dict() for check in checks]
+    bad = [check.name for check in checks if check.state == "bad"]
+    hints = [f"{check.name}: {check.hint}" for check in checks if check.hint and check.state != "ok"]
     columns = [
         terminal.Column("state", "State"),
         terminal.Column("check", "Check"),
@@ -49,11 +50,11 @@ def doctor(
     terminal.table(
         terminal.Table(
             columns=columns,
-            rows=[one.as_dict() for one in checks],
+            rows=rows,
             envelope={
                 "schema_version": 1,
                 "status": "degraded" if bad else "ok",
-                "checks": [one.as_dict() for one in checks],
+                "checks": rows,
                 "warnings": hints,
             },
             footer=[f"! {line}" for line in hints],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,19 +12,16 @@ from embedctl.cli import _allocator
 from embedctl.cli._flags import ConfigFlag, LedgerFlag, with_options
 from embedctl.errors import WrongUsage
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer()
 
 
-@app.command(
-    epilog="Example: embedctl embed handbook.md notes.txt -o texts.parquet --workspace acme",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+@app.command(epilog="Example: embedctl embed handbook.md notes.txt -o texts.parquet --workspace acme")
 @with_options
 def embed(
     inputs: Annotated[list[str], typer.Argument(help="Files, globs, folders, or - for stdin.", metavar="INPUT...")],
     *,
     output: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--output", "-o", help="Parquet file, or - for JSON lines on stdout.", metavar="FILE"),
     ] = None,
     vectors: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,20 +13,20 @@ from numpy.typing import NDArray
 
 from embedctl.backends.onnx import local_model
 from embedctl.embedding import checks, usage, usage_events
-from embedctl.embedding.endpoint_state import EndpointState
+from embedctl.embedding.route import Leg, Route
 from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
-from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, SpaceMismatch
+from embedctl.errors import EmbedctlError, ProviderError, SpaceMismatch
 from embedctl.planning.packer import estimated_tokens
 from embedctl.providers._contract import HttpRequest, WireAnswer
-from embedctl.providers._errors import clean
+from embedctl.providers._entry import read
 from embedctl.providers._rate_headers import rates
-from embedctl.records import Answer, AttemptEnded, Observer, Request, Space, Usage, UsageEvent
+from embedctl.records import Answer, AttemptEnded, Observer, Request, Usage, UsageEvent
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import Permit as Turn
 
 
-class Record(Protocol):
+class AttemptRecord(Protocol):
     """Where attempts are written down (journal/)."""
 
     async def intend(self, event: UsageEvent) -> None:
@@ -46,14 +47,17 @@ class Record(Protocol):
 class SpendGuard(Protocol):
     """What may be spent (money/): wait for room, reserve before sending, settle after."""
 
-    async def room(self, endpoint: Endpoint, request: Request) -> None:
-        """Wait while money is short, but some of it is set aside for what is in flight and may come back."""
+    def price(self, endpoint: Endpoint) -> Decimal | None:
+        """USD per million tokens now; 0 when it is free, None when nobody knows."""
 
-    def reserve(self, endpoint: Endpoint, request: Request) -> object:
-        """Set the price of an attempt aside; BudgetReached when it is not there."""
+    async def reserve(self, endpoint: Endpoint, request: Request) -> object:
+        """Set the price of an attempt aside; waits while it may come back, else BudgetReached."""
 
-    def settle(self, reservation: object, event: UsageEvent) -> None:
-        """What it came to."""
+    async def release(self, reservation: object) -> None:
+        """The attempt was never made."""
+
+    async def settle(self, reservation: object, event: UsageEvent) -> None:
+        """What it came to. Done also when the caller is cancelled meanwhile."""
 
 
 @dataclass(slots=True)
@@ -76,35 +80,30 @@ class Operation:
 
 
 class Attempt:
-    """Makes attempts.
-
-    Attributes:
-        space: Of the output's vectors; None until the first ones are there.
-    """
+    """Makes attempts for one call."""
 
     def __init__(
         self,
         router: Router,
-        record: Record,
-        guard: SpendGuard,
+        route: Route,
         caller: Caller,
+        record: AttemptRecord,
+        guard: SpendGuard,
         *,
-        space: Space | None,
         clock: Callable[[], float],
         observer: Observer,
         proceed: Callable[[], None],
     ) -> None:
         self._router = router
+        self._route = route
+        self.caller = caller
         self._record = record
         self._guard = guard
-        self.caller = caller
         self._clock = clock
         self._observer = observer
         self._proceed = proceed
-        self.space = space
-        self._spaces: dict[int, tuple[Endpoint, int, Space | None]] = {}
 
-    async def once(self, state: EndpointState, operation: Operation, request: Request) -> tuple[Answer, Any]:
+    async def once(self, leg: Leg, operation: Operation, request: Request) -> tuple[Answer, Any]:
         """One attempt at a request through one line; the answer, and where it is written down.
 
         Raises:
@@ -112,23 +111,25 @@ class Attempt:
             ProviderError: It failed, and how that is to be taken.
         """
         tokens = request.tokens if request.tokens is not None else estimated_tokens(request.content_bytes)
-        async with state.limiter.acquire(tokens, len(request)) as permit:
-            await self._guard.room(state.endpoint, request)
-            self._proceed()
-            with state.admitted(self._clock, isolating=operation.isolating):
-                operation.asked_base64 = state.asks_base64 and not operation.floats
-                message = (
-                    None if state.endpoint.local else _message(state.endpoint, request, base64=operation.asked_base64)
-                )
-                reservation = self._guard.reserve(state.endpoint, request)
-                operation.attempts += 1
-                origin = self._router.fallback_from(state)
-                event = usage_events.intended(self.caller, state.endpoint, request, operation.attempts, origin)
-                return await self._written_down(state, operation, request, message, event, permit, reservation)
+        async with leg.state.limiter.acquire(tokens, len(request)) as permit:
+            reservation = await self._guard.reserve(leg.endpoint, request)
+            event = None
+            try:
+                self._proceed()
+                with leg.admitted(self._clock, isolating=operation.isolating):
+                    operation.asked_base64 = leg.state.asks_base64 and not operation.floats
+                    message = _message(leg.endpoint, request, base64=operation.asked_base64)
+                    operation.attempts += 1
+                    origin = self._route.fallback_from(leg)
+                    event = usage_events.intended(self.caller, leg.endpoint, request, operation.attempts, origin)
+                    return await self._written_down(leg, operation, request, message, event, permit, reservation)
+            finally:
+                if event is None:
+                    await asyncio.shield(self._guard.release(reservation))
 
     async def _written_down(
         self,
-        state: EndpointState,
+        leg: Leg,
         operation: Operation,
         request: Request,
         message: HttpRequest | None,
@@ -143,83 +144,81 @@ class Attempt:
             await self._record.intend(event)
             ended = event
             try:
-                wire, headers, body = await self._send(state, request, message)
-                vectors = self._checked(state, operation, request, wire)
+                wire, headers, body = await self._send(leg, request, message)
+                vectors = self._checked(leg, operation, request, wire)
             except EmbedctlError as error:
-                ended = self._failed(state, request, event, error, self._clock() - started)
+                ended = await self._failed(leg, request, event, error, self._clock() - started)
                 await self._record.settle(ended)
                 if isinstance(error, ProviderError):
                     permit.failed(error)
                 raise
-            used = usage.usage(state.endpoint, request, wire.tokens, wire.tokens_cached, event.event_id, state.trust)
-            ended = usage_events.answered(event, wire, used, self._clock() - started)
+            used = await self._used(leg, request, wire, event)
+            price = self._guard.price(leg.endpoint)
+            ended = usage_events.answered(event, wire, used, self._clock() - started, price)
             place = await self._keep(operation, request, wire, ended, vectors)
             permit.succeeded(used.tokens_total, rates(headers))
-            self._learn(state, operation, request, wire, vectors)
+            self._learn(leg, operation, request, wire, vectors)
         finally:
-            self._guard.settle(reservation, ended)
             self._observer.notify(AttemptEnded(ended))
-        return _answer(state.endpoint, request, wire, used, ended, vectors, body), place
+            await asyncio.shield(self._guard.settle(reservation, ended))
+        return _answer(leg.endpoint, request, wire, used, ended, vectors, body), place
 
     async def _send(
-        self, state: EndpointState, request: Request, message: HttpRequest | None
+        self, leg: Leg, request: Request, message: HttpRequest | None
     ) -> tuple[WireAnswer, Mapping[str, str], bytes]:
         """Send, and read the answer: over the wire, or in a thread of this process."""
-        endpoint = state.endpoint
-        if message is None or state.transport is None:
+        endpoint = leg.endpoint
+        if message is None or leg.state.transport is None:
             model = await asyncio.to_thread(local_model.load, endpoint.folder, endpoint.max_tokens or 512)
             vectors, each = await asyncio.to_thread(model.embed, [str(text) for text in request.texts])
             return WireAnswer(vectors=vectors, tokens=sum(each), tokens_each=each), {}, b""
-        response = await state.transport.send(message, timeout_s=endpoint.timeout_s)
-        try:
-            wire = endpoint.protocol.answer(response.status, response.headers, response.body, message)
-        except AnswerUnusable as error:  # says how the body begins, and that may be anything
-            error.message = clean(error.message, message)
-            raise
+        response = await leg.state.transport.send(message, timeout_s=endpoint.timeout_s)
+        wire = read(endpoint.protocol, response.status, response.headers, response.body, message)
         return wire, response.headers, response.body
 
-    def _checked(
-        self, state: EndpointState, operation: Operation, request: Request, wire: WireAnswer
-    ) -> NDArray[np.float32]:
+    async def _used(self, leg: Leg, request: Request, wire: WireAnswer, event: UsageEvent) -> Usage:
+        """What the answer used; counted in a thread where the provider's own count is not enough."""
+
+        def work_out() -> Usage:
+            return usage.usage(leg.endpoint, request, wire.tokens, wire.tokens_cached, event.event_id, leg.state.trust)
+
+        if usage.must_count(leg.endpoint, request, wire.tokens, event.event_id, leg.state.trust):
+            return await self._router.counted(work_out)
+        return work_out()
+
+    def _checked(self, leg: Leg, operation: Operation, request: Request, wire: WireAnswer) -> NDArray[np.float32]:
         """The vectors, when they may be kept; what comes first decides which space the output has."""
-        width = self.space.dimensions if self.space else None
-        vectors = checks.checked(wire, state.endpoint, len(request), width, state.identity)
-        state.identity = state.identity or checks.identity(wire)
+        width = self._route.space.dimensions if self._route.space else None
+        vectors = checks.checked(wire, leg.endpoint, len(request), width, leg.state.identity)
+        leg.state.identity = leg.state.identity or checks.identity(wire)
         if operation.probe:
             return vectors
-        space = self._space_of(state.endpoint, int(vectors.shape[1]))
-        if self.space is not None and (space is None or space.space_id != self.space.space_id):
+        space = self._route.space_of(leg.endpoint, int(vectors.shape[1]))
+        if self._route.space is not None and (space is None or space.space_id != self._route.space.space_id):
             raise SpaceMismatch(
-                f"{state.endpoint.id} answers in another space than the output has: "
-                + "; ".join(self.space.differences(space) if space else ()),
+                f"{leg.endpoint.id} answers in another space than the output has: "
+                + "; ".join(self._route.space.differences(space) if space else ()),
                 hint="vectors of two spaces are never mixed",
                 tokens_native=wire.tokens,
             )
-        self.space = self.space or space
+        self._route.space = self._route.space or space
         return vectors
 
-    def _space_of(self, endpoint: Endpoint, width: int) -> Space | None:
-        """Where an offer's vectors of this width belong; worked out once, because an id is a hash of all fields."""
-        known = self._spaces.get(id(endpoint))
-        if known is None or known[0] is not endpoint or known[1] != width:
-            known = self._spaces[id(endpoint)] = (endpoint, width, endpoint.space(width))
-        return known[2]
-
-    def _failed(
-        self, state: EndpointState, request: Request, event: UsageEvent, error: EmbedctlError, seconds: float
+    async def _failed(
+        self, leg: Leg, request: Request, event: UsageEvent, error: EmbedctlError, seconds: float
     ) -> UsageEvent:
         if not isinstance(error, ProviderError):
             return usage_events.unsent(event, error)
-        error.provider = error.provider or state.endpoint.provider
-        self._router.failed(state, error)
-        return usage_events.failed(event, state.endpoint, request, error, seconds)
+        error.provider = error.provider or leg.endpoint.provider
+        self._router.failed(leg, error)
+        return await self._router.counted(lambda: usage_events.failed(event, leg.endpoint, request, error, seconds))
 
     async def _keep(
         self, operation: Operation, request: Request, wire: WireAnswer, ended: UsageEvent, vectors: NDArray[np.float32]
     ) -> Any:
         """Write vectors and usage down; a probe's vectors are of no use to anybody later."""
         each = wire.tokens_each if wire.tokens_each is not None else request.tokens_each
-        kept = {"space_id": self.space.space_id} if self.space and not operation.probe else None
+        kept = {"space_id": self._route.space.space_id} if self._route.space and not operation.probe else None
         place = await self._record.answer(ended, request.hashes, vectors, each, kept)
         if operation.probe:
             self._record.release(place.segment, len(request))
@@ -227,20 +226,23 @@ class Attempt:
 
     def _learn(
         self,
-        state: EndpointState,
+        leg: Leg,
         operation: Operation,
         request: Request,
         wire: WireAnswer,
         vectors: NDArray[np.float32],
     ) -> None:
         if operation.asked_base64:
-            state.base64_works = True
-        if state.asks_base64 and (wire.base64 is False if operation.asked_base64 else operation.floats):
-            self._router.only_floats(state)  # it does not care, or took the same request when floats were asked for
-        self._router.answered(state, request.texts, vectors, probe=operation.probe)
+            leg.state.base64_works = True
+        if leg.state.asks_base64 and (wire.base64 is False if operation.asked_base64 else operation.floats):
+            self._router.only_floats(leg)  # it does not care, or took the same request when floats were asked for
+        self._router.answered(self._route, leg, request.texts, vectors, probe=operation.probe)
 
 
-def _message(endpoint: Endpoint, request: Request, *, base64: bool) -> HttpRequest:
+def _message(endpoint: Endpoint, request: Request, *, base64: bool) -> HttpRequest | None:
+    """What is sent; None to a local model."""
+    if endpoint.local:
+        return None
     wire = endpoint.wire if endpoint.wire.base64 == base64 else replace(endpoint.wire, base64=base64)
     return endpoint.protocol.request(endpoint.place, endpoint.wire_model, request.texts, wire)
 

@@ -12,7 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from embedctl import __version__
-from embedctl.embedding.call import CallPoint
+from embedctl.embedding.attempt import SpendGuard
+from embedctl.embedding.call import Embedder
+from embedctl.embedding.route import Route
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.planning.packer import PackedRequest
@@ -22,21 +24,31 @@ from embedctl.storage.vector_cache import CachedVector, VectorCache
 
 
 class CachedEmbedder:
-    """Embeds requests like the call point, and remembers.
+    """Embeds a run's requests through the call point, and remembers.
 
     Args:
         cache: None: nothing is remembered.
-        offer: Whose space is looked for before the first answer.
+        endpoint: Whose space is looked for before the first answer.
     """
 
     def __init__(
-        self, call: CallPoint, cache: VectorCache | None, journal: Journal, caller: Caller, endpoint: Endpoint
+        self,
+        embedder: Embedder,
+        cache: VectorCache | None,
+        *,
+        route: Route,
+        journal: Journal,
+        budget: SpendGuard,
+        caller: Caller,
+        endpoint: Endpoint,
     ) -> None:
-        self._call = call
+        self._embedder = embedder
         self._cache = cache
+        self._route = route
         self._journal = journal
+        self._budget = budget
         self._caller = caller
-        self._offer = endpoint
+        self._endpoint = endpoint
         self.hits = 0
 
     async def embed(self, packed: PackedRequest) -> list[Outcome]:
@@ -45,7 +57,7 @@ class CachedEmbedder:
         Raises:
             EmbedctlError: As the call point does.
         """
-        space = self._call.space or self._offer.space()
+        space = self._route.space or self._endpoint.space()
         if self._cache is None or packed.request.purpose == "test":
             return await self._bought(packed)
         arrived: list[Outcome] = []
@@ -68,11 +80,13 @@ class CachedEmbedder:
         return arrived
 
     async def _bought(self, packed: PackedRequest) -> list[Outcome]:
-        outcomes = await self._call.embed(packed.request)
+        outcomes = await self._embedder.embed(
+            packed.request, route=self._route, caller=self._caller, journal=self._journal, budget=self._budget
+        )
         return [replace(one, targets=[packed.ordinals[at] for at in one.targets]) for one in outcomes]
 
     async def _remember(self, bought: Sequence[Outcome], packed: PackedRequest) -> None:
-        space = self._call.space
+        space = self._route.space
         if space is None or self._cache is None:
             return
         hashes = dict(zip(packed.ordinals, _each(packed.request.hashes), strict=True))
@@ -90,7 +104,7 @@ class CachedEmbedder:
         self, packed: PackedRequest, places: list[int], hits: Sequence[CachedVector], space: Space
     ) -> list[Outcome]:
         """Write hits to the journal, those of one maker together."""
-        self._call.space = space
+        self._route.space = space
         self.hits += len(hits)
         arrived: list[Outcome] = []
         for maker in sorted({(hit.provider, hit.model) for hit in hits}):
@@ -129,12 +143,12 @@ class CachedEmbedder:
             status="ok",
             billable="no",
             tokens_total=0,
-            usage_mode=self._offer.usage_mode,
+            usage_mode=self._endpoint.usage_mode,
             usage_source="fallback",
             job_id=self._caller.job_id,
             run_id=self._caller.run_id,
             purpose=request.purpose,
-            price_as=self._offer.price_as,
+            price_as=self._endpoint.price_as,
             tokens_estimated=tokens,
             input_count=len(request),
             content_bytes=request.content_bytes,

@@ -2,7 +2,7 @@
 
     Fallback( Retry( Breaker( attempt ) ) )
 
-Which line is asked is decided in `lanes`, what one attempt is stands in `exchange`; here is what follows from it.
+Which endpoint is asked is decided in `router`, what one attempt is stands in `attempt`; here is what follows from it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.embedding.attempt import Attempt, Operation, Record, SpendGuard
-from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
+from embedctl.embedding.attempt import Attempt, AttemptRecord, Operation, SpendGuard
+from embedctl.embedding.endpoint_state import NotAdmittedError
+from embedctl.embedding.route import Leg, Route
 from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import (
@@ -39,7 +40,6 @@ from embedctl.records import (
     Outcome,
     Refusal,
     Request,
-    Space,
     new_operation_id,
     text_hash,
     uuid7,
@@ -82,13 +82,13 @@ class _LeftError(Exception):
         self.step = step
 
 
-class CallPoint:
-    """Embeds requests through the lines of a chain, until each text has a vector or a reason.
+class Embedder:
+    """THE call point: embeds requests through the endpoints of a route, until each text has a vector or a reason.
+
+    One a process. What belongs to an output or a client is its `Route`; what belongs to a call is an argument.
 
     Args:
-        lanes: The chain, its breakers, limiters, and what is remembered of its servers.
-        policy: How often and how long one request is tried.
-        space: The space that the output already holds; None while it holds none.
+        router: All endpoints, their breakers, limiters, and what is remembered of their servers.
         observer: Told of every attempt that ended, and of endpoints that are given up.
         proceed: Called before each attempt; raises when nothing more may be sent.
     """
@@ -96,39 +96,30 @@ class CallPoint:
     def __init__(
         self,
         router: Router,
-        record: Record,
-        guard: SpendGuard,
-        caller: Caller,
         *,
-        policy: Policy,
-        space: Space | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
         observer: Observer = UNOBSERVED,
         proceed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._router = router
-        self._attempt = Attempt(
-            router, record, guard, caller, space=space, clock=clock, observer=observer, proceed=proceed
-        )
-        self._policy = policy
+        self.router = router
         self._clock = clock
         self._sleep = sleep
         self._jitter = jitter
         self._observer = observer
+        self._proceed = proceed
 
-    @property
-    def space(self) -> Space | None:
-        """Of the output's vectors; None until the first ones are there."""
-        return self._attempt.space
-
-    @space.setter
-    def space(self, space: Space) -> None:
-        self._attempt.space = space
-
-    async def embed(self, request: Request) -> list[Outcome]:
+    async def embed(
+        self, request: Request, *, route: Route, caller: Caller, journal: AttemptRecord, budget: SpendGuard
+    ) -> list[Outcome]:
         """What became of every text of the request, in order; `targets` are positions in it.
+
+        Args:
+            route: Who may answer; takes its space from the first vectors.
+            caller: Who pays, and why.
+            journal: Where attempts are written down before and after.
+            budget: What may be spent.
 
         Raises:
             ProviderError: No provider of the chain can serve now; no text is to blame.
@@ -136,78 +127,111 @@ class CallPoint:
             DeadlinePassed: The next attempt would come too late.
             BudgetReached: Sending it could cost more than is allowed.
         """
+        attempt = Attempt(
+            self.router,
+            route,
+            caller,
+            journal,
+            budget,
+            clock=self._clock,
+            observer=self._observer,
+            proceed=self._proceed,
+        )
+        return await _Call(self, attempt, route).embed(request)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self.router.aclose()
+
+
+class _Call:
+    """One request on its way through a route."""
+
+    def __init__(self, embedder: Embedder, attempt: Attempt, route: Route) -> None:
+        self._router = embedder.router
+        self._attempt = attempt
+        self._route = route
+        self._clock, self._sleep, self._jitter = embedder._clock, embedder._sleep, embedder._jitter
+        self._observer = embedder._observer
+
+    async def embed(self, request: Request) -> list[Outcome]:
+        """What became of every text, in order."""
         operation, done = Operation(WaitBudget()), _Answered([])
         while True:
-            state = await self._router.next(self.space, self._probe, operation.wait_budget)
+            leg = await self._router.next(self._route, self._probe, operation.wait_budget)
             try:
-                await self._with_retry(state, operation, done.rest_of(request), done)
+                await self._with_retry(leg, operation, done.rest_of(request), done)
             except _LeftError as left:
                 error = left.step.error
                 if not isinstance(error, ProviderError):
                     raise error from None
-                operation.isolating = operation.floats = False  # that was between this request and this line
-                if self._router.leave(state, left.step):
-                    self._observer.notify(GaveUp(state.endpoint.id, error.message))
+                operation.isolating = operation.floats = False  # that was between this request and this endpoint
+                if self._router.leave(leg, left.step):
+                    self._observer.notify(GaveUp(leg.endpoint.id, error.message))
             else:
                 return done.outcomes
 
-    async def _with_retry(self, state: EndpointState, operation: Operation, request: Request, done: _Answered) -> None:
+    async def _with_retry(self, leg: Leg, operation: Operation, request: Request, done: _Answered) -> None:
         """One line's attempts at a request; smaller ones where its size or one text is to blame."""
         attempts = Attempts(self._policy_for(request, operation), jitter=self._jitter)
-        before = state.successes
+        before = leg.state.successes
         while True:
             try:
-                answer, ref = await self._attempt.once(state, operation, request)
+                answer, ref = await self._attempt.once(leg, operation, request)
             except NotAdmittedError as refused:
                 raise _LeftError(Step(remedy=Remedy.GIVE_UP, error=refused.error)) from None
             except ProviderError as error:
                 failure = error
-                failure.provider = failure.provider or state.endpoint.provider
+                failure.provider = failure.provider or leg.endpoint.provider
             else:
-                attempts.succeeded(state.budget)
+                attempts.succeeded(leg.state.budget)
                 done.add(len(request), answer=answer, ref=ref)
                 return None
-            if _base64_in_doubt(state, operation, failure):
+            if _base64_in_doubt(leg, operation, failure):
                 continue
-            others = state.successes - before
-            step = attempts.after(failure, now=self._clock(), budget=state.budget, others_succeeded=others)
+            others = leg.state.successes - before
+            step = attempts.after(failure, now=self._clock(), budget=leg.state.budget, others_succeeded=others)
             if step.remedy in (Remedy.HALVE, Remedy.ISOLATE) or (
                 self._looks_closer(request, step, attempts)
                 and step.error is failure
-                and await self._a_text_is_to_blame(state, operation, request, failure, before)
+                and await self._a_text_is_to_blame(leg, operation, request, failure, before)
             ):
-                return await self._smaller(state, operation, request, failure, done)
+                return await self._smaller(leg, operation, request, failure, done)
             if step.remedy is Remedy.GIVE_UP:
                 raise _LeftError(step)
-            self._router.waits.say(state.endpoint.id, failure.message, step.wait_s)
+            self._router.waits.say(leg.endpoint.id, failure.message, step.wait_s)
             await self._sleep(step.wait_s)
 
     def _policy_for(self, request: Request, operation: Operation) -> Policy:
         """A text that stands alone is given all its retries: there is nothing to halve, and the server may be ill."""
         if operation.probe:
-            return replace(self._policy, retries=min(self._policy.retries, _PROBE_RETRIES))
+            return replace(self._route.policy, retries=min(self._route.policy.retries, _PROBE_RETRIES))
         if len(request) == 1:
-            return replace(self._policy, isolate_after=self._policy.retries + 1)
-        return replace(self._policy, others=0) if operation.isolating else self._policy
+            return replace(self._route.policy, isolate_after=self._route.policy.retries + 1)
+        return replace(self._route.policy, others=0) if operation.isolating else self._route.policy
 
     def _looks_closer(self, request: Request, step: Step, attempts: Attempts) -> bool:
         """Whether it is time to find out who is to blame: at the end, and of several texts after a few failures."""
-        return step.remedy is Remedy.GIVE_UP or (len(request) > 1 and attempts.repeated == self._policy.isolate_after)
+        return step.remedy is Remedy.GIVE_UP or (
+            len(request) > 1 and attempts.repeated == self._route.policy.isolate_after
+        )
 
     async def _smaller(
-        self, state: EndpointState, operation: Operation, request: Request, error: ProviderError, done: _Answered
+        self, leg: Leg, operation: Operation, request: Request, error: ProviderError, done: _Answered
     ) -> None:
         """Both halves of a refused request; the text that stands alone in the end is the one to blame."""
         if len(request) == 1:
-            done.add(1, refusal=refusal(error, state.endpoint, operation.attempts))
+            done.add(1, refusal=refusal(error, leg.endpoint, operation.attempts))
             return
-        self._router.too_large(state, len(request), request.content_bytes, error)  # learns nothing from a bad text
+        self._router.too_large(
+            self._route, leg, len(request), request.content_bytes, error
+        )  # learns nothing from a bad text
         middle = len(request) // 2
         for half in (part_of(request, 0, middle), part_of(request, middle, len(request))):
-            await self._with_retry(state, operation, half, done)
+            await self._with_retry(leg, operation, half, done)
 
     async def _a_text_is_to_blame(
-        self, state: EndpointState, operation: Operation, request: Request, error: ProviderError, before: int
+        self, leg: Leg, operation: Operation, request: Request, error: ProviderError, before: int
     ) -> bool:
         """Whether a failure that stays is the fault of one text: others succeed, or a text known to be good does.
 
@@ -216,16 +240,16 @@ class CallPoint:
         if operation.probe or not (isinstance(error, RequestRefused) or may_be_the_texts_fault(error)):
             return False
         if not (operation.isolating and len(request) > 1):
-            async with state.asking:
-                if state.successes == before:
+            async with leg.state.asking:
+                if leg.state.successes == before:
                     try:
-                        await self._probe(state, [_KNOWN_GOOD])
+                        await self._probe(leg, [_KNOWN_GOOD])
                     except ProviderError:
                         return False
         operation.isolating = True
         return True
 
-    async def _probe(self, state: EndpointState, texts: Sequence[str]) -> NDArray[np.float32]:
+    async def _probe(self, leg: Leg, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors that go into no output, accounted like all others, with purpose `test`.
 
         Raises:
@@ -241,25 +265,25 @@ class CallPoint:
         )
         done = _Answered([])
         try:
-            await self._with_retry(state, Operation(WaitBudget(), probe=True), request, done)
+            await self._with_retry(leg, Operation(WaitBudget(), probe=True), request, done)
         except _LeftError as left:
             raise left.step.error from None
         found = []
         for outcome in done.outcomes:
             if outcome.answer is None:
                 why = outcome.refusal.message if outcome.refusal else "no vector"
-                raise TextRefused(f"{state.endpoint.id} refuses a probe: {why}", provider=state.endpoint.provider)
+                raise TextRefused(f"{leg.endpoint.id} refuses a probe: {why}", provider=leg.endpoint.provider)
             found.append(outcome.answer.vectors)
         return np.concatenate(found)
 
 
-def _base64_in_doubt(state: EndpointState, operation: Operation, error: ProviderError) -> bool:
+def _base64_in_doubt(leg: Leg, operation: Operation, error: ProviderError) -> bool:
     """Whether to ask again for floats: a server's first refusal may be of base64, not of the texts."""
     refused = isinstance(error, RequestRefused | ServerFailed) and error.status in _BASE64_REFUSED
-    if not refused or state.base64_works:
+    if not refused or leg.state.base64_works:
         return False
     if operation.floats:  # refused all the same: base64 was not to blame
-        operation.floats, state.base64_works = False, True
+        operation.floats, leg.state.base64_works = False, True
         return False
     operation.floats = operation.asked_base64
     return operation.floats

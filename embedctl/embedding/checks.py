@@ -121,15 +121,13 @@ def _bare(name: str) -> str:
 
 
 def _in_order(vectors: NDArray[np.float32], index: Sequence[int] | None) -> NDArray[np.float32]:
-    if index is None:
+    wanted = list(range(len(vectors)))
+    if index is None or list(index) == wanted:
         return vectors
-    if tuple(index) == tuple(range(len(vectors))):
-        return vectors
-    places = np.asarray(index, dtype=np.int64)
-    if len(places) != len(vectors) or not np.array_equal(np.sort(places), np.arange(len(vectors))):
+    if sorted(index) != wanted:  # as Python's integers: an answer's may be larger than numpy's
         raise AnswerUnusable(f"the answer's indexes are not 0 to {len(vectors) - 1}, each once")
     ordered = np.empty_like(vectors)
-    ordered[places] = vectors
+    ordered[list(index)] = vectors
     return ordered
 
 
@@ -138,7 +136,7 @@ def _check_numbers(vectors: NDArray[np.float32], endpoint: Endpoint) -> None:
     squares = np.einsum("ij,ij->i", vectors, vectors)
     bad = np.flatnonzero(~np.isfinite(squares))
     if len(bad):
-        raise AnswerUnusable(f"vector {bad[0]} of {endpoint.provider} holds numbers that are none")
+        raise AnswerUnusable(f"vector {bad[0]} from {endpoint.provider} contains NaN or infinity")
     zero = np.flatnonzero(squares == 0)
     if len(zero):
         raise AnswerUnusable(f"vector {zero[0]} of {endpoint.provider} is all zeros")

@@ -1,4 +1,4 @@
-"""One offer in one run: its connections, limiter, breaker, and what was learnt of its server."""
+"""One endpoint in one process: its connections, limiter, breaker, and what was learned of its server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from embedctl.embedding.checks import AnswerIdentity
 from embedctl.embedding.usage import CountTrust
 from embedctl.errors import ProviderError, RequestRefused
 from embedctl.routing.breaker import Breaker, Pass, State
-from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import Limiter
 from embedctl.routing.retry import RetryBudget, may_be_the_texts_fault
 
@@ -30,25 +29,21 @@ class NotAdmittedError(Exception):
 
 @dataclass(slots=True, eq=False)
 class EndpointState:
-    """One offer in one run.
+    """What all routes to one provider, model and key share.
 
     Attributes:
         transport: None for a local model.
-        scale: Whether its token counts are believed.
+        trust: Whether its token counts are believed.
         successes: Answers so far.
         asks_base64: Whether vectors are asked for as base64.
         base64_works: Whether it takes that; None while nobody knows.
-        voice: Who spoke in its first answer.
-        spent: Why it is of no use any more in this run.
-        proven: Its vectors may stand beside those of the output.
-        asked_limits: It was asked what it takes, where it can say so.
+        identity: Who spoke in its first answer.
         asked_although_held: It was tried once although it had asked to be left alone.
         last_error: Of its attempts, the last one that failed.
         asking: Held while a text that is known to be good is sent, to find out who is to blame.
         moved: Called when it may have become usable or useless.
     """
 
-    endpoint: Endpoint
     transport: Transport | None
     limiter: Limiter
     breaker: Breaker
@@ -59,9 +54,6 @@ class EndpointState:
     successes: int = 0
     base64_works: bool | None = None
     identity: AnswerIdentity | None = None
-    spent: ProviderError | None = None
-    proven: bool = False
-    asked_limits: bool = False
     asked_although_held: bool = False
     last_error: ProviderError | None = None
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -71,13 +63,11 @@ class EndpointState:
         """A pass of the breaker for one attempt, which ends with the block, however that ends.
 
         Args:
-            blamed: A text of the request is known to be bad: its failures say nothing about the server.
+            isolating: A text of the request is known to be bad: its failures say nothing about the server.
 
         Raises:
-            NotAdmittedError: There is none now, or never again in this run.
+            NotAdmittedError: There is none now.
         """
-        if self.spent is not None:
-            raise NotAdmittedError(self.spent)
         ticket = self.breaker.admit(clock())
         if ticket is None:
             raise NotAdmittedError(self.breaker.refusal(clock()))
@@ -102,8 +92,6 @@ class EndpointState:
 
     def probing(self, now: float) -> bool:
         """Whether one request is under way that will tell whether it serves again."""
-        if self.spent is not None:
-            return False
         in_doubt = self.asked_although_held and self.successes == 0
         return in_doubt or (self.breaker.state(now) is State.HALF_OPEN and self.breaker.ready_in(now) != 0.0)
 
@@ -111,4 +99,4 @@ class EndpointState:
         was = self.breaker.state(now)
         self.breaker.settle(ticket, error, now)
         if was is State.HALF_OPEN and self.breaker.state(now) is State.CLOSED:
-            self.limiter.rate_limit.restart()  # it serves again: begin with one at a time
+            self.limiter.restart()  # it serves again: begin with one at a time

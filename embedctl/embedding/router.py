@@ -1,19 +1,21 @@
-"""The lines of a chain in one run: who is asked next, who is waited for, and what is learnt of their servers."""
+"""Who is asked: all endpoints of a process, their breakers and limiters, and what is learned of their servers."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.embedding.endpoint_state import EndpointState
+from embedctl.embedding.route import Leg, Route
 from embedctl.embedding.space_probe import Probe, SpaceProbe
 from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, ServerFailed, SpaceMismatch, Throttled
 from embedctl.records import UNOBSERVED, FellBack, LimitLearned, Limits, Observer, Space, format_duration
@@ -22,23 +24,29 @@ from embedctl.routing.breaker import Breaker, Snapshot
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.circuits import Circuits
 from embedctl.routing.endpoint import Endpoint
-from embedctl.routing.endpoint import check_usable as check_usable
 from embedctl.routing.fallback import Availability, ChainEntry, Nobody
-from embedctl.routing.learned_file import QUOTA_HOLD_S, LearnedFile, smaller
+from embedctl.routing.learned import Account
+from embedctl.routing.learned_file import QUOTA_HOLD_S, LearnedFile, account, smaller
 from embedctl.routing.limiter import Limiter
-from embedctl.routing.retry import Step
+from embedctl.routing.retry import Policy, Step
 from embedctl.routing.waits import Waits
+from embedctl.storage.background import Background
 
 if TYPE_CHECKING:
     from embedctl.backends.http.transport import Transport
+
+_T = TypeVar("_T")
 
 _SHORTEST_PAUSE_S = 0.05
 _LOOK_EVERY_S = 5.0
 _ASKING_LIMITS_S = 10.0
 
+MakeLimiter = Callable[[Endpoint, Callable[[float], None]], Limiter]
+"""(endpoint, told how long a request waits) → the limiter of all its requests."""
+
 
 class WaitBudget:
-    """How long one request has waited for a line, all its waits together."""
+    """How long one request has waited for an endpoint, all its waits together."""
 
     __slots__ = ("waited_s",)
 
@@ -47,65 +55,91 @@ class WaitBudget:
 
 
 class Router:
-    """All lines of a chain.
+    """The endpoints of a process: one state for each provider, model and key, whoever asks.
 
     Args:
         hints_file: What servers said in words, remembered across runs; `circuits/` is beside it.
-        wall: Epoch seconds, for hints; `clock` is monotonic and for waiting.
-        changed: Told when less fits into a request than was thought.
+        limiter: Makes the limiter of an endpoint.
+        connections: Most at once to one host.
+        wall: Epoch seconds, for what is remembered; `clock` is monotonic and for waiting.
+        sleep: Waits; a run that is told to stop raises from it.
+        observer: Told of waits, of fallbacks, and of limits that are learned.
     """
 
     def __init__(
         self,
-        chain: FallbackChain,
         *,
         hints_file: Path,
-        mode: fallback.Mode,
+        limiter: MakeLimiter,
         max_wait_s: float,
         jitter: Callable[[], float],
         connections: int = 64,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        changed: Callable[[Limits], None] = lambda limits: None,
         observer: Observer = UNOBSERVED,
     ) -> None:
-        self._chain = chain
-        self._mode = mode
+        self._limiter = limiter
         self._max_wait_s = max_wait_s
         self._jitter = jitter
         self._connections = connections
-        self._clock, self._sleep, self._changed, self._observer = clock, sleep, changed, observer
+        self._clock, self._sleep, self._observer = clock, sleep, observer
         self._moved = asyncio.Event()
         self._transports: dict[tuple[bool, Path | None], Transport] = {}
+        self._background = Background()
+        self._counting: ThreadPoolExecutor | None = None
         self._circuits = Circuits(hints_file.parent / "circuits", uuid4().hex)
-        self.memory = LearnedFile(hints_file, wall, observer)
+        self._states: dict[tuple[Account, str, str], EndpointState] = {}
+        self._breakers: list[Breaker] = []
+        self.memory = LearnedFile(hints_file, wall, observer, later=self._background)
         self.waits = Waits(observer, clock)
-        self.states = [self._state(endpoint) for endpoint in chain.endpoints]
-        self._now = self.first
-        self._space_probe = SpaceProbe(self.first, self.memory)
 
-    def _state(self, endpoint: Endpoint) -> EndpointState:
-        def waiting(seconds: float) -> None:
-            self.waits.say(endpoint.id, "asked to send less", seconds)
+    def route(
+        self,
+        chain: FallbackChain,
+        *,
+        mode: fallback.Mode,
+        policy: Policy,
+        space: Space | None = None,
+        limits_changed: Callable[[Limits], None] = lambda limits: None,
+    ) -> Route:
+        """A route for one output or client. To be closed.
 
-        return EndpointState(
-            endpoint=endpoint,
-            transport=None if endpoint.local else self._transport(endpoint),
-            limiter=Limiter(
-                endpoint.rate_limits,
-                clock=self._clock,
-                sleep=self._sleep,
-                longest_gate_s=self._max_wait_s,
-                waiting=waiting,
-            ),
-            breaker=Breaker(endpoint.provider, endpoint.wire_model, jitter=self._jitter),
-            asks_base64=self.memory.takes_base64(endpoint),
-            moved=self._wake,
+        Args:
+            space: That the output already holds; None while it holds none.
+        """
+        legs = [Leg(endpoint, self._state(endpoint)) for endpoint in chain.endpoints]
+        return Route(
+            chain=chain,
+            mode=mode,
+            policy=policy,
+            legs=legs,
+            space_probe=SpaceProbe(legs[0], self.memory),
+            space=space,
+            limits_changed=limits_changed,
         )
 
+    def _state(self, endpoint: Endpoint) -> EndpointState:
+        """What all routes to a provider, model and key share."""
+        key = (account(endpoint), endpoint.wire_model, endpoint.place.base_url)
+        if key not in self._states:
+
+            def waiting(seconds: float) -> None:
+                self.waits.say(endpoint.id, "held back by its rate limit", seconds)
+
+            breaker = Breaker(endpoint.provider, endpoint.wire_model, jitter=self._jitter)
+            self._breakers.append(breaker)
+            self._states[key] = EndpointState(
+                transport=None if endpoint.local else self._transport(endpoint),
+                limiter=self._limiter(endpoint, waiting),
+                breaker=breaker,
+                asks_base64=self.memory.takes_base64(endpoint),
+                moved=self._wake,
+            )
+        return self._states[key]
+
     def _transport(self, endpoint: Endpoint) -> Transport:
-        from embedctl.backends.http.transport import Transport  # httpx: not for runs that stay on this machine
+        from embedctl.backends.http.transport import Transport  # the HTTP client: not for runs that stay here
 
         key = (endpoint.insecure, endpoint.ca_file)
         if key not in self._transports:
@@ -115,92 +149,96 @@ class Router:
         return self._transports[key]
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections, and write down what was learned."""
+        await asyncio.to_thread(self._background.close)
         self._circuits.close()
-        self._chain.close()
+        if self._counting is not None:
+            self._counting.shutdown(wait=False)
         for transport in self._transports.values():
             await transport.aclose()
 
-    @property
-    def first(self) -> EndpointState:
-        """The line of the model that was asked for."""
-        return self.states[0]
+    async def counted(self, count: Callable[[], _T]) -> _T:
+        """Count tokens in a thread of their own: a tokenizer takes its time."""
+        if self._counting is None:
+            self._counting = ThreadPoolExecutor(1, thread_name_prefix="counting")
+        return await asyncio.get_running_loop().run_in_executor(self._counting, count)
 
-    def limits(self) -> Limits:
-        """What one request may hold: the limits of the line that is asked now, and what was learnt of its server."""
-        return self.memory.limits(self._now.endpoint)
+    def limits(self, route: Route) -> Limits:
+        """What one request may hold: the limits of the endpoint that is asked, and what was learned of its server."""
+        return self.memory.limits(route.now.endpoint)
 
-    async def ask(self, state: EndpointState | None = None) -> Endpoint:
-        """Ask a server once what it takes, where its protocol can; its offer from then on.
+    async def ask(self, route: Route, leg: Leg | None = None) -> Endpoint:
+        """Ask a server once what it takes, where its protocol can; the endpoint as it is from then on.
 
         A server that does not say is asked nothing more: the first request will show what is wrong. One that serves
-        another model is spent.
+        another model is given up.
 
         Args:
-            line: None: the first one.
+            leg: None: the first one.
         """
-        state = state or self.first
-        probe: Any = getattr(state.endpoint.protocol, "probe", None)
-        if state.asked_limits or probe is None or state.transport is None:
-            return state.endpoint
-        state.asked_limits = True
-        protocol: Any = state.endpoint.protocol
+        leg = leg or route.first
+        probe: Any = getattr(leg.endpoint.protocol, "probe", None)
+        if leg.asked_limits or probe is None or leg.state.transport is None:
+            return leg.endpoint
+        leg.asked_limits = True
+        protocol: Any = leg.endpoint.protocol
         try:
-            said = await state.transport.send(probe(state.endpoint.place), timeout_s=_ASKING_LIMITS_S)
+            asked = probe(leg.endpoint.place)
+            answer = await leg.state.transport.send(asked, timeout_s=_ASKING_LIMITS_S)
         except EmbedctlError:
-            return state.endpoint
-        if said.status != 200:
-            return state.endpoint
-        state.spent = state.spent or _another_model(state.endpoint, protocol.served_model(said.body))
-        known, told = state.endpoint.limits, protocol.limits(said.body)
+            return leg.endpoint
+        if answer.status != 200:
+            return leg.endpoint
+        leg.given_up = leg.given_up or _another_model(leg.endpoint, protocol.served_model(answer.body, asked))
+        known, named = leg.endpoint.limits, protocol.limits(answer.body)
         default = protocol.LIMITS
-        state.endpoint = replace(
-            state.endpoint,
+        leg.endpoint = replace(
+            leg.endpoint,
             limits=Limits(
-                items=told.items if known.items == default.items else smaller(known, told).items,
-                tokens=told.tokens,
-                bytes=smaller(known, told).bytes,
+                items=named.items if known.items == default.items else smaller(known, named).items,
+                tokens=named.tokens,
+                bytes=smaller(known, named).bytes,
             ),
-            max_tokens=min(filter(None, (state.endpoint.max_tokens, protocol.max_tokens(said.body))), default=None),
+            max_tokens=min(filter(None, (leg.endpoint.max_tokens, protocol.max_tokens(answer.body))), default=None),
         )
-        self._changed(self.limits())
-        return state.endpoint
+        route.limits_changed(self.limits(route))
+        return leg.endpoint
 
-    async def next(self, space: Space | None, probe: Probe, wait_budget: WaitBudget) -> EndpointState:
-        """The line to ask now; waits for one, `max_wait` at most.
+    async def next(self, route: Route, probe: Probe, wait_budget: WaitBudget) -> Leg:
+        """The endpoint to ask now; waits for one, `max_wait` at most.
 
         Raises:
             ProviderError: All of them are dead; the gravest cause.
             NoProviderNow: One is back later than `max_wait`.
         """
         while True:
-            chosen = self._choose(space)
-            if isinstance(chosen, EndpointState):
-                chosen.asked_although_held |= self.memory.held(chosen.endpoint)[0] > 0
-                if chosen.proven or await self._space_probe.given(chosen, space, probe):
-                    return await self._taken(chosen)
+            chosen = self._choose(route)
+            if isinstance(chosen, Leg):
+                chosen.state.asked_although_held |= self.memory.held(chosen.endpoint)[0] > 0
+                if chosen.proven or await route.space_probe.given(chosen, route.space, probe):
+                    return await self._chosen(route, chosen)
                 continue
             left_s = self._max_wait_s - wait_budget.waited_s
-            probing = any(state.probing(self._clock()) for state in self.states)
+            probing = any(leg.probing(self._clock()) for leg in route.legs)
             if chosen.ready_in_s is None or left_s <= 0 or (chosen.ready_in_s > left_s and not probing):
-                raise self._end(chosen)
+                raise self._end(route, chosen)
             if not probing:
-                self.waits.say(self._now.endpoint.id, chosen.error.message, chosen.ready_in_s)
+                self.waits.say(route.now.endpoint.id, chosen.error.message, chosen.ready_in_s)
             before = self._clock()
             await self._pause(min(max(_SHORTEST_PAUSE_S, chosen.ready_in_s), left_s, _LOOK_EVERY_S))
             wait_budget.waited_s += self._clock() - before
-            self._close_on_demand()
+            await self._close_on_demand(route)
 
-    async def _taken(self, state: EndpointState) -> EndpointState:
-        if state is not self._now:
-            self._observer.notify(FellBack(state.endpoint.id, self._now.endpoint.id))
-            self._now = state
-            self._changed(self.limits())
-        await self.ask(state)
-        return state
+    async def _chosen(self, route: Route, leg: Leg) -> Leg:
+        if leg is not route.now:
+            self._observer.notify(FellBack(leg.endpoint.id, route.now.endpoint.id))
+            route.now = leg
+            route.limits_changed(self.limits(route))
+        await self.ask(route, leg)
+        return leg
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, or until a line moves."""
+        """Wait, or until an endpoint may have become usable."""
         moved = asyncio.ensure_future(self._moved.wait())
         slept = asyncio.ensure_future(self._sleep(seconds))
         try:
@@ -212,105 +250,103 @@ class Router:
         if slept.done() and not slept.cancelled():
             slept.result()  # the run may have been told to stop
 
-    def _close_on_demand(self) -> None:
+    async def _close_on_demand(self, route: Route) -> None:
         """`providers reset` closes circuits and lifts holds of running jobs too."""
-        for state in self.states:
-            if self._circuits.asked_to_close(state.endpoint.provider):
-                state.breaker.reset()
-                self.memory.answers_again(state.endpoint)
+        for leg in route.legs:
+            if await asyncio.to_thread(self._circuits.asked_to_close, leg.endpoint.provider):
+                leg.state.breaker.reset()
+                self.memory.answers_again(leg.endpoint)
                 self._wake()
 
     def _wake(self) -> None:
-        """A line may have become usable or useless: those who wait look again."""
-        self._circuits.publish(self.snapshots())
+        """An endpoint may have become usable or useless: those who wait look again."""
+        snapshots = self.snapshots()
+        if self._circuits.is_news(snapshots):
+            self._background(lambda: self._circuits.publish(snapshots))
         self._moved.set()
         self._moved = asyncio.Event()
 
-    def _end(self, nobody: Nobody) -> EmbedctlError:
+    def _end(self, route: Route, nobody: Nobody) -> EmbedctlError:
         """What the run ends with: answers that stay unusable are their own reason."""
-        last = [state.last_error for state in self.states if state.last_error is not None]
+        last = [leg.state.last_error for leg in route.legs if leg.state.last_error is not None]
         if nobody.ready_in_s is not None and last and all(isinstance(error, AnswerUnusable) for error in last):
             return last[0]
         return nobody.error
 
-    def _choose(self, space: Space | None) -> EndpointState | Nobody:
-        by_entry: dict[ChainEntry, EndpointState] = {}
-        for state in self.states:
-            by_entry.setdefault(state.endpoint.in_chain, state)
+    def _choose(self, route: Route) -> Leg | Nobody:
+        by_entry: dict[ChainEntry, Leg] = {}
+        for leg in route.legs:
+            by_entry.setdefault(leg.endpoint.in_chain, leg)
         fitting, strangers = fallback.fitting(
-            list(by_entry), self._mode, output_space_id=space.space_id if space else None
+            list(by_entry), route.mode, output_space_id=route.space.space_id if route.space else None
         )
         available = {entry: self._availability(by_entry[entry]) for entry in fitting}
-        chosen = fallback.choose(fitting, available, left_out=[*self._chain.left_out, *strangers])
+        chosen = fallback.choose(fitting, available, left_out=[*route.chain.left_out, *strangers])
         return chosen if isinstance(chosen, Nobody) else by_entry[chosen]
 
-    def _availability(self, state: EndpointState) -> Availability:
+    def _availability(self, leg: Leg) -> Availability:
         now = self._clock()
-        dead = state.spent or state.breaker.dead
+        dead = leg.given_up or leg.state.breaker.dead
         if dead is not None:
             return Availability(dead=dead)
-        held, reason = self.memory.held(state.endpoint)
-        ready = state.breaker.ready_in(now) or 0.0
+        held, reason = self.memory.held(leg.endpoint)
+        ready = leg.state.breaker.ready_in(now) or 0.0
         if held > ready:
-            return Availability(ready_in_s=held, probe=not state.asked_although_held, reason=reason)
-        return Availability(ready_in_s=ready, reason=state.breaker.snapshot(now).reason or "")
+            return Availability(ready_in_s=held, probe=not leg.state.asked_although_held, reason=reason)
+        return Availability(ready_in_s=ready, reason=leg.state.breaker.snapshot(now).reason or "")
 
-    def failed(self, state: EndpointState, error: ProviderError) -> None:
+    def failed(self, leg: Leg, error: ProviderError) -> None:
         """An attempt failed."""
-        state.last_error = error
+        leg.state.last_error = error
 
     def answered(
-        self, state: EndpointState, texts: Sequence[object], vectors: NDArray[np.float32], *, probe: bool
+        self, route: Route, leg: Leg, texts: Sequence[object], vectors: NDArray[np.float32], *, probe: bool
     ) -> None:
-        """A line gave a good answer; `aside`: one that goes into no output."""
-        state.successes += 1
-        state.last_error = None
-        if state.successes == 1:
-            self.memory.answers_again(state.endpoint)
+        """A good answer came; `probe`: one that goes into no output."""
+        leg.state.successes += 1
+        leg.state.last_error = None
+        if leg.state.successes == 1:
+            self.memory.answers_again(leg.endpoint)
         if not probe:
-            self._space_probe.answered(state, texts, vectors)
+            route.space_probe.answered(leg, texts, vectors)
 
-    def only_floats(self, state: EndpointState) -> None:
+    def only_floats(self, leg: Leg) -> None:
         """Its server refuses base64, or answers in floats whatever is asked."""
-        state.asks_base64 = False
-        self.memory.only_floats(state.endpoint)
+        leg.state.asks_base64 = False
+        self.memory.only_floats(leg.endpoint)
 
-    def leave(self, state: EndpointState, step: Step) -> bool:
-        """A line is of no use now: dead for the run, or (an open breaker) for a while. Whether that is news."""
+    def leave(self, leg: Leg, step: Step) -> bool:
+        """Give an endpoint up for this route, or (an open breaker) for a while. Whether that is news."""
         error = step.error
-        if not isinstance(error, ProviderError) or state.spent is not None:
+        if not isinstance(error, ProviderError) or leg.given_up is not None:
             return False
         if error.word == "circuit_open":
-            state.breaker.trip(error, self._clock())
-            if state.successes == 0 and state.last_error is not None:
-                state.spent = state.last_error  # it has not answered once in this run: waiting is for the next one
+            leg.state.breaker.trip(error, self._clock())
+            if leg.state.successes == 0 and leg.state.last_error is not None:
+                leg.given_up = leg.state.last_error  # it has not answered once in this run: waiting is for the next one
             self._wake()
-            return state.spent is not None
-        said = step.refused_for_s if isinstance(error, Throttled | ServerFailed) else None
+            return leg.given_up is not None
+        asked_s = step.refused_for_s if isinstance(error, Throttled | ServerFailed) else None
         if error.word == "quota_exhausted":
-            said = error.retry_after_s or QUOTA_HOLD_S
-        if said:
-            self.memory.hold(state.endpoint, said, error.message)
-            error.hint = error.hint or f"run the same command again in {format_duration(said)} to go on"
-        state.spent = error
+            asked_s = error.retry_after_s or QUOTA_HOLD_S
+        if asked_s:
+            self.memory.hold(leg.endpoint, asked_s, error.message)
+            error.hint = error.hint or f"run the same command again in {format_duration(asked_s)} to go on"
+        leg.given_up = error
         self._wake()
         return True
 
-    def too_large(self, state: EndpointState, items: int, content_bytes: int, error: ProviderError) -> None:
+    def too_large(self, route: Route, leg: Leg, items: int, content_bytes: int, error: ProviderError) -> None:
         """A request was refused for its size: less is sent from now on, by this run and the next."""
-        before = self.memory.limits(state.endpoint)
-        self.memory.too_large(state.endpoint, items, content_bytes, error)
-        if (learned := self.memory.limits(state.endpoint)) != before:
-            self._observer.notify(LimitLearned(state.endpoint.id, learned))
-        self._changed(self.limits())
-
-    def fallback_from(self, state: EndpointState) -> str | None:
-        """The id of the offer asked for, when this line is another."""
-        return None if state is self.first else self.first.endpoint.id
+        before = self.memory.limits(leg.endpoint)
+        self.memory.too_large(leg.endpoint, items, content_bytes, error)
+        if (learned := self.memory.limits(leg.endpoint)) != before:
+            self._observer.notify(LimitLearned(leg.endpoint.id, learned))
+        route.limits_changed(self.limits(route))
 
     def snapshots(self) -> list[Snapshot]:
-        """How every line's breaker stands."""
-        return [state.breaker.snapshot(self._clock()) for state in self.states]
+        """How every breaker stands."""
+        return [breaker.snapshot(self._clock()) for breaker in self._breakers]
 
 
 def _another_model(endpoint: Endpoint, said: str | None) -> SpaceMismatch | None:

@@ -14,7 +14,7 @@ from embedctl.records import Request, Usage
 from embedctl.routing.endpoint import Endpoint
 
 FIRST_CHECKED = 3
-"""Answers of each offer that are counted here too before its counts are believed; then 1 %."""
+"""Answers of each endpoint that are counted here too before its counts are believed; then 1 %."""
 
 _CONSTANT_ANSWERS = 4
 _CONSTANT_BYTES = 200
@@ -71,6 +71,14 @@ def upper_bound(request: Request) -> int:
     if request.tokens is not None:
         return request.tokens
     return request.content_bytes + 16 * len(request)
+
+
+def must_count(endpoint: Endpoint, request: Request, native: int | None, event_id: UUID, trust: CountTrust) -> bool:
+    """Whether `usage` will count with a tokenizer, which takes its time."""
+    if endpoint.local or endpoint.usage_mode == "native":
+        return False
+    looked_at = endpoint.usage_mode == "fallback" or trust.doubted or trust.constant or trust.answers < FIRST_CHECKED
+    return looked_at or native is None or _absurd(request, native) or not event_id.int % 100
 
 
 def usage(

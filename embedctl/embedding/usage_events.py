@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from uuid import UUID
 
 from embedctl import __version__
 from embedctl.embedding import usage
 from embedctl.errors import AnswerLost, EmbedctlError, ProviderError
+from embedctl.ledger.prices.price import cost, most_believed
 from embedctl.providers._contract import WireAnswer
+from embedctl.providers._foreign import CHARACTERS, line
 from embedctl.records import NO_USAGE, Request, Usage, UsageEvent, utc_now, uuid7
 from embedctl.routing.endpoint import Endpoint
+
+MOST_TAGS = 20
+"""On an event, with at most as many characters each in name and value as a foreign string."""
+
+_MOST_INTEGER = 2**31 - 1  # of the ledger's column
+_MOST_SMALLINT = 2**15 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +29,17 @@ class Caller:
 
     Attributes:
         workspace_id: Who pays for probes; a request says itself who pays for it.
+        tags: As many and as long as an event takes: what is beyond is cut here, whoever let it pass.
     """
 
     run_id: UUID
     workspace_id: str = "default"
     job_id: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        cut = {str(name)[:CHARACTERS]: str(value)[:CHARACTERS] for name, value in [*self.tags.items()][:MOST_TAGS]}
+        object.__setattr__(self, "tags", cut)
 
 
 def intended(
@@ -50,7 +64,7 @@ def intended(
         job_id=caller.job_id,
         run_id=caller.run_id,
         purpose=request.purpose,
-        attempt=attempt,
+        attempt=min(attempt, _MOST_SMALLINT),
         fallback_from=fallback_from,
         region=str(endpoint.place.options.get("region", "*")),
         provider_account=endpoint.account or None,
@@ -69,11 +83,11 @@ def failed(event: UsageEvent, endpoint: Endpoint, request: Request, error: Provi
     ended = replace(
         event,
         occurred_at=utc_now(),
-        duration_ms=round(seconds * 1000),
+        duration_ms=_milliseconds(seconds),
         status="timeout" if isinstance(error, AnswerLost) else "error",
         error_class=error.word,
         billable=error.billable,
-        reason=error.message[:500],
+        reason=line(error.message),
         tokens_estimated=None,
         tokenizer_id=None,
         quantity=0,
@@ -94,27 +108,45 @@ def unsent(event: UsageEvent, reason: EmbedctlError | None = None) -> UsageEvent
         status="error" if reason else "cancelled",
         error_class=reason.word if reason else "not_sent",
         billable="no",
-        reason=reason.message[:500] if reason else None,
+        reason=line(reason.message) if reason else None,
         tokens_estimated=None,
         tokenizer_id=None,
         quantity=0,
     )
 
 
-def answered(event: UsageEvent, wire: WireAnswer, used: Usage, seconds: float) -> UsageEvent:
-    """An attempt that brought vectors."""
+def answered(
+    event: UsageEvent, wire: WireAnswer, used: Usage, seconds: float, usd_per_million: Decimal | None
+) -> UsageEvent:
+    """An attempt that brought vectors.
+
+    What the answer says it costs is believed from 0 up to ten times the price of its tokens and 1 USD more
+    (`most_believed`); anything else stands in `reason`, cut, and the tokens are priced.
+
+    Args:
+        usd_per_million: The price of its tokens; None when nobody knows.
+    """
+    odd_cost = wire.odd_cost
+    if wire.cost is not None and wire.cost > most_believed(cost(used.tokens_total, usd_per_million or Decimal(0))):
+        odd_cost = str(wire.cost)
+    reasons = [NO_USAGE] if used.mode == "native" and used.tokens_native is None else []
+    reasons += [f"not believed: a cost of {odd_cost}"] if odd_cost is not None else []
     return replace(
         _counted(event, used),
         occurred_at=utc_now(),
-        duration_ms=round(seconds * 1000),
+        duration_ms=_milliseconds(seconds),
         status="ok",
         billable="yes",
         response_model=wire.response_model,
         provider_request_id=wire.embedding_id,
-        cost_provider=wire.cost,
+        cost_provider=wire.cost if odd_cost is None else None,
         fallback_from=wire.fallback_from or event.fallback_from,
-        reason=NO_USAGE if used.mode == "native" and used.tokens_native is None else None,
+        reason=line("; ".join(reasons)) or None,
     )
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(max(round(seconds * 1000), 0), _MOST_INTEGER)
 
 
 def _counted(event: UsageEvent, used: Usage) -> UsageEvent:

@@ -30,7 +30,7 @@ class ReadOptions:
         keep: Other columns that travel along: "all", "none" or their names.
         split: Text files: what one row is.
         encoding: Of text files, JSON Lines and CSV; a Python codec name.
-        max_row_bytes: A longer text (in UTF-8) is not read: reason "too_large".
+        max_row_bytes: A row whose text (in UTF-8), id and kept columns are larger together has the reason "too_large".
         spool: Folder that keeps what comes from stdin or a pipe, so that a resume can read it again;
             None keeps it in an unnamed temporary file.
         leave_out: Files that are no input though an argument means them: the output of an earlier run.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from embedctl.errors import InputInvalid, WrongUsage
+from embedctl.errors import InputInvalid, WrongUsage, nearest
 from embedctl.inputs.block import ReadOptions
 
 TEXT_NAMES = ("text", "content", "body", "document", "passage", "chunk", "sentence", "page_content")
@@ -77,9 +77,10 @@ def chosen(schema: pa.Schema, options: ReadOptions, label: str, *, all_text: boo
     row_id = named or next((name for name in ID_NAMES if name in types and _can_be_id(types[name])), None)
     row_id = None if named is None and row_id == text else row_id
     kept = _kept(types, options, label, {text, row_id})
-    twice = [name for name in {text, row_id, *kept} if name and schema.names.count(name) > 1]
+    counts = Counter(schema.names)
+    twice = [name for name in {text, row_id, *kept} if name and counts[name] > 1]
     if twice:
-        raise InputInvalid(f"{label}: column {twice[0]!r} is there {schema.names.count(twice[0])} times")
+        raise InputInvalid(f"{label}: column {twice[0]!r} is there {counts[twice[0]]} times")
     return Columns(
         text=text,
         is_tokens=not all_text and is_token_list(types[text]),
@@ -189,13 +190,6 @@ def _named(wanted: str, types: Mapping[str, pa.DataType], label: str) -> str:
     raise InputInvalid(
         f"{label}: no column {wanted!r}", hint=f"{f'did you mean {near!r}? ' if near else ''}{_listed(types)}"
     )
-
-
-def nearest(wanted: str, names: Sequence[str]) -> str | None:
-    """The name most like the wanted one, None when none is like it."""
-    lowered = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(wanted.lower(), list(lowered), n=1)
-    return lowered[close[0]] if close else None
 
 
 def _listed(types: Mapping[str, pa.DataType]) -> str:

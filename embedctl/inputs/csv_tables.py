@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +16,13 @@ from embedctl.errors import InputInvalid
 from embedctl.inputs import text
 from embedctl.inputs.block import Block, ReadOptions, Reason, pieces
 from embedctl.inputs.columns import Columns
+from embedctl.inputs.decoding import Utf8Stream
 from embedctl.inputs.files import InputFile
 
 SNIFF_BYTES = 1 << 20
 ROW_BYTES = 16 << 20  # no row is longer; arrow holds a few such blocks
+STOP_S = 0.5
+"""So long an error waits at most for arrow's thread to ask again, and hear that there is nothing more."""
 _DELIMITERS = ",;\t|"
 
 
@@ -66,6 +71,47 @@ def _block(batch: pa.RecordBatch, first_row: int, columns: Columns, options: Rea
     return Block(first_row, ids, texts, None, kept, reasons)
 
 
+class _ReadAhead:
+    """A stream that a thread of arrow reads ahead from, and that can be taken away from it.
+
+    After an error that thread goes on reading; if the interpreter ends meanwhile, it ends with signal 6.
+    """
+
+    closed = False
+
+    def __init__(self, stream: Utf8Stream) -> None:
+        self._stream = stream
+        self._reading = threading.Lock()
+        self._is_over = False
+        self._thread_knows = threading.Event()
+
+    def __enter__(self) -> _ReadAhead:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._reading:  # a read under way comes to its end
+            self._is_over = True
+        if isinstance(error, pa.ArrowInvalid):
+            self._thread_knows.wait(STOP_S)
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """The stream's bytes; none once it is over."""
+        with self._reading:
+            found = b"" if self._is_over else self._stream.read(size)
+        if not found:
+            self._thread_knows.set()
+        return found
+
+    def close(self) -> None:
+        """Nothing: who opened the stream closes it."""
+
+
 class _RowTooLong(InputInvalid):
     """A row does not fit into a block."""
 
@@ -90,12 +136,12 @@ def _reader(
             strings_can_be_null=False,
         )
     try:
-        with text.opened(file, options) as stream:
+        with text.opened(file, options) as stream, _ReadAhead(stream) as ahead:
             if not (delimiter := _delimiter(file, options)):
                 yield None
                 return
             with csv.open_csv(
-                pa.PythonFile(stream, "r"),
+                pa.PythonFile(ahead, "r"),
                 read_options=csv.ReadOptions(use_threads=False, block_size=block_bytes),
                 parse_options=csv.ParseOptions(
                     delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -56,8 +58,11 @@ def printable(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def found(inputs: Sequence[str], options: ReadOptions, stdin: BinaryIO | None) -> list[InputFile]:
+def found(inputs: Sequence[str], options: ReadOptions, stdin: BinaryIO | None, left_out: list[Path]) -> list[InputFile]:
     """Every file the arguments mean, in their order, folders sorted, none twice; each looked into.
+
+    Args:
+        left_out: Gets the symbolic links that lead out of a folder or a glob's root.
 
     Raises:
         InputMissing: Nothing there, a glob or folder without files, no permission.
@@ -75,7 +80,7 @@ def found(inputs: Sequence[str], options: ReadOptions, stdin: BinaryIO | None) -
                 files.append(_piped(stdin, STDIN, options))
             seen.add("-")
             continue
-        for path, root in _paths(argument):
+        for path, root in _paths(argument, left_out):
             real = os.path.realpath(path)
             if real not in seen:
                 seen.add(real)
@@ -85,8 +90,11 @@ def found(inputs: Sequence[str], options: ReadOptions, stdin: BinaryIO | None) -
     return _told_apart(files)
 
 
-def _paths(argument: str) -> Iterator[tuple[Path, Path]]:
-    """Each file an argument means, with the root its name is relative to."""
+def _paths(argument: str, left_out: list[Path]) -> Iterator[tuple[Path, Path]]:
+    """Each file an argument means, with the root its name is relative to.
+
+    What is named is the user's word, a link too; what a folder or a glob finds is not, and stays inside of its root.
+    """
     path = Path(argument)
     try:
         mode = path.stat().st_mode
@@ -95,21 +103,124 @@ def _paths(argument: str) -> Iterator[tuple[Path, Path]]:
             raise _missing(argument, missing) from missing
     else:
         if stat.S_ISDIR(mode):
-            yield from ((file, path) for file in _folder(path))
+            yield from ((file, path) for file in _folder(path, left_out))
         else:
             yield path, path.parent
         return
-    matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-    ours = {folder for folder in {match.parent for match in matches} if _is_ours(folder)}
-    files = [match for match in matches if match.parent not in ours and not match.is_dir()]
-    if not files:
-        raise InputMissing(
-            f"no file matches {printable(argument)}", hint="check the pattern; ** matches folders of any depth"
-        )
-    root = Path(argument)
+    root, before = Path(argument), len(left_out)
     while glob.has_magic(str(root)):
         root = root.parent
+    parts = Path(argument).relative_to(root).parts
+    matches = sorted(set(_matches(root, parts, _Root(root, left_out))))
+    ours = {folder for folder in {match.parent for match in matches} if _is_ours(folder)}
+    files = [match for match in matches if match.parent not in ours]
+    if not files:
+        hint = "check the pattern; ** matches folders of any depth"
+        if len(left_out) > before:
+            hint = f"{printable(left_out[-1])} is a link that leads out of {printable(root)}: name what it leads to"
+        raise InputMissing(f"no file matches {printable(argument)}", hint=hint)
     yield from ((file, root) for file in files)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What a folder holds under one name; folder and file are what a link leads to."""
+
+    path: Path
+    is_link: bool
+    is_folder: bool
+    is_file: bool
+
+
+class _Root:
+    """A folder whose links are followed only to files below it; those that lead elsewhere are noted, once each."""
+
+    def __init__(self, path: Path, left_out: list[Path]) -> None:
+        self._real = os.path.realpath(path)
+        self._left_out = left_out
+
+    def is_entered(self, entry: _Entry) -> bool:
+        """Whether it is a folder to look into: not one of ours, and no link."""
+        if not entry.is_folder or entry.path.name == STATE_FOLDER or _is_ours(entry.path):
+            return False
+        if entry.is_link:
+            self._holds(entry.path)
+            return False
+        return True
+
+    def is_taken(self, entry: _Entry) -> bool:
+        """Whether it is a file, or a link to one below; a pipe is the user's word only where it is named."""
+        return entry.is_file and (not entry.is_link or self._holds(entry.path))
+
+    def _holds(self, link: Path) -> bool:
+        inside = _is_below(os.path.realpath(link), self._real)
+        if not inside and link not in self._left_out:
+            self._left_out.append(link)
+        return inside
+
+
+def _matches(start: Path, pattern: Sequence[str], root: _Root) -> Iterator[Path]:
+    """Files that the parts of a pattern mean, as `glob` has them; no link leads out, no linked folder is entered.
+
+    Not by recursion: a folder may be deeper than Python's stack.
+    """
+    waiting = [(start, list(pattern))]
+    while waiting:
+        folder, (part, *rest) = waiting.pop()
+        if part == "**":
+            waiting += [(folder, rest)] if rest else []
+            for entry in _named(folder, "*"):
+                if root.is_entered(entry):
+                    waiting.append((entry.path, [part, *rest]))
+                elif not rest and not entry.path.name.endswith(OURS) and root.is_taken(entry):
+                    yield entry.path
+            continue
+        for entry in _named(folder, part):
+            if rest and root.is_entered(entry):
+                waiting.append((entry.path, rest))
+            elif not rest and (part.endswith(OURS) or not entry.path.name.endswith(OURS)) and root.is_taken(entry):
+                yield entry.path
+
+
+def _named(folder: Path, part: str) -> list[_Entry]:
+    """What a folder holds under the names that a part of a pattern means; hidden names only where it says so."""
+    if not glob.has_magic(part):
+        path = folder / part
+        return [] if part == ".." else [_followed(path, is_link=path.is_symlink())]
+    fits = re.compile(fnmatch.translate(part)).match
+    try:
+        entries = _entries(folder)
+    except OSError:
+        return []
+    hidden = part.startswith(".")
+    return [entry for entry in entries if fits(entry.path.name) and (hidden or not entry.path.name.startswith("."))]
+
+
+def _entries(folder: Path) -> list[_Entry]:
+    """What a folder holds, sorted. No file is asked for its kind that the folder itself knows."""
+    with os.scandir(folder) as found:
+        return [_entry(folder, one) for one in sorted(found, key=lambda one: one.name)]
+
+
+def _entry(folder: Path, one: os.DirEntry[str]) -> _Entry:
+    path = folder / one.name
+    if one.is_symlink():
+        return _followed(path, is_link=True)
+    return _Entry(path, is_link=False, is_folder=one.is_dir(), is_file=one.is_file())
+
+
+def _followed(path: Path, *, is_link: bool) -> _Entry:
+    """Neither folder nor file where a link leads to itself, or where nobody may look."""
+    return _Entry(path, is_link, is_folder=os.path.isdir(path), is_file=os.path.isfile(path))  # noqa: PTH112, PTH113 - they never raise
+
+
+def about_links(left_out: Sequence[Path]) -> tuple[str, ...]:
+    """What to say of links that were left out; nothing when none was."""
+    if not left_out:
+        return ()
+    names = ", ".join(map(printable, left_out[:3])) + (", …" if len(left_out) > 3 else "")
+    what = "a link that leads" if len(left_out) == 1 else f"{len(left_out)} links that lead"
+    return (f"left out: {what} out of the folder ({names}); name what is to be embedded all the same",)
 
 
 def _missing(argument: str, cause: Exception) -> InputMissing:
@@ -121,31 +232,25 @@ def _missing(argument: str, cause: Exception) -> InputMissing:
     return InputMissing(f"no such file: {name}", hint="paths are relative to the current folder")
 
 
-def _folder(root: Path) -> list[Path]:
+def _folder(start: Path, left_out: list[Path]) -> list[Path]:
     """Files of known kinds below a folder, sorted; no hidden ones, none that a symbolic link leads outside to."""
-    inside = os.path.realpath(root)
+    root = _Root(start, left_out)
     files: list[Path] = []
-
-    def refused(problem: OSError) -> None:
-        raise _missing(str(problem.filename), problem) from problem
-
-    for folder, subfolders, names in os.walk(root, onerror=refused):
-        subfolders[:] = sorted(
-            name
-            for name in subfolders
-            if not name.startswith(".") and name != STATE_FOLDER and not _is_ours(Path(folder, name))
-        )
-        for name in sorted(names):
-            path = Path(folder, name)
-            if name.startswith(".") or name.endswith(OURS) or kinds.by_name(name)[0] is None:
-                continue
-            if path.is_symlink() and not _is_below(os.path.realpath(path), inside):
-                continue
-            if path.is_file():
-                files.append(path)
+    waiting = [start]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            visible = [entry for entry in _entries(folder) if not entry.path.name.startswith(".")]
+        except OSError as problem:
+            raise _missing(str(folder), problem) from problem
+        for entry in visible:
+            name = entry.path.name
+            if not name.endswith(OURS) and kinds.by_name(name)[0] is not None and root.is_taken(entry):
+                files.append(entry.path)
+        waiting += [entry.path for entry in reversed(visible) if root.is_entered(entry)]
     if not files:
         raise InputMissing(
-            f"no inputs in folder {printable(root)}",
+            f"no inputs in folder {printable(start)}",
             hint=f"it is searched for {' '.join(sorted(KINDS))} (text also .gz); name other files one by one",
         )
     return files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 
 from embedctl.errors import InputInvalid, InputMissing
 from embedctl.inputs import columns as read_columns
+from embedctl.inputs import row_bytes
 from embedctl.inputs.block import BYTES_PER_BLOCK, ROWS_PER_BLOCK, Block, ReadOptions, Reason
 from embedctl.inputs.columns import Columns
 from embedctl.inputs.files import InputFile
 
 BUFFER_BYTES = 1 << 20  # read a column chunk piece by piece, however large the row group
 BATCH_BYTES = 32 << 20
+MOST_BATCH_BYTES = 128 << 20  # above, the columns' longest values together count: a resume counts by older blocks
+TOKEN_BYTES = 8
 BATCH_ROWS_DICTIONARY = 65_536  # each batch costs a look at its whole dictionary
 BATCH_ROWS_DELTA = 256  # a repeated prefix takes no room in the file, and no footer tells
-TOKEN_BYTES = 8
 NOT_PARQUET = "not a Parquet file, or a damaged one"
 
 
@@ -83,11 +85,6 @@ def _opened(file: InputFile, as_dictionary: Sequence[str]) -> pq.ParquetFile:
     )
 
 
-def _is_bytes(column: pa.DataType) -> bool:
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(is_kind(column) for is_kind in kinds)
-
-
 def _batches(file: InputFile, table: pq.ParquetFile, group: int, columns: Columns) -> Iterator[pa.RecordBatch]:
     what = f"row group {group} is damaged"
     with _checked(file, what):
@@ -107,81 +104,78 @@ def _batches(file: InputFile, table: pq.ParquetFile, group: int, columns: Column
 
 
 def _batch_rows(file: InputFile, table: pq.ParquetFile, group: int, columns: Columns) -> int:
-    """Rows that surely decode to some 32 MiB at most, whatever the footer says.
+    """Rows that decode to some 32 MiB, and surely to 128 MiB at most, whatever the footer says.
 
     A file of some hundred bytes can hold gigabytes of one repeated value (facts/faults.md I16), so the longest
-    value of each dictionary is looked up. Reading text as dictionary all the way would do too, but gathers every
-    distinct value of a row group in memory.
+    value of each dictionary is looked up, also of those within structs, lists and maps. Reading text as dictionary
+    all the way would do too, but gathers every distinct value of a row group in memory.
     """
     described = table.metadata.row_group(group)
-    wanted = {field.name: field.type for field in table.schema_arrow if field.name in columns.names}
+    schema = table.schema_arrow
+    wanted = dict(zip(schema.names, schema.types, strict=True))
+    wanted = {name: wanted[name] for name in columns.names if name in wanted}
     rows = BATCH_ROWS_DICTIONARY if any(map(pa.types.is_dictionary, wanted.values())) else ROWS_PER_BLOCK
-    repeating: list[str] = []
+    repeating: dict[str, float] = {}
+    row_count = max(described.num_rows, 1)
     size_bytes = 0
     for index in range(described.num_columns):
         column = described.column(index)
-        name = column.path_in_schema
-        if name not in wanted and name.split(".", 1)[0] not in wanted:
+        path = column.path_in_schema
+        if path not in wanted and path.split(".", 1)[0] not in wanted:
             continue
         size_bytes += max(column.total_uncompressed_size, 4 * column.num_values)
-        if name in wanted and column.physical_type == "BYTE_ARRAY":
+        if column.physical_type == "BYTE_ARRAY":
             if any("DICTIONARY" in encoding for encoding in column.encodings):
-                repeating.append(name)
+                repeating[path] = 1 if path in wanted else column.num_values / row_count
             if "DELTA_BYTE_ARRAY" in column.encodings:
                 rows = min(rows, BATCH_ROWS_DELTA)
-    longest_bytes = max(size_bytes // max(described.num_rows, 1), *_longest(file, group, repeating), 1)
-    return int(min(rows, max(BATCH_BYTES // longest_bytes, 1)))
+    longest = _longest(file, group, repeating)
+    flat_bytes = max((size for path, size in longest.items() if path in wanted), default=0)
+    rows = min(rows, max(BATCH_BYTES // max(size_bytes // row_count, flat_bytes, 1), 1))
+    row_bytes_most = sum(size * repeating[path] for path, size in longest.items())
+    if rows * row_bytes_most > MOST_BATCH_BYTES:
+        rows = min(rows, max(int(BATCH_BYTES / row_bytes_most), 1))
+    return int(rows)
 
 
-def _longest(file: InputFile, group: int, names: list[str]) -> tuple[int, ...]:
+def _longest(file: InputFile, group: int, repeating: Collection[str]) -> dict[str, int]:
     """Bytes of the longest value in each column's dictionary page; reads that page and the first of data."""
-    if not names:
-        return (0,)
-    with _opened(file, names) as table:
-        first = next(table.iter_batches(batch_size=1, row_groups=[group], columns=names, use_threads=False), None)
-    if first is None:
-        return (0,)
-    sizes = (_lengths(column.dictionary) for column in first.columns if pa.types.is_dictionary(column.type))
-    return (0, *(int(each.max()) for each in sizes if each is not None and len(each)))
+    if not repeating:
+        return {}
+    longest: dict[str, int] = {}
+    with _opened(file, list(repeating)) as table:
+        flat = {name for name in table.schema_arrow.names if name in repeating}
+        for paths in (sorted(flat), *([path] for path in repeating if path not in flat)):
+            batches = table.iter_batches(batch_size=1, row_groups=[group], columns=paths, use_threads=False)
+            for name, column in _columns(next(batches, None) if paths else None):
+                sizes = [int(np.max(row_bytes.of(one))) for one in _dictionaries(column) if len(one)]
+                longest[name if name in flat else paths[0]] = max(sizes, default=0)
+    return longest
 
 
-def _lengths(column: pa.Array) -> NDArray[np.int64] | None:
-    """Bytes per row of a column whose values vary in length, None for others; nothing is decoded."""
-    if pa.types.is_dictionary(column.type):
-        sizes = _lengths(column.dictionary)
-        indices = column.indices.fill_null(-1) if column.null_count else column.indices
-        indices = indices.to_numpy(zero_copy_only=False)
-        return None if sizes is None else np.append(sizes, 0)[indices]
-    if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
-        column = column.cast(pa.large_binary())  # arrow measures no views yet
-    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    if not (is_list or _is_bytes(column.type)):
-        return None
-    if not column.null_count and not is_list:
-        return _between_offsets(column)
-    import pyarrow.compute as pc  # 40 ms, not for every table
-
-    return TOKEN_BYTES * _int64(pc.list_value_length(column)) if is_list else _int64(pc.binary_length(column))
+def _columns(batch: pa.RecordBatch | None) -> Iterator[tuple[str, pa.Array]]:
+    return iter(()) if batch is None else zip(batch.schema.names, batch.columns, strict=True)
 
 
-def _between_offsets(column: pa.Array) -> NDArray[np.int64]:
-    """Bytes per row of strings or bytes without nulls, from what arrow keeps beside them."""
-    large = pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type)
-    ends = np.frombuffer(column.buffers()[1] or b"", np.int64 if large else np.int32)
-    return np.diff(ends[column.offset : column.offset + len(column) + 1]).astype(np.int64, copy=False)
-
-
-def _int64(column: pa.Array) -> NDArray[np.int64]:
-    return np.asarray(column.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
+def _dictionaries(column: pa.Array) -> Iterator[pa.Array]:
+    """The dictionaries within a column, however deep."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        yield column.dictionary
+    elif pa.types.is_struct(kind):
+        for at in range(kind.num_fields):
+            yield from _dictionaries(column.field(at))
+    elif isinstance(column, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray, pa.MapArray)):
+        yield from _dictionaries(column.values)
 
 
 def _cuts(batch: pa.RecordBatch) -> list[tuple[int, int]]:
     """Where to cut a batch so that no piece decodes to much more than a block's bytes."""
     total = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
-        sizes = _lengths(column)
-        if sizes is not None:
-            total += sizes
+        sizes = row_bytes.of(column)
+        if not isinstance(sizes, int):  # others are bounded by the batch
+            total += _as_python(column, sizes)
     ends = np.cumsum(total)
     cuts: list[tuple[int, int]] = []
     start = 0
@@ -192,6 +186,15 @@ def _cuts(batch: pa.RecordBatch) -> list[tuple[int, int]]:
         cuts.append((start, end))
         start = end
     return cuts
+
+
+def _as_python(column: pa.Array, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sizes of lists of numbers as if each number took 8 bytes: token arrays become lists of Python."""
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return sizes
+    number = row_bytes.of(column.values.slice(0, 0))
+    return sizes // number * TOKEN_BYTES if isinstance(number, int) else sizes
 
 
 def _block(batch: pa.RecordBatch, first_row: int, columns: Columns, options: ReadOptions, file: InputFile) -> Block:
@@ -215,8 +218,8 @@ def _block(batch: pa.RecordBatch, first_row: int, columns: Columns, options: Rea
 
 
 def _texts(column: pa.Array, reasons: dict[int, Reason], max_row_bytes: int) -> list[str | None]:
-    sizes = _lengths(column)
-    if sizes is not None and len(sizes) and int(sizes.max()) > max_row_bytes:
+    sizes = row_bytes.of(column)
+    if len(column) and np.max(sizes) > max_row_bytes:
         too_large = sizes > max_row_bytes
         reasons.update((int(at), "too_large") for at in np.flatnonzero(too_large).tolist())
         import pyarrow.compute as pc

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pyarrow as pa
 from embedctl.errors import InputInvalid
 from embedctl.inputs import columns as read_columns
 from embedctl.inputs import files as read_files
-from embedctl.inputs import text
+from embedctl.inputs import row_bytes, text
 from embedctl.inputs.block import REASONS as REASONS
 from embedctl.inputs.block import Block as Block
 from embedctl.inputs.block import ReadOptions as ReadOptions
@@ -31,6 +32,7 @@ class Source:
         columns: What of a table is read; None for text, and for tables without a column.
         known_fields: Of JSON Lines, all that were seen before the start.
         rows_hint: Number of rows where it is known before reading.
+        warnings: What a person should know of what is not read, a sentence each.
     """
 
     kind: Literal["text", "table"]
@@ -39,6 +41,7 @@ class Source:
     columns: Columns | None = None
     known_fields: frozenset[str] = frozenset()
     rows_hint: int | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def schema_kept(self) -> pa.Schema:
@@ -87,7 +90,7 @@ class Source:
         first_row = 0
         for file in self.files:
             for block in self._table(file, first_row):
-                yield block
+                yield row_bytes.within(block, self.options.max_row_bytes)
                 first_row = block.first_row + len(block)
 
     def _table(self, file: InputFile, first_row: int) -> Iterator[Block]:
@@ -120,7 +123,9 @@ def open_input(inputs: Sequence[str], options: ReadOptions, *, stdin: BinaryIO |
         WrongUsage: An unknown encoding; a column that would travel along carries one of our names.
         StorageFailed: What comes through a pipe cannot be kept.
     """
-    files = read_files.found(inputs, options, stdin)
+    left_out: list[Path] = []
+    files = read_files.found(inputs, options, stdin, left_out)
+    warnings = read_files.about_links(left_out)
     texts = [file for file in files if file.kind == "text"]
     if texts and len(texts) < len(files):
         table = next(file for file in files if file.kind != "text")
@@ -130,8 +135,8 @@ def open_input(inputs: Sequence[str], options: ReadOptions, *, stdin: BinaryIO |
         )
     if texts:
         rows_hint = len(files) if options.split == "document" else None
-        return Source(kind="text", files=tuple(files), options=options, rows_hint=rows_hint)
-    return _tables(files, options)
+        return Source(kind="text", files=tuple(files), options=options, rows_hint=rows_hint, warnings=warnings)
+    return replace(_tables(files, options), warnings=warnings)
 
 
 def _tables(files: list[InputFile], options: ReadOptions) -> Source:

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
 import duckdb
 
-from embedctl import storage
 from embedctl.errors import OutputRefused
 from embedctl.ledger import database
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.storage import DISK
+from embedctl.storage import named
 
 
-def backup(paths: LedgerPaths, place: Path, *, wait_s: float = 60, now: datetime) -> int:
+def backup(paths: LedgerPaths, place: Path, *, overwrite: bool = False, wait_s: float = 60, now: datetime) -> int:
     """Copy the ledger to `place`, a new file that any DuckDB from 1.4 on opens.
 
     Returns:
         Events in the copy.
 
     Raises:
-        OutputRefused: Something is at `place`, or its folder is not there.
+        OutputRefused: As `named.check_free`; or `place` is the ledger.
         Locked: The ledger is being written for all of `wait_s`.
     """
-    if os.path.lexists(place):
-        raise OutputRefused(f"{place} exists", hint="a backup never replaces a file: name another")
-    if not place.parent.is_dir():
-        raise OutputRefused(f"no such folder: {place.parent}")
+    named.check_free(place, overwrite=overwrite)
+    if place.exists() and paths.database.exists() and place.samefile(paths.database):
+        raise OutputRefused(f"{place} is the ledger itself", hint="name another file")
     with database.reader(paths, wait_s=wait_s, now=now):
         pass  # makes it when it is not there, and refuses what is no ledger of ours
-    with storage.private_folder(DISK, place) as folder:
-        temporary = folder / place.name
-        source, target = (str(path).replace("'", "''") for path in (paths.database, temporary))
+    with named.filled(place, overwrite=overwrite) as made:
+        source, target = (str(path).replace("'", "''") for path in (paths.database, made))
         with (
             database.held(paths, shared=True, wait_s=wait_s),
             database.translated(paths.database),
@@ -45,9 +41,4 @@ def backup(paths: LedgerPaths, place: Path, *, wait_s: float = 60, now: datetime
             connection.execute("COPY FROM DATABASE source TO target")
             row = connection.execute("SELECT count(*) FROM target.usage_event").fetchone()
             connection.execute("CHECKPOINT target")
-        temporary.chmod(0o600)
-        DISK.sync_folder(place.parent)
-        if not DISK.link(temporary, place):
-            raise OutputRefused(f"{place} exists", hint="a backup never replaces a file: name another")
-    DISK.sync_folder(place.parent)
     return int(row[0]) if row else 0

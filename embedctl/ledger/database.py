@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 
 from embedctl import storage
-from embedctl.errors import ConfigurationInvalid, InvariantBroken, Locked, StorageFailed
+from embedctl.errors import ConfigurationInvalid, InvariantBroken, Locked, StorageFailed, WrongUsage
 from embedctl.ledger import schema
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import uuid7
@@ -145,6 +145,10 @@ def translated(database: Path) -> Iterator[None]:
         yield
     except duckdb.Error as error:
         text = str(error).partition("\n")[0]
+        if "cannot encode str as UTF-8" in text:
+            raise WrongUsage(
+                "a byte of the path is not UTF-8, and DuckDB knows no such paths", hint="choose another name"
+            ) from None
         if "Could not set lock" in text or "Conflicting lock" in text:
             holder = re.search(r"held in (.+?\(PID \d+\))", text)
             raise Locked(

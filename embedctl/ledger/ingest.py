@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -19,10 +20,28 @@ from embedctl.ledger.spool import SpoolFile
 
 _BATCH_BYTES = 512 << 20  # a transaction's; its last rows do not fill a row group, and are copied when it is closed
 _BATCH_FILES = 4000
-_NO_EVENT = (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException)
-"""What DuckDB says to a line whose checksum is right and which is no event all the same."""
+_NO_EVENT = (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException, UnicodeDecodeError)
+"""What DuckDB says to a line whose checksum is right and which is no event all the same.
+
+The last one is its own words, which show a piece of the line, cut in the middle of a character.
+"""
 
 _MEMORY = "160MB"
+_MORE_MEMORY = "1GB"
+"""For a file that alone is refused: before it is set aside."""
+
+_FILE_BYTES = 1 << 30
+"""A larger file than any that is written; it is not read."""
+
+_LARGE_BYTES = 16 << 20
+"""A smaller file is not to blame when memory is short."""
+
+_NO_MEMORY = re.compile(r"failed to (?:pin|allocate)")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    late = isinstance(error, duckdb.TransactionException) and _NO_MEMORY.search(str(error)) is not None
+    return late or isinstance(error, duckdb.OutOfMemoryException)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +57,8 @@ class Ingested:
         asked: It was set aside because somebody wanted that, damaged or not.
         unreadable: Spool files that could not be read, left where they are.
         returned: Events that had been taken in once and were not in the ledger any more.
+        refused: Spool files that the database did not take, and why.
+        aside: Where all such files lie, of this ingest and of earlier ones; None when there are none.
     """
 
     events: int = 0
@@ -48,6 +69,8 @@ class Ingested:
     asked: bool = False
     unreadable: tuple[str, ...] = field(default=())
     returned: int = 0
+    refused: tuple[str, ...] = field(default=())
+    aside: Path | None = None
 
     def notes(self) -> list[str]:
         """What went wrong, in sentences."""
@@ -63,7 +86,9 @@ class Ingested:
             )
         if self.bad_lines:
             found.append(f"{self.bad_lines:,} spool lines were damaged or foreign and are not counted")
-        return [*found, *(f"spool file not read: {name}" for name in self.unreadable)]
+        found += [f"spool file not read: {name}" for name in self.unreadable]
+        found += [f"spool file not taken in: {name}" for name in self.refused]
+        return [*found, *(spool.aside_notes(self.aside) if self.aside else ())]
 
 
 def ingest(paths: LedgerPaths, *, wait_s: float = 60, now: datetime, rebuild: bool = False) -> Ingested:
@@ -115,16 +140,22 @@ def _ingest(paths: LedgerPaths, book: list[tuple[str, str]], wait_s: float, now:
             budget_copy.restore(connection, paths)
             for batch in _batches(spool.pending(paths.done)):
                 total = _sum(total, intake.take_in(batch))
+                _move([path for path in batch if path in intake.refused], paths.aside)
             storage.DISK.unlink(paths.rebuilding)
         for batch in _batches(missing_files(connection, paths)):
             again = intake.take_in(batch)
+            _move([path for path in batch if path in intake.refused], paths.aside)
             total = replace(_sum(total, again), returned=total.returned + again.events)
         for batch in _batches(spool.pending(paths.spool)):
             total = _sum(total, intake.take_in(batch))
-            _put_away(paths, [path for path in batch if path not in intake.unreadable])
+            _move([path for path in batch if path in intake.refused], paths.aside)
+            _move([path for path in batch if path not in intake.unreadable and path not in intake.refused], paths.done)
         budget_copy.keep(connection, paths)
-    unreadable = tuple(f"{path.name}: {why}" for path, why in intake.unreadable.items())
-    return replace(total, unreadable=unreadable)
+    return replace(total, unreadable=_named(intake.unreadable), refused=_named(intake.refused), aside=paths.aside)
+
+
+def _named(files: Mapping[Path, str]) -> tuple[str, ...]:
+    return tuple(f"{path.name}: {why}" for path, why in files.items())
 
 
 def _batches(files: Iterable[Path]) -> Iterator[list[Path]]:
@@ -147,6 +178,7 @@ class _Ingestion:
 
     Attributes:
         unreadable: Files that could not be read, and why.
+        refused: Files that the database takes neither whole nor without the lines that are no event, and why.
     """
 
     def __init__(
@@ -157,29 +189,56 @@ class _Ingestion:
         self._book = book
         self._now = now
         self.unreadable: dict[Path, str] = {}
+        self.refused: dict[Path, str] = {}
 
     def take_in(self, batch: Sequence[Path]) -> Ingested:
         """All files that the ledger does not know yet."""
         known = _known(self._connection, batch)
         total = self._in_one([path for path in batch if spool.spool_id(path) not in known])
-        return replace(total, files=sum(path not in self.unreadable for path in batch))
+        taken = [path for path in batch if path not in self.unreadable and path not in self.refused]
+        return replace(total, files=len(taken))
 
     def _in_one(self, paths: Sequence[Path]) -> Ingested:
-        """One transaction for all; where a line is no event, two halves, down to a closer look at its file."""
+        """One transaction for all; where that is refused, two halves, down to a closer look at one file alone."""
         try:
             return self._transaction(self._files(paths))
-        except _NO_EVENT:
-            self._connection.execute("ROLLBACK")
+        except (duckdb.Error, UnicodeDecodeError) as error:
+            if not (isinstance(error, _NO_EVENT) or _is_out_of_memory(error)):
+                raise
+            self._roll_back()
         if len(paths) > 1:
             middle = len(paths) // 2
             return _sum(self._in_one(paths[:middle]), self._in_one(paths[middle:]))
-        return self._transaction([self._only_events(file) for file in self._files(paths)])
+        return self._alone(paths[0])
+
+    def _alone(self, path: Path) -> Ingested:
+        """A file without the lines that are no event, and with more memory; what is refused all the same is named."""
+        self._connection.execute(f"SET memory_limit = '{_MORE_MEMORY}'")
+        try:
+            return self._transaction([self._only_events(file) for file in self._files([path])])
+        except (duckdb.Error, UnicodeDecodeError) as error:  # other files must not wait for it
+            large = path.stat().st_size >= _LARGE_BYTES
+            if not (isinstance(error, _NO_EVENT) or (_is_out_of_memory(error) and large)):
+                raise
+            self._roll_back()
+            self.refused[path] = str(error).partition("\n")[0]
+            return Ingested()
+        finally:
+            with suppress(duckdb.Error):  # what went wrong is what must be seen
+                self._connection.execute(f"SET memory_limit = '{_MEMORY}'")
+
+    def _roll_back(self) -> None:
+        with suppress(duckdb.TransactionException):  # a commit that failed has done it
+            self._connection.execute("ROLLBACK")
 
     def _files(self, paths: Iterable[Path]) -> Iterator[SpoolFile]:
         """One after the other, so that only one is in memory."""
         for path in paths:
             try:
-                yield spool.read(path)
+                if path.stat().st_size > _FILE_BYTES:
+                    self.refused[path] = "it is larger than any file of events"
+                else:
+                    yield spool.read(path)
             except OSError as error:
                 self.unreadable[path] = error.strerror or "it cannot be read"
 
@@ -222,7 +281,7 @@ class _Ingestion:
         return replace(file, lines=lines, bad=file.bad + len(file.lines) - len(lines))
 
     def _acceptable(self, file: SpoolFile) -> bool:
-        """Whether the table's own constraints take all lines; nothing stays."""
+        """Whether the table's own constraints take all lines, as far as memory lets that be seen; nothing stays."""
         self._connection.execute("BEGIN")
         try:
             lines = loading.lines_of([file], [])
@@ -231,10 +290,14 @@ class _Ingestion:
                 loading.insert(self._connection, rating.EPOCH)
         except _NO_EVENT:
             return False
+        except duckdb.Error as error:
+            if not _is_out_of_memory(error) or len(file.lines) == 1:
+                raise
+            return False
         else:
             return True
         finally:
-            self._connection.execute("ROLLBACK")
+            self._roll_back()
 
 
 def missing(paths: LedgerPaths, *, now: datetime) -> int:
@@ -268,14 +331,16 @@ def _known(connection: duckdb.DuckDBPyConnection, batch: Sequence[Path]) -> set[
     return {row[0] for row in rows}
 
 
-def _put_away(paths: LedgerPaths, batch: Sequence[Path]) -> None:
-    """Move files that are in the ledger out of the way."""
+def _move(files: Sequence[Path], folder: Path) -> None:
+    """Move files out of the way: they are in the ledger, or it does not take them."""
+    if not files:
+        return
     try:
-        paths.done.mkdir(mode=0o700, exist_ok=True)
-        for path in batch:
-            path.replace(paths.done / path.name)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for path in files:
+            path.replace(folder / path.name)
     except OSError as error:
-        raise StorageFailed(f"{paths.done} cannot be written: {error.strerror}") from error
+        raise StorageFailed(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def _sum(one: Ingested, other: Ingested) -> Ingested:

@@ -15,7 +15,7 @@ import orjson
 from embedctl.errors import StorageFailed
 from embedctl.ledger import rating
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.ledger.spool import SpoolFile
+from embedctl.ledger.spool import LINE_BYTES, SpoolFile
 from embedctl.storage import DISK, private_folder
 
 _COLUMNS = {
@@ -55,7 +55,7 @@ _COLUMNS = {
     "tokenizer_id": "VARCHAR",
     "input_count": "INTEGER",
     "content_bytes": "BIGINT",
-    "cost_provider": "DECIMAL(28,15)",
+    "cost_provider": "VARCHAR",  # an amount that is none must not cost the tokens beside it
     "tags": "JSON",
     "reason": "VARCHAR",
     "tool_version": "VARCHAR",
@@ -80,7 +80,12 @@ PORTION = 2 * 122_880
 are copied into full ones when the file is closed: that takes as long as all the rest, and the file grows to twice the
 size."""
 
-_LINE = 4 << 20  # bytes a line may have; DuckDB sets aside twice as much for each core
+_LONG = 1000  # bytes; longer lines are mostly strings, which fill the memory that DuckDB is given
+_LONG_BYTES = 64 << 20  # of a portion, beyond that
+_LINE = 2 * LINE_BYTES  # bytes a line may have; DuckDB sets aside twice as much for each core
+
+
+_AMOUNT = "try_cast(cost_provider AS DECIMAL(28,15))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,8 @@ def load(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, lines: Itera
     Returns:
         How many lines that were; 0 at the end.
     """
-    first = next(lines, None)
+    portion = _portion(lines)
+    first = next(portion, None)
     if first is None:
         return 0
     with private_folder(DISK, paths.database) as folder:
@@ -116,18 +122,28 @@ def load(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, lines: Itera
         try:
             with place.open("xb") as out:
                 out.write(first)
-                out.writelines(islice(lines, PORTION - 1))
+                out.writelines(portion)
         except OSError as error:
             raise StorageFailed(f"{place} cannot be written: {error.strerror}") from error
         columns = ", ".join(f"'{name}': '{kind}'" for name, kind in _COLUMNS.items())
         values = ", ".join(f"coalesce({name}, {default}) AS {name}" for name, default in _DEFAULTS.items())
+        values += f", {rating.not_believed('cost_provider', f'{_AMOUNT} IS NULL')} AS reason"
         row = connection.execute(
             f"CREATE OR REPLACE TEMP TABLE batch AS SELECT * EXCLUDE (cost_provider, tags) REPLACE ({values}), "
-            "cost_provider AS amount, CAST(tags AS VARCHAR) AS tags "
+            f"{_AMOUNT} AS amount, CAST(tags AS VARCHAR) AS tags "
             f"FROM read_json(?, format = 'newline_delimited', columns = {{{columns}}}, maximum_object_size = {_LINE})",
             [str(place)],
         ).fetchone()
     return int(row[0]) if row else 0
+
+
+def _portion(lines: Iterator[bytes]) -> Iterator[bytes]:
+    left = _LONG_BYTES
+    for line in islice(lines, PORTION):
+        yield line
+        left -= max(0, len(line) - _LONG)
+        if left <= 0:
+            return
 
 
 def insert(connection: duckdb.DuckDBPyConnection, now: datetime) -> int:

@@ -43,3 +43,8 @@ class LedgerPaths:
     def done(self) -> Path:
         """Spool files that are in the ledger, kept so that it can be rebuilt."""
         return self.spool / "done"
+
+    @property
+    def aside(self) -> Path:
+        """Spool files that the database does not take; nothing but a person removes them."""
+        return self.spool / "aside"

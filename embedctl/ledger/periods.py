@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import zoneinfo
 from bisect import bisect_right
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from datetime import MAXYEAR, MINYEAR, UTC, date, datetime, time, timedelta, tzinfo
 from typing import Literal
 
-from embedctl.errors import WrongUsage
+from embedctl.errors import WrongUsage, nearest
 
 Unit = Literal["day", "week", "month"]
 _STEP = timedelta(hours=6)
@@ -36,8 +35,7 @@ def zone(name: str) -> tzinfo:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         known = sorted(zoneinfo.available_timezones())
-        folded = {each.lower(): each for each in known}
-        close = folded.get(name.lower()) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
+        close = nearest(name, known)
         raise WrongUsage(
             f"unknown time zone {name!r}",
             hint=f"did you mean {close}?" if close else "an IANA name, like Europe/Berlin or UTC",

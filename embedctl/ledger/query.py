@@ -35,6 +35,10 @@ _CHILD_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY
 """What the child knows of the environment: no keys, and nothing that says where code is loaded from but libraries."""
 
 _PLAIN = ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR")
+_NUMERIC = (
+    "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT",
+    "FLOAT", "DOUBLE", "DECIMAL",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,12 @@ class QueryResult:
     """Rows of a query; money and other exact decimals as strings.
 
     Attributes:
+        numeric: For each column, whether its cells are numbers.
         cut: Whether there were more rows than asked for.
     """
 
     columns: Sequence[str]
+    numeric: Sequence[bool]
     rows: Sequence[Sequence[Any]]
     cut: bool
 
@@ -98,7 +104,7 @@ def ask(
     if "error" in found:
         kind = {"locked": Locked, "usage": WrongUsage}.get(found["error"], StorageFailed)
         raise kind(found["message"], hint=found["hint"])
-    return QueryResult(found["columns"], found["rows"], found["cut"])
+    return QueryResult(found["columns"], found["numeric"], found["rows"], found["cut"])
 
 
 def _import_path() -> list[str]:
@@ -170,17 +176,15 @@ def _run(connection: Any, sql: str, rows: int) -> dict[str, Any]:
         return {"error": "usage", "message": f"one statement, not {len(statements)}", "hint": None}
     relation = connection.sql(sql)
     if relation is None:
-        return {"columns": [], "rows": [], "cut": False}
-    columns = list(relation.columns)
-    quoted = ['"' + name.replace('"', '""') + '"' for name in columns]
+        return {"columns": [], "numeric": [], "rows": [], "cut": False}
+    kinds = [str(kind) for kind in relation.types]
+    places = enumerate(kinds, 1)  # by place: two columns may have one name
     shown = relation.project(
-        ", ".join(
-            name if str(kind) in _PLAIN else f"CAST({name} AS VARCHAR) AS {name}"
-            for name, kind in zip(quoted, relation.types, strict=True)
-        )
+        ", ".join(f"#{place}" if kind in _PLAIN else f"CAST(#{place} AS VARCHAR)" for place, kind in places)
     )
     found = shown.limit(rows + 1).fetchall()
-    return {"columns": columns, "rows": found[:rows], "cut": len(found) > rows}
+    numeric = [kind.partition("(")[0] in _NUMERIC for kind in kinds]
+    return {"columns": list(relation.columns), "numeric": numeric, "rows": found[:rows], "cut": len(found) > rows}
 
 
 def main() -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import duckdb
@@ -12,7 +13,7 @@ import orjson
 
 from embedctl.ledger.prices import PriceBook
 from embedctl.ledger.prices import price as pricing
-from embedctl.ledger.prices.price import Price, PriceKey
+from embedctl.ledger.prices.price import BELIEVED_FACTOR, BELIEVED_USD, Price, PriceKey
 from embedctl.records import NO_USAGE, uuid7
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -35,12 +36,25 @@ _RATE_COLUMNS = {
     "cached_price": "DECIMAL(18,9)",
 }
 
+_MOST_BELIEVED = (
+    f"{BELIEVED_USD} + b.quantity * greatest(coalesce(r.list_price, 0), coalesce(r.unit_price, 0)) "
+    f"* {BELIEVED_FACTOR * Decimal('0.000001'):f}::DECIMAL(7,6)"
+)
+"""`price.most_believed`, of what an answer says it costs."""
+
+
+def not_believed(said: str, condition: str) -> str:
+    """SQL of `reason`, with what was said of the cost behind it where that is not believed."""
+    words = f"'not believed: a cost of ' || left({said}, 60)"
+    return f"CASE WHEN {said} IS NOT NULL AND {condition} THEN concat_ws('; ', reason, {words}) ELSE reason END"
+
+
 # What decides the cost of an event, strongest first.
-_BASIS = """
+_BASIS = f"""
 CASE WHEN b.entry_kind = 'cache_hit' THEN 'nothing'
      WHEN b.entry_kind <> 'usage' THEN 'manual'
      WHEN b.billable = 'no' THEN 'nothing'
-     WHEN b.amount IS NOT NULL THEN 'reported'
+     WHEN b.amount BETWEEN 0 AND {_MOST_BELIEVED} THEN 'reported'
      WHEN b.price_as = 'free' OR r.unit_price = 0 THEN 'free'
      WHEN b.billable = 'unknown' THEN 'risk'
      WHEN b.usage_mode = 'native' AND b.usage_source = 'native' AND b.tokens_native IS NULL
@@ -54,6 +68,8 @@ def _amount(unit_price: str) -> str:
     return f"(full_units * {unit_price} * {_MILLIONTH} + cached_units * coalesce(cached_price, 0) * {_MILLIONTH})"
 
 
+_TOO_MUCH = "entry_kind = 'usage' AND basis NOT IN ('reported', 'nothing')"
+
 RATED = f"""
 WITH matched AS (
   SELECT b.*, {_BASIS} AS basis, r.price_id, r.list_price, r.unit_price, r.cached_price,
@@ -64,7 +80,7 @@ WITH matched AS (
    AND r.region = b.region AND r.price_tier = b.price_tier AND r.meter = b.meter
    AND epoch_us(b.occurred_at) >= r.since AND epoch_us(b.occurred_at) < r.until)
 SELECT * EXCLUDE (price_as, amount, basis, list_price, cached_price, cached_units, full_units, price_id, unit_price,
-                  reason),
+                  reason, told),
   CASE WHEN basis IN ('priced', 'risk') THEN price_id END AS price_id,
   CASE WHEN basis IN ('priced', 'risk') THEN unit_price END AS unit_price,
   'USD' AS currency,
@@ -77,8 +93,9 @@ SELECT * EXCLUDE (price_as, amount, basis, list_price, cached_price, cached_unit
   CASE WHEN basis = 'reported' THEN amount END::DECIMAL(28,15) AS cost_provider,
   CASE basis WHEN 'nothing' THEN 'not_billable' WHEN 'reported' THEN 'provider_reported' WHEN 'risk' THEN 'at_risk'
        WHEN 'uncounted' THEN 'unpriced' ELSE basis END AS cost_status,
-  CASE WHEN basis = 'uncounted' THEN coalesce(reason, '{NO_USAGE}') ELSE reason END AS reason
-FROM matched
+  CASE WHEN basis = 'uncounted' AND NOT starts_with(coalesce(reason, ''), '{NO_USAGE}')
+         THEN concat_ws('; ', '{NO_USAGE}', told) ELSE told END AS reason
+FROM (SELECT *, {not_believed("CAST(amount AS VARCHAR)", _TOO_MUCH)} AS told FROM matched)
 """
 """Every column of usage_event that rating decides; `batch` holds the others, with `price_as` and `amount`."""
 

@@ -7,8 +7,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -17,9 +18,14 @@ from embedctl.errors import InvariantBroken
 from embedctl.records import UsageEvent
 
 SUFFIX = ".spool"
-MOST_BYTES = 1 << 30
-"""Of a spool file; a segment's events take a fraction of it."""
+LINE_BYTES = 64 << 10
+"""An event's, with room to spare: no string of one that is made here has more than 200 characters, no tag either."""
 
+_MOST_LINE = 64 << 20  # bytes of a line that are read at all: an older version kept an answer's strings whole
+_CHARACTERS = 200
+_TAGS = 20
+_MOST_DIGITS = 40  # of an amount that is written out
+_BLOCK = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
 _DEFAULTS = tuple((field.name, field.default) for field in fields(UsageEvent))
 
@@ -29,7 +35,7 @@ class SpoolFile:
     """One spool file as read.
 
     Attributes:
-        lines: The JSON of each good line, in file order.
+        lines: The JSON of each good line, in file order, none longer than LINE_BYTES.
         bad: Lines dropped: torn, without or with a wrong checksum.
         size_bytes: Of the whole file.
     """
@@ -63,7 +69,7 @@ def publish(folder: Path, spool_id: str, events: Iterable[UsageEvent], *, disk: 
     """Put all `events` into the spool as one file, whole or not at all.
 
     Returns:
-        False when a file of this name exists or has been taken in before; nothing is written then.
+        False when a file of this name exists, or has been taken in or set aside before; nothing is written then.
 
     Raises:
         StorageFailed: The disk refused.
@@ -72,7 +78,7 @@ def publish(folder: Path, spool_id: str, events: Iterable[UsageEvent], *, disk: 
     if not _NAME.fullmatch(spool_id):
         raise InvariantBroken(f"not a spool id: {spool_id!r}")
     place = folder / (spool_id + SUFFIX)
-    if (folder / "done" / place.name).exists():
+    if any((folder / there / place.name).exists() for there in ("done", "aside")):
         return False
     storage.check_own_folder(folder)
     disk.make_folder(folder)
@@ -93,38 +99,89 @@ def pending(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names) if name.endswith(SUFFIX) and not name.startswith(".")]
 
 
+def aside_notes(folder: Path) -> list[str]:
+    """What a reader should know of spool files that were set aside in `folder`; nothing when there are none."""
+    files = pending(folder)
+    if not files:
+        return []
+    many = (
+        "1 spool file that could not be taken in lies"
+        if len(files) == 1
+        else (f"{len(files):,} spool files that could not be taken in lie")
+    )
+    return [f"{many} in {folder}: what was spent by it is in no report (back in {folder.parent}, it is tried again)"]
+
+
 def pending_events(folder: Path) -> int:
     """Lines that wait in the spool, good or bad."""
-    return sum(_content(path).count(b"\n") for path in pending(folder) if path.is_file() and not path.is_symlink())
+    return sum(map(_lines_in, (path for path in pending(folder) if path.is_file() and not path.is_symlink())))
+
+
+def _lines_in(path: Path) -> int:
+    with storage.open_state(path) as file:
+        return sum(block.count(b"\n") for block in iter(partial(file.read, _BLOCK), b""))
 
 
 def read(path: Path) -> SpoolFile:
     """Every line whose checksum is right; the others are counted.
 
+    Of a line that is longer than an event the strings are cut: a long one must not cost the charge that it is part of.
+
     Raises:
         FileNotFoundError: Another process has taken it in meanwhile.
         OSError: It is no file, or none that a run would leave.
     """
-    content = _content(path)
-    lines = content.split(b"\n")
-    torn = lines.pop() != b""
-    good = tuple(_good(lines))
-    return SpoolFile(path, good, len(lines) - len(good) + torn, len(content))
+    good: list[bytes] = []
+    bad = size = 0
+    with storage.open_state(path) as file:
+        for text in _lines(file):
+            size += len(text)
+            body = _good(text[:-1]) if text[-1:] == b"\n" else None
+            if body is None:
+                bad += 1
+            else:
+                good.append(body)
+        size = file.tell()
+    return SpoolFile(path, tuple(good), bad, size)
 
 
-def _content(path: Path) -> bytes:
-    return storage.read_small(path, max_bytes=MOST_BYTES, follow=False)
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """A file's lines with their ends; of one that is longer than any event ever was, a piece without an end."""
+    while text := file.readline(_MOST_LINE):
+        yield text
+        while text[-1:] != b"\n" and len(text) == _MOST_LINE:
+            text = file.readline(_MOST_LINE)
 
 
-def _good(lines: Iterable[bytes]) -> Iterator[bytes]:
-    crc32 = zlib.crc32
-    for text in lines:
-        body = text[9:]
-        if text[:9] == b"%08x " % crc32(body) and body[:1] == b"{" and body[-1:] == b"}":
-            yield body
+def _good(text: bytes) -> bytes | None:
+    """The JSON of a line; None when its checksum is wrong, or it is no event however its strings are cut."""
+    body = text[9:]
+    if text[:9] != b"%08x " % zlib.crc32(body) or body[:1] != b"{" or body[-1:] != b"}":
+        return None
+    return body if len(body) <= LINE_BYTES else _shortened(body)
+
+
+def _shortened(body: bytes) -> bytes | None:
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    kept = {name: _short(said[name]) for name, _ in _DEFAULTS if name in said}
+    body = orjson.dumps(kept)
+    return body if len(body) <= LINE_BYTES else None
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:_CHARACTERS]
+    if isinstance(value, dict):
+        return {name[:_CHARACTERS]: str(tag)[:_CHARACTERS] for name, tag in [*value.items()][:_TAGS]}
+    return None if isinstance(value, list) else value
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, Decimal):
-        return format(value, "f")
-    return str(value)
+    if not isinstance(value, Decimal):
+        return str(value)
+    _, digits, exponent = value.as_tuple()
+    short = isinstance(exponent, int) and abs(exponent) < _MOST_DIGITS and len(digits) < _MOST_DIGITS
+    return format(value, "f") if short else str(value)  # an exponent in eight digits is a hundred million zeros

@@ -1,4 +1,4 @@
-"""Step 5½. A complete slot → its rows with their vectors, and the failures of those that have none.
+"""Step 5½. A complete slice → its rows with their vectors, and the failures of those that have none.
 
 Vectors are read back from the journal (memory-mapped) or from older parts; nothing is kept in memory per row.
 """
@@ -82,7 +82,7 @@ class Sources:
     """Where vectors are read from.
 
     Attributes:
-        relax: Called when a row group is written: what was read for it is not read again soon.
+        release_pages: Called when a row group is written: what was read for it is not read again soon.
     """
 
     read_journal: ReadJournal
@@ -91,13 +91,11 @@ class Sources:
     release_pages: Callable[[], None] = lambda: None
 
 
-def failures(
-    slice_: Slice, ids: Sequence[str | int], chunk_indexes: Sequence[int]
-) -> tuple[list[Failure], NDArray[Any]]:
-    """Failures of all rows of a slot whose twins are resolved, and the mask of the rows that have a vector.
+def failures(slice_: Slice, rows: Any) -> tuple[list[Failure], NDArray[Any]]:
+    """Failures of all rows of a slice whose duplicates are resolved, and the mask of the rows that have a vector.
 
     Args:
-        ids: Of each row in `slot.rows`; likewise `chunk_indexes`.
+        rows: Arrow table of all rows of the slice, as many as `slice.rows`; None when there are none.
     """
     targets = np.asarray(slice_.rows, np.int64)
     where = slice_.where[targets]  # a mean's -1 is looked at below
@@ -108,22 +106,23 @@ def failures(
     found = list(slice_.failures)
     for row in np.flatnonzero(~has).tolist():
         place = _gone(slice_, row)
+        row_id, index = (rows.column(name)[row].as_py() for name in ("id", "chunk_index"))  # few: not a list of all
         if place is None:
-            raise InvariantBroken(f"row {ids[row]!r} of slot {slice_.number} has neither vector nor failure")
+            raise InvariantBroken(f"row {row_id!r} of slot {slice_.number} has neither vector nor failure")
         refusal = slice_.refusals[place]
-        found.append(refusal.of(slice_.row_of[row], ids[row], chunk_indexes[row], slice_.row_hashes[row]))
+        found.append(refusal.of(slice_.row_of[row], row_id, index, slice_.row_hashes[row]))
     return found, has
 
 
 def _gone(slice_: Slice, row: int) -> int | None:
-    """The wanted vector that a row lacks, when it is known that it will not come."""
+    """The target that a row lacks, when it is known that it will not come."""
     mean, targets = slice_.means.get(row), slice_.rows[row]
     places = range(mean.start, mean.stop) if mean else range(targets, targets + 1)
     return next((place for place in places if slice_.where[place] == VectorSource.FAILED), None)
 
 
 def counts(slice_: Slice, failed: Sequence[Failure], kept: NDArray[np.bool_]) -> RowCounts:
-    """Where the slot's rows went; a row one of whose chunks failed has failed."""
+    """Where the slice's rows went; a row one of whose chunks failed has failed."""
     lost = {failure.row for failure in failed if not failure.skipped}
     skipped = {failure.row for failure in failed if failure.skipped} - lost
     embedded = {row for row, has in zip(slice_.row_of, kept, strict=True) if has} - lost - skipped
@@ -157,15 +156,16 @@ def same_part(
 
 
 def tables(slice_: Slice, rows: Any, kept: NDArray[np.bool_], layout: Layout, sources: Sources) -> Iterator[Any]:
-    """The slot's rows with their embedding columns, one table per row group.
+    """The slice's rows with their embedding columns, one table per row group.
 
     Args:
-        rows: Arrow table of all rows of the slot, as many as `slot.rows`.
+        rows: Arrow table of all rows of the slice, as many as `slice.rows`.
         kept: Which of them have a vector.
     """
     numbers = np.flatnonzero(kept)
-    for start in range(0, len(numbers), parquet.ROW_GROUP_ROWS):
-        group = numbers[start : start + parquet.ROW_GROUP_ROWS]
+    most = parquet.row_group_rows(rows)
+    for start in range(0, len(numbers), most):
+        group = numbers[start : start + most]
         embeddings = _embeddings(slice_, group, layout.dimensions, sources)
         whole = len(group) == group[-1] - group[0] + 1
         chosen = rows.slice(group[0], len(group)) if whole else rows.take(group)

@@ -53,7 +53,7 @@ class FileOutput:
         return self.path.parent / f".{self.path.name}.embedctl"
 
     def put(self, finished: Finished) -> Path | None:
-        """Append the slot's rows to the unfinished file."""
+        """Append the slice's rows to the unfinished file."""
         if finished.layout is not None:
             self._open(finished.layout)
         for table in finished.tables:
@@ -82,7 +82,7 @@ class FileOutput:
             self._writer.add_key_value_metadata({parquet.METADATA_KEY.decode(): facts(self._rows).decode()})
             self._writer.close()
             if not growing.put(self.path, over=self.replacing):
-                raise OutputRefused(f"{self.path} appeared while it was made", hint="choose another -o")
+                raise OutputRefused(f"another process created {self.path} during this run", hint="choose another -o")
         if self._failed is None:
             self.disk.unlink(self.failures_path)
 

@@ -86,7 +86,7 @@ def part_name(number: int) -> str:
 
 @dataclass
 class FolderOutput:
-    """`batch run -o DIR`: one part per slot.
+    """`batch run -o DIR`: one part per slice.
 
     Parts go to `into`: the folder itself, or `_embedctl/next` while an existing output is replaced. What an
     interrupted run has put there, and the next one cannot go on with, waits in `_embedctl/kept`: it was paid for.
@@ -121,7 +121,7 @@ class FolderOutput:
 
     @property
     def failed(self) -> Path:
-        """The failures of each slot of this run."""
+        """The failures of each slice of this run."""
         return self.state / "failed"
 
     @property
@@ -143,7 +143,7 @@ class FolderOutput:
         return parts_of(folder or self.folder)
 
     def put(self, finished: Finished) -> Path | None:
-        """Publish the slot as a part, its failures first; one that is there already gets a second name."""
+        """Publish the slice as a part, its failures first; one that is there already gets a second name."""
         self.disk.make_folder(self.into)
         if finished.failed:
             self.disk.make_folder(self.failed)
@@ -157,7 +157,7 @@ class FolderOutput:
         if not storage.publish(
             self.disk, path, _parquet(finished.tables, finished.layout, finished.facts), mode=OUTPUT_MODE
         ):
-            raise OutputRefused(f"{path} appeared while it was made", hint="run the same command again")
+            raise OutputRefused(f"another process created {path} during this run", hint="run the same command again")
         return path
 
     def finish(self, layout: Layout | None, facts: Facts, record: Callable[[], Record]) -> None:
@@ -238,7 +238,7 @@ class FolderOutput:
         storage.replace(self.disk, self.state / RECORD, content)
 
     def tidy(self) -> None:
-        """Remove the slots' failures, which stand in one file now, and what was kept aside."""
+        """Remove the slices' failures, which stand in one file now, and what was kept aside."""
         storage.remove_tree(self.disk, self.failed)
         storage.remove_tree(self.disk, self.kept)
         storage.remove_tree(self.disk, self.next)

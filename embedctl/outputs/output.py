@@ -31,7 +31,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """A complete slot, ready to be written.
+    """A complete slice, ready to be written.
 
     Attributes:
         layout: None when no row had text, and nobody knows how wide a vector would be.
@@ -94,7 +94,7 @@ class Output(Protocol):
         """Whether its folder, if it has one of its own, holds anything but our state."""
 
     def put(self, finished: Finished) -> Path | None:
-        """Take a complete slot; the part it became, where it became one."""
+        """Take a complete slice; the part it became, where it became one."""
 
     def finish(self, layout: Layout | None, facts: Facts, record: Callable[[], Record]) -> None:
         """Everything was put: make the output what its name says, and keep the record that says so.

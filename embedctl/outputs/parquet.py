@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -19,6 +20,7 @@ from embedctl.errors import OutputRefused, StorageFailed
 from embedctl.records import TEXT_HASH_BYTES, Space
 
 ROW_GROUP_ROWS = 16_384
+ROW_GROUP_BYTES = 64 << 20  # of ids, texts and kept columns: the writer holds a row group a few times over
 METADATA_KEY = b"embedctl"
 _CHUNK_ROWS = 1024
 OWN_COLUMNS = (
@@ -138,8 +140,13 @@ def _lists(numbers: NDArray[Any], kind: pa.DataType) -> pa.Array:
 
 
 def joined(batches: Sequence[pa.RecordBatch]) -> pa.Table | None:
-    """Batches of one slot as a table; None when no row had text."""
+    """Batches of one slice as a table; None when no row had text."""
     return pa.Table.from_batches(batches) if batches else None
+
+
+def row_group_rows(rows: pa.Table) -> int:
+    """Rows of one row group: fewer where they are large."""
+    return max(1, min(ROW_GROUP_ROWS, int(ROW_GROUP_BYTES * len(rows) // max(rows.nbytes, 1))))
 
 
 def row_columns(id_type: pa.DataType, kept: pa.Schema, *, text: bool) -> pa.Schema:
@@ -219,6 +226,11 @@ def _leaf(field: pa.Field) -> str:
     return str(field.name)
 
 
+def _opened(path: Path) -> pa.OSFile:
+    """A file by its bytes: a path as text might be taken for a URI, and must be UTF-8."""
+    return pa.OSFile(os.fsencode(path))
+
+
 def read_metadata(path: Path) -> dict[str, Any] | None:
     """What embedctl wrote about a Parquet file; None when it is no Parquet, not ours, or broken.
 
@@ -226,7 +238,8 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         OutputRefused: A version of embedctl wrote it that knows more of a space than this one.
     """
     try:
-        found = orjson.loads((pq.read_metadata(path).metadata or {})[METADATA_KEY])
+        with _opened(path) as file:
+            found = orjson.loads((pq.read_metadata(file).metadata or {})[METADATA_KEY])
         unknown = found["space"].keys() - {one.name for one in fields(Space)}
         if not unknown:
             return dict(found) if Space(**found["space"]).space_id == found["space_id"] else None
@@ -240,7 +253,8 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
 
 def is_precise(path: Path, dtype: Dtype) -> bool:
     """Whether the vectors of a file of ours may stand in an output of `dtype`: int8 and float16 never become more."""
-    element = pq.read_schema(path).field("embedding").type.value_type
+    with _opened(path) as file:
+        element = pq.read_schema(file).field("embedding").type.value_type
     return bool(element in (pa.float32(), _ELEMENTS[dtype]))
 
 
@@ -255,7 +269,7 @@ class Part:
     @contextmanager
     def _file(self) -> Iterator[pq.ParquetFile]:
         try:
-            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+            with _opened(self.path) as whole, pq.ParquetFile(whole, page_checksum_verification=True) as file:
                 yield file
         except (pa.ArrowException, OSError) as damage:
             raise StorageFailed(

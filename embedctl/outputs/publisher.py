@@ -76,9 +76,7 @@ class Publisher:
         slice_.settle(self._segments.number)
         resolve_duplicates(slice_, self._index)
         rows = parquet.joined(slice_.batches)
-        ids = rows.column("id").to_pylist() if rows is not None else []
-        indexes = rows.column("chunk_index").to_pylist() if rows is not None else []
-        failed, kept = assemble.failures(slice_, ids, indexes)
+        failed, kept = assemble.failures(slice_, rows)
         counts = assemble.counts(slice_, failed, kept)
         width = self._width()
         if width is None and slice_.targets:

@@ -34,7 +34,7 @@ class StreamOutput:
     failures: Path | None = None
 
     def put(self, finished: Finished) -> Path | None:
-        """Print the slot's rows."""
+        """Print the slice's rows."""
         try:
             for table in finished.tables:
                 for line in json_lines(table, finished.layout.dimensions if finished.layout else 0, self.vectors):

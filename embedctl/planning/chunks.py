@@ -91,7 +91,7 @@ class Chunks:
     """Finds the candidates of one block after the other.
 
     Args:
-        barred: Workspace that a row may name → why it may not use the model: such a row fails.
+        denied: Workspace that a row may name → why it may not use the model: such a row fails.
     """
 
     def __init__(self, options: Options, wording: TextRules, denied: Mapping[str, str]) -> None:
@@ -102,7 +102,7 @@ class Chunks:
         self._checked: dict[str, str | None] = {}
 
     def of(self, block: RowBlock, slice_: Slice) -> list[Chunk]:
-        """All candidates of a block, in order; failures go to the slot."""
+        """All candidates of a block, in order; failures go to the slice."""
         self._payers = self._workspaces(block)
         return self._lengths(list(self._candidates(block, slice_)), block, slice_)
 

@@ -32,11 +32,11 @@ def packed_limits(limits: Limits, *, batch_size: int | None, dimensions: int | N
 
 @dataclass(frozen=True, slots=True)
 class PackedRequest:
-    """A request, and which wanted vector each of its texts is for.
+    """A request, and which target each of its texts is for.
 
     Attributes:
         number: Requests of a run are numbered from 0 in the order they are packed.
-        ordinals: Of each text: the ordinal of the wanted vector in the run.
+        ordinals: Of each text: the ordinal of the target in the run.
     """
 
     number: int

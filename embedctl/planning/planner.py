@@ -1,6 +1,6 @@
-"""Step 3: candidates → wanted vectors in a slot, and requests for those that nobody has. Pure.
+"""Step 3: candidates → targets in a slice, and requests for those that nobody has. Pure.
 
-Every row leaves a trace: a wanted vector, or a failure with its reason.
+Every row leaves a trace: a target, or a failure with its reason.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ JOURNAL_FILES = 1 << 31
 
 
 class Planner:
-    """Turns blocks into slots and requests.
+    """Turns blocks into slices and requests.
 
     Args:
         known: Texts whose vectors exist already: row of a part, or (files from JOURNAL_FILES on) byte of a segment.
         seen: Texts of this run: offset is the ordinal of the first that wanted it.
         failed_before: Texts that an earlier run could not embed, and will not be tried again.
-        barred: Workspace that a row may name → why it may not use the model: such a row fails.
+        denied: Workspace that a row may name → why it may not use the model: such a row fails.
         columns: Makes the record batch of some rows: (block, positions, chunk indexes, texts).
     """
 
@@ -61,12 +61,14 @@ class Planner:
         self.duplicates = 0
 
     def open_slice(self, number: int, first_row: int) -> Slice:
-        """A new slot that begins where the last one ended."""
+        """A new slice that begins where the last one ended."""
         return Slice(number=number, first_row=first_row, first_target=self._ordinal)
 
     def take(self, block: RowBlock, slice_: Slice) -> Iterator[PackedRequest]:
-        """Add a block's rows to the slot; the requests that became full."""
+        """Add a block's rows to the slice; the requests that became full."""
+        failed_before = len(slice_.failures)
         candidates = self.see(block, slice_)
+        slice_.failed_bytes += sum(len(str(one.id)) for one in slice_.failures[failed_before:])
         if not candidates:
             return
         fresh = _Fresh()
@@ -80,7 +82,9 @@ class Planner:
         slice_.content_bytes += sum(one.content_bytes for one in candidates)
         texts = None if block.tokens is not None else [str(one.text) for one in candidates]
         positions, indexes = [one.position for one in candidates], [one.chunk_index for one in candidates]
-        slice_.batches.append(self._columns(block, positions, indexes, texts))
+        batch = self._columns(block, positions, indexes, texts)
+        slice_.column_bytes += batch.nbytes
+        slice_.batches.append(batch)
 
     def see(self, block: RowBlock, slice_: Slice) -> list[Chunk]:
         """The chunks of a block's rows, which are asked for, or, when the slice is published already, only compared."""
@@ -89,7 +93,7 @@ class Planner:
         return chunks
 
     def close(self, slice_: Slice) -> Iterator[PackedRequest]:
-        """The slot takes no more rows: the requests that were not full."""
+        """The slice takes no more rows: the requests that were not full."""
         yield from self._packer.rest()
 
     def _take_plain(self, candidates: Sequence[Chunk], slice_: Slice, fresh: _Fresh) -> Iterator[PackedRequest]:
@@ -132,7 +136,7 @@ class Planner:
             cursor += count
 
     def _want(self, slice_: Slice, one: Chunk, at: int, seen: Found, fresh: _Fresh) -> PackedRequest | None:
-        """One wanted vector that is not known: asked for, unless its text was wanted before, or has failed.
+        """One target that is not known: asked for, unless its text was wanted before, or has failed.
 
         Returns:
             The request that became full.

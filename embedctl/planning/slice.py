@@ -1,4 +1,4 @@
-"""A slot: a contiguous range of input rows that is published as one part, and where each of its vectors is.
+"""A slice: a contiguous range of input rows that is published as one part, and where each of its vectors is.
 
 The unit that another machine can take later: it holds no global state.
 """
@@ -21,16 +21,19 @@ SLICE_ROWS = 1 << 17
 """Rows, or failures, close it too, however narrow the vectors."""
 
 SLICE_BYTES = 128 * 1024 * 1024
-"""About so many bytes of vectors, or of text and kept columns, close a slot."""
+"""About so many bytes of vectors, or of text as it is sent, close a slice."""
+
+COLUMN_BYTES = SLICE_BYTES // 2
+"""And so many of ids, texts and kept columns: they are in memory, a few times over while the part is written."""
 
 
 class VectorSource(IntEnum):
-    """Where a wanted vector is."""
+    """Where a target is."""
 
     PENDING = 0  # asked for, or about to be
     JOURNAL = 1  # file = the journal's number of the segment, offset = byte of the vector in it
     PART = 2  # file = number of an older part, offset = row in it
-    DUPLICATE = 3  # offset = ordinal of the wanted vector with the same text
+    DUPLICATE = 3  # offset = ordinal of the target with the same text
     FAILED = 4  # failed or skipped: there will be none
 
 
@@ -45,16 +48,19 @@ class Mean:
 
 @dataclass(slots=True)
 class Slice:
-    """One slot while its vectors are coming in.
+    """One slice while its vectors are coming in.
 
     Attributes:
-        first_wanted: Ordinal, in this run, of this slot's first wanted vector.
+        first_target: Ordinal, in this run, of this slice's first target.
         batches: Columns of the rows to be written, without the embedding ones (Arrow record batches).
-        rows: For each row to be written, which of the wanted vectors it gets; -1: the mean of several, see `means`.
+        rows: For each row to be written, which of the targets it gets; -1: the mean of several, see `means`.
         row_hashes: For each row to be written, the hash of its text; likewise `row_of`, its ordinal in the input.
         means: Row → the vectors that its own is the mean of.
         refusals: Wanted vector that will not come → why.
-        where, file, offset: One entry per wanted vector, see Where.
+        where, file, offset: one entry per target, see VectorSource.
+        content_bytes: Of the texts as they are sent.
+        column_bytes: Of `batches`.
+        failed_bytes: Of the ids of `failures`.
         pending: Targets that were asked for and whose outcome has not come.
     """
 
@@ -63,6 +69,8 @@ class Slice:
     first_target: int
     rows_read: int = 0
     content_bytes: int = 0
+    column_bytes: int = 0
+    failed_bytes: int = 0
     batches: list[Any] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     row_hashes: list[bytes] = field(default_factory=list)
@@ -96,7 +104,7 @@ class Slice:
         return str(self._hasher.hexdigest())
 
     def add_target(self, where: VectorSource = VectorSource.PENDING, file: int = 0, offset: int = 0) -> int:
-        """Add a wanted vector; its place in this slot."""
+        """Add a target; its place in this slice."""
         place = self.targets
         if place == len(self.where):
             self._make_room(1)
@@ -106,7 +114,7 @@ class Slice:
         return place
 
     def add_known(self, where: NDArray[np.uint8], file: NDArray[np.uint32], offset: NDArray[np.uint64]) -> None:
-        """Add wanted vectors that are there, one entry of each array for each."""
+        """Add targets that are there, one entry of each array for each."""
         first, end = self.targets, self.targets + len(where)
         self._make_room(len(where))
         self.where[first:end], self.file[first:end], self.offset[first:end] = where, file, offset
@@ -136,7 +144,7 @@ class Slice:
                 self.offset[places] = np.arange(ref.offset, end, width, dtype=np.uint64)
 
     def only_averaged(self, ordinals: Sequence[int]) -> int:
-        """How many of these wanted vectors (ordinals of the run) went into a mean: no part will hold them."""
+        """How many of these targets (ordinals of the run) went into a mean: no part will hold them."""
         if not self.means:
             return 0
         places = {ordinal - self.first_target for ordinal in ordinals}
@@ -148,11 +156,14 @@ class Slice:
         self.refusals[place] = why
 
     def full(self, dimensions: int | None) -> bool:
-        """Whether the slot holds enough to be a part of its own."""
+        """Whether the slice holds enough to be a part of its own."""
         vectors = self.targets * (dimensions or 1536) * 4
-        if vectors >= SLICE_BYTES or self.content_bytes >= SLICE_BYTES or len(self.rows) >= SLICE_ROWS:
+        if max(vectors, self.content_bytes) >= SLICE_BYTES or self.column_bytes >= COLUMN_BYTES:
             return True
-        return dimensions is not None and len(self.failures) >= SLICE_ROWS  # without a width it could not be a part
+        if len(self.rows) >= SLICE_ROWS:
+            return True
+        many_failed = len(self.failures) >= SLICE_ROWS or self.failed_bytes >= SLICE_BYTES
+        return dimensions is not None and many_failed  # without a width it could not be a part
 
 
 def _grown(entries: NDArray[Any], size: int) -> NDArray[Any]:
@@ -163,9 +174,9 @@ def _grown(entries: NDArray[Any], size: int) -> NDArray[Any]:
 
 
 class SliceIndex:
-    """Where the vectors of slots that were handed on are: what a later row with the same text needs.
+    """Where the vectors of slices that were handed on are: what a later row with the same text needs.
 
-    In a folder they are in the slot's part, as a rule in the order they were wanted in, which takes no memory; in a
+    In a folder they are in the slice's part, as a rule in the order they were wanted in, which takes no memory; in a
     single file they stay in the journal until the end.
     """
 
@@ -174,7 +185,7 @@ class SliceIndex:
         self._slices: list[_Kept | _InOrder] = []
 
     def add(self, slice_: Slice, part: int | None) -> None:
-        """Remember a slot that was written as part number `part`, or (None) whose journal stays."""
+        """Remember a slice that was written as part number `part`, or (None) whose journal stays."""
         self._firsts.append(slice_.first_target)
         if part is not None and not slice_.refusals and slice_.rows == list(range(slice_.targets)):
             self._slices.append(_InOrder(part))
@@ -190,14 +201,14 @@ class SliceIndex:
         self._slices.append(_Kept(where, file, offset, slice_.refusals))
 
     def place(self, ordinal: int) -> tuple[int, int, int, Refusal | None]:
-        """(where, file, offset, refusal) of an earlier wanted vector."""
+        """(where, file, offset, refusal) of an earlier target."""
         number = bisect_right(self._firsts, ordinal) - 1
         return self._slices[number].place(ordinal - self._firsts[number])
 
 
 @dataclass(frozen=True, slots=True)
 class _InOrder:
-    """A slot whose wanted vectors are the rows of a part."""
+    """A slice whose targets are the rows of a part."""
 
     part: int
 
@@ -207,7 +218,7 @@ class _InOrder:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """Any other slot; vectors that only went into a mean stay in the journal."""
+    """Any other slice; vectors that only went into a mean stay in the journal."""
 
     where: NDArray[np.uint8]
     file: NDArray[np.uint32]
@@ -219,7 +230,7 @@ class _Kept:
 
 
 def _rows_written(slice_: Slice) -> NDArray[np.uint64]:
-    """Row numbers in the part, of rows that take a wanted vector of their own, in order."""
+    """Row numbers in the part, of rows that take a target of their own, in order."""
     targets = np.asarray(slice_.rows, np.int64)
     gone = np.zeros(len(targets), bool)
     own = targets >= 0
@@ -231,7 +242,7 @@ def _rows_written(slice_: Slice) -> NDArray[np.uint64]:
 
 
 def resolve_duplicates(slice_: Slice, history: SliceIndex) -> None:
-    """Give every twin the place, or the refusal, of the vector with the same text."""
+    """Give every duplicate the place, or the refusal, of the vector with the same text."""
     for place in np.flatnonzero(slice_.where[: slice_.targets] == VectorSource.DUPLICATE):
         ordinal = int(slice_.offset[place])
         local = ordinal - slice_.first_target

@@ -10,7 +10,7 @@ from embedctl.settings.options import Options
 
 
 def text_rules(endpoint: Endpoint, options: Options, source: inputs.Source) -> TextRules:
-    """What an offer and the options say about the texts of an input."""
+    """What an endpoint and the options say about the texts of an input."""
     counter = tokens.counter(endpoint.tokenizer, endpoint.fallback_tokenizer)
     measure = tokens.splitter_source(endpoint.tokenizer, endpoint.fallback_tokenizer)
     special = counter.count([""])[0] + (splitter.tokens(endpoint.prefix, measure) if endpoint.prefix else 0)

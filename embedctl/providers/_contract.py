@@ -10,7 +10,8 @@ A protocol module has
 - `answer(status, headers, body, request) -> WireAnswer`, or an error of our tree raised;
 - optionally `probe(place) -> HttpRequest` and `limits(body) -> Limits`, for servers that say what they take.
 
-It does not wait, retry, price, or check shapes: the call point does that once, for all.
+It does not wait, retry, price, or check shapes: the call point does that once, for all. Nor does it cut and clean
+what a server says: `_entry.read` does, for whatever `answer` returns or raises; JSON is read by `_foreign` alone.
 A text is never cut silently: where a provider truncates unless told not to, `request` tells it not to.
 """
 
@@ -113,6 +114,7 @@ class WireAnswer:
         tokens: The provider's count for the whole request; None where absent or unreadable.
         tokens_each: Per text, where the provider says.
         cost: What the provider itself says it costs, in USD.
+        odd_cost: What it says of that where it is no amount.
         provider: Who really served it, where a gateway says (tldw).
         fallback_from: Whom the gateway asked first.
         dimension_policy: What the gateway did to reach the width asked for: reduce, pad or ignore.
@@ -127,6 +129,7 @@ class WireAnswer:
     embedding_id: str | None = None
     response_model: str | None = None
     cost: Decimal | None = None
+    odd_cost: str | None = None
     provider: str | None = None
     fallback_from: str | None = None
     dimension_policy: str | None = None

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from embedctl.errors import (
+    AnswerUnusable,
     KeyRejected,
     ModelNotFound,
     ProviderError,
@@ -22,21 +21,17 @@ from embedctl.errors import (
     TextTooLong,
     Throttled,
 )
-from embedctl.providers import _rate_headers, _vectors
+from embedctl.providers import _foreign, _rate_headers
 from embedctl.providers._contract import HttpRequest
 
-MESSAGE_CHARACTERS = 300
-_READ_BYTES = 64 * 1024
-_NO_KEY_HEADERS = frozenset({"content-type", "accept", "accept-encoding", "user-agent", "x-provider", "x-hf-bill-to"})
-_LOOKS_LIKE_A_KEY = re.compile(
-    r"(?:sk|pk|hf|pa|al|nk|jina|gsk|fw|tgp|AIza|ABSK|bedrock-api-key|xox[bp])[-_]?[A-Za-z0-9*_\-]{8,}"
-    r"|eyJ[\w-]+\.[\w-]+(?:\.[\w-]+)?"
-    r"|(?i:bearer)\s+\S{6,}"
-    r"|(?i:api[-_ ]?key|token|secret)\s*[=:]\s*[^\s,;\"']{6,}"
-    r"|\b(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{32,}\b"
-)
-_TAGS = re.compile(r"<(?:script|style).*?</(?:script|style)>|<[^>]+>", re.S | re.I)
-_PLACE = re.compile(r"(?:at index |inputs?\[|texts\[|input id )(\d+)", re.I)
+_READ_BYTES = _foreign.READ_CHARACTERS
+_PART_CHARACTERS = _foreign.EXPRESSION_CHARACTERS // 2 - _foreign.CHARACTERS
+_MOST_COMPLAINTS = 3
+_MOST_STEPS = 8
+_MOST_DETAILS = 100
+_TAGS = re.compile(r"<(?:script|style)\b.*?(?:</(?:script|style)>|\Z)|<[^>]*(?:>|\Z)", re.S | re.I)
+_PLACE = re.compile(r"(?:at index |inputs?\[|texts\[|input id )(\d{1,9})(?!\d)", re.I)
+_DETAIL_NUMBERS = ("index", "tokens", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +102,7 @@ SIGNALS: tuple[Signal, ...] = (
     ),
     _signal(
         RequestTooLarge,
-        r"array too long|array_above_max_length|too_long.*list|at most \d+ items",
+        r"array too long|array_above_max_length|too_long.{0,200}list|at most \d+ items",
         on=(400, 422),
     ),
     _signal(RequestTooLarge, r"too many (?:inputs|texts|items|documents)|length limit exceeded", on=(400, 422)),
@@ -117,7 +112,7 @@ SIGNALS: tuple[Signal, ...] = (
         r"maximum context length|context_length_exceeded|context (?:length|window)|maximum input length"
         r"|too many (?:input )?tokens|must have less than \d+ tokens|input_too_long|string_above_max_length"
         r"|(?:input|text|prompt|document)s?\b.{0,60}(?:too long|too large|exceed)|longer than the maximum"
-        r"|exceed\w*.{0,40}\b(?:tokens|characters)\b|string_too_long",
+        r"|exceed\w{0,4}.{0,40}\b(?:tokens|characters)\b|string_too_long",
         on=(400, 422),
     ),
     _signal(TextTooLong, r"too large to process", on=(400, 500)),  # llama.cpp: a 500 that is none
@@ -180,32 +175,33 @@ def refusal(protocol: str, status: int, headers: Mapping[str, str], body: bytes,
         request: Its key is struck out wherever the provider repeats it.
     """
     if 200 <= status < 300:
-        return _vectors.unusable(f"HTTP {status} instead of 200", body)
+        return _foreign.unusable(f"HTTP {status} instead of 200", body)
     raw = bytes(body[:_READ_BYTES])
-    said = _said(raw, headers)
-    message = clean(said.message or f"HTTP {status} without a word", request)
+    said = _said(raw, headers, request)
+    message = _foreign.clean(said.message, request) or f"HTTP {status} without a word"
     signal = _decisive(protocol, status, said)
     waits = signal.becomes in (Throttled, ServerFailed, QuotaExhausted)
+    beginning = raw[: _foreign.EXPRESSION_CHARACTERS].decode("utf-8", "replace")
+    waited = (said.message[: _foreign.EXPRESSION_CHARACTERS], f"{said.kind[:_PART_CHARACTERS]} {beginning}")
     return signal.becomes(
         f"HTTP {status}: {message}" if not message.startswith("HTTP ") else message,
         hint=signal.hint,
         details=said.details,
         status=status,
-        provider_code=clean(said.code, request)[:80] or None,
-        retry_after_s=_rate_headers.retry_after(headers, said.message, raw.decode("utf-8", "replace"))
-        if waits
-        else None,
+        provider_code=_foreign.clean(said.code, request) or None,
+        retry_after_s=_rate_headers.retry_after(headers, *waited) if waits else None,
     )
 
 
 def _decisive(protocol: str, status: int, said: _Said) -> Signal:
-    words = f"{said.code} {said.kind} {said.parameter} {said.message}"
+    short, long = _foreign.CHARACTERS, _PART_CHARACTERS
+    words = f"{said.code[:short]} {said.kind[:long]} {said.parameter[:short]} {said.message[:long]}"
     return next(one for one in SIGNALS if one.fits(status, words, protocol))
 
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """A refusal's own words, whatever the envelope."""
+    """A refusal's own words, whatever the envelope; as long as they came, and not cleaned."""
 
     message: str = ""
     code: str = ""
@@ -214,15 +210,16 @@ class _Said:
     details: tuple[Mapping[str, Any], ...] = ()
 
 
-def _said(body: bytes, headers: Mapping[str, str]) -> _Said:
+def _said(body: bytes, headers: Mapping[str, str], request: HttpRequest) -> _Said:
     try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return _Said(message=_TAGS.sub(" ", body.decode("utf-8", "replace")))
+        value = _foreign.loaded(body)
+    except AnswerUnusable:
+        page = _foreign.without_keys(body.decode("utf-8", "replace"), request)  # a cut could leave half of one
+        return _Said(message=_TAGS.sub(" ", page[: _foreign.EXPRESSION_CHARACTERS]))
     if isinstance(value, list) and value:
         value = value[0]  # google, sometimes
     if not isinstance(value, dict):
-        return _Said(message=str(value))
+        return _Said(message=_foreign.shown(value))
     inner = value.get("error")
     flat: dict[str, Any] = {**value, **inner} if isinstance(inner, dict) else value
     message = _message(flat)
@@ -232,21 +229,22 @@ def _said(body: bytes, headers: Mapping[str, str]) -> _Said:
         message = _message(flat) or message
     if isinstance(detail, list):
         return _Said(message=_validation(detail), kind="validation", details=_places(_validation(detail)))
-    code = next((str(flat[name]) for name in ("code", "error_code", "status") if flat.get(name) is not None), "")
-    kind = [str(flat[name]) for name in ("type", "status", "error") if isinstance(flat.get(name), str)]
+    codes = [_foreign.shown(flat[name]) for name in ("code", "error_code", "status") if flat.get(name) is not None]
+    code = codes[0] if codes else ""
+    kind = [flat[name] for name in ("type", "status", "error") if isinstance(flat.get(name), str)]
     if flat.get("error_type"):
-        kind.append(f"error_type={flat['error_type']}")
+        kind.append(f"error_type={_foreign.shown(flat['error_type'])}")
     kind.append(headers.get("x-amzn-errortype", ""))
     if flat.get("details") and flat is not value:
-        kind.append(orjson.dumps(flat["details"]).decode())  # google: which quota, which reason
+        kind.append(_foreign.shown(flat["details"]))  # google: which quota, which reason
     details = flat.get("details")
     listed = isinstance(details, list) and all(isinstance(one, dict) and "index" in one for one in details)
     return _Said(
         message=message,
         code=code if not code.isdecimal() or len(code) == 4 else kind[0] if kind and kind[0] else code,
-        kind=" ".join(kind),
-        parameter=str(flat.get("param") or ""),
-        details=tuple(details) if listed and details else _places(message),
+        kind=" ".join(part[:_PART_CHARACTERS] for part in kind),
+        parameter=_foreign.shown(flat.get("param") or ""),
+        details=_numbers(details) if listed and details else _places(message),
     )
 
 
@@ -260,28 +258,27 @@ def _message(flat: Mapping[str, Any]) -> str:
 def _validation(detail: Sequence[Any]) -> str:
     """FastAPI's list of complaints in one sentence: "input.3: String should have …"."""
     parts = []
-    for one in detail[:3]:
+    for one in detail[:_MOST_COMPLAINTS]:
         if not isinstance(one, dict):
-            parts.append(str(one))
+            parts.append(_foreign.shown(one))
             continue
         steps = one.get("loc")
-        place = ".".join(str(step) for step in steps if step != "body") if isinstance(steps, list) else ""
-        parts.append(f"{place}: {one.get('msg', '')} ({one.get('type', '')})")
+        steps = steps[:_MOST_STEPS] if isinstance(steps, list) else []
+        place = ".".join(_foreign.shown(step) for step in steps if step != "body")
+        parts.append(f"{place}: {_foreign.shown(one.get('msg', ''))} ({_foreign.shown(one.get('type', ''))})")
     return "; ".join(parts)
+
+
+def _numbers(details: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, int], ...]:
+    """Which texts are meant, and how long they are."""
+    found = []
+    for one in details[:_MOST_DETAILS]:
+        numbers = {name: _foreign.whole(one.get(name)) for name in _DETAIL_NUMBERS}
+        found.append({name: number for name, number in numbers.items() if number is not None})
+    return tuple(found)
 
 
 def _places(message: str) -> tuple[Mapping[str, Any], ...]:
     """Which text is meant, where the message says ("at index 3"); counted from 0."""
-    found = _PLACE.search(message)
+    found = _PLACE.search(message[: _foreign.EXPRESSION_CHARACTERS])
     return ({"index": int(found.group(1))},) if found else ()
-
-
-def clean(message: str, request: HttpRequest) -> str:
-    """One line of at most 300 characters without the request's key or anything that looks like one."""
-    for name, value in request.headers.items():
-        key = value.removeprefix("Bearer ")
-        if len(key) >= 4 and name not in _NO_KEY_HEADERS:
-            message = message.replace(key, "***")
-    message = _LOOKS_LIKE_A_KEY.sub("***", message)
-    message = " ".join("".join(c if c.isprintable() else " " for c in message).split())
-    return message if len(message) <= MESSAGE_CHARACTERS else message[: MESSAGE_CHARACTERS - 1] + "…"

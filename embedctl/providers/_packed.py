@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _KEY = b'"embedding":'
 _QUOTE = 0x22
 _BLANKS = b" \t\r\n"
+_MOST_BLANKS = 100  # of a colon's distance to its string: with more it is in doubt
 
 
 def cut(body: bytes) -> tuple[bytes, list[memoryview]] | None:
@@ -31,7 +32,7 @@ def cut(body: bytes) -> tuple[bytes, list[memoryview]] | None:
     view, left, strings, done = memoryview(body), [], [], 0
     while found >= 0:
         start = found + len(_KEY)
-        while body[start : start + 1] in _BLANKS and start < len(body):
+        while body[start : start + 1] in _BLANKS and start - found < _MOST_BLANKS:
             start += 1
         end = body.find(b'"', start + 1)
         if end < 0 or body[start] != _QUOTE:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,11 @@ _IN_WORDS = re.compile(
 )
 _SHORT_WORDS = re.compile(r"(?:retry|try again)\s+(?:after|in)\s+((?:\d+(?:\.\d+)?(?:ms|s|m|h))+)", re.I)
 _RETRY_INFO = re.compile(r'"retryDelay"\s*:\s*"([^"]+)"')
+_LONGEST_VALUE = 100  # characters of a header that says a number, a duration or a date
+LONGEST_WAIT_S = 31 * 86400.0
+"""No quota is further away; a provider that says more says nothing."""
+
+_MOST_PER_MINUTE = 1e12
 _WORD_S = {"milli": 1e-3, "secon": 1.0, "minut": 60.0, "hours": 3600.0, "hour": 3600.0}
 
 
@@ -57,16 +61,16 @@ def rates(headers: Mapping[str, str]) -> Rates | None:
     if not any(name.startswith(prefix) for name in headers):
         return None
 
-    def number(name: str) -> float | None:
-        return _number(headers.get(prefix + name, ""))
+    def number(name: str, least: float) -> float | None:
+        return _within(_number(headers.get(prefix + name, "")), least, _MOST_PER_MINUTE)
 
     return Rates(
-        requests_per_minute=number("limit-requests") or None,
-        tokens_per_minute=number("limit-tokens") or None,
-        requests_left=number("remaining-requests"),
-        tokens_left=number("remaining-tokens"),
-        requests_reset_s=duration(headers.get(prefix + "reset-requests", "")),
-        tokens_reset_s=duration(headers.get(prefix + "reset-tokens", "")),
+        requests_per_minute=number("limit-requests", 1),
+        tokens_per_minute=number("limit-tokens", 1),
+        requests_left=number("remaining-requests", 0),
+        tokens_left=number("remaining-tokens", 0),
+        requests_reset_s=_wait(duration(headers.get(prefix + "reset-requests", ""))),
+        tokens_reset_s=_wait(duration(headers.get(prefix + "reset-tokens", ""))),
     )
 
 
@@ -74,7 +78,7 @@ def retry_after(headers: Mapping[str, str], message: str = "", body: str = "") -
     """Seconds to wait before the next attempt, None where the provider does not say.
 
     `retry-after-ms`, then `retry-after` (seconds or HTTP date), then Google's RetryInfo, then the message's
-    own words, then the resets of the rates. Negative, NaN and garbage count as not said.
+    own words, then the resets of the rates. Negative, NaN, garbage and more than a month count as not said.
 
     Args:
         message: The provider's sentence ("Please retry after 20 seconds").
@@ -83,33 +87,42 @@ def retry_after(headers: Mapping[str, str], message: str = "", body: str = "") -
     found: float | None = None
     if "retry-after-ms" in headers:
         milliseconds = _number(headers["retry-after-ms"])
-        found = None if milliseconds is None else milliseconds / 1000
+        found = _wait(None if milliseconds is None else milliseconds / 1000)
     if found is None and "retry-after" in headers:
         value = headers["retry-after"].strip()
         found = _number(value)
-        found = _until(value, headers.get("date")) if found is None else found
+        found = _wait(_until(value, headers.get("date")) if found is None else found)
     if found is None and (told := _RETRY_INFO.search(body)):
-        found = duration(told.group(1))
+        found = _wait(duration(told.group(1)))
     if found is None:
-        found = _in_words(message)
-    return found if found is not None else _from_resets(headers)
+        found = _wait(_in_words(message))
+    return found if found is not None else _wait(_from_resets(headers))
+
+
+def _wait(seconds: float | None) -> float | None:
+    return _within(seconds, 0, LONGEST_WAIT_S)
+
+
+def _within(value: float | None, least: float, most: float) -> float | None:
+    return value if value is not None and least <= value <= most else None
 
 
 def duration(value: str) -> float | None:
     """Seconds of a Go-style duration ("6m0s", "34.07s", "120ms"), or of a bare number of seconds."""
-    value = value.strip()
+    value = _short(value)
     if _DURATION.fullmatch(value):
-        seconds = sum(float(number) * _UNIT_S[unit] for number, unit in _PIECE.findall(value))
-        return seconds if math.isfinite(seconds) else None
+        return sum(float(number) * _UNIT_S[unit] for number, unit in _PIECE.findall(value))
     return _number(value)
 
 
+def _short(value: str) -> str:
+    """A header's value; nothing of one that is longer than any that means something."""
+    return value.strip() if len(value) <= _LONGEST_VALUE else ""
+
+
 def _number(value: str) -> float | None:
-    value = value.strip()
-    if not _PLAIN.fullmatch(value):
-        return None
-    seconds = float(value)
-    return seconds if math.isfinite(seconds) else None
+    value = _short(value)
+    return float(value) if _PLAIN.fullmatch(value) else None
 
 
 def _until(date: str, now: str | None) -> float | None:
@@ -123,8 +136,8 @@ def _until(date: str, now: str | None) -> float | None:
 
 def _http_date(value: str) -> datetime | None:
     try:
-        moment = parsedate_to_datetime(value)
-    except (ValueError, TypeError, IndexError):
+        moment = parsedate_to_datetime(_short(value))
+    except (ValueError, TypeError, IndexError, OverflowError):  # a date that is none, or in no calendar
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 

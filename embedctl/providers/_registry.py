@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from pathlib import Path
 from typing import cast
 
-from embedctl.errors import ConfigurationInvalid
+from embedctl.errors import ConfigurationInvalid, nearest
 from embedctl.providers._contract import WireProtocol
 
 PROTOCOLS = tuple(sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py")))
@@ -21,8 +20,8 @@ def protocol(name: str) -> WireProtocol:
         ConfigurationInvalid: There is none of that name; the hint names the nearest.
     """
     if name not in PROTOCOLS:
-        near = difflib.get_close_matches(name, PROTOCOLS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(PROTOCOLS)}"
+        near = nearest(name, PROTOCOLS)
+        hint = f"did you mean {near!r}?" if near else f"there are: {', '.join(PROTOCOLS)}"
         raise ConfigurationInvalid(f"there is no protocol {name!r}", hint=hint)
     return cast("WireProtocol", importlib.import_module(f"embedctl.providers.{name}"))
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 import pybase64
 
 from embedctl.errors import AnswerUnusable
-from embedctl.providers import _packed
+from embedctl.providers import _foreign, _packed
+from embedctl.providers._foreign import decoded, unusable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 _QUOTE, _BRACKET = 0x22, 0x5B
 _FLOATS = msgspec.json.Decoder(list[float])
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
+_STRING = msgspec.json.Decoder(str)
 _ABSENT = msgspec.Raw()
 _EMPTY = b'""'
-
-T = TypeVar("T")
+_MOST_NUMBERS = 1 << 25  # a number is at least two bytes of JSON, and no answer is larger than 64 MiB
+_MOST_PLACE = 1 << 31
 
 Struct = msgspec.Struct
 Raw = msgspec.Raw
@@ -46,11 +48,16 @@ _BODY = msgspec.json.Decoder(_ListedBody)
 
 
 class UsageCounts(NamedTuple):
-    """What a `usage` object says; None where it says nothing readable."""
+    """What a `usage` object says; None where it says nothing readable.
+
+    Attributes:
+        odd_cost: What it says of its cost when that is no amount.
+    """
 
     total: int | None = None
     cached: int | None = None
     cost: Decimal | None = None
+    odd_cost: str | None = None
 
 
 class Listed(NamedTuple):
@@ -62,26 +69,6 @@ class Listed(NamedTuple):
     model: str | None
     id: str | None
     base64: bool
-
-
-def unusable(what: str, body: bytes = b"") -> AnswerUnusable:
-    """A 200 that cannot be used, with how its body begins when that helps."""
-    start = bytes(body[:60]).decode("utf-8", "replace").replace("\n", " ").strip()
-    return AnswerUnusable(f"{what}; the body begins with {start!r}" if body else what, status=200)
-
-
-def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """`body` read by a typed decoder.
-
-    Raises:
-        AnswerUnusable: It is cut, not JSON, or of another shape.
-    """
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise unusable(f"the answer has another shape than this protocol's: {error}", body) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise unusable(f"the answer is not whole JSON: {error}", body) from error
 
 
 def listed(body: bytes) -> Listed:
@@ -109,8 +96,8 @@ def _without_strings(body: bytes) -> tuple[_ListedBody, NDArray[np.float32]] | N
         return None
     left, strings = parted
     try:
-        answer = _BODY.decode(left)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        answer = decoded(_BODY, left)
+    except AnswerUnusable:
         return None
     if len(answer.data) != len(strings) or any(bytes(item.embedding) != _EMPTY for item in answer.data):
         return None
@@ -132,13 +119,13 @@ def places(index: list[Any]) -> tuple[int, ...] | None:
     """Each vector's place in the request as the answer says; None where it says none.
 
     Raises:
-        AnswerUnusable: Some have one and some do not, or one is no number.
+        AnswerUnusable: Some have one and some do not, or one is no number, or none that a request could have.
     """
     if all(place is None for place in index):
         return None
     for position, place in enumerate(index):
-        if type(place) is not int:
-            raise unusable(f"data[{position}].index is {place!r}, not a number")
+        if type(place) is not int or not -_MOST_PLACE < place < _MOST_PLACE:
+            raise unusable(f"data[{position}].index is {_foreign.shown(place)}, not a number of a text")
     return tuple(index)
 
 
@@ -149,9 +136,9 @@ def matrix(raw: Raw, where: str) -> NDArray[np.float32]:
         where: The array's name in messages ("embeddings").
     """
     try:
-        each = _RAWS.decode(raw)
-    except msgspec.DecodeError as error:
-        raise unusable(f"{where} is not an array of vectors", bytes(raw)) from error
+        each = decoded(_RAWS, raw)
+    except AnswerUnusable:
+        raise unusable(f"{where} is not an array of vectors", bytes(raw)) from None
     return rows(each, where + "[{}]")
 
 
@@ -168,6 +155,8 @@ def rows(raws: Sequence[Raw], where: str) -> NDArray[np.float32]:
         raise unusable("the answer holds no vectors")
     parser = _Numbers()
     first = _vector(raws[0], where.format(0), parser)
+    if len(raws) * first.size > _MOST_NUMBERS:  # before so much memory is asked for
+        raise unusable(f"{len(raws)} vectors as long as {where.format(0)}, {first.size} numbers, are in no answer")
     out = np.empty((len(raws), first.size), dtype=np.float32)
     out[0] = first
     for number in range(1, len(raws)):
@@ -210,10 +199,10 @@ def _from_base64(view: memoryview, where: str) -> NDArray[np.float32]:
 def _escaped_base64(view: memoryview, where: str) -> bytes:
     """base64 whose slashes are escaped, as some JSON writers do."""
     try:
-        return pybase64.b64decode(msgspec.json.decode(view, type=str), validate=True)
-    except ValueError as error:
+        return pybase64.b64decode(decoded(_STRING, Raw(view)), validate=True)
+    except (ValueError, AnswerUnusable):
         said = bytes(view[:20]).decode("utf-8", "replace")
-        raise unusable(f"{where} is a string that is not base64: {said}…") from error
+        raise unusable(f"{where} is a string that is not base64: {said}…") from None
 
 
 class _Numbers:
@@ -246,44 +235,25 @@ def from_python(values: Any, where: str) -> NDArray[np.float32]:
     """Vectors that were found by an expression in parsed JSON: lists of numbers, or base64 strings."""
     if not isinstance(values, list) or not values:
         raise unusable(f"{where} is no list of vectors")
-    return rows([Raw(msgspec.json.encode(value)) for value in values], where + "[{}]")
+    try:
+        raws = [Raw(msgspec.json.encode(value)) for value in values]
+    except RecursionError:
+        raise unusable(f"{where} is nested: vectors of tokens, not one vector") from None
+    return rows(raws, where + "[{}]")
 
 
 def counts(raw: Raw) -> UsageCounts:
     """Read a `usage` object in any dialect; what cannot be read is None, never 0."""
-    try:
-        usage = msgspec.json.decode(raw) if len(memoryview(raw)) else None
-    except msgspec.DecodeError:
-        usage = None
+    usage = _foreign.anything(raw) if len(memoryview(raw)) else None
     if not isinstance(usage, dict):
         return UsageCounts()
-    total, prompt = count(usage.get("total_tokens")), count(usage.get("prompt_tokens"))
+    total, prompt = _foreign.whole(usage.get("total_tokens")), _foreign.whole(usage.get("prompt_tokens"))
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return UsageCounts(total if total is not None else prompt, count(cached), money(usage.get("cost")))
-
-
-def count(value: Any) -> int | None:
-    """A whole number of tokens, None for anything else; 12.0 is 12, "12" is nothing."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return int(value) if 0 <= value < 2**53 and value == int(value) else None
-
-
-def counted(header: str | None) -> int | None:
-    """A whole number of tokens from a header."""
-    return int(header) if header and header.isascii() and header.isdecimal() else None
-
-
-def money(value: Any) -> Decimal | None:
-    """An amount in USD, None for anything that is not one."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        amount = Decimal(str(value))
-    except InvalidOperation:
-        return None
-    return amount if amount.is_finite() and amount >= 0 else None
+    said = usage.get("cost")
+    cost = _foreign.amount(said)
+    odd_cost = None if said is None or cost is not None else _foreign.shown(said)
+    return UsageCounts(total if total is not None else prompt, _foreign.whole(cached), cost, odd_cost)
 
 
 def text(value: Any) -> str | None:

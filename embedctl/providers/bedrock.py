@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from embedctl.errors import ConfigurationInvalid, RequestTooLarge
-from embedctl.providers import _errors, _http, _vectors, cohere
+from embedctl.providers import _errors, _foreign, _http, _vectors, cohere
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
@@ -68,7 +68,7 @@ def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRe
     """Read Titan's one vector, or Cohere's many; tokens stand in the body or in a header."""
     if status != 200:
         raise _errors.refusal("bedrock", status, headers, body, request)
-    counted = _vectors.counted(headers.get(_TOKENS_HEADER))
+    counted = _foreign.counted(headers.get(_TOKENS_HEADER))
     with _vectors.billed(counted):
         if not request.reading.get("titan"):
             found = cohere.read(headers, body)
@@ -77,8 +77,8 @@ def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRe
                 tokens=found.tokens if found.tokens is not None else counted,
                 embedding_id=_http.request_id(headers) or found.embedding_id,
             )
-    one = _vectors.decoded(_TITAN, body)
-    tokens = _vectors.count(one.input_text_token_count)
+    one = _foreign.decoded(_TITAN, body)
+    tokens = _foreign.whole(one.input_text_token_count)
     tokens = tokens if tokens is not None else counted
     with _vectors.billed(tokens):
         vectors = _vectors.rows([one.embedding], "embedding")

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from embedctl.providers import _errors, _http, _vectors
+from embedctl.providers import _errors, _foreign, _http, _vectors
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import InputType, Limits
 
@@ -73,7 +73,7 @@ def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRe
 
 def read(headers: Mapping[str, str], body: bytes) -> WireAnswer:
     """Read the answer's body, here and from Bedrock."""
-    found = _vectors.decoded(_BODY, body)
+    found = _foreign.decoded(_BODY, body)
     tokens = _billed(found.meta)
     with _vectors.billed(tokens):
         raw = found.embeddings.float if found.embeddings else msgspec.Raw()
@@ -87,4 +87,4 @@ def read(headers: Mapping[str, str], body: bytes) -> WireAnswer:
 
 def _billed(meta: Any) -> int | None:
     units = meta.get("billed_units") if isinstance(meta, dict) else None
-    return _vectors.count(units.get("input_tokens")) if isinstance(units, dict) else None
+    return _foreign.whole(units.get("input_tokens")) if isinstance(units, dict) else None

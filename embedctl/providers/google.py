@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from embedctl.providers import _errors, _http, _vectors
+from embedctl.providers import _errors, _foreign, _http, _vectors
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import InputType, Limits
 
@@ -68,9 +68,9 @@ def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRe
     """Read `embeddings[].values`, scaled to length 1 where the API leaves that to the client."""
     if status != 200:
         raise _errors.refusal("google", status, headers, body, request)
-    found = _vectors.decoded(_BODY, body)
+    found = _foreign.decoded(_BODY, body)
     usage = found.usage_metadata if isinstance(found.usage_metadata, dict) else {}
-    tokens = _vectors.count(usage.get("promptTokenCount"))
+    tokens = _foreign.whole(usage.get("promptTokenCount"))
     with _vectors.billed(tokens):
         vectors = _vectors.rows([one.values for one in found.embeddings], "embeddings[{}].values")
     full = request.reading.get("unit_only_at")

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from embedctl.errors import RequestRefused
-from embedctl.providers import _errors, _http, _vectors
+from embedctl.providers import _errors, _foreign, _http, _vectors
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
@@ -52,14 +52,21 @@ def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRe
     """
     if status != 200:
         raise _errors.refusal("huggingface", status, headers, body, request)
-    tokens = _vectors.counted(headers.get("x-compute-tokens"))
+    tokens = _foreign.counted(headers.get("x-compute-tokens"))
     with _vectors.billed(tokens):
-        each = _vectors.decoded(_ROWS, body)
+        each = _foreign.decoded(_ROWS, body)
         if any(_is_matrix(raw) for raw in each):
-            vectors = np.stack([_pooled(raw, request) for raw in each])
+            vectors = _stacked([_pooled(raw, request) for raw in each])
         else:
             vectors = _vectors.rows(each, "[{}]")
     return WireAnswer(vectors=vectors, tokens=tokens, embedding_id=_http.request_id(headers))
+
+
+def _stacked(vectors: list[Any]) -> Any:
+    for number, vector in enumerate(vectors):
+        if vector.size != vectors[0].size:
+            raise _foreign.unusable(f"[{number}] has {vector.size} numbers, [0] has {vectors[0].size}")
+    return np.stack(vectors)
 
 
 def _is_matrix(raw: msgspec.Raw) -> bool:

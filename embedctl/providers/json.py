@@ -25,7 +25,7 @@ import jmespath.exceptions
 import orjson
 
 from embedctl.errors import ConfigurationInvalid, RequestTooLarge
-from embedctl.providers import _errors, _http, _vectors
+from embedctl.providers import _errors, _foreign, _http, _vectors
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
@@ -129,15 +129,12 @@ def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRe
     """
     if status != 200:
         raise _errors.refusal("json", status, headers, body, request)
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise _vectors.unusable(f"the answer is not whole JSON: {error}", body) from error
-    found = {name: expression.search(value) for name, expression in request.reading.items()}
-    tokens = _vectors.count(found.get("tokens"))
+    value = _foreign.loaded(body)
+    found = {name: _searched(name, expression, value) for name, expression in request.reading.items()}
+    tokens = _foreign.whole(found.get("tokens"))
     with _vectors.billed(tokens):
         if found.get("error"):
-            raise _vectors.unusable(f"the answer is an error: {_errors.clean(str(found['error']), request)}")
+            raise _foreign.unusable(f"the answer is an error: {_foreign.shown(found['error'])}")
         vectors = _vectors.from_python(found["vectors"], "vectors")
     return WireAnswer(
         vectors=vectors,
@@ -145,6 +142,21 @@ def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRe
         tokens=tokens,
         embedding_id=_id(found.get("ids")) or _http.request_id(headers),
     )
+
+
+def _searched(name: str, expression: Any, value: Any) -> Any:
+    try:
+        return expression.search(value)
+    except Exception as error:  # a function of the expression that is not made for what it got
+        raise _foreign.unusable(f"the expression `{name}` does not fit the answer: {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    """What jmespath says: it writes out the value, however deep and long that is."""
+    try:
+        return str(error)[: _foreign.EXPRESSION_CHARACTERS]
+    except RecursionError:
+        return type(error).__name__
 
 
 def _id(value: Any) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from embedctl.providers import _errors, _http, _vectors
+from embedctl.providers import _errors, _foreign, _http, _vectors
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import InputType, Limits
 
@@ -58,7 +58,7 @@ def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRe
     """Read `embeddings`, in the request's order."""
     if status != 200:
         raise _errors.refusal("nomic", status, headers, body, request)
-    found = _vectors.decoded(_BODY, body)
+    found = _foreign.decoded(_BODY, body)
     tokens = _vectors.counts(found.usage).total
     with _vectors.billed(tokens):
         vectors = _vectors.rows(found.embeddings, "embeddings[{}]")

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from embedctl.providers import _errors, _http, _vectors
+from embedctl.providers import _errors, _foreign, _http, _vectors
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
@@ -68,8 +68,8 @@ def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRe
     """Read `embeddings`, in the request's order; an empty text gets none, which the count shows."""
     if status != 200:
         raise _errors.refusal("ollama", status, headers, body, request)
-    found = _vectors.decoded(_BODY, body)
-    tokens = _vectors.count(found.prompt_eval_count)
+    found = _foreign.decoded(_BODY, body)
+    tokens = _foreign.whole(found.prompt_eval_count)
     with _vectors.billed(tokens):
         vectors = _vectors.rows(found.embeddings, "embeddings[{}]")
     return WireAnswer(

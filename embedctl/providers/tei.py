@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from embedctl.providers import _errors, _http, _vectors
+from embedctl.providers import _errors, _foreign, _http, _vectors
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 from embedctl.records import Limits
 
@@ -23,6 +23,7 @@ BASE_URL = "http://127.0.0.1:8080"
 BASE_URL_VARIABLES: tuple[str, ...] = ()
 TAKES_TOKENS = True
 
+_MOST_ITEMS = 1_000_000
 _ROWS = msgspec.json.Decoder(tuple[msgspec.Raw, ...])
 
 
@@ -43,9 +44,9 @@ def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRe
     """Read a bare `[[float, …], …]`; tokens stand in the header `x-compute-tokens`."""
     if status != 200:
         raise _errors.refusal("tei", status, headers, body, request)
-    tokens = _vectors.counted(headers.get("x-compute-tokens"))
+    tokens = _foreign.counted(headers.get("x-compute-tokens"))
     with _vectors.billed(tokens):
-        each = _vectors.decoded(_ROWS, body)
+        each = _foreign.decoded(_ROWS, body)
         vectors = _vectors.rows(each, "[{}]")
     return WireAnswer(vectors=vectors, tokens=tokens, embedding_id=_http.request_id(headers))
 
@@ -59,25 +60,22 @@ def limits(body: bytes) -> Limits:
     """What one request may hold, from the body of /info; the bytes are the server's default."""
     said = _said(body)
     return Limits(
-        items=_vectors.count(said.get("max_client_batch_size")) or LIMITS.items,
-        tokens=_vectors.count(said.get("max_batch_tokens")) or LIMITS.tokens,
+        items=_foreign.whole(said.get("max_client_batch_size"), most=_MOST_ITEMS) or LIMITS.items,
+        tokens=_foreign.whole(said.get("max_batch_tokens")) or LIMITS.tokens,
         bytes=LIMITS.bytes,
     )
 
 
 def max_tokens(body: bytes) -> int | None:
     """Tokens per text, from the body of /info; None where it does not say."""
-    return _vectors.count(_said(body).get("max_input_length"))
+    return _foreign.whole(_said(body).get("max_input_length"))
 
 
-def served_model(body: bytes) -> str | None:
-    """The model that the server holds, from the body of /info."""
-    return _vectors.text(_said(body).get("model_id"))
+def served_model(body: bytes, request: HttpRequest) -> str | None:
+    """The model that the server holds, from the body of /info; `request` asked for it."""
+    return _foreign.label(_vectors.text(_said(body).get("model_id")), request)
 
 
 def _said(body: bytes) -> dict[str, Any]:
-    try:
-        said = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        return {}
+    said = _foreign.anything(body)
     return said if isinstance(said, dict) else {}

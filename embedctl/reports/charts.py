@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from importlib import util
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from embedctl.errors import ExtraMissing
@@ -91,6 +93,21 @@ def scatter_png(sink: BinaryIO, groups: Sequence[Mapping[str, Any]], *, title: s
         ExtraMissing: matplotlib is not installed.
     """
     require("matplotlib")
+    with _matplotlib():
+        _draw(sink, groups, title, axes)
+
+
+@contextmanager
+def _matplotlib() -> Iterator[None]:
+    """Matplotlib with its own settings: it looks for a `matplotlibrc` in the current folder, which may start LaTeX."""
+    with chdir(Path(__file__).parent):  # where it looks when it is imported
+        import matplotlib as mpl
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        yield
+
+
+def _draw(sink: BinaryIO, groups: Sequence[Mapping[str, Any]], title: str, axes: tuple[str, str]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Picture
 

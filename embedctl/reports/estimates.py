@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from embedctl.errors import InputInvalid, InputMissing
+from embedctl.errors import InputInvalid
 from embedctl.ledger.periods import Range
 from embedctl.reports.query import ReportQuery
+from embedctl.settings.tables import is_amount
+from embedctl.storage import given_files
 
 SCHEMA_VERSION = 1
 
@@ -58,24 +59,47 @@ def read(path: Path) -> UsageEstimate:
     Raises:
         InputMissing, InputInvalid: There is none; it is something else.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputMissing(
-            f"no such file: {path}", hint="`embedctl usage estimate INPUT --save FILE` writes one"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputInvalid(f"{path} is no estimate: {error}") from None
+    hint = "`embedctl usage estimate INPUT --save FILE` writes one"
+    content = given_files.parse_json(given_files.read_text(path, missing_hint=hint), str(path))
     try:
         found = {key: value for key, value in content.items() if key not in ("schema_version", "currency")}
         for key in ("cost", "cost_low", "cost_high"):
             found[key] = None if found[key] is None else Decimal(found[key])
         found["made_at"] = datetime.fromisoformat(found["made_at"])
-        return UsageEstimate(**found)
-    except (AttributeError, KeyError, TypeError, ValueError, InvalidOperation):
-        raise InputInvalid(
-            f"{path} is no estimate", hint="`embedctl usage estimate INPUT --save FILE` writes one"
-        ) from None
+        estimate = UsageEstimate(**found)
+        _check(estimate)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        raise InputInvalid(f"{path} is no estimate", hint=hint) from None
+    return estimate
+
+
+_MOST = 10**15
+
+
+def _check(estimate: UsageEstimate) -> None:
+    """Numbers and names are such.
+
+    Raises:
+        ValueError: One is not.
+    """
+    names = (estimate.workspace, estimate.provider, estimate.model, estimate.tier)
+    counts = (
+        estimate.rows,
+        estimate.texts,
+        estimate.requests,
+        estimate.tokens,
+        estimate.tokens_low,
+        estimate.tokens_high,
+    )
+    money = [one for one in (estimate.cost, estimate.cost_low, estimate.cost_high) if one is not None]
+    right = (
+        all(given_files.is_word(name) for name in names)
+        and all(type(count) is int and 0 <= count <= _MOST for count in counts)
+        and all(is_amount(one) and 0 <= one <= _MOST for one in money)
+        and estimate.made_at.tzinfo is not None
+    )
+    if not right:
+        raise ValueError("no estimate")
 
 
 def compared(estimate: UsageEstimate, totals: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from typing import Literal
 
 import orjson
 
-from embedctl.errors import InputInvalid, InputMissing, WrongUsage
+from embedctl.errors import InputInvalid, WrongUsage
 from embedctl.ledger.database import Connection
+from embedctl.storage import given_files
 
 OWN = "USD"
 EVERY = ("day", "month-end")
@@ -24,6 +25,8 @@ STALE = timedelta(days=7)
 """Banks close for a few days at most; a rate that is older than this is none."""
 
 _EXACT = Decimal("0.00000001")
+_SMALLEST = Decimal("0.000000001")
+"""What the ledger keeps of a rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +48,11 @@ def read(path: Path) -> list[ExchangeRate]:
 
     Source: https://www.ecb.europa.eu/stats/eurofxref/eurofxref-hist.zip, columns of 2026-11.
     """
+    lines = csv.DictReader(io.StringIO(given_files.read_text(path)))
     try:
-        text = path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise InputMissing(f"no such file: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputInvalid(f"{path} cannot be read as text: {error}") from None
-    rows = [{str(k).strip(): v for k, v in row.items()} for row in csv.DictReader(io.StringIO(text))]
+        rows = [{name.strip(): value for name, value in row.items() if name is not None} for row in lines]
+    except csv.Error as error:
+        raise InputInvalid(f"{path} is no CSV: {error}") from None
     names = {name.lower() for row in rows[:1] for name in row}
     if not names & {"date", "day"}:
         raise InputInvalid(f"{path} has no rates by day", hint="columns day, base, quote, rate; or the ECB's history")
@@ -76,9 +77,11 @@ def _rates(row: Mapping[str, str | None], *, plain: bool) -> Iterable[ExchangeRa
 
 def _rate(base: str, quote: str, day: str, rate: str) -> ExchangeRate:
     value = Decimal(rate.strip())
-    if not value.is_finite() or not 0 < value < 10**9:
-        raise ValueError(f"{rate!r} is no rate")
-    return ExchangeRate(checked_currency(base), checked_currency(quote), date.fromisoformat(day), value)
+    if not value.is_finite() or not _SMALLEST <= value < 10**9:
+        raise ValueError(f"{given_files.shortened(rate)} is no rate")
+    return ExchangeRate(
+        checked_currency(base), checked_currency(quote), date.fromisoformat(day), value.quantize(_SMALLEST)
+    )
 
 
 def checked_currency(code: str) -> str:
@@ -89,7 +92,7 @@ def checked_currency(code: str) -> str:
     """
     code = code.strip().upper()
     if len(code) != 3 or not code.isascii() or not code.isalpha():
-        raise ValueError(f"{code!r} is no currency")
+        raise ValueError(f"{given_files.shortened(code)} is no currency")
     return code
 
 

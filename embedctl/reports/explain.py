@@ -121,7 +121,7 @@ def arithmetic(row: dict[str, Any]) -> str:
                 f"~{row['tokens_estimated'] or 0:,} {unit} sent, no answer: up to {plain(row['cost_at_risk'])} USD "
                 f"at {plain(row['unit_price'])} USD per million"
             )
-        case "unpriced" if row["reason"] == NO_USAGE:
+        case "unpriced" if str(row["reason"]).startswith(NO_USAGE):
             return f"answered, and nothing said of {unit}: unknown"
         case "unpriced":
             return f"{about}{row['quantity']:,} {unit}, no price: unknown"

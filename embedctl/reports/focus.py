@@ -4,17 +4,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from embedctl.errors import OutputRefused, WrongUsage
+from embedctl.errors import WrongUsage
 from embedctl.ledger.database import Connection
 from embedctl.reports.query import UNITS, ReportQuery, where_clause
-from embedctl.storage import DISK, private_folder
+from embedctl.storage import named
+from embedctl.terminal import FORMULA_STARTS
 
 if TYPE_CHECKING:
     from embedctl.reports.report import Report
@@ -166,6 +165,8 @@ def export(
     condition, values = where_clause(question)
     only = "WHERE cost IS NOT NULL" if priced_only else ""
     query = sql.format(condition=condition, priced_only=only, focus=FOCUS_VERSION, mapping=MAPPING_VERSION)
+    if form == "focus":
+        query = _guarded(connection, query, values)
     return _copy(connection, query, values, place, options, overwrite=overwrite)
 
 
@@ -174,14 +175,14 @@ _SAID = ("cost_is_lower_bound", "cost_list_is_lower_bound")
 _SHARES = ("fallback_share", "success_rate")
 
 
-def export_report(connection: Connection, found: Report, place: Path) -> int:
-    """Write a report's groups as Parquet, in place of the file before; the rest of its envelope is metadata `embedctl`.
+def export_report(connection: Connection, found: Report, place: Path, *, overwrite: bool = False) -> int:
+    """Write a report's groups as Parquet to a new file; the rest of its envelope is metadata `embedctl`.
 
     Returns:
         Groups written.
 
     Raises:
-        OutputRefused: `place` cannot be created.
+        OutputRefused: `place` exists, or cannot be created.
     """
     kinds = {key: "DATE" if key in UNITS else "VARCHAR" for key in found.question.by}
     kinds |= dict.fromkeys(found.totals, "DECIMAL(38,15)")
@@ -191,22 +192,24 @@ def export_report(connection: Connection, found: Report, place: Path) -> int:
     envelope = {key: value for key, value in found.envelope().items() if key != "groups"}
     options = f"FORMAT parquet, COMPRESSION zstd, KV_METADATA {{embedctl: {_quoted(_json(envelope))}}}"
     query = f"SELECT {typed} FROM (SELECT {columns} FROM (SELECT unnest(from_json(?::JSON, '[\"JSON\"]')) AS x))"
-    return _copy(connection, query, [_json(found.groups)], place, options, overwrite=True)
+    return _copy(connection, query, [_json(found.groups)], place, options, overwrite=overwrite)
 
 
 def _copy(connection: Connection, query: str, values: list[Any], place: Path, options: str, *, overwrite: bool) -> int:
     """The rows of `query` as a file, whole or not at all; how many."""
-    if os.path.lexists(place) and not overwrite:
-        raise OutputRefused(f"{place} exists", hint="--overwrite replaces it")
-    if not place.parent.is_dir():
-        raise OutputRefused(f"no such folder: {place.parent}")
-    with private_folder(DISK, place) as folder:
-        temporary = folder / place.name
-        row = connection.execute(f"COPY ({query}) TO {_quoted(str(temporary))} ({options})", values).fetchone()
-        temporary.chmod(0o600)
-        _put(temporary, place, overwrite)
-    DISK.sync_folder(place.parent)
+    with named.filled(place, overwrite=overwrite) as made:
+        row = connection.execute(f"COPY ({query}) TO {_quoted(str(made))} ({options})", values).fetchone()
     return int(row[0]) if row else 0
+
+
+def _guarded(connection: Connection, query: str, values: list[Any]) -> str:
+    """The query for a CSV: no text of it is a formula to a spreadsheet, and its numbers are as they were."""
+    columns = connection.execute(f"DESCRIBE {query}", values).fetchall()
+    texts = [_name(name) for name, kind, *_ in columns if kind == "VARCHAR"]
+    starts = ", ".join(f"chr({ord(start)})" for start in FORMULA_STARTS)
+    guard = f"THEN {_quoted(chr(39))} || "
+    guarded = ", ".join(f"CASE WHEN {text}[1] IN ({starts}) {guard}{text} ELSE {text} END AS {text}" for text in texts)
+    return f"SELECT * REPLACE ({guarded}) FROM ({query})"
 
 
 def _json(value: Any) -> str:
@@ -225,9 +228,3 @@ def _quoted(text: str) -> str:
 
 def _name(key: str) -> str:
     return '"' + key.replace('"', '""') + '"'
-
-
-def _put(temporary: Path, place: Path, overwrite: bool) -> None:
-    step: Callable[[Path, Path], object] = DISK.rename if overwrite else DISK.link
-    if step(temporary, place) is False:
-        raise OutputRefused(f"{place} exists", hint="--overwrite replaces it")

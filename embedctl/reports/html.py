@@ -10,10 +10,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedctl import storage, terminal
-from embedctl.errors import OutputRefused
+from embedctl import terminal
 from embedctl.reports import charts
 from embedctl.reports.report import Report, ReportQuery, plain, report
+from embedctl.storage import named
 
 if TYPE_CHECKING:
     from embedctl.ledger.database import Connection
@@ -68,25 +68,15 @@ def content(connection: Connection, question: ReportQuery, *, now: datetime) -> 
     return PageContent(whole, over_time, jobs)
 
 
-def write(found: PageContent, place: Path, notes: Sequence[str] = ()) -> None:
-    """Write the page, in place of one that was written before.
+def write(found: PageContent, place: Path, notes: Sequence[str] = (), *, overwrite: bool = False) -> None:
+    """Write the page to a new file.
 
     Raises:
-        OutputRefused: Something else is there.
+        OutputRefused: Something is there, and `overwrite` is not set.
         ExtraMissing: plotly is not installed.
     """
-    try:
-        with place.open("rb") as file:
-            ours = f"<title>{_TITLE}</title>".encode() in file.read(4096)
-    except FileNotFoundError:
-        ours = True
-    except OSError as error:
-        raise OutputRefused(f"{place} cannot be written: {error.strerror}") from None
-    if not ours:
-        raise OutputRefused(f"{place} is no page of `usage report --html`", hint="name another file")
-    if not place.parent.is_dir():
-        raise OutputRefused(f"no such folder: {place.parent}")
-    storage.replace(storage.DISK, place, page(found, notes).encode())
+    named.check_free(place, overwrite=overwrite)  # before the work
+    named.write(place, page(found, notes).encode(), overwrite=overwrite)
 
 
 def page(found: PageContent, notes: Sequence[str] = ()) -> str:

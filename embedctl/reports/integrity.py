@@ -101,6 +101,13 @@ def findings(
     yield _place(paths.database.absolute(), mounts())
     waiting = spool.pending(paths.spool)
     yield _look("spool", len(waiting), "empty", "spool files wait (`usage ingest`)")
+    refused = [path.name for path in spool.pending(paths.aside)]
+    yield _look(
+        "spool aside",
+        len(refused),
+        "none",
+        f"spool files could not be taken in, and lie in {paths.aside}: " + ", ".join(refused[:5]),
+    )
     listed = ", ".join(map(str, foreign))
     yield _look("foreign journals", len(foreign), "none", f"set aside, not counted: {listed}")
     names = ", ".join(path.name for path in broken_entries)

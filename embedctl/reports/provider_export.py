@@ -8,13 +8,15 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from embedctl.errors import AnswerUnusable, InputInvalid, InputMissing
+from embedctl.errors import AnswerUnusable, InputInvalid
 from embedctl.ledger.periods import Range
 from embedctl.ledger.prices import price_entries
+from embedctl.providers import _foreign
+from embedctl.storage import given_files
 
 Fetch = Callable[[str, Sequence[tuple[str, str]]], bytes]
 """GET of a path below the provider's base URL with a query; the body of a 200, else an error of our tree."""
@@ -27,6 +29,14 @@ _NAMES = {
     "requests": ("requests", "num_model_requests", "n_requests", "calls"),
     "cost": ("cost", "cost_usd", "amount", "amount_value", "spend"),
 }
+
+
+_NOT_AS_DESCRIBED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, csv.Error)
+"""What reading JSON or CSV of another shape ends with, or of no shape that has an end."""
+
+_MOST_PAGES = 1000
+_PAGE_CHARACTERS = 1000  # of the mark of a page
+_MOST_COUNT = 2**53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +58,15 @@ def read_export(path: Path) -> list[Billed]:
         InputMissing: No such file.
         InputInvalid: No day column, or a value that is none.
     """
+    text = given_files.read_text(path)
     try:
-        text = path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise InputMissing(f"no such file: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputInvalid(f"{path} cannot be read as text: {error}") from None
-    if text.lstrip().startswith(("[", "{")):
-        try:
-            content = json.loads(text, parse_float=Decimal)
-        except json.JSONDecodeError as error:
-            raise InputInvalid(f"{path} is no JSON: {error}") from None
-        found = list(buckets(content)) if isinstance(content, dict) else [dict(row) for row in content]
-    else:
-        found = [dict(row) for row in csv.DictReader(io.StringIO(text))]
+        if text.lstrip().startswith(("[", "{")):
+            content = given_files.parse_json(text, str(path))
+            found = list(buckets(content)) if isinstance(content, dict) else [dict(row) for row in content]
+        else:
+            found = [dict(row) for row in csv.DictReader(io.StringIO(text))]
+    except _NOT_AS_DESCRIBED as error:
+        raise InputInvalid(f"{path} is no export: {_foreign.line(str(error))}") from None
     return [_billed(row, f"{path}, row {index}") for index, row in enumerate(found, 1)]
 
 
@@ -92,11 +97,14 @@ def fetch_openai(fetch: Fetch, within: Range) -> list[Billed]:
     by_item = [*span, ("group_by", "line_item"), ("group_by", "project_id"), ("limit", "180")]
     usage = [*_pages(fetch, "organization/usage/embeddings", by_model)]
     costs = _pages(fetch, "organization/costs", by_item)
-    found = [_billed(row, "usage") for row in usage]
-    for row in costs:
-        item = str(row.get("line_item") or "")
-        if "embedding" in item:
-            found.append(_billed({**row, "model": item.partition(",")[0].strip()}, "costs"))
+    try:
+        found = [_billed(row, "usage") for row in usage]
+        for row in costs:
+            item = _foreign.shown(row.get("line_item") or "")
+            if "embedding" in item:
+                found.append(_billed({**row, "model": item.partition(",")[0].strip()}, "costs"))
+    except InputInvalid as error:
+        raise AnswerUnusable(error.message) from None
     return found
 
 
@@ -110,20 +118,21 @@ def whole_days(within: Range, now: datetime) -> Range:
 
 
 def _pages(fetch: Fetch, path: str, query: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    page: str | None = None
+    page = ""
     seen: set[str] = set()
     while True:
         body = fetch(path, [*query, ("bucket_width", "1d"), *([("page", page)] if page else [])])
         try:
             content = json.loads(body, parse_float=Decimal)
             yield from buckets(content)
-        except (ValueError, KeyError, AttributeError) as error:
-            raise AnswerUnusable(f"{path}: not the answer its description promises ({error})") from None
-        page = content.get("next_page")
+            page = _foreign.shown(content.get("next_page") or "")
+        except _NOT_AS_DESCRIBED as error:
+            words = _foreign.line(str(error))
+            raise AnswerUnusable(f"{path}: not the answer its description promises ({words})") from None
         if not content.get("has_more") or not page:
             return
-        if page in seen:
-            raise AnswerUnusable(f"{path}: page {page!r} follows on itself")
+        if page in seen or len(page) > _PAGE_CHARACTERS or len(seen) == _MOST_PAGES:
+            raise AnswerUnusable(f"{path}: page {_foreign.line(page)!r} follows on itself, or there is no end of pages")
         seen.add(page)
 
 
@@ -137,29 +146,49 @@ def _billed(row: Mapping[str, Any], where: str) -> Billed:
     if day is None:
         raise InputInvalid(f"{where} has no day", hint=f"a column named {', '.join(_NAMES['day'])}")
     try:
-        cost = first("cost")
         return Billed(
             day=_day(day),
-            model=first("model"),
-            account=first("account"),
+            model=_name(first("model")),
+            account=_name(first("account")),
             tokens=_whole(first("tokens")),
             requests=_whole(first("requests")),
-            cost=None if cost is None else Decimal(str(cost).replace("$", "").replace(",", "")),
+            cost=_amount(first("cost")),
         )
-    except (ValueError, InvalidOperation, OverflowError) as error:
-        raise InputInvalid(f"{where}: {error}", hint="days are dates or unix seconds in UTC") from None
+    except (ValueError, ArithmeticError, OSError) as error:
+        words = _foreign.line(str(error))
+        raise InputInvalid(f"{where}: {words}", hint="days are dates or unix seconds in UTC") from None
 
 
 def _day(value: Any) -> date:
     if isinstance(value, int) or (isinstance(value, str) and value.isdigit() and len(value) > 8):
         return datetime.fromtimestamp(int(value), UTC).date()
-    return price_entries.moment(str(value)).date()
+    return price_entries.moment(_foreign.shown(value)[:_PAGE_CHARACTERS]).date()
+
+
+def _name(value: Any) -> str | None:
+    return None if value is None else _foreign.line(_foreign.shown(value))
 
 
 def _whole(value: Any) -> int | None:
     if value is None:
         return None
-    number = Decimal(str(value).replace(",", ""))
-    if number != number.to_integral_value():
-        raise ValueError(f"{value!r} is no count")
+    number = _number(value)
+    if abs(number) >= _MOST_COUNT or number != int(number):
+        raise ValueError(f"{_foreign.shown(value)!r} is no count")
     return int(number)
+
+
+def _amount(value: Any) -> Decimal | None:
+    """USD as exact as it is said; a credit is negative."""
+    if value is None:
+        return None
+    amount = _number(value)
+    if abs(amount) >= _foreign.MOST_USD:
+        raise ValueError(f"{_foreign.shown(value)!r} is no amount")
+    return amount
+
+
+def _number(value: Any) -> Decimal:
+    if not isinstance(value, str | int | Decimal):
+        raise ValueError(f"{_foreign.shown(value)!r} is no number")  # noqa: TRY004 - of what a file says
+    return Decimal(str(value).replace("$", "").replace(",", ""))

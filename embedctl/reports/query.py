@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from embedctl.errors import WrongUsage
+from embedctl.errors import WrongUsage, nearest
 from embedctl.ledger import periods
 from embedctl.ledger.database import Connection
 from embedctl.ledger.periods import Range
@@ -90,10 +89,10 @@ def keys(connection: Connection, question: ReportQuery) -> tuple[list[str], list
         elif key in _COLUMNS:
             expressions.append(_COLUMNS[key])
         else:
-            close = difflib.get_close_matches(key, KEYS, n=1)
+            close = nearest(key, KEYS)
             raise WrongUsage(
                 f"cannot group by {key!r}",
-                hint=f"did you mean {close[0]}?" if close else f"one of {', '.join(KEYS)}, tag:KEY",
+                hint=f"did you mean {close}?" if close else f"one of {', '.join(KEYS)}, tag:KEY",
             )
     return expressions, values
 
@@ -137,8 +136,8 @@ def refuse_unknown_names(connection: Connection, question: ReportQuery) -> None:
         known = sorted(str(row[0]) for row in rows if row[0] is not None)
         for name in wanted:
             if known and name not in known:
-                close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+                close = nearest(name, known)
                 raise WrongUsage(
                     f"no usage of {key} {name!r} is in the ledger",
-                    hint=f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known[:10])}",
+                    hint=f"did you mean {close}?" if close else f"known: {', '.join(known[:10])}",
                 )

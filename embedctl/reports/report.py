@@ -169,7 +169,7 @@ def _unread(connection: Connection, condition: str, values: list[Any]) -> list[s
 def _unpriced(connection: Connection, condition: str, values: list[Any]) -> list[str]:
     rows = connection.execute(
         "SELECT provider, model, sum(tokens_total)::BIGINT, count(*), "
-        f"count(*) FILTER (reason = '{NO_USAGE}') FROM usage_event "
+        f"count(*) FILTER (starts_with(reason, '{NO_USAGE}')) FROM usage_event "
         f"WHERE {condition} AND cost_status = 'unpriced' GROUP BY provider, model ORDER BY 3 DESC, 1, 2",
         values,
     ).fetchall()

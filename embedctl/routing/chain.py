@@ -1,4 +1,4 @@
-"""Who serves the model that was asked for: the offer itself and its fallbacks, from settings and catalog."""
+"""Who serves the model that was asked for: the endpoint itself and its fallbacks, from settings and catalog."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from embedctl import providers
 from embedctl.backends.onnx import folders
 from embedctl.backends.onnx.folders import Folder
-from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage
+from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.providers import catalog
 from embedctl.providers._contract import RequestOptions as WireOptions
 from embedctl.providers.catalog import ModelEntry, ProviderEntry
@@ -19,7 +19,7 @@ from embedctl.routing import allow, credentials
 from embedctl.routing.endpoint import Endpoint, check_usable
 from embedctl.routing.fallback import ChainEntry, Excluded, allowed, require
 from embedctl.routing.names import asked_for, checked_provider, default_model, known_providers
-from embedctl.settings import ProviderSettings, Settings
+from embedctl.settings import ProviderSettings, Settings, project
 from embedctl.settings.options import Options
 from embedctl.storage.token_count_cache import RunCounts, SharedCounts
 
@@ -37,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class FallbackChain:
-    """The offer asked for, then those that may take over; and who may not, with the reason."""
+    """The endpoint asked for, then those that may take over; and who may not, with the reason."""
 
     endpoints: tuple[Endpoint, ...]
     left_out: tuple[Excluded, ...] = field(default=())
@@ -68,11 +68,14 @@ def chain(settings: Settings, wall: Callable[[], float] = time.time, observer: O
     lists = allow.lists(settings, options.workspace)
     require(first.in_chain, lists)
     others, refused = [], []
-    for entry in _chain_entries(settings, first) if options.fallback != "off" else ():
+    entries = _chain_entries(settings, first) if options.fallback != "off" else ()
+    within = _narrowed(settings, first, entries)
+    refused += [_left_out(entry, _FILTERED) for entry in entries if entry not in within]
+    for entry in within:
         try:
             other = _fallback_offer(settings, entry, first, wall())
         except (WrongUsage, ConfigurationInvalid) as problem:
-            refused.append(_left_out(entry, problem))
+            refused.append(_left_out(entry, problem.message))
             continue
         if other.id != first.id:
             others.append(other)
@@ -104,13 +107,16 @@ def _counts(settings: Settings, observer: Observer) -> RunCounts:
     )
 
 
-def _left_out(entry: str, problem: EmbedctlError) -> Excluded:
+_FILTERED = "the project's [fallback] does not list it"
+
+
+def _left_out(entry: str, why: str) -> Excluded:
     provider, _, model = entry.partition(":")
-    return Excluded(ChainEntry(provider=provider, model=model), problem.message)
+    return Excluded(ChainEntry(provider=provider, model=model), why)
 
 
 def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | None = None) -> Endpoint:
-    """One provider's offer of a model, known to the catalog or not.
+    """One provider's endpoint of a model, known to the catalog or not.
 
     Args:
         now_s: Unix time; None: now.
@@ -159,8 +165,8 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         local=local,
         price_as="free" if free else own.price_as or (built_in.price_as if built_in and not own.base_url else None),
         limits=credentials.limits(own, None if local else entry, protocol),
-        rate_limits=credentials.rate_limits(own, built_in, options, local=local),
-        timeout_s=own.timeout_s or options.timeout,
+        rate_limits=credentials.rate_limits(settings, provider, local=local),
+        timeout_s=credentials.timeout_s(settings, provider),
         wire=WireOptions(
             dimensions=sent,
             input_type=options.input_type if sends_type or (entry is None and not local) else None,
@@ -264,6 +270,14 @@ def _chain_entries(settings: Settings, first: Endpoint) -> Sequence[str]:
         if name in settings.chains:
             return settings.chains[name]
     return catalog.default_chain(first.provider)
+
+
+def _narrowed(settings: Settings, first: Endpoint, entries: Sequence[str]) -> Sequence[str]:
+    """What a project's [fallback] leaves of a chain; the environment's word on the chain is stronger than a project."""
+    if settings.chain_override is not None:
+        return entries
+    names = (name for name in (first.id, first.provider) if name in settings.chain_filters)
+    return project.narrowed_chain(entries, settings.chain_filters.get(next(names, "")))
 
 
 def _fallback_offer(settings: Settings, entry: str, first: Endpoint, now_s: float) -> Endpoint:

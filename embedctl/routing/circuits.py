@@ -17,8 +17,11 @@ import orjson
 
 from embedctl.errors import EmbedctlError
 from embedctl.routing.breaker import Snapshot, State
-from embedctl.storage import DISK, locks, replace
+from embedctl.storage import DISK, locks, read_small, replace
 from embedctl.storage.locks import Lock
+
+MAX_BYTES = 1 << 20
+"""Of a file: thousands of circuits."""
 
 
 class Circuits:
@@ -28,22 +31,25 @@ class Circuits:
         self._folder = folder
         self._file = folder / f"{name}.json"
         self._lock: Lock | None = None
-        self._said: list[dict[str, Any]] = []
+        self._said: list[tuple[object, ...]] = []
         self._resets: dict[str, int] = {}
         self._began_ns = time.time_ns()
 
+    def is_news(self, snapshots: Sequence[Snapshot]) -> bool:
+        """Whether they stand otherwise than when this was last asked."""
+        unhealthy = [one for one in snapshots if one.state is not State.CLOSED]
+        kinds: list[tuple[object, ...]] = [(one.provider, one.model, one.state, one.openings) for one in unhealthy]
+        before, self._said = self._said, kinds
+        return kinds != before
+
     def publish(self, snapshots: Sequence[Snapshot]) -> None:
-        """Say how they stand, when that is news."""
-        ill = [_encoded(one) for one in snapshots if one.state is not State.CLOSED]
-        kinds = [(one["provider"], one["model"], one["state"], one["openings"]) for one in ill]
-        if kinds == [(one["provider"], one["model"], one["state"], one["openings"]) for one in self._said]:
-            return
-        self._said = ill
+        """Write down how they stand."""
+        unhealthy = [_encoded(one) for one in snapshots if one.state is not State.CLOSED]
         with suppress(EmbedctlError, OSError):
             if self._lock is None:
                 DISK.make_folder(self._folder)
                 self._lock = locks.hold(self._file.with_suffix(".lock"), command="circuits of a run")
-            replace(DISK, self._file, orjson.dumps(ill, option=orjson.OPT_INDENT_2))
+            replace(DISK, self._file, orjson.dumps(unhealthy, option=orjson.OPT_INDENT_2))
 
     def asked_to_close(self, provider: str) -> bool:
         """Whether somebody asked for a provider's circuits to be closed since this was last asked."""
@@ -79,8 +85,15 @@ def running(folder: Path) -> list[dict[str, Any]]:
         if not locks.is_held(file.with_suffix(".lock")):
             continue
         with suppress(OSError, orjson.JSONDecodeError, TypeError):
-            found += [{**one, "run": file.stem} for one in orjson.loads(file.read_bytes())]
+            told = orjson.loads(read_small(file, max_bytes=MAX_BYTES, follow=False))
+            found += [{"reason": None, **one, "run": file.stem} for one in told if _is_circuit(one)]
     return found
+
+
+def _is_circuit(one: Any) -> bool:
+    """Whether it is what `publish` writes."""
+    states = [state.value for state in State if state is not State.CLOSED]
+    return isinstance(one, dict) and one.get("state") in states and {"provider", "model"} <= one.keys()
 
 
 def _encoded(snapshot: Snapshot) -> dict[str, Any]:

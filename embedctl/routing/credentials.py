@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
+from embedctl import storage
+from embedctl.backends.http import urls
 from embedctl.errors import ConfigurationInvalid
 from embedctl.providers import catalog, tldw
 from embedctl.providers._contract import Provider, Secret, WireProtocol
@@ -13,7 +16,6 @@ from embedctl.providers.catalog import ModelEntry, ProviderEntry
 from embedctl.records import Limits
 from embedctl.routing.rate_limit import RateLimits
 from embedctl.settings import ProviderSettings, Settings
-from embedctl.settings.options import Options
 
 # fmt: off
 _NOT_FOR_PROTOCOLS = frozenset({
@@ -26,8 +28,8 @@ _NOT_FOR_PROTOCOLS = frozenset({
 
 Exposure = Literal["fine", "warned", "refused"]
 
-SECRET_MOUNTS = ("/run/secrets/", "/var/run/secrets/", "/run/credentials/")
-"""Where Docker, Podman, Kubernetes and systemd put secrets."""
+MAX_KEY_BYTES = 1 << 16
+"""Of a key's file: a private key of any size fits."""
 
 
 def place(settings: Settings, name: str, protocol_name: str, protocol: WireProtocol, now_s: float) -> Provider:
@@ -37,7 +39,7 @@ def place(settings: Settings, name: str, protocol_name: str, protocol: WireProto
         now_s: Unix time, for a token that is minted for this run.
 
     Raises:
-        ConfigurationInvalid: A key's file or a signing secret cannot be read.
+        ConfigurationInvalid: A key's file or a signing secret cannot be read; a key stands in the base URL.
     """
     own = settings.providers.get(name, ProviderSettings())
     built_in = catalog.providers().get(name)
@@ -52,11 +54,14 @@ def place(settings: Settings, name: str, protocol_name: str, protocol: WireProto
         options["provider"] = own.pin
     if own.jwt_secret_env is not None:
         options["bearer"] = _minted(settings.environment, name, own, now_s)
+    secret = key_in(settings.environment, key_variables(settings, name))
+    if url:
+        urls.check_base(url, key=secret.reveal() if secret else None)
     return Provider(
         name=name,
         protocol=protocol_name,
         base_url=(url or (built_in.base_url if built_in else "") or "").rstrip("/"),
-        api_key=key_in(settings.environment, key_variables(settings, name)),
+        api_key=secret,
         headers=own.headers,
         options=options,
     )
@@ -101,14 +106,12 @@ def exposed_key_file(environment: Mapping[str, str], variables: Sequence[str]) -
 def _read(variable: str, named: str) -> tuple[str, Exposure]:
     """A key's file, and what to think of who else may get at it."""
     try:
-        with open(named, encoding="utf-8") as file:  # noqa: PTH123 - the mode is asked of the very file that is read
-            found, place = os.fstat(file.fileno()), os.path.realpath(named)
-            sealed = place.startswith(SECRET_MOUNTS) or bool(os.fstatvfs(file.fileno()).f_flag & os.ST_RDONLY)
-            exposed = exposure(found.st_mode, mine=found.st_uid == os.geteuid(), sealed=sealed)
-            if exposed == "refused":
-                doing = "change" if found.st_mode & 0o022 else "read"
-                raise ConfigurationInvalid(f"others may {doing} {named}", hint=f"chmod 600 {named}")
-            return file.read().strip(), exposed
+        found = storage.open_small(Path(named), max_bytes=MAX_KEY_BYTES)
+        exposed = exposure(found.mode, mine=found.owner == os.geteuid(), sealed=found.sealed)
+        if exposed == "refused":
+            doing = "change" if found.mode & 0o022 else "read"
+            raise ConfigurationInvalid(f"others may {doing} {named}", hint=f"chmod 600 {named}")
+        return found.content.decode("utf-8").strip(), exposed
     except (OSError, UnicodeDecodeError) as problem:
         why = problem.strerror if isinstance(problem, OSError) else "it is no text"
         raise ConfigurationInvalid(f"{variable}_FILE cannot be read: {why}", hint=f"see {named}") from None
@@ -154,23 +157,41 @@ def limits(own: ProviderSettings, entry: ModelEntry | None, protocol: WireProtoc
     )
 
 
-def rate_limits(own: ProviderSettings, built_in: ProviderEntry | None, options: Options, *, local: bool) -> RateLimits:
-    """How fast one may ask: a flag's word on rates, then the user's, the catalog's, the default."""
+def rate_limits(settings: Settings, name: str, *, local: bool) -> RateLimits:
+    """How fast one may ask: a flag's word on rates, then the user's, the catalog's, the default.
 
-    def first(*values: float | None) -> float:
+    What a project's file narrowed is the lowest of all these: it lifts nothing that a provider's own table says.
+    """
+    own = settings.providers.get(name, ProviderSettings())
+    built_in = catalog.providers().get(name)
+    options = settings.options
+
+    def first(option: str, *values: float | None) -> float:
+        if option in settings.narrowed:
+            return min(filter(None, values), default=0)
         return next((value for value in values if value is not None), 0)
 
     if local:
         return RateLimits(concurrency=2)
     return RateLimits(
-        concurrency=int(first(own.concurrency, built_in.concurrency if built_in else None, options.concurrency)),
-        requests_per_minute=first(
-            options.rpm, own.requests_per_minute, built_in.requests_per_minute if built_in else None
+        concurrency=int(
+            first("concurrency", own.concurrency, built_in.concurrency if built_in else None, options.concurrency)
         ),
-        tokens_per_minute=first(options.tpm, own.tokens_per_minute, built_in.tokens_per_minute if built_in else None),
-        burst=first(own.burst, built_in.burst if built_in else None, options.burst),
+        requests_per_minute=first(
+            "rpm", options.rpm, own.requests_per_minute, built_in.requests_per_minute if built_in else None
+        ),
+        tokens_per_minute=first(
+            "tpm", options.tpm, own.tokens_per_minute, built_in.tokens_per_minute if built_in else None
+        ),
+        burst=first("burst", own.burst, built_in.burst if built_in else None, options.burst),
         counts_items=bool(built_in and built_in.requests_count_items),
     )
+
+
+def timeout_s(settings: Settings, name: str) -> float:
+    """How long one request may take: the provider's own word, else the option; the shorter where a project says."""
+    own, asked = settings.providers.get(name, ProviderSettings()).timeout_s, settings.options.timeout
+    return min(own or asked, asked) if "timeout" in settings.narrowed else own or asked
 
 
 def takes_tokens(built_in: ProviderEntry | None, protocol: WireProtocol, *, local: bool) -> bool:

@@ -1,4 +1,4 @@
-"""An offer: one provider serving one model, with everything that a request needs. Pure."""
+"""An endpoint: one provider serving one model, with everything that a request needs. Pure."""
 
 from __future__ import annotations
 
@@ -111,10 +111,11 @@ def check_usable(endpoint: Endpoint) -> None:
     """
     if endpoint.local:
         return
+    shown = urls.shown(endpoint.place.base_url)
     if any(word in endpoint.place.base_url for word in ("RESOURCE", "REGION")):
         raise ConfigurationInvalid(
             f"provider {endpoint.provider!r} needs an address of your own",
-            hint=f'set base_url under [providers.{endpoint.provider}], instead of "{endpoint.place.base_url}"',
+            hint=f'set base_url under [providers.{endpoint.provider}], instead of "{shown}"',
         )
     if endpoint.key_variable and endpoint.place.api_key is None:
         raise ConfigurationInvalid(

@@ -77,7 +77,7 @@ class Availability:
 
     Attributes:
         dead: What made it useless for this run, None while it may still serve.
-        ready_in_s: Seconds until its breaker, its lane or a remembered hint lets a request through.
+        ready_in_s: Seconds until its breaker, its limiter or a remembered hint lets a request through.
         probe: One request may be tried although a remembered hint says to wait.
         reason: Why it is not ready, for people.
     """
@@ -93,7 +93,7 @@ READY = Availability()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nobody:
-    """No entry can be asked now.
+    """No entry is available now.
 
     Attributes:
         error: What the run ends with, unless it waits.
@@ -203,7 +203,7 @@ def _later(waiting: Mapping[ChainEntry, Availability], others: str) -> Nobody:
         for entry, standing in waiting.items()
     )
     error = NoProviderNow(
-        f"no provider can be asked now; back: {reasons}{others}",
+        f"no provider is available; next retry: {reasons}{others}",
         hint=f"run the same command again in {ready_in_s:.0f} s to go on",
         details=[
             {"provider": entry.provider, "model": entry.model, "ready_in_s": round(standing.ready_in_s, 3)}

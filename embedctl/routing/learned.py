@@ -6,9 +6,7 @@ broken file is a warning. Times are wall-clock seconds (epoch), because they out
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -18,10 +16,17 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from embedctl import storage
 from embedctl.records import Limits
+from embedctl.storage import DISK, locks
+from embedctl.storage import replace as replace_file
 
 LONGEST_HOLD_S = 3600.0
+LOCK_WAIT_S = 5.0
 LIMIT_LIVES_S = 30 * 86400.0  # a server may have been rebuilt since
+MAX_BYTES = 16 << 20
+"""Of the file: hints of some ten thousand servers."""
+
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
@@ -81,7 +86,7 @@ class Learned:
         return min(LONGEST_HOLD_S, max(0.0, hold.until - now)) if hold else 0.0
 
     def limits_of(self, served: Served) -> Limits:
-        """What was learnt of this model's server; all None when nothing was."""
+        """What was learned of this model's server; all None when nothing was."""
         learnt = self.limits.get(served)
         return learnt.limits if learnt else Limits()
 
@@ -161,7 +166,7 @@ def living(hints: Learned, now: float) -> Learned:
 def load(path: Path) -> tuple[Learned, str | None]:
     """What the file remembers, and a warning when it cannot be read; a missing file is an empty memory."""
     try:
-        return _decoded(orjson.loads(path.read_bytes())), None
+        return _decoded(orjson.loads(storage.read_small(path, max_bytes=MAX_BYTES, follow=False))), None
     except FileNotFoundError:
         return Learned(), None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
@@ -172,36 +177,23 @@ def save(path: Path, hints: Learned) -> None:
     """Write the file whole, for its owner's eyes only.
 
     Raises:
-        OSError: It cannot be written; for the caller a warning.
+        OutputRefused, StorageFailed: It cannot be written; for the caller a warning.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(orjson.dumps(_encoded(hints), option=orjson.OPT_INDENT_2))
-        new.replace(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
+    DISK.make_folder(path.parent)
+    replace_file(DISK, path, orjson.dumps(_encoded(hints), option=orjson.OPT_INDENT_2))
 
 
 def update(path: Path, change: Callable[[Learned], Learned], now: float) -> Learned:
     """Read, change and write under a lock, so that overlapping jobs keep each other's words.
 
     Raises:
-        OSError: It cannot be written; for the caller a warning.
+        Locked, OutputRefused, StorageFailed: It cannot be written; for the caller a warning.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    DISK.make_folder(path.parent)
+    with locks.hold(path.with_name(f".{path.name}.lock"), command="remembering limits", wait_s=LOCK_WAIT_S):
         hints = living(change(load(path)[0]), now)
         save(path, hints)
         return hints
-    finally:
-        os.close(lock)
 
 
 def _smaller(one: Limits, other: Limits) -> Limits:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from embedctl.errors import ProviderError, Remedy
@@ -12,6 +11,7 @@ from embedctl.records import Limits, Observer, Space, Warned
 from embedctl.routing import learned
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.learned import Account, Learned, Pair, Served
+from embedctl.storage.background import at_once
 
 _ABOUT_ITEMS = re.compile(
     r"batch size|array too long|at most \d+ (?:requests|items|texts)|number of texts|requests can be in"
@@ -21,6 +21,8 @@ _ABOUT_ITEMS = re.compile(
 _MOST_ITEMS = re.compile(r"(?:at most|maximum length|maximum allowed batch size|batch size limit is)\D{0,3}(\d+)", re.I)
 QUOTA_HOLD_S = 900.0
 
+Later = Callable[[Callable[[], object]], None]
+
 
 class LearnedFile:
     """`hints.json` as one run sees it. A home that cannot be written to costs the memory, not the run.
@@ -28,11 +30,13 @@ class LearnedFile:
     Args:
         wall: Epoch seconds: what is remembered outlives the process.
         observer: Told of a file that cannot be read.
+        later: Does the writing.
     """
 
-    def __init__(self, file: Path, wall: Callable[[], float], observer: Observer) -> None:
+    def __init__(self, file: Path, wall: Callable[[], float], observer: Observer, *, later: Later = at_once) -> None:
         self._file = file
         self._wall = wall
+        self._later = later
         self._hints, complaint = learned.load(file)
         if complaint:
             observer.notify(Warned("learned_file", str(file), complaint))
@@ -43,7 +47,7 @@ class LearnedFile:
         return self._hints.held_s(account(endpoint), self._wall()), hold.reason if hold else ""
 
     def limits(self, endpoint: Endpoint) -> Limits:
-        """What one request may hold: the offer's limits, and what was learnt of its server."""
+        """What one request may hold: the endpoint's limits, and what was learned of its server."""
         return smaller(endpoint.limits, self._hints.limits_of(served(endpoint)))
 
     def takes_base64(self, endpoint: Endpoint) -> bool:
@@ -84,8 +88,7 @@ class LearnedFile:
 
     def _change(self, change: Callable[[Learned], Learned]) -> None:
         self._hints = change(self._hints)
-        with suppress(OSError):
-            learned.update(self._file, change, self._wall())
+        self._later(lambda: learned.update(self._file, change, self._wall()))
 
 
 def smaller(one: Limits, other: Limits) -> Limits:
@@ -102,7 +105,7 @@ def smaller(one: Limits, other: Limits) -> Limits:
 
 
 def served(endpoint: Endpoint) -> Served:
-    """A model at an address: whose limits are learnt."""
+    """A model at an address: whose limits are learned."""
     return Served(place(endpoint), endpoint.wire_model)
 
 

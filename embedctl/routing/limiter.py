@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
 
 from embedctl.errors import AnswerLost, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
@@ -16,7 +17,7 @@ LONG_S = 5.0
 
 
 class Permit:
-    """One request's place in the lane; say how it went before the place is given up.
+    """Permission for one request; say how it went before the place is given up.
 
     Saying nothing (cancelled) teaches nothing, and keeps the tokens taken: they may have been used.
     """
@@ -38,10 +39,10 @@ class Permit:
             self._rate_limit.learn(rates, now)
 
     def failed(self, error: ProviderError, wait_s: float | None = None, rates: Rates | None = None) -> None:
-        """A failure; its class decides what the lane learns.
+        """A failure; its class decides what the limiter learns.
 
         Args:
-            wait_s: How long the whole lane waits after a `Throttled` (`retry.Step.wait_s`); None: its own hint, or 1.
+            wait_s: How long all wait after a `Throttled` (`retry.Step.wait_s`); None: its own hint, or 1.
         """
         now = self._clock()
         if isinstance(error, Throttled):
@@ -55,7 +56,25 @@ class Permit:
             self._rate_limit.learn(rates, now)
 
 
-class Limiter:
+class Limiter(Protocol):
+    """When a request to an endpoint may go. Local: adaptive; elsewhere: leased from one budget of many machines."""
+
+    def acquire(self, tokens: float, items: int = 1) -> AbstractAsyncContextManager[Permit]:
+        """Wait for a turn, and be in flight until the block ends, however it ends.
+
+        Args:
+            tokens: Estimated tokens of the request.
+            items: Texts in it.
+
+        Raises:
+            Throttled: The provider asked for a longer wait than is allowed.
+        """
+
+    def restart(self) -> None:
+        """One request at a time, then carefully more: the breaker has just closed."""
+
+
+class AdaptiveLimiter:
     """One provider, model and key, shared by everything in flight."""
 
     def __init__(
@@ -67,7 +86,7 @@ class Limiter:
         longest_gate_s: float = 600.0,
         waiting: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """Start with an empty lane.
+        """Start with nothing in flight.
 
         Args:
             clock: Monotonic seconds; `sleep` sleeps by the same clock.
@@ -82,6 +101,10 @@ class Limiter:
         self._turn = asyncio.Lock()  # fair: waiters get it in the order they came
         self._freed = asyncio.Event()
 
+    def restart(self) -> None:
+        """One request at a time, then carefully more."""
+        self.rate_limit.restart()
+
     @asynccontextmanager
     async def acquire(self, tokens: float, items: int = 1) -> AsyncIterator[Permit]:
         """Wait for a turn, and be in flight until the block ends, however it ends.
@@ -91,7 +114,7 @@ class Limiter:
             items: Texts in it.
 
         Raises:
-            Throttled: The provider asked the lane to wait for longer than `longest_gate_s`.
+            Throttled: The provider asked the limiter to wait for longer than `longest_gate_s`.
         """
         async with self._turn:
             await self._wait(tokens, items)

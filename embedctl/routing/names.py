@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
-from embedctl.errors import WrongUsage
+from embedctl.errors import WrongUsage, nearest
 from embedctl.providers import catalog
 from embedctl.settings import ProviderSettings, Settings
 
@@ -68,8 +67,8 @@ def default_model(settings: Settings, provider: str) -> str:
 
 def near(word: str, known: Sequence[str]) -> str:
     """A hint that names the known word most like `word`."""
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else "`embedctl models list` and `providers list` show what there is"
+    close = nearest(word, known)
+    return f"did you mean {close!r}?" if close else "`embedctl models list` and `providers list` show what there is"
 
 
 def _bare(settings: Settings, name: str) -> str:

@@ -1,6 +1,6 @@
-"""When the next request of a lane may go: rates, tokens, concurrency, and what the provider asked for. Pure.
+"""When the next request to an endpoint may go: rates, tokens, concurrency, and what the provider asked for. Pure.
 
-A lane is one provider, model and key. `Limiter` is told the time; `lane.Lane` makes requests wait for it.
+`RateLimit` is told the time; `limiter.AdaptiveLimiter` makes requests wait for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LONGEST_GATE_S = 60.0  # a reset in a header says when all is there again; waiti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimits:
-    """What a lane may do at most; 0 = no limit.
+    """What an endpoint may be asked at most; 0 = no limit.
 
     Attributes:
         concurrency: Requests in flight.
@@ -45,7 +45,7 @@ class Admission:
 
 
 class RateLimit:
-    """Shared by everything in flight in one lane."""
+    """Shared by everything in flight to one provider, model and key."""
 
     def __init__(self, rate_limits: RateLimits, now: float) -> None:
         self._rate_limits = rate_limits
@@ -97,7 +97,7 @@ class RateLimit:
         self.adaptive.succeeded(now, reservation.cost)
 
     def throttled(self, reservation: Admission, now: float, wait_s: float) -> None:
-        """A 429: nothing of this lane goes before `wait_s` seconds have passed, and less after that."""
+        """A 429: nothing goes before `wait_s` seconds have passed, and less after that."""
         self.not_before = max(self.not_before, now + wait_s)
         self.window.cut(now, reservation.sent_at)
         self.adaptive.throttled(now, reservation.sent_at)

@@ -70,7 +70,7 @@ def may_be_the_texts_fault(error: ProviderError) -> bool:
 
 
 class RetryBudget:
-    """What a lane may spend on retries, so that a sick provider is not stormed.
+    """What an endpoint may be asked in retries, so that a sick provider is not stormed.
 
     Full at the start. A retry pays its price, gets it back when it succeeds, and every request that succeeds
     at once adds 1. The level never leaves [0, capacity].
@@ -158,7 +158,7 @@ class Attempts:
         return self._repeated
 
     def succeeded(self, budget: RetryBudget) -> None:
-        """Settle with the lane's budget: the last retry's price back, or 1 for a success at once."""
+        """Settle with the budget: the last retry's price back, or 1 for a success at once."""
         budget.add(self._paid or 1)
         self._paid = 0
 
@@ -167,7 +167,7 @@ class Attempts:
 
         Args:
             now: Monotonic seconds.
-            others_succeeded: Requests of this lane that succeeded since this one's first failure.
+            others_succeeded: Requests to this endpoint that succeeded since this one's first failure.
         """
         if error.remedy is Remedy.WAIT:
             return self._throttle(error, now, budget)

@@ -27,7 +27,7 @@ class ProviderStatus:
     """What is known of one provider without asking it.
 
     Attributes:
-        base_url: "" for models that run here.
+        base_url: "" for models that run here; without what could be a secret.
         key: set, missing, optional (a server of one's own may want none), or none: none is looked for.
         key_variables: Where it is looked for.
         configured: Whether the user's config has a table for it.
@@ -71,9 +71,11 @@ def _standing(
             problem = "no protocol"
         else:
             place = credentials.place(settings, name, protocol, providers.protocol(protocol), now)
-            url = place.base_url
+            url = urls.shown(place.base_url)
             needed = url.startswith("https://") or own.api_key_env is not None
             key = "set" if place.api_key else "none" if not variables else "missing" if needed else "optional"
+            if url:
+                urls.checked(place.base_url, insecure=own.insecure or settings.options.insecure)
     except EmbedctlError as error:
         problem = error.message
     held = max(
@@ -129,6 +131,8 @@ async def _answers(settings: Settings, one: ProviderStatus) -> str:
         return "here"
     if not one.base_url or any(word in one.base_url for word in ("RESOURCE", "REGION")):
         return "no address"
+    if one.problem:
+        return one.problem
     own = settings.providers.get(one.name, ProviderSettings())
     ca_file = Path(own.ca_file).expanduser() if own.ca_file else None
     transport = Transport(connections=1, insecure=own.insecure, ca_file=ca_file)
@@ -145,7 +149,7 @@ def forget(settings: Settings, name: str, *, now_s: float | None = None) -> int:
     """Forget what a provider said of itself, and close its circuits in running jobs; how many things were forgotten.
 
     Raises:
-        OSError: The memory cannot be written.
+        OutputRefused, StorageFailed: What is remembered cannot be written.
     """
     forgotten = 0
 

@@ -1,4 +1,4 @@
-"""What a lane learns from its successes and failures: how many at a time, and how often. Pure."""
+"""What a limiter learns from its successes and failures: how many at a time, and how often. Pure."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class AdaptiveRate:
     """A rate found by trying, on from the first throttling until five minutes without one.
 
     Cut to 0.7 · min(rate, what got through lately), + 0.02 a second with every success: the same growth in time for
-    fast and slow lanes, so that twenty processes that share a key get like shares and are seldom refused. A first rate
-    that had to be guessed grows by 2 % with every success until it is cut.
+    fast and slow servers, so that twenty processes that share a key get like shares and are seldom refused. A first
+    rate that had to be guessed grows by 2 % with every success until it is cut.
     """
 
     FOUND_AGAIN_AFTER_S = 300.0

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl import storage
-from embedctl.embedding.call import CallPoint
+from embedctl.embedding.call import Embedder
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import EmbedctlError
 from embedctl.journal import Journal
@@ -108,14 +108,16 @@ async def embed(
             settings, chain, prices, observer, trust, run_id=str(answers.run_id), state=folder.parent
         )
         stack.callback(money.close)
-        router = wiring.router(
-            settings,
+        told = Observers(answers.spending, observer)
+        embedder = Embedder(wiring.router(settings, told, connections=1), observer=told)
+        stack.push_async_callback(embedder.aclose)
+        route = embedder.router.route(
             chain,
-            observer,
             mode="off" if options.fallback == "off" else "same-space",
-            connections=1,
+            policy=wiring.policy(options),
+            space=space,
         )
-        stack.push_async_callback(router.aclose)
+        stack.callback(route.close)
         journal = Journal.open(
             folder,
             secret=trust.secret,
@@ -124,18 +126,11 @@ async def embed(
             dimensions=first.dimensions or 0,
         )
         stack.push_async_callback(partial(journal.close, published=True))
-        call = CallPoint(
-            router,
-            journal,
-            money,
-            Caller(run_id=answers.run_id, workspace_id=options.workspace, tags=options.tag),
-            policy=wiring.policy(options),
-            space=space,
-            observer=Observers(answers.spending, observer),
-        )
-        packer = Packer(wiring.packed_limits(router.limits(), first, options, concurrency=1), purpose=purpose)
-        for packed in _requests(packer, texts, options.workspace):
-            for outcome in await call.embed(packed.request):
+        caller = Caller(run_id=answers.run_id, workspace_id=options.workspace, tags=options.tag)
+        limits = wiring.packed_limits(embedder.router.limits(route), first, options, concurrency=1)
+        for packed in _requests(Packer(limits, purpose=purpose), texts, options.workspace):
+            outcomes = await embedder.embed(packed.request, route=route, caller=caller, journal=journal, budget=money)
+            for outcome in outcomes:
                 answers.add([packed.ordinals[at] for at in outcome.targets], outcome)
     return answers
 

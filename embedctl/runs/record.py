@@ -43,7 +43,7 @@ class RunRecord:
         """What is wanted of the output; the input is bound as it is now.
 
         Args:
-            barred: Workspaces whose rows fail.
+            denied: Workspaces whose rows fail.
         """
         options, space = self.job.settings.options, first.space()
         shaping = {**self._shaping(), "space": space.space_id if space else first.id}

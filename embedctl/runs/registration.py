@@ -15,6 +15,7 @@ from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import RESUMABLE, Spending
 from embedctl.runs.registry import RunRegistry, State
 from embedctl.storage import Disk
+from embedctl.storage.background import Background
 
 EVERY_S = 5.0
 """How often a running run says how far it is."""
@@ -40,6 +41,7 @@ class Registration:
         self._disk = disk
         self._clock = clock
         self._spending = spending
+        self._background = Background()
         self._said_at = clock()
         self._entry = registry.RunEntry(
             run_id=run_id,
@@ -76,12 +78,12 @@ class Registration:
         counts = {"rows": event.rows, "in_flight": event.in_flight, **spent(self._spending)}
         if event.rows_total is not None:
             counts["rows_total"] = event.rows_total
-        self._entry = self._registry.update(
-            self._entry, counts=counts, cost_usd=_cost(self._spending), last_error=self._spending.last_error
-        )
+        entry, cost, problem = self._entry, _cost(self._spending), self._spending.last_error
+        self._background(lambda: self._registry.update(entry, counts=counts, cost_usd=cost, last_error=problem))
 
     def end(self, rows: RowCounts, spending: Spending, failure: EmbedctlError | None, exit_code: int) -> None:
         """It has ended, one way or the other."""
+        self._background.close()
         state: State = "completed" if failure is None else "failed"
         if failure is not None and exit_code in RESUMABLE:
             state = "interrupted"

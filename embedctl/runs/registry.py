@@ -19,14 +19,14 @@ from embedctl.journal.commands import Spool
 from embedctl.journal.rescue import JOURNAL, LOCK, forget_foreign, journals, rescue
 from embedctl.journal.trust import Trust, home_secret
 from embedctl.ledger import segment_owners
-from embedctl.records import UNOBSERVED, Observer, utc_now
+from embedctl.records import UNOBSERVED, Observer, storable, stored, to_json, utc_now
 from embedctl.settings import LEDGER_NAME, Paths
 from embedctl.storage import DISK, Disk, check_own, publish, read_small, remove_tree, replace
 from embedctl.storage.locks import RECOVERY, hold, is_held
 
 State = Literal["accepted", "running", "completed", "partial", "failed", "interrupted"]
 
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 """Of an entry."""
 
 UNFINISHED: tuple[State, ...] = ("accepted", "running", "interrupted", "failed")
@@ -258,17 +258,18 @@ def _as_it_is(run: RunEntry) -> RunEntry:
 
 
 def _bytes(run: RunEntry) -> bytes:
-    return orjson.dumps(run, default=str, option=orjson.OPT_INDENT_2)
+    return to_json(run, option=orjson.OPT_INDENT_2, spelt=storable)
 
 
 def _loaded(path: Path) -> RunEntry | None:
     try:
-        content = read_small(path, max_bytes=MOST_BYTES, follow=False)
-        return msgspec.json.decode(content, type=RunEntry, dec_hook=_decoded)
+        content = read_small(path, max_bytes=MAX_BYTES, follow=False)
+        run = msgspec.json.decode(content, type=RunEntry, dec_hook=_decoded)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+    return dataclasses.replace(run, output=stored(run.output), ledger=stored(run.ledger))
 
 
 def _decoded(kind: type, value: object) -> object:
     decode: Callable[[object], object] = kind
-    return decode(value)
+    return decode(stored(value) if kind is Path and isinstance(value, str) else value)

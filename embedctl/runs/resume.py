@@ -30,7 +30,7 @@ def space_of_journal(
     """The space that an interrupted run's answers have; None when there are none.
 
     Args:
-        candidates: For each offer of the chain: width → its space.
+        candidates: For each endpoint of the chain: width → its space.
         overwrite: Answers of other spaces do not matter.
 
     Raises:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -24,8 +26,9 @@ from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import check_usable
-from embedctl.runs import estimate, pipeline, resume, target, wiring
+from embedctl.runs import estimate, resume, target, wiring
 from embedctl.runs.estimate import Estimate
+from embedctl.runs.executor import Executor, InProcess
 from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt, Spending, build_receipt
 from embedctl.runs.record import RunRecord
@@ -50,6 +53,7 @@ class Run:
         disk: Everything durable goes through it.
         ingest: Takes the spool into the ledger; duckdb's by default.
         segment_bytes: Of the journal.
+        executor: Works on the shards.
     """
 
     def __init__(
@@ -60,11 +64,13 @@ class Run:
         disk: Disk = storage.DISK,
         ingest: Callable[[LedgerPaths], Sequence[str] | None] | None = None,
         segment_bytes: int = 64 << 20,
+        executor: Executor | None = None,
     ) -> None:
         self.job = job
         self._observer = observer
         self.run_id: UUID = uuid7()
         self.stop = StopSignal()
+        self._executor = executor or InProcess()
         self._disk = disk
         self._ingest = ingest or _into_ledger
         self._segment_bytes = segment_bytes
@@ -127,7 +133,7 @@ class Run:
         spend_limits.check_priced(chain.endpoints, self._prices.of, self._options)
         trust = home_trust(self.job.settings.paths, self._disk, make=False)
         output = target.output(self.job, self.run_id, trust, self._disk, self._observer)
-        source, endpoint = wiring.source(self.job, output, None), chain.first
+        source, endpoint = self._source(output, None), chain.first
         denied = allow.denied(self.job.settings, endpoint.in_chain)
         existing = output.peek(self._record.bind(source, endpoint, tuple(denied)))
         price = partial(self._prices.of, endpoint)
@@ -148,7 +154,7 @@ class Run:
 
     def _fulfil(self, output: Output, chain: FallbackChain, entry: Registration, run_async: RunAsync) -> None:
         """Do what is left to do."""
-        source = wiring.source(self.job, output, output.state)
+        source = self._source(output, output.state)
         wiring.check_source(source, self._options, output.state)
         denied = allow.denied(self.job.settings, chain.first.in_chain)
         existing = self._existing(output, source, chain, tuple(denied))
@@ -178,6 +184,13 @@ class Run:
             run_async(self._send(plan, entry))
         output.tidy()
         segment_owners.forget(output.state, self._disk)
+
+    def _source(self, output: Output, spool_folder: Path | None) -> inputs.Source:
+        """The input; what of it is left out is said."""
+        source = wiring.source(self.job, output, spool_folder)
+        for line in source.warnings:
+            self._observer.notify(Warned("input", detail=line))
+        return source
 
     def _existing(
         self, output: Output, source: inputs.Source, chain: FallbackChain, denied: tuple[str, ...], anew: bool = False
@@ -220,9 +233,9 @@ class Run:
         """
         async with wiring.opened(plan, partial(self._begin, plan, entry)) as resources:
             try:
-                for shard in shards.plan(self._record.binding):
-                    await pipeline.run_shard(shard, resources.tools)
-                self._finish(plan, resources)
+                async for _ in self._executor.run(shards.plan(self._record.binding), resources.tools):
+                    pass
+                await asyncio.to_thread(self._finish, plan, resources)
             finally:
                 self._record.space = resources.space
 

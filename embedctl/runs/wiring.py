@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from embedctl.budgets import limits as spend_limits
 from embedctl.budgets.reservations import Reservations
 from embedctl.embedding.answers import OnlineAnswers
 from embedctl.embedding.cached import CachedEmbedder
-from embedctl.embedding.call import CallPoint
+from embedctl.embedding.call import Embedder
+from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import InputInvalid
@@ -37,7 +38,7 @@ from embedctl.planning.text_rules import text_rules
 from embedctl.records import Limits, Observer, Progressed, RowCounts, Space
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint
-from embedctl.routing.fallback import Mode
+from embedctl.routing.limiter import AdaptiveLimiter, Limiter
 from embedctl.routing.retry import Policy
 from embedctl.runs import resume
 from embedctl.runs.job import JobRequest
@@ -221,30 +222,29 @@ def reservations(
 
 def router(
     settings: Settings,
-    chain: FallbackChain,
     observer: Observer,
     *,
     connections: int,
-    mode: Mode | None = None,
-    sleep: Callable[[float], Any] = asyncio.sleep,
-    changed: Callable[[Limits], None] = lambda limits: None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Router:
-    """Who is asked. To be closed.
+    """All endpoints of this process. To be closed.
 
     Args:
-        mode: Who may take over; None: as the options say.
+        connections: Most at once to one host.
         sleep: Waits, and raises when the run is told to stop.
-        changed: Told when less fits into a request than was thought.
     """
+    max_wait_s = settings.options.max_wait
+
+    def limiter(endpoint: Endpoint, waiting: Callable[[float], None]) -> Limiter:
+        return AdaptiveLimiter(endpoint.rate_limits, sleep=sleep, longest_gate_s=max_wait_s, waiting=waiting)
+
     return Router(
-        chain,
         hints_file=settings.paths.home / "hints.json",
-        mode=mode or settings.options.fallback,
-        max_wait_s=settings.options.max_wait,
+        limiter=limiter,
+        max_wait_s=max_wait_s,
         jitter=random.random,
         connections=connections,
         sleep=sleep,
-        changed=changed,
         observer=observer,
     )
 
@@ -316,7 +316,7 @@ class Resources:
     """
 
     tools: Tools
-    call: CallPoint
+    route: Route
     endpoint: Endpoint
     duplicate_ids: DuplicateIds
     layout: Callable[[int], Layout]
@@ -324,12 +324,12 @@ class Resources:
     @property
     def space(self) -> Space | None:
         """Of the vectors, as far as it is known."""
-        return self.call.space or self.endpoint.space()
+        return self.route.space or self.endpoint.space()
 
     @property
     def width(self) -> int | None:
         """Dimensions of the vectors; None while nobody knows."""
-        return self.call.space.dimensions if self.call.space else self.endpoint.dimensions
+        return self.route.space.dimensions if self.route.space else self.endpoint.dimensions
 
 
 def published_slice(existing: Existing, number: int) -> PublishedSlice | None:
@@ -359,21 +359,24 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             def limits(known: Limits) -> None:
                 packing.limits = packed_limits(known, first, options)
 
-            asked = router(
-                job.settings,
+            asked = router(job.settings, plan.observer, connections=first.rate_limits.concurrency, sleep=stop.sleep)
+            embedder = Embedder(asked, sleep=stop.sleep, observer=plan.observer, proceed=stop.proceed)
+            stack.push_async_callback(embedder.aclose)
+            deadline = time.monotonic() + options.deadline if options.deadline is not None else None
+            route = asked.route(
                 plan.chain,
-                plan.observer,
-                connections=first.rate_limits.concurrency,
-                sleep=stop.sleep,
-                changed=limits,
+                mode=options.fallback,
+                policy=policy(options, deadline=deadline),
+                space=plan.existing.space,
+                limits_changed=limits,
             )
-            limits(asked.limits())
-            stack.push_async_callback(asked.aclose)
+            stack.callback(route.close)
+            limits(asked.limits(route))
             money = reservations(
                 job.settings, plan.chain, plan.prices, plan.observer, plan.trust, run_id=str(plan.run_id), state=state
             )
             stack.callback(money.close)
-            endpoint = await asked.ask()
+            endpoint = await asked.ask(route)
             spool_segment = begin()
             purchases, segments = Purchases(), SegmentNumbers()
             plans = stack.enter_context(
@@ -390,7 +393,6 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 )
             )
             ids = stack.enter_context(DuplicateIds(plan.source, state))
-            deadline = time.monotonic() + options.deadline if options.deadline is not None else None
             journal = Journal.open(
                 state / JOURNAL,
                 secret=plan.trust.secret,
@@ -404,21 +406,18 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             stack.push_async_callback(close_journal)
             stack.callback(plan.output.close)
             caller = Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag)
-            call = CallPoint(
-                asked,
-                journal,
-                money,
-                caller,
-                policy=policy(options, deadline=deadline),
-                space=plan.existing.space,
-                sleep=stop.sleep,
-                observer=plan.observer,
-                proceed=stop.proceed,
-            )
             shared = cache(job, plan.prices.of(endpoint), plan.observer)
             if shared is not None:
                 stack.callback(shared.close)
-            embedder = CachedEmbedder(call, shared, journal, caller, endpoint)
+            cached = CachedEmbedder(
+                embedder,
+                shared,
+                route=route,
+                journal=journal,
+                budget=money,
+                caller=caller,
+                endpoint=endpoint,
+            )
             columns = row_columns(plan.source, options)
 
             def layout(width: int) -> Layout:
@@ -435,7 +434,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     )
                 )
 
-            answers = OnlineAnswers(embedder, endpoint.rate_limits.concurrency, failed=stop.because)
+            answers = OnlineAnswers(cached, endpoint.rate_limits.concurrency, failed=stop.because)
             stack.push_async_callback(answers.aclose)
             open_slices = OpenSlices(
                 plans,
@@ -459,11 +458,11 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     facts=lambda written, counts, rows_hash: plan.facts(resources.space, written, counts, rows_hash),
                 ),
                 stop=stop,
-                counted=lambda: (plans.reused + embedder.hits, plans.duplicates),
+                counted=lambda: (plans.reused + cached.hits, plans.duplicates),
                 progressed=progressed,
                 rows=plan.rows,
             )
-            resources = Resources(tools=tools, call=call, endpoint=endpoint, duplicate_ids=ids, layout=layout)
+            resources = Resources(tools=tools, route=route, endpoint=endpoint, duplicate_ids=ids, layout=layout)
             stack.callback(stop.too_late)
             timer = asyncio.create_task(stop.at(deadline))
             stack.callback(timer.cancel)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import tomllib
+import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage
+from embedctl import storage
+from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage, nearest
 from embedctl.settings import options as run_options
+from embedctl.settings import project, toml_files
 from embedctl.settings.options import Options
 from embedctl.settings.tables import (
     Allow,
@@ -45,63 +48,71 @@ class SettingsFile:
     Attributes:
         options: As Options has them.
         tables: Of NAMED_TABLES and "fallback": name → entry; of SINGLE_TABLES: the table itself.
+        by_project: It lay in the current folder, and is nobody's word but its writer's.
     """
 
     path: Path
     options: Mapping[str, Any]
     tables: Mapping[str, Any]
+    by_project: bool = False
 
 
-def toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file; numbers with a point as Decimal.
-
-    Raises:
-        ConfigurationInvalid: It cannot be read, or is no TOML; the message says in which line.
-    """
-    try:
-        return tomllib.loads(path.read_text("utf-8-sig"), parse_float=Decimal)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationInvalid(f"{path}: {error}", hint="the file must be TOML") from None
-    except UnicodeDecodeError as error:
-        raise ConfigurationInvalid(
-            f"{path}: byte {error.start} is not UTF-8", hint="the file must be TOML in UTF-8"
-        ) from None
-    except OSError as error:
-        raise ConfigurationInvalid(f"{path} cannot be read: {error.strerror}") from None
-
-
-def read(path: Path, *, may_set_providers: bool) -> SettingsFile:
-    """A settings file.
+def read_own(path: Path) -> SettingsFile:
+    """The user's own settings: everything may stand there, so nobody else may have written it.
 
     Raises:
-        ConfigurationInvalid: It is not as it should be, or sets providers where it must not.
+        ConfigurationInvalid: It is not as it should be, or others can change it.
     """
-    content = toml(path)
+    opened = toml_files.opened(path)
+    exposed = storage.exposure_to_others(path, opened.mode, opened.owner)
+    if exposed and not opened.sealed:
+        raise ConfigurationInvalid(f"{path} {exposed[0]}: it says where keys go", hint=exposed[1])
+    return _checked(path, toml_files.decoded(opened.content, str(path)), by_project=False)
+
+
+def read_project(path: Path) -> SettingsFile:
+    """A project's settings: whoever wrote the folder wrote them.
+
+    Raises:
+        ConfigurationInvalid: They are not as they should be, or set what no project may.
+    """
+    content = toml_files.read(path)
+    project.check_keys(content, str(path))
+    return _checked(path, content, by_project=True)
+
+
+def _checked(path: Path, content: dict[str, Any], *, by_project: bool) -> SettingsFile:
     label = str(path)
-    if "providers" in content and not may_set_providers:
-        raise ConfigurationInvalid(
-            f"{path}: a project's file may not set [providers.*]: keys go only to hosts the user configured",
-            hint="move the table to the user's config (`embedctl config path`), or name this file with --config",
-        )
-    if "insecure" in content and not may_set_providers:
-        raise ConfigurationInvalid(
-            f"{path}: a project's file may not set insecure: it would let keys be read on the way",
-            hint="give --insecure, or set it in the user's config",
-        )
     tables: dict[str, Any] = {}
     for key, kind in NAMED_TABLES.items():
         entries = _table(content.pop(key, {}), f"{label}: [{key}]")
-        tables[key] = {name: converted(entry, kind, f"{label}: [{key}.{name}]") for name, entry in entries.items()}
+        tables[key] = {
+            name: _beside(path, converted(entry, kind, f"{label}: [{key}.{name}]")) for name, entry in entries.items()
+        }
     for key, kind in SINGLE_TABLES.items():
         if key in content and (key not in _ALSO_OPTIONS or isinstance(content[key], dict)):
-            tables[key] = converted(content.pop(key), kind, f"{label}: [{key}]")
+            tables[key] = _beside(path, converted(content.pop(key), kind, f"{label}: [{key}]"))
     if isinstance(content.get("fallback"), dict):
         chains = content.pop("fallback")
         tables["fallback"] = {
             name: _value(chain, tuple[str, ...], f"{label}: [fallback] {name!r}") for name, chain in chains.items()
         }
     known = (*NAMED_TABLES, *SINGLE_TABLES, "fallback")
-    return SettingsFile(path, options(content, label, also_known=known), tables)
+    return SettingsFile(path, options(content, label, also_known=known), tables, by_project=by_project)
+
+
+_PATHS = {"ca_file": "", "fallback_tokenizer": "file:"}
+"""Keys whose value is the path of a file, behind these words."""
+
+
+def _beside(path: Path, table: _T) -> _T:
+    """The table with its relative paths as of the file it stands in: in the current folder anything may lie."""
+    for key, before in _PATHS.items():
+        value = getattr(table, key, None)
+        if value and value.startswith(before):
+            file = path.absolute().parent / os.path.expanduser(value.removeprefix(before))  # noqa: PTH111 - never raises
+            table = replace(table, **{key: f"{before}{file}"})  # type: ignore[type-var]
+    return table
 
 
 def options(
@@ -156,7 +167,12 @@ def converted(value: Any, kind: type[_T], label: str) -> _T:
         if name not in table and entry.default is MISSING and entry.default_factory is MISSING:
             raise ConfigurationInvalid(f"{label}: {name!r} is missing")
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _value(found, hints[name], f"{label} {name!r}") for name, found in table.items()})
+    values = {name: _value(found, hints[name], f"{label} {name!r}") for name, found in table.items()}
+    for name, value in values.items():
+        rule = known[name].metadata.get("rule")
+        if value is not None and rule is not None and (wrong := rule(value)):
+            raise ConfigurationInvalid(f"{label}: {name!r} {wrong}")
+    return kind(**values)
 
 
 def _option(value: Any, hint: Any, where: str, key: str, error: type[EmbedctlError]) -> Any:
@@ -175,10 +191,23 @@ def _value(value: Any, hint: Any, where: str, error: type[EmbedctlError] = Confi
     plain = _without_none(hint)
     if is_dataclass(plain):
         return converted(value, plain, where)  # type: ignore[arg-type]
+    if Any in typing.get_args(plain) or Mapping[str, Any] in typing.get_args(plain):
+        value = _for_json(value)
     try:
         return msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError:
         raise error(f"{where} must be {' or '.join(_expected(plain))}") from None
+
+
+def _for_json(value: Any) -> Any:
+    """A template as JSON has it: numbers with a point as float, dates as text."""
+    if isinstance(value, dict):
+        return {key: _for_json(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_for_json(one) for one in value]
+    if isinstance(value, date | datetime | time):
+        return value.isoformat()
+    return float(value) if isinstance(value, Decimal) else value
 
 
 def _without_none(hint: Any) -> Any:
@@ -208,10 +237,8 @@ def _table(value: object, label: str) -> dict[str, Any]:
 
 
 def _unknown_key(key: str, known: list[str], label: str, error: type[EmbedctlError]) -> None:
-    from difflib import get_close_matches
-
-    close = get_close_matches(key, known, n=1, cutoff=0.5)
+    close = nearest(key, known)
     raise error(
         f"{label}: unknown key {key!r}",
-        hint=f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}",
+        hint=f"did you mean {close!r}?" if close else f"known: {', '.join(known)}",
     )

@@ -1,22 +1,27 @@
 """Settings: flag > environment > ./embedctl.toml > user config > default. Resolved once, then frozen.
 
-A project's own ./embedctl.toml may hold everything but [providers.*]: a key goes only to the host that the user
-configured next to it. What it says of allow-lists and workspaces may only narrow what the user's own file says.
+What a project's own ./embedctl.toml may say, and how the user's word narrows it, is a table (`settings.project`).
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+import stat
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from embedctl import storage
 from embedctl.errors import ConfigurationInvalid, InputMissing, WrongUsage
+from embedctl.records import printable
 from embedctl.settings import files as settings_files
 from embedctl.settings import options as run_options
-from embedctl.settings.files import NAMED_TABLES, SINGLE_TABLES, SettingsFile
+from embedctl.settings import project, toml_files
+from embedctl.settings.files import SettingsFile
 from embedctl.settings.options import Options
 from embedctl.settings.tables import (
     Allow,
@@ -80,7 +85,10 @@ class Settings:
     Attributes:
         chains: Fallback order by the entry that was asked for; the user's own, before the catalog's defaults.
         chain_override: From EMBEDCTL_FALLBACK_CHAIN: the chain of whatever model is asked for.
+        chain_filters: A project's chains: of what would take over, only what stands in them does.
         narrowings: Allow-lists to pass, all of them: the user's and the project's.
+        narrowed: Options whose value is a project's limit: no provider's own value may pass it.
+        unheeded: What a project asked for and the user's word did not let it have, a sentence each.
         origins: Where each option's value comes from, for `config show`.
         files: Settings files that were read, strongest first.
         environment: The process's environment; holds keys, so it never shows in a repr.
@@ -90,7 +98,10 @@ class Settings:
     providers: Mapping[str, ProviderSettings]
     chains: Mapping[str, tuple[str, ...]]
     chain_override: tuple[str, ...] | None
+    chain_filters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     narrowings: tuple[tuple[str, Allow], ...]
+    narrowed: frozenset[str] = frozenset()
+    unheeded: tuple[str, ...] = ()
     workspaces: Mapping[str, WorkspaceSettings]
     token_usage: TokenUsage
     models: Mapping[str, ModelSettings]
@@ -132,26 +143,26 @@ def load(
         WrongUsage: A flag is, or two options contradict each other.
     """
     env = dict(os.environ if environment is None else environment)
-    files = _files(env, config, folder or Path.cwd())
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for label, layer in _layers(flags or {}, job or {}, env, files):
-        for key in layer.keys() - values.keys():
-            values[key], origins[key] = layer[key], label
-    named, single = _merged(files)
+    own, by_project = _files(env, config, folder)
+    files = tuple(file for file in (by_project, own) if file is not None)
+    options = _options(flags or {}, job or {}, env, own, by_project)
+    tables = own.tables if own else {}
     chain = env.get("EMBEDCTL_FALLBACK_CHAIN") or env.get("EMBEDDINGS_FALLBACK_CHAIN")
     return Settings(
-        options=run_options.check(Options(**values)),
-        providers=MappingProxyType(named["providers"]),
-        chains=MappingProxyType(named["fallback"]),
+        options=run_options.check(Options(**options.values)),
+        providers=MappingProxyType(tables.get("providers", {})),
+        chains=MappingProxyType(tables.get("fallback", {})),
         chain_override=tuple(part.strip() for part in chain.split(",") if part.strip()) if chain else None,
+        chain_filters=MappingProxyType(by_project.tables.get("fallback", {}) if by_project else {}),
         narrowings=tuple((str(file.path), file.tables["allow"]) for file in files if "allow" in file.tables),
-        workspaces=MappingProxyType(_narrowed(files)),
-        token_usage=single["token_usage"],
-        models=MappingProxyType(named["models"]),
-        cache=single["cache"],
+        narrowed=frozenset(options.narrowed),
+        unheeded=tuple(options.unheeded),
+        workspaces=MappingProxyType(tables.get("workspaces", {})),
+        token_usage=tables.get("token_usage", TokenUsage()),
+        models=MappingProxyType(tables.get("models", {})),
+        cache=tables.get("cache", CacheSettings()),
         paths=_paths(env, ledger),
-        origins=MappingProxyType({entry.name: origins.get(entry.name, "default") for entry in fields(Options)}),
+        origins=MappingProxyType({entry.name: options.origins.get(entry.name, "default") for entry in fields(Options)}),
         files=tuple(file.path for file in files),
         environment=MappingProxyType(env),
     )
@@ -162,11 +173,16 @@ def read_job(path: Path) -> dict[str, Any]:
 
     Raises:
         InputMissing: No such file.
-        ConfigurationInvalid: It is no TOML, has an unknown key, or a wrong value.
+        ConfigurationInvalid: It is no TOML, has an unknown key, a wrong value, or sets what only a user may.
     """
-    if not path.is_file():
+    if not _is_there(path):
         raise InputMissing(f"no such job file: {path}", hint="a job file ends in .toml; inputs are named after it")
-    content = settings_files.toml(path)
+    content = toml_files.read(path)
+    for key in _NEVER_A_JOBS:
+        if key in content:
+            raise ConfigurationInvalid(
+                f"{path}: a job file may not set {key}", hint=f"give --{key}, or set it in your own settings"
+            )
     own = ("input", "output", "job")
     job = {key: content[key] for key in own if key in content}
     for key, value in job.items():
@@ -177,71 +193,143 @@ def read_job(path: Path) -> dict[str, Any]:
     return settings_files.options(content, str(path), hard_link=own) | job
 
 
-def _layers(
-    flags: Mapping[str, Any], job: Mapping[str, Any], env: Mapping[str, str], files: Sequence[SettingsFile]
+_NEVER_A_JOBS = ("insecure", "ledger")
+"""A job file may be a stranger's: keys would be read on the way, money would be counted elsewhere."""
+
+
+@dataclass(slots=True)
+class _Resolved:
+    """Options by name, where each comes from, and what became of a project's."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    narrowed: list[str] = field(default_factory=list)
+    unheeded: list[str] = field(default_factory=list)
+
+    def add(self, layer: Mapping[str, Any], label: str) -> None:
+        """A layer that is weaker than those before it."""
+        for key in layer.keys() - self.values.keys():
+            self.values[key], self.origins[key] = layer[key], label
+
+    def add_project(self, file: SettingsFile, weaker: Mapping[str, Any], listed: Mapping[str, Any]) -> None:
+        """A project's layer, narrowed by what is weaker than it."""
+        for key, asked in file.options.items():
+            if key in self.values:
+                continue
+            ours = weaker[key]
+            if key == "workspace":
+                project.check_workspace(asked, ours, listed, str(file.path))
+            holds = project.OPTIONS[key](asked, ours)
+            if holds != asked:
+                self.unheeded.append(f"{file.path}: {key} = {asked} does not count: yours is {ours}")
+            elif project.is_limit(key):
+                self.narrowed.append(key)
+            if holds == asked:
+                self.values[key], self.origins[key] = asked, str(file.path)
+
+
+def _options(
+    flags: Mapping[str, Any],
+    job: Mapping[str, Any],
+    env: Mapping[str, str],
+    own: SettingsFile | None,
+    by_project: SettingsFile | None,
+) -> _Resolved:
+    resolved = _Resolved()
+    for label, layer in _strong_layers(flags, job, env):
+        resolved.add(layer, label)
+    if by_project is not None:
+        default = Options()
+        defaults = {entry.name: getattr(default, entry.name) for entry in fields(Options)}
+        weaker = ChainMap(dict(own.options) if own else {}, defaults)
+        resolved.add_project(by_project, weaker, own.tables.get("workspaces", {}) if own else {})
+    if own is not None:
+        resolved.add(own.options, str(own.path))
+    return resolved
+
+
+def _strong_layers(
+    flags: Mapping[str, Any], job: Mapping[str, Any], env: Mapping[str, str]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Options of each layer and where they come from, strongest first."""
+    """Options of each layer above the files and where they come from, strongest first."""
     given = {key: value for key, value in flags.items() if value is not None}
     yield "flag", settings_files.options(given, "", error=WrongUsage, spelt=run_options.flag)
     yield "job file", job
     for variable, key in VARIABLES.items():
         if env.get(variable):
             yield variable, settings_files.options({key: env[variable]}, variable)
-    for file in files:
-        yield str(file.path), file.options
 
 
 def _paths(env: Mapping[str, str], ledger: Path | None) -> Paths:
     import platformdirs
 
     home = Path(env.get("EMBEDCTL_HOME") or platformdirs.user_data_path("embedctl"))
-    return Paths(home=home, ledger=ledger or Path(env.get("EMBEDCTL_LEDGER") or home / LEDGER_NAME))
+    _check_home(home)
+    paths = Paths(home=home, ledger=ledger or Path(env.get("EMBEDCTL_LEDGER") or home / LEDGER_NAME))
+    if (name := printable(str(paths.ledger))) != str(paths.ledger):
+        raise ConfigurationInvalid(
+            f"the ledger {name} cannot be: a byte of its path is not UTF-8",
+            hint="DuckDB knows no such paths; choose another with --ledger, EMBEDCTL_LEDGER or EMBEDCTL_HOME",
+        )
+    try:
+        paths.ledger.stat()
+    except OSError as problem:
+        if problem.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise ConfigurationInvalid(
+                f"the ledger {paths.ledger} cannot be reached: {problem.strerror}", hint="choose another with --ledger"
+            ) from None
+    return paths
 
 
-def _files(env: Mapping[str, str], config: Path | None, folder: Path) -> list[SettingsFile]:
-    """The settings files, strongest first."""
-    found: list[SettingsFile] = []
+def _check_home(home: Path) -> None:
+    """What lies in the home is believed, so nobody else may put anything there.
+
+    Raises:
+        ConfigurationInvalid: Others may; or its name leads nowhere.
+    """
+    try:
+        found = home.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return  # it is made, or found out when it is needed
+    except OSError as problem:
+        raise ConfigurationInvalid(
+            f"{home}, where embedctl keeps its state, cannot be reached: {problem.strerror}",
+            hint="set EMBEDCTL_HOME to a folder",
+        ) from None
+    exposed = storage.exposure_to_others(home, stat.S_IMODE(found.st_mode), found.st_uid)
+    if exposed and stat.S_ISDIR(found.st_mode):
+        raise ConfigurationInvalid(f"{home}, where embedctl keeps its state, {exposed[0]}", hint=exposed[1])
+
+
+def _files(
+    env: Mapping[str, str], config: Path | None, folder: Path | None
+) -> tuple[SettingsFile | None, SettingsFile | None]:
+    """The user's settings file and the project's, where there are any."""
     user = config or user_config_path(env)
-    project = folder / PROJECT_FILE
-    if project.is_file() and project.resolve() != user.resolve():
-        found.append(settings_files.read(project, may_set_providers=False))
-    if user.is_file():
-        found.append(settings_files.read(user, may_set_providers=True))
-    elif config or env.get("EMBEDCTL_CONFIG"):
+    here = (_current_folder() if folder is None else folder) / PROJECT_FILE
+    by_project = None
+    if _is_there(here) and os.path.realpath(here) != os.path.realpath(user):
+        by_project = settings_files.read_project(here)
+    if _is_there(user):
+        return settings_files.read_own(user), by_project
+    if config or env.get("EMBEDCTL_CONFIG"):
         raise ConfigurationInvalid(f"no such settings file: {user}", hint="`embedctl config init` writes one")
-    return found
+    return None, by_project
 
 
-def _merged(files: Sequence[SettingsFile]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Named and single tables of all files: an entry, or a single table, of the stronger file wins whole."""
-    named: dict[str, dict[str, Any]] = {key: {} for key in (*NAMED_TABLES, "fallback")}
-    for file in reversed(files):
-        for key, entries in named.items():
-            entries.update(file.tables.get(key, {}))
-    single = {
-        key: next((file.tables[key] for file in files if key in file.tables), kind())
-        for key, kind in SINGLE_TABLES.items()
-    }
-    return named, single
+def _current_folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise InputMissing("the current folder is gone", hint="`cd` to one that is there") from None
 
 
-def _narrowed(files: Sequence[SettingsFile]) -> dict[str, WorkspaceSettings]:
-    """Workspaces of all files: what all of them allow, and the budget of the user's own file before a project's."""
-    merged: dict[str, WorkspaceSettings] = {}
-    for file in reversed(files):
-        for name, entry in file.tables["workspaces"].items():
-            before = merged.get(name, entry)
-            merged[name] = replace(
-                before,
-                providers=_both(before.providers, entry.providers),
-                models=_both(before.models, entry.models),
-                budget=before.budget or entry.budget,
-            )
-    return merged
-
-
-def _both(these: tuple[str, ...] | None, those: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """What two allow-lists allow together; None allows all."""
-    if these is None or those is None:
-        return those if these is None else these
-    return tuple(name for name in these if name in those)
+def _is_there(path: Path) -> bool:
+    """Whether the name leads somewhere, or to trouble that reading it will tell."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        return True
+    return True

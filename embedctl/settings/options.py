@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from typing import Any, Literal
 
 from embedctl.errors import WrongUsage
-from embedctl.records import InputType, Purpose
+from embedctl.records import InputType, Purpose, printable
+from embedctl.settings.tables import MOST_CONCURRENCY, is_amount
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 """Workspace and job names: safe as file names, labels and SQL values."""
@@ -34,48 +35,54 @@ class Options:
 
     model: str | None = option(None, "Model, as NAME or PROVIDER:NAME (default: the bundled one).", short="-m")
     provider: str | None = option(None, "Provider to use; must agree with a prefix of --model.")
-    workspace: str = option("default", "Who pays; on every ledger row.", short="-w")
+    workspace: str = option("default", "Workspace to charge; stored on every ledger row.", short="-w")
     workspace_column: str | None = option(None, "Table column that names the workspace of each row.")
     tag: Mapping[str, str] = option({}, "K=V kept with every usage event; repeatable.", metavar="K=V")
-    purpose: Purpose = option("ingest", "Why the vectors are made.")
+    purpose: Purpose = option("ingest", "Purpose of the vectors; stored on every ledger row.")
     text_column: str | None = option(None, "Table column to embed (found when unambiguous).")
     id_column: str | None = option(None, "Table column of row ids (found when unambiguous).")
     keep: str = option("all", "Other columns to keep: all, none, or names with commas.")
-    split: Literal["document", "lines", "paragraphs"] = option("document", "What a row of a text file is.")
+    split: Literal["document", "lines", "paragraphs"] = option("document", "Unit of a text file that becomes one row.")
     encoding: str = option("utf-8", "Encoding of text files.")
     chunk_size: int | None = option(None, "Tokens per chunk (documents: 1000; tables are chunked only when asked).")
     chunk_overlap: int | None = option(None, "Tokens that neighbouring chunks share (documents: 200).")
-    input_type: InputType = option("document", "What the vectors are for.")
-    dimensions: int | None = option(None, "Width of the vectors (default: the model's own).")
+    input_type: InputType = option("document", "Intended use of the vectors.")
+    dimensions: int | None = option(None, "Number of dimensions (default: the model's own).")
     dimension_policy: Literal["reduce", "pad", "ignore"] = option(
         "reduce",
-        "When the model cannot give --dimensions itself: cut and renormalise, add zeros, or leave it.",
+        "When the model does not support --dimensions: truncate and renormalise, pad with zeros, or ignore.",
     )
     force: bool = option(False, "Allow `reduce` for models not trained for it.")
     on_too_long: Literal["fail", "skip", "truncate", "chunk", "mean"] = option(
         "fail",
-        "A text over the model's limit: fail the row, skip it, cut it, chunk it, or average its pieces.",
+        "A text that exceeds the model's limit: fail the row, skip it, truncate it, chunk it, or average its chunks.",
     )
-    on_blank: Literal["skip", "fail"] = option("skip", "An empty text: skip the row or fail it.")
-    fallback: Literal["same-space", "any", "off"] = option("same-space", "Which providers may take over.")
-    max_cost: Decimal | None = option(None, "Stop before more than this is spent, in USD.", metavar="USD")
-    allow_unpriced: bool = option(False, "With --max-cost: run models that have no price.")
-    batch_size: int | None = option(None, "Most texts in one request (default: packed to the model's limits).")
-    concurrency: int = option(16, "Requests in flight.")
+    on_blank: Literal["skip", "fail"] = option("skip", "An empty or blank text: skip the row or fail it.")
+    fallback: Literal["same-space", "any", "off"] = option(
+        "same-space", "Providers that may take over when the first is unavailable."
+    )
+    max_cost: Decimal | None = option(
+        None, "Maximum cost of the run in USD; it stops before this is exceeded.", metavar="USD"
+    )
+    allow_unpriced: bool = option(False, "With --max-cost: allow models without a price.")
+    batch_size: int | None = option(None, "Maximum texts per request (default: the model's limits).")
+    concurrency: int = option(16, "Maximum requests in flight.")
     rpm: int | None = option(None, "Requests per minute, 0 = no limit (default: config or catalog).")
     tpm: int | None = option(None, "Tokens per minute, 0 = no limit (default: config or catalog).")
-    burst: int = option(10, "Requests that may go at once before --rpm counts.")
-    retries: int = option(6, "Retries of one request.")
-    timeout: float = option(120.0, "One request may take this long, e.g. 90 or 2m.", metavar="TIME")
-    max_wait: float = option(600.0, "Longest wait on a provider that says when to come back.", metavar="TIME")
-    deadline: float | None = option(None, "Stop sending after this long and stay resumable.", metavar="TIME")
-    insecure: bool = option(False, "Allow plain http to another machine: texts and keys can be read on the way.")
-    vector_type: Literal["fixed", "list"] = option("fixed", "Parquet type of vectors: fixed-size or plain lists.")
-    dtype: Literal["float32", "float16", "int8"] = option("float32", "Number type of vectors in the output.")
-    reuse: bool = option(True, "Take vectors of known texts from the existing output.")
-    unique_ids: bool = option(False, "Duplicate ids are an error.")
+    burst: int = option(10, "Requests allowed in a burst before --rpm applies.")
+    retries: int = option(6, "Maximum retries per request.")
+    timeout: float = option(120.0, "Timeout of one request, e.g. 90 or 2m.", metavar="TIME")
+    max_wait: float = option(600.0, "Maximum wait for a rate-limited provider.", metavar="TIME")
+    deadline: float | None = option(None, "Stop after this time; the run stays resumable.", metavar="TIME")
+    insecure: bool = option(False, "Allow plain http to another machine: texts and keys are sent unencrypted.")
+    vector_type: Literal["fixed", "list"] = option(
+        "fixed", "Parquet type of the vectors: fixed-size or variable-size list."
+    )
+    dtype: Literal["float32", "float16", "int8"] = option("float32", "Number type of the vectors in the output.")
+    reuse: bool = option(True, "Reuse vectors of unchanged texts from the existing output.")
+    unique_ids: bool = option(False, "Fail on duplicate ids.")
     cache: bool | None = option(None, "Use the shared vector cache (default: on for `embed` with a paid model).")
-    max_row_bytes: int = option(104_857_600, "A longer row is not read, but reported.")
+    max_row_bytes: int = option(104_857_600, "Maximum size of a row in bytes; a longer one fails.")
 
 
 def seconds(text: str | float) -> float:
@@ -116,8 +123,8 @@ _LEAST = {
     "burst": 1, "retries": 0, "max_cost": 0, "max_row_bytes": 1,
 }  # fmt: skip
 _MOST = 10**15
-_MOST_CONCURRENCY = 10_000
-"""Requests in flight: each takes a task and may take a connection."""
+MOST_TAGS, MOST_TAG = 20, 200
+"""How many, and characters of each: they stand in every usage event."""
 
 DURATIONS = frozenset({"timeout", "max_wait", "deadline"})
 """Options that are times: given as `seconds` reads them."""
@@ -140,13 +147,21 @@ def check(options: Options, *, spelt: Callable[[str], str] = flag) -> Options:
     checked_name(options.workspace, "workspace")
     for name, least in _LEAST.items():
         value = getattr(options, name)
-        most = _MOST_CONCURRENCY if name == "concurrency" else _MOST
-        if isinstance(value, Decimal) and not value.is_finite():
+        most = MOST_CONCURRENCY if name == "concurrency" else _MOST
+        if isinstance(value, Decimal) and not is_amount(value):
             raise WrongUsage(f"{spelt(name)} must be an amount, not {value}")
         if value is not None and value < least:
             raise WrongUsage(f"{spelt(name)} must be at least {least}, not {value}")
         if value is not None and value > most:
             raise WrongUsage(f"{spelt(name)} must be at most {most}, not {value}")
+    too_long = any(len(word) > MOST_TAG for pair in options.tag.items() for word in pair)
+    if len(options.tag) > MOST_TAGS or too_long:
+        raise WrongUsage(f"{spelt('tag')}: at most {MOST_TAGS} tags, of at most {MOST_TAG} characters each")
+    for entry in fields(options):
+        value = getattr(options, entry.name)
+        words = [*value, *value.values()] if isinstance(value, Mapping) else [value]
+        if any(isinstance(word, str) and printable(word) != word for word in words):
+            raise WrongUsage(f"{spelt(entry.name)} is no text: a byte of it is not UTF-8")
     if options.timeout <= 0:
         raise WrongUsage(f"{spelt('timeout')} must be more than 0", hint="like 90, 90s or 2m")
     if options.chunk_size is not None and (options.chunk_overlap or 0) >= options.chunk_size:

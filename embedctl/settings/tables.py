@@ -1,14 +1,74 @@
 """The tables of a settings file, as values. Pure.
 
-A key of a file is a field here; a field without a default is a key that must be there.
+A key of a file is a field here; a field without a default is a key that must be there. What its value must be beside
+its type is the field's rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
+
+Rule = Callable[[Any], str | None]
+"""What is wrong with a value, as words to follow its key ("must be …"); None when nothing is. It never shows it."""
+
+MOST_CONCURRENCY = 10_000
+"""Requests in flight: each takes a task and may take a connection."""
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_LONG_WORD = re.compile(r"[A-Za-z0-9]{20,}")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
+_LONGEST_DAYS = 36_500
+_MOST_PLACES = 100
+_OF_HTTP = frozenset({"connection", "content-length", "expect", "te", "trailer", "transfer-encoding", "upgrade"})
+
+
+def between(least: float | Decimal, most: float | Decimal) -> Rule:
+    """A number in a range, both ends included; NaN is in none."""
+
+    def complaint(value: Any) -> str | None:
+        is_number = not isinstance(value, Decimal) or is_amount(value)
+        return None if is_number and least <= value <= most else f"must be between {least} and {most}"
+
+    return complaint
+
+
+def is_amount(value: Decimal) -> bool:
+    """Whether it is a number that can be written out: "1e-99999999" would be a hundred million digits."""
+    return value.is_finite() and -_MOST_PLACES <= int(value.as_tuple().exponent) <= _MOST_PLACES
+
+
+def names_a_variable(value: str) -> str | None:
+    """The name of an environment variable, and not the key that it should hold."""
+    word = _LONG_WORD.search(value)
+    if _VARIABLE.match(value) and not (word and any(letter.isdigit() for letter in word[0])):
+        return None
+    return "must be the name of an environment variable, never what that variable holds"
+
+
+def are_headers(value: Mapping[str, str]) -> str | None:
+    """Header fields that HTTP can carry and that are not its own. Source: RFC 9110, 5.1, 5.5 and 7.6.1."""
+    for name, content in value.items():
+        if wrong := is_header_name(name):
+            return f"must hold headers, but a name {wrong}"
+        if not (content.isascii() and content.isprintable()):
+            return "must hold values of printable ASCII"
+    return None
+
+
+def is_header_name(value: str) -> str | None:
+    """A header's name."""
+    if not _TOKEN.match(value):
+        return "must be a header's name: letters, digits and dashes"
+    return "must be no header that HTTP itself needs" if value.lower() in _OF_HTTP else None
+
+
+def ruled(default: Any, rule: Rule) -> Any:
+    """A field with a rule; None needs none."""
+    return field(default=default, metadata={"rule": rule})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,26 +89,26 @@ class ProviderSettings:
 
     protocol: str | None = None
     base_url: str | None = None
-    api_key_env: str | None = None
+    api_key_env: str | None = ruled(None, names_a_variable)
     models: Mapping[str, str] = field(default_factory=dict)
     model: str | None = None
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    concurrency: int | None = None
-    burst: int | None = None
-    timeout_s: float | None = None
+    requests_per_minute: int | None = ruled(None, between(0, 10**9))
+    tokens_per_minute: int | None = ruled(None, between(0, 10**15))
+    concurrency: int | None = ruled(None, between(1, MOST_CONCURRENCY))
+    burst: int | None = ruled(None, between(1, 10**9))
+    timeout_s: float | None = ruled(None, between(0.001, 10**9))
     price_as: str | None = None
     free: bool | None = None
     region: str | None = None
     insecure: bool = False
     ca_file: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, metadata={"rule": are_headers})
     user: str | None = None
     api_version: str | None = None
-    max_items: int | None = None
-    max_tokens: int | None = None
-    max_bytes: int | None = None
-    jwt_secret_env: str | None = None
+    max_items: int | None = ruled(None, between(1, 10**9))
+    max_tokens: int | None = ruled(None, between(1, 10**9))
+    max_bytes: int | None = ruled(None, between(1, 10**12))
+    jwt_secret_env: str | None = ruled(None, names_a_variable)
     jwt_subject: str | None = None
     pin: str | None = None
     path: str | None = None
@@ -59,7 +119,7 @@ class ProviderSettings:
     tokens: str | None = None
     error: str | None = None
     each: Mapping[str, Any] | str | None = None
-    key_header: str | None = None
+    key_header: str | None = ruled(None, is_header_name)
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -75,11 +135,11 @@ class Allow:
 class BudgetSettings:
     """`[workspaces.NAME] budget`: amount in USD per period."""
 
-    amount: Decimal
+    amount: Decimal = field(metadata={"rule": between(0, 10**12)})
     period: Literal["day", "week", "month"] = "month"
     action: Literal["warn", "block"] = "block"
     timezone: str = "UTC"
-    warn_ratio: Decimal = Decimal("0.8")
+    warn_ratio: Decimal = ruled(Decimal("0.8"), between(Decimal("0.001"), 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +157,7 @@ class TokenUsage:
 
     fallback_tokenizer: str = "tiktoken:cl100k_base"
     cache: bool = False
-    cache_ttl_s: int = 86_400
+    cache_ttl_s: int = ruled(86_400, between(1, _LONGEST_DAYS * 86_400))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,5 +172,5 @@ class ModelSettings:
 class CacheSettings:
     """`[cache]`: the shared vector cache."""
 
-    max_bytes: int = 2 * 1024**3
-    ttl_days: int = 90
+    max_bytes: int = ruled(2 * 1024**3, between(1 << 20, 1 << 50))
+    ttl_days: int = ruled(90, between(1, _LONGEST_DAYS))

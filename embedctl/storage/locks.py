@@ -14,7 +14,7 @@ from types import TracebackType
 import orjson
 
 from embedctl.errors import EmbedctlError, Locked, OutputRefused, StorageFailed
-from embedctl.records import utc_now
+from embedctl.records import printable, utc_now
 from embedctl.storage import files
 
 GLANCE_S = 0.05
@@ -220,7 +220,7 @@ def _sign(fd: int, command: str) -> None:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "started": utc_now().isoformat(timespec="seconds"),
-        "command": command,
+        "command": printable(command),
     }
     with suppress(OSError):  # a full disk: the lock holds all the same, only nobody learns whose it is
         os.ftruncate(fd, 0)

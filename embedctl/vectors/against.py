@@ -53,7 +53,7 @@ class Against:
     """Compares an input with the rows that were walked over.
 
     Args:
-        offer: Whose wording the texts were sent in; None when it cannot be known: then only ids are compared.
+        endpoint: Whose wording the texts were sent in; None when it cannot be known: then only ids are compared.
         folder: For indexes on the disk.
     """
 
@@ -190,7 +190,7 @@ class Against:
 
 
 def _by_id(block: Any) -> _Wanted:
-    """Without the wording: each row that has text, as its first chunk."""
+    """Without the text rules: each row that has text, as its first chunk."""
     asked = _Wanted()
     values = block.tokens if block.tokens is not None else block.texts
     for name, value in zip(block.ids, values, strict=True):

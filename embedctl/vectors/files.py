@@ -5,6 +5,7 @@ The one door to pyarrow of this package.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -283,7 +284,8 @@ def _part(path: Path, first_row: int) -> StoredPart:
 
 
 def _opened(path: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=_READ_BYTES)
+    whole = pa.OSFile(os.fsencode(path))  # a path as text might be taken for a URI, and must be UTF-8
+    return pq.ParquetFile(whole, page_checksum_verification=True, pre_buffer=False, buffer_size=_READ_BYTES)
 
 
 def _rows(part: StoredPart, columns: Sequence[str], most: int, broken: Broken | None) -> Iterator[RowBatch]:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.errors import InputInvalid, WrongUsage
+from embedctl.errors import InputInvalid, WrongUsage, nearest
 from embedctl.reports import charts
 from embedctl.vectors.files import Stored
 
@@ -207,14 +207,12 @@ def _unit(vectors: NDArray[Any] | None, stored: Stored, first_row: int) -> NDArr
 
 
 def _check_column(stored: Stored, name: str) -> None:
-    from difflib import get_close_matches
-
     known = [one for one in stored.schema.names if one not in ("embedding", "embedding_text_hash")]
     if name not in known:
-        close = get_close_matches(name, known, n=1)
+        close = nearest(name, known)
         raise WrongUsage(
             f"{stored.path} has no column {name!r} to colour by",
-            hint=f"did you mean {close[0]!r}?" if close else f"columns: {', '.join(known)}",
+            hint=f"did you mean {close!r}?" if close else f"columns: {', '.join(known)}",
         )
 
 

@@ -26,7 +26,7 @@ class Input:
     """What an output should hold.
 
     Attributes:
-        offer: Whose wording the texts were sent in; None when it cannot be known.
+        endpoint: Whose wording the texts were sent in; None when it cannot be known.
     """
 
     source: inputs.Source
@@ -60,7 +60,7 @@ def verify(
 
     Args:
         folder: For indexes on the disk.
-        offer: Who made it, so that texts can be compared as its model sees them; None when nobody knows.
+        endpoint: Who made it, so that texts can be compared as its model sees them; None when nobody knows.
         asked: An input to compare with.
         sample: Takes rows aside for `embedded_again`.
 

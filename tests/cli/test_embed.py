@@ -18,7 +18,7 @@ import pytest
 
 from embedctl.outputs.parquet import matrix, read_metadata
 from tests.support import places
-from tests.support.running import Ran, embedctl, ledger, rows
+from tests.support.running import Ran, embedctl, ledger, rows, user_settings
 
 SAMPLES = places.SAMPLES
 HELLO = {
@@ -435,7 +435,8 @@ def test_an_output_of_another_kind_is_replaced_only_when_asked() -> None:
 
 
 def test_the_settings_of_a_project_are_used() -> None:
-    """./embedctl.toml sets the workspace; a flag is stronger."""
+    """./embedctl.toml sets the workspace, one that the user's settings list; a flag is stronger."""
+    user_settings("[workspaces.project]")
     Path("embedctl.toml").write_text('workspace = "project"')
     Path("a.txt").write_text("hello")
     embedctl("embed", "a.txt", "-q")

@@ -121,6 +121,12 @@ def test_list(here: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("command", ["list", "choose"])
+def test_headings_are_words_of_people(command: str) -> None:
+    """The column of models is headed Model."""
+    assert run("models", command).stdout.startswith("Model ")
+
+
 # ── models that run here ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

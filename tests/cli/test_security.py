@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from embedctl.cli import app
-from embedctl.providers import _errors
+from embedctl.providers import _foreign
 from embedctl.providers._contract import HttpRequest
 from embedctl.routing.credentials import exposure
 from tests.support.wire.client import Wire, started
@@ -59,6 +59,9 @@ WAYS = {
     ),
     "a header in the user's config": Way(
         f'[providers.mine]\nprotocol = "openai"\nbase_url = "{{url}}"\nheaders = {{ authorization = "Bearer {KEY}" }}',
+    ),
+    "a scheme of one's own": Way(
+        f'[providers.mine]\nprotocol = "openai"\nbase_url = "{{url}}"\nheaders = {{ Authorization = "Token {KEY}" }}',
     ),
     "a key and a minted token": Way(
         '[providers.tldw]\nbase_url = "{url}"\njwt_secret_env = "SIGNING"\njwt_subject = "user-1"',
@@ -121,15 +124,33 @@ def rows_of(path: Path) -> bytes:
 
 def secrets() -> list[bytes]:
     """The keys, and what gives them away."""
-    plain = [KEY, SECOND, f"Bearer {KEY}"]
+    plain = [KEY, SECOND, f"Bearer {KEY}", KEY.lower(), SECOND.lower()]
     coded = [base64.b64encode(one.encode()).decode().rstrip("=") for one in (KEY, SECOND)]
     return [one.encode() for one in (*plain, *coded)]
+
+
+_IN_HEADERS = dict.fromkeys(
+    ("x-request-id", "x-embeddings-provider", "x-embeddings-dimensions-policy", "x-ratelimit-limit-requests"), "{key}"
+)
+REPEATED: dict[str, dict[str, object]] = {
+    "an answer that repeats it": {"headers": _IN_HEADERS, "more": {"id": "id-{key}", "note": "{key}"}},
+    "an answer that cannot be used and repeats it": {"headers": _IN_HEADERS, "body": "{key} is what I got"},
+    "an error that repeats it": {
+        "status": 400,
+        "headers": _IN_HEADERS,
+        "body": '{"code":"{key}","message":"got {key}!"}',
+    },
+    "a redirect that repeats it": {"status": 307, "headers": {"location": "https://{key}.example/{key}?{key}"}},
+    "an encoding that repeats it": {"headers": {"content-encoding": "{key}"}},
+}
+"""What a server may do with the key that it was sent."""
 
 
 @pytest.mark.parametrize(
     ("way", "outcome"),
     [
         *((way, outcome) for way in WAYS for outcome in ("ok", "unauthorized")),
+        *((way, outcome) for way in ("a scheme of one's own", "a key and a minted token") for outcome in REPEATED),
         *(("the vendor's variable", outcome) for outcome in ("forbidden", "status", "html")),
     ],
 )
@@ -138,7 +159,9 @@ def test_keys_stay_secret(
 ) -> None:
     """A key is in nothing that a run says or writes, however it was given, whether the run succeeds or fails."""
     prepare(WAYS[way], wire, tmp_path, monkeypatch)
-    wire.plan(script=["ok"] if outcome == "ok" else [], faults={} if outcome == "ok" else {outcome: 1.0})
+    good = outcome in ("ok", "an answer that repeats it")
+    fault = {"says": {"p": 1.0, **REPEATED[outcome]}} if outcome in REPEATED else {outcome: 1.0}
+    wire.plan(script=["ok"] if outcome == "ok" else [], faults={} if outcome == "ok" else fault)
 
     model = WAYS[way].model
     ends = [
@@ -150,7 +173,8 @@ def test_keys_stay_secret(
     ]
 
     assert {one["key"] for one in wire.truth()} == {KEY[-4:]}
-    assert (ends[0].exit_code == 0) == (outcome == "ok"), ends[0].output
+    assert (ends[0].exit_code == 0) == good, ends[0].output
+    assert {end.exit_code for end in ends}.isdisjoint({70})
     said = "".join(
         end.output + "".join(traceback.format_exception(end.exception) if end.exception else "") for end in ends
     ).encode()
@@ -164,7 +188,7 @@ def test_echoes_are_struck_out() -> None:
     """Whatever header a key was sent in, a server that repeats it does not get it into a message."""
     sent = HttpRequest(url="", headers={"x-company": SECOND, "content-type": "application/json"})
 
-    said = _errors.clean(f"bad key {SECOND} for application/json", sent)
+    said = _foreign.clean(f"bad key {SECOND} for application/json", sent)
 
     assert said == "bad key *** for application/json"
 

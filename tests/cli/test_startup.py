@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 HEAVY = frozenset(
-    {"pyarrow", "duckdb", "numpy", "onnxruntime", "httpx", "httpcore", "tiktoken", "tokenizers", "rich", "pydantic"}
+    {
+        "pyarrow",
+        "duckdb",
+        "numpy",
+        "onnxruntime",
+        "httpx",
+        "httpcore",
+        "pycurl",
+        "tiktoken",
+        "tokenizers",
+        "rich",
+        "pydantic",
+    }
 )
 
 
@@ -39,6 +51,26 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
 def test_help_of_a_command_imports_nothing_heavy(words: list[str]) -> None:
     """A command's own --help, and where the settings are, need no library that computes, sends or stores."""
     assert imported(*words) & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["usage", "jobs", "--help"], "usage.report"),
+        (["usage", "budget", "check", "--help"], "usage.budget"),
+        (["models", "show", "text-embedding-3-small"], "models.show"),
+        (["vectors", "info", "--help"], "vectors.about"),
+        (["batch", "list"], "batch.listing"),
+    ],
+)
+def test_a_command_imports_its_own_file_and_no_other(words: list[str], file: str) -> None:
+    """Of a group only the file with the command is imported, and what commands share."""
+    code = "import sys; from embedctl.cli import app; app(standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    below = f"embedctl.cli.{words[0]}."
+    files = {name for name in done.stdout.splitlines()[-1].split() if name.startswith(below)}
+
+    assert {name for name in files if not name.startswith(f"{below}_")} == {f"embedctl.cli.{file}"}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from embedctl.cli import app
-from embedctl.cli.usage import EACH, with_values
+from embedctl.cli.usage._workspace import EACH, with_values
 from embedctl.ledger import budget_copy, database, prices, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.prices import price_file
@@ -31,6 +31,7 @@ from embedctl.reports import integrity, report
 from embedctl.reports.focus import FOCUS_COLUMNS
 from tests.support import places
 from tests.support.ledger_events import NOON, event, one, place, rows, take
+from tests.support.running import user_settings
 
 SHAPE = ["by", "currency", "filters", "generated_at", "groups", "prices_as_of", "schema_version", "since", "timezone"]
 SHAPE += ["totals", "until", "warnings"]
@@ -454,9 +455,9 @@ def test_runs_know_without_the_ledger_whether_there_is_a_budget(run: Run, paths:
     assert found == [False, True, False, True]
 
 
-def test_budgets_of_the_settings_count(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
+def test_budgets_of_the_settings_count(run: Run, paths: LedgerPaths) -> None:
     """A budget of the settings is listed and checked like one of the ledger's."""
-    (tmp_path / "embedctl.toml").write_text('[workspaces.acme]\nbudget = { period = "month", amount = "0.00001" }\n')
+    user_settings('[workspaces.acme]\nbudget = { period = "month", amount = "0.00001" }\n')
     take(paths, event(occurred_at=datetime.now(UTC)))
 
     assert run("usage", "budget", "check").code == 4
@@ -654,7 +655,7 @@ def test_doctor_sees_a_clock_that_jumped(run: Run, paths: LedgerPaths) -> None:
 
 
 def test_a_backup_is_the_ledger(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
-    """A backup holds every row, opens as a ledger, and never replaces a file."""
+    """A backup holds every row, opens as a ledger, and replaces a file only when told to, and never the ledger."""
     month(paths)
     copy = tmp_path / "copy.duckdb"
     told = run("usage", "backup", str(copy))
@@ -670,6 +671,8 @@ def test_a_backup_is_the_ledger(run: Run, paths: LedgerPaths, tmp_path: Path) ->
     )
     assert run("usage", "report", "--ledger", str(copy), "--no-ingest", "--json").json["totals"]["calls"] == 5
     assert run("usage", "backup", str(copy)).code == 73
+    assert run("usage", "backup", str(copy), "--overwrite").code == 0
+    assert run("usage", "backup", str(paths.database), "--overwrite").code == 73
 
 
 def test_sql_reads(run: Run, paths: LedgerPaths) -> None:
@@ -684,6 +687,18 @@ def test_sql_reads(run: Run, paths: LedgerPaths) -> None:
         "rows": [["embed-x", None, "2026-11-15"], ["m", "0.770222020000000", "2026-11-15"]],
         "cut": False,
     }
+
+
+def test_sql_headings(run: Run, paths: LedgerPaths) -> None:
+    """CSV has the query's headings, also twice the same; those from data are harmless; numbers are numbers."""
+    month(paths)
+    told = run("usage", "sql", "SELECT -1.50::DECIMAL(9,2) AS a, '-x' AS a", "--format", "csv")
+    pivot = "PIVOT (SELECT chr(27) || '[2J<b>' AS y, 1 AS x) ON y USING sum(x)"
+
+    assert told.out == "a,a\n-1.50,'-x\n"
+    assert [run("usage", "sql", pivot, "--format", form).out.splitlines()[0] for form in ("table", "csv", "md")] == [
+        "\\x1b[2J<b>", "\\x1b[2J<b>", r"| \\x1b\[2J&lt;b&gt; |"
+    ]  # fmt: skip
 
 
 FORBIDDEN = [
@@ -793,7 +808,8 @@ def test_a_report_as_parquet(run: Run, paths: LedgerPaths, tmp_path: Path) -> No
     assert about.keys() == wanted.keys() - {"groups"}
     assert _plain(about["totals"]) == _plain(wanted["totals"])
     assert (about["until"], about["warnings"]) == (wanted["until"], wanted["warnings"])
-    assert run(*args, "--format", "parquet", "-o", "r.parquet").code == 0
+    assert run(*args, "--format", "parquet", "-o", "r.parquet").code == 73
+    assert run(*args, "--format", "parquet", "-o", "r.parquet", "--overwrite").code == 0
     assert run(*args, "--format", "parquet", "-o", "none/r.parquet").code == 73
 
 

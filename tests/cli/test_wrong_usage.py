@@ -345,7 +345,7 @@ def test_a_bug_ends_with_70_and_shows_no_values(tmp_path: Path) -> None:
     """An exception that nobody expected ends the program with 70, and its traceback names places, not values."""
     program = (
         "import embedctl.runs.run as run\n"
-        "def broken(self):\n"
+        "def broken(self, runner):\n"
         "    secret = 'sk-never-shown'\n"
         "    raise RuntimeError(secret)\n"
         "run.Run.execute = broken\n"

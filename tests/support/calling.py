@@ -13,7 +13,8 @@ import numpy as np
 
 from embedctl import settings
 from embedctl.budgets import reservations
-from embedctl.embedding.call import CallPoint
+from embedctl.embedding.call import Embedder
+from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import EmbedctlError
@@ -22,6 +23,8 @@ from embedctl.ledger import spool
 from embedctl.records import Limits, Outcome, Request, Space, UsageEvent, text_hash, uuid7
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
+from embedctl.routing.endpoint import Endpoint
+from embedctl.routing.limiter import AdaptiveLimiter
 from embedctl.routing.retry import Policy
 from embedctl.settings import Settings
 from tests.support.attempts import SECRET
@@ -78,6 +81,7 @@ class Embedded:
     limits: list[Limits]
     space: Space | None
     router: Router
+    route: Route
     placed: list[np.ndarray] = field(default_factory=list)
 
     @property
@@ -118,7 +122,7 @@ def embed(
     *,
     at_once: int = 1,
     space: Space | None = None,
-    before: Callable[[Router], None] = lambda router: None,
+    before: Callable[[Route], None] = lambda route: None,
     jitter: Callable[[], float] = lambda: 0.5,
     **policy: Any,
 ) -> Embedded:
@@ -135,24 +139,36 @@ async def _embed(
     folder: Path,
     at_once: int,
     space: Space | None,
-    before: Callable[[Router], None],
+    before: Callable[[Route], None],
     jitter: Callable[[], float],
     policy: dict[str, Any],
 ) -> Embedded:
     clock, limits, observer = Clock(), [], Kept()
     max_wait_s = policy.pop("max_wait_s", 600.0)
+
+    def limiter(endpoint: Endpoint, waiting: Callable[[float], None]) -> AdaptiveLimiter:
+        return AdaptiveLimiter(
+            endpoint.rate_limits, clock=clock, sleep=clock.sleep, longest_gate_s=max_wait_s, waiting=waiting
+        )
+
     router = Router(
-        chain,
         hints_file=folder / "home" / "hints.json",
-        mode=options.fallback if options else "same-space",
+        limiter=limiter,
         max_wait_s=max_wait_s,
         jitter=jitter,
         clock=clock,
         sleep=clock.sleep,
-        changed=limits.append,
         observer=observer,
     )
-    before(router)
+    embedder = Embedder(router, clock=clock, sleep=clock.sleep, jitter=jitter, observer=observer)
+    route = router.route(
+        chain,
+        mode=options.fallback if options else "same-space",
+        policy=Policy(max_wait_s=max_wait_s, **policy),
+        space=space,
+        limits_changed=limits.append,
+    )
+    before(route)
     (folder / "state").mkdir(exist_ok=True)
     journal = Journal.open(
         folder / "state" / f"journal-{uuid7()}",
@@ -160,29 +176,21 @@ async def _embed(
         spool=lambda spool_id, gone: spool.publish(folder / "home" / "spool", spool_id, gone),
         sync_intents=False,
     )
-    call = CallPoint(
-        router,
-        journal,
-        reservations.Reservations(lambda endpoint: None),
-        Caller(run_id=uuid7()),
-        policy=Policy(max_wait_s=max_wait_s, **policy),
-        space=space,
-        clock=clock,
-        sleep=clock.sleep,
-        jitter=jitter,
-        observer=observer,
-    )
+    caller = Caller(run_id=uuid7())
+    budget = reservations.Reservations(lambda endpoint: None)
     gate = asyncio.Semaphore(at_once)
 
     async def one(batch: Any) -> list[Outcome]:
         async with gate:
-            return await call.embed(batch if isinstance(batch, Request) else request(batch))
+            sent = batch if isinstance(batch, Request) else request(batch)
+            return await embedder.embed(sent, route=route, caller=caller, journal=journal, budget=budget)
 
     done = await asyncio.gather(*(one(batch) for batch in batches), return_exceptions=True)
     pieces = [None if isinstance(found, BaseException) else found for found in done]
     vectors = [_vectors(found, journal) for found in pieces]
     await journal.close()
-    await router.aclose()
+    route.close()
+    await embedder.aclose()
     for found in done:
         if isinstance(found, BaseException) and not isinstance(found, EmbedctlError):
             raise found
@@ -196,8 +204,9 @@ async def _embed(
         observer.warned,
         clock.slept,
         limits,
-        call.space,
+        route.space,
         router,
+        route,
     )
 
 

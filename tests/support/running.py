@@ -12,6 +12,7 @@ import duckdb
 import pyarrow.parquet as pq
 from typer.testing import CliRunner
 
+from embedctl import settings
 from embedctl.cli import app
 
 
@@ -38,6 +39,14 @@ def embedctl(*words: object, stdin: str | bytes | None = None) -> Ran:
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return Ran(done.exit_code, done.stdout, done.stderr)
+
+
+def user_settings(text: str) -> Path:
+    """The user's own settings file, with this text."""
+    path = settings.user_config_path(os.environ)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+    return path
 
 
 def rows(path: Path | str) -> list[dict[str, Any]]:

@@ -48,9 +48,9 @@ def main() -> None:
 
 LOADED = (
     "anyio._backends._asyncio",
-    "embedctl.cli.batch",
+    "embedctl.cli.batch.run",
     "embedctl.cli.embed",
-    "embedctl.cli.usage",
+    "embedctl.cli.usage.report",
     "embedctl.ledger.ingest",
     "embedctl.backends.onnx.local_model",
     "embedctl.providers.onnx",

@@ -116,7 +116,7 @@ Total       1,234,564           -  -
 | =SUM(A1)\\|x | -3 | -0.0000001 | - |
 | Total | 1,234,564 | - | - |
 
-! a warning\\u202e
+! a warning\\\\u202e
 """,
     "csv": """\
 name,tokens,cost,ok
@@ -150,7 +150,9 @@ def test_an_unknown_form_is_wrong_usage() -> None:
     assert caught.value.hint == "one of table, json, csv, md"
 
 
-@given(st.one_of(st.text(max_size=20), HOSTILE, st.sampled_from(["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\0=1"])))
+@given(
+    st.one_of(st.text(max_size=20), HOSTILE, st.sampled_from(["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\0=1"]))
+)
 def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
     """A text a spreadsheet would run stands behind an apostrophe; every row has all its cells."""
     content = Table(columns=[Column("a", "A"), Column("b", "B")], rows=[{"a": text, "b": 1}], envelope={})
@@ -160,6 +162,39 @@ def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
     assert parsed[0] == ["a", "b"]
     assert [len(row) for row in parsed] == [2, 2]
     assert not parsed[1][0].startswith(("=", "+", "-", "@", "\t", "\0"))
+
+
+def test_a_csv_cell_is_guarded_only_where_it_is_text() -> None:
+    """A heading and a text get the apostrophe; a number has its minus, also one that is kept as text."""
+    columns = [Column("0", "-h", name="-h"), Column("1", "N", name="n", numeric=True), Column("2", "M")]
+    content = Table(columns=columns, rows=[{"0": "\r=1", "1": "-1.50", "2": Decimal(-1)}], envelope={})
+
+    assert terminal._csv(content) == "'-h,n,2\n'\\r=1,-1.50,-1.00\n"
+
+
+def test_markdown_has_no_markup_of_others() -> None:
+    """HTML, links, pictures, code, rows and cells of a name, a heading and a warning are shown, not obeyed."""
+    hostile = "<img src=x> ![a](http://b) `c` d|e \\| *f*\n&lt; \x1b[0m"
+    shown = r"&lt;img src=x&gt; !\[a\](http://b) \`c\` d\|e \\\| \*f\*\\n&amp;lt; \\x1b\[0m"
+    content = Table(columns=[Column("a", hostile)], rows=[{"a": hostile}], envelope={}, footer=[hostile])
+
+    assert terminal._markdown(content) == f"| {shown} |\n| --- |\n| {shown} |\n\n{shown}\n"
+
+
+def test_headings_are_harmless() -> None:
+    """A heading that comes from data obeys the rule for cells: a terminal sees no control character."""
+    content = Table(columns=[Column("a", "x\x1b[2J\u202e")], rows=[], envelope={})
+
+    assert terminal._text(content) == "x\\x1b[2J\\u202e\n"
+
+
+@given(st.one_of(st.text(max_size=20), HOSTILE).filter(lambda text: not any("\ud800" <= c <= "\udfff" for c in text)))
+def test_json_is_harmless_and_the_same(text: str) -> None:
+    """JSON parses to what was said; no C1, DEL, bidi or other unseen character stands in it raw."""
+    printed = terminal.document({text: [text]}).decode()
+
+    assert json.loads(printed) == {text: [text]}
+    assert printed.replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedctl import tokens
+from embedctl.backends.onnx import local_model
 from embedctl.errors import ConfigurationInvalid
 from tests.support import places
 
@@ -102,9 +103,7 @@ def test_a_text_is_counted_the_same_alone_and_among_others(texts: list[str]) -> 
 @given(st.text(max_size=60))
 def test_cl100k_gives_back_the_text_of_its_tokens(text: str) -> None:
     """Decoding what was encoded gives the same text."""
-    import tiktoken
-
-    array = tiktoken.get_encoding("cl100k_base").encode_ordinary(text)
+    array = CL100K.encoding.encode_ordinary(text)
 
     assert CL100K.decode(array) == text
 
@@ -184,3 +183,60 @@ def test_loopback_is_all_these_tests_may_reach() -> None:
     """The guard against real connections is in force while tokenizers are loaded."""
     with socket.socket() as probe, pytest.raises(AssertionError, match="a test tried to reach"):
         probe.connect(("192.0.2.1", 9))
+
+
+BUNDLED_FILES = ("minilm/model.onnx", "minilm/tokenizer.json", "tiktoken/9b5ad71b2ce5302211f9c61530b329a4922fc6a4")
+
+
+@pytest.mark.parametrize("name", BUNDLED_FILES)
+def test_the_checksums_are_of_the_files_that_provenance_names(name: str) -> None:
+    """A bundled file that passes the quick check has the SHA-256 of assets/PROVENANCE.md."""
+    digest = hashlib.sha256(tokens.asset(name).read_bytes()).hexdigest()
+
+    assert f"| {name} |" in (text := (tokens.ASSETS / "PROVENANCE.md").read_text("utf-8"))
+    assert digest in text
+
+
+@pytest.mark.parametrize("name", BUNDLED_FILES)
+@pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
+def test_a_damaged_bundled_file_is_never_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
+) -> None:
+    """One bit, the end or all of a bundled file is gone: 78 with a hint; the file stays, nobody counts in its place."""
+    path = tmp_path / name
+    for each in BUNDLED_FILES:
+        (tmp_path / each).parent.mkdir(exist_ok=True)
+        (tmp_path / each).symlink_to(tokens.ASSETS / each)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    if how != "missing":
+        path.write_bytes(content if how == "flipped" else content[:-100])
+    monkeypatch.setattr(tokens, "ASSETS", tmp_path)
+
+    with pytest.raises(ConfigurationInvalid, match=r"comes with embedctl, is damaged") as caught:
+        _load_afresh(name)
+    assert caught.value.exit_code == 78
+    assert "reinstall" in (caught.value.hint or "")
+    assert path.exists() == (how != "missing")
+
+
+def _load_afresh(name: str) -> None:
+    """Load what needs this file, as a new process does."""
+    if name.endswith(".onnx"):
+        local_model.load.__wrapped__(None, 256)
+    else:
+        tokens._load.__wrapped__(tokens.BUNDLED if name.startswith("minilm") else "tiktoken:cl100k_base")
+
+
+def test_our_cl100k_is_that_of_tiktoken() -> None:
+    """Pattern, special tokens and ranks are those of tiktoken's own definition."""
+    import tiktoken_ext.openai_public as theirs
+
+    ours = CL100K.encoding
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theirs, "load_tiktoken_bpe", lambda *_, **__: {})
+        said = theirs.cl100k_base()
+
+    assert (ours._pat_str, ours._special_tokens) == (said["pat_str"], said["special_tokens"])
+    assert len(ours._mergeable_ranks) == 100256

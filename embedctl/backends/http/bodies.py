@@ -1,4 +1,4 @@
-"""An answer's body: decoded, within its limits, and not copied where its length is known."""
+"""An answer's body: decoded, within its limits, and held once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from io import BytesIO
 
 import httpx
 
-from embedctl.backends.http.exchanges import Body
+from embedctl.backends.http.curls import Body
 from embedctl.errors import AnswerUnusable
 
 MAX_ERROR_BYTES = 1024 * 1024
@@ -28,43 +28,31 @@ async def body_of(response: httpx.Response, headers: Mapping[str, str], max_byte
     """
     failed = response.status_code >= 400
     most = min(max_bytes, MAX_ERROR_BYTES) if failed else max_bytes
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    decode = _decoder(encoding, host)
+    decode = _decoder(headers.get("content-encoding", "identity").strip().lower(), host)
     stream = response.stream
     assert isinstance(stream, Body)  # noqa: S101 - our transport gives no other
-    if decode is None and stream.length is not None and 0 < stream.length <= most:
-        return await _whole(stream, stream.length)
-    if not failed and stream.length is not None and stream.length > most:
-        raise _too_large(host, most, response.status_code)
-    body = BytesIO()
-    try:
+    if decode is not None:
+        body = await _decoded(stream, decode, most, host)
+    elif failed or (stream.length or 0) <= most:
+        body = await stream.read(most)
+    else:
+        body = None
+    if body is not None and (failed or len(body) <= most):
+        return body[:most]
+    raise AnswerUnusable(f"{host} sent an answer larger than {most} bytes", status=response.status_code)
+
+
+async def _decoded(stream: Body, decode: Callable[[bytes, int], bytes], most: int, host: str) -> bytes:
+    """All of it; of more than `most` bytes, the first `most` + 1."""
+    with BytesIO() as body:  # lets go of the bytes, whatever keeps the error and its traceback
         async for chunk in stream:
-            room = most - body.tell()
-            piece = decode(chunk, room + 1) if decode else chunk
-            if len(piece) <= room:
-                body.write(piece)
-            elif failed:
-                body.write(piece[:room])
+            try:
+                body.write(decode(chunk, most + 1 - body.tell()))
+            except zlib.error:
+                raise AnswerUnusable(f"{host} sent an answer whose encoding is broken") from None
+            if body.tell() > most:
                 break
-            else:
-                raise _too_large(host, most, response.status_code)
-    except zlib.error:
-        raise AnswerUnusable(f"{host} sent an answer whose {encoding} is broken") from None
-    return body.getvalue()
-
-
-async def _whole(stream: Body, length: int) -> bytes:
-    """All bytes as they come, in the memory that is handed out: BytesIO gives its buffer away without a copy."""
-    body = BytesIO()
-    body.seek(length - 1)
-    body.write(b"\0")
-    with body.getbuffer() as room:
-        await stream.into(room)
-    return body.getvalue()
-
-
-def _too_large(host: str, most: int, status: int) -> AnswerUnusable:
-    return AnswerUnusable(f"{host} sent an answer larger than {most} bytes", status=status)
+        return body.getvalue()
 
 
 def _decoder(encoding: str, host: str) -> Callable[[bytes, int], bytes] | None:
@@ -75,7 +63,7 @@ def _decoder(encoding: str, host: str) -> Callable[[bytes, int], bytes] | None:
     if encoding in ("", "identity"):
         return None
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise AnswerUnusable(f"{host} sent an answer in an encoding that was not asked for ({encoding[:20]})")
+        raise AnswerUnusable(f"{host} sent an answer in an encoding that was not asked for ({encoding})")
     inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip or zlib, by its first bytes
 
     def decode(chunk: bytes, most: int) -> bytes:

@@ -7,7 +7,7 @@ import ssl
 
 import httpx
 
-from embedctl.backends.http.links import LinkLocalError
+from embedctl.backends.http.curl_codes import LinkLocalError
 from embedctl.errors import AnswerLost, NotSent, ProviderError
 
 WORDS: dict[type[Exception], str] = {
@@ -42,34 +42,19 @@ def translated(problem: Exception, host: str, *, written: bool) -> ProviderError
         return AnswerLost(message)
     if isinstance(problem, httpx.ProxyError):
         host = f"the proxy on the way to {host}"
-    for cause in _causes(problem):
-        if isinstance(cause, LinkLocalError):
-            return NotSent(f"{host} leads to a link-local address, never a provider", provider_code="link_local")
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return NotSent(
-                f"the certificate of {host} is not trusted: {cause.verify_message}",
-                hint="ca_file = FILE in the provider's table names certificates to trust besides the public ones",
-                provider_code="certificate",
-            )
-        if isinstance(cause, ssl.SSLError):
-            return NotSent(f"no TLS with {host}: {cause.reason or 'handshake failed'}", provider_code="tls")
-        if isinstance(cause, socket.gaierror):
-            return NotSent(f"cannot resolve {host}", hint="is the network up, the name right?")
-        if isinstance(cause, ConnectionRefusedError):
-            return NotSent(f"{host} refuses the connection", hint="is a server running there?")
+    cause = problem.__cause__
+    if isinstance(cause, LinkLocalError):
+        return NotSent(f"{host} leads to a link-local address, never a provider", provider_code="link_local")
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return NotSent(
+            f"the certificate of {host} is not trusted: {cause.verify_message}",
+            hint="ca_file = FILE in the provider's table names certificates to trust besides the public ones",
+            provider_code="certificate",
+        )
+    if isinstance(cause, ssl.SSLError):
+        return NotSent(f"no TLS with {host}: {cause.reason}", provider_code="tls")
+    if isinstance(cause, socket.gaierror):
+        return NotSent(f"cannot resolve {host}", hint="is the network up, the name right?")
+    if isinstance(cause, ConnectionRefusedError):
+        return NotSent(f"{host} refuses the connection", hint="is a server running there?")
     return NotSent(message)
-
-
-def _causes(problem: BaseException) -> list[BaseException]:
-    """The error and everything that led to it."""
-    found: list[BaseException] = []
-    queue: list[BaseException | None] = [problem]
-    while queue:
-        cause = queue.pop()
-        if cause is None or cause in found:
-            continue
-        found.append(cause)
-        queue += [cause.__cause__, cause.__context__]
-        if isinstance(cause, BaseExceptionGroup):
-            queue += cause.exceptions
-    return found

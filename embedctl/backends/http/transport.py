@@ -1,7 +1,7 @@
-"""One HTTP exchange, with every foreign error become ours. The only door to httpx and h11.
+"""One HTTP exchange, with every foreign error become ours. The only door to httpx and libcurl.
 
 httpx's client follows redirects when asked, reads netrc and proxies for loopback, and logs URLs; its requests,
-responses and errors do none of that, so those are what is used, over a transport of our own (exchanges.py).
+responses and errors do none of that, so those are what is used, over libcurl (curls.py).
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from urllib.parse import urlsplit
 
 from embedctl.backends.http import alone as alone  # isort: skip  # before httpx
 
+import certifi
 import httpx
 
 from embedctl.backends.http import urls
 from embedctl.backends.http.bodies import MAX_ERROR_BYTES, body_of
-from embedctl.backends.http.exchanges import Exchanges
+from embedctl.backends.http.curls import Curls
 from embedctl.backends.http.translation import WORDS, translated
-from embedctl.errors import AnswerLost, ConfigurationInvalid, NotSent, ProviderError, RedirectRefused
+from embedctl.errors import AnswerLost, AnswerUnusable, ConfigurationInvalid, NotSent, ProviderError, RedirectRefused
 from embedctl.providers._contract import HttpRequest
+from embedctl.providers._foreign import label
 
 __all__ = ["MAX_BYTES", "MAX_ERROR_BYTES", "WORDS", "HttpResponse", "Transport", "translated"]
 
 MAX_BYTES = 64 * 1024 * 1024
+_HOST_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +88,11 @@ class Transport:
         self._insecure = insecure
         self._environ = environ
         self._clock = clock
+        self._connections = connections
         self._gate = asyncio.Semaphore(connections)
         self._ways: dict[str, _Way] = {}
-        self._exchanges: dict[tuple[str, str | None], Exchanges] = {}
-        self._trust: ssl.SSLContext | None = None
+        self._clients: dict[tuple[str, str | None], Curls] = {}
+        self._trust: bytes | None = None
 
     async def send(self, request: HttpRequest, *, timeout_s: float = 120.0, max_bytes: int = MAX_BYTES) -> HttpResponse:
         """Send one request and read its answer, whatever its status (but for redirects).
@@ -117,9 +121,12 @@ class Transport:
                 raise _lost(progress, f"{host} took more than {timeout_s:g} s") from None
             except (httpx.HTTPError, httpx.StreamError, OSError) as problem:
                 raise translated(problem, host, written=progress.written) from None
+            except AnswerUnusable as problem:  # names an encoding that the server made up
+                problem.message = label(problem.message, request) or host
+                raise
             seconds = self._clock() - started
         if 300 <= status < 400:
-            target = _host_of(headers.get("location", "")) or "itself"
+            target = (label(_host_of(headers.get("location", "")), request) or "itself")[:_HOST_CHARACTERS]
             raise RedirectRefused(
                 f"{host} redirects to {target}; keys and texts do not follow",
                 hint="set the provider's base_url to where it should go",
@@ -129,8 +136,10 @@ class Transport:
 
     async def aclose(self) -> None:
         """Close all connections; those of exchanges in flight when these are over."""
-        for exchanges in self._exchanges.values():
-            await exchanges.aclose()
+        for client in self._clients.values():
+            await client.aclose()
+        self._clients.clear()
+        self._ways.clear()
 
     def proxy(self, url: str) -> str | None:
         """HOST:PORT of the proxy that requests to this URL pass, for `doctor`; None without one."""
@@ -143,38 +152,33 @@ class Transport:
         if way is None:
             parts = urls.checked(url, insecure=self._insecure)
             key = (parts.scheme, urls.proxy_for(parts, self._environ))
-            if key not in self._exchanges:
-                self._exchanges[key] = self._made(*key)
+            if key not in self._clients:
+                self._clients[key] = self._client(*key)
             try:
                 asked = httpx.URL(url)
             except httpx.InvalidURL as problem:
                 raise ConfigurationInvalid(f"a URL of {parts.netloc} cannot be asked: {problem}") from None
-            way = self._ways[url] = _Way(asked, parts.netloc, self._exchanges[key])
+            way = self._ways[url] = _Way(asked, parts.netloc, self._clients[key])
         return way
 
-    def _made(self, scheme: str, proxy: str | None) -> Exchanges:
-        # Reading the certificates takes 20 ms and more: not for plain http, and once for all.
-        trust = self._certificates() if scheme == "https" else None
-        if proxy is None:
-            return Exchanges(trust)
-        try:
-            return Exchanges(trust, httpx.Proxy(proxy))
-        except (ValueError, httpx.InvalidURL):
+    def _client(self, scheme: str, proxy: str | None) -> Curls:
+        if proxy is not None and not _is_proxy(proxy):
             raise ConfigurationInvalid(
                 "the proxy that HTTPS_PROXY or ALL_PROXY names cannot be used", hint="http://HOST:PORT"
-            ) from None
+            )
+        trust = self._certificates() if scheme == "https" else None
+        return Curls(self._connections, trust=trust, proxy=proxy)
 
-    def _certificates(self) -> ssl.SSLContext:
-        if self._trust is None:
-            self._trust = httpx.create_ssl_context(trust_env=False)
-            self._trust.set_alpn_protocols(["http/1.1"])
-            if self._ca_file is not None:
-                try:
-                    self._trust.load_verify_locations(cafile=self._ca_file)
-                except (OSError, ssl.SSLError) as problem:
-                    raise ConfigurationInvalid(
-                        f"the certificates in {self._ca_file} cannot be read: {problem}", hint="a PEM file"
-                    ) from None
+    def _certificates(self) -> bytes | None:
+        """The public ones and those of `ca_file`; None for the public ones alone, which libcurl then reads once."""
+        if self._ca_file is not None and self._trust is None:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=self._ca_file)
+                self._trust = Path(certifi.where()).read_bytes() + b"\n" + self._ca_file.read_bytes()
+            except (OSError, ssl.SSLError) as problem:
+                raise ConfigurationInvalid(
+                    f"the certificates in {self._ca_file} cannot be read: {problem}", hint="a PEM file"
+                ) from None
         return self._trust
 
 
@@ -184,7 +188,7 @@ class _Way:
 
     url: httpx.URL
     host: str
-    exchanges: Exchanges
+    client: Curls
 
 
 async def _exchange(
@@ -204,7 +208,7 @@ async def _exchange(
         content=request.body if request.method != "GET" else None,
         extensions={"written": progress.begin},
     )
-    response = await way.exchanges.handle_async_request(outgoing)
+    response = await way.client.handle_async_request(outgoing)
     try:
         headers = {name.lower(): value for name, value in response.headers.items()}
         if 300 <= response.status_code < 400:
@@ -214,10 +218,19 @@ async def _exchange(
         await response.aclose()
 
 
+def _is_proxy(url: str) -> bool:
+    """Whether it is one that libcurl can ask and that we speak to (not SOCKS)."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def _host_of(location: str) -> str:
     """The host that a server's Location names, "" when it names none; its path and query may hold secrets."""
     try:
-        return urlsplit(location).netloc.rpartition("@")[2][:100]
+        return urlsplit(location).netloc.rpartition("@")[2]
     except ValueError:
         return "somewhere that cannot be read"
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embedctl.backends.onnx import folders
 from embedctl.errors import ConfigurationInvalid, TextTooLong
-from embedctl.tokens import ASSETS, tokenizer_file
+from embedctl.tokens import asset, tokenizer_file
 
 BATCH_TOKENS = 512
 """Padded tokens of one inference call; larger batches were measured slower (facts/performance.md, B)."""
@@ -111,5 +111,12 @@ def _session(path: Path) -> Any:
 
 @cache
 def load(folder: Path | None, max_tokens: int) -> LocalModel:
-    """The model in `folder`, loaded once per process; None is the bundled one."""
-    return LocalModel(folder or ASSETS / "minilm", max_tokens)
+    """The model in `folder`, loaded once per process; None is the bundled one.
+
+    Raises:
+        ConfigurationInvalid: The bundled one is damaged, or the folder holds no model.
+    """
+    if folder is None:
+        asset("minilm/tokenizer.json")
+        folder = asset("minilm/model.onnx").parent
+    return LocalModel(folder, max_tokens)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from embedctl.errors import InputInvalid, InputMissing
+from embedctl.errors import InputInvalid
 from embedctl.ledger.prices.price import Price
 from embedctl.ledger.prices.price_entries import HIGHEST, LOWEST
 from embedctl.ledger.prices.price_list import PriceBook
+from embedctl.storage import given_files
 
 AGREEMENT = Decimal("0.01")
 """Two sources that differ by no more than this share agree (facts/accounting.md 1.7, decision 8)."""
@@ -39,14 +39,18 @@ def read_offers(path: Path, *, now: datetime) -> list[Price]:
     Raises:
         InputMissing, InputInvalid: No such file; neither of the two formats.
     """
+    content = given_files.parse_json(given_files.read_text(path), str(path))
     try:
-        content = json.loads(path.read_text("utf-8"), parse_float=Decimal)
-    except FileNotFoundError:
-        raise InputMissing(f"no such file: {path}") from None
-    except (OSError, ValueError) as error:
-        raise InputInvalid(f"{path} is no JSON: {error}") from None
+        return _offers(content, path, now)
+    except (AttributeError, TypeError, KeyError, ValueError, RecursionError):
+        raise InputInvalid(f"{path} has a shape of its own, neither litellm's nor genai-prices'") from None
+
+
+def _offers(content: Any, path: Path, now: datetime) -> list[Price]:
     day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    if isinstance(content, list) and all(isinstance(entry, dict) and "models" in entry for entry in content):
+    if isinstance(content, list) and all(
+        isinstance(one, dict) and isinstance(one.get("models"), list) for one in content
+    ):
         found = _genai(content, day, path.name)
     elif isinstance(content, dict) and any(isinstance(e, dict) and "mode" in e for e in content.values()):
         found = _litellm(content, day, path.name)
@@ -60,7 +64,7 @@ def _litellm(content: Mapping[str, Any], day: datetime, name: str) -> Iterator[P
     for key, entry in content.items():
         if not isinstance(entry, dict) or entry.get("mode") != "embedding":
             continue
-        provider = _PROVIDERS.get(str(entry.get("litellm_provider")), str(entry.get("litellm_provider")))
+        provider = _known_as(entry.get("litellm_provider"))
         model = key.removeprefix(f"{entry.get('litellm_provider')}/")
         for field, tier in (("input_cost_per_token", "standard"), ("input_cost_per_token_batches", "batch")):
             price = _observed(provider, model, tier, entry.get(field), 1_000_000, day, f"litellm:{name}")
@@ -76,7 +80,7 @@ def _genai(content: Sequence[Mapping[str, Any]], day: datetime, name: str) -> It
             listed = model.get("prices")
             entry = listed[-1].get("prices", {}) if isinstance(listed, list) and listed else listed
             value = entry.get("input_mtok") if isinstance(entry, dict) else None
-            own = _PROVIDERS.get(str(provider.get("id")), str(provider.get("id")))
+            own = _known_as(provider.get("id"))
             price = _observed(own, str(model["id"]), "standard", value, 1, day, f"genai-prices:{name}")
             if price is not None:
                 yield price
@@ -87,13 +91,20 @@ _PROVIDERS = {"voyageai": "voyage", "jina_ai": "jina", "together_ai": "together"
 """Their names of our providers."""
 
 
+def _known_as(name: object) -> str:
+    """Our name of a provider of theirs."""
+    return _PROVIDERS.get(str(name), str(name))
+
+
 def _observed(provider: str, model: str, tier: str, value: Any, scale: int, day: datetime, source: str) -> Price | None:
     """A price as another list has it; None where it has none or an impossible one."""
-    if isinstance(value, bool) or not isinstance(value, int | Decimal) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal) or not 0 < value <= HIGHEST:
+        return None
+    if not (given_files.is_word(provider) and given_files.is_word(model)):
         return None
     try:
         usd = (Decimal(value) * scale).quantize(Decimal("0.000000001")).normalize()
-    except InvalidOperation:
+    except ArithmeticError:
         return None
     if not LOWEST <= usd <= HIGHEST:
         return None

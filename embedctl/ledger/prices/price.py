@@ -20,6 +20,16 @@ def cost(units: int, usd_per_million: Decimal) -> Decimal:
     return units * usd_per_million * _MILLIONTH
 
 
+BELIEVED_FACTOR = 10
+BELIEVED_USD = 1
+"""What an answer may say it costs: from 0 up to so many times the price of its tokens, and so much more."""
+
+
+def most_believed(priced: Decimal) -> Decimal:
+    """USD of an answer whose tokens cost `priced`, 0 where they have no price, up to which its own amount counts."""
+    return BELIEVED_FACTOR * priced + BELIEVED_USD
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
     """One price over one half-open interval of time.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC, date, datetime, time
@@ -11,21 +10,23 @@ from typing import Any
 
 from embedctl.errors import ConfigurationInvalid
 from embedctl.ledger.prices.price import Price, named
+from embedctl.settings import toml_files
+from embedctl.storage.given_files import shortened
 
 CONFIDENCES = ("confirmed", "listed", "derived", "observed_only")
 LOWEST, HIGHEST = Decimal("0.0001"), Decimal(1000)
 """USD per million tokens outside of which a price is a unit mix-up (accounting.md 1.12: 1,000x and 100,000x)."""
 
+_TOO_MUCH = Decimal(10) ** 12
+"""USD per million units, of whatever unit."""
+
+_TEXTS = {"provider", "model", "region", "tier", "meter", "kind", "source", "source_ref", "confidence"}
 _KEYS = {field.name for field in fields(Price)}
 
 
 def entries(place: str, text: str) -> list[dict[str, Any]]:
     """The [[price]] tables of a file, unchecked."""
-    try:
-        content = tomllib.loads(text, parse_float=Decimal)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationInvalid(f"{place}: {error}", hint="the file must be TOML") from None
-    entries = content.get("price", [])
+    entries = toml_files.parsed(text, place).get("price", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigurationInvalid(f"{place}: prices are [[price]] tables")
     return entries
@@ -43,12 +44,16 @@ def parse(entry: Mapping[str, Any]) -> Price:
     missing = [key for key in ("provider", "model", "usd_per_million", "valid_from", "source") if not entry.get(key)]
     if missing:
         raise ValueError(f"{missing[0]} is missing")
+    for key in _TEXTS & entry.keys():
+        if not isinstance(entry[key], str):
+            raise ValueError(f"{key} must be a string")  # noqa: TRY004 - a wrong file, not a wrong call
+    if not isinstance(entry.get("is_free", False), bool):
+        raise ValueError("is_free must be true or false")  # noqa: TRY004
     values = dict(entry)
     values["usd_per_million"] = exact(entry["usd_per_million"])
     values["valid_from"] = moment(entry["valid_from"])
     values["valid_to"] = moment(entry["valid_to"]) if entry.get("valid_to") else None
     values.setdefault("confidence", "listed")
-    values["is_free"] = bool(entry.get("is_free", False))
     price = Price(**values)
     _check(price)
     return price
@@ -77,15 +82,15 @@ def exact(value: object) -> Decimal:
         ValueError: It is none, is negative, or a binary float.
     """
     if isinstance(value, float) or not isinstance(value, str | int | Decimal):
-        raise ValueError(f'usd_per_million must be a string like "0.02", not {value!r}')  # noqa: TRY004
+        raise ValueError(f'usd_per_million must be a string like "0.02", not {shortened(value)}')  # noqa: TRY004
     try:
         price = Decimal(value)
     except InvalidOperation:
-        raise ValueError(f"usd_per_million {value!r} is no number") from None
-    if not price.is_finite() or price < 0:
-        raise ValueError(f"usd_per_million {value!r} is no price")
+        raise ValueError(f"usd_per_million {shortened(value)} is no number") from None
+    if not price.is_finite() or not 0 <= price < _TOO_MUCH:
+        raise ValueError(f"usd_per_million {shortened(value)} is no price")
     if price != price.quantize(Decimal("0.000000001")):
-        raise ValueError(f"usd_per_million {value!r} has more than nine decimal places")
+        raise ValueError(f"usd_per_million {shortened(value)} has more than nine decimal places")
     return price
 
 
@@ -98,7 +103,10 @@ def moment(value: object) -> datetime:
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        try:
+            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        except OverflowError:
+            raise ValueError(f"{value.isoformat()} is beyond the calendar") from None
     if isinstance(value, date):
         return datetime.combine(value, time(), UTC)
-    raise ValueError(f"{value!r} is no date")
+    raise ValueError(f"{shortened(value)} is no date")

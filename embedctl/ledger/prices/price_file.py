@@ -38,9 +38,9 @@ def add(place: Path, new: Iterable[Price]) -> None:
 
 def _own(place: Path) -> list[Price]:
     """The file's prices as they were written, without the ends that follow from the next one."""
-    if not place.is_file():
-        return []
-    return [price_entries.parse(entry) for entry in price_entries.entries(str(place), place.read_text("utf-8"))]
+    text = price_list.own_text(place)
+    price_list.load([(str(place), text)])  # says in which price what is wrong
+    return [price_entries.parse(entry) for entry in price_entries.entries(str(place), text)]
 
 
 def _table(price: Price) -> str:

@@ -32,6 +32,10 @@ from typing import Any
 from embedctl.errors import ConfigurationInvalid
 from embedctl.ledger.prices.price import Price, PriceKey, named, rate_at
 from embedctl.ledger.prices.price_entries import entries, parse
+from embedctl.settings import toml_files
+
+MAX_BYTES = 8 << 20
+"""Of the user's own price file: some 30,000 prices."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,25 @@ def catalog_text() -> str:
 def price_texts(own: Path | None) -> list[tuple[str, str]]:
     """(place, TOML) of the shipped prices and the user's own, weaker first."""
     texts = [("the catalog's prices.toml", catalog_text())]
-    if own is not None and own.is_file():
-        texts.append((str(own), own.read_text("utf-8")))
+    if own is not None and (text := own_text(own)):
+        texts.append((str(own), text))
     return texts
+
+
+def own_text(place: Path) -> str:
+    """The user's own price file; empty where there is none.
+
+    Raises:
+        ConfigurationInvalid: It is there and cannot be read.
+    """
+    if not place.exists() and not place.is_symlink():
+        return ""
+    try:
+        return toml_files.content_of(place, max_bytes=MAX_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigurationInvalid(
+            f"{place}: byte {error.start} is not UTF-8", hint="prices are TOML in UTF-8"
+        ) from None
 
 
 def fingerprint(texts: Iterable[tuple[str, str]]) -> str:

@@ -25,6 +25,7 @@ from embedctl.errors import (
     TextTooLong,
     Throttled,
 )
+from embedctl.providers import _entry
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, Secret, WireAnswer
 from embedctl.records import InputType, Limits
 from tests.support.wire.client import Wire, expected, hash_of, started
@@ -104,6 +105,11 @@ def request(wire: Wire, name: str, texts: Sequence[Any] | None = None, **options
 
 def exchange(name: str, asked: HttpRequest) -> WireAnswer:
     """One real exchange over a socket, read by the protocol."""
+    return _entry.read(providers.protocol(name.partition("-")[0]), *answered(asked), asked)
+
+
+def answered(asked: HttpRequest) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the server's answer."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
     sent = urllib.request.Request(asked.url, data=asked.body, headers=dict(asked.headers), method=asked.method)
     try:
@@ -112,8 +118,7 @@ def exchange(name: str, asked: HttpRequest) -> WireAnswer:
     except urllib.error.HTTPError as refused:
         with refused:
             status, headers, body = refused.code, refused.headers, refused.read()
-    lower = {header.lower(): value for header, value in headers.items()}
-    return providers.protocol(name.partition("-")[0]).answer(status, lower, body, asked)
+    return status, {header.lower(): value for header, value in headers.items()}, body
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -267,7 +267,7 @@ def test_every_signal_has_a_row() -> None:
     used = set()
     for protocol, status, body, _ in ROWS:
         packed = body if isinstance(body, bytes) else orjson.dumps(body)
-        used.add(id(_errors._decisive(protocol, status, _errors._said(packed, {}))))
+        used.add(id(_errors._decisive(protocol, status, _errors._said(packed, {}, SENT))))
 
     assert [one for one in _errors.SIGNALS if id(one) not in used] == []
 

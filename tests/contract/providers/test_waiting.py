@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import orjson
 import pytest
 from hypothesis import given
@@ -11,8 +9,9 @@ from hypothesis import strategies as st
 
 from embedctl.providers import _errors
 from embedctl.providers._contract import HttpRequest
-from embedctl.providers._rate_headers import duration, retry_after
+from embedctl.providers._rate_headers import duration, rates, retry_after
 
+RATE_HEADERS = [f"{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")]
 DATE = "Sat, 21 Nov 2026 12:00:00 GMT"
 
 
@@ -51,6 +50,12 @@ DATE = "Sat, 21 Nov 2026 12:00:00 GMT"
         ({"retry-after": "soon"}, None),
         ({"retry-after": ""}, None),
         ({"retry-after": "9" * 400}, None),
+        ({"retry-after": str(32 * 86400)}, None),
+        ({"retry-after": "Sun, 06 Nov 9999 08:49:37 GMT", "date": DATE}, None),
+        ({"retry-after": "Sun, 06 Nov 999999999 08:49:37 GMT", "date": DATE}, None),
+        ({"retry-after": "Sun, 06 Nov 2026 08:49:37 +99999999999999", "date": DATE}, None),
+        ({"retry-after-ms": "1" + "0" * 50, "retry-after": "9"}, 9),
+        ({"x-ratelimit-reset": "9" * 20, "date": DATE}, None),
         ({"x-ratelimit-reset-tokens": "a while"}, None),
     ],
 )
@@ -110,7 +115,21 @@ def test_any_header(value: str, date: str) -> None:
     """Whatever a header holds, the wait is a finite number that is not negative, or nothing."""
     found = retry_after({"retry-after": value, "date": date, "x-ratelimit-reset-tokens": value})
 
-    assert found is None or (math.isfinite(found) and found >= 0)
+    assert found is None or 0 <= found <= 31 * 86400
+
+
+@given(st.text(max_size=30) | st.text("0123456789.eE+-smhd", max_size=120))
+def test_any_rate(value: str) -> None:
+    """Whatever headers say of the rates is a number that can be reckoned with, or nothing."""
+    told = rates({f"x-ratelimit-{name}": value for name in RATE_HEADERS})
+
+    assert told is not None
+    for limit in (told.requests_per_minute, told.tokens_per_minute):
+        assert limit is None or 1 <= limit <= 1e12
+    for left in (told.requests_left, told.tokens_left):
+        assert left is None or 0 <= left <= 1e12
+    for reset in (told.requests_reset_s, told.tokens_reset_s):
+        assert reset is None or 0 <= reset <= 31 * 86400
 
 
 @given(st.integers(0, 99), st.integers(0, 59), st.integers(0, 59), st.integers(0, 999))

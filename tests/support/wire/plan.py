@@ -9,7 +9,10 @@
 Faults: rate quota status unauthorized forbidden not_found too_large too_long redirect reset_before reset_after hang
 hang_before drip truncated html count extra empty shuffled duplicate no_index usage_missing usage_zero usage_string
 usage_characters nan null zero width ragged string_numbers base64_length floats base64_refused huge error_200
-other_model.
+other_model says.
+
+    {"fault": "says", "status": 200, "headers": {...}, "more": {"id": "{key}"}}    more beside the good answer
+    {"fault": "says", "body": "[[[["}                                              another body
 """
 
 from __future__ import annotations

@@ -191,6 +191,11 @@ class Server:
         body = body.replace(f'"{_NAN}"'.encode(), b"NaN")
         if fault == "error_200":
             body = orjson.dumps(one.refuse("server", {})[2])
+        if fault == "says":
+            status, headers, body = says(step, body, key)
+            self._remember(one, asked, status, tokens if status == 200 else 0, fault, key)
+            await send(writer, status, {**work.headers, **headers}, body)
+            return
         self._remember(one, asked, 0 if fault in ("reset_after", "hang") else 200, tokens, fault, key)
         if fault == "reset_after":
             raise Reset
@@ -278,6 +283,19 @@ def spoil(work: Work, step: dict[str, Any]) -> None:
             rows[0] = base64.b64encode(rows[0].tobytes()[:-2]).decode()
         case _:
             pass
+
+
+def says(step: dict[str, Any], body: bytes, key: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body that the plan wants: its own body, or the good one with more in it.
+
+    `{key}` is the key that was sent, without its scheme.
+    """
+    step = orjson.loads(orjson.dumps(step).replace(b"{key}", key.rpartition(" ")[2].encode()))
+    if "body" in step:
+        body = step["body"].encode()
+    elif "more" in step:
+        body = orjson.dumps({**orjson.loads(body), **step["more"]})
+    return step.get("status", 200), step.get("headers", {}), body
 
 
 def broken(row: np.ndarray, value: float, as_base64: bool) -> Any:

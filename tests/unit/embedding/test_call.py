@@ -221,7 +221,7 @@ def test_too_many_texts(wire: Wire, tmp_path: Path) -> None:
     right(done.vectors[0], TEXTS)
     assert done.limits[-1].items == 2
     again = embed(openai(wire, tmp_path), [TEXTS[:2]], tmp_path)
-    assert again.router.limits().items == 2
+    assert again.router.limits(again.route).items == 2
 
 
 def test_too_many_bytes(wire: Wire, tmp_path: Path) -> None:
@@ -304,12 +304,12 @@ def test_a_circuit_opens_and_closes(wire: Wire, tmp_path: Path) -> None:
     wire.plan(script=["ok", *[{"fault": "status", "status": 503}] * 5])
     seen: list[State] = []
 
-    def watched(router: Any) -> None:
-        line = router.first
+    def watched(route: Any) -> None:
+        line = route.first.state
         moved = line.moved
 
         def look() -> None:
-            seen.append(line.breaker.state(router._clock()))
+            seen.append(line.breaker.state(line.limiter._clock()))
             moved()
 
         line.moved = look
@@ -369,8 +369,8 @@ def test_base64_is_not_to_blame(wire: Wire, tmp_path: Path) -> None:
 
     done = embed(openai(wire, tmp_path), [TEXTS], tmp_path)
 
-    assert done.router.first.asks_base64
-    assert done.router.memory.takes_base64(done.router.first.endpoint)
+    assert done.route.first.state.asks_base64
+    assert done.router.memory.takes_base64(done.route.first.endpoint)
 
 
 def test_floats_in_the_answer(wire: Wire, tmp_path: Path) -> None:
@@ -380,8 +380,8 @@ def test_floats_in_the_answer(wire: Wire, tmp_path: Path) -> None:
     done = embed(openai(wire, tmp_path), [TEXTS], tmp_path)
 
     right(done.vectors[0], TEXTS)
-    assert not done.router.first.asks_base64
-    assert not done.router.memory.takes_base64(done.router.first.endpoint)
+    assert not done.route.first.state.asks_base64
+    assert not done.router.memory.takes_base64(done.route.first.endpoint)
 
 
 def test_tei_is_asked_what_it_takes(wire: Wire, tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_tei_is_asked_what_it_takes(wire: Wire, tmp_path: Path) -> None:
 
     assert done.error is None
     assert (done.limits[-1].items, done.limits[-1].tokens) == (32, 16384)
-    assert done.router.first.endpoint.max_tokens == 256
+    assert done.route.first.endpoint.max_tokens == 256
     assert len(done.events) == 2
 
 
@@ -604,7 +604,7 @@ def test_a_token_is_minted(wire: Wire, tmp_path: Path) -> None:
 
     done = embed(found, [TEXTS], tmp_path)
 
-    endpoint = done.router.first.endpoint
+    endpoint = done.route.first.endpoint
     sent = endpoint.protocol.request(endpoint.place, endpoint.wire_model, ["a"], endpoint.wire)
     assert sent.headers["authorization"].startswith("Bearer eyJ")
     assert sent.headers["x-provider"] == "openai"

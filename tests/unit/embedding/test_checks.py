@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from embedctl.embedding import checks
@@ -57,7 +58,9 @@ def test_any_order_is_put_right(order: list[int]) -> None:
     np.testing.assert_array_equal(found, vectors)
 
 
-@pytest.mark.parametrize("index", [[0, 1, 1], [0, 1], [0, 1, 3], [-1, 0, 1], [1, 2, 3]])
+@pytest.mark.parametrize(
+    "index", [[0, 1, 1], [0, 1], [0, 1, 3], [-1, 0, 1], [1, 2, 3], [0, 1, 10**23], [2**63, 0, 1], [-(10**30), 1, 2]]
+)
 def test_indexes_that_are_none(endpoint: Endpoint, index: list[int]) -> None:
     """Duplicate, missing and foreign indexes are refused: nothing is guessed."""
     with pytest.raises(AnswerUnusable, match="indexes"):
@@ -165,6 +168,36 @@ def test_a_gateway_that_changes_how_it_cuts(endpoint: Endpoint) -> None:
     """The width reached in another way than before is another space."""
     with pytest.raises(SpaceMismatch, match="by pad before, and by reduce now"):
         checked(endpoint, dimension_policy="reduce", before=AnswerIdentity(None, None, "pad"))
+
+
+NAMES = st.none() | st.sampled_from([MODEL, f"openai/{MODEL}", "", ":", "/", "x" * 200]) | st.text(max_size=20)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    vectors=arrays.arrays(
+        np.float32, st.tuples(st.integers(0, 4), st.integers(0, 5)), elements=st.floats(width=32, allow_subnormal=True)
+    ),
+    index=st.none() | st.lists(st.integers(-1, 5) | st.integers(), max_size=5),
+    said=st.fixed_dictionaries(
+        {}, optional=dict.fromkeys(("response_model", "provider", "fallback_from", "dimension_policy"), NAMES)
+    ),
+    policy=st.sampled_from(["native", "reduce", "pad", "ignore"]),
+    wanted=st.none() | st.integers(1, 6),
+)
+def test_any_answer(
+    endpoint: Endpoint, vectors: Any, index: Any, said: dict[str, Any], policy: Any, wanted: int | None
+) -> None:
+    """Whatever an answer holds, it is kept finite, in order and as wide as wanted, or refused; nothing else happens."""
+    asked = replace(endpoint, dimensions=wanted, policy=policy, normalise=policy == "ignore")
+    try:
+        found = checked(asked, vectors, index=index, **said)
+    except (AnswerUnusable, SpaceMismatch):
+        return
+
+    assert found.shape == (3, wanted or vectors.shape[1])
+    assert np.isfinite(found).all()
+    assert (found != 0).any(axis=1).all()
 
 
 def test_alike() -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
+from embedctl.embedding.endpoint_state import NotAdmittedError
+from embedctl.embedding.route import Leg, Route
 from embedctl.embedding.router import Router, WaitBudget
 from embedctl.errors import EmbedctlError, NoProviderNow, RequestTooLarge, ServerFailed, Throttled
 from embedctl.records import Limits, format_duration
 from embedctl.routing import chain as chains
 from embedctl.routing import circuits
 from embedctl.routing.breaker import State
-from embedctl.routing.retry import Remedy, Step
+from embedctl.routing.limiter import AdaptiveLimiter
+from embedctl.routing.retry import Policy, Remedy, Step
 from tests.support.calling import SMALL, load
 from tests.support.observing import Kept
 
@@ -41,22 +45,34 @@ def time() -> Time:
     return Time()
 
 
-def router(folder: Path, time: Time, **about: Any) -> Router:
+@dataclass
+class Made:
+    """A router and one route of it."""
+
+    router: Router
+    route: Route
+
+    @property
+    def first(self) -> Leg:
+        return self.route.first
+
+
+def router(folder: Path, time: Time, *, changed: Callable[[Limits], None] = lambda limits: None, **about: Any) -> Made:
     config = '[providers.openai]\nbase_url = "http://127.0.0.1:9/v1"\n'
     chain = chains.chain(load(folder, config, model=f"openai:{SMALL}", fallback="off"))
-    return Router(
-        chain,
+    made = Router(
         hints_file=folder / "home" / "hints.json",
-        mode="off",
+        limiter=lambda endpoint, waiting: AdaptiveLimiter(endpoint.rate_limits, clock=time, sleep=time.sleep),
         jitter=lambda: 0.5,
         clock=time,
         wall=lambda: 1_800_000_000.0 + time.now,
         sleep=time.sleep,
         **{"max_wait_s": 600.0, **about},
     )
+    return Made(made, made.route(chain, mode="off", policy=Policy(), limits_changed=changed))
 
 
-def attempt(line: EndpointState, time: Time, error: EmbedctlError | None = None) -> None:
+def attempt(line: Leg, time: Time, error: EmbedctlError | None = None) -> None:
     try:
         with line.admitted(time, isolating=False):
             if error is not None:
@@ -69,22 +85,22 @@ async def no_probe(line: Any, texts: Any) -> Any:
     raise AssertionError("nothing is to be compared")
 
 
-def next_line(made: Router, wait_budget: WaitBudget | None = None) -> EndpointState:
-    return asyncio.run(made.next(None, no_probe, wait_budget or WaitBudget()))
+def next_line(made: Made, wait_budget: WaitBudget | None = None) -> Leg:
+    return asyncio.run(made.router.next(made.route, no_probe, wait_budget or WaitBudget()))
 
 
 def test_an_open_circuit_is_waited_for(tmp_path: Path, time: Time) -> None:
     """An open circuit is waited out, and the wait is told."""
     observer = Kept()
     made = router(tmp_path, time, observer=observer)
-    made.first.successes = 1
+    made.first.state.successes = 1
     for _ in range(5):
         attempt(made.first, time, ILL)
-    assert made.first.breaker.state(time()) is State.OPEN
+    assert made.first.state.breaker.state(time()) is State.OPEN
 
     line = next_line(made)
 
-    assert line.breaker.state(time()) is State.HALF_OPEN
+    assert line.state.breaker.state(time()) is State.HALF_OPEN
     assert 5 <= time.now - 1000 <= 15
     assert len(observer.warned) == 1
     assert "HTTP 503: no" in observer.warned[0]
@@ -118,28 +134,28 @@ def test_the_window_restarts_when_the_circuit_closes(tmp_path: Path, time: Time)
         for _ in range(5):
             attempt(line, time, ILL)
         time.now += 60
-        assert line.breaker.state(time()) is State.HALF_OPEN
-    assert line.breaker.state(time()) is State.HALF_OPEN
-    assert line.limiter.rate_limit.window.size == 4
+        assert line.state.breaker.state(time()) is State.HALF_OPEN
+    assert line.state.breaker.state(time()) is State.HALF_OPEN
+    assert line.state.limiter.rate_limit.window.size == 4
 
     attempt(line, time)
 
-    assert line.breaker.state(time()) is State.CLOSED
-    assert line.limiter.rate_limit.window.size == 1
+    assert line.state.breaker.state(time()) is State.CLOSED
+    assert line.state.limiter.rate_limit.window.size == 1
 
 
 def test_a_good_probe_wakes_the_others(tmp_path: Path, time: Time) -> None:
     """Those who wait while one probe is under way go on as soon as it is good, not when it would have timed out."""
     made = router(tmp_path, time)
     line = made.first
-    line.successes = 1
+    line.state.successes = 1
     for _ in range(5):
         attempt(line, time, ILL)
     time.now += 60
 
     async def main() -> float:
         with line.admitted(time, isolating=False):
-            waiting = asyncio.create_task(made.next(None, no_probe, WaitBudget()))
+            waiting = asyncio.create_task(made.router.next(made.route, no_probe, WaitBudget()))
             await asyncio.sleep(0)
             assert not waiting.done()
         await waiting
@@ -152,19 +168,20 @@ def test_a_reset_wakes_a_running_job(tmp_path: Path, time: Time) -> None:
     """`providers reset` closes the circuit of a job that waits, and lifts what its server asked for."""
     made = router(tmp_path, time)
     line = made.first
-    line.successes = 1
+    line.state.successes = 1
     for _ in range(40):
         attempt(line, time, ILL)
         time.now += 6
-    line.breaker._opens_at = time.now + 280  # a long stay
+    line.state.breaker._opens_at = time.now + 280  # a long stay
+    made.router._background.close()
     assert circuits.running(tmp_path / "home" / "circuits")[0]["state"] == "open"
     circuits.ask_to_close(tmp_path / "home" / "circuits", "openai")
     before = time.now
 
     assert next_line(made) is line
     assert time.now - before <= 5
-    assert line.breaker.state(time()) is State.CLOSED
-    asyncio.run(made.aclose())
+    assert line.state.breaker.state(time()) is State.CLOSED
+    asyncio.run(made.router.aclose())
     assert circuits.running(tmp_path / "home" / "circuits") == []
 
 
@@ -172,14 +189,15 @@ def test_a_long_wait_is_remembered(tmp_path: Path, time: Time) -> None:
     """A server that asks for more than we wait is left, held for an hour at most, and asked once by the next run."""
     error = Throttled("HTTP 429: later", provider="openai", status=429, retry_after_s=86400)
     made = router(tmp_path, time)
-    assert made.leave(made.first, Step(remedy=Remedy.GIVE_UP, error=error, refused_for_s=86400))
-    assert not made.leave(made.first, Step(remedy=Remedy.GIVE_UP, error=error, refused_for_s=86400))
+    assert made.router.leave(made.first, Step(remedy=Remedy.GIVE_UP, error=error, refused_for_s=86400))
+    assert not made.router.leave(made.first, Step(remedy=Remedy.GIVE_UP, error=error, refused_for_s=86400))
+    made.router._background.close()
     later = router(tmp_path, time)
 
     line = next_line(later)
 
-    assert line.asked_although_held
-    assert later.memory.held(line.endpoint) == (3600.0, "HTTP 429: later")
+    assert line.state.asked_although_held
+    assert later.router.memory.held(line.endpoint) == (3600.0, "HTTP 429: later")
     with pytest.raises(NoProviderNow):
         next_line(later)
 
@@ -188,11 +206,15 @@ def test_learnt_limits_reach_the_packer(tmp_path: Path, time: Time) -> None:
     """A refusal for size is told to the packer at once, and to the next run."""
     seen: list[Limits] = []
     made = router(tmp_path, time, changed=seen.append)
-    made.too_large(made.first, 64, 9000, RequestTooLarge("HTTP 400: number of texts must be at most 48 - got 64"))
-    made.too_large(made.first, 40, 9000, RequestTooLarge("HTTP 413: payload"))
+    made.router.too_large(
+        made.route, made.first, 64, 9000, RequestTooLarge("HTTP 400: number of texts must be at most 48 - got 64")
+    )
+    made.router.too_large(made.route, made.first, 40, 9000, RequestTooLarge("HTTP 413: payload"))
 
     assert [(one.items, one.bytes) for one in seen] == [(48, None), (48, 4500)]
-    again = router(tmp_path, time).limits()
+    made.router._background.close()
+    later = router(tmp_path, time)
+    again = later.router.limits(later.route)
     assert (again.items, again.bytes) == (48, 4500)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import threading
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from embedctl import inputs
 from embedctl.errors import EmbedctlError, InputInvalid, WrongUsage
-from embedctl.inputs import ReadOptions, json_lines, open_input
+from embedctl.inputs import ReadOptions, csv_tables, json_lines, open_input, row_bytes
 from embedctl.inputs import parquet as read_parquet
 from tests.support import places
 
@@ -268,6 +270,108 @@ def test_over_long_cells_are_reasons(tmp_path):
     ):
         assert reasons(path, max_row_bytes=59) == {1: "too_large"}
         assert reasons(path, max_row_bytes=1000) == {}
+
+
+@pytest.mark.parametrize("large", ["id", "note", "tags"])
+def test_a_row_is_too_large_with_its_id_and_kept_columns(tmp_path, large):
+    """Text, id and kept columns count together against max_row_bytes, in every format; the others stay as they are."""
+    values = [{"id": f"{n}", "text": f"t{n}", "note": "n", "tags": ["a", "b"]} for n in range(3)]
+    values[1][large] = ["y" * 30] * 4 if large == "tags" else "y" * 90
+    paths = [parquet(tmp_path / "a.parquet", {name: [one[name] for one in values] for name in values[0]})]
+    paths.append(tmp_path / "a.json")
+    paths[-1].write_text(json.dumps(values))
+    if large != "tags":
+        paths.append(tmp_path / "a.csv")
+        paths[-1].write_text("id,text,note\n" + "".join(f"{one['id']},{one['text']},{one['note']}\n" for one in values))
+    for path in paths:
+        assert reasons(path, text_column="text", max_row_bytes=80) == {1: "too_large"}
+        assert reasons(path, text_column="text", max_row_bytes=1000) == {}
+        read = table(path, text_column="text", max_row_bytes=80)
+        assert [one["text"] for one in read] == ["t0", None, "t2"]
+        assert [len(one["id"]) for one in read] == [1, 90 if large == "id" else 1, 1]
+
+
+def test_an_id_over_the_limit_is_cut_in_its_failure(tmp_path):
+    """An id that alone exceeds max_row_bytes is not carried along whole."""
+    path = parquet(tmp_path / "a.parquet", {"id": ["é" * 1000, "b"], "text": ["x", "y"]})
+
+    [block] = opened(path, max_row_bytes=900).blocks()
+
+    assert block.ids == ["é" * 200 + "…", "b"]
+    assert block.reasons == {0: "too_large"}
+
+
+def test_token_arrays_count_against_the_limit(tmp_path):
+    """A token array over max_row_bytes has the reason too_large, four bytes a token."""
+    path = parquet(tmp_path / "a.parquet", {"tokens": [[1] * 5, [1] * 50]})
+
+    assert reasons(path, max_row_bytes=100) == {1: "too_large"}
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["ab", None, "é"]),
+        pa.array(["ab", None, "é"], pa.large_string()).dictionary_encode(),
+        pa.array(["ab", None, "é"], pa.string_view()),
+        pa.array([["ab", "c"], None, ["é"]]),
+        pa.array([{"a": "ab", "b": ["c"]}, None, {"a": "é", "b": []}]),
+        pa.array([[("ab", "c")], None, [("é", "")]], pa.map_(pa.string(), pa.string())),
+        pa.array([["ab", "c"], ["", ""], ["é", ""]], pa.list_(pa.string(), 2)),
+        pa.array([[["ab"], ["c"]], None, [["é"]]], pa.list_(pa.list_(pa.string()))),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_bytes_of_rows_are_those_of_their_strings(column):
+    """Each row counts the bytes of all strings in it, however deep they are, also in a slice of a longer column."""
+    expected = [0 if one is None else len("".join(_strings(one)).encode()) for one in column.to_pylist()]
+
+    assert list(row_bytes.of(column)) == expected
+    assert list(row_bytes.of(column.slice(1))) == expected[1:]
+
+
+def _strings(value):
+    if isinstance(value, str):
+        yield value
+    else:
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)
+
+
+@pytest.mark.parametrize("shape", ["struct", "list", "map", "several"])
+def test_a_bomb_of_nested_or_many_columns_is_read_in_small_pieces(tmp_path, shape):
+    """A repeated value counts for every column and every depth that it stands in."""
+    value, rows = "x" * 100_000, 2000
+    shapes = {
+        "struct": {"a": [{"b": value}] * rows},
+        "list": {"a": [[value, value]] * rows},
+        "map": {"a": pa.array([[("k", value)]] * rows, pa.map_(pa.string(), pa.string()))},
+        "several": {f"a{n}": [value] * rows for n in range(12)},
+    }
+    path = parquet(tmp_path / "a.parquet", {"text": ["t"] * rows, **shapes[shape]})
+    del shapes
+    before, peak, count = pa.total_allocated_bytes(), 0, 0
+    for block in opened(path, text_column="text").blocks():
+        count += len(block)
+        peak = max(peak, pa.total_allocated_bytes() - before)
+        assert block.kept.nbytes <= 5 << 20
+        if count > 300:
+            break
+
+    assert path.stat().st_size < 2 << 20
+    assert peak < 160 << 20
+
+
+def test_the_time_for_columns_grows_with_their_number(tmp_path):
+    """Twice the columns take about twice the time, not four times."""
+    seconds = []
+    for count in (2000, 8000):
+        path = parquet(tmp_path / f"{count}.parquet", {"text": ["t"], **{f"c{n}": [n] for n in range(count)}})
+        started = time.process_time()
+        assert sum(map(len, opened(path).blocks())) == 1
+        seconds.append(time.process_time() - started)
+
+    assert seconds[1] < 9 * seconds[0]
 
 
 def test_a_json_line_too_long_to_parse_is_named_by_its_line(tmp_path):
@@ -601,6 +705,44 @@ def test_a_quote_that_is_never_closed_is_no_traceback(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text('id,text\n1,"' + "line\n" * 1_000_000)
 
     assert refused(tmp_path / "a.csv").message == "a.csv: a row is longer than 2 MiB, or a quote is never closed"
+
+
+def test_nobody_reads_on_after_a_quote_that_is_never_closed(tmp_path, monkeypatch):
+    """After the error arrow's thread gets nothing more of the stream: one that reads at exit aborts the process."""
+    given_away = []
+    python_file = pa.PythonFile
+    monkeypatch.setattr(pa, "PythonFile", lambda stream, mode: given_away.append(stream) or python_file(stream, mode))
+    monkeypatch.setattr(csv_tables, "ROW_BYTES", 1 << 20)
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(('id,text\n1,"' + "line\n" * 1_000_000).encode(), 1))
+
+    assert "a quote is never closed" in refused(path).message
+    assert [stream.read(1) for stream in given_away] == [b""] * len(given_away)
+    assert given_away
+
+
+def test_a_stream_is_not_left_while_it_is_read(tmp_path):
+    """Who ends reading ahead waits for the read that is under way."""
+    inside, go_on, ended = threading.Event(), threading.Event(), []
+
+    class Slow:
+        def read(self, size):
+            inside.set()
+            go_on.wait(10)
+            return b"x"
+
+    ahead = csv_tables._ReadAhead(Slow())
+    reader = threading.Thread(target=ahead.read, args=(1,))
+    leaver = threading.Thread(target=lambda: ended.append(ahead.__exit__(None, None, None)))
+    reader.start()
+    inside.wait(10)
+    leaver.start()
+    leaver.join(0.05)
+    assert not ended
+    go_on.set()
+    leaver.join(10)
+    assert ended
+    assert ahead.read(1) == b""
 
 
 def test_a_header_with_an_open_quote_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -9,21 +10,24 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from contextlib import closing
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import duckdb
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from embedctl.errors import ConfigurationInvalid, InvariantBroken, Locked
+from embedctl.errors import ConfigurationInvalid, InvariantBroken, Locked, StorageFailed
 from embedctl.ledger import database, loading, rating, schema, spool
+from embedctl.ledger import ingest as steps
 from embedctl.ledger.ingest import ingest, prune
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import uuid7
@@ -153,10 +157,9 @@ def test_bad_lines_are_dropped_and_counted(tmp_path: Path) -> None:
     flipped[40] ^= 1
     foreign = [b'{"event_id": 1}\n', b"deadbeef hello\n", b"\n", b"\xff\xfe\x00\n"]
     strangers = [b'{"hello":"world"}', b"{}", b'{"event_id":"no uuid"}', spool.line(event(status="odd"))[9:-1]]
-    checked = [b"%08x %s\n" % (zlib.crc32(body), body) for body in strangers]
     torn = spool.line(event())[:-20]
     paths.spool.mkdir()
-    content = b"".join([*good[:2], bytes(flipped), *foreign, good[2], *checked, *good[3:], torn])
+    content = b"".join([*good[:2], bytes(flipped), *foreign, good[2], *map(checked, strangers), *good[3:], torn])
     (paths.spool / "mixed.spool").write_bytes(content)
     done = take(paths, event(), spool_id="whole")
 
@@ -174,7 +177,7 @@ def test_no_flipped_bit_passes(rubbish: bytes, position: int, bit: int) -> None:
     line = bytearray(spool.line(event()))
     line[position % (len(line) - 1)] ^= 1 << bit
 
-    assert not list(spool._good([*bytes(line).splitlines(), *rubbish.split(b"\n")]))
+    assert not any(map(spool._good, [*bytes(line).splitlines(), *rubbish.split(b"\n")]))
 
 
 def test_an_unreadable_file_stops_nothing(tmp_path: Path) -> None:
@@ -185,6 +188,160 @@ def test_an_unreadable_file_stops_nothing(tmp_path: Path) -> None:
 
     assert done.events == 1
     assert [name.partition(":")[0] for name in done.unreadable] == ["folder.spool"]
+
+
+def checked(body: bytes) -> bytes:
+    """A line of the spool with the right checksum."""
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def test_long_strings_are_cut_and_cost_no_charge(tmp_path: Path) -> None:
+    """Strings of megabytes, as older versions kept them of an answer, block nobody: cut, the event is taken in."""
+    paths = place(tmp_path)
+    long = [
+        event(provider_request_id="x" * 5_000_000, response_model="é" * 3_000_000),
+        event(tags={f"{number}": "y" * 100_000 for number in range(50)}),
+        event(reason="\x01" * 1_000_000, tags={"z" * 1_000_000: "z"}),
+    ]
+    spool.publish(paths.spool, "long", long)
+    spool.publish(paths.spool, "others", [event(workspace_id="other")])
+    done = take(paths)
+
+    assert (done.events, done.bad_lines, done.notes()) == (4, 0, [])
+    assert one(paths, "SELECT sum(tokens_total)::BIGINT FROM usage_event") == 4000
+    assert one(paths, "SELECT max(length(provider_request_id)) FROM usage_event") == 200
+    assert one(paths, "SELECT max(length(tags)) FROM usage_event") < 5000
+
+
+def test_a_line_that_never_ends_is_one_bad_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a line longer than any that was ever written only a piece is in memory, and what follows it is read."""
+    monkeypatch.setattr(spool, "_MOST_LINE", 100_000)
+    paths = place(tmp_path)
+    paths.spool.mkdir()
+    lines = [spool.line(event()), b"a" * 1_000_001 + b"\n", spool.line(event()), b"b" * 300_000]
+    (paths.spool / "a.spool").write_bytes(b"".join(lines))
+    found = spool.read(paths.spool / "a.spool")
+
+    assert (len(found.lines), found.bad, found.size_bytes) == (2, 2, sum(map(len, lines)))
+    assert spool.pending_events(paths.spool) == 3
+
+
+def test_an_amount_of_a_hundred_million_digits_is_short_in_the_spool() -> None:
+    """An amount with an absurd exponent is written as it is, not digit by digit."""
+    lines = [spool.line(event(cost_provider=Decimal(said))) for said in ("1e99999999", "1e-99999999", "1E+50")]
+
+    assert max(map(len, lines)) < 1000
+    assert b'"0.000000000000001"' in spool.line(event(cost_provider=Decimal("1e-15")))
+
+
+def test_a_file_that_is_refused_as_a_whole_is_set_aside(tmp_path: Path) -> None:
+    """A file larger than any of events is put aside, with a word then and later; the others are taken in."""
+    paths = place(tmp_path)
+    paths.spool.mkdir()
+    with (paths.spool / "b.spool").open("wb") as sparse:
+        sparse.truncate((1 << 30) + 1)
+    spool.publish(paths.spool, "a", [event()])
+    spool.publish(paths.spool, "c", [event()])
+    done = take(paths)
+    again = take(paths)
+
+    assert (done.events, done.files, spool.pending(paths.spool)) == (2, 2, [])
+    assert [name.partition(":")[0] for name in done.refused] == ["b.spool"]
+    assert [path.name for path in spool.pending(paths.aside)] == ["b.spool"]
+    for notes in (done.notes(), again.notes(), spool.aside_notes(paths.aside)):
+        assert f"1 spool file that could not be taken in lies in {paths.aside}" in notes[-1]
+    assert not spool.publish(paths.spool, "b", [event()])
+
+
+def test_memory_that_is_short_blames_a_large_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file for which memory is short is put aside, never in part; put back with more memory, it is taken in."""
+    insert, short = loading.insert, [True]
+
+    def with_little_memory(connection: duckdb.DuckDBPyConnection, now: datetime) -> int:
+        if short[0] and connection.execute("SELECT 1 FROM batch WHERE spool_id = 'large'").fetchone():
+            raise duckdb.OutOfMemoryException("failed to allocate data of size 32.0 MiB")
+        return insert(connection, now)
+
+    monkeypatch.setattr(loading, "insert", with_little_memory)
+    monkeypatch.setattr(steps, "_LARGE_BYTES", 2000)
+    paths = place(tmp_path)
+    spool.publish(paths.spool, "large", [event() for _ in range(9)])
+    spool.publish(paths.spool, "small", [event()])
+    done = take(paths)
+    short[0] = False
+    (paths.aside / "large.spool").rename(paths.spool / "large.spool")
+    again = take(paths)
+
+    assert (done.events, done.bad_lines, len(done.refused)) == (1, 0, 1)
+    assert (again.events, again.bad_lines, again.notes()) == (9, 0, [])
+
+
+def test_memory_that_is_short_for_a_small_file_is_the_machines_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is short for a handful of events the ingest fails, and the spool stays as it is."""
+
+    def without_memory(*_: object) -> int:
+        raise duckdb.OutOfMemoryException("failed to allocate data of size 32.0 MiB")
+
+    paths = place(tmp_path)
+    spool.publish(paths.spool, "a", [event(), event()])
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "insert", without_memory)
+        with pytest.raises(StorageFailed):
+            take(paths)
+
+    assert take(paths).events == 2
+
+
+def test_a_rebuild_sets_aside_too(tmp_path: Path) -> None:
+    """What the database does not take when it is rebuilt is put aside, and the rest is in it."""
+    paths = place(tmp_path)
+    take(paths, event(), spool_id="a")
+    with (paths.done / "b.spool").open("wb") as sparse:
+        sparse.truncate((1 << 30) + 1)
+    done = ingest(paths, wait_s=1, now=NOW, rebuild=True)
+
+    assert (done.events, [path.name for path in spool.pending(paths.aside)]) == (1, ["b.spool"])
+    assert one(paths, "SELECT count(*) FROM usage_event") == 1
+
+
+def test_a_line_that_duckdb_cannot_even_complain_about(tmp_path: Path) -> None:
+    """A line of which DuckDB's complaint shows half a character is a bad line like any other."""
+    paths = place(tmp_path)
+    paths.spool.mkdir()
+    odd = orjson.dumps(orjson.loads(spool.line(event())[9:]) | {"tokens_total": "é" * 50})
+    (paths.spool / "a.spool").write_bytes(spool.line(event()) + checked(odd) + spool.line(event()))
+    done = take(paths, event(), spool_id="b")
+
+    assert (done.events, done.bad_lines) == (3, 1)
+
+
+STRANGE = st.dictionaries(
+    st.sampled_from([field for field in loading._COLUMNS if field != "event_id"]),
+    st.none() | st.integers() | st.floats() | st.text(max_size=30) | st.lists(st.integers(), max_size=2),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@given(st.lists(STRANGE, min_size=40, max_size=40))
+def test_whatever_a_line_says_the_others_go_in(strange: list[dict[str, object]]) -> None:
+    """A line with the right checksum and anything in any field is an event or a bad line; its neighbours are in."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = place(Path(folder))
+        paths.spool.mkdir()
+        lines = [spool.line(event()) for _ in range(3)]
+        for fields in strange:
+            said = orjson.loads(spool.line(event())[9:]) | fields
+            lines.insert(1, checked(json.dumps(said).encode()))
+        (paths.spool / "a.spool").write_bytes(b"".join(lines))
+        done = take(paths, event(), spool_id="b")
+
+        assert done.events + done.bad_lines == 4 + len(strange)
+        assert done.events >= 4
+        assert done.refused == done.unreadable == ()
 
 
 def test_names_are_values(tmp_path: Path) -> None:
@@ -221,6 +378,14 @@ def test_portions_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (done.events, done.repeated, done.bad_lines, done.files) == (8, 4, 1, 3)
     assert {row[0] for row in rows(paths, "SELECT event_id FROM usage_event")} == {one.event_id for one in some}
     assert offsets == [("a", 6, 0), ("b", 5, 0), ("c", 1, 1)]
+
+
+def test_portions_of_long_lines_are_small() -> None:
+    """Of ordinary lines two row groups are taken in at once, of long ones no more than memory holds."""
+    short, long = b"x" * 600, b"y" * 60_000
+
+    assert len(list(loading._portion(iter([short] * 300_000)))) == loading.PORTION
+    assert sum(map(len, loading._portion(iter([long] * 3000)))) < 70_000_000
 
 
 def test_no_index_and_no_key_is_in_the_file(tmp_path: Path) -> None:

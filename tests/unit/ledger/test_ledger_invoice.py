@@ -178,7 +178,8 @@ def test_a_silent_server_in_native_mode_is_said(tmp_path: Path, wire: Wire, fork
     wire.plan(faults={"usage_missing": 1.0})
     world = Place(tmp_path, wire, forks, slot_bytes=1 << 20).of("openai")
     model = f"openai:{MODELS['openai']}"
-    (tmp_path / "embedctl.toml").write_text(f'[models."{model}"]\nusage_mode = "native"\n')
+    with (tmp_path / "config.toml").open("a") as settings:
+        settings.write(f'[models."{model}"]\nusage_mode = "native"\n')
     world.table(TEXTS[:8])
     ended = world.run("embed", "in.parquet", "-o", "out.parquet", "-m", model, "--fallback", "off", "--no-cache")
     report = world.run("usage", "report", "--json", "--strict")

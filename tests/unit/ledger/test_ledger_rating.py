@@ -5,12 +5,13 @@ from __future__ import annotations
 from decimal import Decimal
 from pathlib import Path
 
+import duckdb
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedctl.ledger import prices
-from embedctl.ledger.prices.price import cost
+from embedctl.ledger import prices, rating
+from embedctl.ledger.prices.price import cost, most_believed
 from tests.support.ledger_events import NOON, PRICES, event, one, place, rows, take
 
 MONEY = "cost, cost_list, cost_at_risk, cost_status, unit_price"
@@ -156,6 +157,81 @@ def test_the_providers_own_amount_wins(tmp_path: Path) -> None:
     assert rows(paths, "SELECT cost, cost_list, cost_provider, cost_status FROM usage_event") == [
         (Decimal("0.000123456789012"), Decimal("0.00002"), Decimal("0.000123456789012"), "provider_reported")
     ]
+
+
+MILLION = {"tokens_total": 1_000_000, "tokens_native": 1_000_000}  # 0.02 USD: up to 1.20 is believed
+
+
+@pytest.mark.parametrize("said", ["0", "0.02", "1.2", "1.199999999999999"])
+def test_an_amount_within_bounds_is_believed(tmp_path: Path, said: str) -> None:
+    """From 0 up to ten times the price of the tokens and 1 USD more, the provider's amount is the cost."""
+    row = rated(tmp_path, **MILLION, cost_provider=Decimal(said))
+
+    assert row[:4] == (Decimal(said), Decimal("0.02"), None, "provider_reported")
+
+
+@pytest.mark.parametrize(
+    "said", ["1.200000000000001", "-1", "1e12", "9999999999999", "1e13", "1e99999999", "1e-99999999", "NaN", "Infinity"]
+)
+def test_an_amount_beyond_its_bounds_replaces_nothing(tmp_path: Path, said: str) -> None:
+    """An amount that cannot be is no cost: the tokens are priced, and what was said stands in the reason."""
+    paths = place(tmp_path)
+    take(paths, event(**MILLION, cost_provider=Decimal(said)), event())
+    (row,) = rows(
+        paths, "SELECT cost, cost_provider, cost_status, reason FROM usage_event WHERE tokens_total = 1000000"
+    )
+
+    assert row[:3] == (Decimal("0.02"), None, "priced")
+    assert row[3].startswith("not believed: a cost of ")
+    assert one(paths, "SELECT sum(cost) FROM usage_event") == Decimal("0.02002")
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"model": "x"}, (None, "unpriced", "not believed: a cost of 2.000000000000000")),
+        ({"price_as": "free"}, (0, "free", "not believed: a cost of 2.000000000000000")),
+        ({"billable": "no", "tokens_total": 0}, (0, "not_billable", None)),
+        ({"reason": "why"}, (Decimal("0.00002"), "priced", "why; not believed: a cost of 2.000000000000000")),
+        (
+            {"usage_mode": "native", "tokens_native": None, "tokens_total": 0},
+            (None, "unpriced", "native usage missing; not believed: a cost of 2.000000000000000"),
+        ),
+    ],
+)
+def test_what_an_amount_is_compared_with(
+    tmp_path: Path, changes: dict[str, object], wanted: tuple[object, ...]
+) -> None:
+    """Without a price 1 USD is believed; a call that is not billable costs nothing whatever is said."""
+    paths = place(tmp_path)
+    take(paths, event(**changes, cost_provider=Decimal(2)))
+
+    assert rows(paths, "SELECT cost, cost_status, reason FROM usage_event") == [wanted]
+
+
+@pytest.mark.parametrize("kind", ["true_up", "refund", "correction"])
+def test_amounts_that_people_enter_have_no_bounds_but_the_columns(tmp_path: Path, kind: str) -> None:
+    """What is entered by hand or reconciled may be any amount, also a negative one."""
+    row = rated(tmp_path, entry_kind=kind, cost_provider=Decimal("-123456.5"), tokens_total=0, tokens_native=None)
+
+    assert (row[0], row[3]) == (Decimal("-123456.5"), "manual")
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.decimals(0, 1000, places=9)), min_size=30, max_size=30))
+def test_both_say_the_same_of_an_amount(pairs: list[tuple[int, Decimal]]) -> None:
+    """SQL believes exactly what `most_believed` says, to the last digit."""
+    rows_of_b = ", ".join(
+        f"({tokens}::BIGINT, {price:f}::DECIMAL(18,9), NULL::DECIMAL(18,9))" for tokens, price in pairs
+    )
+    with duckdb.connect() as connection:
+        found = connection.execute(
+            f"SELECT {rating._MOST_BELIEVED} FROM (VALUES {rows_of_b}) v(quantity, list_price, unit_price), "
+            "LATERAL (SELECT v.quantity AS quantity) b, "
+            "LATERAL (SELECT v.list_price AS list_price, v.unit_price AS unit_price) r"
+        ).fetchall()
+
+    assert sorted(row[0] for row in found) == sorted(most_believed(cost(tokens, price)) for tokens, price in pairs)
 
 
 def test_two_meters_are_two_rows(tmp_path: Path) -> None:

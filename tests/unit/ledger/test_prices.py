@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from embedctl.cli import app
-from embedctl.errors import ConfigurationInvalid
+from embedctl.errors import ConfigurationInvalid, InputInvalid
 from embedctl.ledger import prices
 from embedctl.ledger.prices import PriceBook, imported, price_file
 from embedctl.ledger.prices.price import Price, PriceKey, rate_at, timeline
@@ -332,3 +332,34 @@ def test_check_exits_78_for_what_cannot_be(run: Run, clean_environment: Path) ->
     (clean_environment / "prices.toml").write_text(table(confidence="x"))
 
     assert (fine, strict, run("check")[0]) == (0, 3, 78)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 200_000 + b"]" * 200_000,
+        b'[{"models":[7]}]',
+        b'[{"models":7}]',
+        b'[{"models":[{"id":"embed-1","prices":[7]}]}]',
+        b"9" * 5000,
+        b"null",
+    ],
+    ids=range(6),
+)
+def test_a_list_of_any_shape(tmp_path: Path, content: bytes) -> None:
+    """A price list that is nested without end, or of another shape inside, is refused by its name."""
+    (tmp_path / "list.json").write_bytes(content)
+
+    with pytest.raises(InputInvalid, match=r"list\.json"):
+        imported.read_offers(tmp_path / "list.json", now=NOW)
+
+
+def test_prices_that_are_no_numbers(tmp_path: Path) -> None:
+    """A price beyond any number's exponent is none, and the others are read."""
+    said = b",".join(
+        b'"m%d":{"mode":"embedding","litellm_provider":"openai","input_cost_per_token":%s}' % (number, price)
+        for number, price in enumerate([b"1e400", b"1e9999999", b"1e-9999999", b"2e-8"])
+    )
+    (tmp_path / "list.json").write_bytes(b"{" + said + b"}")
+
+    assert [price.model for price in imported.read_offers(tmp_path / "list.json", now=NOW)] == ["m3"]

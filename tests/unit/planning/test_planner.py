@@ -19,7 +19,7 @@ from embedctl.outputs import assemble, parquet
 from embedctl.planning.chunks import REASON_WORDS, TextRules
 from embedctl.planning.packer import PackedRequest, Packer
 from embedctl.planning.planner import JOURNAL_FILES, Planner
-from embedctl.planning.slice import Slice, SliceIndex, VectorSource, resolve_duplicates
+from embedctl.planning.slice import COLUMN_BYTES, SLICE_BYTES, Slice, SliceIndex, VectorSource, resolve_duplicates
 from embedctl.records import Limits, Outcome, Refusal, text_hash, tokens_hash
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import LOCATION, HashIndex
@@ -85,7 +85,7 @@ class Taken:
             self.slice_.outcomes.append(Outcome(targets=one.ordinals, ref=ref))
         self.slice_.settle(int)
         resolve_duplicates(self.slice_, SliceIndex())
-        failed, kept = assemble.failures(self.slice_, self.ids, self.indexes)
+        failed, kept = assemble.failures(self.slice_, parquet.joined(self.slice_.batches))
         return failed, assemble.counts(self.slice_, failed, kept)
 
 
@@ -455,3 +455,30 @@ def test_a_slot_is_complete_with_its_own_requests(tmp_path: Path) -> None:
     taken = take(tmp_path, block("a", "b", "c", "d"))
 
     assert [one.number for one in taken.requests] == [0, 1]
+
+
+@pytest.mark.parametrize("column", ["id", "kept"])
+def test_ids_and_kept_columns_close_a_slice(tmp_path: Path, column: str) -> None:
+    """A slice is full when its ids, texts and kept columns take some megabytes, however short its texts are."""
+    wide = ["x" * (COLUMN_BYTES // 2)] * 2
+    ids, notes = (wide, ["a", "b"]) if column == "id" else (["a", "b"], wide)
+    block = Block(0, ids, ["one", "two"], kept=pa.record_batch({"note": notes}))
+    columns = parquet.row_columns(pa.string(), block.kept.schema, text=True)
+
+    slice_ = take(tmp_path, block, columns=columns).slice_
+
+    assert slice_.full(384)
+    slice_.column_bytes = 0
+    assert not slice_.full(384)
+
+
+def test_ids_of_failed_rows_close_a_slice(tmp_path: Path) -> None:
+    """Rows without text leave no batch, but their ids are held until the slice is written."""
+    block = Block(0, ["x" * 1000], [" "])
+
+    slice_ = take(tmp_path, block).slice_
+
+    assert slice_.failed_bytes == 1000
+    slice_.failed_bytes = SLICE_BYTES
+    assert slice_.full(384)
+    assert not slice_.full(None)

@@ -157,10 +157,12 @@ def test_a_list_cost_that_lacks_something_says_so(run: Run, paths: LedgerPaths) 
 
 
 def test_a_report_goes_to_a_file(run: Run, paths: LedgerPaths) -> None:
-    """With -o the same document goes to a file, whole, in place of the one before; stdout stays empty."""
+    """With -o the same document goes to a new file, whole, or with --overwrite in place of one; stdout stays empty."""
     printed = run("report", "--format", "csv").stdout
     Path("report.csv").write_text("older")
-    told = run("report", "--format", "csv", "-o", "report.csv")
+    assert run("report", "--format", "csv", "-o", "report.csv").exit_code == 73
+    assert Path("report.csv").read_text() == "older"
+    told = run("report", "--format", "csv", "-o", "report.csv", "--overwrite")
 
     assert (told.exit_code, told.stdout) == (0, "")
     assert Path("report.csv").read_text() == printed

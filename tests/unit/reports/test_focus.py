@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from embedctl.cli import app
 from embedctl.ledger.adjustments import entry
 from embedctl.reports import focus
+from embedctl.terminal import FORMULA_STARTS
 from tests.support.ledger_events import NOON, event, one, place, take
 
 OCTOBER = NOON.replace(month=10)
@@ -192,3 +193,18 @@ def test_what_is_billed_is_the_ledgers_cost(rows: list[dict[str, str]], clean_en
 
     assert billed == one(paths, "SELECT sum(cost) FROM usage_event")
     assert len(rows) > 10
+
+
+def test_no_text_is_a_formula(clean_environment: Path, tmp_path: Path) -> None:
+    """A text that a spreadsheet would run stands behind an apostrophe; a negative amount stays a number."""
+    paths = place(clean_environment)
+    names = [f"{start}1+1" for start in FORMULA_STARTS if start != "\0"]  # no text of the spool has a NUL
+    about = {"workspace": "acme", "reason": "why", "at": NOON, "provider": "pay"}
+    take(paths, *(event(region=name) for name in names), entry("credit", Decimal("-0.5"), **about))
+    out = tmp_path / "focus.csv"
+    assert CliRunner().invoke(app, ["usage", "export", "-o", str(out)]).exit_code == 0
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    assert {row["RegionId"] for row in rows} - {""} == {f"'{name}" for name in names}
+    assert min(Decimal(row["BilledCost"]) for row in rows) == Decimal("-0.5")

@@ -92,11 +92,12 @@ def test_nothing_is_loaded_from_elsewhere(paths: LedgerPaths) -> None:
     assert "\x1b" not in body
 
 
-def test_a_page_replaces_a_page_and_nothing_else(paths: LedgerPaths) -> None:
-    """A page that was written before is replaced; any other file is left, with exit 73."""
+def test_a_page_replaces_a_file_only_when_told_to(paths: LedgerPaths) -> None:
+    """Any file that exists is left, with exit 73, unless --overwrite is said."""
     Path("mine.html").write_text("<p>mine</p>")
 
-    assert [run("--html", "usage.html").exit_code for _ in range(2)] == [0, 0]
+    assert [run("--html", "usage.html").exit_code for _ in range(2)] == [0, 73]
+    assert run("--html", "usage.html", "--overwrite").exit_code == 0
     assert run("--html", "mine.html").exit_code == 73
     assert run("--html", "none/usage.html").exit_code == 73
     assert Path("mine.html").read_text() == "<p>mine</p>"

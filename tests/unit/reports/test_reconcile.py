@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from embedctl.errors import AnswerUnusable
+from embedctl.errors import AnswerUnusable, InputInvalid
 from embedctl.ledger import database
 from embedctl.ledger.periods import Range
 from embedctl.reports import provider_export, reconcile
@@ -114,6 +114,81 @@ def test_another_answer_is_refused(body: bytes) -> None:
     """An answer that is not the API's is a provider error, not a traceback."""
     with pytest.raises(AnswerUnusable):
         provider_export.fetch_openai(lambda _path, _query: body, NOVEMBER)
+
+
+DEEP = b"[" * 200_000 + b"]" * 200_000
+ROW = b'{"data":[{"start_time":1795000000,"results":[{"input_tokens":%s,"model":%s,"project_id":%s}]}]}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        DEEP,
+        b'{"data":' + DEEP + b"}",
+        ROW % (DEEP, b'"m"', b'"p"'),
+        ROW % (b"1" + b"0" * 30, b'"m"', b'"p"'),
+        ROW % (b"1" + b"0" * 5000, b'"m"', b'"p"'),
+        ROW % (b"1e99999999", b'"m"', b'"p"'),
+        ROW % (b"[1]", b'"m"', b'"p"'),
+        ROW % (b"1.5", b'"m"', b'"p"'),
+        b'{"data":[{"start_time":1e99,"results":[{}]}]}',
+        b'{"data":[{"start_time":99999999999999999999,"results":[{}]}]}',
+        b'{"data":[{"start_time":[],"results":[{}]}]}',
+        b'{"data":[7]}',
+        b'{"data":7}',
+        b'{"data":[],"has_more":true,"next_page":"' + b"x" * 100_000 + b'"}',
+    ],
+    ids=range(14),
+)
+def test_a_hostile_account_is_refused(body: bytes) -> None:
+    """An account nested without end, with numbers beyond any column or days beyond any calendar, is refused by name."""
+    with pytest.raises(AnswerUnusable) as caught:
+        provider_export.fetch_openai(lambda _path, _query: body, NOVEMBER)
+
+    assert len(caught.value.message) < 400
+
+
+def test_names_in_an_account_are_cut() -> None:
+    """A model or project with a name of megabytes, or of another kind, is kept as 200 characters at most."""
+    body = ROW % (b"7", b'"\\u202e' + b"m" * 1_000_000 + b'"', b"[[1],2]")
+
+    (row, *_) = provider_export.fetch_openai(lambda _path, _query: body, NOVEMBER)
+
+    assert (len(row.model or ""), row.account, row.tokens) == (200, "[[1],2]", 7)
+
+
+@pytest.mark.parametrize("amount", ["1e13", "-1e13", "1e99999999", "NaN", "x"])
+def test_an_amount_that_no_column_holds(tmp_path: Path, amount: str) -> None:
+    """An export with an amount beyond the ledger's column is refused; credits and long tails are taken."""
+    export = tmp_path / "export.csv"
+    export.write_text(f"day,cost\n2026-11-15,{amount}\n")
+    with pytest.raises(InputInvalid, match="row 1"):
+        provider_export.read_export(export)
+
+    export.write_text("day,cost\n2026-11-15,-3.20000000000000030000001\n")
+    assert provider_export.read_export(export)[0].cost == Decimal("-3.20000000000000030000001")
+
+
+@pytest.mark.parametrize(
+    "content", [DEEP, b'{"data":[7]}', b"[7]", b'[["a"]]', b"day\n" + b"x" * 200_000, b"day\n\x00"]
+)
+def test_an_export_of_another_shape(tmp_path: Path, content: bytes) -> None:
+    """A file that is no export, whatever it is instead, is refused by its name."""
+    (tmp_path / "export").write_bytes(content)
+
+    with pytest.raises(InputInvalid, match="export"):
+        provider_export.read_export(tmp_path / "export")
+
+
+def test_pages_without_end() -> None:
+    """Pages that go on and on, each with another mark, are given up."""
+    numbers = iter(range(10_000))
+
+    def fetch_more(_path: str, _query: Sequence[tuple[str, str]]) -> bytes:
+        return json.dumps({"data": [], "has_more": True, "next_page": str(next(numbers))}).encode()
+
+    with pytest.raises(AnswerUnusable, match="no end"):
+        provider_export.fetch_openai(fetch_more, NOVEMBER)
 
 
 def test_an_endless_book_ends() -> None:

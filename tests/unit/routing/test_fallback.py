@@ -164,7 +164,7 @@ def test_nobody_now_says_when_somebody_is_back() -> None:
     assert isinstance(nobody.error, NoProviderNow)
     assert (nobody.ready_in_s, nobody.error.exit_code, nobody.error.retryable) == (7, 75, True)
     assert nobody.error.message == (
-        "no provider can be asked now; back: openai:small in 40 s (circuit open); "
+        "no provider is available; next retry: openai:small in 40 s (circuit open); "
         "eu:my-deployment in 7 s (throttled); not asked: local_api:something: another model"
     )
     assert nobody.error.details[1] == {"provider": "eu", "model": "my-deployment", "ready_in_s": 7}

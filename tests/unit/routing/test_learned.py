@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedctl.errors import OutputRefused
 from embedctl.records import Limits
 from embedctl.routing.learned import Account, Learned, Served, fingerprint, living, load, merged, pair, save, update
 
@@ -194,7 +195,7 @@ def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     target = tmp_path / "precious"
     target.write_text("mine")
     (tmp_path / ".hints.json.lock").symlink_to(target)
-    with pytest.raises(OSError, match="symbolic"):
+    with pytest.raises(OutputRefused, match="symbolic"):
         update(tmp_path / "hints.json", lambda hints: hints, 0.0)
 
     assert target.read_text() == "mine"

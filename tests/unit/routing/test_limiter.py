@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from embedctl.errors import AnswerLost, KeyRejected, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
-from embedctl.routing.limiter import Limiter
+from embedctl.routing.limiter import AdaptiveLimiter
 from embedctl.routing.rate_limit import RateLimits
 
 
@@ -59,11 +59,11 @@ def run(main: Callable[[Clock], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(bounded())
 
 
-def limiter(clock: Clock, **rate_limits: Any) -> Limiter:
-    return Limiter(RateLimits(**rate_limits), clock=clock, sleep=clock.sleep)
+def limiter(clock: Clock, **rate_limits: Any) -> AdaptiveLimiter:
+    return AdaptiveLimiter(RateLimits(**rate_limits), clock=clock, sleep=clock.sleep)
 
 
-async def answered(subject: Limiter, clock: Clock, seconds: float = 1.0, tokens: int = 10) -> float:
+async def answered(subject: AdaptiveLimiter, clock: Clock, seconds: float = 1.0, tokens: int = 10) -> float:
     """One request that takes so long; the time it was sent."""
     async with subject.acquire(tokens) as permit:
         sent = clock.now

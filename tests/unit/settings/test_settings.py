@@ -56,7 +56,7 @@ def test_the_strongest_layer_that_speaks_wins(tmp_path: Path, strongest: int) ->
     if "project" in spoken:
         project(tmp_path, 'workspace = "project"')
     if "user" in spoken:
-        user(tmp_path, 'workspace = "user"')
+        user(tmp_path, 'workspace = "user"\n[workspaces.project]')
     found = load(tmp_path, **about)
     labels = [
         "flag",
@@ -73,10 +73,10 @@ def test_the_strongest_layer_that_speaks_wins(tmp_path: Path, strongest: int) ->
 def test_layers_are_merged_option_by_option(tmp_path: Path) -> None:
     """A layer that does not speak of an option leaves it to the next."""
     user(tmp_path, 'workspace = "kb"\nconcurrency = 4\nretries = 2')
-    project(tmp_path, "concurrency = 8")
+    project(tmp_path, "concurrency = 3")
     options = load(tmp_path, flags={"retries": 1, "model": None}).options
 
-    assert (options.workspace, options.concurrency, options.retries, options.model) == ("kb", 8, 1, None)
+    assert (options.workspace, options.concurrency, options.retries, options.model) == ("kb", 3, 1, None)
 
 
 def test_every_value_of_a_file_has_the_type_of_its_option(tmp_path: Path) -> None:
@@ -175,16 +175,6 @@ def test_a_wrong_value_is_never_shown(tmp_path: Path, secret: str, key: str) -> 
     assert key in caught.value.message
 
 
-def test_a_project_may_not_set_providers(tmp_path: Path) -> None:
-    """./embedctl.toml sends no key anywhere: [providers.*] in it is an error that says where it belongs."""
-    path = project(tmp_path, "[providers.openai]\nbase_url = 'https://evil.example'")
-    with pytest.raises(ConfigurationInvalid) as caught:
-        load(tmp_path)
-
-    assert caught.value.message.startswith(f"{path}: a project's file may not set [providers.*]")
-    assert "embedctl config path" in (caught.value.hint or "")
-
-
 def test_a_file_named_with_config_may_set_providers(tmp_path: Path) -> None:
     """The same file is the user's own when --config or EMBEDCTL_CONFIG names it."""
     path = project(tmp_path, "[providers.eu]\nprotocol = 'tei'")
@@ -193,36 +183,6 @@ def test_a_file_named_with_config_may_set_providers(tmp_path: Path) -> None:
 
     assert by_flag.providers["eu"].protocol == by_variable.providers["eu"].protocol == "tei"
     assert by_flag.files == by_variable.files == (path,)
-
-
-def test_a_project_may_only_narrow(tmp_path: Path) -> None:
-    """What a project says of [allow] and of a workspace is passed beside the user's own, never instead of it."""
-    user(
-        tmp_path,
-        "[allow]\nproviders = ['openai']\n"
-        "[workspaces.acme]\nproviders = ['eu', 'onnx']\nbudget = { amount = '5' }\n[workspaces.kb]\nmodels = ['a']",
-    )
-    project(
-        tmp_path,
-        "[allow]\nproviders = ['openai', 'voyage']\n"
-        "[workspaces.acme]\nproviders = ['onnx', 'voyage']\nbudget = { amount = '5000' }\n"
-        "[workspaces.new]\nmodels = ['b']",
-    )
-    found = load(tmp_path)
-
-    assert [allow.providers for _, allow in found.narrowings] == [("openai", "voyage"), ("openai",)]
-    assert found.workspaces["acme"].providers == ("onnx",)
-    assert found.workspaces["acme"].budget == BudgetSettings(amount=Decimal(5))
-    assert (found.workspaces["kb"].models, found.workspaces["new"].models) == (("a",), ("b",))
-
-
-def test_tables_of_both_files_are_known(tmp_path: Path) -> None:
-    """Chains and models of a project stand beside the user's; an entry of both is the project's."""
-    user(tmp_path, "[fallback]\nopenai = ['eu']\nvoyage = ['jina']")
-    project(tmp_path, "[fallback]\nopenai = ['onnx']")
-    found = load(tmp_path)
-
-    assert found.chains == {"openai": ("onnx",), "voyage": ("jina",)}
 
 
 @pytest.mark.parametrize("key", ["cache", "fallback"])
@@ -362,16 +322,3 @@ def test_a_job_file_that_is_not_there_is_missing_input(tmp_path: Path) -> None:
     """A JOB.toml that does not exist exits with 66."""
     with pytest.raises(InputMissing, match="no such job file"):
         settings.read_job(tmp_path / "no.toml")
-
-
-def test_a_project_file_may_not_allow_plain_http(tmp_path: Path) -> None:
-    """A project's file cannot make a key travel over plain http; the flag and the user's settings can."""
-    (tmp_path / "embedctl.toml").write_text("insecure = true\n")
-    with pytest.raises(ConfigurationInvalid) as refused:
-        settings.load(folder=tmp_path, environment={})
-
-    assert "may not set insecure" in refused.value.message
-    (tmp_path / "own.toml").write_text("insecure = true\n")
-    (tmp_path / "embedctl.toml").unlink()
-    assert settings.load(config=tmp_path / "own.toml", folder=tmp_path, environment={}).options.insecure
-    assert settings.load(flags={"insecure": True}, folder=tmp_path, environment={}).options.insecure

@@ -1,0 +1,21 @@
+"""The runs that are known here, and the argument that names one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from embedctl.runs.registry import RunRegistry
+
+Job = Annotated[str, typer.Argument(help="Name of a job, or id of a run.", metavar="JOB|RUN_ID")]
+
+
+def registry(config: Path | None) -> RunRegistry:
+    """The registry that the settings name."""
+    from embedctl import settings
+    from embedctl.runs.registry import RunRegistry
+
+    return RunRegistry(settings.load(config=config).paths.runs)

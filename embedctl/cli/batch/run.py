@@ -1,0 +1,78 @@
+"""`embedctl batch run`: inputs into a folder of Parquet parts, in a run that can be continued."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from embedctl.cli import _allocator
+from embedctl.cli._flags import ConfigFlag, LedgerFlag, with_options
+from embedctl.errors import WrongUsage
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: embedctl batch run tickets.parquet -o tickets/ -m openai:text-embedding-3-small -w acme")
+@with_options
+def run(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, globs, folders, or -; first of all a JOB.toml.", metavar="[JOB.toml] [INPUT...]"),
+    ] = None,
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of Parquet parts.", metavar="DIR"),
+    ] = None,
+    job: Annotated[str | None, typer.Option("--job", help="Name of the job, for `batch list` and reports.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try rows again that failed before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and send nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask no questions (there are none).", hidden=True)] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", "-j", help="Print the receipt as one JSON object on stdout.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what is waited for and why.")] = False,
+    config: ConfigFlag = None,
+    ledger: LedgerFlag = None,
+    flags: Mapping[str, Any],
+) -> None:
+    """Embed inputs into a folder of Parquet parts; the same command again continues, or embeds what is new."""
+    _allocator.keep_memory()
+    from embedctl.cli._run import Talk, execute
+    from embedctl.settings import read_job
+    from embedctl.settings.options import checked_name
+
+    words = list(inputs or ())
+    written = read_job(Path(words.pop(0))) if words and words[0].endswith(".toml") else {}
+    listed = [written["input"]] if isinstance(written.get("input"), str) else written.get("input", [])
+    sources = words or [os.path.expanduser(source) for source in listed]  # noqa: PTH111 - no shell did it
+    folder = output or (Path(written["output"]).expanduser() if written.get("output") else None)
+    if not sources:
+        raise WrongUsage("nothing to embed", hint="name files or folders: embedctl batch run INPUT... -o DIR")
+    if folder is None:
+        raise WrongUsage("no output named", hint="name a folder: embedctl batch run INPUT... -o DIR")
+    if str(folder) == "-":
+        raise WrongUsage("batch run writes a folder", hint="`embedctl embed INPUT... -o -` prints JSON lines")
+    name = job or written.get("job")
+    execute(
+        "batch run",
+        inputs=sources,
+        kind="folder",
+        output=folder,
+        flags=flags,
+        job_options={key: value for key, value in written.items() if key not in ("input", "output", "job")},
+        job=checked_name(name, "job") if name else None,
+        config=config,
+        ledger=ledger,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+        dry_run=dry_run,
+        talk=Talk(as_json=as_json, quiet=quiet, progress=not no_progress, verbose=verbose),
+    )

@@ -1,0 +1,107 @@
+"""`embedctl vectors search`: the rows of an output that are nearest in meaning to some words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedctl import terminal
+from embedctl.cli import _ledger
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.cli.vectors._asking import (
+    AskingFlags,
+    ModelFlag,
+    ProviderFlag,
+    TagFlag,
+    VerboseFlag,
+    WorkspaceFlag,
+    spent,
+    with_ledger,
+)
+from embedctl.cli.vectors._output import OutputPath
+from embedctl.errors import InputInvalid, WrongUsage
+from embedctl.records import printable
+
+if TYPE_CHECKING:
+    from embedctl.vectors.files import Stored
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: embedctl vectors search handbook.parquet 'sick leave'")
+def search(
+    file: OutputPath,
+    words: Annotated[str, typer.Argument(help="What to look for.", metavar="WORDS")],
+    count: Annotated[int, typer.Option("--count", "-k", min=1, max=10_000, help="Most results.")] = 5,
+    model: ModelFlag = None,
+    provider: ProviderFlag = None,
+    workspace: WorkspaceFlag = None,
+    tag: TagFlag = None,
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    config: ConfigFlag = None,
+    ledger: LedgerFlag = None,
+) -> None:
+    """Find the rows nearest in meaning, by cosine, with the model that made the file."""
+    from embedctl.vectors.files import open_stored
+    from embedctl.vectors.search import nearest
+
+    if not words.strip():
+        raise WrongUsage("nothing to look for", hint="embedctl vectors search FILE 'some words'")
+    flags = AskingFlags(
+        model=model, provider=provider, workspace=workspace, tag=tag, config=config, ledger=ledger, verbose=verbose
+    )
+    stored = open_stored(file)
+    query, paid = _embedded(words, stored, flags)
+    hits = [hit.as_dict() for hit in nearest(stored, query, count)]
+    form = _ledger.chosen_format(form, as_json)
+    short = _short if form == "table" else lambda text: text
+    rows = [{**hit, "score": f"{hit['score']:.4f}", "text": short(hit["text"])} for hit in hits]
+    columns = [
+        terminal.Column("score", "Score", "right"),
+        terminal.Column("id", "Id"),
+        terminal.Column("chunk_index", "Chunk", "right"),
+        terminal.Column("text", "Text"),
+    ]
+    envelope = {"results": hits, "query": words, **paid, "warnings": []}
+    terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), form)
+
+
+def _embedded(words: str, stored: Stored, flags: AskingFlags) -> tuple[Any, dict[str, Any]]:
+    """The vector of a question in the output's space; who made it, and what it cost."""
+    import asyncio
+
+    from embedctl.runs import adhoc
+
+    if printable(words) != words:
+        raise WrongUsage("the words are no text: a byte of them is not UTF-8")
+    asking = flags.asking(stored, must=True, as_query=True)
+    assert asking is not None  # noqa: S101 - it must
+    answer = with_ledger(
+        asking.settings,
+        lambda: asyncio.run(
+            adhoc.embed(
+                asking.settings,
+                asking.chain,
+                [asking.endpoint.prefix + words],
+                purpose="query",
+                command="vectors search",
+                space=asking.space,
+                observer=flags.observer,
+            )
+        ),
+    )
+    query = answer.vector(0)
+    if query is None:
+        raise InputInvalid(f"the words cannot be embedded: {answer.refusals[0].message}")
+    return query, {"model": asking.endpoint.id, **spent(answer.spending)}
+
+
+def _short(text: str | None, width: int = 72) -> str | None:
+    """A text in one line that fits a table."""
+    if text is None:
+        return None
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,100 @@
+"""Files whose names a user typed: over another only when told to, never through a link, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from embedctl.errors import OutputRefused
+from embedctl.records import uuid7
+from embedctl.storage.disk import DISK
+from embedctl.storage.files import Content, publish, remove_tree, replace
+
+
+def check_free(place: Path, *, overwrite: bool) -> None:
+    """Refuse a name that cannot be written to, before any work is done for it.
+
+    Args:
+        overwrite: What is there is replaced: a file, or a link itself, never what it leads to.
+
+    Raises:
+        OutputRefused: Something is there, or nothing that a file may take the place of, or its folder is missing.
+    """
+    try:
+        found = place.lstat()
+        if stat.S_ISLNK(found.st_mode) and place.exists():
+            found = place.stat()
+    except FileNotFoundError:
+        if not place.parent.is_dir():
+            raise OutputRefused(f"no such folder: {place.parent}", hint="make it, or name another") from None
+        return
+    except (OSError, ValueError) as refusal:
+        raise _impossible(place, refusal) from None
+    if stat.S_ISDIR(found.st_mode):
+        raise OutputRefused(f"{place} is a folder", hint="name a file")
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(found.st_mode):
+        raise OutputRefused(f"{place} is a device or pipe", hint="name a file")
+    if not overwrite:
+        raise _taken(place)
+
+
+def write(place: Path, content: Content, *, overwrite: bool, mode: int = 0o600) -> None:
+    """Put a whole file at `place`.
+
+    Raises:
+        OutputRefused: As `check_free`, also for what appeared meanwhile.
+        StorageFailed: The disk refused; what was there is as it was.
+    """
+    check_free(place, overwrite=overwrite)
+    try:
+        if overwrite:
+            replace(DISK, place, content, mode=mode)
+            return
+        put = publish(DISK, place, content, mode=mode)
+    except OutputRefused as refusal:  # names the unfinished file
+        raise _impossible(place, refusal.__cause__) from refusal
+    if not put:
+        raise _taken(place)
+
+
+@contextmanager
+def filled(place: Path, *, overwrite: bool) -> Iterator[Path]:
+    """The path, in a folder that nobody else may enter, at which a library makes the file for `place`.
+
+    Raises:
+        OutputRefused, StorageFailed: As `write`.
+    """
+    check_free(place, overwrite=overwrite)
+    folder = place.parent / f".embedctl-{uuid7().hex}"
+    try:
+        folder.mkdir(0o700)
+    except OSError as refusal:
+        raise _impossible(place, refusal) from refusal
+    try:
+        made = folder / "unfinished"
+        yield made
+        made.chmod(0o600)
+        fd = os.open(made, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            DISK.sync(fd, place)
+        finally:
+            os.close(fd)
+        if overwrite:
+            DISK.rename(made, place)
+        elif not DISK.link(made, place):
+            raise _taken(place)
+        DISK.sync_folder(place.parent)
+    finally:
+        remove_tree(DISK, folder)
+
+
+def _taken(place: Path) -> OutputRefused:
+    return OutputRefused(f"{place} exists", hint="name another, or --overwrite replaces it")
+
+
+def _impossible(place: Path, refusal: object) -> OutputRefused:
+    why = refusal.strerror if isinstance(refusal, OSError) else str(refusal)
+    return OutputRefused(f"{place} cannot be created: {why}", hint="choose a place you may write to")
