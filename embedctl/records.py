@@ -109,6 +109,7 @@ def _is_undecoded(text: str) -> bool:
 
 
 NO_USAGE = "native usage missing"
+JOURNAL_DAMAGED = "journal_damaged"
 """Why an answer has no tokens and no cost: its provider said none, and in `native` mode nobody else counts."""
 
 
@@ -517,7 +518,7 @@ class RowFailed:
 
 Concern = Literal[
     "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "ledger", "duplicate_ids",
-    "cache", "learned_file", "input",
+    "cache", "learned_file", "input", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
 ]  # fmt: skip
 
 

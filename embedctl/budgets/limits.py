@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embedctl import storage
 from embedctl.budgets.reservations import Reservations, SpendLimit, UnitPrice, reached
 from embedctl.budgets.shared import SharedBudget, Sums
 from embedctl.errors import Locked, OutputRefused, WrongUsage
+from embedctl.journal import Trust, recover
 from embedctl.journal.rescue import JOURNAL, LOCK, rescue
 from embedctl.ledger import budget_copy, segment_owners, spool
 from embedctl.ledger.paths import LedgerPaths
@@ -48,6 +50,7 @@ def reservations(
     endpoints: Sequence[Endpoint],
     unit_price: UnitPrice,
     observer: Observer,
+    trust: Trust,
     *,
     run_id: str,
     state: Path,
@@ -77,7 +80,7 @@ def reservations(
             )
         purse = SharedBudget(paths.budgets, run_id, state)
         names = {one.budget.workspace for one in budgets}
-        budgets = purse.join(names, partial(_is_settled, paths), partial(_standings, paths, settings))
+        budgets = purse.join(names, partial(_is_settled, paths, trust), partial(_standings, paths, settings))
     allowances += _allowances(budgets, purse, alone=options.workspace_column is None, observer=observer)
     return Reservations(unit_price, allowances, observer, purse)
 
@@ -90,10 +93,10 @@ def _standings(paths: LedgerPaths, settings: Settings, without_runs: Collection[
     """How the budgets of this run's workspaces stand, everything spooled included."""
     from embedctl.ledger import budgets  # duckdb takes longer to import than a free run takes
     from embedctl.ledger.database import reader
-    from embedctl.ledger.ingest import ingest
+    from embedctl.ledger.ingest import ingest, missing
 
     now = utc_now()
-    if spool.pending(paths.spool):
+    if spool.pending(paths.spool) or missing(paths, now=now):
         ingest(paths, wait_s=LEDGER_WAIT_S, now=now)
     only = None if settings.options.workspace_column else settings.options.workspace
     own = [one for one in budgets.configured(settings.workspaces) if only in (None, one.workspace)]
@@ -101,17 +104,22 @@ def _standings(paths: LedgerPaths, settings: Settings, without_runs: Collection[
         return budgets.standings(connection, own, workspace=only, now=now, without_runs=sorted(without_runs))
 
 
-def _is_settled(paths: LedgerPaths, state: Path) -> bool:
-    """Whether the run with this state folder has ended; all that it spent is in the spool then."""
-    if not state.is_dir():
-        return True
+def _is_settled(paths: LedgerPaths, trust: Trust, state: Path) -> bool:
+    """Whether the run with this state folder has ended; all that it spent is in the spool then.
+
+    The folder is whatever the file says: nothing is made in one that is not a run's, and only journals of this home
+    are read. A dead run of another home counts until that home has taken in what it spent.
+    """
+    if not (state / LOCK).exists():
+        return not any((state / JOURNAL).glob("*"))
     try:
+        storage.check_own(state)
         with locks.hold(state / LOCK, command=locks.RECOVERY):
-            give = segment_owners.routed(state, partial(spool.publish, paths.spool), ledger=paths.database)
-            rescue(state / JOURNAL, give, keeps_vectors=True)
+            give = segment_owners.routed(state, partial(spool.publish, paths.spool), trust, ledger=paths.database)
+            rescue(state / JOURNAL, give, trust, keeps_vectors=True)
+            return not recover(state / JOURNAL, trust).foreign
     except (Locked, OutputRefused):
         return not state.is_dir()
-    return True
 
 
 def _allowances(

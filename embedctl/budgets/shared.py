@@ -33,6 +33,7 @@ WAIT_S = 30.0
 """How long the file is waited for: it is held for less than a millisecond, unless its holder was stopped."""
 
 _ZERO = Decimal(0)
+_MOST_USD = Decimal(10) ** 13
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ class SharedBudget:
         self._mine = Share(str(folder.absolute()))
         self._bases: Mapping[str, Decimal] = {}
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         except OSError as refusal:
             raise StorageFailed(f"cannot open {path}: {refusal.strerror}") from refusal
 
@@ -169,8 +170,13 @@ class SharedBudget:
         """What stands there; a file that is empty, or was cut by a loss of power, begins with what this run knows."""
         try:
             sums = msgspec.json.decode(content, type=Sums)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             sums = Sums()
+        amounts = [*sums.bases.values()]
+        for share in sums.shares.values():
+            amounts += [*share.spent.values(), *share.reserved.values()]
+        if not all(amount.is_finite() and abs(amount) < _MOST_USD for amount in amounts):
+            sums = Sums()  # no run of ours wrote that
         for key, base in self._bases.items():
             sums.bases.setdefault(key, base)
         sums.shares[self._run_id] = self._mine

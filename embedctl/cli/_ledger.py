@@ -60,11 +60,14 @@ def take_in(ledger: Opened, *, wait_s: float = 10) -> list[str]:
     """
     from embedctl.ledger import spool
 
-    if not spool.pending(ledger.paths.spool) and ledger.paths.database.exists():
+    is_there = ledger.paths.database.exists()
+    if is_there and not spool.pending(ledger.paths.spool) and not spool.pending(ledger.paths.done):
         return spool.aside_notes(ledger.paths.aside)
-    from embedctl.ledger.ingest import ingest
+    from embedctl.ledger.ingest import ingest, missing
 
     try:
+        if is_there and not spool.pending(ledger.paths.spool) and not missing(ledger.paths, now=ledger.now):
+            return spool.aside_notes(ledger.paths.aside)
         done = ingest(ledger.paths, wait_s=wait_s, now=ledger.now)
     except Locked as busy:
         waiting = spool.pending_events(ledger.paths.spool)
@@ -77,10 +80,16 @@ def recover(ledger: Opened) -> int:
     from functools import partial
 
     from embedctl.ledger import spool
-    from embedctl.runs.registry import recover_dead, sweep
+    from embedctl.runs.registry import home_trust, recover_dead, sweep
 
     publish = partial(spool.publish, ledger.paths.spool)
-    put = recover_dead(ledger.settings.paths.runs, publish, ledger=ledger.paths.database)
+    put = recover_dead(
+        ledger.settings.paths.runs,
+        publish,
+        home_trust(ledger.settings.paths),
+        ledger=ledger.paths.database,
+        observer=terminal.TerminalObserver(),
+    )
     sweep(ledger.settings.paths.journal)
     return put
 

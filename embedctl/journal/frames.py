@@ -1,15 +1,34 @@
 """What stands in a journal file: frames, each whole or not there at all. Pure, but for reading a file.
 
-    length u32 | checksum u32 | json length u32 | json | text hashes (n × 16) | vectors (n × D × float32)
+    "EMB2" | length u32 | json length u32 | vectors' checksum u32 | intents u32 | tokens u64 | mac 16 bytes
+    | json | text hashes (n × 16) | vectors (n × D × float32)
 
-All little-endian; `length` counts what follows the three numbers. The checksum covers everything but itself and
-starts from the segment's own id: bytes of another segment, of zeros, or of an older file on the same blocks never
-pass. The JSON is padded so that vectors stand at a multiple of 64 bytes.
+All little-endian. `length` counts what follows the mac. `intents` and `tokens` are sums over all intents of the segment
+so far, this frame's included: whoever reads on after a damaged stretch knows how many are missing, and for how many
+tokens at most. The JSON is padded so that vectors stand at a multiple of 64 bytes.
+
+**A frame is evidence only of the home that made it.** The mac is blake2b, keyed by a key of the file, which is made of
+the home's secret (`trust.py`), the segment's id and the file's kind; it covers the frame's place in its file and
+everything but the vectors. So nobody who does not know the secret can make a frame, and no frame counts in another
+segment, in the other file, at another place, or from an older file on the same blocks. Vectors are covered by a
+checksum, which the mac covers: a keyed hash of them would cost more CPU than all the rest of the journal, and whoever
+may write here may change the vectors of a published part as well. Money, texts and tokens are under the mac alone.
+
+**Kinds.** The first frame of each file is its `head`: `{"format": 2, "segment", "file": "intents" | "answers",
+"secret": "home", "key", "host"}`. `intent`, `outcome` and `answer` carry an event. To come, without another format:
+
+- heads of shards on an object store say `"secret": "job"` (it stands in the job's plan), `"shard"` and `"generation"`;
+- the provider's Batch API: `planned`, `creating`, `submitted` (`{"batch", "provider", "texts", "price_tier"}`),
+  `collected`, with a member `batch` in place of `event`.
+
+A version that meets a kind which it does not know leaves that segment alone: it is neither spooled nor removed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,16 +48,33 @@ if TYPE_CHECKING:
     from embedctl.storage import Buffer
 
 Kind = Literal["intent", "outcome", "answer"]
+FileKind = Literal["intents", "answers"]
 
-FORMAT = 1
-"""Part of every file name: a journal of another format is left alone, not taken for a broken one."""
+FORMAT = 2
+"""Part of every file name: a journal of a later format is left alone, not taken for a broken one."""
 
-_HEAD = struct.Struct("<III")
-_LEAST = 2  # an empty JSON object: a frame of zeros has length 0 and is none
+KINDS = ("intent", "outcome", "answer")
+
+ENTRY_KINDS = ("usage", "cache_hit")
+"""What a journal may say; corrections, credits and the like are entered by hand, never found in a folder."""
+
+MAC_BYTES = 16
+MAGIC = b"EMB2"
+
+_HEAD = struct.Struct("<4sIIIIQ16s")
+_COVERED = struct.Struct("<QIIIIQ")  # offset, length, json length, checksum, intents, tokens
+_LEAST = 2  # an empty JSON object
 _MOST = (1 << 32) - 1
+_MOST_JSON = 64 << 20
+_MOST_TOKENS = (1 << 64) - 1
 _ALIGNMENT = 64
 _FLOAT_BYTES = 4
 _READ_AT_ONCE = 1 << 20
+_MOST_TRIES = 10_000
+"""Frames that do not check before the rest of a file is given up: a file of nothing but beginnings takes no hours."""
+
+_ROW = 512
+"""Words of 8 bytes that are summed together, see `vectors_checksum`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +104,15 @@ class Frame:
 
     Attributes:
         vectors_at: Where its vectors begin in the file, in bytes.
+        checksum: Of the vectors.
     """
 
-    kind: Kind
+    kind: str
     event: UsageEvent
     hashes: bytes = b""
     vectors_at: int = 0
     dimensions: int = 0
+    checksum: int = 0
     tokens_each: tuple[int, ...] | None = None
     extra: Mapping[str, Any] | None = None
 
@@ -82,6 +120,35 @@ class Frame:
     def count(self) -> int:
         """How many vectors it holds."""
         return len(self.hashes) // TEXT_HASH_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A stretch of a file that cannot be read.
+
+    Attributes:
+        last: No frame follows it.
+    """
+
+    offset: int
+    bytes: int
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A frame that has its place.
+
+    Attributes:
+        buffers: Its bytes; the vectors' own memory, not a copy.
+        vectors_at: Where they will begin, in bytes of the file.
+        checksum: Of the vectors.
+    """
+
+    buffers: list[Buffer]
+    size: int
+    vectors_at: int
+    checksum: int
 
 
 def draft(kind: Kind, event: UsageEvent) -> Draft:
@@ -120,111 +187,294 @@ def draft_answer(
     return made
 
 
-def seed(segment: str) -> int:
-    """Where a segment's checksums start."""
-    # CRC-32, not CRC-32C: 600 MB cost 0.14 s with zlib and 0.04 s with a library that would be one more dependency.
-    return zlib.crc32(segment.encode(), zlib.crc32(b"embedctl journal"))
+@dataclass(slots=True)
+class Begun:
+    """The intents of a segment so far, and the tokens that they are for."""
+
+    intents: int = 0
+    tokens: int = 0
 
 
-def placed(made: Draft, offset: int, start: int) -> tuple[list[Buffer], int, int]:
-    """The buffers of a frame that will stand at `offset` of a file whose checksums start at `start`.
+def tokens_at_risk(event: UsageEvent) -> int:
+    """Tokens that an attempt is billed for at most, when no more is known of it than that it began."""
+    if event.entry_kind != "usage":
+        return 0
+    return -(-(event.content_bytes or 0) // 4) if event.tokens_estimated is None else event.tokens_estimated
 
-    Returns:
-        The buffers (the vectors' own memory, not a copy), their bytes in all, and where the vectors will begin.
+
+def vectors_checksum(vectors: Buffer) -> int:
+    """A checksum of vectors, as they lie in memory or in a file.
+
+    The CRC of sums of 8-byte words, along rows of 4 KiB and across them: whatever changes less than four bits, a whole
+    sector, or the order of blocks, changes it, and it takes a tenth of the time that a CRC of all bytes takes.
     """
-    json = made.json
-    tail: list[Buffer] = []
-    hashes_at = offset + _HEAD.size + len(json)
-    if made.vectors is not None:
-        padding = -(hashes_at + len(made.hashes)) % _ALIGNMENT
-        json, hashes_at = json + b" " * padding, hashes_at + padding
-        tail = [made.hashes, made.vectors.data.cast("B")]
-    length = len(json) + sum(len(buffer) for buffer in tail)
-    checksum = zlib.crc32(json, zlib.crc32(struct.pack("<II", length, len(json)), start))
-    for buffer in tail:
-        checksum = zlib.crc32(buffer, checksum)
-    head = _HEAD.pack(length, checksum, len(json))
-    return [head + json, *tail], _HEAD.size + length, hashes_at + len(made.hashes)
+    whole = len(vectors) // (_ROW * 8) * _ROW * 8
+    rest = memoryview(vectors)[whole:]
+    if not whole:
+        return zlib.crc32(rest)
+    import numpy as np  # only where there are vectors: reports read journals, too
+
+    words = np.frombuffer(vectors, "<u8", whole // 8).reshape(-1, _ROW)
+    return zlib.crc32(rest, zlib.crc32(words.sum(axis=0), zlib.crc32(words.sum(axis=1))))
+
+
+class Keyed:
+    """The checks of one file's frames.
+
+    Args:
+        secret: Of the home or job that makes the file.
+    """
+
+    def __init__(self, secret: bytes, segment: str, file: FileKind) -> None:
+        self.segment = segment
+        self.file = file
+        self.fingerprint = fingerprint(secret)
+        scope = f"embedctl journal {FORMAT} {file} {segment}"
+        key = hashlib.blake2b(scope.encode(), key=secret, digest_size=32).digest()
+        self._keyed = hashlib.blake2b(key=key, digest_size=MAC_BYTES)
+
+    def mac(self, covered: bytes, json: bytes, hashes: bytes) -> bytes:
+        """Over the place and the numbers of a frame, its JSON and its text hashes."""
+        made = self._keyed.copy()
+        made.update(covered)
+        made.update(json)
+        made.update(hashes)
+        return made.digest()
+
+    def head(self) -> bytes:
+        """The first frame of the file."""
+        about = {
+            "kind": "head",
+            "format": FORMAT,
+            "segment": self.segment,
+            "file": self.file,
+            "secret": "home",
+            "key": self.fingerprint,
+            "host": socket.gethostname(),
+        }
+        return b"".join(self._framed(orjson.dumps(about), b"", None, 0, 0, 0).buffers)
+
+    def placed(self, made: Draft, offset: int, intents: int, tokens: int) -> Placed:
+        """A frame that will stand at `offset`.
+
+        Args:
+            intents: In the segment so far, this one included; likewise `tokens`, which they are for.
+        """
+        vectors = None if made.vectors is None else made.vectors.data.cast("B")
+        return self._framed(made.json, made.hashes, vectors, offset, intents, tokens)
+
+    def _framed(
+        self, json: bytes, hashes: bytes, vectors: memoryview | None, offset: int, intents: int, tokens: int
+    ) -> Placed:
+        checksum, tail = 0, []
+        if vectors is not None:
+            json += b" " * (-(offset + _HEAD.size + len(json) + len(hashes)) % _ALIGNMENT)
+            checksum, tail = vectors_checksum(vectors), [vectors]
+        length = len(json) + len(hashes) + sum(map(len, tail))
+        numbers = (length, len(json), checksum, intents & _MOST, min(tokens, _MOST_TOKENS))
+        mac = self.mac(_COVERED.pack(offset, *numbers), json, hashes)
+        head = _HEAD.pack(MAGIC, *numbers, mac)
+        return Placed(
+            [head + json + hashes, *tail], _HEAD.size + length, offset + _HEAD.size + len(json) + len(hashes), checksum
+        )
+
+
+def fingerprint(secret: bytes) -> str:
+    """What may be told of a secret: whose a file is, to one who has it."""
+    return hashlib.blake2b(b"embedctl fingerprint", key=secret, digest_size=8).hexdigest()
 
 
 class _Wire(msgspec.Struct):
     """A frame's JSON."""
 
-    kind: Kind
-    event: UsageEvent
+    kind: str
+    event: UsageEvent | None = None
     count: int = 0
     dimensions: int = 0
     tokens_each: tuple[int, ...] | None = None
     extra: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the first frame of a file says, whether it checks or not.
+
+    Attributes:
+        key: Fingerprint of the secret that the file is made with.
+    """
+
+    key: str = ""
+    host: str = ""
+    kind: str = ""
+
+
 _DECODER = msgspec.json.Decoder(_Wire)
+_HEAD_DECODER = msgspec.json.Decoder(Head)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def decoded(json: bytes, rest: bytes | None, hashes_at: int, *, checksum: int | None = None) -> Frame | None:
+    """A frame's content; None when its parts do not belong together, or say what no journal of ours says.
+
+    Args:
+        rest: Hashes, and vectors when `checksum` is None.
+        hashes_at: Where the hashes begin in the file.
+    """
+    try:
+        wire = _DECODER.decode(json)
+    except _UNREADABLE:
+        return None
+    event = wire.event
+    if event is None or event.entry_kind not in ENTRY_KINDS or wire.count < 0 or wire.dimensions < 0:
+        return None
+    hashed = wire.count * TEXT_HASH_BYTES
+    rest = rest or b""
+    if checksum is None:
+        if len(rest) != hashed + wire.count * wire.dimensions * _FLOAT_BYTES:
+            return None
+        checksum = vectors_checksum(rest[hashed:])
+    return Frame(
+        kind=wire.kind,
+        event=event,
+        hashes=rest[:hashed],
+        vectors_at=hashes_at + hashed,
+        dimensions=wire.dimensions,
+        checksum=checksum,
+        tokens_each=wire.tokens_each,
+        extra=wire.extra,
+    )
+
+
+def pread(fd: int, offset: int, count: int) -> bytes:
+    """What stands there; nothing where a block is bad."""
+    try:
+        return os.pread(fd, count, offset)
+    except OSError:
+        return b""
+
+
+def bytes_until_zeros(fd: int, offset: int) -> int:
+    """How many bytes follow, without the zeros at the end: space that was kept and not written."""
+    end = offset
+    for at in range(offset, os.fstat(fd).st_size, _READ_AT_ONCE):
+        if piece := pread(fd, at, _READ_AT_ONCE).rstrip(b"\0"):
+            end = at + len(piece)
+    return end - offset
 
 
 class Scan:
-    """The valid frames of a file from its start on, up to the first that is not.
+    """The frames of a file that check, in order; what lies between them is passed over and told.
 
-    After the iteration `end` is where the valid frames end, and `torn` says whether anything but zeros follows.
     Never raises for what the file holds.
+
+    Attributes:
+        valid: Frames that check, so far, the head included.
+        gaps: Stretches that cannot be read, once the iteration is over.
+        unknown_kinds: Frames of a later version's kinds.
+        torn: Bytes at the end of a frame that was not written to its end when the process died.
+        intents: Of the segment, by the last frame; likewise `tokens`.
     """
 
-    def __init__(self, fd: int, segment: str) -> None:
+    def __init__(self, fd: int, keyed: Keyed) -> None:
         self._fd = fd
-        self._seed = seed(segment)
-        self.end = 0
-        self.torn = False
+        self._keyed = keyed
+        self._size = os.fstat(fd).st_size
+        self._tries = 0
+        self.valid = 0
+        self.unknown_kinds = 0
+        self.torn = 0
+        self.intents = self.tokens = 0
+        self.gaps: list[Gap] = []
 
     def __iter__(self) -> Iterator[Frame]:
-        while (found := self._frame(self.end)) is not None:
-            frame, size = found
-            self.end += size
-            yield frame
-        self.torn = self._something_after(self.end)
+        end = 0
+        while True:
+            at = end
+            found = self._checked(at)
+            while found is None:
+                at = self._next_begin(at + 1)
+                if at < 0:
+                    self._note_rest(end)
+                    return
+                found = self._checked(at)
+            wire, size, self.intents, self.tokens = found
+            if at > end:
+                self.gaps.append(Gap(end, at - end))
+            end = at + size
+            self.valid += 1
+            if isinstance(wire, Frame):
+                yield wire
+            elif wire != "head":
+                self.unknown_kinds += 1
 
-    def _frame(self, offset: int) -> tuple[Frame, int] | None:
-        head = self._bytes(offset, _HEAD.size)
-        if len(head) < _HEAD.size:
+    def _next_begin(self, start: int) -> int:
+        """Where the next frame may begin; -1 when none does, or too many did not check."""
+        while start < self._size and self._tries < _MOST_TRIES:
+            piece = pread(self._fd, start, _READ_AT_ONCE)
+            if (at := piece.find(MAGIC)) >= 0:
+                return start + at
+            if len(piece) < _READ_AT_ONCE:
+                return -1
+            start += len(piece) - len(MAGIC) + 1
+        return -1
+
+    def _note_rest(self, end: int) -> None:
+        rest = bytes_until_zeros(self._fd, end)
+        if not rest:
+            return
+        head = pread(self._fd, end, _HEAD.size)
+        begins = head.startswith(MAGIC) or MAGIC.startswith(head[:4])
+        promised = _HEAD.unpack(head)[1] + _HEAD.size if begins and len(head) == _HEAD.size else _MOST
+        if begins and rest < promised:
+            self.torn = rest
+        else:
+            self.gaps.append(Gap(end, rest, last=True))
+
+    def _checked(self, offset: int) -> tuple[Frame | str, int, int, int] | None:
+        """The frame at `offset`, or the kind of one without an event; its size and its sums."""
+        head = pread(self._fd, offset, _HEAD.size)
+        if len(head) < _HEAD.size or not head.startswith(MAGIC):
             return None
-        length, expected, json_length = _HEAD.unpack(head)
+        self._tries += 1
+        _, length, json_length, checksum, intents, tokens, mac = _HEAD.unpack(head)
         body = offset + _HEAD.size
-        if json_length < _LEAST or length < json_length or body + length > os.fstat(self._fd).st_size:
+        if not _LEAST <= json_length <= min(length, _MOST_JSON) or body + length > self._size:
             return None
-        checksum = zlib.crc32(struct.pack("<II", length, json_length), self._seed)
-        for at in range(body, body + length, _READ_AT_ONCE):
-            checksum = zlib.crc32(self._bytes(at, min(_READ_AT_ONCE, body + length - at)), checksum)
-        if checksum != expected:
-            return None
-        frame = self._read(body, json_length, length)
-        return None if frame is None else (frame, _HEAD.size + length)
-
-    def _read(self, body: int, json_length: int, length: int) -> Frame | None:
+        json = pread(self._fd, body, json_length)
         try:
-            wire = _DECODER.decode(self._bytes(body, json_length))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            wire = _DECODER.decode(json)
+        except _UNREADABLE:
             return None
-        hashes_at = body + json_length
-        vectors_at = hashes_at + wire.count * TEXT_HASH_BYTES
-        if length != vectors_at - body + wire.count * wire.dimensions * _FLOAT_BYTES:
+        hashed = max(0, wire.count) * TEXT_HASH_BYTES
+        vectors_length = length - json_length - hashed
+        if vectors_length != max(0, wire.count) * max(0, wire.dimensions) * _FLOAT_BYTES and wire.event is not None:
             return None
-        return Frame(
-            kind=wire.kind,
-            event=wire.event,
-            hashes=self._bytes(hashes_at, vectors_at - hashes_at),
-            vectors_at=vectors_at,
-            dimensions=wire.dimensions,
-            tokens_each=wire.tokens_each,
-            extra=wire.extra,
-        )
+        if vectors_length < 0:
+            return None
+        hashes = pread(self._fd, body + json_length, hashed)
+        covered = _COVERED.pack(offset, length, json_length, checksum, intents, tokens)
+        if self._keyed.mac(covered, json, hashes) != mac:
+            return None
+        if wire.event is not None and vectors_length:
+            vectors = pread(self._fd, body + json_length + hashed, vectors_length)
+            if len(vectors) != vectors_length or vectors_checksum(vectors) != checksum:
+                return None
+        self._tries -= 1
+        size = _HEAD.size + length
+        if wire.event is None or wire.kind not in KINDS:
+            return wire.kind, size, intents, tokens
+        frame = decoded(json, hashes, body + json_length, checksum=checksum)
+        return None if frame is None else (frame, size, intents, tokens)
 
-    def _bytes(self, offset: int, count: int) -> bytes:
-        try:
-            return os.pread(self._fd, count, offset)
-        except OSError:
-            return b""  # a bad block ends the journal as a torn frame does
 
-    def _something_after(self, offset: int) -> bool:
-        while piece := self._bytes(offset, _READ_AT_ONCE):
-            if piece.strip(b"\0"):
-                return True
-            offset += len(piece)
-        return False
+def read_head(fd: int) -> Head | None:
+    """What the file says of itself, believed or not; None when it does not begin with a head."""
+    start = pread(fd, 0, _HEAD.size)
+    if len(start) < _HEAD.size or not start.startswith(MAGIC):
+        return None
+    json_length = min(_HEAD.unpack(start)[2], 1 << 16)
+    try:
+        found = _HEAD_DECODER.decode(pread(fd, _HEAD.size, json_length))
+    except _UNREADABLE:
+        return None
+    return found if found.kind == "head" else None

@@ -46,6 +46,7 @@ class Journal:
         cls,
         folder: Path,
         *,
+        secret: bytes,
         spool: Spool,
         recovered: Recovered | None = None,
         disk: Disk = DISK,
@@ -61,6 +62,7 @@ class Journal:
         them. Without `recovered` they are left alone.
 
         Args:
+            secret: Makes frames evidence; see `trust.home_secret`.
             spool: Called in a thread of the journal, once per segment.
             sync_intents: Off for providers that cost nothing.
             dimensions: Width of the vectors where known, to keep room on the disk for the first answers.
@@ -72,18 +74,23 @@ class Journal:
         disk.make_folder(folder)
         remove_leftovers(disk, folder)
         views = Views(folder)
+        for answer in () if recovered is None else recovered.answers:
+            place = answer.place
+            size = place.count * place.dimensions * 4
+            views.expect(place.segment, answer.file, place.offset, size, answer.checksum)
         taken = () if recovered is None else recovered.segments
         for path in () if recovered is None else recovered.remains:
             disk.unlink(path)
         writer = Writer(
             folder,
             disk=disk,
+            secret=secret,
             spool=spool,
             sync_intents=sync_intents,
             segment_bytes=segment_bytes,
             segment_s=segment_s,
             clock=clock,
-            forget=views.forget,
+            views=views,
             segments=[_taken_over(folder, segment) for segment in taken],
         )
         return cls(writer, views, dimensions)
@@ -145,10 +152,10 @@ class Journal:
     def read(self, place: VectorRef) -> NDArray[np.float32]:
         """Vectors of this run or a taken-over one: float32, shape (n, D), read-only, mapped from the file.
 
-        From any thread. The checksum was made when they were written, and verified by `recover`; not again here.
+        From any thread. An answer's checksum is verified when something of it is first read.
 
         Raises:
-            StorageFailed: The segment is gone.
+            StorageFailed: The segment is gone, or is not what was written.
         """
         return self._views.read(place)
 
@@ -199,6 +206,7 @@ def _taken_over(folder: Path, found: RecoveredSegment) -> Segment:
     return Segment(
         segment_id=found.segment_id,
         folder=folder,
+        names=found.names,
         sealed=True,
         events=list(found.events),
         vectors=found.vectors,

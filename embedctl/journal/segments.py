@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
+from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from embedctl.errors import StorageFailed
-from embedctl.journal import frames
-from embedctl.journal.frames import Draft
+from embedctl.journal import frames, old_frames
+from embedctl.journal.frames import Begun, Draft, FileKind, Keyed, Placed
 from embedctl.records import UsageEvent, uuid7
-from embedctl.storage import Buffer, Disk
+from embedctl.storage import Buffer, Disk, locks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 
 INTENTS = f".v{frames.FORMAT}.intents"
 ANSWERS = f".v{frames.FORMAT}.answers"
+OLD_INTENTS = f".v{old_frames.FORMAT}.intents"
+OLD_ANSWERS = f".v{old_frames.FORMAT}.answers"
 
 _INTENTS_STEP = 64 << 10
 _ANSWERS_STEP = 1 << 20
@@ -56,34 +62,40 @@ class VectorRef:
 class Log:
     """One append-only file of frames. A write that fails leaves the end where it was: the next one goes over it."""
 
-    def __init__(self, disk: Disk, path: Path, segment: str, step: int) -> None:
+    def __init__(self, disk: Disk, path: Path, keyed: Keyed, begun: Begun, step: int) -> None:
         self.path = path
         self.end = 0
         self.dirty = False
         self._disk = disk
-        self._seed = frames.seed(segment)
+        self._keyed = keyed
         self._step = step
         self._reserved = 0
         self._can_reserve = True
+        self._begun = begun
+        self._letting_go = threading.Lock()
         self._fd: int | None = disk.create(path)
+        locks.mark_living(self._fd)
 
-    def append(self, drafts: Sequence[Draft]) -> list[int]:
-        """Put frames at the end in one write; where the vectors of each begin, in bytes.
+    def append(self, drafts: Sequence[Draft]) -> list[Placed]:
+        """Put frames at the end in one write; the first write begins with the file's head.
 
         Raises:
             StorageFailed: Nothing was added.
         """
-        buffers: list[Buffer] = []
-        vectors_at: list[int] = []
-        end = self.end
+        buffers: list[Buffer] = [] if self.end else [self._keyed.head()]
+        placed: list[Placed] = []
+        end, intents, tokens = self.end + sum(map(len, buffers)), self._begun.intents, self._begun.tokens
         for made in drafts:
-            more, size, at = frames.placed(made, end, self._seed)
-            buffers += more
-            vectors_at.append(at)
-            end += size
+            if made.kind == "intent":
+                intents, tokens = intents + 1, tokens + frames.tokens_at_risk(made.event)
+            one = self._keyed.placed(made, end, intents, tokens)
+            buffers += one.buffers
+            placed.append(one)
+            end += one.size
         self._disk.write(self._open_fd, buffers, self.end, self.path)
         self.end, self.dirty = end, True
-        return vectors_at
+        self._begun.intents, self._begun.tokens = intents, tokens
+        return placed
 
     def reserve(self, more_bytes: int) -> None:
         """Make sure that `more_bytes` can still be written on a full disk, where the file system can promise it."""
@@ -107,9 +119,16 @@ class Log:
 
     def close(self) -> None:
         """Give the descriptor back; views of what was written stay valid."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            self._disk.close(fd)
+        with self._letting_go:
+            fd, self._fd = self._fd, None
+            if fd is not None:
+                self._disk.close(fd)
+
+    def unmark(self) -> None:
+        """Nothing more is written here: others may take what it holds for a dead run's."""
+        with self._letting_go:
+            if self._fd is not None:
+                locks.unmark(self._fd)
 
     @property
     def _open_fd(self) -> int:
@@ -126,10 +145,12 @@ class Segment:
         in_flight: Intents without outcome or answer, and the bytes each may still bring.
         events: What the spool will get, one per attempt.
         vectors: Vectors answered here, of which `released` are no longer needed.
+        names: Of its files, intents first.
     """
 
     segment_id: str
     folder: Path
+    names: tuple[str, str]
     intents: Log | None = None
     answers: Log | None = None
     opened_at: float = 0.0
@@ -144,13 +165,24 @@ class Segment:
     expected_bytes: int = 0
 
     @classmethod
-    def create(cls, disk: Disk, folder: Path, opened_at: float) -> Segment:
+    def create(cls, disk: Disk, folder: Path, secret: bytes, opened_at: float) -> Segment:
         """A new pair of files, durable under a name that was never used before."""
-        segment_id = uuid7().hex
-        intents = Log(disk, folder / f"{segment_id}{INTENTS}", segment_id, _INTENTS_STEP)
-        answers = Log(disk, folder / f"{segment_id}{ANSWERS}", segment_id, _ANSWERS_STEP)
-        disk.sync_folder(folder)
-        return cls(segment_id=segment_id, folder=folder, intents=intents, answers=answers, opened_at=opened_at)
+        segment_id, begun = uuid7().hex, Begun()
+
+        def log(kind: FileKind, suffix: str, step: int) -> Log:
+            return Log(disk, folder / f"{segment_id}{suffix}", Keyed(secret, segment_id, kind), begun, step)
+
+        with ExitStack() as made:
+            intents = log("intents", INTENTS, _INTENTS_STEP)
+            made.callback(intents.close)
+            answers = log("answers", ANSWERS, _ANSWERS_STEP)
+            made.callback(answers.close)
+            disk.sync_folder(folder)
+            made.pop_all()
+        names = (intents.path.name, answers.path.name)
+        return cls(
+            segment_id=segment_id, folder=folder, names=names, intents=intents, answers=answers, opened_at=opened_at
+        )
 
     @property
     def idle(self) -> bool:
@@ -200,9 +232,10 @@ class Segment:
 
     def remove(self, disk: Disk) -> None:
         """Remove both files, intents first: answers alone are then the rest of a removal, and nothing else."""
-        disk.unlink(self.folder / f"{self.segment_id}{INTENTS}")
+        intents, answers = self.names
+        disk.unlink(self.folder / intents)
         disk.sync_folder(self.folder)
-        disk.unlink(self.folder / f"{self.segment_id}{ANSWERS}")
+        disk.unlink(self.folder / answers)
         self.close()
 
     def close(self) -> None:
@@ -211,49 +244,102 @@ class Segment:
             log.close()
 
 
+class _Answered:
+    """The answers of one file, in order: where their vectors are, and which of them were checked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mapped: mmap.mmap | None = None
+        self._starts = array("Q")
+        self._sizes = array("Q")
+        self._checksums = array("I")
+        self._checked = bytearray()
+
+    def add(self, start: int, size: int, checksum: int) -> None:
+        self._sizes.append(size)
+        self._checksums.append(checksum)
+        self._checked.append(0)
+        self._starts.append(start)  # last: who looks it up finds all of it
+
+    def check(self, mapped: mmap.mmap, offset: int, end: int) -> None:
+        """Raise StorageFailed unless the answer with these bytes is what was written; once an answer."""
+        at = bisect_right(self._starts, offset) - 1
+        if at < 0 or end > self._starts[at] + self._sizes[at]:
+            raise StorageFailed(f"{self.path} holds no vectors at {offset}")
+        if self._checked[at]:
+            return
+        start, stop = self._starts[at], self._starts[at] + self._sizes[at]
+        if mapped.size() < stop or frames.vectors_checksum(memoryview(mapped)[start:stop]) != self._checksums[at]:
+            raise StorageFailed(
+                f"{self.path} was changed after it was written: vectors at {start} are not what was bought",
+                hint="look at the disk, then run the same command again: these vectors are bought anew",
+            )
+        self._checked[at] = 1
+
+
 class Views:
-    """Vectors in answers files as arrays, mapped and not copied."""
+    """Vectors in answers files as arrays, mapped and not copied; each answer is checked when it is first read."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._maps: dict[str, mmap.mmap] = {}
+        self._answered: dict[str, _Answered] = {}
+
+    def expect(self, segment: str, name: str, start: int, size: int, checksum: int) -> None:
+        """Vectors are there.
+
+        Args:
+            name: Of the file.
+            start: Byte at which they begin.
+            size: In bytes.
+        """
+        if segment not in self._answered:
+            self._answered[segment] = _Answered(self._folder / name)
+        self._answered[segment].add(start, size, checksum)
 
     def read(self, place: VectorRef) -> NDArray[np.float32]:
         """float32, shape (n, D), read-only; stays valid when the file is removed.
 
         Raises:
-            StorageFailed: The file is gone or shorter than that.
+            StorageFailed: The file is gone, shorter than that, or was changed after it was written.
         """
         import numpy as np
 
+        answered = self._answered.get(place.segment)
+        if answered is None:
+            raise StorageFailed(f"segment {place.segment} of {self._folder} is gone")
         count = place.count * place.dimensions
         end = place.offset + count * 4
-        mapped = self._maps.get(place.segment)
+        mapped = answered.mapped
         if mapped is None or len(mapped) < end:
-            self._maps[place.segment] = mapped = self._mapped(place.segment, end)
+            answered.mapped = mapped = _mapped(answered.path, end)
+        answered.check(mapped, place.offset, end)
         return np.frombuffer(mapped, "<f4", count, place.offset).reshape(place.count, place.dimensions)
 
     def release_pages(self) -> None:
         """Give pages back that were read: they stay in the system's cache, but are no longer this process's memory."""
         if (advice := getattr(mmap, "MADV_DONTNEED", None)) is not None:
-            for mapped in list(self._maps.values()):
-                mapped.madvise(advice)
+            for answered in list(self._answered.values()):
+                if answered.mapped is not None:
+                    answered.mapped.madvise(advice)
 
     def forget(self, segment: str) -> None:
         """Let go of a segment's memory once the last array of it is gone."""
-        self._maps.pop(segment, None)
+        self._answered.pop(segment, None)
 
-    def _mapped(self, segment: str, end: int) -> mmap.mmap:
-        path = self._folder / f"{segment}{ANSWERS}"
+
+def _mapped(path: Path, end: int) -> mmap.mmap:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                # Length 0: all there is. A length asked for first may be gone when what was reserved is given back.
-                mapped = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
-            finally:
-                os.close(fd)
-        except (OSError, ValueError) as refusal:
-            raise StorageFailed(f"cannot read {path}: {refusal}") from refusal
-        if len(mapped) < end:
-            raise StorageFailed(f"{path} is shorter than what was written to it")
-        return mapped
+            # Length 0: all there is. A length asked for first may be gone when what was reserved is given back.
+            mapped = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(fd)
+    except (OSError, ValueError) as refusal:
+        raise StorageFailed(f"cannot read {path}: {refusal}") from refusal
+    if len(mapped) < end:
+        raise StorageFailed(
+            f"{path} is shorter than what was written to it",
+            hint="look at the disk, then run the same command again: these vectors are bought anew",
+        )
+    return mapped

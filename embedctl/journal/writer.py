@@ -19,7 +19,7 @@ from embedctl.errors import EmbedctlError, InvariantBroken, StorageFailed
 from embedctl.journal import frames
 from embedctl.journal.commands import Append, Close, Command, Done, Release, Result, Spool, Sync, answer, waiter_of
 from embedctl.journal.recovery import interrupted
-from embedctl.journal.segments import Log, Segment, VectorRef
+from embedctl.journal.segments import Log, Segment, VectorRef, Views
 from embedctl.storage import Disk
 
 SYNC_AFTER_S = 1.0
@@ -34,22 +34,24 @@ class Writer:
         folder: Path,
         *,
         disk: Disk,
+        secret: bytes,
         spool: Spool,
         sync_intents: bool,
         segment_bytes: int,
         segment_s: float,
         clock: Callable[[], float],
-        forget: Callable[[str], None],
+        views: Views,
         segments: Iterable[Segment] = (),
     ) -> None:
         self._folder = folder
         self._disk = disk
+        self._secret = secret
         self._spool = spool
         self._sync_intents = sync_intents
         self._segment_bytes = segment_bytes
         self._segment_s = segment_s
         self._clock = clock
-        self._forget = forget
+        self._views = views
         self._segments = {segment.segment_id: segment for segment in segments}
         self._current: Segment | None = None
         self._where: dict[UUID, Segment] = {}
@@ -93,6 +95,9 @@ class Writer:
         if error is not None:
             answer([(waiter, None, error) for command in self._group if (waiter := waiter_of(command))])
         self._refuse_rest()
+        for segment in self._segments.values():
+            for log in segment.logs:
+                log.unmark()
         if self._stop is not None:
             answer([(self._stop.waiter, None, error or self._unheard)])
         with suppress(RuntimeError):  # last: no thread may be to be had for it, and nobody may wait for ever
@@ -193,12 +198,13 @@ class Writer:
                         results.append((entry.waiter, None, again))
 
     def _append_ends(self, segment: Segment, log: Log, entries: list[Append], results: list[Result]) -> None:
-        vectors_at = log.append([entry.draft for entry in entries])
-        for entry, offset in zip(entries, vectors_at, strict=True):
+        placed = log.append([entry.draft for entry in entries])
+        for entry, frame in zip(entries, placed, strict=True):
             segment.arrived(entry.draft.event)
-            place = None
-            if entry.draft.vectors is not None:
-                place = VectorRef(segment.segment_id, offset, *entry.draft.vectors.shape)
+            place, vectors = None, entry.draft.vectors
+            if vectors is not None:
+                place = VectorRef(segment.segment_id, frame.vectors_at, *vectors.shape)
+                self._views.expect(place.segment, log.path.name, place.offset, vectors.nbytes, frame.checksum)
                 segment.vectors += place.count
             results.append((entry.waiter, place, None))
 
@@ -249,7 +255,7 @@ class Writer:
         ):
             current.sealed, self._current, current = True, None, None
         if current is None:
-            current = Segment.create(self._disk, self._folder, self._clock())
+            current = Segment.create(self._disk, self._folder, self._secret, self._clock())
             self._current = self._segments[current.segment_id] = current
         return current
 
@@ -267,7 +273,7 @@ class Writer:
                 self._behind(partial(self._spool_segment, segment), partial(setattr, segment, "spooled", True))
             if segment.spooled and segment.released >= segment.vectors and not segment.removing:
                 segment.removing = True
-                self._forget(segment.segment_id)
+                self._views.forget(segment.segment_id)
                 self._behind(partial(segment.remove, self._disk), partial(self._segments.pop, segment.segment_id))
 
     def _sync_behind(self, waiter: asyncio.Future[VectorRef | None] | None = None) -> None:

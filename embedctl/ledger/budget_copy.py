@@ -17,6 +17,13 @@ from embedctl.ledger.paths import LedgerPaths
 if TYPE_CHECKING:
     import duckdb
 
+    from embedctl.ledger import budgets
+
+MOST_USD = 10**13
+"""What the ledger can hold."""
+
+_MOST_BYTES = 1 << 24
+
 
 def there_are(paths: LedgerPaths) -> bool:
     """Whether the ledger holds a budget; a copy that cannot be read counts as one: the ledger must be asked."""
@@ -36,7 +43,7 @@ def keep(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths) -> None:
 
     content = orjson.dumps([asdict(one) for one in budgets.stored(connection)], default=str)
     try:
-        if paths.limits.read_bytes() == content:
+        if storage.read_small(paths.limits, max_bytes=_MOST_BYTES, follow=False) == content:
             return
     except FileNotFoundError:
         if content == b"[]":
@@ -48,23 +55,36 @@ def keep(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths) -> None:
 
 def restore(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths) -> int:
     """Put the copy's budgets into a ledger that was made anew; how many."""
+    from embedctl.ledger import budgets
+
+    try:
+        found = [_budget(one) for one in _read(paths)]
+    except (OSError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+        return 0
+    for one in found:
+        budgets.put(connection, one)
+    return len(found)
+
+
+def _budget(one: dict[str, Any]) -> budgets.Budget:
+    """As it was kept.
+
+    Raises:
+        ValueError, TypeError, KeyError, ArithmeticError: It is none.
+    """
     from decimal import Decimal
 
     from embedctl.ledger import budgets
 
-    try:
-        kept = _read(paths)
-    except (OSError, ValueError):
-        return 0
-    for one in kept:
-        money = {"amount": Decimal(one["amount"]), "warn_ratio": Decimal(one["warn_ratio"])}
-        budgets.put(connection, budgets.Budget(**(one | money)))
-    return len(kept)
+    money = {name: Decimal(one[name]) for name in ("amount", "warn_ratio")}
+    if not all(value.is_finite() and 0 <= value < MOST_USD for value in money.values()):
+        raise ValueError("no amount")
+    return budgets.Budget(**(one | money))
 
 
 def _read(paths: LedgerPaths) -> list[dict[str, Any]]:
     try:
-        found = orjson.loads(paths.limits.read_bytes())
+        found = orjson.loads(storage.read_small(paths.limits, max_bytes=_MOST_BYTES, follow=False))
     except FileNotFoundError:
         return []
     if not isinstance(found, list):

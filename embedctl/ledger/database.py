@@ -7,15 +7,17 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 
+from embedctl import storage
 from embedctl.errors import ConfigurationInvalid, InvariantBroken, Locked, StorageFailed, WrongUsage
 from embedctl.ledger import schema
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.records import uuid7
 from embedctl.storage import DISK
 
 Connection = duckdb.DuckDBPyConnection
@@ -34,6 +36,9 @@ _BROKEN = re.compile(
     r"|Serialization Error|Failure while replaying WAL|INTERNAL Error",
     re.IGNORECASE,
 )
+
+LEFTOVER_S = 3600
+"""Unfinished files beside a ledger are removed when they are older than any write takes."""
 
 _REBUILD = "`embedctl usage ingest --rebuild` sets it aside and rebuilds it from the spool"
 
@@ -81,7 +86,7 @@ def held(
 def _open_lock(path: Path) -> int:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StorageFailed(f"the ledger's lock {path} cannot be opened: {error.strerror}") from error
 
@@ -128,6 +133,8 @@ def opened(database: Path, *, wait_s: float, read_only: bool) -> Iterator[duckdb
         connection = _connect(database, wait_s, read_only)
         with closing(connection):
             connection.execute("SET TimeZone = 'UTC'")
+            spill = database.parent / f"{storage.TEMPORARY_PREFIX}{uuid7().hex}"  # made when it is needed
+            connection.execute("SET temp_directory = '{}'".format(str(spill).replace("'", "''")))
             yield connection
 
 
@@ -188,24 +195,22 @@ def _is_there(database: Path) -> bool:
 
 def _create(database: Path, now: datetime) -> None:
     """Make the file beside its place and link it there: a kill during DuckDB's own creation leaves rubbish."""
-    temporary = database.with_name(f".{database.name}.new")
     try:
-        for leftover in (temporary, temporary.with_name(temporary.name + ".wal")):
-            leftover.unlink(missing_ok=True)
-        with translated(database), closing(duckdb.connect(config=dict(_CONNECT))) as connection:
-            quoted = str(temporary).replace("'", "''")
-            connection.execute(f"ATTACH '{quoted}' AS ledger (STORAGE_VERSION '{STORAGE_VERSION}')")
-            connection.execute("USE ledger")
-            connection.execute("SET TimeZone = 'UTC'")
-            schema.migrate(connection, database, now)
-            connection.execute("CHECKPOINT ledger")
-        temporary.chmod(0o600)
-        descriptor = os.open(temporary, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-        with suppress(FileExistsError):
-            os.link(temporary, database)
-        temporary.unlink()
+        storage.remove_leftovers(DISK, database.parent, older_than_s=LEFTOVER_S)
+        with storage.private_folder(DISK, database) as folder:
+            temporary = folder / database.name
+            with translated(database), closing(duckdb.connect(config=dict(_CONNECT))) as connection:
+                quoted = str(temporary).replace("'", "''")
+                connection.execute(f"ATTACH '{quoted}' AS ledger (STORAGE_VERSION '{STORAGE_VERSION}')")
+                connection.execute("USE ledger")
+                connection.execute("SET TimeZone = 'UTC'")
+                schema.migrate(connection, database, now)
+                connection.execute("CHECKPOINT ledger")
+            temporary.chmod(0o600)
+            descriptor = os.open(temporary, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+            DISK.link(temporary, database)
         DISK.sync_folder(database.parent)
     except OSError as error:
         raise StorageFailed(f"the ledger {database} cannot be made: {error.strerror}") from error

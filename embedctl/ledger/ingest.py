@@ -58,6 +58,7 @@ class Ingested:
         unreadable: Spool files that could not be read, left where they are.
         refused: Spool files that the database did not take, and why.
         aside: Where all such files lie, of this ingest and of earlier ones; None when there are none.
+        returned: Events that had been taken in once and were not in the ledger any more.
     """
 
     events: int = 0
@@ -69,6 +70,7 @@ class Ingested:
     unreadable: tuple[str, ...] = field(default=())
     refused: tuple[str, ...] = field(default=())
     aside: Path | None = None
+    returned: int = 0
 
     def notes(self) -> list[str]:
         """What went wrong, in sentences."""
@@ -77,6 +79,11 @@ class Ingested:
             why = "is" if self.asked else "was damaged:"
             found.append(f"the ledger {why} set aside as {self.rebuilt_from}, rebuilt from the spool")
             found.append("exchange rates are not in the spool: take them in again (`embedctl usage rates FILE`)")
+        if self.returned:
+            found.append(
+                f"{self.returned:,} events that had been taken in were not in the ledger: it was deleted, or restored "
+                "from an older copy; they are in it again, from what the spool keeps"
+            )
         if self.bad_lines:
             found.append(f"{self.bad_lines:,} spool lines were damaged or foreign and are not counted")
         found += [f"spool file not read: {name}" for name in self.unreadable]
@@ -135,6 +142,9 @@ def _ingest(paths: LedgerPaths, book: list[tuple[str, str]], wait_s: float, now:
                 total = _sum(total, intake.take_in(batch))
                 _move([path for path in batch if path in intake.refused], paths.aside)
             storage.DISK.unlink(paths.rebuilding)
+        for batch in _batches(missing_files(connection, paths)):
+            again = intake.take_in(batch)
+            total = replace(_sum(total, again), returned=total.returned + again.events)
         for batch in _batches(spool.pending(paths.spool)):
             total = _sum(total, intake.take_in(batch))
             _move([path for path in batch if path in intake.refused], paths.aside)
@@ -287,6 +297,29 @@ class _Ingestion:
             return True
         finally:
             self._roll_back()
+
+
+def missing(paths: LedgerPaths, *, now: datetime) -> int:
+    """How many spool files that were taken in once a ledger knows nothing of: it was deleted, or is an old copy.
+
+    Raises:
+        Locked, Broken, ConfigurationInvalid: As `database.reader`.
+    """
+    if not spool.pending(paths.done):
+        return 0
+    if not paths.database.exists():
+        return len(spool.pending(paths.done))
+    with database.reader(paths, now=now) as connection:
+        return len(missing_files(connection, paths))
+
+
+def missing_files(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths) -> list[Path]:
+    """Files of `done` that the ledger does not know."""
+    done = spool.pending(paths.done)
+    if not done:
+        return []
+    known = {row[0] for row in connection.execute("SELECT spool_id FROM spool_offset").fetchall()}
+    return [path for path in done if spool.spool_id(path) not in known]
 
 
 def _known(connection: duckdb.DuckDBPyConnection, batch: Sequence[Path]) -> set[str]:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +16,7 @@ from embedctl.errors import StorageFailed
 from embedctl.ledger import rating
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.spool import LINE_BYTES, SpoolFile
+from embedctl.storage import DISK, private_folder
 
 _COLUMNS = {
     "event_id": "UUID",
@@ -113,13 +113,15 @@ def load(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, lines: Itera
     Returns:
         How many lines that were; 0 at the end.
     """
-    place = paths.database.with_name(f".{paths.database.name}.batch")
-    try:
-        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as out:
-            out.writelines(_portion(lines))
-            if not out.tell():
-                return 0
+    with private_folder(DISK, paths.database) as folder:
+        place = folder / "batch"
+        try:
+            with place.open("xb") as out:
+                out.writelines(_portion(lines))
+                if not out.tell():
+                    return 0
+        except OSError as error:
+            raise StorageFailed(f"{place} cannot be written: {error.strerror}") from error
         columns = ", ".join(f"'{name}': '{kind}'" for name, kind in _COLUMNS.items())
         values = ", ".join(f"coalesce({name}, {default}) AS {name}" for name, default in _DEFAULTS.items())
         values += f", {rating.not_believed('cost_provider', f'{_AMOUNT} IS NULL')} AS reason"
@@ -129,10 +131,6 @@ def load(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths, lines: Itera
             f"FROM read_json(?, format = 'newline_delimited', columns = {{{columns}}}, maximum_object_size = {_LINE})",
             [str(place)],
         ).fetchone()
-    except OSError as error:
-        raise StorageFailed(f"{place} cannot be written: {error.strerror}") from error
-    finally:
-        place.unlink(missing_ok=True)
     return int(row[0]) if row else 0
 
 

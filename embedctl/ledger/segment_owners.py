@@ -15,11 +15,15 @@ import msgspec
 import orjson
 
 from embedctl.journal.commands import Spool
+from embedctl.journal.rescue import OWNERS
+from embedctl.journal.trust import Trust
 from embedctl.ledger import spool as spools
 from embedctl.records import UsageEvent
-from embedctl.storage import DISK, Disk, replace
+from embedctl.storage import DISK, Disk, read_small, replace
 
-FILE = "ledger.json"
+FILE = OWNERS
+
+_MOST_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +33,13 @@ class SegmentOwner:
     ledger: str
     spool: str
 
-    @property
-    def is_there(self) -> bool:
-        """Whether there is anything of it: a ledger that was moved away, or removed, takes nothing any more."""
-        return Path(self.ledger).exists() or Path(self.spool).exists()
+    def spool_in(self, known: Mapping[str, Path]) -> Path | None:
+        """Its spool, when it is one of the ledgers that are known and there; what a file says of a spool counts not.
+
+        A ledger that was moved away, or removed, takes nothing any more.
+        """
+        spool = known.get(self.ledger)
+        return spool if spool is not None and (Path(self.ledger).exists() or spool.exists()) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +59,32 @@ class SegmentOwners:
         return self.earlier.get(segment_id, self.now)
 
 
-def bind(state: Path, payer: SegmentOwner, segment_ids: Iterable[str], disk: Disk = DISK) -> set[str]:
+def bind(state: Path, payer: SegmentOwner, segment_ids: Iterable[str], trust: Trust, disk: Disk = DISK) -> set[str]:
     """From now on `payer` pays for new segments of a state folder; those that are there stay whose they are.
 
     Args:
         segment_ids: Of the segments that are there.
+        trust: Knows the ledgers that a file may name.
 
     Returns:
         Other ledgers that some of them belong to.
     """
     found = _read(state) or SegmentOwners(payer)
     owners = {segment_id: found.of(segment_id) for segment_id in segment_ids}
-    earlier = {segment_id: owner for segment_id, owner in owners.items() if owner != payer and owner.is_there}
+    known = trust.spools() if owners else {}
+    earlier = {
+        segment_id: owner
+        for segment_id, owner in owners.items()
+        if owner.ledger != payer.ledger and owner.spool_in(known) is not None
+    }
     bound = SegmentOwners(payer, earlier)
     if bound != _read(state):
         replace(disk, state / FILE, orjson.dumps(asdict(bound), option=orjson.OPT_INDENT_2))
     return {owner.ledger for owner in earlier.values()}
 
 
-def routed(state: Path, give: Spool, *, ledger: Path, disk: Disk = DISK) -> Spool:
-    """`give`, but a segment that was bought under another ledger goes to that one's spool.
+def routed(state: Path, give: Spool, trust: Trust, *, ledger: Path, disk: Disk = DISK) -> Spool:
+    """`give`, but a segment that was bought under another ledger that is known goes to that one's spool.
 
     Args:
         ledger: The one that `give` spools for.
@@ -80,9 +93,10 @@ def routed(state: Path, give: Spool, *, ledger: Path, disk: Disk = DISK) -> Spoo
 
     def put(segment_id: str, events: Sequence[UsageEvent]) -> bool:
         owner = found.of(segment_id) if found else None
-        if owner is None or owner.ledger == str(ledger.absolute()) or not owner.is_there:
+        if owner is None or owner.ledger == str(ledger.absolute()):
             return give(segment_id, events)
-        return spools.publish(Path(owner.spool), segment_id, events, disk=disk)
+        spool = owner.spool_in(trust.spools())
+        return give(segment_id, events) if spool is None else spools.publish(spool, segment_id, events, disk=disk)
 
     return put
 
@@ -94,6 +108,7 @@ def forget(state: Path, disk: Disk = DISK) -> None:
 
 def _read(state: Path) -> SegmentOwners | None:
     try:
-        return msgspec.json.decode((state / FILE).read_bytes(), type=SegmentOwners)
-    except (OSError, msgspec.MsgspecError):
+        content = read_small(state / FILE, max_bytes=_MOST_BYTES, follow=False)
+        return msgspec.json.decode(content, type=SegmentOwners)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -80,12 +83,18 @@ def publish(folder: Path, spool_id: str, events: Iterable[UsageEvent], *, disk: 
     place = folder / (spool_id + SUFFIX)
     if any((folder / there / place.name).exists() for there in ("done", "aside")):
         return False
+    storage.check_own_folder(folder)
     disk.make_folder(folder)
     return storage.publish(disk, place, b"".join(map(line, events)))
 
 
 def pending(folder: Path) -> list[Path]:
-    """Spool files that wait, oldest name first."""
+    """Spool files that wait, oldest name first.
+
+    Raises:
+        OutputRefused: The folder is a symbolic link, or another user's.
+    """
+    storage.check_own_folder(folder)
     try:
         names = [path.name for path in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
@@ -108,11 +117,11 @@ def aside_notes(folder: Path) -> list[str]:
 
 def pending_events(folder: Path) -> int:
     """Lines that wait in the spool, good or bad."""
-    return sum(map(_lines_in, (path for path in pending(folder) if path.is_file())))
+    return sum(map(_lines_in, (path for path in pending(folder) if path.is_file() and not path.is_symlink())))
 
 
 def _lines_in(path: Path) -> int:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         return sum(block.count(b"\n") for block in iter(partial(file.read, _BLOCK), b""))
 
 
@@ -123,10 +132,11 @@ def read(path: Path) -> SpoolFile:
 
     Raises:
         FileNotFoundError: Another process has taken it in meanwhile.
+        OSError: It is no file, or none that a run would leave.
     """
     good: list[bytes] = []
     bad = size = 0
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for text in _lines(file):
             size += len(text)
             body = _good(text[:-1]) if text[-1:] == b"\n" else None
@@ -136,6 +146,20 @@ def read(path: Path) -> SpoolFile:
                 good.append(body)
         size = file.tell()
     return SpoolFile(path, tuple(good), bad, size)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A spool file, never through a link; a pipe in its place keeps nobody waiting.
+
+    Raises:
+        FileNotFoundError: Another process has taken it in meanwhile.
+        OSError: It is no file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return os.fdopen(fd, "rb")
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

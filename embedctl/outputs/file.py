@@ -9,7 +9,8 @@ from typing import Any
 
 from embedctl import storage
 from embedctl.errors import OutputRefused
-from embedctl.journal import recover
+from embedctl.journal import Trust
+from embedctl.journal.rescue import FOREIGN_PREFIX
 from embedctl.outputs import failures, parquet
 from embedctl.outputs.output import (
     OUTPUT_MODE,
@@ -20,12 +21,14 @@ from embedctl.outputs.output import (
     Record,
     check_space,
     has_begun,
+    journal_of,
     lines,
     nothing_left,
     peeked,
+    row_counts,
 )
 from embedctl.outputs.parquet import Layout, Part
-from embedctl.records import RowCounts, Space
+from embedctl.records import Space
 from embedctl.storage import Disk
 
 
@@ -34,6 +37,7 @@ class FileOutput:
     """One Parquet file beside its failures; vectors stay in the journal until it is there."""
 
     path: Path
+    trust: Trust
     disk: Disk = storage.DISK
     keeps_journal: bool = True
     resumable: bool = True
@@ -86,8 +90,8 @@ class FileOutput:
         """Nothing: the file's own metadata says it."""
 
     def tidy(self) -> None:
-        """Remove the state folder."""
-        storage.remove_tree(self.disk, self.state)
+        """Remove the state folder; journals of others that were set aside stay."""
+        storage.remove_tree(self.disk, self.state, keep=lambda name: name.startswith(FOREIGN_PREFIX))
 
     @property
     def place(self) -> Path:
@@ -118,7 +122,8 @@ class FileOutput:
             OutputRefused: A file that is not ours, or one of another space.
         """
         storage.remove_leftovers(self.disk, self.state)
-        there = Existing(recovered=recover(self.state / "journal"))
+        there = Existing()
+        there.recovered = journal_of(self.state, self.trust, there.notes, self.disk)
         if not self.path.exists():
             return there
         self.replacing = True
@@ -129,7 +134,7 @@ class FileOutput:
         assert found is not None  # noqa: S101 - check_space refuses it
         there.space = Space(**found["space"])
         if found.get("binding") == request.binding and not has_begun(there.recovered):
-            there.finished = nothing_left(RowCounts(**found["counts"]), request)
+            there.finished = nothing_left(row_counts(found.get("counts")), request)
         if request.reuse and parquet.is_precise(self.path, request.dtype):
             there.parts.append(Part(self.path, there.space.dimensions))
         there.failed = {} if request.retry_failed else failures.of([self.failures_path])
@@ -137,7 +142,9 @@ class FileOutput:
 
     def peek(self, request: OutputRequest) -> Existing:
         """What is there, for one who changes nothing."""
-        return peeked(self.state, [self.path] if self.path.exists() else [], [], self.failures_path, request)
+        return peeked(
+            self.state, self.trust, [self.path] if self.path.exists() else [], [], self.failures_path, request
+        )
 
     def close(self) -> None:
         """Let go of what is unfinished."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,7 +13,8 @@ import orjson
 from embedctl import storage
 from embedctl.errors import OutputRefused
 from embedctl.inputs.files import STDIN
-from embedctl.journal import recover
+from embedctl.journal import Trust
+from embedctl.journal.trust import seal
 from embedctl.outputs import failures, parquet
 from embedctl.outputs.output import (
     OUTPUT_MODE,
@@ -23,18 +25,58 @@ from embedctl.outputs.output import (
     Record,
     check_space,
     has_begun,
+    journal_of,
     lines,
     nothing_left,
     peeked,
+    row_counts,
 )
 from embedctl.outputs.parquet import Layout, Part
-from embedctl.records import RowCounts, Space, uuid7
+from embedctl.records import RowCounts, Space, Warned, uuid7
 from embedctl.storage import Disk
 
 STATE_FOLDER = "_embedctl"
 PART_PATTERN = "part-[0-9][0-9][0-9][0-9][0-9][0-9].parquet"
 FAILURES = "failures.jsonl"
 RECORD = "run.json"
+
+
+_MOST_STATE_BYTES = 1 << 24
+_MOST_PARTS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What decides that a new output takes the place of the one that is there.
+
+    Attributes:
+        parts: How many it has, numbered from 0.
+        failures: Whether it has a failures file.
+    """
+
+    parts: int
+    failures: bool
+    record: Record
+
+    def encoded(self, secret: bytes) -> bytes:
+        """As a file, sealed by the home that decided it."""
+        content: dict[str, Any] = {"parts": self.parts, "failures": self.failures, "record": self.record}
+        text = orjson.dumps(content, default=str)
+        return orjson.dumps({**orjson.loads(text), "seal": seal(secret, "commit", text)})
+
+    @classmethod
+    def decoded(cls, content: bytes, trust: Trust, state: Path) -> Commit | None:
+        """From a file; None unless this home wrote it: an older version, without a seal, where `runs/` says so."""
+        try:
+            found = orjson.loads(content)
+            mark = found.pop("seal", None)
+            decided = cls(found["parts"], found["failures"], found["record"])
+        except (orjson.JSONDecodeError, RecursionError, AttributeError, TypeError, KeyError):
+            return None
+        is_ours = mark == seal(trust.secret, "commit", orjson.dumps(found)) if mark else trust.is_registered(state)
+        if not is_ours or not isinstance(decided.record, dict) or not isinstance(decided.failures, bool):
+            return None
+        return decided if type(decided.parts) is int and 0 <= decided.parts <= _MOST_PARTS else None
 
 
 def part_name(number: int) -> str:
@@ -51,6 +93,7 @@ class FolderOutput:
     """
 
     folder: Path
+    trust: Trust
     disk: Disk = storage.DISK
     keeps_journal: bool = False
     resumable: bool = True
@@ -130,27 +173,49 @@ class FolderOutput:
             self.disk.unlink(target)
         if self.replacing:
             count = len(self.parts(self.next))
-            commit = {"parts": count, "failures": bool(listed), "record": record()}
-            storage.publish(self.disk, self._commit, orjson.dumps(commit, default=str))
-            self.roll_forward()
+            commit = Commit(count, bool(listed), record())
+            storage.publish(self.disk, self._commit, commit.encoded(self.trust.secret))
+            self._swap(commit)
         else:
             self.record(record())
 
-    def roll_forward(self) -> None:
-        """Finish a swap whose commit record is there; doing it again changes nothing."""
-        if not self._commit.is_file():
+    def roll_forward(self, notes: list[Warned]) -> None:
+        """Finish a swap whose commit record is there; doing it again changes nothing.
+
+        Args:
+            notes: Gets a word when what is there is no commit record of ours: the run is gone on with instead.
+        """
+        if not os.path.lexists(self._commit):
             return
-        commit = orjson.loads(self._commit.read_bytes())
-        for name in [*map(part_name, range(commit["parts"])), FAILURES]:
-            if (self.next / name).is_file():
-                self.disk.rename(self.next / name, self.folder / name)
-        for part in self.parts()[commit["parts"] :]:
-            self.disk.unlink(part)
-        if not commit["failures"]:
+        commit = self._decided()
+        if commit is None:
+            notes.append(Warned("set_aside", str(storage.set_aside(self.disk, self._commit))))
+        else:
+            self._swap(commit)
+
+    def _decided(self) -> Commit | None:
+        """The commit record, when this home wrote it, and all its parts are there."""
+        try:
+            content = storage.read_small(self._commit, max_bytes=_MOST_STATE_BYTES, follow=False)
+            found = Commit.decoded(content, self.trust, self.state)
+        except OSError:
+            return None
+        there = {path.name for place in (self.folder, self.next) for path in self.parts(place)}
+        return found if found is not None and {*map(part_name, range(found.parts))} <= there else None
+
+    def _swap(self, commit: Commit) -> None:
+        names = {part_name(number) for number in range(commit.parts)}
+        for path in [*self.parts(self.next), self.next / FAILURES]:
+            if path.name in names or (path.name == FAILURES and path.is_file()):
+                self.disk.rename(path, self.folder / path.name)
+        for part in self.parts():
+            if part.name not in names:
+                self.disk.unlink(part)
+        if not commit.failures:
             self.disk.unlink(self.failures_path)
         self.disk.sync_folder(self.folder)
         storage.remove_tree(self.disk, self.next)
-        self.record(commit["record"])
+        self.record(commit.record)
         self.disk.unlink(self._commit)
         self.disk.sync_folder(self.state)
         self.replacing = False
@@ -207,12 +272,17 @@ class FolderOutput:
         """
         for folder in (self.folder, self.state, self.next, self.failed):
             storage.remove_leftovers(self.disk, folder)
-        self.roll_forward()
+        there = Existing()
+        self.roll_forward(there.notes)
         record = _record(self)
         parts = self.parts()
-        same = record.get("binding") == request.binding and record.get("overwrite", False) == request.overwrite
+        same = (
+            not request.anew
+            and record.get("binding") == request.binding
+            and record.get("overwrite", False) == request.overwrite
+        )
         continued = same and record.get("state") == "running" and _is_whole(self, replacing=bool(record["replacing"]))
-        there = Existing(recovered=recover(self.state / "journal"))
+        there.recovered = journal_of(self.state, self.trust, there.notes, self.disk)
         metadata = [parquet.read_metadata(path) for path in parts]
         there.damaged = [path for path, found in zip(parts, metadata, strict=True) if found is None]
         found = next(filter(None, metadata), None)
@@ -223,13 +293,19 @@ class FolderOutput:
         if not request.retry_failed:
             there.failed = failures.of([self.failures_path, *sorted(self.failed.glob("*.jsonl"))])
         complete = same and record.get("state") == "complete" and len(parts) == record.get("parts")
+        vectors = sum(one["rows"] for one in metadata if one is not None and isinstance(one.get("rows"), int))
         if complete and not there.damaged and (not request.overwrite or has_begun(there.recovered)):
-            there.finished = nothing_left(RowCounts(**record["counts"]), request)
+            counts = row_counts(record.get("counts"))
+            if counts is not None and counts.vectors == vectors:
+                there.finished = nothing_left(counts, request)
         if there.finished is not None:
             return there
         self.replacing = bool(record["replacing"]) if continued else bool(parts)
         if continued:
-            there.done = dict(_done(self))
+            for number, counts, rows_hash in _done(self):
+                there.done[number] = counts
+                if rows_hash is not None:
+                    there.rows_hashes[number] = rows_hash
         else:
             self.keep_aside()
         there.parts = list(_sources(self, request, there, parts))
@@ -238,7 +314,7 @@ class FolderOutput:
     def peek(self, request: OutputRequest) -> Existing:
         """What is there, for one who changes nothing."""
         bought = [*sorted(self.kept.glob("*.parquet")), *self.parts(self.next)]
-        return peeked(self.state, self.parts(), bought, self.failures_path, request)
+        return peeked(self.state, self.trust, self.parts(), bought, self.failures_path, request)
 
     def close(self) -> None:
         """Nothing is left open."""
@@ -293,19 +369,24 @@ def _sources(output: FolderOutput, request: OutputRequest, there: Existing, part
 
 def _record(output: FolderOutput) -> dict[str, Any]:
     """The last run's record. One that somebody broke is as good as none: parts and journal speak for themselves."""
+    nothing: dict[str, Any] = {"replacing": False}
     try:
-        found = orjson.loads((output.state / RECORD).read_bytes())
-        return {"replacing": False, **found, "counts": asdict(RowCounts(**found["counts"]))}
-    except (OSError, orjson.JSONDecodeError, TypeError, KeyError):
-        return {"replacing": False}
+        found = orjson.loads(storage.read_small(output.state / RECORD, max_bytes=_MOST_STATE_BYTES, follow=False))
+    except (OSError, orjson.JSONDecodeError, RecursionError):
+        return nothing
+    if not isinstance(found, dict) or row_counts(found.get("counts")) is None:
+        return nothing
+    return nothing | found
 
 
-def _done(output: FolderOutput) -> Iterator[tuple[int, RowCounts]]:
-    """Slots that are published, from 0 to the first that is not."""
+def _done(output: FolderOutput) -> Iterator[tuple[int, RowCounts, str | None]]:
+    """Slots that are published, from 0 to the first that is not, and the hash of the rows that were read for each."""
     for number in range(len(output.parts(output.into))):
         found = parquet.read_metadata(output.into / part_name(number))
-        if found is None or "counts" not in found:
+        counts = row_counts(found.get("counts")) if found else None
+        if found is None or counts is None:
             raise OutputRefused(
                 f"{output.into / part_name(number)} is damaged", hint="remove it, then run the same command again"
             )
-        yield number, RowCounts(**found["counts"])
+        rows_hash = found.get("rows_hash")
+        yield number, counts, rows_hash if isinstance(rows_hash, str) else None

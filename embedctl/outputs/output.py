@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 
-from embedctl.errors import OutputRefused
-from embedctl.journal import Recovered, recover
+from embedctl.errors import Locked, OutputRefused
+from embedctl.journal import Recovered, Trust, recover
+from embedctl.journal.rescue import JOURNAL, lost, set_aside
 from embedctl.outputs import failures, parquet
 from embedctl.outputs.parquet import Dtype, Layout, Part
-from embedctl.records import Failure, Refusal, RowCounts, Space
+from embedctl.records import Failure, Refusal, RowCounts, Space, Warned
+from embedctl.storage import Disk
 
 OUTPUT_MODE = 0o666
 """Outputs are the user's, as open as umask says; all other files are for the owner alone."""
@@ -152,6 +154,8 @@ class Existing:
         done: Slots of the interrupted run that is continued.
         failed: Texts a provider refused.
         damaged: Parts that cannot be read: their rows are embedded anew.
+        rows_hashes: Of the slices in `done`, where it is known: equal when the same rows are read again.
+        notes: What was found and is not as it should be.
     """
 
     space: Space | None = None
@@ -161,6 +165,8 @@ class Existing:
     recovered: Recovered | None = None
     failed: dict[bytes, Refusal] = field(default_factory=dict)
     damaged: list[Path] = field(default_factory=list)
+    rows_hashes: dict[int, str] = field(default_factory=dict)
+    notes: list[Warned] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +179,7 @@ class OutputRequest:
         reuse: Whether vectors of the output as it stands may be taken.
         retry_failed: Whether rows that failed are tried again.
         dtype: Of the vectors to be written; less precise ones are not taken.
+        anew: An interrupted run is not gone on with: its parts hold other rows than the input does now.
     """
 
     space: Space | None
@@ -181,11 +188,45 @@ class OutputRequest:
     reuse: bool = True
     retry_failed: bool = False
     dtype: Dtype = "float32"
+    anew: bool = False
 
 
-def nothing_left(counts: RowCounts, request: OutputRequest) -> RowCounts | None:
+def row_counts(found: object) -> RowCounts | None:
+    """Counts that a file tells; None when they are none, or do not add up."""
+    if not isinstance(found, dict) or not found.keys() <= {one.name for one in fields(RowCounts)}:
+        return None
+    if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in found.values()):
+        return None
+    counts = RowCounts(**found)
+    adds_up = counts.read == counts.embedded + counts.failed + counts.skipped and counts.vectors >= counts.embedded
+    return counts if adds_up else None
+
+
+def journal_of(state: Path, trust: Trust, notes: list[Warned], disk: Disk) -> Recovered:
+    """The journal of a state folder whose lock is held; what is not this home's is set aside.
+
+    Args:
+        notes: Gets what there is to say about it.
+
+    Raises:
+        Locked: Another process writes it all the same.
+    """
+    recovered = recover(state / JOURNAL, trust)
+    if recovered.living:
+        raise Locked(
+            f"another process writes {recovered.folder}, though it does not hold {state / 'lock'}",
+            hint="wait for it to end, or run again later: was the lock removed, or is the output shared by machines?",
+        )
+    if folder := set_aside(state, recovered, disk):
+        notes.append(Warned("foreign_journal", str(folder), count=len(recovered.foreign)))
+    if recovered.lost_bytes:
+        notes.append(lost(recovered.folder, recovered.lost_bytes))
+    return recovered
+
+
+def nothing_left(counts: RowCounts | None, request: OutputRequest) -> RowCounts | None:
     """The counts of a finished run, unless its failed rows are to be tried again."""
-    return None if request.retry_failed and counts.failed else counts
+    return None if counts is None or (request.retry_failed and counts.failed) else counts
 
 
 def has_begun(recovered: Recovered | None) -> bool:
@@ -194,7 +235,12 @@ def has_begun(recovered: Recovered | None) -> bool:
 
 
 def peeked(
-    state: Path, paths: Sequence[Path], bought: Sequence[Path], failures_path: Path, request: OutputRequest
+    state: Path,
+    trust: Trust,
+    paths: Sequence[Path],
+    bought: Sequence[Path],
+    failures_path: Path,
+    request: OutputRequest,
 ) -> Existing:
     """What is there, for one who changes nothing.
 
@@ -205,7 +251,7 @@ def peeked(
     Raises:
         OutputRefused: Something that is not ours, or vectors of another space.
     """
-    there = Existing(recovered=recover(state / "journal"))
+    there = Existing(recovered=recover(state / JOURNAL, trust))
     if paths and not request.overwrite:
         check_space(parquet.read_metadata(paths[0]), request.space, paths[0])
     for path in [*(paths if request.reuse and not request.overwrite else ()), *bought]:

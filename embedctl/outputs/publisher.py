@@ -16,8 +16,8 @@ from embedctl.outputs.parquet import Layout, Part
 from embedctl.planning.slice import Slice, SliceIndex, resolve_duplicates
 from embedctl.records import Outcome, RowCounts
 
-Facts = Callable[[int, RowCounts], bytes]
-"""Rows written, and what became of the rows read for them → metadata of a part or file."""
+Facts = Callable[[int, RowCounts, str | None], bytes]
+"""Rows written, what became of the rows read for them, and the hash of those → metadata of a part or file."""
 
 
 class Publisher:
@@ -93,7 +93,7 @@ class Publisher:
                 number=slice_.number,
                 tables=tables,
                 layout=layout,
-                facts=lambda written: self._facts(written, counts),
+                facts=lambda written: self._facts(written, counts, slice_.rows_hash),
                 failed=failed,
                 same_as=same,
             )

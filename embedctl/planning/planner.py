@@ -66,9 +66,8 @@ class Planner:
 
     def take(self, block: RowBlock, slice_: Slice) -> Iterator[PackedRequest]:
         """Add a block's rows to the slice; the requests that became full."""
-        slice_.rows_read += len(block.ids)
         failed_before = len(slice_.failures)
-        candidates = self._candidates.of(block, slice_)
+        candidates = self.see(block, slice_)
         slice_.failed_bytes += sum(len(str(one.id)) for one in slice_.failures[failed_before:])
         if not candidates:
             return
@@ -86,6 +85,12 @@ class Planner:
         batch = self._columns(block, positions, indexes, texts)
         slice_.column_bytes += batch.nbytes
         slice_.batches.append(batch)
+
+    def see(self, block: RowBlock, slice_: Slice) -> list[Chunk]:
+        """The chunks of a block's rows, which are asked for, or, when the slice is published already, only compared."""
+        chunks = self._candidates.of(block, slice_)
+        slice_.read(block.ids, [one.digest for one in chunks])
+        return chunks
 
     def close(self, slice_: Slice) -> Iterator[PackedRequest]:
         """The slice takes no more rows: the requests that were not full."""

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,24 @@ class Slice:
     file: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(1024, np.uint32))
     offset: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(1024, np.uint64))
     pending: int = 0
+    _hasher: Any = field(default_factory=lambda: blake2b(digest_size=16))
+
+    def read(self, ids: Sequence[str | int], hashes: Sequence[bytes]) -> None:
+        """Rows were read for it.
+
+        Args:
+            hashes: Of the texts that came of them.
+        """
+        self.rows_read += len(ids)
+        told = "\0".join(map(str, ids)).encode("utf-8", "surrogatepass")
+        self._hasher.update(b"%d %d %d " % (len(ids), len(told), len(hashes)))
+        self._hasher.update(told)
+        self._hasher.update(b"".join(hashes))
+
+    @property
+    def rows_hash(self) -> str:
+        """Equal for slices of the same rows, read in the same blocks."""
+        return str(self._hasher.hexdigest())
 
     def add_target(self, where: VectorSource = VectorSource.PENDING, file: int = 0, offset: int = 0) -> int:
         """Add a target; its place in this slice."""

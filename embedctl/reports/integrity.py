@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from embedctl.ledger import schema, spool
+from embedctl.ledger import ingest, schema, spool
 from embedctl.ledger.database import Connection
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.rating import microseconds
+from embedctl.records import JOURNAL_DAMAGED
 
+_DAY_MS = 86_400_000
 AHEAD = timedelta(minutes=5)
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
 """File systems on which neither flock nor DuckDB's own lock can be relied on (facts/accounting.md 2.5)."""
@@ -40,8 +42,15 @@ def findings(
     *,
     now: datetime,
     mounts: Callable[[], str] = mounted,
+    foreign: Sequence[Path] = (),
+    broken_entries: Sequence[Path] = (),
 ) -> Iterator[IntegrityFinding]:
-    """Every check, in the order of weight."""
+    """Every check, in the order of weight.
+
+    Args:
+        foreign: Journals in outputs of this home that it has not made, set aside.
+        broken_entries: Files of the run registry that are none.
+    """
 
     def count(sql: str, *values: object) -> int:
         row = connection.execute(sql, list(values)).fetchone()
@@ -72,6 +81,11 @@ def findings(
     yield _look("schema", len(differing), f"version {max(steps)}", "migrations differ from the ones of this version")
     bad = count("SELECT sum(lines_bad) FROM spool_offset")
     yield _look("spool lines", bad, "none was bad", "spool lines were torn, foreign or damaged, and are not counted")
+    unread = count("SELECT sum(content_bytes) FROM usage_event WHERE error_class = ?", JOURNAL_DAMAGED)
+    yield _look("journals", unread, "all read", "bytes of killed runs' journals could not be read: counted as unknown")
+    away = ingest.missing_files(connection, paths)
+    yield _look("kept spool", len(away), "all in the ledger", "spool files are missing from it (`usage ingest`)")
+    yield _history(connection)
     future = count(
         "SELECT count(*) FROM usage_event WHERE occurred_at > make_timestamptz(?)", microseconds(now + AHEAD)
     )
@@ -94,6 +108,10 @@ def findings(
         "none",
         f"spool files could not be taken in, and lie in {paths.aside}: " + ", ".join(refused[:5]),
     )
+    listed = ", ".join(map(str, foreign))
+    yield _look("foreign journals", len(foreign), "none", f"set aside, not counted: {listed}")
+    names = ", ".join(path.name for path in broken_entries)
+    yield _look("run registry", len(broken_entries), "every entry can be read", f"entries cannot be read: {names}")
     aside = sorted(paths.database.parent.glob(paths.database.name + ".bad-*"))
     yield _look("set aside", len(aside), "none", "damaged ledgers lie beside it: " + ", ".join(p.name for p in aside))
 
@@ -104,6 +122,21 @@ def _broken(check: str, number: int, fine: str, wrong: str) -> IntegrityFinding:
 
 def _look(check: str, number: int, fine: str, wrong: str) -> IntegrityFinding:
     return IntegrityFinding(check, "look", f"{number:,} {wrong}") if number else IntegrityFinding(check, "ok", fine)
+
+
+def _history(connection: Connection) -> IntegrityFinding:
+    """Whether the ledger is younger than what is in it: it was made anew, from what the spool had kept by then."""
+    made = connection.execute("SELECT epoch_ms(min(applied_at)) FROM schema_migration").fetchone()
+    first = connection.execute(
+        "SELECT min(('0x' || spool_id[:12])::BIGINT) FROM spool_offset "
+        "WHERE regexp_full_match(spool_id, '[0-9a-f]{12}7[0-9a-f]{19}')"
+    ).fetchone()
+    if not made or not first or first[0] is None or made[0] - first[0] < _DAY_MS:
+        return IntegrityFinding("history", "ok", "as old as its first events")
+    day = datetime.fromtimestamp(made[0] / 1000, UTC).date()
+    return IntegrityFinding(
+        "history", "look", f"made anew on {day}: what spool files said that had been pruned by then is not in it"
+    )
 
 
 def _place(database: Path, mounts: str) -> IntegrityFinding:

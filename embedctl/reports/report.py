@@ -13,7 +13,7 @@ from typing import Any
 from embedctl.ledger import periods, prices
 from embedctl.ledger.database import Connection
 from embedctl.ledger.rating import microseconds
-from embedctl.records import NO_USAGE
+from embedctl.records import JOURNAL_DAMAGED, NO_USAGE
 from embedctl.reports.measures import measured
 from embedctl.reports.query import KEYS, UNITS, ReportQuery, refuse_unknown_names, where_clause
 
@@ -145,8 +145,25 @@ def _warnings(
         sentences.append(f"{counted(totals['unpriced_at_risk_calls'], 'unconfirmed call')} have no price")
     if totals["fallback_share"]:
         sentences.append(f"{totals['fallback_share']:.1%} of the tokens are estimated (~)")
+    sentences.extend(_unread(connection, condition, values))
     sentences.extend(_drifting(connection, condition, values))
     return sentences
+
+
+def _unread(connection: Connection, condition: str, values: list[Any]) -> list[str]:
+    """What damaged journals of killed runs did not tell."""
+    row = connection.execute(
+        "SELECT count(*), coalesce(sum(content_bytes), 0)::BIGINT, coalesce(sum(input_count), 0)::BIGINT "
+        f"FROM usage_event WHERE {condition} AND error_class = '{JOURNAL_DAMAGED}'",
+        values,
+    ).fetchone()
+    journals, size, attempts = row or (0, 0, 0)
+    if not journals:
+        return []
+    return [
+        f"{size:,} bytes in {counted(journals, 'journal')} of killed runs could not be read: up to "
+        f"{counted(attempts, 'attempt')} stood there, counted as unconfirmed"
+    ]
 
 
 def _unpriced(connection: Connection, condition: str, values: list[Any]) -> list[str]:

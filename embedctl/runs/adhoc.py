@@ -6,9 +6,8 @@ what a process spent that was killed in the middle is found all the same.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from embedctl import storage
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.usage_events import Caller
+from embedctl.errors import EmbedctlError
 from embedctl.journal import Journal
 from embedctl.journal.rescue import JOURNAL, LOCK
 from embedctl.ledger.prices.run_prices import RunPrices
@@ -41,7 +41,7 @@ from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import check_usable
 from embedctl.runs import wiring
 from embedctl.runs.receipt import Spending
-from embedctl.runs.registry import RunEntry, RunRegistry
+from embedctl.runs.registry import RunEntry, RunRegistry, home_trust
 from embedctl.settings import Settings
 from embedctl.storage import locks
 
@@ -103,7 +103,10 @@ async def embed(
     options, first = settings.options, chain.first
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(_registered(settings, chain, answers.run_id, command))
-        money = wiring.reservations(settings, chain, prices, observer, run_id=str(answers.run_id), state=folder.parent)
+        trust = home_trust(settings.paths, run_id=answers.run_id)
+        money = wiring.reservations(
+            settings, chain, prices, observer, trust, run_id=str(answers.run_id), state=folder.parent
+        )
         stack.callback(money.close)
         told = Observers(answers.spending, observer)
         embedder = Embedder(wiring.router(settings, told, connections=1), observer=told)
@@ -117,6 +120,7 @@ async def embed(
         stack.callback(route.close)
         journal = Journal.open(
             folder,
+            secret=trust.secret,
             spool=wiring.spool(settings),
             sync_intents=any(one.price_as != "free" for one in chain.endpoints),
             dimensions=first.dimensions or 0,
@@ -167,4 +171,5 @@ def _registered(settings: Settings, chain: FallbackChain, run_id: UUID, command:
         finally:
             if not any((folder / JOURNAL).glob("*")):  # closed: everything is in the spool
                 runs.forget(run)
-                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(EmbedctlError):
+                    storage.remove_tree(storage.DISK, folder)

@@ -65,16 +65,19 @@ class RunRecord:
         if source.fingerprint() != self._seen_at_start:
             raise InputChanged("the input changed while it was read", hint="run the same command again")
 
-    def facts(self, space: Space | None, written: int, counts: RowCounts) -> bytes:
+    def facts(self, space: Space | None, written: int, counts: RowCounts, rows_hash: str | None) -> bytes:
         """The metadata of a part or file.
 
         Args:
             written: Rows in it.
             counts: What became of the rows that were read for it.
+            rows_hash: Of those rows, for a run that goes on from here; None for a whole file.
         """
         if space is None:
             raise OutputRefused("no vector was made, so nobody knows how wide one is")
         extra = {"binding": self.binding, "counts": asdict(counts), "options": self._shaping()}
+        if rows_hash is not None:
+            extra["rows_hash"] = rows_hash
         return parquet.metadata(space, run_id=str(self.run_id), source=self._seen_at_start, rows=written, extra=extra)
 
     def as_dict(self, output: Output, state: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from uuid import UUID
@@ -15,16 +16,21 @@ import orjson
 
 from embedctl.errors import InputMissing, InvariantBroken, Locked, OutputRefused
 from embedctl.journal.commands import Spool
-from embedctl.journal.rescue import JOURNAL, LOCK, rescue
+from embedctl.journal.rescue import JOURNAL, LOCK, forget_foreign, journals, rescue
+from embedctl.journal.trust import Trust, home_secret
 from embedctl.ledger import segment_owners
-from embedctl.records import storable, stored, to_json, utc_now
+from embedctl.records import UNOBSERVED, Observer, storable, stored, to_json, utc_now
+from embedctl.settings import LEDGER_NAME, Paths
 from embedctl.storage import DISK, Disk, check_own, publish, read_small, remove_tree, replace
 from embedctl.storage.locks import RECOVERY, hold, is_held
 
 State = Literal["accepted", "running", "completed", "partial", "failed", "interrupted"]
 
-MAX_BYTES = 1 << 20
+MOST_BYTES = 1 << 20
 """Of an entry."""
+
+UNFINISHED: tuple[State, ...] = ("accepted", "running", "interrupted", "failed")
+"""States of a run that may have left a journal."""
 
 OPEN: tuple[State, ...] = ("accepted", "running")
 """States of a run that has not ended, unless its process is dead."""
@@ -146,29 +152,72 @@ class RunRegistry:
                 return run
         raise InputMissing(f"no run and no job is called {name!r}", hint="see `embedctl batch list`")
 
+    def broken(self) -> list[Path]:
+        """Files that stand among the entries and are none."""
+        return [path for path in sorted(self.folder.glob("*.json")) if _loaded(path) is None]
+
+    def is_registered(self, state: Path, *, without: UUID | None = None) -> bool:
+        """Whether the newest run in this state folder has not finished.
+
+        Args:
+            without: Of a run that does not count: the one that asks.
+        """
+        runs = (run for run in self.all() if run.folder == state.absolute() and run.run_id != without)
+        newest = next(runs, None)
+        return newest is not None and newest.state in UNFINISHED
+
+    def ledgers(self) -> set[str]:
+        """Every ledger that a run was told to pay into."""
+        return {run.ledger for run in self.all() if run.ledger}
+
     def _path(self, run_id: UUID) -> Path:
         return self.folder / f"{run_id}.json"
 
 
-def recover_dead(runs_folder: Path, spool: Spool, *, ledger: Path, disk: Disk = DISK) -> int:
+def home_trust(paths: Paths, disk: Disk = DISK, *, run_id: UUID | None = None, make: bool = True) -> Trust:
+    """Which journals and which ledgers this home knows as its own.
+
+    Args:
+        run_id: Of the run that asks, if one does: it is registered itself.
+        make: See `journal.home_secret`.
+    """
+    runs = RunRegistry(paths.runs)
+
+    def spools_known() -> dict[str, Path]:
+        ledgers = {*runs.ledgers(), str(paths.ledger.absolute()), str((paths.home / LEDGER_NAME).absolute())}
+        return {ledger: dataclasses.replace(paths, ledger=Path(ledger)).spool.absolute() for ledger in ledgers}
+
+    return Trust(home_secret(paths.home, disk, make=make), partial(runs.is_registered, without=run_id), spools_known)
+
+
+def recover_dead(
+    runs_folder: Path, spool: Spool, trust: Trust, *, ledger: Path, observer: Observer = UNOBSERVED, disk: Disk = DISK
+) -> int:
     """Put what dead runs spent into the spool; how many events were put.
 
     Args:
         ledger: Whose spool it is: runs of other ledgers are left for those.
+        observer: Told what could not be read.
 
     A run whose lock is held lives, and does it itself. Segments with vectors of use stay: the next run on that
     output takes them. Everything that is left without use is removed.
     """
     put = 0
     for folder, keeps_vectors in _folders(RunRegistry(runs_folder, disk=disk).all(), str(ledger.absolute())).items():
-        if any((folder / JOURNAL).glob("*")):
-            try:
-                check_own(folder)
-                with hold(folder / LOCK, command=RECOVERY):
-                    give = segment_owners.routed(folder, spool, ledger=ledger, disk=disk)
-                    put += rescue(folder / JOURNAL, give, keeps_vectors=keeps_vectors, disk=disk)
-            except (Locked, OutputRefused):  # it lives; or something else has taken its folder's place
-                continue
+        if not any(any(journal.glob("*")) for journal in journals(folder)):
+            continue
+        try:
+            check_own(folder)
+            with hold(folder / LOCK, command=RECOVERY):
+                for journal in list(journals(folder)):
+                    aside = journal.name != JOURNAL
+                    owned = journal if aside else folder
+                    give = segment_owners.routed(owned, spool, trust, ledger=ledger, disk=disk)
+                    keeps = keeps_vectors and not aside
+                    put += rescue(journal, give, trust, keeps_vectors=keeps, observer=observer, disk=disk)
+                    forget_foreign(journal, disk)
+        except (Locked, OutputRefused):  # it lives; or something else has taken its folder's place
+            continue
     return put
 
 
@@ -214,9 +263,9 @@ def _bytes(run: RunEntry) -> bytes:
 
 def _loaded(path: Path) -> RunEntry | None:
     try:
-        content = read_small(path, max_bytes=MAX_BYTES, follow=False)
+        content = read_small(path, max_bytes=MOST_BYTES, follow=False)
         run = msgspec.json.decode(content, type=RunEntry, dec_hook=_decoded)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return dataclasses.replace(run, output=stored(run.output), ledger=stored(run.ledger))
 

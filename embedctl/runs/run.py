@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from uuid import UUID
 
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
-from embedctl.errors import EmbedctlError
+from embedctl.errors import EmbedctlError, Locked
 from embedctl.journal import Spool
 from embedctl.journal.rescue import JOURNAL, rescue
 from embedctl.ledger import segment_owners
@@ -20,7 +21,7 @@ from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import Existing, Output
 from embedctl.planning import shards
-from embedctl.records import UNOBSERVED, Observer, Observers, Warned, utc_now, uuid7
+from embedctl.records import UNOBSERVED, Observer, Observers, RowCounts, UsageEvent, Warned, utc_now, uuid7
 from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
@@ -32,7 +33,8 @@ from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt, Spending, build_receipt
 from embedctl.runs.record import RunRecord
 from embedctl.runs.registration import Registration
-from embedctl.runs.registry import recover_dead, sweep
+from embedctl.runs.registry import home_trust, recover_dead, sweep
+from embedctl.runs.slices import RowsDiffer
 from embedctl.runs.stop import StopSignal
 from embedctl.runs.wiring import Resources, RunPlan
 from embedctl.storage import Disk
@@ -97,9 +99,10 @@ class Run:
         check_usable(chain.first)
         spend_limits.check_priced(chain.endpoints, self._prices.of, self._options)
         self._record.space = chain.first.space()
-        output = target.output(self.job, self.run_id, self._disk, self._observer)
+        self._trust = home_trust(self.job.settings.paths, self._disk, run_id=self.run_id)
+        output = target.output(self.job, self.run_id, self._trust, self._disk, self._observer)
         failure: EmbedctlError | None = None
-        with target.held(output, self.job, self._disk):
+        with target.held(output, self.job, self._disk) as self._lock:
             entry = Registration(
                 self.job, self.run_id, output, chain.first.id, self._disk, time.monotonic, self.spending
             )
@@ -128,7 +131,8 @@ class Run:
         """
         chain = self._chain()
         spend_limits.check_priced(chain.endpoints, self._prices.of, self._options)
-        output = target.output(self.job, self.run_id, self._disk, self._observer)
+        trust = home_trust(self.job.settings.paths, self._disk, make=False)
+        output = target.output(self.job, self.run_id, trust, self._disk, self._observer)
         source, endpoint = self._source(output, None), chain.first
         denied = allow.denied(self.job.settings, endpoint.in_chain)
         existing = output.peek(self._record.bind(source, endpoint, tuple(denied)))
@@ -169,6 +173,7 @@ class Run:
                 output=output,
                 existing=existing,
                 denied=denied,
+                trust=self._trust,
                 spending=self.spending,
                 prices=self._prices,
                 facts=self._record.facts,
@@ -188,11 +193,17 @@ class Run:
         return source
 
     def _existing(
-        self, output: Output, source: inputs.Source, chain: FallbackChain, denied: tuple[str, ...]
+        self, output: Output, source: inputs.Source, chain: FallbackChain, denied: tuple[str, ...], anew: bool = False
     ) -> Existing:
-        """What is there; the input is bound as it is now."""
-        request = self._record.bind(source, chain.first, denied)
+        """What is there; the input is bound as it is now.
+
+        Args:
+            anew: An interrupted run is not gone on with.
+        """
+        request = replace(self._record.bind(source, chain.first, denied), anew=anew)
         existing = output.existing(request)
+        for note in existing.notes:
+            self._observer.notify(note)
         if existing.space is None:
             spaces = [endpoint.space for endpoint in chain.endpoints]
             where = self.job.output or output.state
@@ -204,6 +215,21 @@ class Run:
 
         Raises:
             EmbedctlError: Why it stopped; what was bought is in the journal.
+        """
+        try:
+            await self._attempt(plan, entry)
+        except RowsDiffer:  # before anything was sent: what is published comes first
+            self._observer.notify(Warned("input_differs"))
+            self.stop.go_on()
+            self._record.rows = RowCounts()
+            existing = self._existing(plan.output, plan.source, plan.chain, tuple(plan.denied), anew=True)
+            await self._attempt(replace(plan, existing=existing, rows=self._record.rows), entry)
+
+    async def _attempt(self, plan: RunPlan, entry: Registration) -> None:
+        """Send what is left to send.
+
+        Raises:
+            RowsDiffer: Parts that are there hold other rows than the input does now.
         """
         async with wiring.opened(plan, partial(self._begin, plan, entry)) as resources:
             try:
@@ -226,10 +252,10 @@ class Run:
         recovered = plan.existing.recovered
         segment_ids = [one.segment_id for one in recovered.segments] if recovered else []
         owner = segment_owners.SegmentOwner(str(self._ledger.database.absolute()), str(self._ledger.spool.absolute()))
-        for other in segment_owners.bind(plan.output.state, owner, segment_ids, self._disk):
+        for other in segment_owners.bind(plan.output.state, owner, segment_ids, self._trust, self._disk):
             self._observer.notify(Warned("other_ledger", other))
         entry.running()
-        return segment_owners.routed(plan.output.state, self._spool, ledger=self._ledger.database, disk=self._disk)
+        return self._routed(plan.output)
 
     def _finish(self, plan: RunPlan, resources: Resources) -> None:
         """Make the output what its name says."""
@@ -237,7 +263,7 @@ class Run:
         self._record.space = resources.space
         plan.output.finish(
             None if resources.width is None else resources.layout(resources.width),
-            lambda written: self._record.facts(resources.space, written, self._record.rows),
+            lambda written: self._record.facts(resources.space, written, self._record.rows, None),
             lambda: self._record.as_dict(plan.output, "complete"),
         )
         resources.duplicate_ids.warn(self._observer)
@@ -251,8 +277,27 @@ class Run:
 
     def _hand_over(self, output: Output) -> None:
         """Spool what the journal holds, whose vectors nobody needs."""
-        give = segment_owners.routed(output.state, self._spool, ledger=self._ledger.database, disk=self._disk)
-        rescue(output.state / JOURNAL, give, keeps_vectors=False, disk=self._disk)
+        give = self._routed(output)
+        rescue(output.state / JOURNAL, give, self._trust, keeps_vectors=False, observer=self._observer, disk=self._disk)
+
+    def _routed(self, output: Output) -> Spool:
+        """Takes a segment's events to the ledger it was bought under, as long as nobody has taken the output over.
+
+        Who has would spool the same segments as those of a dead run.
+        """
+        route = segment_owners.routed(
+            output.state, self._spool, self._trust, ledger=self._ledger.database, disk=self._disk
+        )
+
+        def give(segment_id: str, events: Sequence[UsageEvent]) -> bool:
+            if not self._lock.is_ours:
+                raise Locked(
+                    f"{self._lock.path} was removed, and another run holds its place",
+                    hint="run the same command again: what was answered is kept, and is in the ledger then",
+                )
+            return route(segment_id, events)
+
+        return give
 
     def _ingest_spool(self) -> None:
         """Take what is spooled into the ledger; when it cannot be now, the next command does."""
@@ -260,7 +305,9 @@ class Run:
             paths = self.job.settings.paths
             for folder in (paths.runs, paths.spool):
                 storage.remove_leftovers(self._disk, folder, older_than_s=LEFTOVER_S)
-            recover_dead(paths.runs, self._spool, ledger=paths.ledger, disk=self._disk)
+            recover_dead(
+                paths.runs, self._spool, self._trust, ledger=paths.ledger, observer=self._observer, disk=self._disk
+            )
             sweep(paths.journal, disk=self._disk)
             for note in self._ingest(self._ledger) or ():
                 self._observer.notify(Warned("ledger", detail=note))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from embedctl.errors import InvariantBroken
+from embedctl.errors import InputChanged, InvariantBroken
 from embedctl.planning.packer import PackedRequest
 from embedctl.planning.planner import Planner
 from embedctl.planning.slice import Slice
@@ -16,12 +17,28 @@ from embedctl.records import Outcome, RowCounts
 OPEN_SLICES = 2
 
 
+class RowsDiffer(InputChanged):
+    """The input holds other rows than the ones that an interrupted run has published."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedSlice:
+    """A slice that an interrupted run has published.
+
+    Attributes:
+        rows_hash: See `Slice.rows_hash`; None where an older version did not keep it.
+    """
+
+    counts: RowCounts
+    rows_hash: str | None
+
+
 class OpenSlices:
     """Reads and plans slice by slice, gives each outcome to its slice, and hands on slices that are complete, in order.
 
     Args:
         width: Dimensions of the vectors; None while nobody knows.
-        published: Slice number → counts of a part that an earlier, interrupted run published.
+        published: Slice number → what an earlier, interrupted run published; it is passed over when it is read.
         see: Told every block of the input, in order, also those of slices that are published.
         rows: Counts what became of the rows of slices that were published before.
 
@@ -34,7 +51,7 @@ class OpenSlices:
         self,
         planner: Planner,
         width: Callable[[], int | None],
-        published: Callable[[int], RowCounts | None],
+        published: Callable[[int], PublishedSlice | None],
         see: Callable[[Any], None],
         rows: RowCounts,
     ) -> None:
@@ -53,18 +70,10 @@ class OpenSlices:
 
     async def requests(self, blocks: Iterator[Any]) -> AsyncIterator[PackedRequest]:
         """Rows → chunks → requests; reading and planning go on in a thread, a block at a time."""
+        number = await asyncio.to_thread(self._pass_published, blocks)
         slice_: Slice | None = None
-        number, skip = 0, 0
         while (block := await asyncio.to_thread(self._next, blocks)) is not None:
-            self.rows_planned += len(block)
-            if skip:
-                skip -= len(block)
-                continue
             if slice_ is None:
-                if counts := self._published(number):
-                    self._rows.add(counts)
-                    number, skip = number + 1, counts.read - len(block)
-                    continue
                 await self._gate.acquire()
                 slice_ = self._planner.open_slice(number, block.first_row)
                 self._open.append(slice_)
@@ -80,10 +89,35 @@ class OpenSlices:
         self._ended = True
         self._changed.set()
 
+    def _pass_published(self, blocks: Iterator[Any]) -> int:
+        """Read the rows of slices that are published; how many those are.
+
+        Raises:
+            RowsDiffer: They are not the rows that were published.
+        """
+        number = 0
+        while (published := self._published(number)) is not None:
+            passed = self._planner.open_slice(number, self.rows_planned)
+            while passed.rows_read < published.counts.read and (block := self._next(blocks)) is not None:
+                if published.rows_hash is None:
+                    passed.rows_read += len(block)
+                else:
+                    self._planner.see(block, passed)
+            same = published.rows_hash in (None, passed.rows_hash)
+            if passed.rows_read != published.counts.read or not same:
+                raise RowsDiffer(
+                    f"the rows of part {number} are not those that were read for it",
+                    hint="the input changed since the run was interrupted: run the same command again",
+                )
+            self._rows.add(published.counts)
+            number += 1
+        return number
+
     def _next(self, blocks: Iterator[Any]) -> Any:
         """The next block; None at the end."""
         block = next(blocks, None)
         if block is not None:
+            self.rows_planned += len(block)
             self._see(block)
         return block
 

@@ -16,7 +16,7 @@ from embedctl.errors import DeadlinePassed, EmbedctlError
 class StopSignal:
     """Why no more requests are sent; None while they are."""
 
-    reason: EmbedctlError | None = None
+    reasons: list[EmbedctlError] = field(default_factory=list)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop | None = None
     _over: bool = False
@@ -42,9 +42,20 @@ class StopSignal:
             raise reason
 
     def because(self, reason: EmbedctlError) -> None:
-        """Stop sending; the first reason stays."""
-        self.reason = self.reason or reason
+        """Stop sending; the first reason counts."""
+        self.reasons.append(reason)
         self.asked.set()
+
+    def go_on(self) -> None:
+        """The first reason is dealt with: sending begins anew, unless there are others."""
+        del self.reasons[:1]
+        if not self.reasons:
+            self.asked.clear()
+
+    @property
+    def reason(self) -> EmbedctlError | None:
+        """Why; None while requests are sent."""
+        return self.reasons[0] if self.reasons else None
 
     async def heed(self, step: Coroutine[Any, Any, None]) -> None:
         """Do a step of the run; an error of ours that ends it stops the others too."""

@@ -10,21 +10,25 @@ from uuid import UUID
 
 from embedctl import storage
 from embedctl.errors import EmbedctlError, OutputRefused
+from embedctl.journal import Trust
+from embedctl.journal.rescue import JOURNAL, LOCK
 from embedctl.outputs import STATE_FOLDER, FolderOutput, Output
 from embedctl.outputs.file import FileOutput
 from embedctl.outputs.stream import StreamOutput
 from embedctl.records import Observer
 from embedctl.runs.job import JobRequest
 from embedctl.storage import Disk, locks
-
-LOCK = "lock"
+from embedctl.storage.locks import Lock
 
 OUTPUT_FOLDER_MODE = 0o777
 """Folders made for an output are the user's, as open as umask says, like the output itself; ours in it are not."""
 
 
-def output(job: JobRequest, run_id: UUID, disk: Disk, observer: Observer) -> Output:
+def output(job: JobRequest, run_id: UUID, trust: Trust, disk: Disk, observer: Observer) -> Output:
     """The job's output, untouched.
+
+    Args:
+        trust: What of what lies there is believed.
 
     Raises:
         OutputRefused: Something else is in its place.
@@ -37,13 +41,13 @@ def output(job: JobRequest, run_id: UUID, disk: Disk, observer: Observer) -> Out
     try:
         if job.kind == "file":
             _check_file(job.output)
-            return FileOutput(job.output, disk)
+            return FileOutput(job.output, trust, disk)
         _check_folder(job.output)
     except OSError as refusal:  # too long a name, no permission to look
         raise OutputRefused(
             f"cannot create {job.output}: {refusal.strerror}", hint="choose a place you may write to"
         ) from refusal
-    return FolderOutput(job.output, disk)
+    return FolderOutput(job.output, trust, disk)
 
 
 def _check_file(path: Path) -> None:
@@ -67,8 +71,8 @@ def _check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def held(out: Output, job: JobRequest, disk: Disk) -> Iterator[None]:
-    """Hold the output, and the job's name where it has one; nobody else may run either meanwhile.
+def held(out: Output, job: JobRequest, disk: Disk) -> Iterator[Lock]:
+    """Hold the output, and the job's name where it has one; nobody else may run either meanwhile. The output's lock.
 
     Folders made for it are removed again when the run raises and nothing came of it.
 
@@ -84,11 +88,11 @@ def held(out: Output, job: JobRequest, disk: Disk) -> Iterator[None]:
             stack.enter_context(locks.hold(runs / f"{job.job}.lock", command=job.resume or ""))
         if out.resumable:
             disk.make_folder(out.state.parent, mode=OUTPUT_FOLDER_MODE)
-        stack.enter_context(locks.hold_folder(out.state, LOCK, make=disk.make_folder, command=job.resume or ""))
+        lock = stack.enter_context(locks.hold_folder(out.state, LOCK, make=disk.make_folder, command=job.resume or ""))
         try:
-            yield
+            yield lock
         except EmbedctlError:
-            if made and not any((out.state / "journal").glob("*")) and not out.holds_more_than_state():
+            if made and not any((out.state / JOURNAL).glob("*")) and not out.holds_more_than_state():
                 storage.remove_tree(disk, out.state)
                 for folder in made[1:]:
                     disk.remove_folder(folder)

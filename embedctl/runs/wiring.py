@@ -21,7 +21,8 @@ from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import InputInvalid
-from embedctl.journal import Journal, Spool
+from embedctl.journal import Journal, Spool, Trust
+from embedctl.journal.rescue import JOURNAL
 from embedctl.ledger import spool as spools
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.prices.run_prices import RunPrices
@@ -43,7 +44,7 @@ from embedctl.runs import resume
 from embedctl.runs.job import JobRequest
 from embedctl.runs.pipeline import Tools
 from embedctl.runs.receipt import Spending
-from embedctl.runs.slices import OpenSlices
+from embedctl.runs.slices import OpenSlices, PublishedSlice
 from embedctl.runs.stop import StopSignal
 from embedctl.settings import Settings
 from embedctl.settings.options import Options
@@ -197,7 +198,14 @@ def spool(settings: Settings, disk: Disk = storage.DISK) -> Spool:
 
 
 def reservations(
-    settings: Settings, chain: FallbackChain, prices: RunPrices, observer: Observer, *, run_id: str, state: Path
+    settings: Settings,
+    chain: FallbackChain,
+    prices: RunPrices,
+    observer: Observer,
+    believed: Trust,
+    *,
+    run_id: str,
+    state: Path,
 ) -> Reservations:
     """What may be spent: --max-cost, and what is left of the workspaces' budgets. To be closed.
 
@@ -208,7 +216,7 @@ def reservations(
         BudgetReached, Locked, WrongUsage: See `budgets.limits.reservations`.
     """
     return spend_limits.reservations(
-        ledger_paths(settings), settings, chain.endpoints, prices.of, observer, run_id=run_id, state=state
+        ledger_paths(settings), settings, chain.endpoints, prices.of, observer, believed, run_id=run_id, state=state
     )
 
 
@@ -277,7 +285,7 @@ class RunPlan:
         existing: What was there when it began.
         denied: Workspaces of rows that may not use the model → why.
         segment_bytes: Of the journal.
-        facts: Space, rows written and rows read → metadata of a part or file.
+        facts: Space, rows written, rows read and their hash → metadata of a part or file.
         observer: Told of everything, the spending's own counting included.
     """
 
@@ -290,9 +298,10 @@ class RunPlan:
     output: Output
     existing: Existing
     denied: Mapping[str, str]
+    trust: Trust
     spending: Spending
     prices: RunPrices
-    facts: Callable[[Space | None, int, RowCounts], bytes]
+    facts: Callable[[Space | None, int, RowCounts, str | None], bytes]
     rows: RowCounts
     disk: Disk = storage.DISK
     segment_bytes: int = 64 << 20
@@ -321,6 +330,12 @@ class Resources:
     def width(self) -> int | None:
         """Dimensions of the vectors; None while nobody knows."""
         return self.route.space.dimensions if self.route.space else self.endpoint.dimensions
+
+
+def published_slice(existing: Existing, number: int) -> PublishedSlice | None:
+    """What an interrupted run has published as this slice."""
+    counts = existing.done.get(number)
+    return None if counts is None else PublishedSlice(counts, existing.rows_hashes.get(number))
 
 
 @asynccontextmanager
@@ -358,7 +373,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             stack.callback(route.close)
             limits(asked.limits(route))
             money = reservations(
-                job.settings, plan.chain, plan.prices, plan.observer, run_id=str(plan.run_id), state=state
+                job.settings, plan.chain, plan.prices, plan.observer, plan.trust, run_id=str(plan.run_id), state=state
             )
             stack.callback(money.close)
             endpoint = await asked.ask(route)
@@ -379,7 +394,8 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             )
             ids = stack.enter_context(DuplicateIds(plan.source, state))
             journal = Journal.open(
-                state / "journal",
+                state / JOURNAL,
+                secret=plan.trust.secret,
                 spool=spool_segment,
                 recovered=plan.existing.recovered,
                 disk=plan.disk,
@@ -420,7 +436,13 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
 
             answers = OnlineAnswers(cached, endpoint.rate_limits.concurrency, failed=stop.because)
             stack.push_async_callback(answers.aclose)
-            open_slices = OpenSlices(plans, lambda: resources.width, plan.existing.done.get, ids.see, plan.rows)
+            open_slices = OpenSlices(
+                plans,
+                lambda: resources.width,
+                lambda number: published_slice(plan.existing, number),
+                ids.see,
+                plan.rows,
+            )
             tools = Tools(
                 blocks=lambda shard: plan.source.blocks(),
                 slices=open_slices,
@@ -433,7 +455,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     parts=plan.existing.parts,
                     width=lambda: resources.width,
                     layout=layout,
-                    facts=lambda written, counts: plan.facts(resources.space, written, counts),
+                    facts=lambda written, counts, rows_hash: plan.facts(resources.space, written, counts, rows_hash),
                 ),
                 stop=stop,
                 counted=lambda: (plans.reused + cached.hits, plans.duplicates),

@@ -1,5 +1,6 @@
 """Settings: flags, environment, files and defaults, resolved once and passed as frozen values."""
 
+from embedctl.settings.layers import LEDGER_NAME as LEDGER_NAME
 from embedctl.settings.layers import Paths as Paths
 from embedctl.settings.layers import Settings as Settings
 from embedctl.settings.layers import load as load

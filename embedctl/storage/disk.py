@@ -179,6 +179,14 @@ class Disk:
             raise not_own(folder, "another user's")
         return fd
 
+    def make_new_folder(self, folder: Path) -> None:
+        """A folder for this user alone, under a name that nothing has."""
+        with _told(folder, "create"):
+            try:
+                folder.mkdir(0o700)
+            except FileExistsError as taken:
+                raise OutputRefused(f"{folder} is there already", hint="run the same command again") from taken
+
     def make_folder(self, folder: Path, *, mode: int = 0o700) -> None:
         """The folder and what is missing above it; an existing one stays as it is."""
         if os.path.isdir(folder):  # noqa: PTH112 - False for a name that cannot be, too

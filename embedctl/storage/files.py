@@ -54,14 +54,38 @@ def remove_leftovers(disk: Disk, folder: Path, *, older_than_s: float = 0) -> in
     leftovers = [path for path in sorted(folder.iterdir()) if path.name.startswith(TEMPORARY_PREFIX)]
     leftovers = [path for path in leftovers if path.name.removeprefix(TEMPORARY_PREFIX) < before]
     for path in leftovers:
-        disk.unlink(path)
+        if stat.S_ISDIR(path.lstat().st_mode):
+            remove_tree(disk, path)
+        else:
+            disk.unlink(path)
     return len(leftovers)
 
 
-def remove_tree(disk: Disk, folder: Path) -> None:
+@contextmanager
+def private_folder(disk: Disk, beside: Path) -> Iterator[Path]:
+    """A folder that nobody else writes to, beside a path that a library is to make a file for; gone at the end.
+
+    A library follows what stands at the name that it is given: in here nothing does, and nobody can guess its name.
+
+    Raises:
+        OutputRefused: It cannot be made.
+    """
+    folder = beside.parent / f"{TEMPORARY_PREFIX}{uuid7().hex}"
+    disk.make_new_folder(folder)
+    try:
+        yield folder
+    finally:
+        with _quiet():
+            remove_tree(disk, folder)
+
+
+def remove_tree(disk: Disk, folder: Path, *, keep: Callable[[str], bool] = lambda name: False) -> None:
     """Remove a folder of ours with all that is in it; a crash leaves the rest for the next one who does it.
 
     No symbolic link is followed, neither at `folder` nor below it, also when one appears meanwhile.
+
+    Args:
+        keep: Names in `folder` that stay, and `folder` with them.
 
     Raises:
         OutputRefused: `folder`, or a folder in it, is a link or another user's; what it leads to is untouched.
@@ -69,14 +93,16 @@ def remove_tree(disk: Disk, folder: Path) -> None:
     fd = disk.open_own_folder(folder)
     if fd is not None:
         try:
-            _empty(disk, folder, fd)
+            _empty(disk, folder, fd, keep)
         finally:
             disk.close(fd)
         disk.remove_folder(folder)
 
 
-def _empty(disk: Disk, folder: Path, fd: int) -> None:
+def _empty(disk: Disk, folder: Path, fd: int, keep: Callable[[str], bool] = lambda name: False) -> None:
     for name in sorted(os.listdir(fd)):
+        if keep(name):
+            continue
         if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
             below = disk.open_own_folder(folder / name, folder_fd=fd)
             if below is not None:
@@ -87,6 +113,14 @@ def _empty(disk: Disk, folder: Path, fd: int) -> None:
             disk.remove_folder(folder / name, folder_fd=fd)
         else:
             disk.unlink(folder / name, folder_fd=fd)
+
+
+def set_aside(disk: Disk, path: Path) -> Path:
+    """Give a file of ours that says nothing sensible another name, under which nobody looks for it; that name."""
+    aside = path.with_name(f"{path.name}.bad-{uuid7().hex}")
+    disk.rename(path, aside)
+    disk.sync_folder(path.parent)
+    return aside
 
 
 def check_own(folder: Path) -> None:
@@ -110,6 +144,24 @@ def check_own(folder: Path) -> None:
             check_own(path)
     elif not stat.S_ISREG(found.st_mode):
         raise not_own(folder, "a pipe or device")
+
+
+def check_own_folder(folder: Path) -> None:
+    """As `check_own`, for a folder alone, whatever is in it.
+
+    Raises:
+        OutputRefused: As there.
+    """
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as refusal:
+        raise not_own(folder, "not readable") from refusal
+    if not stat.S_ISDIR(found.st_mode):
+        raise not_own(folder, "a symbolic link or no folder")
+    if found.st_uid != os.geteuid():
+        raise not_own(folder, "another user's")
 
 
 def _paths(folder: Path) -> list[Path]:

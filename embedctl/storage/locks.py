@@ -13,7 +13,7 @@ from types import TracebackType
 
 import orjson
 
-from embedctl.errors import Locked, OutputRefused, StorageFailed
+from embedctl.errors import EmbedctlError, Locked, OutputRefused, StorageFailed
 from embedctl.records import printable, utc_now
 from embedctl.storage import files
 
@@ -34,6 +34,26 @@ class Lock:
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self._fd: int | None = fd
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the lock at its path is still this one: a file that was removed locks nobody out.
+
+        Where nothing is in its place, nobody was here meanwhile: it is taken anew.
+        """
+        if self._fd is None:
+            return False
+        if _is_at(self._fd, self.path):
+            return True
+        if os.path.lexists(self.path):
+            return False
+        try:
+            anew = hold(self.path)
+        except EmbedctlError:
+            return False
+        mine, (self._fd, anew._fd) = self._fd, (anew._fd, None)
+        os.close(mine)
+        return True
 
     def release(self) -> None:
         """Let others have it; the file stays."""
@@ -126,6 +146,30 @@ def take(fd: int, path: Path, *, wait_s: float, sleep: Callable[[float], None] =
 def give_back(fd: int) -> None:
     """Let go of a lock that `take` took."""
     fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def mark_living(fd: int) -> None:
+    """Show that a living process writes this file, until it is closed; where there are no locks, nobody sees it."""
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def unmark(fd: int) -> None:
+    """Take `mark_living` back."""
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def is_marked_living(fd: int) -> bool:
+    """Whether another process, or another part of this one, writes this file."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
 
 
 def is_held(path: Path) -> bool:

@@ -18,6 +18,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -157,18 +158,21 @@ class Home:
         return self.masks.text(str(path.relative_to(self.folder)))
 
 
-def frames(path: Path) -> Iterator[tuple[dict[str, Any], bytes, bytes, int]]:
-    """JSON, text hashes and vectors of each frame, and where its vectors begin; every checksum is right."""
+def frames(path: Path, secret: bytes) -> Iterator[tuple[dict[str, Any], bytes, bytes, int]]:
+    """JSON, text hashes and vectors of each frame, and where its vectors begin; every frame is the home's own."""
     content, at = path.read_bytes(), 0
-    seed = zlib.crc32(path.name.partition(".")[0].encode(), zlib.crc32(b"embedctl journal"))
+    segment, _, file = path.name.split(".")
+    scope = f"embedctl journal 2 {file} {segment}".encode()
+    key = blake2b(scope, key=secret, digest_size=32).digest()
     while any(content[at : at + 4]):
-        length, checksum, json_length = struct.unpack_from("<III", content, at)
-        body = content[at + 12 : at + 12 + length]
-        assert zlib.crc32(struct.pack("<II", length, json_length) + body, seed) == checksum
+        magic, length, json_length, *numbers, mac = struct.unpack_from("<4sIIIIQ16s", content, at)
+        body = content[at + 44 : at + 44 + length]
         told = json.loads(body[:json_length])
         hashes_end = json_length + 16 * told.get("count", 0)
-        yield told, body[json_length:hashes_end], body[hashes_end:], at + 12 + hashes_end
-        at += 12 + length
+        covered = struct.pack("<QIIIIQ", at, length, json_length, *numbers) + body[:hashes_end]
+        assert (magic, mac) == (b"EMB2", blake2b(covered, key=key, digest_size=16).digest())
+        yield told, body[json_length:hashes_end], body[hashes_end:], at + 44 + hashes_end
+        at += 44 + length
     assert not any(content[at:])
 
 
@@ -178,7 +182,7 @@ def journal(home: Home, folder: Path, texts: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.iterdir()):
         listed = found.setdefault(home.masks.text(path.name), [])
-        for told, hashes, vectors, begins in frames(path):
+        for told, hashes, vectors, begins in frames(path, (home.state / "journal.key").read_bytes()):
             names = [hashes[start : start + 16].hex() for start in range(0, len(hashes), 16)]
             if names:
                 assert begins % 64 == 0
@@ -388,7 +392,9 @@ def killed_batch(home: Home, run: subprocess.Popen[str], texts: list[str]) -> No
         "journal": journal(home, state / "journal", texts),
     }
     home.found["registry"]["batch run that was killed"] = entry = home.entry(lambda one: one["job_id"] == "weekly")
-    entry["counts"]["rows"] = f"<{type(entry['counts']['rows']).__name__}>"  # as many as it had read by then
+    for name in ("rows", "attempts", "requests", "tokens"):  # as many as when it last said so
+        entry["counts"][name] = f"<{type(entry['counts'][name]).__name__}>"
+    entry["cost_usd"] = f"<{type(entry['cost_usd']).__name__}>"
     home.table([sentence(310)], "big/0.parquet")
     words = ("batch", "run", "big", "-o", "large", "--job", "weekly", "--batch-size", "2", *OPENAI)
     home.kill(home.start(*words, wire=home.other), lambda: len(home.other.truth()) == 4)

@@ -46,6 +46,7 @@ import pytest
 from embedctl import storage
 from embedctl.journal import Journal, frames, recover, recovery, segments, writer
 from embedctl.records import UsageEvent, text_hash, uuid7
+from tests.support.attempts import SECRET, TRUST
 from tests.support.crashing import Crashed, CrashingDisk
 
 BATCHES = [[f"text {batch}.{index}" for index in range(3)] for batch in range(5)]
@@ -110,6 +111,7 @@ class World:
 
     def run(self, disk: CrashingDisk) -> bool:
         """Recover and finish; whether it lived to the end."""
+        others = set(threading.enumerate())
         try:
             asyncio.run(self._run(disk))
         except Crashed:
@@ -117,15 +119,17 @@ class World:
         except Exception as error:
             self.violations.append(f"a run raised {error!r}")
         if disk.dead:
+            disk.bury(others)
             disk.lose_power()
         return not disk.dead
 
     async def _run(self, disk: CrashingDisk) -> None:
         storage.remove_leftovers(disk, self.parts)
         storage.remove_leftovers(disk, self.spool)
-        recovered = recover(self.journal)
+        recovered = recover(self.journal, TRUST)
         book = Journal.open(
             self.journal,
+            secret=SECRET,
             spool=lambda segment_id, events: self._spool(disk, segment_id, events),
             recovered=recovered,
             disk=disk,
@@ -228,7 +232,7 @@ class World:
     def check_now(self) -> None:
         """Between two runs: what the ledger, the spool and the journal say together."""
         self.ingest()
-        said = {segment.segment_id: list(segment.events) for segment in recover(self.journal).segments}
+        said = {segment.segment_id: list(segment.events) for segment in recover(self.journal, TRUST).segments}
         self._check_bill({**said, **self.ledger})
         answered = [event for spool in (said | self.ledger).values() for event in spool if event.billable == "yes"]
         self.received |= {int(event.operation_id.split()[1]) for event in answered}
@@ -339,9 +343,9 @@ original = {
 
 @contextmanager
 def intents_not_written() -> Patch:
-    def append(log: segments.Log, drafts: Any) -> list[int]:
+    def append(log: segments.Log, drafts: Any) -> list[frames.Placed]:
         if drafts[0].kind == "intent":
-            return [0] * len(drafts)
+            return [frames.Placed([], 0, 0, 0)] * len(drafts)
         return original["append"](log, drafts)
 
     with patch.object(segments.Log, "append", append):
@@ -374,16 +378,16 @@ def usage_and_vectors_apart() -> Patch:
 def answers_written_later() -> Patch:
     later: dict[Path, list[tuple[int, list[Any]]]] = {}
 
-    def append(log: segments.Log, drafts: Any) -> list[int]:
+    def append(log: segments.Log, drafts: Any) -> list[frames.Placed]:
         if drafts[0].kind != "answer":
             return original["append"](log, drafts)
-        at = []
+        placed = []
         for made in drafts:
-            buffers, size, vectors_at = frames.placed(made, log.end, log._seed)
-            later.setdefault(log.path, []).append((log.end, buffers))
-            log.end, log.dirty = log.end + size, True
-            at.append(vectors_at)
-        return at
+            one = log._keyed.placed(made, log.end, log._begun.intents, log._begun.tokens)
+            later.setdefault(log.path, []).append((log.end, one.buffers))
+            log.end, log.dirty = log.end + one.size, True
+            placed.append(one)
+        return placed
 
     def sync(log: segments.Log) -> None:
         for offset, buffers in later.pop(log.path, []):
@@ -445,11 +449,11 @@ def removed_before_the_part() -> Patch:
 
 @contextmanager
 def ids_used_again() -> Patch:
-    def create(disk: Any, folder: Path, opened_at: float) -> segments.Segment:
+    def create(disk: Any, folder: Path, secret: bytes, opened_at: float) -> segments.Segment:
         number = next(n for n in itertools.count() if not any(folder.glob(f"{n}.*")))
         one = patch.object(segments, "uuid7", lambda: type("Id", (), {"hex": str(number)}))
         with one:
-            return create_original(disk, folder, opened_at)
+            return create_original(disk, folder, secret, opened_at)
 
     create_original = segments.Segment.create
     with patch.object(segments.Segment, "create", create):
@@ -458,7 +462,7 @@ def ids_used_again() -> Patch:
 
 @contextmanager
 def checksums_not_checked() -> Patch:
-    with patch.object(frames.zlib, "crc32", lambda *_: 7):
+    with patch.object(frames.Keyed, "mac", lambda *_: bytes(16)), patch.object(frames, "vectors_checksum", lambda _: 7):
         yield
 
 

@@ -7,10 +7,21 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from embedctl.journal import Journal, Trust
 from embedctl.records import UsageEvent, text_hash, uuid7
+
+SECRET = bytes(range(32))
+TRUST = Trust(SECRET)
+"""Of the home that the tests' journals are made in."""
 
 TEXTS = ["alpha", "beta", "gamma"]
 HASHES = b"".join(map(text_hash, TEXTS))
+
+
+def die(book: Journal) -> None:
+    """The journal's process is gone: what it held open is closed, and nothing more comes of it."""
+    for segment in list(book._writer._segments.values()):
+        segment.close()
 
 
 def intent(**changes: object) -> UsageEvent:

@@ -27,6 +27,7 @@ from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import AdaptiveLimiter
 from embedctl.routing.retry import Policy
 from embedctl.settings import Settings
+from tests.support.attempts import SECRET
 from tests.support.observing import Kept
 
 KEY = "sk-test-0123456789abcdef"
@@ -171,6 +172,7 @@ async def _embed(
     (folder / "state").mkdir(exist_ok=True)
     journal = Journal.open(
         folder / "state" / f"journal-{uuid7()}",
+        secret=SECRET,
         spool=lambda spool_id, gone: spool.publish(folder / "home" / "spool", spool_id, gone),
         sync_intents=False,
     )

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from embedctl import settings
 from embedctl.errors import EmbedctlError
-from embedctl.journal import recover
+from embedctl.journal import Trust, home_secret, recover
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.outputs.parquet import matrix
 from embedctl.runs.job import JobRequest
@@ -97,6 +97,7 @@ class Small:
             for thread in set(threading.enumerate()) - others:
                 thread.join(10)
             if isinstance(disk, CrashingDisk):
+                disk.bury(others)
                 disk.lose_power()
             return None
 
@@ -110,7 +111,11 @@ class Small:
 
     def safe(self, *, overwritten: bool = False) -> set[str]:
         """Hashes of texts whose answers are on the disk; when overwritten, not those of the output as it stands."""
-        found = {h.hex() for answer in recover(self.state / "journal").answers for h in _each(answer.hashes)}
+        found = {
+            h.hex()
+            for answer in recover(self.state / "journal", Trust(home_secret(self.folder / "home"))).answers
+            for h in _each(answer.hashes)
+        }
         parts = [] if overwritten else [*self.folder.glob("out.parquet"), *self.output.glob("part-*")]
         parts += [*self.state.glob("next/part-*"), *self.state.glob("kept/*.parquet")]
         for path in parts:

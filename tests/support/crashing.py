@@ -7,7 +7,7 @@ import itertools
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +147,22 @@ class CrashingDisk(Disk):
     def make_folder(self, folder: Path, *, mode: int = 0o700) -> None:
         if not folder.is_dir():
             super().make_folder(folder, mode=mode)
+
+    def close(self, fd: int) -> None:
+        self._open.pop(fd, None)
+        super().close(fd)
+
+    def bury(self, others: Collection[threading.Thread] = ()) -> None:
+        """The process is gone: its threads end, and the system closes what it held open.
+
+        Args:
+            others: Threads that are not its own.
+        """
+        while mine := [one for one in threading.enumerate() if one.name.startswith("journal-") and one not in others]:
+            mine[0].join(10)
+        for fd in list(self._open):
+            with suppress(OSError):
+                self.close(fd)
 
     # the power
 

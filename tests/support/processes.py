@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedctl.journal import recover
+from embedctl.journal import Trust, home_secret, recover
 from embedctl.outputs.parquet import matrix
 from tests.support import places
 from tests.support.wire.client import Wire, expected, hash_of
@@ -241,7 +241,11 @@ class World:
         file = self.folder / output
         if not state.is_dir():
             state = self.folder / f".{output}.embedctl"
-        found = {h.hex() for answer in recover(state / "journal").answers for h in _each(answer.hashes)}
+        found = {
+            h.hex()
+            for answer in recover(state / "journal", Trust(home_secret(self.home))).answers
+            for h in _each(answer.hashes)
+        }
         parts = [file] if file.is_file() else [*file.glob("part-*"), *state.glob("next/part-*"), *state.glob("kept/*")]
         for path in parts:
             hashes = pq.read_table(path, columns=["embedding_text_hash"]).column(0).to_pylist()

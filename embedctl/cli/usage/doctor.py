@@ -17,12 +17,23 @@ def doctor(
     form: FormatFlag = "table", as_json: JsonFlag = False, ledger: LedgerFlag = None, config: ConfigFlag = None
 ) -> None:
     """Check the ledger: ids, offsets, bad lines, schema, clock. Exit 70 when a promise is broken."""
+    from embedctl.journal.rescue import foreign_journals
     from embedctl.ledger import database
     from embedctl.reports import integrity
+    from embedctl.runs.registry import RunRegistry
 
     opened = _ledger.opened(ledger, config)
+    runs = RunRegistry(opened.settings.paths.runs)
+    states = {run.folder for run in runs.all()}
     with database.reader(opened.paths, now=opened.now) as connection:
-        findings = list(integrity.findings(connection, opened.paths, now=opened.now))
+        checked = integrity.findings(
+            connection,
+            opened.paths,
+            now=opened.now,
+            foreign=[path for state in sorted(states) for path in foreign_journals(state)],
+            broken_entries=runs.broken(),
+        )
+        findings = list(checked)
     rows = [{"check": f.check, "state": f.state, "detail": f.detail} for f in findings]
     terminal.table(
         terminal.Table(

@@ -20,7 +20,7 @@ from embedctl.errors import BudgetReached, KeyRejected
 from embedctl.ledger import spool
 from embedctl.routing import chain
 from embedctl.runs import adhoc
-from embedctl.runs.registry import RunRegistry, recover_dead
+from embedctl.runs.registry import RunRegistry, home_trust, recover_dead
 from embedctl.settings import Settings
 from tests.support.wire import client
 
@@ -139,6 +139,7 @@ def test_what_a_killed_process_spent_is_found(
     put = recover_dead(
         found.paths.runs,
         lambda spool_id, events: spool.publish(found.paths.spool, spool_id, events),
+        home_trust(found.paths),
         ledger=found.paths.ledger,
     )
     line = spool.read(spool.pending(found.paths.spool)[0]).lines[0]

@@ -15,7 +15,7 @@ from embedctl.journal.rescue import JOURNAL, LOCK
 from embedctl.records import UsageEvent, uuid7
 from embedctl.runs.registry import RunEntry, RunRegistry, recover_dead
 from embedctl.storage.locks import hold
-from tests.support.attempts import HASHES, intent, vectors
+from tests.support.attempts import HASHES, SECRET, TRUST, die, intent, vectors
 from tests.support.crashing import Crashed, CrashingDisk
 
 LEDGER = Path("usage.duckdb")
@@ -45,10 +45,11 @@ def dead_journal(folder: Path) -> list[UsageEvent]:
     answered, lost = intent(), intent()
 
     async def run() -> None:
-        book = Journal.open(folder / JOURNAL, spool=lambda *_: True)
+        book = Journal.open(folder / JOURNAL, secret=SECRET, spool=lambda *_: True)
         await book.intend(answered)
         await book.intend(lost)
         await book.answer(answered, HASHES, vectors(1))
+        die(book)
 
     asyncio.run(run())
     return [answered, lost]
@@ -135,8 +136,8 @@ def test_the_spend_of_a_dead_run_reaches_the_spool_once(tmp_path: Path, runs: Ru
     answered, lost = dead_journal(run.folder)
     spool = Spool()
 
-    put = recover_dead(runs.folder, spool, ledger=LEDGER)
-    again = recover_dead(runs.folder, spool, ledger=LEDGER)
+    put = recover_dead(runs.folder, spool, TRUST, ledger=LEDGER)
+    again = recover_dead(runs.folder, spool, TRUST, ledger=LEDGER)
     (events,) = spool.files.values()
 
     assert (put, again) == (2, 0)
@@ -144,7 +145,7 @@ def test_the_spend_of_a_dead_run_reaches_the_spool_once(tmp_path: Path, runs: Ru
         answered.event_id: "yes",
         lost.event_id: "unknown",
     }
-    assert len(list(recover(run.folder / JOURNAL).answers)) == 1
+    assert len(list(recover(run.folder / JOURNAL, TRUST).answers)) == 1
 
 
 def test_a_living_run_is_left_alone(tmp_path: Path, runs: RunRegistry) -> None:
@@ -154,7 +155,7 @@ def test_a_living_run_is_left_alone(tmp_path: Path, runs: RunRegistry) -> None:
     dead_journal(run.folder)
     spool = Spool()
     with hold(run.folder / LOCK):
-        put = recover_dead(runs.folder, spool, ledger=LEDGER)
+        put = recover_dead(runs.folder, spool, TRUST, ledger=LEDGER)
 
     assert (put, spool.files) == (0, {})
 
@@ -166,7 +167,7 @@ def test_a_dead_run_pays_into_its_own_ledger(tmp_path: Path, runs: RunRegistry) 
     dead_journal(run.folder)
     mine, others = Spool(), Spool()
     put = [
-        recover_dead(runs.folder, spool, ledger=ledger)
+        recover_dead(runs.folder, spool, TRUST, ledger=ledger)
         for spool, ledger in ((mine, LEDGER), (others, tmp_path / "other.duckdb"))
     ]
 
@@ -180,7 +181,7 @@ def test_journals_whose_vectors_nobody_needs_are_removed(tmp_path: Path, runs: R
     runs.register(run)
     dead_journal(run.folder)
 
-    assert recover_dead(runs.folder, Spool(), ledger=LEDGER) == 2
+    assert recover_dead(runs.folder, Spool(), TRUST, ledger=LEDGER) == 2
     assert list((run.folder / JOURNAL).iterdir()) == []
 
 
@@ -193,9 +194,9 @@ def test_a_crash_while_recovering_the_dead_loses_nothing(tmp_path: Path) -> None
         expected = {event.event_id for event in dead_journal(run.folder)}
         spool, disk = Spool(), CrashingDisk(at)
         try:
-            recover_dead(runs.folder, spool, ledger=LEDGER, disk=disk)
+            recover_dead(runs.folder, spool, TRUST, ledger=LEDGER, disk=disk)
         except Crashed:
-            recover_dead(runs.folder, spool, ledger=LEDGER)
+            recover_dead(runs.folder, spool, TRUST, ledger=LEDGER)
         events = [event for events in spool.files.values() for event in events]
 
         assert len(events) == 2
