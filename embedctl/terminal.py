@@ -357,13 +357,13 @@ _CONCERNS = {
     "duplicate_ids": "{count:,} rows have an id that another row has, the first is {subject}",
     "cache": "the {subject} is not used: {detail}; `embedctl cache clear` makes a new one",
     "learned_file": "{detail}",
+    "input": "{detail}",
     "foreign_journal": "{count:,} journal files here were not made by this user's embedctl: they are set aside as "
     "{subject}, nothing of them is used or counted",
     "damaged_journal": "{count:,} bytes of {subject} cannot be read: what was spent for them is counted as "
     "unconfirmed, and their texts are bought again",
     "set_aside": "a damaged or foreign state file is set aside as {subject}",
     "input_differs": "the input is not what an interrupted run read: it is planned anew, known texts are reused",
-    "input": "{detail}",
 }
 
 

@@ -67,7 +67,7 @@ def take_in(ledger: Opened, *, wait_s: float = 10) -> list[str]:
 
     try:
         if is_there and not spool.pending(ledger.paths.spool) and not missing(ledger.paths, now=ledger.now):
-            return []
+            return spool.aside_notes(ledger.paths.aside)
         done = ingest(ledger.paths, wait_s=wait_s, now=ledger.now)
     except Locked as busy:
         waiting = spool.pending_events(ledger.paths.spool)

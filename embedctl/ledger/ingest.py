@@ -56,9 +56,9 @@ class Ingested:
         rebuilt_from: Where a damaged database was set aside; None when there was none.
         asked: It was set aside because somebody wanted that, damaged or not.
         unreadable: Spool files that could not be read, left where they are.
-        returned: Events that had been taken in once and were not in the ledger any more.
         refused: Spool files that the database did not take, and why.
         aside: Where all such files lie, of this ingest and of earlier ones; None when there are none.
+        returned: Events that had been taken in once and were not in the ledger any more.
     """
 
     events: int = 0
@@ -68,9 +68,9 @@ class Ingested:
     rebuilt_from: Path | None = None
     asked: bool = False
     unreadable: tuple[str, ...] = field(default=())
-    returned: int = 0
     refused: tuple[str, ...] = field(default=())
     aside: Path | None = None
+    returned: int = 0
 
     def notes(self) -> list[str]:
         """What went wrong, in sentences."""

@@ -26,7 +26,7 @@ from embedctl.storage.locks import RECOVERY, hold, is_held
 
 State = Literal["accepted", "running", "completed", "partial", "failed", "interrupted"]
 
-MAX_BYTES = 1 << 20
+MOST_BYTES = 1 << 20
 """Of an entry."""
 
 UNFINISHED: tuple[State, ...] = ("accepted", "running", "interrupted", "failed")
@@ -263,7 +263,7 @@ def _bytes(run: RunEntry) -> bytes:
 
 def _loaded(path: Path) -> RunEntry | None:
     try:
-        content = read_small(path, max_bytes=MAX_BYTES, follow=False)
+        content = read_small(path, max_bytes=MOST_BYTES, follow=False)
         run = msgspec.json.decode(content, type=RunEntry, dec_hook=_decoded)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

@@ -17,5 +17,4 @@ from embedctl.storage.small_files import SEALED_MOUNTS as SEALED_MOUNTS
 from embedctl.storage.small_files import SmallFile as SmallFile
 from embedctl.storage.small_files import exposure_to_others as exposure_to_others
 from embedctl.storage.small_files import open_small as open_small
-from embedctl.storage.small_files import open_state as open_state
 from embedctl.storage.small_files import read_small as read_small

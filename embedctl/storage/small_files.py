@@ -12,7 +12,6 @@ import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 SEALED_MOUNTS = ("/run/secrets/", "/var/run/secrets/", "/run/credentials/")
 """Where Docker, Podman, Kubernetes and systemd put secrets."""
@@ -69,22 +68,6 @@ def open_small(path: Path, *, max_bytes: int, follow: bool = True) -> SmallFile:
         return SmallFile(bytes(content), stat.S_IMODE(status.st_mode), status.st_uid, sealed)
     finally:
         os.close(fd)
-
-
-def open_state(path: Path) -> BinaryIO:
-    """A file of embedctl's own that may be large, open for reading: never a link, pipe or device.
-
-    Raises:
-        OSError: It cannot be read, or is no file; `strerror` says so in words.
-    """
-    _check_kind(path, path.stat(follow_symlinks=False))
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        _check_kind(path, os.fstat(fd))
-        return os.fdopen(fd, "rb")
-    except OSError:
-        os.close(fd)
-        raise
 
 
 def exposure_to_others(path: Path, mode: int, owner: int) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedctl import inputs
@@ -113,9 +114,10 @@ class Against:
         known, seen = (stack.enter_context(HashIndex(self._folder)) for _ in range(2))
         caught = _Wanted()
 
-        def catch(block: Any, positions: list[int], chunk_indexes: list[int], texts: list[str] | None) -> None:
+        def catch(block: Any, positions: list[int], chunk_indexes: list[int], texts: list[str] | None) -> Any:
             caught.ids = [block.ids[position] for position in positions]
             caught.chunk_indexes = chunk_indexes
+            return pa.record_batch({})
 
         intake = Planner(
             options=self._options,

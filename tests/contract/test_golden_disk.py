@@ -392,7 +392,9 @@ def killed_batch(home: Home, run: subprocess.Popen[str], texts: list[str]) -> No
         "journal": journal(home, state / "journal", texts),
     }
     home.found["registry"]["batch run that was killed"] = entry = home.entry(lambda one: one["job_id"] == "weekly")
-    entry["counts"]["rows"] = f"<{type(entry['counts']['rows']).__name__}>"  # as many as it had read by then
+    for name in ("rows", "attempts", "requests", "tokens"):  # as many as when it last said so
+        entry["counts"][name] = f"<{type(entry['counts'][name]).__name__}>"
+    entry["cost_usd"] = f"<{type(entry['cost_usd']).__name__}>"
     home.table([sentence(310)], "big/0.parquet")
     words = ("batch", "run", "big", "-o", "large", "--job", "weekly", "--batch-size", "2", *OPENAI)
     home.kill(home.start(*words, wire=home.other), lambda: len(home.other.truth()) == 4)
