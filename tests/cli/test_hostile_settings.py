@@ -121,9 +121,9 @@ def test_a_keys_file_that_has_no_end_is_refused(
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link to itself", "deep", "huge"])
 @pytest.mark.parametrize("name", ["hints.json", "prices.toml", "circuits/x.json"])
 def test_state_that_is_no_file_of_ours_holds_nothing_up(
-    project: Path, clean_environment: Path, kind: str, name: str
+    project: Path, clean_environment: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
 ) -> None:
-    """What is remembered is passed over when it is no file, or beyond any use; prices are the user's word: 78."""
+    """What is remembered is passed over when it is no use; prices are the user's word: 78, unless the model is free."""
     path = clean_environment / name
     path.parent.mkdir(parents=True)
     if kind == "pipe":
@@ -140,9 +140,12 @@ def test_state_that_is_no_file_of_ours_holds_nothing_up(
 
     codes = [embedctl(*words).code for words in (["embed", "notes.txt"], ["providers", "list"], ["prices", "list"])]
 
-    assert codes == ([78, 0, 78] if name == "prices.toml" else [0, 0, 0])
+    assert codes == ([0, 0, 78] if name == "prices.toml" else [0, 0, 0])
     if name == "prices.toml":
-        assert "prices.toml" in embedctl("prices", "list").err
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+        for words in (["prices", "list"], ["embed", "notes.txt", "-m", MODEL, "--overwrite"]):
+            refused = embedctl(*words)
+            assert (refused.code, "prices.toml" in refused.err) == (78, True)
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])

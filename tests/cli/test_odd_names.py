@@ -76,7 +76,6 @@ REFUSED = {
         ["embed", "a.txt", "-w", LATIN],
         ["embed", "a.txt", "--text-column", LATIN],
         ["embed", "a.txt", "--keep", LATIN],
-        ["usage", "backup", f"{LATIN}.duckdb"],
         ["providers", "test", LATIN],
     ],
     65: [["prices", "import", f"{LATIN}.txt"], ["usage", "rates", f"{LATIN}.txt"], ["usage", "rates", "loop.txt"]],
