@@ -131,6 +131,7 @@ def test_the_older_format_is_believed_where_the_home_knows_the_run(tmp_path: Pat
     assert len(recovered.foreign) == (0 if registered else 1)
 
 
+@pytest.mark.timeout(300)
 def test_no_flipped_byte_hides_a_charge(tmp_path: Path) -> None:
     """Wherever a byte of a killed run's journal changes, the bill lies between confirmed and confirmed + unknown."""
     billed = made(tmp_path / "whole")
