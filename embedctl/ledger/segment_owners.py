@@ -7,6 +7,7 @@ makes segments of its own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -99,6 +100,11 @@ def routed(state: Path, give: Spool, trust: Trust, *, ledger: Path, disk: Disk =
         return give(segment_id, events) if spool is None else spools.publish(spool, segment_id, events, disk=disk)
 
     return put
+
+
+def is_broken(state: Path) -> bool:
+    """Whether something stands in place of the file that says nothing: segments go to the ledger that is used now."""
+    return os.path.lexists(state / FILE) and _read(state) is None
 
 
 def forget(state: Path, disk: Disk = DISK) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import orjson
 
 from embedctl.records import Refusal
+
+MOST_LINE = 1 << 20
+"""Bytes of a line that are read at once; a failure is a thousandth of it."""
 
 LASTING = ("text_refused", "unusable_vector", "provider_failed", "too_long")
 """Reasons found by a provider: such a row stays failed until its text changes, or --retry-failed."""
@@ -20,7 +24,7 @@ def of(paths: Sequence[Path]) -> dict[bytes, Refusal]:
     for path in paths:
         if path.is_file():
             with path.open("rb") as file:
-                found.update(_refusals(file))
+                found.update(_refusals(iter(partial(file.readline, MOST_LINE), b"")))
     return found
 
 

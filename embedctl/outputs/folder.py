@@ -275,6 +275,9 @@ class FolderOutput:
         there = Existing()
         self.roll_forward(there.notes)
         record = _record(self)
+        if record is None:
+            there.notes.append(Warned("set_aside", str(storage.set_aside(self.disk, self.state / RECORD))))
+            record = {"replacing": False}
         parts = self.parts()
         same = (
             not request.anew
@@ -367,15 +370,17 @@ def _sources(output: FolderOutput, request: OutputRequest, there: Existing, part
         yield Part(path, found["space"]["dimensions"])
 
 
-def _record(output: FolderOutput) -> dict[str, Any]:
-    """The last run's record. One that somebody broke is as good as none: parts and journal speak for themselves."""
+def _record(output: FolderOutput) -> dict[str, Any] | None:
+    """The last run's record; None when somebody broke it: parts and journal speak for themselves."""
     nothing: dict[str, Any] = {"replacing": False}
+    if not os.path.lexists(output.state / RECORD):
+        return nothing
     try:
         found = orjson.loads(storage.read_small(output.state / RECORD, max_bytes=_MOST_STATE_BYTES, follow=False))
     except (OSError, orjson.JSONDecodeError, RecursionError):
-        return nothing
+        return None
     if not isinstance(found, dict) or row_counts(found.get("counts")) is None:
-        return nothing
+        return None
     return nothing | found
 
 

@@ -252,6 +252,9 @@ class Run:
         recovered = plan.existing.recovered
         segment_ids = [one.segment_id for one in recovered.segments] if recovered else []
         owner = segment_owners.SegmentOwner(str(self._ledger.database.absolute()), str(self._ledger.spool.absolute()))
+        if segment_owners.is_broken(plan.output.state):
+            aside = storage.set_aside(self._disk, plan.output.state / segment_owners.FILE)
+            self._observer.notify(Warned("set_aside", str(aside)))
         for other in segment_owners.bind(plan.output.state, owner, segment_ids, self._trust, self._disk):
             self._observer.notify(Warned("other_ledger", other))
         entry.running()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from embedctl.outputs import FAILURES, STATE_FOLDER, parts_of
+from embedctl.outputs.failures import MOST_LINE
 from embedctl.outputs.parquet import Part
 from embedctl.runs.registry import OPEN, RunEntry, RunRegistry
 
@@ -74,9 +77,12 @@ def whereabouts(run: RunEntry, row_id: str) -> dict[str, Any]:
 
 
 def failures(paths: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
-    """Every failure listed in these files, those that are there."""
+    """Every failure listed in these files, those that are there; lines that somebody broke say nothing."""
     for path in paths:
         if path.is_file():
             with path.open("rb") as file:
-                for line in file:
-                    yield orjson.loads(line)
+                for line in iter(partial(file.readline, MOST_LINE), b""):
+                    with suppress(orjson.JSONDecodeError, RecursionError):
+                        failure = orjson.loads(line)
+                        if isinstance(failure, dict) and "id" in failure:
+                            yield failure

@@ -204,3 +204,17 @@ def test_the_bundled_model_is_silent(project: Path, tmp_path: Path, clean_enviro
     home = Path(os.environ["HOME"])
     made = [path for path in home.rglob("*") if not path.is_relative_to(clean_environment)]
     assert made == []
+
+
+def test_a_failures_file_that_somebody_broke(project: Path) -> None:
+    """`batch failures` and `status` pass over lines that say nothing, and end in no bug's exit code."""
+    (project / "rows.jsonl").write_text('{"id": "a", "text": "one"}\n{"id": "b", "text": " "}\n')
+    assert embedctl("batch", "run", "rows.jsonl", "-o", "out", "--job", "nightly").code == 0
+    failures = project / "out" / "failures.jsonl"
+    failures.write_bytes(b"{\n[]\n5\n" + b"[" * 100_000 + b"\n" + failures.read_bytes())
+
+    told = embedctl("batch", "failures", "nightly", "--json")
+
+    assert told.code == 0
+    assert [row["id"] for row in told.json["failures"]] == ["b"]
+    assert embedctl("batch", "run", "rows.jsonl", "-o", "out", "--job", "nightly", "--overwrite").code == 0

@@ -14,7 +14,7 @@ The ordering rules. Each is taken away once in `MUTANTS`, and the checks must no
  7. a segment is removed only after its events are in the spool
  8. a segment is removed only after its vectors are in published parts
  9. segment ids are never used again, and no spool file is put over another
-10. a frame counts only if its checksum is right
+10. a frame counts only if its mac, and the checksum of its vectors, are right
 11. an attempt without an end is perhaps billed
 12. an event's id is made before it is sent, and is the same at every recovery
 13. a part or spool file appears whole or not at all

@@ -369,3 +369,29 @@ def test_an_older_commit_counts_where_the_home_knows_the_run(batch: Small) -> No
     plain = orjson.dumps({"parts": 2, "failures": False, "record": {"x": 1}})
     assert Commit.decoded(plain, known, batch.state) == Commit(2, False, {"x": 1})
     assert Commit.decoded(plain, unknown, batch.state) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"now": 5}', b"[" * 100_000])
+def test_broken_owners_are_set_aside(batch: Small, content: bytes) -> None:
+    """A `ledger.json` that says nothing is set aside with a word, and the run goes on under the ledger of now."""
+    assert ran(batch, disk=NoSecondPart()).exit_code == 74
+    (batch.state / "ledger.json").write_bytes(content)
+    told = Told()
+
+    assert ran(batch, told).exit_code == 0
+    assert told.concerns == ["set_aside"]
+    batch.check_bill()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"counts": {}, "counts": 5}', b"[" * 100_000])
+def test_a_broken_record_is_set_aside(batch: Small, content: bytes) -> None:
+    """A `run.json` that says nothing is set aside with a word; parts speak for themselves, and nothing is bought."""
+    assert ran(batch).exit_code == 0
+    (batch.state / "run.json").write_bytes(content)
+    told = Told()
+
+    again = ran(batch, told)
+
+    assert (again.exit_code, again.requests) == (0, 0)
+    assert told.concerns == ["set_aside"]
+    assert Path(told.warned[0].subject).read_bytes() == content
