@@ -37,6 +37,7 @@ _NOT_AS_DESCRIBED = (ValueError, TypeError, KeyError, AttributeError, RecursionE
 _MOST_PAGES = 1000
 _PAGE_CHARACTERS = 1000  # of the mark of a page
 _MOST_COUNT = 2**53
+_MOST_DECIMALS = 60  # of an amount: a sum of floats has up to 55; millions of zeros are nobody's money
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ def read_export(path: Path) -> list[Billed]:
             found = [dict(row) for row in csv.DictReader(io.StringIO(text))]
     except _NOT_AS_DESCRIBED as error:
         raise InputInvalid(f"{path} is no export: {_foreign.line(str(error))}") from None
-    return [_billed(row, f"{path}, row {index}") for index, row in enumerate(found, 1)]
+    return [_billed(row, f"{path}, row {index}", name=_whole_name) for index, row in enumerate(found, 1)]
 
 
 def buckets(page: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -98,11 +99,12 @@ def fetch_openai(fetch: Fetch, within: Range) -> list[Billed]:
     usage = [*_pages(fetch, "organization/usage/embeddings", by_model)]
     costs = _pages(fetch, "organization/costs", by_item)
     try:
-        found = [_billed(row, "usage") for row in usage]
+        found = [_billed(row, "usage", name=_cut_name) for row in usage]
         for row in costs:
             item = _foreign.shown(row.get("line_item") or "")
             if "embedding" in item:
-                found.append(_billed({**row, "model": item.partition(",")[0].strip()}, "costs"))
+                named = {**row, "model": item.partition(",")[0].strip()}
+                found.append(_billed(named, "costs", name=_cut_name))
     except InputInvalid as error:
         raise AnswerUnusable(error.message) from None
     return found
@@ -136,7 +138,7 @@ def _pages(fetch: Fetch, path: str, query: Sequence[tuple[str, str]]) -> Iterato
         seen.add(page)
 
 
-def _billed(row: Mapping[str, Any], where: str) -> Billed:
+def _billed(row: Mapping[str, Any], where: str, *, name: Callable[[Any], str]) -> Billed:
     values = {str(key).strip().lower(): value for key, value in row.items() if value not in (None, "")}
 
     def first(name: str) -> Any:
@@ -148,8 +150,8 @@ def _billed(row: Mapping[str, Any], where: str) -> Billed:
     try:
         return Billed(
             day=_day(day),
-            model=_name(first("model")),
-            account=_name(first("account")),
+            model=None if first("model") is None else name(first("model")),
+            account=None if first("account") is None else name(first("account")),
             tokens=_whole(first("tokens")),
             requests=_whole(first("requests")),
             cost=_amount(first("cost")),
@@ -165,8 +167,17 @@ def _day(value: Any) -> date:
     return price_entries.moment(_foreign.shown(value)[:_PAGE_CHARACTERS]).date()
 
 
-def _name(value: Any) -> str | None:
-    return None if value is None else _foreign.line(_foreign.shown(value))
+def _whole_name(value: Any) -> str:
+    """A model or an account of a file, refused where it is none: its owner can mend the file."""
+    name = str(value) if isinstance(value, str | int) else ""
+    if not given_files.is_word(name):
+        raise ValueError(f"{_foreign.shown(value)!r} is no name")
+    return name
+
+
+def _cut_name(value: Any) -> str:
+    """A model or an account of an answer, which nobody here can mend: one odd name does not hold up the others."""
+    return _foreign.line(_foreign.shown(value))
 
 
 def _whole(value: Any) -> int | None:
@@ -183,7 +194,7 @@ def _amount(value: Any) -> Decimal | None:
     if value is None:
         return None
     amount = _number(value)
-    if abs(amount) >= _foreign.MOST_USD:
+    if abs(amount) >= _foreign.MOST_USD or -amount.as_tuple().exponent > _MOST_DECIMALS:  # type: ignore[operator]
         raise ValueError(f"{_foreign.shown(value)!r} is no amount")
     return amount
 
