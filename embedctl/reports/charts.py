@@ -9,6 +9,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from embedctl import extras
 from embedctl.errors import ExtraMissing
 
 Figure = Mapping[str, Any]
@@ -24,7 +25,7 @@ def require(library: str) -> None:
         ExtraMissing: It is not installed.
     """
     if util.find_spec(library) is None:
-        raise ExtraMissing(f"charts need {library}, which is not installed", hint="pip install 'embedctl[charts]'")
+        raise ExtraMissing(f"charts need {library}, which is not installed", hint=extras.install("charts"))
 
 
 def script() -> str:
