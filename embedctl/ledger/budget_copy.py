@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from embedctl import storage
+from embedctl.errors import WrongUsage
 from embedctl.ledger.paths import LedgerPaths
 
 if TYPE_CHECKING:
     import duckdb
+
+MAX_BYTES = 16 << 20
+"""Of the copy: budgets of some ten thousand workspaces."""
 
 
 def there_are(paths: LedgerPaths) -> bool:
@@ -36,7 +40,7 @@ def keep(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths) -> None:
 
     content = orjson.dumps([asdict(one) for one in budgets.stored(connection)], default=str)
     try:
-        if paths.limits.read_bytes() == content:
+        if _content(paths) == content:
             return
     except FileNotFoundError:
         if content == b"[]":
@@ -50,21 +54,32 @@ def restore(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths) -> int:
     """Put the copy's budgets into a ledger that was made anew; how many."""
     from decimal import Decimal
 
+    import duckdb
+
     from embedctl.ledger import budgets
 
     try:
         kept = _read(paths)
     except (OSError, ValueError):
         return 0
+    restored = 0
     for one in kept:
-        money = {"amount": Decimal(one["amount"]), "warn_ratio": Decimal(one["warn_ratio"])}
-        budgets.put(connection, budgets.Budget(**(one | money)))
-    return len(kept)
+        try:
+            money = {"amount": Decimal(one["amount"]), "warn_ratio": Decimal(one["warn_ratio"])}
+            budgets.put(connection, budgets.Budget(**(one | money)))
+        except (ArithmeticError, KeyError, TypeError, ValueError, WrongUsage, duckdb.Error):
+            continue  # changed by hand
+        restored += 1
+    return restored
+
+
+def _content(paths: LedgerPaths) -> bytes:
+    return storage.read_small(paths.limits, max_bytes=MAX_BYTES, follow=False)
 
 
 def _read(paths: LedgerPaths) -> list[dict[str, Any]]:
     try:
-        found = orjson.loads(paths.limits.read_bytes())
+        found = orjson.loads(_content(paths))
     except FileNotFoundError:
         return []
     if not isinstance(found, list):
