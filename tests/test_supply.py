@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from embedctl import extras
+from embedctl.errors import ExtraMissing, install_command
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -68,13 +68,13 @@ def test_lower_bounds_are_those_that_are_tested() -> None:
 def test_hints_name_what_installs() -> None:
     """The command for an extra names the libraries with their bounds, not whatever has embedctl's name elsewhere."""
     for extra in ("hub", "charts"):
-        command = extras.install(extra)
+        command = str(ExtraMissing("missing", extra=extra).hint)
         names = {canonicalize_name(Requirement(word.strip("'")).name) for word in command.split()[2:]}
 
         assert command.startswith("pip install ")
         assert names == {canonicalize_name(Requirement(line).name) for line in EXTRAS[extra]}
         assert "embedctl" not in command
-    assert extras.install("no such extra") == "install embedctl with [no such extra], as it was installed"
+    assert install_command("no such extra") == "install embedctl with [no such extra], as it was installed"
 
 
 def test_no_text_tells_to_install_the_name() -> None:

@@ -9,7 +9,6 @@ from importlib import util
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from embedctl import extras
 from embedctl.errors import ExtraMissing
 
 Figure = Mapping[str, Any]
@@ -25,7 +24,7 @@ def require(library: str) -> None:
         ExtraMissing: It is not installed.
     """
     if util.find_spec(library) is None:
-        raise ExtraMissing(f"charts need {library}, which is not installed", hint=extras.install("charts"))
+        raise ExtraMissing(f"charts need {library}, which is not installed", extra="charts")
 
 
 def script() -> str:

@@ -6,7 +6,6 @@ import re
 import shutil
 from pathlib import Path
 
-from embedctl import extras
 from embedctl.backends.onnx import folders
 from embedctl.backends.onnx.folders import Folder
 from embedctl.errors import (
@@ -66,9 +65,7 @@ def _fetch(name: str, into: Path, revision: str | None, endpoint: str | None) ->
         from huggingface_hub import errors, snapshot_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
-        raise ExtraMissing(
-            "fetching models needs huggingface_hub, which is not installed", hint=extras.install("hub")
-        ) from None
+        raise ExtraMissing("fetching models needs huggingface_hub, which is not installed", extra="hub") from None
     disable_progress_bars()
     try:
         snapshot_download(
