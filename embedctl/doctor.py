@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embedctl import __version__
-from embedctl.errors import EmbedctlError, Locked
+from embedctl.errors import EmbedctlError, Locked, install_command
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.runs.registry import OPEN, RunRegistry
 from embedctl.settings import Settings
@@ -274,7 +274,7 @@ def extras(found: Callable[[str], Any] = util.find_spec) -> Check:
     if not missing:
         return Check("extras", "ok", "all there", facts=facts)
     told = "; ".join(f"{extra} (for `embedctl {used}`)" for extra, used in missing.items())
-    return Check("extras", "note", f"not installed: {told}", f"pip install 'embedctl[{','.join(missing)}]'", facts)
+    return Check("extras", "note", f"not installed: {told}", install_command(*missing), facts)
 
 
 def _proxy(settings: Settings) -> Check:

@@ -187,9 +187,42 @@ class ConfigurationInvalid(EmbedctlError):
 
 
 class ExtraMissing(ConfigurationInvalid):
-    """An optional part of the installation is not there."""
+    """An optional part of the installation is not there; the hint is the command that installs it.
+
+    Args:
+        extra: Its name in pyproject.toml.
+    """
 
     word = "extra_missing"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        extra: str | None = None,
+        hint: str | None = None,
+        details: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        super().__init__(message, hint=install_command(extra) if extra else hint, details=details)
+
+
+def install_command(*extras: str) -> str:
+    """The command that installs what extras consist of. It names the libraries themselves.
+
+    `embedctl[EXTRA]` would be whatever an index has under that name, which need not be what is running here.
+    """
+    import shlex
+    from importlib import metadata
+
+    try:
+        lines = [line.partition(";") for line in metadata.requires("embedctl") or ()]
+    except metadata.PackageNotFoundError:
+        lines = []
+    markers = [f"extra == '{extra}'" for extra in extras]
+    found = [name for wanted in markers for name, _, marker in lines if wanted in marker.replace('"', "'")]
+    if not found:
+        return f"install embedctl with {' and '.join(f'[{extra}]' for extra in extras)}, as it was installed"
+    return f"pip install {' '.join(shlex.quote(name.strip()) for name in found)}"
 
 
 class Interrupted(EmbedctlError):

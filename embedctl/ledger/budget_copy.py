@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from embedctl import storage
+from embedctl.errors import WrongUsage
 from embedctl.ledger.paths import LedgerPaths
 
 if TYPE_CHECKING:
@@ -55,15 +56,22 @@ def keep(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths) -> None:
 
 def restore(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths) -> int:
     """Put the copy's budgets into a ledger that was made anew; how many."""
+    import duckdb
+
     from embedctl.ledger import budgets
 
     try:
-        found = [_budget(one) for one in _read(paths)]
-    except (OSError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+        kept = _read(paths)
+    except (OSError, ValueError, RecursionError):
         return 0
-    for one in found:
-        budgets.put(connection, one)
-    return len(found)
+    restored = 0
+    for one in kept:
+        try:
+            budgets.put(connection, _budget(one))
+        except (ArithmeticError, KeyError, TypeError, ValueError, WrongUsage, duckdb.Error):
+            continue  # changed by hand
+        restored += 1
+    return restored
 
 
 def _budget(one: dict[str, Any]) -> budgets.Budget:

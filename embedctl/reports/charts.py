@@ -24,7 +24,7 @@ def require(library: str) -> None:
         ExtraMissing: It is not installed.
     """
     if util.find_spec(library) is None:
-        raise ExtraMissing(f"charts need {library}, which is not installed", hint="pip install 'embedctl[charts]'")
+        raise ExtraMissing(f"charts need {library}, which is not installed", extra="charts")
 
 
 def script() -> str:

@@ -272,12 +272,14 @@ def _paths(env: Mapping[str, str], ledger: Path | None) -> Paths:
             hint="DuckDB knows no such paths; choose another with --ledger, EMBEDCTL_LEDGER or EMBEDCTL_HOME",
         )
     try:
-        paths.ledger.stat()
+        kind = paths.ledger.stat().st_mode
+        trouble = None if stat.S_ISREG(kind) or stat.S_ISDIR(kind) else "it is a pipe or device, not a file"
     except OSError as problem:
-        if problem.errno in (errno.ELOOP, errno.ENAMETOOLONG):
-            raise ConfigurationInvalid(
-                f"the ledger {paths.ledger} cannot be reached: {problem.strerror}", hint="choose another with --ledger"
-            ) from None
+        trouble = problem.strerror if problem.errno in (errno.ELOOP, errno.ENAMETOOLONG) else None
+    if trouble:
+        raise ConfigurationInvalid(
+            f"the ledger {paths.ledger} cannot be reached: {trouble}", hint="choose another with --ledger"
+        )
     return paths
 
 

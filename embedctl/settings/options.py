@@ -130,6 +130,11 @@ DURATIONS = frozenset({"timeout", "max_wait", "deadline"})
 """Options that are times: given as `seconds` reads them."""
 
 
+def _shown(value: float | Decimal) -> str:
+    """A number that is out of range; Python does not write out thousands of digits."""
+    return str(value) if -(10**30) < value < 10**30 else "as many digits"
+
+
 def flag(name: str) -> str:
     """How an option is spelt on the command line."""
     return "--" + name.replace("_", "-")
@@ -151,9 +156,9 @@ def check(options: Options, *, spelt: Callable[[str], str] = flag) -> Options:
         if isinstance(value, Decimal) and not is_amount(value):
             raise WrongUsage(f"{spelt(name)} must be an amount, not {value}")
         if value is not None and value < least:
-            raise WrongUsage(f"{spelt(name)} must be at least {least}, not {value}")
+            raise WrongUsage(f"{spelt(name)} must be at least {least}, not {_shown(value)}")
         if value is not None and value > most:
-            raise WrongUsage(f"{spelt(name)} must be at most {most}, not {value}")
+            raise WrongUsage(f"{spelt(name)} must be at most {most}, not {_shown(value)}")
     too_long = any(len(word) > MOST_TAG for pair in options.tag.items() for word in pair)
     if len(options.tag) > MOST_TAGS or too_long:
         raise WrongUsage(f"{spelt('tag')}: at most {MOST_TAGS} tags, of at most {MOST_TAG} characters each")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -146,6 +147,40 @@ def test_state_that_is_no_file_of_ours_holds_nothing_up(
         for words in (["prices", "list"], ["embed", "notes.txt", "-m", MODEL, "--overwrite"]):
             refused = embedctl(*words)
             assert (refused.code, "prices.toml" in refused.err) == (78, True)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["usage.duckdb", "usage.duckdb.limits", "usage.duckdb.lock", "usage.duckdb.budgets"])
+def test_a_pipe_among_the_ledgers_files_holds_nothing_up(
+    project: Path, config: Path, clean_environment: Path, name: str
+) -> None:
+    """A FIFO in place of the ledger is refused (78); one beside it is passed over, or an error in words."""
+    clean_environment.mkdir()
+    os.mkfifo(clean_environment / name)
+    config.write_text(f"{config.read_text()}[workspaces.default]\nbudget = {{ amount = 5 }}\n")
+
+    codes = [embedctl(*words).code for words in (["embed", "notes.txt", "-m", MODEL], ["usage", "report"], ["doctor"])]
+
+    assert codes == ([78, 78, 69] if name == "usage.duckdb" else codes)
+    assert set(codes) <= {0, 69, 73, 74, 78}
+
+
+def test_budgets_that_were_changed_by_hand_are_passed_over(clean_environment: Path) -> None:
+    """A copy of the budgets that is no list of budgets costs what is wrong in it, and never ends a rebuild."""
+    embedctl("usage", "budget", "set", "--workspace", "acme", "--amount", "5")
+    ledger = clean_environment / "usage.duckdb"
+    kept = json.loads((clean_environment / "usage.duckdb.limits").read_text())
+    wrong = [{**kept[0], **change} for change in (
+        {"amount": "1e99999999"}, {"amount": "x"}, {"amount": None}, {"period": "century"}, {"timezone": "../x"},
+        {"warn_ratio": "NaN"}, {"more": 1},
+    )]  # fmt: skip
+    (clean_environment / "usage.duckdb.limits").write_text(json.dumps([*wrong, {}, kept[0]]))
+    ledger.write_bytes(b"no database at all" * 1000)
+
+    rebuilt = embedctl("usage", "ingest", "--rebuild")
+
+    assert rebuilt.code == 0, rebuilt.err
+    assert [one["workspace"] for one in embedctl("usage", "budget", "list", "--json").json["budgets"]] == ["acme"]
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])

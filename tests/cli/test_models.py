@@ -340,4 +340,4 @@ def test_pull_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = run("models", "pull", "me/model")
 
     assert ended.exit_code == 78
-    assert "embedctl[hub]" in ended.stderr
+    assert "pip install 'huggingface-hub>=0.30'" in ended.stderr

@@ -65,9 +65,7 @@ def _fetch(name: str, into: Path, revision: str | None, endpoint: str | None) ->
         from huggingface_hub import errors, snapshot_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
-        raise ExtraMissing(
-            "fetching models needs huggingface_hub, which is not installed", hint="pip install 'embedctl[hub]'"
-        ) from None
+        raise ExtraMissing("fetching models needs huggingface_hub, which is not installed", extra="hub") from None
     disable_progress_bars()
     try:
         snapshot_download(

@@ -575,7 +575,7 @@ def test_json_fields_get_the_narrowest_type(tmp_path):
         ('{"text": "a"', "not JSON: unexpected end of data (column 13)"),
         ("[1]", "an object is needed, this is a list"),
         ('"text"', "an object is needed, this is text"),
-        ('{"text": NaN}', "not JSON: unexpected character, expected a JSON value (column 10)"),
+        ('{"text": NaN}', "not JSON: unexpected character"),
         ("[" * 100_000, "not JSON: "),
         ('{"text": "a", "n": ' + "9" * 5000 + "}x", "not JSON: "),
         ('{"text": 5}', "'text' is a number, not text"),

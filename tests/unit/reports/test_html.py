@@ -28,7 +28,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>$x$\x1b[31m"
 @pytest.fixture
 def paths(clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LedgerPaths:
     """A ledger of ten days, with something of everything, and names that would like to be markup."""
-    pytest.importorskip("plotly", reason="plotly is not installed here: pip install 'embedctl[charts]'")
+    pytest.importorskip("plotly", reason="plotly is not installed here")
     monkeypatch.chdir(tmp_path)
     found = place(clean_environment)
     lost = {"billable": "unknown", "status": "timeout", "tokens_total": 0, "tokens_native": None}

@@ -159,3 +159,12 @@ def test_a_word_not_known_is_answered_with_the_nearest() -> None:
 
     assert (near.value.message, near.value.hint) == ("unknown unit: 'wek'", "did you mean 'week'?")
     assert far.value.hint == "known: day, week"
+
+
+@pytest.mark.parametrize("digits", [16, 5000])
+def test_a_number_of_any_length_is_refused_in_few_words(digits: int) -> None:
+    """A number that Python would not write out is out of range, and said so."""
+    with pytest.raises(WrongUsage) as caught:
+        options.check(Options(concurrency=10**digits))
+
+    assert len(caught.value.message) < 100
