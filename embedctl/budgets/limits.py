@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,10 +54,12 @@ def reservations(
     *,
     run_id: str,
     state: Path,
+    take_in: Callable[[], object],
 ) -> Reservations:
     """What this run may spend: --max-cost, and what is left of its workspaces' budgets. To be closed.
 
     Args:
+        take_in: Puts what was spent by now into the ledger, dead runs' spending included.
         state: The run's state folder, whose lock it holds.
 
     Raises:
@@ -70,7 +72,7 @@ def reservations(
     prices = {endpoint.id: unit_price(endpoint) for endpoint in endpoints}
     if all(price == 0 for price in prices.values()) or not (budget_copy.there_are(paths) or _has_budget(settings)):
         return Reservations(unit_price, allowances, observer)
-    budgets, purse = _standings(paths, settings), None
+    budgets, purse = _standings(paths, settings, take_in), None
     if any(one.budget.action == "block" for one in budgets):
         unpriced = next((name for name, price in prices.items() if price is None), None)
         if unpriced is not None and not options.allow_unpriced:
@@ -80,7 +82,7 @@ def reservations(
             )
         purse = SharedBudget(paths.budgets, run_id, state)
         names = {one.budget.workspace for one in budgets}
-        budgets = purse.join(names, partial(_is_settled, paths, trust), partial(_standings, paths, settings))
+        budgets = purse.join(names, partial(_is_settled, paths, trust), partial(_standings, paths, settings, take_in))
     allowances += _allowances(budgets, purse, alone=options.workspace_column is None, observer=observer)
     return Reservations(unit_price, allowances, observer, purse)
 
@@ -89,15 +91,15 @@ def _has_budget(settings: Settings) -> bool:
     return any(workspace.budget is not None for workspace in settings.workspaces.values())
 
 
-def _standings(paths: LedgerPaths, settings: Settings, without_runs: Collection[str] = ()) -> Sequence[BudgetStatus]:
-    """How the budgets of this run's workspaces stand, everything spooled included."""
+def _standings(
+    paths: LedgerPaths, settings: Settings, take_in: Callable[[], object], without_runs: Collection[str] = ()
+) -> Sequence[BudgetStatus]:
+    """How the budgets of this run's workspaces stand, everything spent by now included."""
     from embedctl.ledger import budgets  # duckdb takes longer to import than a free run takes
     from embedctl.ledger.database import reader
-    from embedctl.ledger.ingest import ingest, missing
 
     now = utc_now()
-    if spool.pending(paths.spool) or missing(paths, now=now):
-        ingest(paths, wait_s=LEDGER_WAIT_S, now=now)
+    take_in()
     only = None if settings.options.workspace_column else settings.options.workspace
     own = [one for one in budgets.configured(settings.workspaces) if only in (None, one.workspace)]
     with reader(paths, wait_s=LEDGER_WAIT_S, now=now) as connection:

@@ -39,8 +39,7 @@ def opened(ledger: Path | None, config: Path | None) -> Opened:
 
 def of(settings: Settings) -> Opened:
     """The ledger that settings name."""
-    paths = settings.paths
-    return Opened(LedgerPaths(paths.ledger, paths.spool, paths.price_file), settings, utc_now())
+    return Opened(LedgerPaths.of(settings.paths), settings, utc_now())
 
 
 def book(settings: Settings) -> None:
@@ -53,45 +52,21 @@ def book(settings: Settings) -> None:
 
 
 def take_in(ledger: Opened, *, wait_s: float = 10) -> list[str]:
-    """Ingest what waits in the spool before a report.
+    """Take in what was spent before a report, by runs that died, too.
 
     Returns:
         What the reader should know about it: events that still wait, lines dropped, a ledger that was rebuilt.
     """
     from embedctl.ledger import spool
-
-    is_there = ledger.paths.database.exists()
-    if is_there and not spool.pending(ledger.paths.spool) and not spool.pending(ledger.paths.done):
-        return spool.aside_notes(ledger.paths.aside)
-    from embedctl.ledger.ingest import ingest, missing
+    from embedctl.runs import intake
 
     try:
-        if is_there and not spool.pending(ledger.paths.spool) and not missing(ledger.paths, now=ledger.now):
-            return spool.aside_notes(ledger.paths.aside)
-        done = ingest(ledger.paths, wait_s=wait_s, now=ledger.now)
+        return intake.take_in(
+            ledger.settings.paths, wait_s=wait_s, now=ledger.now, observer=terminal.TerminalObserver()
+        )
     except Locked as busy:
         waiting = spool.pending_events(ledger.paths.spool)
         return [f"{waiting:,} spooled events are not included: {busy.message}"]
-    return done.notes()
-
-
-def recover(ledger: Opened) -> int:
-    """Spool what runs spent that died and were not resumed; how many events that were."""
-    from functools import partial
-
-    from embedctl.ledger import spool
-    from embedctl.runs.registry import home_trust, recover_dead, sweep
-
-    publish = partial(spool.publish, ledger.paths.spool)
-    put = recover_dead(
-        ledger.settings.paths.runs,
-        publish,
-        home_trust(ledger.settings.paths),
-        ledger=ledger.paths.database,
-        observer=terminal.TerminalObserver(),
-    )
-    sweep(ledger.settings.paths.journal)
-    return put
 
 
 def refuse_unknown_provider(ledger: Opened, name: str) -> None:

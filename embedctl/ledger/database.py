@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -37,10 +38,14 @@ _BROKEN = re.compile(
     re.IGNORECASE,
 )
 
-LEFTOVER_S = 3600
-"""Unfinished files beside a ledger are removed when they are older than any write takes."""
-
 _REBUILD = "`embedctl usage ingest --rebuild` sets it aside and rebuilds it from the spool"
+
+
+_MAY_NOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class ReadOnly(StorageFailed):
+    """The ledger can be read here and not written. Who reads goes on."""
 
 
 class Broken(StorageFailed):
@@ -58,13 +63,17 @@ def held(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[None]:
-    """Hold the sidecar lock.
+    """Hold the sidecar lock. Where a reader may only read, and nobody has ever written, there is none to hold.
 
     Raises:
         Locked: Others held it for all of `wait_s` seconds.
+        ReadOnly: Not shared, and the ledger's folder may not be written to.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    descriptor = _open_lock(paths.lock)
+    descriptor = _open_lock(paths.lock, shared=shared)
+    if descriptor is None:
+        yield
+        return
     try:
         until = clock() + wait_s
         while True:
@@ -83,10 +92,21 @@ def held(
         os.close(descriptor)
 
 
-def _open_lock(path: Path) -> int:
+def _open_lock(path: Path, *, shared: bool) -> int | None:
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
+    except OSError as error:
+        if error.errno not in _MAY_NOT_WRITE:
+            raise StorageFailed(f"the ledger's lock {path} cannot be opened: {error.strerror}") from error
+        refusal = error
+    if not shared:
+        raise ReadOnly(f"the ledger's folder {path.parent} may not be written to: {refusal.strerror}") from refusal
+    try:
+        return os.open(path, os.O_RDONLY | flags)
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise StorageFailed(f"the ledger's lock {path} cannot be opened: {error.strerror}") from error
 
@@ -196,7 +216,7 @@ def _is_there(database: Path) -> bool:
 def _create(database: Path, now: datetime) -> None:
     """Make the file beside its place and link it there: a kill during DuckDB's own creation leaves rubbish."""
     try:
-        storage.remove_leftovers(DISK, database.parent, older_than_s=LEFTOVER_S)
+        storage.remove_leftovers(DISK, database.parent, older_than_s=storage.LEFTOVER_S)
         with storage.private_folder(DISK, database) as folder:
             temporary = folder / database.name
             with translated(database), closing(duckdb.connect(config=dict(_CONNECT))) as connection:

@@ -14,7 +14,7 @@ import orjson
 
 from embedctl import storage
 from embedctl.errors import StorageFailed
-from embedctl.ledger import budget_copy, database, loading, prices, rating, schema, spool
+from embedctl.ledger import budget_copy, database, loading, missing, prices, rating, schema, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.spool import SpoolFile
 
@@ -142,7 +142,7 @@ def _ingest(paths: LedgerPaths, book: list[tuple[str, str]], wait_s: float, now:
                 total = _sum(total, intake.take_in(batch))
                 _move([path for path in batch if path in intake.refused], paths.aside)
             storage.DISK.unlink(paths.rebuilding)
-        for batch in _batches(missing_files(connection, paths)):
+        for batch in _batches(missing.files(connection, paths)):
             again = intake.take_in(batch)
             _move([path for path in batch if path in intake.refused], paths.aside)
             total = replace(_sum(total, again), returned=total.returned + again.events)
@@ -298,29 +298,6 @@ class _Ingestion:
             return True
         finally:
             self._roll_back()
-
-
-def missing(paths: LedgerPaths, *, now: datetime) -> int:
-    """How many spool files that were taken in once a ledger knows nothing of: it was deleted, or is an old copy.
-
-    Raises:
-        Locked, Broken, ConfigurationInvalid: As `database.reader`.
-    """
-    if not spool.pending(paths.done):
-        return 0
-    if not paths.database.exists():
-        return len(spool.pending(paths.done))
-    with database.reader(paths, now=now) as connection:
-        return len(missing_files(connection, paths))
-
-
-def missing_files(connection: duckdb.DuckDBPyConnection, paths: LedgerPaths) -> list[Path]:
-    """Files of `done` that the ledger does not know."""
-    done = spool.pending(paths.done)
-    if not done:
-        return []
-    known = {row[0] for row in connection.execute("SELECT spool_id FROM spool_offset").fetchall()}
-    return [path for path in done if spool.spool_id(path) not in known]
 
 
 def _known(connection: duckdb.DuckDBPyConnection, batch: Sequence[Path]) -> set[str]:

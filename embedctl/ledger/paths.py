@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedctl.settings import Paths
+
 
 @dataclass(frozen=True, slots=True)
 class LedgerPaths:
@@ -18,6 +20,11 @@ class LedgerPaths:
     database: Path
     spool: Path
     price_file: Path
+
+    @classmethod
+    def of(cls, paths: Paths) -> LedgerPaths:
+        """Those that the settings name."""
+        return cls(paths.ledger, paths.spool, paths.price_file)
 
     @property
     def lock(self) -> Path:

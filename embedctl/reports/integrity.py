@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from embedctl.ledger import ingest, schema, spool
+from embedctl.ledger import missing, schema, spool
 from embedctl.ledger.database import Connection
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.rating import microseconds
@@ -83,7 +83,7 @@ def findings(
     yield _look("spool lines", bad, "none was bad", "spool lines were torn, foreign or damaged, and are not counted")
     unread = count("SELECT sum(content_bytes) FROM usage_event WHERE error_class = ?", JOURNAL_DAMAGED)
     yield _look("journals", unread, "all read", "bytes of killed runs' journals could not be read: counted as unknown")
-    away = ingest.missing_files(connection, paths)
+    away = missing.files(connection, paths)
     yield _look("kept spool", len(away), "all in the ledger", "spool files are missing from it (`usage ingest`)")
     yield _history(connection)
     future = count(

@@ -17,7 +17,6 @@ from embedctl.errors import EmbedctlError, Locked
 from embedctl.journal import Spool
 from embedctl.journal.rescue import JOURNAL, rescue
 from embedctl.ledger import segment_owners
-from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import Existing, Output
 from embedctl.planning import shards
@@ -26,22 +25,21 @@ from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import check_usable
-from embedctl.runs import estimate, resume, target, wiring
+from embedctl.runs import estimate, intake, resume, target, wiring
 from embedctl.runs.estimate import Estimate
 from embedctl.runs.executor import Executor, InProcess
+from embedctl.runs.intake import Ingest
 from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt, Spending, build_receipt
 from embedctl.runs.record import RunRecord
 from embedctl.runs.registration import Registration
-from embedctl.runs.registry import home_trust, recover_dead, sweep
+from embedctl.runs.registry import home_trust
 from embedctl.runs.slices import RowsDiffer
 from embedctl.runs.stop import StopSignal
 from embedctl.runs.wiring import Resources, RunPlan
 from embedctl.storage import Disk
 
 INGEST_WAIT_S = 5
-LEFTOVER_S = 3600
-"""Unfinished files in folders that runs share are removed when they are older than any write takes."""
 
 RunAsync = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -62,7 +60,7 @@ class Run:
         observer: Observer = UNOBSERVED,
         *,
         disk: Disk = storage.DISK,
-        ingest: Callable[[LedgerPaths], Sequence[str] | None] | None = None,
+        ingest: Ingest | None = None,
         segment_bytes: int = 64 << 20,
         executor: Executor | None = None,
     ) -> None:
@@ -72,7 +70,7 @@ class Run:
         self.stop = StopSignal()
         self._executor = executor or InProcess()
         self._disk = disk
-        self._ingest = ingest or _into_ledger
+        self._ingest = ingest
         self._segment_bytes = segment_bytes
         self._options = job.settings.options
         self._ledger = wiring.ledger_paths(job.settings)
@@ -305,14 +303,15 @@ class Run:
     def _ingest_spool(self) -> None:
         """Take what is spooled into the ledger; when it cannot be now, the next command does."""
         try:
-            paths = self.job.settings.paths
-            for folder in (paths.runs, paths.spool):
-                storage.remove_leftovers(self._disk, folder, older_than_s=LEFTOVER_S)
-            recover_dead(
-                paths.runs, self._spool, self._trust, ledger=paths.ledger, observer=self._observer, disk=self._disk
+            notes = intake.take_in(
+                self.job.settings.paths,
+                wait_s=INGEST_WAIT_S,
+                now=utc_now(),
+                observer=self._observer,
+                disk=self._disk,
+                into_ledger=self._ingest,
             )
-            sweep(paths.journal, disk=self._disk)
-            for note in self._ingest(self._ledger) or ():
+            for note in notes:
                 self._observer.notify(Warned("ledger", detail=note))
         except EmbedctlError as error:
             self._observer.notify(Warned("not_ingested", detail=error.message))
@@ -334,9 +333,3 @@ class Run:
             failure=failure,
             resume=self.job.resume,
         )
-
-
-def _into_ledger(paths: LedgerPaths) -> list[str]:
-    from embedctl.ledger.ingest import ingest  # duckdb takes longer to import than a small run takes
-
-    return ingest(paths, wait_s=INGEST_WAIT_S, now=utc_now()).notes()

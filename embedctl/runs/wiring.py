@@ -35,12 +35,12 @@ from embedctl.planning.duplicate_ids import DuplicateIds
 from embedctl.planning.packer import Packer
 from embedctl.planning.planner import Planner
 from embedctl.planning.text_rules import text_rules
-from embedctl.records import Limits, Observer, Progressed, RowCounts, Space
+from embedctl.records import Limits, Observer, Progressed, RowCounts, Space, utc_now
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import AdaptiveLimiter, Limiter
 from embedctl.routing.retry import Policy
-from embedctl.runs import resume
+from embedctl.runs import intake, resume
 from embedctl.runs.job import JobRequest
 from embedctl.runs.pipeline import Tools
 from embedctl.runs.receipt import Spending
@@ -189,7 +189,7 @@ def planner(
 
 def ledger_paths(settings: Settings) -> LedgerPaths:
     """Where spending goes."""
-    return LedgerPaths(settings.paths.ledger, settings.paths.spool, settings.paths.price_file)
+    return LedgerPaths.of(settings.paths)
 
 
 def spool(settings: Settings, disk: Disk = storage.DISK) -> Spool:
@@ -215,8 +215,20 @@ def reservations(
     Raises:
         BudgetReached, Locked, WrongUsage: See `budgets.limits.reservations`.
     """
+
+    def take_in() -> None:
+        intake.take_in(settings.paths, wait_s=spend_limits.LEDGER_WAIT_S, now=utc_now(), observer=observer)
+
     return spend_limits.reservations(
-        ledger_paths(settings), settings, chain.endpoints, prices.of, observer, believed, run_id=run_id, state=state
+        ledger_paths(settings),
+        settings,
+        chain.endpoints,
+        prices.of,
+        observer,
+        believed,
+        run_id=run_id,
+        state=state,
+        take_in=take_in,
     )
 
 

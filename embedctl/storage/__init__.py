@@ -3,6 +3,7 @@
 from embedctl.storage.disk import DISK as DISK
 from embedctl.storage.disk import Buffer as Buffer
 from embedctl.storage.disk import Disk as Disk
+from embedctl.storage.files import LEFTOVER_S as LEFTOVER_S
 from embedctl.storage.files import TEMPORARY_PREFIX as TEMPORARY_PREFIX
 from embedctl.storage.files import AtomicFile as AtomicFile
 from embedctl.storage.files import check_own as check_own

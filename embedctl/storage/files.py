@@ -21,6 +21,9 @@ from embedctl.storage.disk import not_own
 TEMPORARY_PREFIX = ".tmp-"
 """Names that start so are ours and unfinished; nobody else's are ever removed."""
 
+LEFTOVER_S = 3600.0
+"""Unfinished files in a folder that processes share are removed when they are older than any write takes."""
+
 Content = bytes | Callable[[BinaryIO], None]
 """A file's bytes, or what writes them into a file opened for it."""
 

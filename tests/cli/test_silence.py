@@ -16,8 +16,8 @@ import pytest
 from embedctl.errors import OutputRefused
 from embedctl.journal import Journal, home_secret
 from embedctl.journal.segments import INTENTS
-from embedctl.ledger import budget_copy, database, spool
-from embedctl.ledger.ingest import ingest, missing
+from embedctl.ledger import budget_copy, database, missing, spool
+from embedctl.ledger.ingest import ingest
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import uuid7
 from embedctl.runs.registry import RunEntry, RunRegistry
@@ -93,12 +93,12 @@ def test_events_count_once_whatever_is_taken_in_again(paths: LedgerPaths) -> Non
     for name in sorted(paths.done.iterdir())[:2]:
         with database.writer(paths, wait_s=1, now=NOW) as connection:
             connection.execute("DELETE FROM spool_offset WHERE spool_id = ?", [spool.spool_id(name)])
-    assert missing(paths, now=NOW) == 2
+    assert missing.count(paths, now=NOW) == 2
 
     again = ingest(paths, now=NOW)
 
     assert (again.events, again.repeated, again.returned) == (0, 2, 0)
-    assert missing(paths, now=NOW) == 0
+    assert missing.count(paths, now=NOW) == 0
     assert again.notes() == []
 
 

@@ -27,6 +27,7 @@ def backup(
     from embedctl.ledger.backup import backup as copy_ledger
 
     opened = _ledger.opened(ledger, config)
-    _ledger.take_in(opened)
+    for note in _ledger.take_in(opened):
+        terminal.warning(note)
     events = copy_ledger(opened.paths, file, overwrite=overwrite, wait_s=wait, now=opened.now)
     terminal.notice(f"{events:,} events in {file}")

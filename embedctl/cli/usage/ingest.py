@@ -30,12 +30,12 @@ def ingest(
     """Take waiting usage events into the ledger. Can be run at any time, any number of times."""
     from datetime import timedelta
 
-    from embedctl.ledger.ingest import ingest as ingest_spool
     from embedctl.ledger.ingest import prune
+    from embedctl.runs import intake
 
     opened = _ledger.opened(ledger, config)
-    _ledger.recover(opened)
-    done = ingest_spool(opened.paths, wait_s=wait, now=opened.now, rebuild=rebuild)
+    told = terminal.TerminalObserver()
+    done = intake.ingest(opened.settings.paths, wait_s=wait, now=opened.now, rebuild=rebuild, observer=told)
     pruned = prune(opened.paths, older_than=timedelta(days=keep_days), now=opened.now)
     for note in done.notes():
         terminal.warning(note)

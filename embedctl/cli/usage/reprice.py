@@ -27,7 +27,8 @@ def reprice(
     from embedctl.reports.reprice import reprice as reprice_ledger
 
     opened = _ledger.opened(ledger, config)
-    _ledger.take_in(opened)
+    for note in _ledger.take_in(opened):
+        terminal.warning(note)
     start = periods.parse(since, periods.zone("UTC"), "--since") if since else None
     repriced = reprice_ledger(opened.paths, since=start, apply=apply, now=opened.now)
     summary = {

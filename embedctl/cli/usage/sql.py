@@ -31,7 +31,8 @@ def sql(
     from embedctl.ledger.query import ask
 
     opened = _ledger.opened(ledger, config)
-    _ledger.take_in(opened)
+    for note in _ledger.take_in(opened):
+        terminal.warning(note)
     if not opened.paths.database.exists():
         with database.reader(opened.paths, now=opened.now):
             pass
