@@ -360,6 +360,8 @@ _CONCERNS = {
     "input": "{detail}",
     "foreign_journal": "{count:,} journal files here were not made by this user's embedctl: they are set aside as "
     "{subject}, nothing of them is used or counted",
+    "folder_gone": "{subject} is gone, with what a killed run kept there: what that run spent is counted all the same "
+    "({count:,} attempts)",
     "damaged_journal": "{count:,} bytes of {subject} cannot be read: what was spent for them is counted as "
     "unconfirmed, and their texts are bought again",
     "set_aside": "a damaged or foreign state file is set aside as {subject}",

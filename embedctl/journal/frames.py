@@ -14,8 +14,9 @@ segment, in the other file, at another place, or from an older file on the same 
 checksum, which the mac covers: a keyed hash of them would cost more CPU than all the rest of the journal, and whoever
 may write here may change the vectors of a published part as well. Money, texts and tokens are under the mac alone.
 
-**Kinds.** The first frame of each file is its `head`: `{"format": 2, "segment", "file": "intents" | "answers",
-"secret": "home", "key", "host"}`. `intent`, `outcome` and `answer` carry an event. To come, without another format:
+**Kinds.** The first frame of each file is its `head`: `{"format": 2, "segment", "file": "intents" | "answers" |
+"attempts", "secret": "home", "key", "host"}`. `intent`, `outcome` and `answer` carry an event. To come, without another
+format:
 
 - heads of shards on an object store say `"secret": "job"` (it stands in the job's plan), `"shard"` and `"generation"`;
 - the provider's Batch API: `planned`, `creating`, `submitted` (`{"batch", "provider", "texts", "price_tier"}`),
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
     from embedctl.storage import Buffer
 
 Kind = Literal["intent", "outcome", "answer"]
-FileKind = Literal["intents", "answers"]
+FileKind = Literal["intents", "answers", "attempts"]
+"""The last is the copy of a segment that stands in the home, without vectors and text hashes."""
 
 FORMAT = 2
 """Part of every file name: a journal of a later format is left alone, not taken for a broken one."""

@@ -22,7 +22,7 @@ from embedctl.journal.recovery import Recovered, RecoveredSegment
 from embedctl.journal.segments import Segment, VectorRef, Views
 from embedctl.journal.writer import Writer
 from embedctl.records import TEXT_HASH_BYTES, UsageEvent
-from embedctl.storage import DISK, Disk, remove_leftovers
+from embedctl.storage import DISK, Disk, check_own_folder, remove_leftovers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,7 @@ class Journal:
         segment_s: float = 30.0,
         dimensions: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        copies: Path | None = None,
     ) -> Journal:
         """Begin a new record, and take over what `recover` found in the folder.
 
@@ -66,13 +67,18 @@ class Journal:
             spool: Called in a thread of the journal, once per segment.
             sync_intents: Off for providers that cost nothing.
             dimensions: Width of the vectors where known, to keep room on the disk for the first answers.
+            copies: A folder of the home in which intents and usage events stand, too, until they are in the spool;
+                None where the journal is in the home itself.
 
         Raises:
-            OutputRefused: The folder cannot be made.
+            OutputRefused: A folder cannot be made.
             StorageFailed: The disk refused.
         """
         disk.make_folder(folder)
         remove_leftovers(disk, folder)
+        if copies is not None:
+            check_own_folder(copies)
+            disk.make_folder(copies)
         views = Views(folder)
         for answer in () if recovered is None else recovered.answers:
             place = answer.place
@@ -92,6 +98,7 @@ class Journal:
             clock=clock,
             views=views,
             segments=[_taken_over(folder, segment) for segment in taken],
+            copies=copies,
         )
         return cls(writer, views, dimensions)
 

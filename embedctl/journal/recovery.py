@@ -186,6 +186,18 @@ def recover(folder: Path, trust: Trust) -> Recovered:
     return Recovered(folder, tuple(segments), tuple(remains), tuple(sorted(foreign)), tuple(living))
 
 
+def recover_copy(path: Path, segment_id: str, trust: Trust) -> RecoveredSegment | None:
+    """What the copy of a segment in the home says; None when a living process writes it, or it is none of this home.
+
+    Raises:
+        StorageFailed: It may not be opened.
+    """
+    copy = _read(path, segment_id, "attempts", trust)
+    if copy.living or copy.newer or (copy.content and not copy.valid):
+        return None
+    return _segment(segment_id, copy, _File(path))
+
+
 def interrupted(intent: UsageEvent) -> UsageEvent:
     """What is known of an attempt whose end is not: perhaps billed, for the tokens that were estimated.
 

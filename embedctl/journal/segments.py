@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 INTENTS = f".v{frames.FORMAT}.intents"
 ANSWERS = f".v{frames.FORMAT}.answers"
+COPY = f".v{frames.FORMAT}.attempts"
+"""In the home: intents and outcomes of a segment, also of what was answered. See `copies.py`."""
+
 OLD_INTENTS = f".v{old_frames.FORMAT}.intents"
 OLD_ANSWERS = f".v{old_frames.FORMAT}.answers"
 
@@ -146,6 +149,7 @@ class Segment:
         events: What the spool will get, one per attempt.
         vectors: Vectors answered here, of which `released` are no longer needed.
         names: Of its files, intents first.
+        copy: What its attempts cost, once more, in the home.
     """
 
     segment_id: str
@@ -153,6 +157,7 @@ class Segment:
     names: tuple[str, str]
     intents: Log | None = None
     answers: Log | None = None
+    copy: Log | None = None
     opened_at: float = 0.0
     sealed: bool = False
     spooling: bool = False
@@ -165,8 +170,12 @@ class Segment:
     expected_bytes: int = 0
 
     @classmethod
-    def create(cls, disk: Disk, folder: Path, secret: bytes, opened_at: float) -> Segment:
-        """A new pair of files, durable under a name that was never used before."""
+    def create(cls, disk: Disk, folder: Path, secret: bytes, opened_at: float, copies: Path | None = None) -> Segment:
+        """A new pair of files, durable under a name that was never used before.
+
+        Args:
+            copies: Where its copy goes; None: there is none.
+        """
         segment_id, begun = uuid7().hex, Begun()
 
         def log(kind: FileKind, suffix: str, step: int) -> Log:
@@ -178,10 +187,19 @@ class Segment:
             answers = log("answers", ANSWERS, _ANSWERS_STEP)
             made.callback(answers.close)
             disk.sync_folder(folder)
+            copy = None
+            if copies is not None:
+                keyed = Keyed(secret, segment_id, "attempts")
+                copy = Log(disk, copies / f"{segment_id}{COPY}", keyed, Begun(), _INTENTS_STEP)
             made.pop_all()
-        names = (intents.path.name, answers.path.name)
         return cls(
-            segment_id=segment_id, folder=folder, names=names, intents=intents, answers=answers, opened_at=opened_at
+            segment_id=segment_id,
+            folder=folder,
+            names=(intents.path.name, answers.path.name),
+            intents=intents,
+            answers=answers,
+            copy=copy,
+            opened_at=opened_at,
         )
 
     @property
@@ -191,7 +209,7 @@ class Segment:
 
     @property
     def logs(self) -> tuple[Log, ...]:
-        """Its open files."""
+        """Its own open files; not the copy."""
         return tuple(log for log in (self.intents, self.answers) if log is not None)
 
     @property
@@ -230,6 +248,39 @@ class Segment:
         for log in self.logs:
             log.sync()
 
+    def begin(self, drafts: Sequence[Draft], *, sync: bool) -> None:
+        """Write intents down: first in the home, so that nothing is sent that only this folder knows of.
+
+        Raises:
+            StorageFailed: None of them may be sent.
+        """
+        if self.copy is not None:
+            self.copy.append(drafts)
+        if self.intents is not None:
+            self.intents.append(drafts)
+            if sync:
+                self.intents.sync()
+
+    def copy_ends(self, drafts: Sequence[Draft]) -> None:
+        """Say in the home how attempts have ended, without what they brought.
+
+        Raises:
+            StorageFailed: It is not said: should this folder vanish, they count as perhaps billed.
+        """
+        if self.copy is not None:
+            self.copy.append([one if one.vectors is None else frames.draft("outcome", one.event) for one in drafts])
+
+    def drop_copy(self, disk: Disk) -> None:
+        """Its events are in the spool: the home needs no copy of them."""
+        if self.copy is not None:
+            disk.unlink(self.copy.path)
+
+    def unmark(self) -> None:
+        """Nothing more is written: others may take what it holds for a dead run's."""
+        for log in (*self.logs, self.copy):
+            if log is not None:
+                log.unmark()
+
     def remove(self, disk: Disk) -> None:
         """Remove both files, intents first: answers alone are then the rest of a removal, and nothing else."""
         intents, answers = self.names
@@ -240,8 +291,9 @@ class Segment:
 
     def close(self) -> None:
         """Give the descriptors back."""
-        for log in self.logs:
-            log.close()
+        for log in (*self.logs, self.copy):
+            if log is not None:
+                log.close()
 
 
 class _Answered:

@@ -42,6 +42,7 @@ class Writer:
         clock: Callable[[], float],
         views: Views,
         segments: Iterable[Segment] = (),
+        copies: Path | None = None,
     ) -> None:
         self._folder = folder
         self._disk = disk
@@ -52,6 +53,7 @@ class Writer:
         self._segment_s = segment_s
         self._clock = clock
         self._views = views
+        self._copies = copies
         self._segments = {segment.segment_id: segment for segment in segments}
         self._current: Segment | None = None
         self._where: dict[UUID, Segment] = {}
@@ -96,8 +98,7 @@ class Writer:
             answer([(waiter, None, error) for command in self._group if (waiter := waiter_of(command))])
         self._refuse_rest()
         for segment in self._segments.values():
-            for log in segment.logs:
-                log.unmark()
+            segment.unmark()
         if self._stop is not None:
             answer([(self._stop.waiter, None, error or self._unheard)])
         with suppress(RuntimeError):  # last: no thread may be to be had for it, and nobody may wait for ever
@@ -198,7 +199,12 @@ class Writer:
                         results.append((entry.waiter, None, again))
 
     def _append_ends(self, segment: Segment, log: Log, entries: list[Append], results: list[Result]) -> None:
-        placed = log.append([entry.draft for entry in entries])
+        drafts = [entry.draft for entry in entries]
+        placed = log.append(drafts)
+        try:
+            segment.copy_ends(drafts)
+        except StorageFailed as error:  # what was answered is safe all the same; nothing more is sent
+            self.failure = error
         for entry, frame in zip(entries, placed, strict=True):
             segment.arrived(entry.draft.event)
             place, vectors = None, entry.draft.vectors
@@ -237,9 +243,7 @@ class Writer:
             segment.expect(entry.draft.event, entry.answer_bytes)
         try:
             segment.reserve()
-            segment.intents.append([entry.draft for entry in entries])
-            if self._sync_intents:
-                segment.intents.sync()
+            segment.begin([entry.draft for entry in entries], sync=self._sync_intents)
         except EmbedctlError:
             for entry in entries:
                 segment.forget(entry.event_id)
@@ -255,7 +259,7 @@ class Writer:
         ):
             current.sealed, self._current, current = True, None, None
         if current is None:
-            current = Segment.create(self._disk, self._folder, self._secret, self._clock())
+            current = Segment.create(self._disk, self._folder, self._secret, self._clock(), self._copies)
             self._current = self._segments[current.segment_id] = current
         return current
 
@@ -288,6 +292,7 @@ class Writer:
             log.trim()
         if segment.events:
             self._spool(segment.segment_id, segment.events)
+        segment.drop_copy(self._disk)
         segment.close()
 
     def _behind(self, job: Callable[[], None], then: Callable[[], object]) -> None:

@@ -88,6 +88,12 @@ def publish(folder: Path, spool_id: str, events: Iterable[UsageEvent], *, disk: 
     return storage.publish(disk, place, b"".join(map(line, events)))
 
 
+def is_known(folder: Path, spool_id: str) -> bool:
+    """Whether a file of this name waits, or has been taken in or set aside."""
+    name = spool_id + SUFFIX
+    return any((place / name).exists() for place in (folder, folder / "done", folder / "aside"))
+
+
 def pending(folder: Path) -> list[Path]:
     """Spool files that wait, oldest name first.
 

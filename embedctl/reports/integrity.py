@@ -14,6 +14,7 @@ from embedctl.ledger.rating import microseconds
 from embedctl.records import JOURNAL_DAMAGED
 
 _DAY_MS = 86_400_000
+_NAMED = 5
 AHEAD = timedelta(minutes=5)
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
 """File systems on which neither flock nor DuckDB's own lock can be relied on (facts/accounting.md 2.5)."""
@@ -44,12 +45,14 @@ def findings(
     mounts: Callable[[], str] = mounted,
     foreign: Sequence[Path] = (),
     broken_entries: Sequence[Path] = (),
+    vanished: Sequence[str] = (),
 ) -> Iterator[IntegrityFinding]:
     """Every check, in the order of weight.
 
     Args:
         foreign: Journals in outputs of this home that it has not made, set aside.
         broken_entries: Files of the run registry that are none.
+        vanished: Killed runs whose folder is gone, each as a person would say it.
     """
 
     def count(sql: str, *values: object) -> int:
@@ -112,6 +115,13 @@ def findings(
     yield _look("foreign journals", len(foreign), "none", f"set aside, not counted: {listed}")
     names = ", ".join(path.name for path in broken_entries)
     yield _look("run registry", len(broken_entries), "every entry can be read", f"entries cannot be read: {names}")
+    listed = ", ".join(vanished[:_NAMED])
+    yield _look(
+        "killed runs",
+        len(vanished),
+        "every folder is there",
+        f"runs were killed and their folders are gone; what they spent is counted from the home's copy: {listed}",
+    )
     aside = sorted(paths.database.parent.glob(paths.database.name + ".bad-*"))
     yield _look("set aside", len(aside), "none", "damaged ledgers lie beside it: " + ", ".join(p.name for p in aside))
 

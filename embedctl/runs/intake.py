@@ -6,9 +6,10 @@ Reports come through here each time: nothing is imported, and no file is opened,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedctl import storage
@@ -16,7 +17,7 @@ from embedctl.ledger import missing, spool
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import UNOBSERVED, Observer
 from embedctl.settings import Paths
-from embedctl.storage import DISK, Disk
+from embedctl.storage import DISK, Disk, locks
 
 if TYPE_CHECKING:
     from embedctl.ledger.ingest import Ingested
@@ -32,12 +33,14 @@ def take_in(
     now: datetime,
     observer: Observer = UNOBSERVED,
     disk: Disk = DISK,
+    thorough: bool = False,
     into_ledger: Ingest | None = None,
 ) -> list[str]:
     """Put everything that was spent by now into the ledger, as far as it is not there.
 
     Args:
         wait_s: For another process that holds the ledger.
+        thorough: Look into the folder of every run that is registered, not only where the home shows that one died.
         into_ledger: duckdb's by default.
 
     Returns:
@@ -50,7 +53,8 @@ def take_in(
     ledger = LedgerPaths.of(paths)
     if is_read_only(ledger):
         return [_read_only_note(ledger)]
-    recover(paths, observer=observer, disk=disk)
+    if thorough or _is_left(paths):
+        recover(paths, observer=observer, disk=disk)
     is_there = ledger.database.exists()
     if is_there and not spool.pending(ledger.spool) and not missing.count(ledger, now=now):
         return spool.aside_notes(ledger.aside)
@@ -71,22 +75,39 @@ def ingest(paths: Paths, *, wait_s: float, now: datetime, rebuild: bool, observe
 
 def recover(paths: Paths, *, observer: Observer = UNOBSERVED, disk: Disk = DISK) -> int:
     """Spool what runs have spent that died and were not resumed; how many events that were."""
+    from embedctl.runs.copies import recover_copies  # reports start without
+    from embedctl.runs.registry import RunRegistry, home_trust, recover_dead, sweep
+
     for folder in (paths.runs, paths.spool):
         storage.remove_leftovers(disk, folder, older_than_s=storage.LEFTOVER_S)
-    if not _any_run(paths):
-        return 0
-    from embedctl.runs.registry import home_trust, recover_dead, sweep  # reports start without
-
     publish = partial(spool.publish, paths.spool, disk=disk)
     trust = home_trust(paths, disk)
     put = recover_dead(paths.runs, publish, trust, ledger=paths.ledger, observer=observer, disk=disk)
+    put += recover_copies(
+        paths.attempts,
+        RunRegistry(paths.runs, disk=disk),
+        publish,
+        trust,
+        is_known=partial(spool.is_known, paths.spool),
+        ledger=paths.ledger,
+        observer=observer,
+        disk=disk,
+    )
     sweep(paths.journal, disk=disk)
     return put
 
 
-def _any_run(paths: Paths) -> bool:
-    """Whether any run is registered."""
-    return next(paths.runs.glob("*.json"), None) is not None
+def _is_left(paths: Paths) -> bool:
+    """Whether the home itself shows that a run has died: attempts that are in no spool, and that nobody writes.
+
+    Runs that died before homes kept copies of them are found by the next run, and by `usage ingest`.
+    """
+    files = [*_files(paths.attempts), *_files(paths.journal, "*/journal/*")]
+    return not all(map(locks.is_held, files))
+
+
+def _files(folder: Path, pattern: str = "*") -> Iterator[Path]:
+    return folder.glob(pattern) if folder.is_dir() else iter(())
 
 
 def is_read_only(ledger: LedgerPaths) -> bool:

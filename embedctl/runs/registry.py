@@ -141,6 +141,10 @@ class RunRegistry:
         runs = [run for path in paths if (run := _loaded(path)) is not None]
         return sorted(map(_as_it_is, runs), key=lambda run: run.started_at, reverse=True)
 
+    def entry(self, run_id: UUID) -> RunEntry | None:
+        """The run with this id; None when there is none, or its file says nothing."""
+        return _loaded(self._path(run_id))
+
     def find(self, name: str) -> RunEntry:
         """The run with this id, or the newest of the job with this name.
 

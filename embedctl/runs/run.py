@@ -309,6 +309,7 @@ class Run:
                 now=utc_now(),
                 observer=self._observer,
                 disk=self._disk,
+                thorough=True,
                 into_ledger=self._ingest,
             )
             for note in notes:

@@ -414,6 +414,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 sync_intents=any(one.price_as != "free" for one in plan.chain.endpoints),
                 segment_bytes=plan.segment_bytes,
                 dimensions=endpoint.dimensions or 0,
+                copies=None if state.is_relative_to(job.settings.paths.journal) else job.settings.paths.attempts,
             )
             stack.push_async_callback(close_journal)
             stack.callback(plan.output.close)

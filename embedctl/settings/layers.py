@@ -68,6 +68,11 @@ class Paths:
         return self.home / "journal"
 
     @property
+    def attempts(self) -> Path:
+        """What the attempts of runs cost whose journal is elsewhere, until it is in the spool."""
+        return self.home / "attempts"
+
+    @property
     def cache(self) -> Path:
         """The shared vector cache."""
         return self.home / "cache.sqlite"

@@ -26,6 +26,7 @@ RECOVERY_S = 10.0
 
 _POLL_S = 0.02
 _INSTANT_S = 0.001
+_MOST_GLANCES = 100  # of others who look whether somebody holds a file just made
 
 
 class Lock:
@@ -150,8 +151,15 @@ def give_back(fd: int) -> None:
 
 def mark_living(fd: int) -> None:
     """Show that a living process writes this file, until it is closed; where there are no locks, nobody sees it."""
-    with suppress(OSError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for _ in range(_MOST_GLANCES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_INSTANT_S)
+        except OSError:
+            return
+        else:
+            return
 
 
 def unmark(fd: int) -> None:

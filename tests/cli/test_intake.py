@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,14 +46,15 @@ def paths(clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def dead_run(home: Path, folder: Path, ledger: Path) -> list[UsageEvent]:
     """A run that was killed with one answered and one lost attempt."""
-    answered, lost = intent(), intent()
+    run_id = uuid7()
+    answered, lost = intent(run_id=run_id), intent(run_id=run_id)
     run = RunEntry(
-        run_id=uuid7(), job_id="", folder=folder, output=str(folder.parent), ledger=str(ledger), state="running"
+        run_id=run_id, job_id="", folder=folder, output=str(folder.parent), ledger=str(ledger), state="running"
     )
     folder.mkdir(parents=True)
 
     async def run_until_killed() -> None:
-        book = Journal.open(folder / JOURNAL, secret=home_secret(home), spool=lambda *_: True)
+        book = Journal.open(folder / JOURNAL, secret=home_secret(home), spool=lambda *_: True, copies=home / "attempts")
         await book.intend(answered)
         await book.intend(lost)
         await book.answer(answered, HASHES, vectors(1))
@@ -63,19 +65,37 @@ def dead_run(home: Path, folder: Path, ledger: Path) -> list[UsageEvent]:
     return [answered, lost]
 
 
+@pytest.mark.parametrize("removed", [False, True], ids=["", "folder removed"])
 @pytest.mark.parametrize("command", READERS, ids=list(READERS))
 def test_who_reads_the_ledger_sees_what_dead_runs_have_spent(
-    paths: LedgerPaths, tmp_path: Path, clean_environment: Path, command: str
+    paths: LedgerPaths, tmp_path: Path, clean_environment: Path, command: str, removed: bool
 ) -> None:
-    """Every command that reads the ledger takes in first what a killed run has left, once."""
+    """Every command that reads the ledger takes in first, once, what a killed run has left, its folder there or not."""
     take(paths, event())
     dead_run(clean_environment, tmp_path / "out" / "_embedctl", paths.database)
+    if removed:
+        shutil.rmtree(tmp_path / "out")
 
     for _ in range(2):
         CliRunner().invoke(app, ["usage", *READERS[command]])
 
     assert one(paths, "SELECT count(*) FROM usage_event") == 3
     assert one(paths, "SELECT count(*) FROM usage_event WHERE status = 'interrupted' AND billable = 'unknown'") == 1
+
+
+def test_a_run_whose_folder_is_gone_is_named(paths: LedgerPaths, tmp_path: Path, clean_environment: Path) -> None:
+    """A killed run whose folder was removed is said when it is booked, and named by `usage doctor` from then on."""
+    dead_run(clean_environment, tmp_path / "out" / "_embedctl", paths.database)
+    shutil.rmtree(tmp_path / "out")
+
+    told = CliRunner().invoke(app, ["usage", "ingest"])
+    document = json.loads(CliRunner().invoke(app, ["usage", "doctor", "--json"]).stdout)
+    findings = {one["check"]: one for one in document["findings"]}
+
+    assert f"{tmp_path / 'out'} is gone" in " ".join(told.stderr.split())
+    assert findings["killed runs"]["state"] == "look"
+    assert str(tmp_path / "out") in findings["killed runs"]["detail"]
+    assert one(paths, "SELECT count(*) FROM usage_event") == 2
 
 
 def on_a_read_only_mount(paths: LedgerPaths, away: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,7 @@ def doctor(
     from embedctl.journal.rescue import foreign_journals
     from embedctl.ledger import database
     from embedctl.reports import integrity
+    from embedctl.runs.copies import vanished
     from embedctl.runs.registry import RunRegistry
 
     opened = _ledger.opened(ledger, config)
@@ -32,6 +33,9 @@ def doctor(
             now=opened.now,
             foreign=[path for state in sorted(states) for path in foreign_journals(state)],
             broken_entries=runs.broken(),
+            vanished=[
+                f"{run.job_id or run.run_id} of {run.started_at:%Y-%m-%d}: {run.output}" for run in vanished(runs)
+            ],
         )
         findings = list(checked)
     rows = [{"check": f.check, "state": f.state, "detail": f.detail} for f in findings]
