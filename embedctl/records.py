@@ -225,6 +225,7 @@ class Usage:
         tokens_cached: Provider-side cached part of the total; None when the provider does not say.
         source: Where `tokens_total` comes from.
         tokenizer_id: Who counted, when it was counted here ("tiktoken:cl100k_base", "bytes/4").
+        tokens_each: `tokens_estimated`, text by text, where a tokenizer ran.
     """
 
     tokens_total: int
@@ -234,6 +235,7 @@ class Usage:
     tokens_estimated: int | None = None
     tokens_cached: int | None = None
     tokenizer_id: str | None = None
+    tokens_each: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Protocol
@@ -155,13 +155,14 @@ class Attempt:
             used = await self._used(leg, request, wire, event)
             price = self._guard.price(leg.endpoint)
             ended = usage_events.answered(event, wire, used, self._clock() - started, price)
-            place = await self._keep(operation, request, wire, ended, vectors)
+            each = usage.tokens_each(request, used, wire.tokens_each)
+            place = await self._keep(operation, request, each, ended, vectors)
             permit.succeeded(used.tokens_total, rates(headers))
             self._learn(leg, operation, request, wire, vectors)
         finally:
             self._observer.notify(AttemptEnded(ended))
             await asyncio.shield(self._guard.settle(reservation, ended))
-        return _answer(leg.endpoint, request, wire, used, ended, vectors, body), place
+        return _answer(leg.endpoint, request, wire, used, each, ended, vectors, body), place
 
     async def _send(
         self, leg: Leg, request: Request, message: HttpRequest | None
@@ -214,10 +215,14 @@ class Attempt:
         return await self._router.counted(lambda: usage_events.failed(event, leg.endpoint, request, error, seconds))
 
     async def _keep(
-        self, operation: Operation, request: Request, wire: WireAnswer, ended: UsageEvent, vectors: NDArray[np.float32]
+        self,
+        operation: Operation,
+        request: Request,
+        each: Sequence[int] | None,
+        ended: UsageEvent,
+        vectors: NDArray[np.float32],
     ) -> Any:
         """Write vectors and usage down; a probe's vectors are of no use to anybody later."""
-        each = wire.tokens_each if wire.tokens_each is not None else request.tokens_each
         kept = {"space_id": self._route.space.space_id} if self._route.space and not operation.probe else None
         place = await self._record.answer(ended, request.hashes, vectors, each, kept)
         if operation.probe:
@@ -252,6 +257,7 @@ def _answer(
     request: Request,
     wire: WireAnswer,
     used: Usage,
+    each: Sequence[int] | None,
     event: UsageEvent,
     vectors: NDArray[np.float32],
     body: bytes,
@@ -266,6 +272,6 @@ def _answer(
         embedding_id=wire.embedding_id,
         response_model=wire.response_model,
         raw_response=body,
-        tokens_each=wire.tokens_each if wire.tokens_each is not None else request.tokens_each,
+        tokens_each=None if each is None else tuple(each),
         fallback_from=event.fallback_from,
     )

@@ -6,6 +6,7 @@ Rules: design.md 8, facts/accounting.md 2.4 (2026-11-21).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -18,6 +19,8 @@ FIRST_CHECKED = 3
 
 _CONSTANT_ANSWERS = 4
 _CONSTANT_BYTES = 200
+_CHARACTERS_A_TOKEN = 8
+"""More of them is no language, or no tokenizer of its model."""
 
 
 @dataclass(slots=True)
@@ -53,17 +56,38 @@ class CountTrust:
 
 def exact(endpoint: Endpoint, request: Request) -> tuple[int, str]:
     """Tokens of a request as counted here, and who counted; a tokenizer that fails at it is replaced by bytes/4."""
-    if request.token_arrays:
-        return sum(len(array) for array in request.texts), "token arrays"
-    if request.tokens is not None:
+    if request.tokens is not None and not request.token_arrays:
         return request.tokens, endpoint.tokenizer or "token arrays"
+    each, tokenizer_id = _each(endpoint, request)
+    return sum(each), tokenizer_id
+
+
+def _each(endpoint: Endpoint, request: Request) -> tuple[tuple[int, ...], str]:
+    """Tokens of each text."""
+    if request.token_arrays:
+        return tuple(len(array) for array in request.texts), "token arrays"
     texts = [str(text) for text in request.texts]
     counter = tokenizers.counter(endpoint.tokenizer, endpoint.fallback_tokenizer)
     try:
-        return sum(endpoint.counts.of(counter, texts)), counter.tokenizer_id
+        return tuple(endpoint.counts.of(counter, texts)), counter.tokenizer_id
     except Exception:  # loaded, and yet it has no token for this text: it must not cost the run
         counter = tokenizers.counter(tokenizers.BYTES)
-        return sum(counter.count(texts)), counter.tokenizer_id
+        return tuple(counter.count(texts)), counter.tokenizer_id
+
+
+def tokens_each(request: Request, used: Usage, said: Sequence[int] | None) -> Sequence[int] | None:
+    """Tokens of each text of an answered request, where they are known without counting for it; None where not.
+
+    The provider's word comes first, then what was counted before it was sent, then a text that was alone, then a
+    tokenizer that ran anyway: in all cases only counts that add up to what is booked.
+    """
+    if said is not None:
+        return said
+    if request.tokens_each is not None:
+        return request.tokens_each
+    if len(request) == 1 and 0 < used.tokens_total <= upper_bound(request):
+        return (used.tokens_total,)
+    return used.tokens_each if used.tokens_each and sum(used.tokens_each) == used.tokens_total else None
 
 
 def upper_bound(request: Request) -> int:
@@ -102,12 +126,18 @@ def usage(
     looked_at = mode == "fallback" or scale.doubted or scale.constant or seen < FIRST_CHECKED
     if native is not None and not looked_at and not _absurd(request, native) and event_id.int % 100:
         return Usage(tokens_total=native, source="native", mode=mode, tokens_native=native, tokens_cached=cached)
-    estimated, tokenizer_id = exact(endpoint, request)
+    each = None
+    if request.tokens is None:
+        each, tokenizer_id = _each(endpoint, request)
+        estimated = sum(each)
+    else:
+        estimated, tokenizer_id = exact(endpoint, request)
     believed = native is not None and plausible(request, native, estimated) and not scale.constant
-    scale.doubted |= native is not None and not believed
+    scale.doubted |= native is not None and (not believed or native > _most_expected(request, estimated))
     if mode == "fallback":
         believed = False
     return Usage(
+        tokens_each=each,
         tokens_total=native if believed and native is not None else estimated,
         source="native" if believed else "fallback",
         mode=mode,
@@ -145,12 +175,21 @@ def _absurd(request: Request, native: int) -> bool:
 
 
 def plausible(request: Request, native: int, estimated: int) -> bool:
-    """Whether a provider's count can be one of tokens: not 0, not the characters, not 3x off."""
+    """Whether a provider's count can be one of tokens: not 0, not the characters, not a third of ours.
+
+    A count that can be one is never replaced by a lower one of ours: the tokenizer here may be another, or a bad one,
+    and the invoice is made of the provider's. A number of characters is known for one only beside a tokenizer that
+    finds words in the text.
+    """
     if _absurd(request, native):
         return False
     if not request.token_arrays and len(request) > 0:
         characters = sum(len(str(text)) for text in request.texts)
-        if native == characters and characters > estimated * 2:
+        if native == characters and 2 * estimated < characters <= _CHARACTERS_A_TOKEN * estimated:
             return False
-    texts = len(request)  # of short texts the special tokens weigh more than the words
-    return estimated / 3 - texts <= native <= estimated * 3 + 8 * texts
+    return native >= estimated / 3 - len(request)  # of short texts the special tokens weigh more than the words
+
+
+def _most_expected(request: Request, estimated: int) -> int:
+    """A larger count of the provider's is believed, and all that follow are compared."""
+    return estimated * 3 + 8 * len(request)
