@@ -93,10 +93,15 @@ class RowsFailed(EmbedctlError):
 
 
 class BudgetReached(EmbedctlError):
-    """A budget or `--max-cost` is used up; resumable."""
+    """A budget or `--max-cost` is used up; resumable.
+
+    Attributes:
+        workspace_id: Whose it is, where only the rows fail that this workspace pays for; None: the run ends.
+    """
 
     exit_code = 4
     word = "budget_reached"
+    workspace_id: str | None = None
 
 
 class BudgetWarning(EmbedctlError):

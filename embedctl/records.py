@@ -330,7 +330,7 @@ class Failure:
         row: Ordinal of the row in the input; not listed.
         skipped: Not wanted (a blank text), rather than failed.
         reason: One of a fixed set: blank, null, too_long, too_large, invalid_utf8, invalid_unicode, invalid_tokens,
-            not_allowed, bad_workspace, text_refused, unusable_vector, provider_failed.
+            not_allowed, bad_workspace, budget, text_refused, unusable_vector, provider_failed.
     """
 
     row: int

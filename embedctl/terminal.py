@@ -405,10 +405,16 @@ def is_warning(event: Event) -> bool:
     return isinstance(event, records.BudgetLow | records.RowFailed)
 
 
+_MOST_NAMED = 8
+"""Workspaces in a receipt for people."""
+
+
 def receipt(done: Receipt) -> None:
     """The end of a run, for people, on stderr."""
     notice(_receipt_rows(done))
     notice(_receipt_usage(done))
+    if [one["workspace"] for one in done.workspaces] not in ([], [done.workspace]):
+        notice(_receipt_workspaces(done))
     if done.output:
         space = f"{done.model}, {done.dimensions} dimensions" if done.dimensions else done.model
         notice(f"output: {done.output} ({space})")
@@ -471,6 +477,18 @@ def _receipt_rows(done: Receipt) -> str:
         if count
     ]
     return ", ".join(parts) + f" in {done.seconds:.1f} s"
+
+
+def _receipt_workspaces(done: Receipt) -> str:
+    """Who pays, when that is not the one workspace that was named."""
+    from embedctl.records import format_money
+
+    paid = [
+        f"{one['workspace']} {'unknown' if one['cost'] is None else format_money(one['cost'])}"
+        for one in done.workspaces[:_MOST_NAMED]
+    ]
+    more = len(done.workspaces) - len(paid)
+    return f"paid in USD by {', '.join(paid)}{f' and {more:,} more workspaces' if more else ''}"
 
 
 def _receipt_usage(done: Receipt) -> str:

@@ -127,10 +127,11 @@ def _is_settled(paths: LedgerPaths, trust: Trust, state: Path) -> bool:
 def _allowances(
     standings: Sequence[BudgetStatus], purse: SharedBudget | None, *, alone: bool, observer: Observer
 ) -> list[SpendLimit]:
-    """An allowance for each budget that blocks; warnings for those past their line.
+    """An allowance for each budget; warnings for those past their line.
 
     Args:
-        alone: One workspace pays for all: a used-up budget stops the run before it begins.
+        alone: One workspace pays for all: a used-up budget stops the run before it begins. Else nobody knows yet who
+            pays: who does is warned when it does, and whose budget is used up fails alone.
     """
     found = []
     sums = Sums()
@@ -143,15 +144,21 @@ def _allowances(
         spent = one.spent.cost + one.spent.at_risk if purse is None else sums.spent(budget.workspace, budget.period)
         line = budget.amount * budget.warn_ratio
         allowance = SpendLimit(
-            name, budget.amount, spent, workspace_id=budget.workspace, period=budget.period, warn_at=line
+            name,
+            budget.amount,
+            spent,
+            workspace_id=budget.workspace,
+            period=budget.period,
+            warn_at=line,
+            blocks=budget.action == "block",
+            is_tenants=not alone,
         )
-        if spent >= budget.amount and budget.action == "block" and alone:
+        if spent >= budget.amount and allowance.blocks and alone:
             if purse is not None:
                 purse.close()
             raise reached(allowance)
-        if spent >= line:
+        if spent >= line and alone:
             allowance.warn_at = None
             observer.notify(BudgetLow(name, spent, budget.amount))
-        if budget.action == "block":
-            found.append(allowance)
+        found.append(allowance)
     return found

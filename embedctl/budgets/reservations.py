@@ -36,6 +36,8 @@ class SpendLimit:
         workspace_id: Whose spending counts; None: everybody's.
         period: Of a workspace's budget, which this run shares with others.
         warn_at: USD from which on a warning is due; None when it is not, or no more.
+        blocks: Nothing may be spent beyond it; else it only warns.
+        is_tenants: It is of one workspace among others that pay in this run: only its own rows fail.
     """
 
     name: str
@@ -45,6 +47,8 @@ class SpendLimit:
     workspace_id: str | None = None
     period: str = ""
     warn_at: Decimal | None = None
+    blocks: bool = True
+    is_tenants: bool = False
 
     def counts(self, workspace_id: str) -> bool:
         """Whether spending of a workspace counts here."""
@@ -52,7 +56,7 @@ class SpendLimit:
 
     def fits(self, amount: Decimal) -> bool:
         """Whether so much more stays within it."""
-        return self.spent + self.reserved + amount <= self.amount
+        return not self.blocks or self.spent + self.reserved + amount <= self.amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,11 @@ class Reservations:
         self._purse = purse
         self._settled = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def tenants(self) -> frozenset[str]:
+        """Workspaces whose rows fail when their budget is used up, while others go on."""
+        return frozenset(one.workspace_id or "" for one in self._allowances if one.is_tenants and one.blocks)
 
     def price(self, endpoint: Endpoint) -> Decimal | None:
         """USD per million tokens of an endpoint now; 0 when it is free, None when nobody knows."""
@@ -129,7 +138,9 @@ class Reservations:
                     return Reservation(amount, price, request.workspace_id, mine)
         if self._comes_back(short):
             return None
-        raise reached(short[0], amount)
+        for one in short:
+            self._warn(one, due=one.is_tenants)
+        raise reached(next((one for one in short if not one.is_tenants), short[0]), amount)
 
     async def release(self, reservation: object) -> None:
         """Give back what was set aside for an attempt that was never made."""
@@ -157,9 +168,13 @@ class Reservations:
             if purse is not None:
                 purse.add(reservation.workspace_id, reserved=-reservation.amount, spent=spent)
         for one in reservation.allowances:
-            if one.warn_at is not None and one.spent >= one.warn_at:
-                one.warn_at = None
-                self._observer.notify(BudgetLow(one.name, one.spent, one.amount))
+            self._warn(one)
+
+    def _warn(self, allowance: SpendLimit, *, due: bool = False) -> None:
+        """Say, once, that it is past its line."""
+        if allowance.warn_at is not None and (due or allowance.spent >= allowance.warn_at):
+            allowance.warn_at = None
+            self._observer.notify(BudgetLow(allowance.name, allowance.spent, allowance.amount))
 
     def close(self) -> None:
         """The run is over."""
@@ -213,8 +228,10 @@ def reached(allowance: SpendLimit, next_amount: Decimal = _ZERO) -> BudgetReache
     """Nothing more may be sent under this allowance."""
     flying = f", {format_usd(allowance.reserved)} in flight" if allowance.reserved else ""
     more = f", the next request could cost {format_usd(next_amount)}" if next_amount else ""
-    return BudgetReached(
+    error = BudgetReached(
         f"{allowance.name} is reached: {format_usd(allowance.spent)} of {format_usd(allowance.amount)} USD spent"
         f"{flying}{more}",
         hint="raise it and run the same command again: what was embedded is kept",
     )
+    error.workspace_id = allowance.workspace_id if allowance.is_tenants else None
+    return error

@@ -24,6 +24,7 @@ from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import (
     AnswerUnusable,
+    BudgetReached,
     ProviderError,
     Remedy,
     RequestRefused,
@@ -125,7 +126,8 @@ class Embedder:
             ProviderError: No provider of the chain can serve now; no text is to blame.
             NoProviderNow: The same, and when one is back.
             DeadlinePassed: The next attempt would come too late.
-            BudgetReached: Sending it could cost more than is allowed.
+            BudgetReached: Sending it could cost more than is allowed. When only the workspace that pays for it may not,
+                and others go on, its texts have that for a reason instead.
         """
         attempt = Attempt(
             self.router,
@@ -168,6 +170,12 @@ class _Call:
                 operation.isolating = operation.floats = False  # that was between this request and this endpoint
                 if self._router.leave(leg, left.step):
                     self._observer.notify(GaveUp(leg.endpoint.id, error.message))
+            except BudgetReached as reached:
+                if reached.workspace_id != request.workspace_id:  # or it is None: the run's own limit
+                    raise
+                why = Refusal(reason="budget", message=reached.message, attempts=operation.attempts)
+                done.add(len(done.rest_of(request)), refusal=why)
+                return done.outcomes
             else:
                 return done.outcomes
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from uuid import UUID
 
 import duckdb
 
@@ -41,3 +42,21 @@ def spent(connection: duckdb.DuckDBPyConnection, operation_ids: Collection[str])
         is_lower_bound=bool(unpriced) or operations < len(operation_ids),
         at_risk=at_risk,
     )
+
+
+def bought(
+    connection: duckdb.DuckDBPyConnection, run_ids: Sequence[UUID] | None, model: str | None = None
+) -> tuple[int, int] | None:
+    """Tokens, and the texts that they were billed for, of answers to texts of an output; None when there are none.
+
+    Args:
+        run_ids: None: of all runs.
+        model: None: of all models.
+    """
+    row = connection.execute(
+        "SELECT sum(tokens_total), sum(input_count) FROM usage_event WHERE entry_kind = 'usage' AND status = 'ok' "
+        "AND billable = 'yes' AND purpose <> 'test' AND tokens_total > 0 AND input_count > 0 "
+        "AND ($1 IS NULL OR list_contains($1::UUID[], run_id)) AND ($2 IS NULL OR model = $2)",
+        [None if run_ids is None else list(map(str, run_ids)), model],
+    ).fetchone()
+    return (int(row[0]), int(row[1])) if row and row[0] and row[1] else None

@@ -28,6 +28,18 @@ def of(paths: Sequence[Path]) -> dict[bytes, Refusal]:
     return found
 
 
+PASSING = b'"reason":"budget"'
+"""A reason that another day, or a raised budget, takes away: such rows are tried again by each run."""
+
+
+def any_passing(path: Path) -> bool:
+    """Whether a failures file lists rows that the next run tries again unasked."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return any(PASSING in line for line in iter(partial(file.readline, MOST_LINE), b""))
+
+
 def _refusals(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Refusal]]:
     """Lines that somebody broke say nothing: such a text is tried again."""
     for line in lines:

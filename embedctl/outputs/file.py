@@ -134,7 +134,7 @@ class FileOutput:
         assert found is not None  # noqa: S101 - check_space refuses it
         there.space = Space(**found["space"])
         if found.get("binding") == request.binding and not has_begun(there.recovered):
-            there.finished = nothing_left(row_counts(found.get("counts")), request)
+            there.finished = nothing_left(row_counts(found.get("counts")), request, self.failures_path)
         if request.reuse and parquet.is_precise(self.path, request.dtype):
             there.parts.append(Part(self.path, there.space.dimensions))
         there.failed = {} if request.retry_failed else failures.of([self.failures_path])

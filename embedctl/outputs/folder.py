@@ -300,7 +300,7 @@ class FolderOutput:
         if complete and not there.damaged and (not request.overwrite or has_begun(there.recovered)):
             counts = row_counts(record.get("counts"))
             if counts is not None and counts.vectors == vectors:
-                there.finished = nothing_left(counts, request)
+                there.finished = nothing_left(counts, request, self.failures_path)
         if there.finished is not None:
             return there
         self.replacing = bool(record["replacing"]) if continued else bool(parts)

@@ -224,9 +224,11 @@ def journal_of(state: Path, trust: Trust, notes: list[Warned], disk: Disk) -> Re
     return recovered
 
 
-def nothing_left(counts: RowCounts | None, request: OutputRequest) -> RowCounts | None:
-    """The counts of a finished run, unless its failed rows are to be tried again."""
-    return None if counts is None or (request.retry_failed and counts.failed) else counts
+def nothing_left(counts: RowCounts | None, request: OutputRequest, failures_path: Path) -> RowCounts | None:
+    """The counts of a finished run, unless failed rows of it are to be tried again."""
+    if counts is None or (counts.failed and (request.retry_failed or failures.any_passing(failures_path))):
+        return None
+    return counts
 
 
 def has_begun(recovered: Recovered | None) -> bool:

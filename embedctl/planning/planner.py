@@ -6,6 +6,7 @@ Every row leaves a trace: a target, or a failure with its reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
 
@@ -34,6 +35,8 @@ class Planner:
         seen: Texts of this run: offset is the ordinal of the first that wanted it.
         failed_before: Texts that an earlier run could not embed, and will not be tried again.
         denied: Workspace that a row may name → why it may not use the model: such a row fails.
+        tenants: Workspaces whose texts may fail for want of money: nobody else's vector is taken from them, or waits
+            for theirs.
         columns: Makes the record batch of some rows: (block, positions, chunk indexes, texts).
     """
 
@@ -48,6 +51,7 @@ class Planner:
         columns: Callable[[RowBlock, list[int], list[int], list[str] | None], Any],
         failed_before: Mapping[bytes, Refusal],
         denied: Mapping[str, str] = MappingProxyType({}),
+        tenants: frozenset[str] = frozenset(),
     ) -> None:
         self._candidates = Chunks(options, wording, denied)
         self._prefix = wording.prefix
@@ -56,6 +60,7 @@ class Planner:
         self._seen = seen
         self._columns = columns
         self._failed_before = failed_before
+        self._tenants = tenants
         self._ordinal = 0
         self.reused = 0
         self.duplicates = 0
@@ -100,7 +105,7 @@ class Planner:
         """Each candidate gets a vector of its own; those that are known are taken together."""
         sent = b"".join(one.digest for one in candidates)
         places, is_known = self._known.look_up(sent)
-        seen = self._seen.look_up(sent) if not is_known.all() else (places, is_known)
+        seen = self._seen.look_up(self._keys(candidates, sent)) if not is_known.all() else (places, is_known)
         first, done = slice_.targets, 0
         for at in np.flatnonzero(~is_known).tolist():
             if done < at:
@@ -115,7 +120,7 @@ class Planner:
         """Some candidates get the mean of several vectors, unless that is known itself."""
         targets = [piece for one in candidates for piece in (one.pieces or [one])]
         sent = b"".join(one.digest for one in targets)
-        known, seen = self._known.look_up(sent), self._seen.look_up(sent)
+        known, seen = self._known.look_up(sent), self._seen.look_up(self._keys(targets, sent))
         cursor = 0
         for one in candidates:
             count = len(one.pieces or (one,))
@@ -143,7 +148,8 @@ class Planner:
         """
         ordinal = self._ordinal
         self._ordinal += 1
-        twin = int(seen[0]["row"][at]) if seen[1][at] else fresh.ordinals.get(one.digest)
+        key = self._key(one)
+        twin = int(seen[0]["row"][at]) if seen[1][at] else fresh.ordinals.get(key)
         if twin is not None:
             slice_.add_target(VectorSource.DUPLICATE, 0, twin)
             self.duplicates += 1
@@ -152,7 +158,7 @@ class Planner:
         if one.digest in self._failed_before:
             slice_.refused(place, self._failed_before[one.digest])
             return None
-        fresh.ordinals[one.digest] = ordinal
+        fresh.ordinals[key] = ordinal
         return self._packer.add(
             one.text if not isinstance(one.text, str) else self._prefix + one.text,
             one.digest,
@@ -161,6 +167,15 @@ class Planner:
             tokens=one.tokens,
             workspace=self._candidates.payer(one.position),
         )
+
+    def _key(self, one: Chunk) -> bytes:
+        """What is equal for texts of which one is bought for all."""
+        if not self._tenants or (payer := self._candidates.payer(one.position)) not in self._tenants:
+            return one.digest
+        return blake2b(one.digest + payer.encode(), digest_size=TEXT_HASH_BYTES).digest()
+
+    def _keys(self, chunks: Sequence[Chunk], digests: bytes) -> bytes:
+        return b"".join(map(self._key, chunks)) if self._tenants else digests
 
     def _have(self, slice_: Slice, places: NDArray[np.void]) -> None:
         """Wanted vectors that are known, one after the other."""

@@ -11,8 +11,33 @@ from embedctl.errors import EmbedctlError, worst
 from embedctl.ledger.prices.price import cost
 from embedctl.records import AttemptEnded, Event, RowCounts, Space, UsageEvent
 
+MOST_WORKSPACES = 1000
+"""In a receipt; the ledger has all of them."""
+
 RESUMABLE = (4, 75, 130, 143)
 """Exit codes of a run that stopped in the middle, and goes on when the same command is run again."""
+
+
+@dataclass(slots=True)
+class Share:
+    """What one workspace pays of a run.
+
+    Attributes:
+        tokens, tokens_unknown, cost, cost_at_risk: As in `Spending`.
+        priced: Whether something of it has a price, or nothing needs one.
+    """
+
+    tokens: int = 0
+    tokens_unknown: int = 0
+    cost: Decimal = Decimal(0)
+    cost_at_risk: Decimal = Decimal(0)
+    priced: bool = False
+    unpriced: bool = False
+
+    @property
+    def known_cost(self) -> Decimal | None:
+        """USD; None when something was billed and nothing of it has a price."""
+        return self.cost if self.priced or not self.unpriced else None
 
 
 @dataclass(slots=True)
@@ -23,7 +48,9 @@ class Spending:
         tokens: Confirmed: billed by an answer.
         tokens_estimated: The part of `tokens` that was counted here.
         tokens_unknown: Of attempts that may have been billed; `cost_at_risk` is their price.
+        texts: That `tokens` were answered for.
         unpriced: Whether something billed has no price, so that `cost` is a lower bound.
+        workspaces: Who pays what of it.
     """
 
     unit_price: Callable[[str, str, str | None], Decimal | None]
@@ -32,10 +59,12 @@ class Spending:
     tokens: int = 0
     tokens_estimated: int = 0
     tokens_unknown: int = 0
+    texts: int = 0
     cost: Decimal = Decimal(0)
     cost_at_risk: Decimal = Decimal(0)
     priced: bool = False
     unpriced: bool = False
+    workspaces: dict[str, Share] = field(default_factory=dict)
     sources: set[str] = field(default_factory=set)
     providers: dict[str, None] = field(default_factory=dict)
     fallback_from: str | None = None
@@ -57,22 +86,13 @@ class Spending:
             self.fallback_from = self.fallback_from or event.fallback_from
         else:
             self.last_error = event.reason
+        if event.billable == "no":
+            return
         if event.billable == "yes":
-            self.tokens += event.tokens_total
             self.tokens_estimated += event.tokens_total if event.usage_source == "fallback" else 0
-            if price and event.cost_provider is None and event.usage_mode == "native" and event.tokens_native is None:
-                self.unpriced = True  # billed, and the one count that is taken is missing
-            elif event.cost_provider is not None or price is not None:
-                self.priced = True
-                self.cost += event.cost_provider if event.cost_provider is not None else cost(event.tokens_total, price)  # type: ignore[arg-type]
-            else:
-                self.unpriced = True
-        elif event.billable == "unknown":
-            self.tokens_unknown += event.tokens_estimated or 0
-            if price is not None:
-                self.cost_at_risk += cost(event.tokens_estimated or 0, price)
-            else:
-                self.unpriced = True
+            self.texts += event.input_count if event.status == "ok" else 0
+        for one in (self, self.workspaces.setdefault(event.workspace_id, Share())):
+            _add(one, event, price)
 
     @property
     def known_cost(self) -> Decimal | None:
@@ -87,11 +107,35 @@ class Spending:
         return "mixed" if len(self.sources) > 1 else next(iter(self.sources))
 
 
+def _add(share: Share | Spending, event: UsageEvent, price: Decimal | None) -> None:
+    """Count what was billed for an attempt, or may have been."""
+    if event.billable == "unknown":
+        share.tokens_unknown += event.tokens_estimated or 0
+        if price is not None:
+            share.cost_at_risk += cost(event.tokens_estimated or 0, price)
+        else:
+            share.unpriced = True
+        return
+    share.tokens += event.tokens_total
+    is_missing = event.usage_mode == "native" and event.tokens_native is None
+    if price and event.cost_provider is None and is_missing:
+        share.unpriced = True  # billed, and the one count that is taken is missing
+    elif event.cost_provider is not None:
+        share.priced = True
+        share.cost += event.cost_provider
+    elif price is not None:
+        share.priced = True
+        share.cost += cost(event.tokens_total, price)
+    else:
+        share.unpriced = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """The end of a run (design.md 3, "receipt"). Money in USD; None where nothing is known.
 
     Attributes:
+        workspaces: Who pays, the one who pays most first; the first MOST_WORKSPACES of them.
         error: Why it stopped before its end; None when it did not. Not part of the JSON object.
     """
 
@@ -127,6 +171,7 @@ class Receipt:
     retryable: bool
     resume: str | None
     currency: str = "USD"
+    workspaces: tuple[Mapping[str, Any], ...] = ()
     error: EmbedctlError | None = None
 
     def as_dict(self) -> Mapping[str, Any]:
@@ -137,7 +182,8 @@ class Receipt:
 _RECEIPT_FIELDS = tuple(
     "run_id job workspace model providers fallback_from dimensions dimension_policy space_id usage_source rows "  # noqa: SIM905
     "vectors reused duplicates failed skipped requests attempts tokens tokens_estimated tokens_unknown cost "
-    "cost_is_lower_bound cost_at_risk cost_saved currency seconds output failures exit_code retryable resume".split()
+    "cost_is_lower_bound cost_at_risk cost_saved currency seconds output failures exit_code retryable resume "
+    "workspaces".split()
 )
 
 
@@ -161,17 +207,15 @@ def build_receipt(
     """The receipt of a run that came to its end, or to `failure`.
 
     Args:
-        unit_price: USD per million tokens of the model asked for; None when nobody knows.
+        unit_price: USD per million tokens of the model asked for; None when nobody knows. What reused vectors would
+            have cost is for `savings`, which asks the ledger.
         resume: The command that continues it; shown when it can be continued.
     """
     codes = [3] if rows.failed else []
     code = worst([*codes, *([failure.exit_code] if failure else [])])
     if failure is not None and failure.exit_code in (130, 143):
         code = failure.exit_code
-    each = spending.tokens / rows.vectors if rows.vectors and spending.tokens else None
     saved = Decimal(0) if unit_price == 0 or not (rows.reused or rows.duplicates) else None
-    if unit_price and each:
-        saved = cost(round(each * (rows.reused + rows.duplicates)), unit_price)
     return Receipt(
         run_id=run_id,
         job=job,
@@ -204,5 +248,21 @@ def build_receipt(
         exit_code=code,
         retryable=failure.retryable if failure else False,
         resume=resume if failure is not None and failure.exit_code in RESUMABLE else None,
+        workspaces=_payers(spending),
         error=failure,
+    )
+
+
+def _payers(spending: Spending) -> tuple[Mapping[str, Any], ...]:
+    """Who pays, the one who pays most first."""
+    shares = sorted(spending.workspaces.items(), key=lambda one: (-one[1].cost, -one[1].tokens, one[0]))
+    return tuple(
+        {
+            "workspace": name,
+            "tokens": share.tokens,
+            "tokens_unknown": share.tokens_unknown,
+            "cost": share.known_cost,
+            "cost_at_risk": share.cost_at_risk,
+        }
+        for name, share in shares[:MOST_WORKSPACES]
     )

@@ -25,7 +25,7 @@ from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import check_usable
-from embedctl.runs import estimate, intake, resume, target, wiring
+from embedctl.runs import estimate, intake, resume, savings, target, wiring
 from embedctl.runs.estimate import Estimate
 from embedctl.runs.executor import Executor, InProcess
 from embedctl.runs.intake import Ingest
@@ -33,7 +33,7 @@ from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt, Spending, build_receipt
 from embedctl.runs.record import RunRecord
 from embedctl.runs.registration import Registration
-from embedctl.runs.registry import home_trust
+from embedctl.runs.registry import RunRegistry, home_trust
 from embedctl.runs.slices import RowsDiffer
 from embedctl.runs.stop import StopSignal
 from embedctl.runs.wiring import Resources, RunPlan
@@ -119,7 +119,7 @@ class Run:
             if failure is not None and not self._has_begun(failure):
                 raise failure
         self._ingest_spool()
-        return receipt
+        return self._with_savings(receipt, output, chain)
 
     def estimate(self) -> Estimate:
         """What `execute` would do; nothing is sent, made or changed.
@@ -316,6 +316,25 @@ class Run:
                 self._observer.notify(Warned("ledger", detail=note))
         except EmbedctlError as error:
             self._observer.notify(Warned("not_ingested", detail=error.message))
+
+    def _with_savings(self, receipt: Receipt, output: Output, chain: FallbackChain) -> Receipt:
+        """What was not bought, at today's price: by then the ledger knows what it cost, or such texts do."""
+        price = self._prices.of(chain.first)
+        if not price or not (receipt.reused or receipt.duplicates):
+            return receipt
+        saved = savings.cost_saved(
+            self._ledger,
+            RunRegistry(self.job.settings.paths.runs),
+            output.state,
+            run_id=self.run_id,
+            reused=receipt.reused,
+            duplicates=receipt.duplicates,
+            model=chain.first.model,
+            bought=(self.spending.tokens, self.spending.texts),
+            unit_price=price,
+            now=utc_now(),
+        )
+        return replace(receipt, cost_saved=saved)
 
     def _receipt(self, output: Output, failure: EmbedctlError | None, seconds: float, chain: FallbackChain) -> Receipt:
         return build_receipt(

@@ -157,6 +157,7 @@ def planner(
     purchases: Purchases | None = None,
     segments: SegmentNumbers | None = None,
     denied: Mapping[str, str] | None = None,
+    tenants: frozenset[str] = frozenset(),
     columns: Callable[[Any, list[int], list[int], list[str] | None], Any] | None = None,
 ) -> Iterator[Planner]:
     """Steps 2 and 3, with indexes of known and of seen texts, closed at the end.
@@ -165,6 +166,7 @@ def planner(
         folder: Where the indexes go when they are large.
         existing: What need not be bought; its answers are put into `purchases`, numbered by `segments`.
         denied: Workspaces of rows that may not use the model → why.
+        tenants: Workspaces whose rows fail once their budget is used up.
         columns: Makes the record batch of some rows; None: the columns of the output.
     """
     existing = existing or Existing()
@@ -181,6 +183,7 @@ def planner(
             columns=columns or (lambda block, at, chunks, texts: parquet.row_batch(block, at, chunks, texts, fields)),
             failed_before=existing.failed,
             denied=denied or {},
+            tenants=tenants,
         )
 
 
@@ -402,6 +405,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     purchases=purchases,
                     segments=segments,
                     denied=plan.denied,
+                    tenants=money.tenants,
                 )
             )
             ids = stack.enter_context(DuplicateIds(plan.source, state))

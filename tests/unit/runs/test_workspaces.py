@@ -73,17 +73,71 @@ def test_a_dry_run_tells(world: World) -> None:
     assert (told["failed"], told["texts"]) == (3, 9)
 
 
-def test_a_budget_of_a_row(world: World) -> None:
-    """A workspace's budget holds for the rows that name it; the run stops before it is passed and says whose it is."""
+def listed(world: World) -> dict[int, str]:
+    """Row → reason of the failures file."""
+    path = world.folder / "out" / "failures.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return {one["id"]: one["reason"] for one in map(orjson.loads, lines)}
+
+
+def test_a_tenant_whose_budget_is_used_up_fails_alone(world: World) -> None:
+    """Its rows fail for `budget` and are not sent; the others go on; the receipt says who paid; exit 3."""
     configure(world, '[workspaces.zeta]\nbudget = { amount = "0.00000015", action = "block" }\n')
-    ended = world.run(*RUN, *BY_ROW)
-    world.run("usage", "ingest")
+    ended = world.run(*RUN, *BY_ROW, "--json")
     report = world.run("usage", "report", "--by", "workspace", "--json").receipt
     spent = {group["workspace"]: group["tokens"] for group in report["groups"]}
+    paid = {one["workspace"]: one["tokens"] for one in ended.receipt["workspaces"]}
 
-    assert ended.code == 4, ended.err
+    assert (ended.code, ended.receipt["vectors"], ended.receipt["failed"]) == (3, 9, 3), ended.err
+    assert listed(world) == {1: "budget", 5: "budget", 9: "budget"}
+    assert paid == spent == {"acme": 12, "beta": 12, "default": 12}
     assert "budget of workspace zeta" in ended.err
-    assert spent.get("zeta", 0) * PRICE / 1_000_000 <= Decimal("0.00000015")
+    sent = {digest for one in world.wire.truth() for digest in one["text_hashes"]}
+    assert sent == {hash_of(text) for text, who in zip(TEXTS, WHO, strict=True) if who != "zeta"}
+
+
+def test_rows_without_budget_are_bought_once_there_is_one(world: World) -> None:
+    """The same command tries them again, without --retry-failed: for nothing while the budget is used up, then all."""
+    configure(world, '[workspaces.zeta]\nbudget = { amount = "0.00000015", action = "block" }\n')
+    world.run(*RUN, *BY_ROW)
+    before = world.wire.billed()
+    again = world.run(*RUN, *BY_ROW)
+    between = world.wire.billed()
+    configure(world, '[workspaces.zeta]\nbudget = { amount = "1", action = "block" }\n')
+    last = world.run(*RUN, *BY_ROW)
+
+    assert (again.code, before, between) == (3, 9 * 4, 9 * 4), again.err
+    assert (last.code, world.wire.billed()) == (0, 12 * 4), last.err
+    assert listed(world) == {}
+    world.check_rows("out", TEXTS, dimensions=8)
+
+
+def test_a_text_of_another_tenant_does_not_wait_for_a_budget(world: World) -> None:
+    """A text that a tenant without money wants first is bought by the one after it who has some."""
+    world.table([sentence(0), sentence(0), sentence(1), sentence(0)], who=["zeta", "acme", "acme", "beta"])
+    configure(world, '[workspaces.zeta]\nbudget = { amount = "0.00000001", action = "block" }\n')
+    ended = world.run(*RUN, *BY_ROW, "--json")
+
+    assert (ended.code, ended.receipt["vectors"], ended.receipt["duplicates"]) == (3, 3, 1), ended.err
+    assert listed(world) == {0: "budget"}
+
+
+@pytest.mark.parametrize(("who", "warned"), [("acme", False), ("zeta", True)])
+def test_only_who_pays_is_warned(world: World, who: str, warned: bool) -> None:
+    """A budget past its line is said of a workspace that pays in this run, and of no other."""
+    configure(world, '[workspaces.zeta]\nbudget = { amount = "0.000001", action = "warn", warn_ratio = 0.01 }\n')
+    world.table(TEXTS[:2], who=["zeta", "zeta"])
+    world.run(*RUN, *BY_ROW)
+    world.table([sentence(100)], who=[who])
+    told = world.run(*RUN, *BY_ROW, "--overwrite")
+
+    assert told.code == 0, told.err
+    assert ("budget of workspace zeta" in told.err) == warned
+
+
+def test_the_runs_own_limit_still_ends_it(world: World) -> None:
+    """--max-cost is everybody's: the run stops with 4, whoever pays."""
+    assert world.run(*RUN, *BY_ROW, "--max-cost", "0.0000002").code == 4
 
 
 @pytest.mark.parametrize(("lists", "kept"), [("", True), ('[workspaces.zeta]\nproviders = ["openai"]\n', False)])
