@@ -86,6 +86,11 @@ def report(connection: Connection, question: ReportQuery, *, now: datetime, know
             f"{stale_tokens:,} tokens are priced by a list of {listed_on}, by then {prices.STALE_AFTER.days} days old "
             "or more (a newer embedctl has a newer one; `embedctl prices import` or `set` tells what holds)"
         )
+    if bad := _bad_lines(connection, question.within):
+        warnings.append(
+            f"{counted(bad, 'spool line')} of that time could not be read: what was spent by them is not included "
+            "(`embedctl usage doctor`)"
+        )
     if len(kept) < len(found):
         warnings.append(f"{len(found) - len(kept)} more groups are in the total only (--top {question.top})")
     return Report(
@@ -97,6 +102,19 @@ def report(connection: Connection, question: ReportQuery, *, now: datetime, know
         warnings=warnings,
         incomplete=bool(totals["unpriced_calls"] or totals["at_risk_calls"] or stale_tokens),
     )
+
+
+def _bad_lines(connection: Connection, within: periods.Range) -> int:
+    """Spool lines that were no events, in files of segments that began in a range; of others nobody knows when."""
+    since, until = (None if one is None else int(one.timestamp() * 1000) for one in (within.since, within.until))
+    row = connection.execute(
+        "SELECT sum(lines_bad) FROM (SELECT lines_bad, "
+        "CASE WHEN regexp_full_match(spool_id, '[0-9a-f]{12}7[0-9a-f]{19}') "
+        "THEN ('0x' || spool_id[:12])::BIGINT END AS began FROM spool_offset WHERE lines_bad > 0) "
+        "WHERE began IS NULL OR ((? IS NULL OR began >= ?) AND (? IS NULL OR began < ?))",
+        [since, since, until, until],
+    ).fetchone()
+    return int(row[0] or 0) if row else 0
 
 
 _INTERNAL = ("unpriced_calls", "at_risk_calls", "unpriced_at_risk_calls", "events")

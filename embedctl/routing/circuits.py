@@ -69,6 +69,20 @@ class Circuits:
             self._lock = None
 
 
+def sweep(folder: Path) -> int:
+    """Remove what runs left that were killed; how many of them."""
+    gone = 0
+    for name in sorted({path.stem for path in (*folder.glob("*.json"), *folder.glob("*.lock"))}):
+        file = folder / f"{name}.json"
+        if locks.is_held(file.with_suffix(".lock")):
+            continue
+        with suppress(EmbedctlError), locks.hold(file.with_suffix(".lock"), command="removal of what a dead run left"):
+            for path in (file, file.with_suffix(".lock")):
+                DISK.unlink(path)
+            gone += 1
+    return gone
+
+
 def ask_to_close(folder: Path, provider: str) -> None:
     """Ask running jobs to close a provider's circuits: they look while they wait.
 

@@ -75,7 +75,8 @@ def ingest(paths: Paths, *, wait_s: float, now: datetime, rebuild: bool, observe
 
 def recover(paths: Paths, *, observer: Observer = UNOBSERVED, disk: Disk = DISK) -> int:
     """Spool what runs have spent that died and were not resumed; how many events that were."""
-    from embedctl.runs.copies import recover_copies  # reports start without
+    from embedctl.routing import circuits  # reports start without
+    from embedctl.runs.copies import recover_copies
     from embedctl.runs.registry import RunRegistry, home_trust, recover_dead, sweep
 
     for folder in (paths.runs, paths.spool):
@@ -94,6 +95,7 @@ def recover(paths: Paths, *, observer: Observer = UNOBSERVED, disk: Disk = DISK)
         disk=disk,
     )
     sweep(paths.journal, disk=disk)
+    circuits.sweep(paths.home / "circuits")
     return put
 
 

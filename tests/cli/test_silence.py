@@ -267,3 +267,19 @@ def test_a_spool_of_another_user_is_refused(paths: LedgerPaths, monkeypatch: pyt
 
     with pytest.raises(OutputRefused, match="another user's"):
         spent(paths, 1)
+
+
+def test_lines_that_could_not_be_read_are_said_by_reports(paths: LedgerPaths) -> None:
+    """What a spool file lost is said by each report of its time, not only by the command that took it in."""
+    whole = spool.line(intent(provider="openai", model="text-embedding-3-small"))
+    began = datetime(2026, 11, 15, 12, tzinfo=UTC).timestamp()
+    paths.spool.mkdir()
+    (paths.spool / f"{uuid7(began).hex}.spool").write_bytes(whole + whole[:40] + b"\n")
+    embedctl("usage", "ingest")
+
+    def warnings(*flags: str) -> str:
+        return " ".join(embedctl("usage", "report", "--json", *flags).json["warnings"])
+
+    assert "1 spool line of that time could not be read" in warnings()
+    assert "1 spool line of that time" in warnings("--since", "2026-11-15", "--until", "2026-11-16")
+    assert "spool line" not in warnings("--since", "2026-11-16", "--until", "2026-11-17")

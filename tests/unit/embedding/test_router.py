@@ -20,6 +20,7 @@ from embedctl.routing import circuits
 from embedctl.routing.breaker import State
 from embedctl.routing.limiter import AdaptiveLimiter
 from embedctl.routing.retry import Policy, Remedy, Step
+from embedctl.storage import locks
 from tests.support.calling import SMALL, load
 from tests.support.observing import Kept
 
@@ -183,6 +184,21 @@ def test_a_reset_wakes_a_running_job(tmp_path: Path, time: Time) -> None:
     assert line.state.breaker.state(time()) is State.CLOSED
     asyncio.run(made.router.aclose())
     assert circuits.running(tmp_path / "home" / "circuits") == []
+
+
+def test_circuits_of_killed_runs_are_removed(tmp_path: Path) -> None:
+    """What a killed run wrote of its circuits goes; what a living one wrote, and what was asked of all, stays."""
+    for name in ("dead", "living"):
+        (tmp_path / f"{name}.json").write_text("[]")
+    (tmp_path / "dead.lock").touch()
+    (tmp_path / "lost.lock").touch()
+    (tmp_path / "openai.reset").touch()
+    with locks.hold(tmp_path / "living.lock"):
+        gone = circuits.sweep(tmp_path)
+        left = sorted(path.name for path in tmp_path.iterdir())
+
+    assert gone == 2
+    assert left == ["living.json", "living.lock", "openai.reset"]
 
 
 def test_a_long_wait_is_remembered(tmp_path: Path, time: Time) -> None:
