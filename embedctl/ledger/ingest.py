@@ -85,7 +85,7 @@ class Ingested:
                 "from an older copy; they are in it again, from what the spool keeps"
             )
         if self.bad_lines:
-            found.append(f"{self.bad_lines:,} spool lines were damaged or foreign and are not counted")
+            found.append(spool.bad_lines_note(self.bad_lines))
         found += [f"spool file not read: {name}" for name in self.unreadable]
         found += [f"spool file not taken in: {name}" for name in self.refused]
         return [*found, *(spool.aside_notes(self.aside) if self.aside else ())]

@@ -108,6 +108,11 @@ def pending(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names) if name.endswith(SUFFIX) and not name.startswith(".")]
 
 
+def bad_lines_note(count: int) -> str:
+    """What a reader should know of lines that were no events."""
+    return f"{count:,} spool lines were damaged or foreign and are not counted"
+
+
 def aside_notes(folder: Path) -> list[str]:
     """What a reader should know of spool files that were set aside in `folder`; nothing when there are none."""
     files = pending(folder)

@@ -280,6 +280,6 @@ def test_lines_that_could_not_be_read_are_said_by_reports(paths: LedgerPaths) ->
     def warnings(*flags: str) -> str:
         return " ".join(embedctl("usage", "report", "--json", *flags).json["warnings"])
 
-    assert "1 spool line of that time could not be read" in warnings()
-    assert "1 spool line of that time" in warnings("--since", "2026-11-15", "--until", "2026-11-16")
-    assert "spool line" not in warnings("--since", "2026-11-16", "--until", "2026-11-17")
+    assert "1 spool lines were damaged" in warnings()
+    assert "1 spool lines were damaged" in warnings("--since", "2026-11-15", "--until", "2026-11-16")
+    assert "spool lines" not in warnings("--since", "2026-11-16", "--until", "2026-11-17")
