@@ -86,7 +86,7 @@ def page(found: PageContent, notes: Sequence[str] = ()) -> str:
         ExtraMissing: plotly is not installed.
     """
     whole = found.whole
-    warnings = [*whole.warnings, *notes]
+    warnings = list(dict.fromkeys([*whole.warnings, *notes]))
     drawn = []
     for split, each in found.over_time.items():
         for measure, title in (("cost", "USD"), ("tokens", "Tokens")):
