@@ -11,11 +11,12 @@ import pytest
 
 from embedctl.journal import Journal, Trust
 from embedctl.journal.recovery import recover_copy
-from embedctl.journal.rescue import JOURNAL
+from embedctl.journal.rescue import JOURNAL, LOCK
 from embedctl.journal.segments import COPY
 from embedctl.records import UNOBSERVED, Observer, UsageEvent, Warned, uuid7
 from embedctl.runs.copies import recover_copies, vanished
 from embedctl.runs.registry import RunEntry, RunRegistry, recover_dead
+from embedctl.storage.locks import hold
 from tests.support.attempts import HASHES, SECRET, TRUST, die, intent, vectors
 from tests.support.observing import Kept
 
@@ -115,6 +116,16 @@ def test_a_folder_that_is_there_comes_first(tmp_path: Path) -> None:
     assert len(home.spooled) == 1
     assert home.copies() == []
     assert vanished(home.runs) == []
+
+
+def test_a_folder_that_somebody_works_in_is_waited_for(tmp_path: Path) -> None:
+    """While another run continues there, the folder's journal is that one's to book, and the copy stays for later."""
+    home = Home(tmp_path)
+    killed(home)
+    with hold(home.state / LOCK):
+        put, left = home.recover(), len(home.copies())
+
+    assert (put, left, home.recover()) == (0, 1, 3)
 
 
 def test_a_folder_that_comes_back_is_not_counted_again(tmp_path: Path) -> None:
