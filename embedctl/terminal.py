@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from embedctl.errors import EmbedctlError, StorageFailed, WrongUsage
@@ -213,10 +214,37 @@ def table(content: Table, form: Format) -> None:
     elif form == "md":
         out(_markdown(content))
     elif sys.stdout.isatty():
-        coloured = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        out(_text(_fitting(content, shutil.get_terminal_size().columns), coloured=coloured))
+        out(_text(_fitting(content, width()), coloured=_coloured()))
     else:
         out(_text(content))
+
+
+def width() -> int:
+    """Cells of a line on stdout: the terminal's; 100 where it is none."""
+    return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
+
+
+INDENT = 2
+"""Cells before the lines of a passage."""
+
+
+def passage(head: str, lines: Sequence[str], marked: Callable[..., str], *, first: bool) -> None:
+    """A text that was found, on stdout, set apart from the one before.
+
+    Args:
+        marked: A line and `mark` → the line with its matches marked.
+    """
+    bold = partial(_styled, code=_BOLD) if _coloured() else str
+    shown = [bold(safe(head)), *(f"{' ' * INDENT}{marked(safe(line), mark=bold)}" for line in lines)]
+    out("\n".join([*([] if first else [""]), *shown]) + "\n")
+
+
+def _coloured() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _styled(line: str, code: str) -> str:
+    return f"\x1b[{code}m{line}\x1b[0m" if line else line
 
 
 def _cell(value: object, *, absent: str) -> str:
@@ -275,7 +303,7 @@ def _text(content: Table, *, coloured: bool = False) -> str:
         return blanks + text if content.columns[i].align == "right" else text + blanks
 
     def styled(line: str, code: str) -> str:
-        return f"\x1b[{code}m{line}\x1b[0m" if coloured and line else line
+        return _styled(line, code) if coloured else line
 
     lines = ["  ".join(padded(text, i) for i, text in enumerate(line)).rstrip() for line in cells]
     rule = "-" * max(map(cell_len, lines))
