@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import orjson
 
-from embedctl.errors import AnswerUnusable
+from embedctl.errors import AnswerUnshaped, AnswerUnusable
 from embedctl.providers._contract import HttpRequest
 
 CHARACTERS = 200
@@ -66,6 +66,11 @@ def unusable(what: str, body: bytes = b"") -> AnswerUnusable:
     """A 200 that cannot be used, with how its body begins when that helps."""
     start = bytes(body[:_BEGINNING]).decode("utf-8", "replace").replace("\n", " ").strip()
     return AnswerUnusable(f"{what}; the body begins with {start!r}" if body else what, status=200)
+
+
+def unshaped(what: str) -> AnswerUnshaped:
+    """A 200 of a shape that its server gives to every answer: the next one would be no better."""
+    return AnswerUnshaped(what, status=200)
 
 
 def decoded(decoder: msgspec.json.Decoder[T], content: bytes | msgspec.Raw) -> T:
