@@ -16,6 +16,7 @@ from embedctl.routing.endpoint import Endpoint
 FIRST_CHECKED = 3
 """Answers of each endpoint that are counted here too before its counts are believed; then 1 %."""
 
+_CHARACTERS_NO_CHANCE = 4  # texts, over any number of answers
 _CONSTANT_ANSWERS = 4
 _CONSTANT_BYTES = 200
 
@@ -27,11 +28,13 @@ class CountTrust:
     Attributes:
         answers: How many there were.
         doubted: One of its counts was none of tokens: all further ones are counted here too.
+        characters: Texts in a row whose count was that of their characters, where the tokenizer's was another.
         lately: (count, bytes of content) of the last few answers.
     """
 
     answers: int = 0
     doubted: bool = False
+    characters: int = 0
     lately: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_CONSTANT_ANSWERS))
 
     def took(self, request: Request, native: int | None) -> None:
@@ -39,6 +42,12 @@ class CountTrust:
         self.answers += 1
         if native is not None:
             self.lately.append((native, request.content_bytes))
+
+    def counts_characters(self, request: Request, native: int, estimated: int) -> bool:
+        """Whether its counts are those of characters: of one short text that may be chance, of some it is none."""
+        alike = native != estimated and native == _characters(request)
+        self.characters = self.characters + len(request) if alike else 0
+        return self.characters >= _CHARACTERS_NO_CHANCE
 
     @property
     def constant(self) -> bool:
@@ -104,6 +113,8 @@ def usage(
         return Usage(tokens_total=native, source="native", mode=mode, tokens_native=native, tokens_cached=cached)
     estimated, tokenizer_id = exact(endpoint, request)
     believed = native is not None and plausible(request, native, estimated) and not scale.constant
+    if native is not None and scale.counts_characters(request, native, estimated):
+        believed = False
     scale.doubted |= native is not None and not believed
     if mode == "fallback":
         believed = False
@@ -139,6 +150,11 @@ def unusable(endpoint: Endpoint, request: Request, native: int | None) -> Usage:
     )
 
 
+def _characters(request: Request) -> int | None:
+    """Of all its texts; None of token arrays."""
+    return None if request.token_arrays else sum(len(str(text)) for text in request.texts)
+
+
 def _absurd(request: Request, native: int) -> bool:
     """Zero for text, or more than bytes allow: no tokenizer is needed to doubt it."""
     return native <= 0 or native > upper_bound(request)
@@ -148,9 +164,7 @@ def plausible(request: Request, native: int, estimated: int) -> bool:
     """Whether a provider's count can be one of tokens: not 0, not the characters, not 3x off."""
     if _absurd(request, native):
         return False
-    if not request.token_arrays and len(request) > 0:
-        characters = sum(len(str(text)) for text in request.texts)
-        if native == characters and characters > estimated * 2:
-            return False
+    if native == _characters(request) and native > estimated * 2:
+        return False
     texts = len(request)  # of short texts the special tokens weigh more than the words
     return estimated / 3 - texts <= native <= estimated * 3 + 8 * texts

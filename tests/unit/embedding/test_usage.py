@@ -70,6 +70,28 @@ def test_an_implausible_count_is_replaced(endpoint: Endpoint, native: int) -> No
     assert (found.tokens_native, found.tokenizer_id) == (native, "tiktoken:cl100k_base")
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_characters_of_short_texts(endpoint: Endpoint, at_once: int) -> None:
+    """Counts that equal the characters of four short texts or more are none of tokens, however near they are."""
+    scale = CountTrust()
+    texts = ["ab", "xy", "no", "it", "we", "qz", "vv", "jk"] * 2
+    asked = [calling.request(texts[start : start + at_once]) for start in range(0, 16, at_once)]
+
+    found = [usage.usage(endpoint, one, one.content_bytes, None, SELDOM, scale) for one in asked]
+
+    booked = [one for one, sent in zip(found, asked, strict=True) for _ in sent.texts if one.source == "native"]
+    assert len(booked) < 4
+    assert found[-1].tokens_total == usage.exact(endpoint, asked[-1])[0] != asked[-1].content_bytes
+
+
+def test_characters_that_are_tokens(endpoint: Endpoint) -> None:
+    """Where the tokenizer says the same, a count that equals the characters is believed."""
+    one = calling.request(["a", "b", "c", "d", "e", "f"])
+    scale = CountTrust()
+
+    assert [usage.usage(endpoint, one, 6, None, SELDOM, scale).source for _ in range(5)] == ["native"] * 5
+
+
 def test_once_doubted_always_looked_at(endpoint: Endpoint) -> None:
     """A server whose count was none of tokens is not believed later without a look."""
     scale = CountTrust()
