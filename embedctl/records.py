@@ -521,6 +521,7 @@ class RowFailed:
 Concern = Literal[
     "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "ledger", "duplicate_ids",
     "cache", "learned_file", "input", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
+    "other_model", "input_type_lost",
 ]  # fmt: skip
 
 

@@ -363,6 +363,8 @@ _CONCERNS = {
     "damaged_journal": "{count:,} bytes of {subject} cannot be read: what was spent for them is counted as "
     "unconfirmed, and their texts are bought again",
     "set_aside": "a damaged or foreign state file is set aside as {subject}",
+    "other_model": "{subject} says that it answers from {detail}: is it the model that was asked for?",
+    "input_type_lost": "{subject}: {detail}",
     "input_differs": "the input is not what an interrupted run read: it is planned anew, known texts are reused",
 }
 

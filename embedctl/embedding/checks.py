@@ -98,6 +98,12 @@ def _check_model(wire: WireAnswer, endpoint: Endpoint, before: AnswerIdentity | 
         )
 
 
+def another_model(wire: WireAnswer, endpoint: Endpoint) -> str | None:
+    """The model that a good answer says it comes from, where that is another name than any that was asked for."""
+    said = wire.response_model
+    return said if said and not _means(said, wire, endpoint) else None
+
+
 def _is_own_server(endpoint: Endpoint) -> bool:
     """Servers of one's own call their one model what they like (facts/providers.md 10, 12)."""
     return endpoint.place.base_url.startswith(("http://", "https://127.", "https://localhost"))

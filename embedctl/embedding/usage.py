@@ -28,7 +28,8 @@ class CountTrust:
     Attributes:
         answers: How many there were.
         doubted: One of its counts was none of tokens: all further ones are counted here too.
-        characters: Texts in a row whose count was that of their characters, where the tokenizer's was another.
+        characters: Texts whose count was that of their characters where the tokenizer's was another, and since which
+            no count was another than that of the characters.
         lately: (count, bytes of content) of the last few answers.
     """
 
@@ -45,9 +46,16 @@ class CountTrust:
 
     def counts_characters(self, request: Request, native: int, estimated: int) -> bool:
         """Whether its counts are those of characters: of one short text that may be chance, of some it is none."""
-        alike = native != estimated and native == _characters(request)
-        self.characters = self.characters + len(request) if alike else 0
+        if native != _characters(request):
+            self.characters = 0
+        elif native != estimated:
+            self.characters += len(request)
         return self.characters >= _CHARACTERS_NO_CHANCE
+
+    @property
+    def suspects(self) -> bool:
+        """Whether its next count is compared with the tokenizer's."""
+        return self.doubted or self.constant or self.characters > 0
 
     @property
     def constant(self) -> bool:
@@ -86,7 +94,7 @@ def must_count(endpoint: Endpoint, request: Request, native: int | None, event_i
     """Whether `usage` will count with a tokenizer, which takes its time."""
     if endpoint.local or endpoint.usage_mode == "native":
         return False
-    looked_at = endpoint.usage_mode == "fallback" or trust.doubted or trust.constant or trust.answers < FIRST_CHECKED
+    looked_at = endpoint.usage_mode == "fallback" or trust.suspects or trust.answers < FIRST_CHECKED
     return looked_at or native is None or _absurd(request, native) or not event_id.int % 100
 
 
@@ -108,7 +116,7 @@ def usage(
         )
     if mode == "native":
         return Usage(tokens_total=native or 0, source="native", mode=mode, tokens_native=native, tokens_cached=cached)
-    looked_at = mode == "fallback" or scale.doubted or scale.constant or seen < FIRST_CHECKED
+    looked_at = mode == "fallback" or scale.suspects or seen < FIRST_CHECKED
     if native is not None and not looked_at and not _absurd(request, native) and event_id.int % 100:
         return Usage(tokens_total=native, source="native", mode=mode, tokens_native=native, tokens_cached=cached)
     estimated, tokenizer_id = exact(endpoint, request)

@@ -141,7 +141,11 @@ class Run:
 
     def _chain(self) -> FallbackChain:
         """Who may be asked; a warning for each key that others could read."""
-        chain = chains.chain(self.job.settings, observer=self._observer)
+        chain = chains.chain(
+            self.job.settings,
+            observer=self._observer,
+            type_by_flag=self.job.settings.origins.get("input_type") == "flag",
+        )
         for name in dict.fromkeys(endpoint.provider for endpoint in chain.endpoints):
             variables = credentials.key_variables(self.job.settings, name)
             if note := credentials.exposed_key_file(self.job.settings.environment, variables):
