@@ -297,16 +297,31 @@ def _narrowed(settings: Settings, first: Endpoint, entries: Sequence[str]) -> Se
 
 
 def _fallback_offer(settings: Settings, entry: str, first: Endpoint, now_s: float) -> Endpoint:
-    """An entry of a chain: "provider:model", or a provider that serves the same weights, or its default model."""
+    """An entry of a chain: "provider:model"; or a provider, which means what was asked for where it serves that."""
     provider, colon, model = entry.partition(":")
     checked_provider(settings, provider)
     if not colon:
-        same = [one for one in catalog.serving(first.canonical) if one.provider == provider]
-        own = settings.providers.get(provider, ProviderSettings())
-        if same:
-            model = same[0].name
-        elif first.entry and (first.model in own.models or first.entry.name in own.models):
-            model = first.entry.name
-        else:
-            model = default_model(settings, provider)
+        model = _served(settings, provider, first) or default_model(settings, provider)
     return endpoint(settings, provider, model, now_s=now_s)
+
+
+def _served(settings: Settings, provider: str, first: Endpoint) -> str | None:
+    """The name under which a provider serves the model that was asked for; None where it does not.
+
+    It does when the catalog says so of it, its own `models` do, or (a place of one's own without `models`) the
+    catalog does of its protocol or of whose prices apply; and when such a place says nothing at all.
+    """
+    for offer in catalog.serving(first.canonical):
+        if offer.provider == provider:
+            return offer.name
+    own, built_in = settings.providers.get(provider, ProviderSettings()), catalog.providers().get(provider)
+    asked = (first.model, first.entry.name) if first.entry else (first.model,)
+    if own.models:
+        return next((name for name in asked if name in own.models), None)
+    if built_in is not None and own.base_url is None:
+        return None
+    for alike in (own.price_as, own.protocol or (built_in.protocol if built_in else None)):
+        for offer in catalog.serving(first.canonical):
+            if offer.provider == alike:
+                return offer.name
+    return first.model if own.model is None else None
