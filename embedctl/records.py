@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import orjson
@@ -56,6 +57,11 @@ def new_operation_id() -> str:
 def utc_now() -> datetime:
     """The wall clock, in UTC; only for time stamps, never for waiting."""
     return datetime.now(UTC)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose `~` is the home folder; as it is for a user who has none."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises then
 
 
 def printable(text: str) -> str:

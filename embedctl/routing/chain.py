@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from embedctl import providers
 from embedctl.backends.onnx import folders
@@ -14,7 +13,7 @@ from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.providers import catalog
 from embedctl.providers._contract import RequestOptions as WireOptions
 from embedctl.providers.catalog import ModelEntry, ProviderEntry
-from embedctl.records import UNOBSERVED, Observer, Warned
+from embedctl.records import UNOBSERVED, Observer, Warned, expanded
 from embedctl.routing import allow, credentials, input_types
 from embedctl.routing.endpoint import Endpoint, check_usable
 from embedctl.routing.fallback import ChainEntry, Excluded, allowed, require
@@ -202,7 +201,7 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         truncation=options.on_too_long if options.on_too_long in ("truncate", "mean") else "none",
         takes_tokens=credentials.takes_tokens(built_in, protocol, local=local),
         insecure=own.insecure or options.insecure,
-        ca_file=Path(own.ca_file).expanduser() if own.ca_file else None,
+        ca_file=expanded(own.ca_file) if own.ca_file else None,
         folder=folder.path if folder else None,
         key_variable=own.api_key_env,
     )

@@ -39,6 +39,7 @@ def export(
     from embedctl.reports import focus
     from embedctl.reports.report import ReportQuery
 
+    named.check_format(output, form)
     named.check_free(output, overwrite=overwrite)
     opened = _ledger.opened(ledger, config)
     for note in _ledger.take_in(opened):

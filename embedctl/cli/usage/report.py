@@ -130,6 +130,10 @@ def _refuse_contradictions(given: dict[str, Any], form: str) -> None:
         raise WrongUsage(f"--order {given['order']!r} is neither asc nor desc")
     if form in _FILES and (given["output"] is None or given["html"] is not None):
         raise WrongUsage(f"--format {form} is a file", hint=f"--output usage.{'csv' if form == 'focus' else form}")
+    from embedctl.storage import named
+
+    if given["output"] is not None:
+        named.check_format(given["output"], form)
     if form == "focus" and (given["by"] or given["breakdown"] or given["top"] or given["currency"].upper() != "USD"):
         raise WrongUsage("--format focus is charges by day in USD: not with --by, --breakdown, --top or --currency")
 

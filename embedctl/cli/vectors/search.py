@@ -61,7 +61,7 @@ def search(
     rows = [{**hit, "score": f"{hit['score']:.4f}", "text": short(hit["text"])} for hit in hits]
     columns = [
         terminal.Column("score", "Score", "right"),
-        terminal.Column("id", "Id"),
+        terminal.Column("id", "Id", exact=True),
         terminal.Column("chunk_index", "Chunk", "right"),
         terminal.Column("text", "Text"),
     ]
