@@ -81,6 +81,9 @@ def _flags(
         typer.Option("--output", "-o", help="Write it to this new file, whole.", metavar="FILE"),
     ] = None,
     overwrite: OverwriteFlag = False,
+    focus_version: Annotated[
+        Literal["1.2", "1.4", "1.5"], typer.Option("--focus-version", help="Of --format focus.")
+    ] = "1.4",
     form: Annotated[
         Literal["table", "json", "csv", "md", "parquet", "focus"],
         typer.Option("--format", help="How to print it; parquet and focus (FOCUS 1.4) go to the file of --output."),
@@ -176,7 +179,9 @@ def _write_file(opened: _ledger.Opened, question: ReportQuery, notes: list[str],
     with database.reader(opened.paths, now=opened.now) as connection:
         report = ask(connection, question, now=opened.now)
         if given["form"] == "focus":
-            focus.export(connection, question, file, "focus", overwrite=given["overwrite"])
+            focus.export(
+                connection, question, file, "focus", overwrite=given["overwrite"], version=given["focus_version"]
+            )
         else:
             focus.export_report(connection, report, file, overwrite=given["overwrite"])
     for line in [*report.warnings, *notes]:
