@@ -27,6 +27,7 @@ EmbedctlError                              70  (a bug, when raised bare)
     ├── ServerFailed                       75  5xx, 408, 409, 425: answered, not served
     ├── AnswerLost                         75  sent, no word of what happened
     ├── AnswerUnusable                     76  a 200 that cannot be used
+    │   └── AnswerUnshaped                 76  … as no other answer of this server could be: width, index, nesting
     ├── RedirectRefused                    76
     ├── RequestTooLarge                    76  halved, and the limit learnt
     ├── TextRefused                         3  one text of the request is bad: halved until it stands alone
@@ -331,6 +332,15 @@ class AnswerUnusable(ProviderError):
     remedy = Remedy.RETRY
     billable = "yes"
     ill = True
+
+
+class AnswerUnshaped(AnswerUnusable):
+    """The answer has a width, indexes or a nesting that its server gives to all of its answers.
+
+    One may be a slip; after the second in a row no retry will change it.
+    """
+
+    word = "answer_unshaped"
 
 
 class RedirectRefused(ProviderError):

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import orjson
@@ -56,6 +57,11 @@ def new_operation_id() -> str:
 def utc_now() -> datetime:
     """The wall clock, in UTC; only for time stamps, never for waiting."""
     return datetime.now(UTC)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose `~` is the home folder; as it is for a user who has none."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises then
 
 
 def printable(text: str) -> str:
@@ -530,6 +536,7 @@ class RowFailed:
 Concern = Literal[
     "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "ledger", "duplicate_ids",
     "cache", "learned_file", "input", "folder_gone", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
+    "other_model", "input_type_lost",
 ]  # fmt: skip
 
 

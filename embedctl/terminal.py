@@ -6,9 +6,8 @@ written is an error. What it needs beside the standard library is imported late:
 
 from __future__ import annotations
 
-import csv
-import io
 import os
+import re
 import shutil
 import sys
 import time
@@ -30,8 +29,11 @@ if TYPE_CHECKING:
 Format = Literal["table", "json", "csv", "md"]
 FORMATS: tuple[Format, ...] = ("table", "json", "csv", "md")
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\0")
+FORMULA_STARTS = ("=", "+", "-", "@")
 """A spreadsheet would run a text that begins so (OWASP ASVS 1.2.10); an apostrophe before it tells it not to."""
+
+_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_NEEDS_QUOTES = frozenset(',"\r\n\0')
 
 _MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {char: f"\\{char}" for char in "\\|[]`*"})
 
@@ -172,7 +174,7 @@ class Column:
 
     Attributes:
         key: In each row; also what CSV calls the column, unless it has a `name`.
-        numeric: Its texts are numbers too (exact ones): a minus begins no formula.
+        exact: Its texts are ids, or numbers written out: CSV has them as they are.
         optional: Left out where a terminal has no room for it, the highest first; 0: never.
     """
 
@@ -180,7 +182,7 @@ class Column:
     heading: str
     align: Literal["left", "right"] = "left"
     name: str | None = None
-    numeric: bool = False
+    exact: bool = False
     optional: int = 0
 
 
@@ -247,7 +249,7 @@ def _styled(line: str, code: str) -> str:
     return f"\x1b[{code}m{line}\x1b[0m" if line else line
 
 
-def _cell(value: object, *, absent: str) -> str:
+def _cell(value: object, *, absent: str, shown: Callable[[object], str] = safe) -> str:
     from embedctl.records import format_money
 
     if value is None:
@@ -258,23 +260,39 @@ def _cell(value: object, *, absent: str) -> str:
         return f"{value:,}" if absent == "-" else str(value)
     if isinstance(value, Decimal):
         return format_money(value)
-    return safe(value)
+    return shown(value)
+
+
+_csv_is_raw = False
+
+
+def leave_formulas(raw: bool) -> None:
+    """With `--csv-raw` texts of a CSV are as they are, whatever a spreadsheet would make of them."""
+    global _csv_is_raw
+    _csv_is_raw = raw
 
 
 def _csv(content: Table) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    """Every character as it is, for programs; a terminal is shown none that it obeys."""
+    shown = safe if sys.stdout.isatty() else str
     columns = content.columns
-    writer.writerow(_csv_cell(column.key if column.name is None else column.name) for column in columns)
-    for row in content.rows:
-        writer.writerow(_csv_cell(row.get(column.key), numeric=column.numeric) for column in columns)
-    return out.getvalue()
+    rows = [[_csv_cell(column.key if column.name is None else column.name, shown) for column in columns]]
+    rows += [[_csv_cell(row.get(column.key), shown, exact=column.exact) for column in columns] for row in content.rows]
+    return "".join(f"{','.join(map(_csv_field, row))}\n" for row in rows)
 
 
-def _csv_cell(value: object, *, numeric: bool = False) -> str:
-    """For a spreadsheet: a text is no formula, a number is a number."""
-    text = _cell(value, absent="")
-    return f"'{text}" if isinstance(value, str) and not numeric and value.startswith(FORMULA_STARTS) else text
+def _csv_cell(value: object, shown: Callable[[object], str], *, exact: bool = False) -> str:
+    """For a spreadsheet: a text is no formula, a number is a number, an id is what it is."""
+    text = _cell(value, absent="", shown=shown)
+    formula = isinstance(value, str) and value.startswith(FORMULA_STARTS) and not _NUMBER.fullmatch(value)
+    return f"'{text}" if formula and not exact and not _csv_is_raw else text
+
+
+def _csv_field(text: str) -> str:
+    """In quotes where a reader would see more than one field or row. Source: RFC 4180."""
+    if not _NEEDS_QUOTES.isdisjoint(text) or text != text.strip():
+        return '"' + text.replace('"', '""') + '"'
+    return text
 
 
 def _markdown_cell(value: object) -> str:
@@ -446,6 +464,8 @@ _CONCERNS = {
     "damaged_journal": "{count:,} bytes of {subject} cannot be read: what was spent for them is counted as "
     "unconfirmed, and their texts are bought again",
     "set_aside": "a damaged or foreign state file is set aside as {subject}",
+    "other_model": "{subject} says that it answers from {detail}: is it the model that was asked for?",
+    "input_type_lost": "{subject}: {detail}",
     "input_differs": "the input is not what an interrupted run read: it is planned anew, known texts are reused",
 }
 
@@ -488,19 +508,48 @@ def is_warning(event: Event) -> bool:
 
 _MOST_NAMED = 8
 """Workspaces in a receipt for people."""
+_REASONS = {
+    "too_long": ("longer than the model takes", "--on-too-long truncate, chunk, mean or skip"),
+    "too_large": ("larger than --max-row-bytes", "--max-row-bytes N"),
+    "blank": ("no text", "--on-blank skip"),
+    "null": ("no text", "--on-blank skip"),
+    "invalid_utf8": ("no UTF-8", "--encoding NAME"),
+    "not_allowed": ("the workspace may not use the model", "`embedctl config show` lists who may"),
+    "bad_workspace": ("no name of a workspace", "lower-case letters, digits, dots and dashes"),
+    "budget": ("the workspace's budget is used up", "`embedctl usage budget list`"),
+    "text_refused": ("refused by the provider", "--retry-failed tries again"),
+    "unusable_vector": ("no usable vector came", "--retry-failed tries again"),
+    "provider_failed": ("the provider failed at it", "--retry-failed tries again"),
+}
+"""Why a row failed: in words, and the flag or command that helps."""
 
 
 def receipt(done: Receipt) -> None:
     """The end of a run, for people, on stderr."""
     notice(_receipt_rows(done))
+    for reason, count in done.failed_reasons.items():
+        words, help_ = _REASONS.get(reason, ("", ""))
+        about = f": {words} ({help_})" if words else ""
+        notice(f"failed: {count:,} {reason}{about}")
     notice(_receipt_usage(done))
     if [one["workspace"] for one in done.workspaces] not in ([], [done.workspace]):
         notice(_receipt_workspaces(done))
-    if done.output:
+    if done.output and done.output_is_there:
         space = f"{done.model}, {done.dimensions} dimensions" if done.dimensions else done.model
         notice(f"output: {done.output} ({space})")
     if done.failures:
         notice(f"failures: {done.failures}")
+
+
+def failed_rows(done: Receipt) -> None:
+    """What `-q` says of a run that came to its end without some rows: one line, so that cron sends a mail."""
+    named = [
+        f"{count:,} {reason}" + (f" ({_REASONS[reason][1]})" if reason in _REASONS else "")
+        for reason, count in done.failed_reasons.items()
+    ]
+    why = f": {'; '.join(named)}" if named else ""
+    where = f"; see {done.failures}" if done.failures else ""
+    notice(f"error: {done.failed:,} of {several(done.rows, 'row')} failed{why}{where}")
 
 
 def estimate(found: Estimate) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from embedctl.errors import ConfigurationInvalid
+from embedctl.records import expanded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -214,7 +215,7 @@ def tokenizer_file(path: Path) -> Tokenizer:
 def _cached_tokenizer(repository: str) -> Path | None:
     """tokenizer.json of a Hugging Face repository, if it is in the local hub cache; nothing is downloaded."""
     root = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub")
-    snapshots = root.expanduser() / f"models--{repository.replace('/', '--')}" / "snapshots"
+    snapshots = expanded(root) / f"models--{repository.replace('/', '--')}" / "snapshots"
     found = sorted(snapshots.glob("*/tokenizer.json"))
     return found[-1] if found else None
 

@@ -9,7 +9,7 @@ from copy import copy
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from typer.core import TyperGroup
@@ -197,4 +197,27 @@ class _Plain:
 
 
 def _made(app: typer.Typer) -> Any:
-    return quick(typer.main.get_command(app))
+    """The command; one that prints CSV has --csv-raw too."""
+    command = typer.main.get_command(app)
+    formats = next((param for param in command.params if "--format" in param.opts), None)
+    if formats is not None and "csv" in get_args(getattr(formats, "type_descriptor").annotation):  # noqa: B009
+        command.params.append(_csv_raw())
+    return quick(command)
+
+
+def _csv_raw() -> Any:
+    """The flag, which the command itself never sees."""
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+    @alone.command()
+    def flags(
+        csv_raw: Annotated[
+            bool,
+            typer.Option("--csv-raw", callback=terminal.leave_formulas, help="CSV: no apostrophe before formulas."),
+        ] = False,
+    ) -> None:
+        """Only its flag is used."""
+
+    option: Any = typer.main.get_command(alone).params[0]
+    option.expose_value = False
+    return option

@@ -83,6 +83,8 @@ def execute(
         terminal.receipt(receipt)
     if receipt.error is not None:
         terminal.error(receipt.error, as_json=False)
+    elif talk.quiet and receipt.exit_code:
+        terminal.failed_rows(receipt)
     if receipt.exit_code:
         raise typer.Exit(receipt.exit_code)
 

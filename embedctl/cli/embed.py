@@ -47,9 +47,12 @@ def embed(
     """
     _allocator.keep_memory()
     from embedctl.cli._run import Talk, default_name, execute
+    from embedctl.storage import named
 
     if output == "-" and as_json:
         raise WrongUsage("--json and -o - both want stdout", hint="give one of them")
+    if output is not None and output != "-":
+        named.check_format(Path(output), "parquet")
     execute(
         "embed",
         inputs=inputs,

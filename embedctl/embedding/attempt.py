@@ -21,7 +21,7 @@ from embedctl.planning.packer import estimated_tokens
 from embedctl.providers._contract import HttpRequest, WireAnswer
 from embedctl.providers._entry import read
 from embedctl.providers._rate_headers import rates
-from embedctl.records import Answer, AttemptEnded, Observer, Request, Usage, UsageEvent
+from embedctl.records import Answer, AttemptEnded, Observer, Request, Usage, UsageEvent, Warned
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import Permit as Turn
 
@@ -195,7 +195,10 @@ class Attempt:
         """The vectors, when they may be kept; what comes first decides which space the output has."""
         width = self._route.space.dimensions if self._route.space else None
         vectors = checks.checked(wire, leg.endpoint, len(request), width, leg.state.identity)
-        leg.state.identity = leg.state.identity or checks.identity(wire)
+        if leg.state.identity is None:
+            leg.state.identity = checks.identity(wire)
+            if (said := checks.another_model(wire, leg.endpoint)) is not None:
+                self._observer.notify(Warned("other_model", leg.endpoint.id, said))
         if operation.probe:
             return vectors
         space = self._route.space_of(leg.endpoint, int(vectors.shape[1]))

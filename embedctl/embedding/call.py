@@ -202,7 +202,13 @@ class _Call:
             if _base64_in_doubt(leg, operation, failure):
                 continue
             others = leg.state.successes - before
-            step = attempts.after(failure, now=self._clock(), budget=leg.state.budget, others_succeeded=others)
+            step = attempts.after(
+                failure,
+                now=self._clock(),
+                budget=leg.state.budget,
+                others_succeeded=others,
+                unshaped=leg.state.unshaped,
+            )
             if step.remedy in (Remedy.HALVE, Remedy.ISOLATE) or (
                 self._looks_closer(request, step, attempts)
                 and step.error is failure

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.errors import AnswerUnusable, SpaceMismatch
+from embedctl.errors import AnswerUnshaped, AnswerUnusable, SpaceMismatch
 from embedctl.providers._contract import WireAnswer
 from embedctl.routing.endpoint import Endpoint
 
@@ -44,7 +44,7 @@ def checked(
 
     Raises:
         AnswerUnusable: Count, index, numbers or width are wrong; the work was done all the same.
-        SpaceMismatch: The answer is of another model than asked for.
+        SpaceMismatch: The answer is of another model than asked for, or the first one is of another width.
     """
     try:
         _check_model(wire, endpoint, before)
@@ -52,7 +52,7 @@ def checked(
         vectors = _in_order(wire.vectors, wire.index)
         _check_numbers(vectors, endpoint)
         vectors = _wide(vectors, endpoint)
-        _check_width(vectors.shape[1], endpoint, dimensions)
+        _check_width(vectors.shape[1], endpoint, dimensions, before)
     except (AnswerUnusable, SpaceMismatch) as error:
         error.tokens_native = wire.tokens
         raise
@@ -64,10 +64,12 @@ def _check_count(vectors: NDArray[np.float32], endpoint: Endpoint, count: int) -
         raise AnswerUnusable(f"asked {endpoint.provider} for {count} vectors, got {len(vectors)}")
 
 
-def _check_width(width: int, endpoint: Endpoint, dimensions: int | None) -> None:
+def _check_width(width: int, endpoint: Endpoint, dimensions: int | None, before: AnswerIdentity | None) -> None:
+    """The first answer's width is the server's; a later one's may be a slip, once."""
     wanted = dimensions or endpoint.dimensions
     if wanted is not None and width != wanted:
-        raise AnswerUnusable(
+        error = SpaceMismatch if before is None else AnswerUnshaped
+        raise error(
             f"{endpoint.id} answers with {width} dimensions instead of {wanted}",
             hint="vectors of different widths are never mixed; is it the model that was asked for?",
         )
@@ -94,6 +96,12 @@ def _check_model(wire: WireAnswer, endpoint: Endpoint, before: AnswerIdentity | 
             f"{endpoint.provider} reached the width by {before.dimension_policy or 'itself'} before, "
             f"and by {wire.dimension_policy or 'itself'} now"
         )
+
+
+def another_model(wire: WireAnswer, endpoint: Endpoint) -> str | None:
+    """The model that a good answer says it comes from, where that is another name than any that was asked for."""
+    said = wire.response_model
+    return said if said and not _means(said, wire, endpoint) else None
 
 
 def _is_own_server(endpoint: Endpoint) -> bool:
@@ -125,7 +133,7 @@ def _in_order(vectors: NDArray[np.float32], index: Sequence[int] | None) -> NDAr
     if index is None or list(index) == wanted:
         return vectors
     if sorted(index) != wanted:  # as Python's integers: an answer's may be larger than numpy's
-        raise AnswerUnusable(f"the answer's indexes are not 0 to {len(vectors) - 1}, each once")
+        raise AnswerUnshaped(f"the answer's indexes are not 0 to {len(vectors) - 1}, each once")
     ordered = np.empty_like(vectors)
     ordered[list(index)] = vectors
     return ordered

@@ -36,6 +36,7 @@ class EndpointState:
         trust: Whether its token counts are believed.
         successes: Answers so far.
         asks_base64: Whether vectors are asked for as base64.
+        unshaped: Answers of a wrong shape since the last good one.
         base64_works: Whether it takes that; None while nobody knows.
         identity: Who spoke in its first answer.
         asked_although_held: It was tried once although it had asked to be left alone.
@@ -52,6 +53,7 @@ class EndpointState:
     budget: RetryBudget = field(default_factory=RetryBudget)
     trust: CountTrust = field(default_factory=CountTrust)
     successes: int = 0
+    unshaped: int = 0
     base64_works: bool | None = None
     identity: AnswerIdentity | None = None
     asked_although_held: bool = False

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from embedctl.embedding.endpoint_state import EndpointState
 from embedctl.embedding.route import Leg, Route
 from embedctl.embedding.space_probe import Probe, SpaceProbe
-from embedctl.errors import AnswerUnusable, EmbedctlError, ProviderError, ServerFailed, SpaceMismatch, Throttled
+from embedctl.errors import (
+    AnswerUnshaped,
+    AnswerUnusable,
+    EmbedctlError,
+    ProviderError,
+    ServerFailed,
+    SpaceMismatch,
+    Throttled,
+)
 from embedctl.records import UNOBSERVED, FellBack, LimitLearned, Limits, Observer, Space, format_duration
 from embedctl.routing import fallback
 from embedctl.routing.breaker import Breaker, Snapshot
@@ -298,12 +306,15 @@ class Router:
     def failed(self, leg: Leg, error: ProviderError) -> None:
         """An attempt failed."""
         leg.state.last_error = error
+        if isinstance(error, AnswerUnshaped):
+            leg.state.unshaped += 1
 
     def answered(
         self, route: Route, leg: Leg, texts: Sequence[object], vectors: NDArray[np.float32], *, probe: bool
     ) -> None:
         """A good answer came; `probe`: one that goes into no output."""
         leg.state.successes += 1
+        leg.state.unshaped = 0
         leg.state.last_error = None
         if leg.state.successes == 1:
             self.memory.answers_again(leg.endpoint)

@@ -17,10 +17,9 @@ from embedctl.routing.endpoint import Endpoint
 FIRST_CHECKED = 3
 """Answers of each endpoint that are counted here too before its counts are believed; then 1 %."""
 
+_CHARACTERS_NO_CHANCE = 4  # texts, over any number of answers
 _CONSTANT_ANSWERS = 4
 _CONSTANT_BYTES = 200
-_CHARACTERS_A_TOKEN = 8
-"""More of them is no language, or no tokenizer of its model."""
 
 
 @dataclass(slots=True)
@@ -30,11 +29,14 @@ class CountTrust:
     Attributes:
         answers: How many there were.
         doubted: One of its counts was none of tokens: all further ones are counted here too.
+        characters: Texts whose count was that of their characters where the tokenizer's was another, and since which
+            no count was another than that of the characters.
         lately: (count, bytes of content) of the last few answers.
     """
 
     answers: int = 0
     doubted: bool = False
+    characters: int = 0
     lately: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_CONSTANT_ANSWERS))
 
     def took(self, request: Request, native: int | None) -> None:
@@ -42,6 +44,19 @@ class CountTrust:
         self.answers += 1
         if native is not None:
             self.lately.append((native, request.content_bytes))
+
+    def counts_characters(self, request: Request, native: int, estimated: int) -> bool:
+        """Whether its counts are those of characters: of one short text that may be chance, of some it is none."""
+        if native != _characters(request):
+            self.characters = 0
+        elif native != estimated:
+            self.characters += len(request)
+        return self.characters >= _CHARACTERS_NO_CHANCE
+
+    @property
+    def suspects(self) -> bool:
+        """Whether its next count is compared with the tokenizer's."""
+        return self.doubted or self.constant or self.characters > 0
 
     @property
     def constant(self) -> bool:
@@ -101,7 +116,7 @@ def must_count(endpoint: Endpoint, request: Request, native: int | None, event_i
     """Whether `usage` will count with a tokenizer, which takes its time."""
     if endpoint.local or endpoint.usage_mode == "native":
         return False
-    looked_at = endpoint.usage_mode == "fallback" or trust.doubted or trust.constant or trust.answers < FIRST_CHECKED
+    looked_at = endpoint.usage_mode == "fallback" or trust.suspects or trust.answers < FIRST_CHECKED
     return looked_at or native is None or _absurd(request, native) or not event_id.int % 100
 
 
@@ -123,7 +138,7 @@ def usage(
         )
     if mode == "native":
         return Usage(tokens_total=native or 0, source="native", mode=mode, tokens_native=native, tokens_cached=cached)
-    looked_at = mode == "fallback" or scale.doubted or scale.constant or seen < FIRST_CHECKED
+    looked_at = mode == "fallback" or scale.suspects or seen < FIRST_CHECKED
     if native is not None and not looked_at and not _absurd(request, native) and event_id.int % 100:
         return Usage(tokens_total=native, source="native", mode=mode, tokens_native=native, tokens_cached=cached)
     each = None
@@ -133,7 +148,9 @@ def usage(
     else:
         estimated, tokenizer_id = exact(endpoint, request)
     believed = native is not None and plausible(request, native, estimated) and not scale.constant
-    scale.doubted |= native is not None and (not believed or native > _most_expected(request, estimated))
+    if native is not None and scale.counts_characters(request, native, estimated):
+        believed = False
+    scale.doubted |= native is not None and not believed
     if mode == "fallback":
         believed = False
     return Usage(
@@ -169,6 +186,11 @@ def unusable(endpoint: Endpoint, request: Request, native: int | None) -> Usage:
     )
 
 
+def _characters(request: Request) -> int | None:
+    """Of all its texts; None of token arrays."""
+    return None if request.token_arrays else sum(len(str(text)) for text in request.texts)
+
+
 def _absurd(request: Request, native: int) -> bool:
     """Zero for text, or more than bytes allow: no tokenizer is needed to doubt it."""
     return native <= 0 or native > upper_bound(request)
@@ -183,13 +205,7 @@ def plausible(request: Request, native: int, estimated: int) -> bool:
     """
     if _absurd(request, native):
         return False
-    if not request.token_arrays and len(request) > 0:
-        characters = sum(len(str(text)) for text in request.texts)
-        if native == characters and 2 * estimated < characters <= _CHARACTERS_A_TOKEN * estimated:
-            return False
-    return native >= estimated / 3 - len(request)  # of short texts the special tokens weigh more than the words
-
-
-def _most_expected(request: Request, estimated: int) -> int:
-    """A larger count of the provider's is believed, and all that follow are compared."""
-    return estimated * 3 + 8 * len(request)
+    if native == _characters(request) and native > estimated * 2:
+        return False
+    texts = len(request)  # of short texts the special tokens weigh more than the words
+    return estimated / 3 - texts <= native <= estimated * 3 + 8 * texts

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -156,11 +158,15 @@ def make_rates(connection: duckdb.DuckDBPyConnection) -> None:
         "SELECT DISTINCT provider, price_as, model, region, price_tier, meter FROM batch "
         "WHERE entry_kind = 'usage' AND billable <> 'no'"
     ).fetchall()
-    known = stored_prices(connection)
+    names = {(model, price_as): pricing.bare_name(model, price_as) for _, price_as, model, *_ in keys}
+    known = stored_prices(connection, [*names.values()])
     rates: list[dict[str, Any]] = []
     for provider, price_as, model, region, tier, meter in keys:
         key = PriceKey(provider=provider, price_as=price_as, model=model, region=region, tier=tier, meter=meter)
-        for rate in pricing.timeline(known.get(model, ()), key):
+        bare = names[model, price_as]
+        for rate in pricing.timeline(known.get(model, ()), key) or pricing.timeline(
+            known.get(bare, ()), replace(key, model=bare)
+        ):
             rates.append(
                 {
                     "provider": provider,
@@ -188,11 +194,13 @@ def make_rates(connection: duckdb.DuckDBPyConnection) -> None:
         )
 
 
-def stored_prices(connection: duckdb.DuckDBPyConnection) -> dict[str, list[Price]]:
-    """The `price` table's rows for the models in `batch`, by model."""
+def stored_prices(connection: duckdb.DuckDBPyConnection, bare_names: Sequence[str] = ()) -> dict[str, list[Price]]:
+    """The `price` table's rows for the models in `batch`, and for these names, by model."""
     rows = connection.execute(
         "SELECT provider, model, region, price_tier, meter, kind, unit_price, is_free, epoch_us(valid_from), "
-        "epoch_us(valid_to), source, source_ref, confidence FROM price WHERE model IN (SELECT model FROM batch)"
+        "epoch_us(valid_to), source, source_ref, confidence FROM price "
+        "WHERE model IN (SELECT model FROM batch) OR list_contains(?, model)",
+        [list(bare_names)],
     ).fetchall()
     found: dict[str, list[Price]] = {}
     for row in rows:

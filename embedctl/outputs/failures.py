@@ -40,6 +40,24 @@ def any_passing(path: Path) -> bool:
         return any(PASSING in line for line in iter(partial(file.readline, MOST_LINE), b""))
 
 
+def reasons(path: Path) -> dict[str, int]:
+    """Rows that failed, by reason, as a failures file lists them. A row of several chunks counts once.
+
+    A file that cannot be read, and lines that somebody broke, say nothing.
+    """
+    found: dict[str, int] = {}
+    before: object = None
+    with suppress(OSError), path.open("rb") as file:
+        for line in iter(partial(file.readline, MOST_LINE), b""):
+            with suppress(orjson.JSONDecodeError, TypeError, KeyError, AttributeError):
+                failure = orjson.loads(line)
+                this, reason = (failure["id"], failure["reason"]), str(failure["reason"])
+                if not failure.get("skipped") and this != before:
+                    found[reason] = found.get(reason, 0) + 1
+                before = this
+    return dict(sorted(found.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
 def _refusals(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Refusal]]:
     """Lines that somebody broke say nothing: such a text is tried again."""
     for line in lines:

@@ -8,6 +8,8 @@ A protocol module has
 - `TAKES_TOKENS: bool`: whether token arrays may be sent as they are;
 - `request(place, model, texts, options) -> HttpRequest`;
 - `answer(status, headers, body, request) -> WireAnswer`, or an error of our tree raised;
+- optionally `input_type_word(place, model, input_type) -> str | None`, where requests have a field for input types:
+  how it says one, "" where that is said by leaving the field out, None where the place has no such field;
 - optionally `probe(place) -> HttpRequest` and `limits(body) -> Limits`, for servers that say what they take.
 
 It does not wait, retry, price, or check shapes: the call point does that once, for all. Nor does it cut and clean
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+_NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 
 
 class Secret:
@@ -80,12 +83,14 @@ class RequestOptions:
             or not at all.
         base64: Ask for base64 where the dialect knows it.
         user: OpenAI dialect's `user`, None = not sent.
+        fields: More fields of the OpenAI dialect's body, which the place is known to take.
     """
 
     dimensions: int | None = None
     input_type: InputType | None = None
     base64: bool = False
     user: str | None = None
+    fields: Mapping[str, str] = field(default_factory=lambda: _NO_FIELDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

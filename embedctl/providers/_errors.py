@@ -78,6 +78,7 @@ def _signal(
 
 _KEY_HINT = "check the key: `embedctl providers test NAME`"
 _MONEY_HINT = "the account's balance or quota is used up; see the provider's billing page"
+_BUDGET_HINT = "a budget of this key, team or provider at the gateway is used up; whoever runs it can raise it"
 _MODEL_HINT = "check its name: `embedctl models list`; does this account have it?"
 _VOYAGE_HINT = "without a payment method Voyage allows 3 requests and 10,000 tokens a minute"
 _API_VERSION_HINT = "check base_url, deployment name (`models` of the provider) and `api_version`"
@@ -86,8 +87,20 @@ SIGNALS: tuple[Signal, ...] = (
     _signal(RedirectRefused, on=range(300, 400), hint="set base_url to where it redirects"),
     # learnt by the caller: the same request without it may do
     _signal(RequestRefused, r"encoding_format|embedding_type", on=(400, 422)),
-    # a gateway whose own provider has no good key
+    # a gateway that cannot look up keys now, or whose own provider has no good one
+    _signal(ServerFailed, r"(?:store|service|vault|backend)_?\s?(?:is )?unavailable", on=(502, 503), only=("tldw",)),
     _signal(KeyRejected, r"auth|credential|api.?key|\b40[13]\b", on=(502, 503), only=("tldw",), hint=_KEY_HINT),
+    # a gateway's own budget, before its words are taken for those of sizes; tldw's "token budget" is one of a minute
+    _signal(
+        QuotaExhausted,
+        r"budget_?exceeded|exceeded_?budget|crossed budget|over budget|budget (?:has been|was|is) exceeded"
+        r"|exceed\w{0,4}(?: \w{1,20}){0,3} budget"
+        r"|(?:usage|spend(?:ing)?) (?:limit|cap)s? (?:(?:has|have) been )?(?:exceeded|reached)"
+        r"|exceeded (?:its|your|the) (?:\w{1,20} )?spend(?:ing)? (?:limit|cap)",
+        on=(400, 401, 403, 412, 422, 429),
+        unless=("tldw",),
+        hint=_BUDGET_HINT,
+    ),
     # the request is too large: halve it
     _signal(RequestTooLarge, on=(413,)),
     _signal(RequestTooLarge, r"max_tokens_per_request|max \d+ tokens per request", on=(400, 429)),

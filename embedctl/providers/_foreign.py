@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import orjson
 
-from embedctl.errors import AnswerUnusable
+from embedctl.errors import AnswerUnshaped, AnswerUnusable
 from embedctl.providers._contract import HttpRequest
 
 CHARACTERS = 200
@@ -48,11 +48,15 @@ _SHORTEST_KEY = 4  # in a sentence: servers of one's own are given keys like "no
 _SHORTEST_SURE_KEY = 8
 _NO_KEY_HEADERS = frozenset({"content-type", "accept", "accept-encoding", "user-agent", "x-provider", "x-hf-bill-to"})
 _KEY_HEADER = re.compile(r"auth|key|token|secret|cookie|pass|sign|cred|session")
+_VALUE = r"(?=[A-Za-z0-9_\-*]{0,40}[0-9*]|[A-Za-z]{16})"  # a digit, a star, or more letters than a word has
+_OF_BEARER = r"(?!(?:auth|token|header|scheme|credential|format|realm|prefix|required|invalid|missing)[a-z]*\b)"
 _LOOKS_LIKE_A_KEY = re.compile(
-    r"(?:sk|pk|hf|pa|al|nk|jina|gsk|fw|tgp|AIza|ABSK|bedrock-api-key|xox[bp])[-_]?[A-Za-z0-9*_\-]{8,}"
+    rf"(?<![A-Za-z0-9])(?:sk|pk|rk|hf|pa|al|nk|jina|gsk|fw|tgp|bedrock-api-key|xox[bp])[-_]{_VALUE}[A-Za-z0-9*_\-]{{8,}}"
+    r"|(?<![A-Za-z0-9])(?:AIza|ABSK)[A-Za-z0-9*_\-]{8,}"
     r"|(?<![\w-])eyJ[\w-]+\.[\w-]+(?:\.[\w-]+)?"
-    r"|(?i:bearer)\s+\S{6,}"
-    r"|(?i:api[-_ ]?key|token|secret)\s*[=:]\s*[^\s,;\"']{6,}"
+    rf"|(?i:bearer\s+{_OF_BEARER})\S{{6,}}"
+    r"|(?i:api[-_ ]?key|token|secret)\s*=\s*[^\s,;\"']{6,}"
+    rf"|(?i:api[-_ ]?key|token|secret)\s*:\s*{_VALUE}[^\s,;\"']{{6,}}"
     r"|\b(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{32,}\b"
 )
 _INVISIBLE = re.compile(r"[^!-~]+")
@@ -66,6 +70,11 @@ def unusable(what: str, body: bytes = b"") -> AnswerUnusable:
     """A 200 that cannot be used, with how its body begins when that helps."""
     start = bytes(body[:_BEGINNING]).decode("utf-8", "replace").replace("\n", " ").strip()
     return AnswerUnusable(f"{what}; the body begins with {start!r}" if body else what, status=200)
+
+
+def unshaped(what: str) -> AnswerUnshaped:
+    """A 200 of a shape that its server gives to every answer: the next one would be no better."""
+    return AnswerUnshaped(what, status=200)
 
 
 def decoded(decoder: msgspec.json.Decoder[T], content: bytes | msgspec.Raw) -> T:

@@ -13,6 +13,14 @@ from embedctl.providers._contract import HttpRequest, Provider, Secret
 
 Auth = Literal["bearer", "api-key", "x-api-key", "x-goog-api-key"]
 _KEYS_IN_QUERIES = ("key=", "api_key=", "apikey=", "api-key=", "token=", "access_token=")
+_REQUEST_IDS = (
+    "x-request-id",
+    "apim-request-id",
+    "x-amzn-requestid",
+    "request-id",
+    "x-trace-id",
+    "x-litellm-call-id",
+)
 _NO_READING: Mapping[str, Any] = {}
 
 
@@ -128,7 +136,7 @@ def segment(name: str) -> str:
 
 def request_id(headers: Mapping[str, str]) -> str | None:
     """The provider's own id of the request, None where it gives none."""
-    for name in ("x-request-id", "apim-request-id", "x-amzn-requestid", "request-id", "x-trace-id"):
+    for name in _REQUEST_IDS:
         if headers.get(name):
             return headers[name]
     return None

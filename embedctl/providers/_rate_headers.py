@@ -17,6 +17,15 @@ _IN_WORDS = re.compile(
 )
 _SHORT_WORDS = re.compile(r"(?:retry|try again)\s+(?:after|in)\s+((?:\d+(?:\.\d+)?(?:ms|s|m|h))+)", re.I)
 _RETRY_INFO = re.compile(r'"retryDelay"\s*:\s*"([^"]+)"')
+_IN_BODY = re.compile(
+    r'"(?:(retry_?after_?ms|retry_?after_?milliseconds)|retry_?after(?:_?s(?:ec(?:ond)?s?)?)?|estimated_time)"'
+    r'\s*:\s*"?(\d+(?:\.\d+)?)s?"?\s*[,}\]]',
+    re.I,
+)
+_IN_RATELIMIT = re.compile(r"\br=0\b.{0,40}?;\s*t=(\d+)")
+_FORWARDED = ("", "llm_provider-")
+_MILLISECONDS = ("retry-after-ms", "x-ms-retry-after-ms", "x-retry-after-ms")
+_SECONDS = ("retry-after", "x-retry-after")
 _LONGEST_VALUE = 100  # characters of a header that says a number, a duration or a date
 LONGEST_WAIT_S = 31 * 86400.0
 """No quota is further away; a provider that says more says nothing."""
@@ -77,26 +86,40 @@ def rates(headers: Mapping[str, str]) -> Rates | None:
 def retry_after(headers: Mapping[str, str], message: str = "", body: str = "") -> float | None:
     """Seconds to wait before the next attempt, None where the provider does not say.
 
-    `retry-after-ms`, then `retry-after` (seconds or HTTP date), then Google's RetryInfo, then the message's
-    own words, then the resets of the rates. Negative, NaN, garbage and more than a month count as not said.
+    Headers in milliseconds, then `retry-after` (seconds or HTTP date), each also as LiteLLM hands on what its own
+    provider said (`llm_provider-…`); then the body (Google's RetryInfo, `retry_after`, Hugging Face's
+    `estimated_time`), the message's own words, and the resets of the rates, IETF's too. Negative, NaN, garbage and
+    more than a month count as not said.
 
     Args:
         message: The provider's sentence ("Please retry after 20 seconds").
-        body: The body as text, for RetryInfo.
+        body: The body as text.
+
+    Source: facts/providers.md 1; https://docs.litellm.ai/docs/proxy/response_headers;
+        draft-ietf-httpapi-ratelimit-headers (2026-11-25)
     """
-    found: float | None = None
-    if "retry-after-ms" in headers:
-        milliseconds = _number(headers["retry-after-ms"])
-        found = _wait(None if milliseconds is None else milliseconds / 1000)
-    if found is None and "retry-after" in headers:
-        value = headers["retry-after"].strip()
-        found = _number(value)
-        found = _wait(_until(value, headers.get("date")) if found is None else found)
+    found = _in_headers(headers)
     if found is None and (told := _RETRY_INFO.search(body)):
         found = _wait(duration(told.group(1)))
+    if found is None and (told := _IN_BODY.search(body)):
+        found = _wait((_number(told.group(2)) or 0.0) / (1000 if told.group(1) else 1)) or None
     if found is None:
         found = _wait(_in_words(message))
     return found if found is not None else _wait(_from_resets(headers))
+
+
+def _in_headers(headers: Mapping[str, str]) -> float | None:
+    for prefix in _FORWARDED:
+        for name in _MILLISECONDS:
+            milliseconds = _number(headers.get(prefix + name, ""))
+            if milliseconds is not None and (found := _wait(milliseconds / 1000)) is not None:
+                return found
+        for name in _SECONDS:
+            value = headers.get(prefix + name, "").strip()
+            number = _number(value)
+            if (found := _wait(_until(value, headers.get("date")) if number is None else number)) is not None:
+                return found
+    return None
 
 
 def _wait(seconds: float | None) -> float | None:
@@ -164,10 +187,13 @@ def _reset(headers: Mapping[str, str], *names: str) -> float | None:
 def _from_resets(headers: Mapping[str, str]) -> float | None:
     """The reset of the rates that are used up; of all where none is shown as used up."""
     prefix = "x-ratelimit-"
-    resets = []
+    resets: list[tuple[float | None, float | None]] = []
     for names in (("requests", ""), ("tokens",)):
         ends = [f"-{name}" if name else "" for name in names]
         left = next((headers[key] for end in ends if (key := f"{prefix}remaining{end}") in headers), "")
         resets.append((_number(left), _reset(headers, *(f"{prefix}reset{end}" for end in ends))))
+    if told := _IN_RATELIMIT.search(headers.get("ratelimit", "")[:_LONGEST_VALUE]):
+        resets.append((0.0, float(told.group(1))))
+    resets.append((_number(headers.get("ratelimit-remaining", "")), _reset(headers, "ratelimit-reset")))
     empty = [seconds for left, seconds in resets if seconds is not None and left == 0]
     return max(empty or [seconds for _, seconds in resets if seconds is not None], default=None)

@@ -13,7 +13,7 @@ import pybase64
 
 from embedctl.errors import AnswerUnusable
 from embedctl.providers import _foreign, _packed
-from embedctl.providers._foreign import decoded, unusable
+from embedctl.providers._foreign import decoded, unshaped, unusable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,14 +118,21 @@ def billed(tokens: int | None) -> Iterator[None]:
 def places(index: list[Any]) -> tuple[int, ...] | None:
     """Each vector's place in the request as the answer says; None where it says none.
 
+    One that is left out is 0 when the others are 1 to n-1: JSON made from protocol buffers leaves out what is 0, and
+    Gemini's OpenAI dialect is made so.
+
     Raises:
-        AnswerUnusable: Some have one and some do not, or one is no number, or none that a request could have.
+        AnswerUnshaped: Some have one and some do not, or one is no number, or none that a request could have.
+
+    Source: https://protobuf.dev/programming-guides/json/ (fields with their default value, 2026-11-25)
     """
     if all(place is None for place in index):
         return None
+    if index.count(None) == 1 and set(index) == {None, *range(1, len(index))}:
+        return tuple(0 if place is None else place for place in index)
     for position, place in enumerate(index):
         if type(place) is not int or not -_MOST_PLACE < place < _MOST_PLACE:
-            raise unusable(f"data[{position}].index is {_foreign.shown(place)}, not a number of a text")
+            raise unshaped(f"data[{position}].index is {_foreign.shown(place)}, not a number of a text")
     return tuple(index)
 
 
@@ -219,7 +226,7 @@ class _Numbers:
     def read(self, view: memoryview, where: str) -> NDArray[np.float64]:
         # simdjson flattens nested arrays, so that a bracket inside must be seen before.
         if bytes(view).find(b"[", 1) >= 0:
-            raise unusable(f"{where} is nested: vectors of tokens, not one vector")
+            raise unshaped(f"{where} is nested: vectors of tokens, not one vector")
         if self._parser is not None:
             try:
                 return np.frombuffer(self._parser.parse(view).as_buffer(of_type="d"), dtype=np.float64)
@@ -238,7 +245,7 @@ def from_python(values: Any, where: str) -> NDArray[np.float32]:
     try:
         raws = [Raw(msgspec.json.encode(value)) for value in values]
     except RecursionError:
-        raise unusable(f"{where} is nested: vectors of tokens, not one vector") from None
+        raise unshaped(f"{where} is nested: vectors of tokens, not one vector") from None
     return rows(raws, where + "[{}]")
 
 

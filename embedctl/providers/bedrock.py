@@ -15,7 +15,7 @@ import msgspec
 from embedctl.errors import ConfigurationInvalid, RequestTooLarge
 from embedctl.providers import _errors, _foreign, _http, _vectors, cohere
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
-from embedctl.records import Limits
+from embedctl.records import InputType, Limits
 
 LIMITS = Limits(items=1)
 KEY_VARIABLES = ("AWS_BEARER_TOKEN_BEDROCK",)
@@ -62,6 +62,11 @@ def _titan(place: Provider, model: str, texts: Sequence[Any], options: RequestOp
         if options.dimensions is not None:
             body["dimensions"] = options.dimensions
     return body
+
+
+def input_type_word(place: Provider, model: str, input_type: InputType) -> str | None:
+    """Cohere's models take Cohere's field."""
+    return cohere.INPUT_TYPES[input_type] if "cohere." in model else ""
 
 
 def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRequest) -> WireAnswer:

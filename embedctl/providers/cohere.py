@@ -51,6 +51,11 @@ def request(
     return _http.post(place, f"{_http.base(place, BASE_URL)}/v2/embed", body, secret)
 
 
+def input_type_word(place: Provider, model: str, input_type: InputType) -> str | None:
+    """The value of `input_type`."""
+    return INPUT_TYPES[input_type]
+
+
 def fields(texts: Sequence[Any], options: RequestOptions) -> dict[str, Any]:
     """The body but for the model, as Bedrock takes it too."""
     found: dict[str, Any] = {

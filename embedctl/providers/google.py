@@ -53,8 +53,8 @@ def request(
     secret = _http.key(place, KEY_VARIABLES, BASE_URL)
     model = model.removeprefix("models/")
     shared: dict[str, Any] = {"model": f"models/{model}"}
-    if options.input_type is not None and not model.startswith("gemini-embedding-2"):
-        shared["taskType"] = INPUT_TYPES[options.input_type]
+    if options.input_type is not None and (word := input_type_word(place, model, options.input_type)):
+        shared["taskType"] = word
     if options.dimensions is not None:
         shared["outputDimensionality"] = options.dimensions
     body = {"requests": [{**shared, "content": {"parts": [{"text": text}]}} for text in texts]}
@@ -62,6 +62,11 @@ def request(
     url = f"{_http.base(place, BASE_URL)}/{version}/models/{_http.segment(model)}:batchEmbedContents"
     reading = {"unit_only_at": UNIT_ONLY_AT.get(model)}
     return _http.post(place, url, body, secret, auth="x-goog-api-key", reading=reading)
+
+
+def input_type_word(place: Provider, model: str, input_type: InputType) -> str | None:
+    """The value of `taskType`; gemini-embedding-2 is told in the text alone."""
+    return "" if model.startswith("gemini-embedding-2") else INPUT_TYPES[input_type]
 
 
 def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRequest) -> WireAnswer:

@@ -1,7 +1,7 @@
 """Jina /embeddings: the OpenAI dialect's answer to a body of its own.
 
-Source: Jina's OpenAPI 0.1.85 and its current client (facts/providers.md 8; 2026-11-21). The items of one request
-are in neither: 512 is a careful guess.
+Source: Jina's OpenAPI 2026.04.02 (https://api.jina.ai/openapi.json, as tryAGI/Jina @2a3f424 keeps it; 2026-11-25).
+The items of one request are not in it: 512 is a careful guess.
 """
 
 from __future__ import annotations
@@ -19,35 +19,60 @@ BASE_URL = "https://api.jina.ai/v1"
 BASE_URL_VARIABLES = ("JINA_AI_API_BASE",)
 TAKES_TOKENS = False
 
-TASKS: Mapping[InputType, str] = {
-    "document": "retrieval.passage",
-    "query": "retrieval.query",
-    "classification": "classification",
-    "clustering": "separation",
+TASKS: Mapping[str, Mapping[InputType, str]] = {
+    "jina-embeddings-v2": {},
+    "jina-embeddings-v4": {
+        "document": "retrieval.passage",
+        "query": "retrieval.query",
+        "classification": "text-matching",
+        "clustering": "text-matching",
+    },
+    "jina-embeddings-v5": {
+        "document": "retrieval.passage",
+        "query": "retrieval.query",
+        "classification": "classification",
+        "clustering": "clustering",
+    },
+    "jina-code-embeddings": {"document": "nl2code.passage", "query": "nl2code.query"},
+    "jina-clip-v1": {},
+    "jina-clip-v2": {"query": "retrieval.query"},  # "leave unset for documents"
+    "": {
+        "document": "retrieval.passage",
+        "query": "retrieval.query",
+        "classification": "classification",
+        "clustering": "separation",
+    },
 }
-_WITHOUT_TASKS = "jina-embeddings-v2"
-_WITHOUT_SWITCH = ("jina-embeddings-v2", "jina-embeddings-v3")  # whose schema knows no `truncate`, and which refuse
+"""Values of `task` by the beginning of the model's name; "": v3, and whatever comes."""
+
+_WITHOUT_NORMALIZED = ("jina-embeddings-v4", "jina-code-embeddings")  # their schemas do not have it
+_WITHOUT_DIMENSIONS = ("jina-embeddings-v2", "jina-clip-v1")
 
 
 def request(
     place: Provider, model: str, texts: Sequence[str] | Sequence[Sequence[int]], options: RequestOptions
 ) -> HttpRequest:
-    """POST {base}/embeddings; `truncate: false` where the model knows the switch, an error by default elsewhere."""
+    """POST {base}/embeddings; `truncate: false` is the default, and said all the same."""
     body: dict[str, Any] = {
         "model": model,
         "input": texts,
         "embedding_type": "base64" if options.base64 else "float",
-        "normalized": True,
+        "truncate": False,
     }
-    if options.input_type is not None and not model.startswith(_WITHOUT_TASKS):
-        newer = options.input_type == "clustering" and model.startswith("jina-embeddings-v5")
-        body["task"] = "clustering" if newer else TASKS[options.input_type]
-    if options.dimensions is not None:
+    if not model.startswith(_WITHOUT_NORMALIZED):
+        body["normalized"] = True
+    if options.input_type is not None and (task := input_type_word(place, model, options.input_type)):
+        body["task"] = task
+    if options.dimensions is not None and not model.startswith(_WITHOUT_DIMENSIONS):
         body["dimensions"] = options.dimensions
-    if not model.startswith(_WITHOUT_SWITCH):
-        body["truncate"] = False
     secret = _http.key(place, KEY_VARIABLES, BASE_URL)
     return _http.post(place, f"{_http.base(place, BASE_URL)}/embeddings", body, secret)
+
+
+def input_type_word(place: Provider, model: str, input_type: InputType) -> str | None:
+    """The value of `task`."""
+    beginning = next(one for one in TASKS if model.startswith(one))
+    return TASKS[beginning].get(input_type, "")
 
 
 def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRequest) -> WireAnswer:

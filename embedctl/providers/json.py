@@ -27,7 +27,7 @@ import orjson
 from embedctl.errors import ConfigurationInvalid, RequestTooLarge
 from embedctl.providers import _errors, _foreign, _http, _vectors
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
-from embedctl.records import Limits
+from embedctl.records import InputType, Limits
 
 LIMITS = Limits(items=32)
 KEY_VARIABLES: tuple[str, ...] = ()
@@ -119,6 +119,11 @@ def _filled(template: Any, values: Mapping[str, Any]) -> Any:
 
 def _inside(value: Any, placeholder: str) -> str:
     return str(value) if isinstance(value, str | int) else placeholder
+
+
+def input_type_word(place: Provider, model: str, input_type: InputType) -> str | None:
+    """The type itself, where the template has a place for it."""
+    return input_type if "{input_type}" in str(place.options.get("body")) else None
 
 
 def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRequest) -> WireAnswer:

@@ -54,6 +54,11 @@ def request(
     return _http.post(place, f"{_http.base(place, BASE_URL)}/embedding/text", body, secret)
 
 
+def input_type_word(place: Provider, model: str, input_type: InputType) -> str | None:
+    """The value of `task_type`."""
+    return TASK_TYPES[input_type]
+
+
 def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRequest) -> WireAnswer:
     """Read `embeddings`, in the request's order."""
     if status != 200:

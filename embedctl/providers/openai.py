@@ -1,7 +1,7 @@
 """OpenAI's /embeddings, and every server that speaks it: vLLM, llama.cpp, LM Studio, Together, Fireworks, …
 
 Options of the place: `encoding_format = false` and `normalize = true` for servers whose schema asks for it,
-`organization`, `project`.
+`organization`, `project`; `input_type_field`, where a gateway takes the input type of the model behind it.
 
 Source: openai-openapi @f85dbe2 and openai-python 3.54.0 (facts/providers.md 1, 2, 12, 14; 2026-11-21).
 """
@@ -49,7 +49,7 @@ def body(
         found["user"] = options.user
     if place.options.get("normalize"):
         found["normalize"] = True
-    return found
+    return {**options.fields, **found}
 
 
 def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRequest) -> WireAnswer:

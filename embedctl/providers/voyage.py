@@ -12,7 +12,7 @@ from typing import Any
 
 from embedctl.providers import _http, _listed
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
-from embedctl.records import Limits
+from embedctl.records import InputType, Limits
 
 LIMITS = Limits(items=1000, tokens=120_000)
 KEY_VARIABLES = ("VOYAGE_API_KEY", "VOYAGE_AI_API_KEY", "VOYAGE_AI_TOKEN")
@@ -32,13 +32,18 @@ def request(
     if secret is not None and secret.reveal().startswith("al-") and base == BASE_URL:
         base = ATLAS_BASE_URL
     body: dict[str, Any] = {"model": model, "input": texts, "truncation": False}
-    if options.input_type in ("document", "query"):
-        body["input_type"] = options.input_type
+    if options.input_type is not None and (word := input_type_word(place, model, options.input_type)):
+        body["input_type"] = word
     if options.dimensions is not None:
         body["output_dimension"] = options.dimensions
     if options.base64:
         body["encoding_format"] = "base64"  # "float" is no value here: floats come when it is left out
     return _http.post(place, f"{base}/embeddings", body, secret)
+
+
+def input_type_word(place: Provider, model: str, input_type: InputType) -> str | None:
+    """The value of `input_type`, which knows documents and queries."""
+    return input_type if input_type in ("document", "query") else ""
 
 
 def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRequest) -> WireAnswer:

@@ -11,6 +11,7 @@ import orjson
 
 from embedctl.errors import WrongUsage
 from embedctl.ledger.database import Connection
+from embedctl.providers import catalog
 from embedctl.reports.query import UNITS, ReportQuery, where_clause
 from embedctl.storage import named
 from embedctl.terminal import FORMULA_STARTS
@@ -18,10 +19,13 @@ from embedctl.terminal import FORMULA_STARTS
 if TYPE_CHECKING:
     from embedctl.reports.report import Report
 
-FOCUS_VERSION = "1.4"
-"""FinOps Open Cost and Usage Specification; ratified 2026-06-04 (facts/accounting.md 2.9)."""
+VERSIONS = ("1.2", "1.4", "1.5")
+"""Of the FinOps Open Cost and Usage Specification: what most readers take, the ratified one (2026-06-04), the next."""
 
-MAPPING_VERSION = "4"
+FOCUS_VERSION = "1.4"
+"""What is written unless told otherwise."""
+
+MAPPING_VERSION = "5"
 """Of what is below: which of our columns becomes which of FOCUS's. Stands in each row as x_MappingVersion."""
 
 FOCUS_COLUMNS = (
@@ -34,7 +38,23 @@ FOCUS_COLUMNS = (
     "ServiceCategory", "ServiceName", "ServiceProviderName", "ServiceSubcategory", "SkuId", "SkuMeter",
     "SkuPriceDetails", "SkuPriceId", "SubAccountId", "SubAccountName", "SubAccountType", "Tags",
 )  # fmt: skip
-"""Columns of the Cost and Usage dataset that we fill; our own start with x_."""
+"""Columns of the Cost and Usage dataset that we fill, as 1.4 and 1.5 name them; our own start with x_."""
+
+_UNTIL_1_3 = {"ServiceProviderName": "ProviderName", "HostProviderName": "PublisherName"}
+"""What 1.3 took the places of. Who makes a model is no column of either: ModelDeveloper says it.
+
+Source: FOCUS_Spec v1.2, specification/columns/provider.md and publisher.md (2026-11-25)
+"""
+
+_SINCE_1_3 = ("InvoiceDetailId",)
+
+
+def columns(version: str) -> tuple[str, ...]:
+    """The specification's columns that a file of this version has."""
+    if version == "1.2":
+        return tuple(_UNTIL_1_3.get(name, name) for name in FOCUS_COLUMNS if name not in _SINCE_1_3)
+    return FOCUS_COLUMNS
+
 
 # The specification wants both unit prices for all usage, and cost = unit price x quantity. So a call with full and
 # cached tokens is two charges, at the prices that its cost was made of; and an amount that the provider reports is
@@ -105,16 +125,27 @@ SELECT
   'Other (AI and Machine Learning)' AS ServiceSubcategory,
   sku AS SkuId, meter AS SkuMeter,
   CASE WHEN NOT entered
-    THEN json_object('x_ModelId', model, 'x_TokenDirection', 'Input', 'x_TokenCacheAction',
-      CASE WHEN ends_with(meter, '_cached') THEN 'Read' ELSE 'None' END, 'x_PriceTier', price_tier)::VARCHAR END
+    THEN json_merge_patch(coalesce(identity, '{{}}'), {tokens}, json_object('x_PriceTier', price_tier))::VARCHAR END
     AS SkuPriceDetails,
   CASE WHEN NOT entered THEN sku END AS SkuPriceId,
   workspace_id AS SubAccountId, workspace_id AS SubAccountName, 'Workspace' AS SubAccountType, tags AS Tags,
   usage_source AS x_UsageSource, cost_status AS x_CostStatus, price_id::VARCHAR AS x_PriceId,
   requests AS x_RequestCount, cost_at_risk AS x_AtRiskCost, share AS x_FallbackShare,
   '{focus}' AS x_FocusVersion, '{mapping}' AS x_MappingVersion
-FROM named {priced_only} ORDER BY charge_day, SubAccountId, SkuId
+FROM named LEFT JOIN
+  (SELECT unnest(from_json(?::JSON, '[{{"p": "VARCHAR", "m": "VARCHAR", "identity": "VARCHAR"}}]'), recursive := true))
+  ON p = provider AND m = model {priced_only} ORDER BY charge_day, SubAccountId, SkuId
 """
+
+# Properties that 1.5 defines begin with x_ before it; who made a model, and which it is, have their names at once.
+_TOKENS = {
+    "1.5": "json_object('TokenDirection', 'Input', 'TokenCacheAction', "
+    "CASE WHEN ends_with(meter, '_cached') THEN 'Read' END)",
+}
+_TOKENS_BEFORE = (
+    "json_object('x_ModelId', model, 'x_TokenDirection', 'Input', 'x_TokenCacheAction', "
+    "CASE WHEN ends_with(meter, '_cached') THEN 'Read' ELSE 'None' END)"
+)
 
 # CloudEvents 1.0.2, JSON format: the id is ours, so that a receiver can drop what it has.
 _CLOUDEVENTS = """
@@ -145,12 +176,14 @@ def export(
     *,
     overwrite: bool = False,
     priced_only: bool = False,
+    version: str = FOCUS_VERSION,
 ) -> int:
     """Write the events of `question` to a new file, whole or not at all.
 
     Args:
         form: One of FORMATS. FOCUS is a CSV of UTC days, in which unpriced usage has cost 0 and x_CostStatus says so.
         priced_only: FOCUS without unpriced usage.
+        version: One of VERSIONS, of FOCUS.
 
     Returns:
         Rows written.
@@ -164,10 +197,41 @@ def export(
     sql, options = FORMATS[form]
     condition, values = where_clause(question)
     only = "WHERE cost IS NOT NULL" if priced_only else ""
-    query = sql.format(condition=condition, priced_only=only, focus=FOCUS_VERSION, mapping=MAPPING_VERSION)
+    tokens = _TOKENS.get(version, _TOKENS_BEFORE)
+    query = sql.format(condition=condition, priced_only=only, focus=version, mapping=MAPPING_VERSION, tokens=tokens)
     if form == "focus":
-        query = _guarded(connection, query, values)
+        values = [*values, _json(_identities(connection, condition, values))]
+        query = _guarded(connection, _named(query, version), values)
     return _copy(connection, query, values, place, options, overwrite=overwrite)
+
+
+def _named(query: str, version: str) -> str:
+    """The query with the columns of this version."""
+    if version != "1.2":
+        return query
+    renamed = ", ".join(f"{new} AS {old}" for new, old in _UNTIL_1_3.items())
+    return f"SELECT * EXCLUDE ({', '.join(_SINCE_1_3)}) RENAME ({renamed}) FROM ({query})"
+
+
+def _identities(connection: Connection, condition: str, values: list[Any]) -> list[dict[str, str]]:
+    """What FOCUS 1.5 wants to know of each model: its id always, the rest of those that the catalog knows.
+
+    Family and version are read from the name: "text-embedding" and "3" of text-embedding-3-small.
+    """
+    asked = f"SELECT DISTINCT provider, model FROM usage_event WHERE {condition}"
+    found = []
+    for provider, model in connection.execute(asked, values).fetchall():
+        entry = catalog.find(provider, model) or next(iter(catalog.named(model)), None)  # weights have one name
+        identity = {"ModelId": model}
+        if entry is not None:
+            developer, _, name = entry.canonical.rpartition("/")
+            words = name.split("-")
+            numbered = next((at for at, word in enumerate(words) if at and any(c.isdigit() for c in word)), None)
+            version = entry.revision or (words[numbered] if numbered else None)
+            known = {"ModelDeveloper": developer, "ModelFamily": "-".join(words[:numbered]), "ModelVersion": version}
+            identity |= {key: value for key, value in known.items() if value}
+        found.append({"p": provider, "m": model, "identity": _json(identity)})
+    return found
 
 
 _COUNTED = ("tokens", "tokens_unknown", "unpriced_tokens", "calls", "operations", "errors")

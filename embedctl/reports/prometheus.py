@@ -154,7 +154,7 @@ def write(metrics: Iterable[Metric], folder: Path) -> Path:
     if not folder.is_dir():
         raise OutputRefused(f"no such folder: {folder}", hint="node_exporter's --collector.textfile.directory")
     place = folder / FILE_NAME
-    storage.replace(storage.DISK, place, text(metrics).encode(), mode=0o644)
+    storage.replace(storage.DISK, place, text(metrics).encode(), mode=0o644, for_all=True)
     return place
 
 

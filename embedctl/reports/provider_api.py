@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -14,6 +13,7 @@ from embedctl.backends.http.transport import Transport
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.providers import _errors, _http
 from embedctl.providers._contract import HttpRequest, Provider
+from embedctl.records import expanded
 from embedctl.routing import credentials
 from embedctl.settings import ProviderSettings, Settings
 
@@ -58,7 +58,7 @@ def fetching(settings: Settings, provider: str) -> Iterator[Fetch]:
     transport = Transport(
         connections=1,
         insecure=own.insecure,
-        ca_file=Path(own.ca_file).expanduser() if own.ca_file else None,
+        ca_file=expanded(own.ca_file) if own.ca_file else None,
         environ=settings.environment,
     )
 

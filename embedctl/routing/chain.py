@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from embedctl import providers
 from embedctl.backends.onnx import folders
@@ -14,10 +13,11 @@ from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.providers import catalog
 from embedctl.providers._contract import RequestOptions as WireOptions
 from embedctl.providers.catalog import ModelEntry, ProviderEntry
-from embedctl.records import UNOBSERVED, Observer
-from embedctl.routing import allow, credentials
+from embedctl.records import UNOBSERVED, Observer, Warned, expanded
+from embedctl.routing import allow, credentials, input_types
 from embedctl.routing.endpoint import Endpoint, check_usable
 from embedctl.routing.fallback import ChainEntry, Excluded, allowed, require
+from embedctl.routing.input_types import InputTypeSent
 from embedctl.routing.names import asked_for, checked_provider, default_model, known_providers
 from embedctl.settings import ProviderSettings, Settings, project
 from embedctl.settings.options import Options
@@ -52,11 +52,19 @@ class FallbackChain:
         self.first.counts.close()
 
 
-def chain(settings: Settings, wall: Callable[[], float] = time.time, observer: Observer = UNOBSERVED) -> FallbackChain:
+def chain(
+    settings: Settings,
+    wall: Callable[[], float] = time.time,
+    observer: Observer = UNOBSERVED,
+    *,
+    type_by_flag: bool = False,
+) -> FallbackChain:
     """The chain of the model that the options ask for.
 
     Args:
-        observer: Told when token counts of other runs cannot be had, though the settings ask for them.
+        observer: Told when token counts of other runs cannot be had, though the settings ask for them, and when the
+            model does not get to know the input type.
+        type_by_flag: The input type was asked for by flag: it is refused where it would be lost.
 
     Raises:
         WrongUsage: No such model or provider, or the dimensions cannot be had.
@@ -67,6 +75,10 @@ def chain(settings: Settings, wall: Callable[[], float] = time.time, observer: O
     first = endpoint(settings, *asked_for(settings), now_s=wall())
     lists = allow.lists(settings, options.workspace)
     require(first.in_chain, lists)
+    if type_by_flag:
+        input_types.refuse(first.id, first.place, first.input_type_sent)
+    if first.input_type_sent.lost is not None and first.entry is not None:
+        observer.notify(Warned("input_type_lost", first.id, first.input_type_sent.lost))
     others, refused = [], []
     entries = _chain_entries(settings, first) if options.fallback != "off" else ()
     within = _narrowed(settings, first, entries)
@@ -149,8 +161,9 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         entry = _weights_of(provider, model)
     width, sent, policy = _width(entry, folder, options, f"{provider}:{model}")
     told_apart = entry is not None and options.input_type in entry.input_types
+    place = credentials.place(settings, provider, protocol_name, protocol, time.time() if now_s is None else now_s)
+    said = InputTypeSent() if local else input_types.sent(place, protocol, entry, options.input_type)
     asked = settings.models.get(f"{provider}:{model}") or settings.models.get(model)
-    sends_type = told_apart and entry is not None and entry.field_input_type and not local
     free = own.free if own.free is not None else bool(built_in and built_in.free)
     return Endpoint(
         provider=provider,
@@ -160,7 +173,7 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         or (entry.name if entry else model),
         canonical=_canonical(provider, model, entry, folder),
         entry=entry,
-        place=credentials.place(settings, provider, protocol_name, protocol, time.time() if now_s is None else now_s),
+        place=place,
         protocol=protocol,
         local=local,
         price_as="free" if free else own.price_as or (built_in.price_as if built_in and not own.base_url else None),
@@ -169,12 +182,14 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         timeout_s=credentials.timeout_s(settings, provider),
         wire=WireOptions(
             dimensions=sent,
-            input_type=options.input_type if sends_type or (entry is None and not local) else None,
+            input_type=options.input_type if said.protocol else None,
             base64=not local,
+            fields=said.fields,
             user={"none": None, None: None, "workspace": options.workspace}.get(own.user, own.user),
         ),
         prefix=entry.prefixes.get(options.input_type, "") if entry else "",
         input_type=options.input_type if told_apart else None,
+        input_type_sent=said,
         dimensions=width,
         policy=policy,
         normalise=bool(entry and entry.normalized is False) or policy == "reduce",
@@ -186,7 +201,7 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         truncation=options.on_too_long if options.on_too_long in ("truncate", "mean") else "none",
         takes_tokens=credentials.takes_tokens(built_in, protocol, local=local),
         insecure=own.insecure or options.insecure,
-        ca_file=Path(own.ca_file).expanduser() if own.ca_file else None,
+        ca_file=expanded(own.ca_file) if own.ca_file else None,
         folder=folder.path if folder else None,
         key_variable=own.api_key_env,
     )
@@ -281,16 +296,31 @@ def _narrowed(settings: Settings, first: Endpoint, entries: Sequence[str]) -> Se
 
 
 def _fallback_offer(settings: Settings, entry: str, first: Endpoint, now_s: float) -> Endpoint:
-    """An entry of a chain: "provider:model", or a provider that serves the same weights, or its default model."""
+    """An entry of a chain: "provider:model"; or a provider, which means what was asked for where it serves that."""
     provider, colon, model = entry.partition(":")
     checked_provider(settings, provider)
     if not colon:
-        same = [one for one in catalog.serving(first.canonical) if one.provider == provider]
-        own = settings.providers.get(provider, ProviderSettings())
-        if same:
-            model = same[0].name
-        elif first.entry and (first.model in own.models or first.entry.name in own.models):
-            model = first.entry.name
-        else:
-            model = default_model(settings, provider)
+        model = _served(settings, provider, first) or default_model(settings, provider)
     return endpoint(settings, provider, model, now_s=now_s)
+
+
+def _served(settings: Settings, provider: str, first: Endpoint) -> str | None:
+    """The name under which a provider serves the model that was asked for; None where it does not.
+
+    It does when the catalog says so of it, its own `models` do, or (a place of one's own without `models`) the
+    catalog does of its protocol or of whose prices apply; and when such a place says nothing at all.
+    """
+    for offer in catalog.serving(first.canonical):
+        if offer.provider == provider:
+            return offer.name
+    own, built_in = settings.providers.get(provider, ProviderSettings()), catalog.providers().get(provider)
+    asked = (first.model, first.entry.name) if first.entry else (first.model,)
+    if own.models:
+        return next((name for name in asked if name in own.models), None)
+    if built_in is not None and own.base_url is None:
+        return None
+    for alike in (own.price_as, own.protocol or (built_in.protocol if built_in else None)):
+        for offer in catalog.serving(first.canonical):
+            if offer.provider == alike:
+                return offer.name
+    return first.model if own.model is None else None

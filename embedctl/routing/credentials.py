@@ -28,6 +28,7 @@ _NOT_FOR_PROTOCOLS = frozenset({
 
 Exposure = Literal["fine", "warned", "refused"]
 
+_QUOTES = "\"'"
 MAX_KEY_BYTES = 1 << 16
 """Of a key's file: a private key of any size fits."""
 
@@ -79,16 +80,35 @@ def key_variables(settings: Settings, name: str) -> tuple[str, ...]:
 def key_in(environment: Mapping[str, str], variables: Sequence[str]) -> Secret | None:
     """The first variable that is set, or the file that its `_FILE` twin names; None where there is neither.
 
+    Quotes that an env file has left around it are no part of a key: `docker --env-file` and systemd differ in that.
+
     Raises:
-        ConfigurationInvalid: That file cannot be read, or others may read or change it.
+        ConfigurationInvalid: That file cannot be read, or others may read or change it; or a key holds one quote.
     """
+    found = _secret_in(environment, variables)
+    return None if found is None else Secret(_unquoted(*found))
+
+
+def _secret_in(environment: Mapping[str, str], variables: Sequence[str]) -> tuple[str, str] | None:
+    """(variable, what it or its file holds), as it is."""
     for variable in variables:
         if environment.get(variable):
-            return Secret(environment[variable])
+            return variable, environment[variable]
         named = environment.get(f"{variable}_FILE")
         if named:
-            return Secret(_read(variable, named)[0])
+            return f"{variable}_FILE", _read(variable, named)[0]
     return None
+
+
+def _unquoted(variable: str, value: str) -> str:
+    value = value.strip()
+    if len(value) > 1 and value[0] == value[-1] and value[0] in _QUOTES:
+        value = value[1:-1].strip()
+    if any(quote in value for quote in _QUOTES):
+        raise ConfigurationInvalid(
+            f"the key in {variable} holds a quote: no key does", hint=f"look at {variable}, and set it without quotes"
+        )
+    return value
 
 
 def exposed_key_file(environment: Mapping[str, str], variables: Sequence[str]) -> str | None:
@@ -137,14 +157,14 @@ def exposure(mode: int, *, mine: bool, sealed: bool) -> Exposure:
 
 def _minted(environment: Mapping[str, str], name: str, own: ProviderSettings, now_s: float) -> Secret:
     """A token for this run, signed with the secret that the user's config names."""
-    secret = key_in(environment, (own.jwt_secret_env or "",))
-    if secret is None or not own.jwt_subject:
-        missing = f"{own.jwt_secret_env} is not set" if secret is None else "jwt_subject is missing"
+    signing = _secret_in(environment, (own.jwt_secret_env or "",))  # any bytes may sign: its quotes are its own
+    if signing is None or not own.jwt_subject:
+        missing = f"{own.jwt_secret_env} is not set" if signing is None else "jwt_subject is missing"
         raise ConfigurationInvalid(
             f"provider {name!r} cannot sign a token: {missing}",
             hint=f"[providers.{name}] needs jwt_secret_env, the name of a variable that is set, and jwt_subject",
         )
-    return tldw.minted(secret, own.jwt_subject, now_s)
+    return tldw.minted(Secret(signing[1]), own.jwt_subject, now_s)
 
 
 def limits(own: ProviderSettings, entry: ModelEntry | None, protocol: WireProtocol) -> Limits:

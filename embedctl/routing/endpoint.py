@@ -11,6 +11,7 @@ from embedctl.providers._contract import Provider, RequestOptions, WireProtocol
 from embedctl.providers.catalog import ModelEntry
 from embedctl.records import Limits, Space, UsageMode
 from embedctl.routing.fallback import ChainEntry
+from embedctl.routing.input_types import InputTypeSent
 from embedctl.routing.learned import fingerprint
 from embedctl.routing.rate_limit import RateLimits
 from embedctl.storage.token_count_cache import RunCounts
@@ -29,6 +30,7 @@ class Endpoint:
         policy: How that width is reached: native, reduce, pad or ignore.
         normalise: Vectors are divided by their length here, because the provider does not.
         wire: What is asked of the provider; `base64` only where the dialect may know it.
+        input_type_sent: How the input type gets to the model, or that it does not.
         folder: Of a local model that is not the bundled one.
         key_variable: Where the user said its key is.
         counts: Tokens of texts, as they were counted before in this run; one for all offers of a chain.
@@ -49,6 +51,7 @@ class Endpoint:
     wire: RequestOptions
     prefix: str = ""
     input_type: str | None = None
+    input_type_sent: InputTypeSent = field(default_factory=InputTypeSent)
     dimensions: int | None = None
     policy: str = "native"
     normalise: bool = False

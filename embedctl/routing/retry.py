@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from embedctl.errors import (
     AnswerLost,
+    AnswerUnshaped,
     AnswerUnusable,
     CircuitOpen,
     DeadlinePassed,
@@ -28,6 +29,7 @@ Jitter = Callable[[], float]
 TRANSIENT_BASE_S, TRANSIENT_CAP_S = 0.5, 30.0
 THROTTLE_BASE_S, THROTTLE_CAP_S = 1.0, 60.0
 HINT_SPREAD = 0.5  # a hint is a minimum: +0-50 %, so that those who were told the same do not come together
+_SURELY_UNSHAPED = 2
 TRANSIENT_COST, THROTTLE_COST = 14, 5  # botocore's prices of 2026 (facts/faults.md 1, 2026-11-21)
 
 
@@ -66,6 +68,8 @@ def wait_before(
 
 def may_be_the_texts_fault(error: ProviderError) -> bool:
     """Whether a failure that repeats may be one text's fault: a server that is overloaded or restarting says so."""
+    if isinstance(error, AnswerUnshaped):
+        return False
     return isinstance(error, AnswerUnusable) or (isinstance(error, ServerFailed) and error.status in (None, 500, 424))
 
 
@@ -162,12 +166,21 @@ class Attempts:
         budget.add(self._paid or 1)
         self._paid = 0
 
-    def after(self, error: ProviderError, *, now: float, budget: RetryBudget, others_succeeded: int = 0) -> Step:
+    def after(
+        self,
+        error: ProviderError,
+        *,
+        now: float,
+        budget: RetryBudget,
+        others_succeeded: int = 0,
+        unshaped: int = 0,
+    ) -> Step:
         """Decide what follows a failed attempt.
 
         Args:
             now: Monotonic seconds.
             others_succeeded: Requests to this endpoint that succeeded since this one's first failure.
+            unshaped: Answers of a wrong shape that the endpoint gave since its last good one, this one counted.
         """
         if error.remedy is Remedy.WAIT:
             return self._throttle(error, now, budget)
@@ -175,6 +188,8 @@ class Attempts:
             return Step(remedy=error.remedy, error=error)
         if isinstance(error, NotSent) and error.provider_code == "certificate":
             return Step(remedy=Remedy.GIVE_UP, error=error)  # no number of attempts makes it trusted
+        if isinstance(error, AnswerUnshaped) and unshaped >= _SURELY_UNSHAPED:
+            return Step(remedy=Remedy.GIVE_UP, error=error)  # each further one would be paid, and be the same
         self._counted += 1
         if may_be_the_texts_fault(error):
             self._repeated += 1

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +14,7 @@ from embedctl.backends.http import urls
 from embedctl.errors import EmbedctlError
 from embedctl.providers import catalog
 from embedctl.providers._contract import HttpRequest
+from embedctl.records import expanded
 from embedctl.routing import allow, circuits, credentials, learned, names
 from embedctl.routing.learned import Account, Learned, Served
 from embedctl.settings import ProviderSettings, Settings
@@ -134,7 +134,7 @@ async def _answers(settings: Settings, one: ProviderStatus) -> str:
     if one.problem:
         return one.problem
     own = settings.providers.get(one.name, ProviderSettings())
-    ca_file = Path(own.ca_file).expanduser() if own.ca_file else None
+    ca_file = expanded(own.ca_file) if own.ca_file else None
     transport = Transport(connections=1, insecure=own.insecure, ca_file=ca_file)
     try:
         await transport.send(HttpRequest(url=one.base_url, method="GET"), timeout_s=ONLINE_S)

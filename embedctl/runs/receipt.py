@@ -9,7 +9,7 @@ from typing import Any
 
 from embedctl.errors import EmbedctlError, worst
 from embedctl.ledger.prices.price import cost
-from embedctl.records import AttemptEnded, Event, RowCounts, Space, UsageEvent
+from embedctl.records import AttemptEnded, Event, RowCounts, RowFailed, Space, UsageEvent
 
 MOST_WORKSPACES = 1000
 """In a receipt; the ledger has all of them."""
@@ -130,12 +130,26 @@ def _add(share: Share | Spending, event: UsageEvent, price: Decimal | None) -> N
         share.unpriced = True
 
 
+class FailureReasons:
+    """Counts the rows that fail, by reason, of an output that keeps no list of them."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def notify(self, event: Event) -> None:
+        """One more."""
+        if isinstance(event, RowFailed) and not event.failure.skipped:
+            self.counts[event.failure.reason] = self.counts.get(event.failure.reason, 0) + 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """The end of a run (design.md 3, "receipt"). Money in USD; None where nothing is known.
 
     Attributes:
         workspaces: Who pays, the one who pays most first; the first MOST_WORKSPACES of them.
+        failed_reasons: Rows that failed, by reason, most first; {} where a run did not come to its end.
+        output_is_there: Whether there is something under the name of `output`. Not part of the JSON object.
         error: Why it stopped before its end; None when it did not. Not part of the JSON object.
     """
 
@@ -172,6 +186,8 @@ class Receipt:
     resume: str | None
     currency: str = "USD"
     workspaces: tuple[Mapping[str, Any], ...] = ()
+    failed_reasons: Mapping[str, int] = field(default_factory=dict)
+    output_is_there: bool = True
     error: EmbedctlError | None = None
 
     def as_dict(self) -> Mapping[str, Any]:
@@ -182,8 +198,8 @@ class Receipt:
 _RECEIPT_FIELDS = tuple(
     "run_id job workspace model providers fallback_from dimensions dimension_policy space_id usage_source rows "  # noqa: SIM905
     "vectors reused duplicates failed skipped requests attempts tokens tokens_estimated tokens_unknown cost "
-    "cost_is_lower_bound cost_at_risk cost_saved currency seconds output failures exit_code retryable resume "
-    "workspaces".split()
+    "cost_is_lower_bound cost_at_risk cost_saved currency seconds output failures failed_reasons exit_code retryable "
+    "resume workspaces".split()
 )
 
 
@@ -201,6 +217,8 @@ def build_receipt(
     seconds: float,
     output: str | None,
     failures: str | None,
+    output_is_there: bool = True,
+    failed_reasons: Mapping[str, int],
     failure: EmbedctlError | None,
     resume: str | None,
 ) -> Receipt:
@@ -249,6 +267,8 @@ def build_receipt(
         retryable=failure.retryable if failure else False,
         resume=resume if failure is not None and failure.exit_code in RESUMABLE else None,
         workspaces=_payers(spending),
+        output_is_there=output_is_there,
+        failed_reasons=dict(failed_reasons),
         error=failure,
     )
 

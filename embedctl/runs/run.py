@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from embedctl.journal import Spool
 from embedctl.journal.rescue import JOURNAL, rescue
 from embedctl.ledger import segment_owners
 from embedctl.ledger.prices.run_prices import RunPrices
-from embedctl.outputs import Existing, Output
+from embedctl.outputs import Existing, Output, failures
 from embedctl.planning import shards
 from embedctl.records import UNOBSERVED, Observer, Observers, RowCounts, UsageEvent, Warned, utc_now, uuid7
 from embedctl.routing import allow, credentials
@@ -30,7 +30,7 @@ from embedctl.runs.estimate import Estimate
 from embedctl.runs.executor import Executor, InProcess
 from embedctl.runs.intake import Ingest
 from embedctl.runs.job import JobRequest
-from embedctl.runs.receipt import Receipt, Spending, build_receipt
+from embedctl.runs.receipt import FailureReasons, Receipt, Spending, build_receipt
 from embedctl.runs.record import RunRecord
 from embedctl.runs.registration import Registration
 from embedctl.runs.registry import RunRegistry, home_trust
@@ -78,6 +78,7 @@ class Run:
         self._record = RunRecord(job, self.run_id)
         self._spool = wiring.spool(job.settings, disk)
         self.spending = Spending(self._prices.price)
+        self._failures = FailureReasons()
 
     def ask_to_stop(self, reason: EmbedctlError) -> None:
         """Stop sending, from a signal handler."""
@@ -98,7 +99,8 @@ class Run:
         spend_limits.check_priced(chain.endpoints, self._prices.of, self._options)
         self._record.space = chain.first.space()
         self._trust = home_trust(self.job.settings.paths, self._disk, run_id=self.run_id)
-        output = target.output(self.job, self.run_id, self._trust, self._disk, self._observer)
+        seen_by = Observers(self._failures, self._observer)
+        output = target.output(self.job, self.run_id, self._trust, self._disk, seen_by)
         failure: EmbedctlError | None = None
         with target.held(output, self.job, self._disk) as self._lock:
             entry = Registration(
@@ -139,7 +141,11 @@ class Run:
 
     def _chain(self) -> FallbackChain:
         """Who may be asked; a warning for each key that others could read."""
-        chain = chains.chain(self.job.settings, observer=self._observer)
+        chain = chains.chain(
+            self.job.settings,
+            observer=self._observer,
+            type_by_flag=self.job.settings.origins.get("input_type") == "flag",
+        )
         for name in dict.fromkeys(endpoint.provider for endpoint in chain.endpoints):
             variables = credentials.key_variables(self.job.settings, name)
             if note := credentials.exposed_key_file(self.job.settings.environment, variables):
@@ -336,6 +342,12 @@ class Run:
         )
         return replace(receipt, cost_saved=saved)
 
+    def _reasons(self, output: Output) -> Mapping[str, int]:
+        """Why rows failed, as the finished output lists it."""
+        if not self._record.rows.failed:
+            return {}
+        return failures.reasons(output.failures) if output.failures else self._failures.counts
+
     def _receipt(self, output: Output, failure: EmbedctlError | None, seconds: float, chain: FallbackChain) -> Receipt:
         return build_receipt(
             run_id=str(self.run_id),
@@ -349,7 +361,9 @@ class Run:
             unit_price=self._prices.of(chain.first),
             seconds=round(seconds, 3),
             output=str(self.job.output) if self.job.output else None,
+            output_is_there=bool(self.job.output and self.job.output.exists()),
             failures=str(output.failures) if output.failures else None,
+            failed_reasons=self._reasons(output),
             failure=failure,
             resume=self.job.resume,
         )

@@ -118,11 +118,37 @@ class Settings:
 
 
 def user_config_path(environment: Mapping[str, str]) -> Path:
-    """The user's settings file, whether it is there or not."""
+    """The user's settings file, whether it is there or not; of a user without a home folder, in embedctl's own.
+
+    Raises:
+        ConfigurationInvalid: There is neither.
+    """
     import platformdirs
 
-    named = environment.get("EMBEDCTL_CONFIG")
-    return Path(named) if named else platformdirs.user_config_path("embedctl") / "config.toml"
+    if named := environment.get("EMBEDCTL_CONFIG"):
+        return Path(named)
+    try:
+        return platformdirs.user_config_path("embedctl") / "config.toml"
+    except RuntimeError:  # no HOME, and no entry in passwd: `docker run --user 12345`
+        return _home(environment) / "config.toml"
+
+
+def _home(environment: Mapping[str, str]) -> Path:
+    """Where embedctl keeps its state.
+
+    Raises:
+        ConfigurationInvalid: EMBEDCTL_HOME is not set, and this user has no home folder.
+    """
+    import platformdirs
+
+    if named := environment.get("EMBEDCTL_HOME"):
+        return Path(named)
+    try:
+        return platformdirs.user_data_path("embedctl")
+    except RuntimeError:
+        raise ConfigurationInvalid(
+            "this user has no home folder", hint="set EMBEDCTL_HOME to a folder in which embedctl may keep its state"
+        ) from None
 
 
 def load(
@@ -266,9 +292,7 @@ def _strong_layers(
 
 
 def _paths(env: Mapping[str, str], ledger: Path | None) -> Paths:
-    import platformdirs
-
-    home = Path(env.get("EMBEDCTL_HOME") or platformdirs.user_data_path("embedctl"))
+    home = _home(env)
     _check_home(home)
     paths = Paths(home=home, ledger=ledger or Path(env.get("EMBEDCTL_LEDGER") or home / LEDGER_NAME))
     if (name := printable(str(paths.ledger))) != str(paths.ledger):

@@ -40,9 +40,16 @@ def publish(disk: Disk, path: Path, content: Content, *, mode: int = 0o600) -> b
     return _filled(disk, path, content, mode).put(path)
 
 
-def replace(disk: Disk, path: Path, content: Content, *, mode: int = 0o600) -> None:
-    """Put a whole file at `path`, in one step in place of what is there."""
-    _filled(disk, path, content, mode).put(path, over=True)
+def replace(disk: Disk, path: Path, content: Content, *, mode: int = 0o600, for_all: bool = False) -> None:
+    """Put a whole file at `path`, in one step in place of what is there.
+
+    Args:
+        for_all: Its mode is `mode` whatever the umask is: another program is to read it.
+    """
+    growing = _filled(disk, path, content, mode)
+    if for_all:
+        growing.set_mode(mode)
+    growing.put(path, over=True)
 
 
 def remove_leftovers(disk: Disk, folder: Path, *, older_than_s: float = 0) -> int:
@@ -186,6 +193,10 @@ class AtomicFile:
         self._fd = disk.create(self._path, mode=mode)
         self._sink = _Sink(disk, self._fd, self._path)
         self.file = cast("BinaryIO", io.BufferedWriter(cast("io.RawIOBase", self._sink), 1 << 20))
+
+    def set_mode(self, mode: int) -> None:
+        """Its mode, whatever the umask is."""
+        os.fchmod(self._fd, mode)
 
     def put(self, path: Path, *, over: bool = False) -> bool:
         """Give the file its name; False, and nothing is changed, when something is there and `over` is not set.

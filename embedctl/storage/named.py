@@ -8,10 +8,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from embedctl.errors import OutputRefused
+from embedctl.errors import OutputRefused, WrongUsage
 from embedctl.records import uuid7
 from embedctl.storage.disk import DISK
 from embedctl.storage.files import Content, publish, remove_tree, replace
+
+# fmt: off
+_SAID_BY_NAMES = {
+    ".csv": ("csv", "focus"), ".tsv": (), ".parquet": ("parquet",), ".json": ("json", "cloudevents"),
+    ".jsonl": ("cloudevents",), ".ndjson": ("cloudevents",), ".md": ("md",), ".html": ("html",), ".htm": ("html",),
+    ".xlsx": (), ".arrow": (), ".feather": (), ".npy": (), ".npz": (), ".sqlite": (), ".duckdb": (), ".pdf": (),
+}
+# fmt: on
+
+
+def check_format(place: Path, form: str) -> None:
+    """Refuse to put one format under a name that says another: who opens it by its name cannot read it.
+
+    Args:
+        form: What will be written ("parquet", "csv", "focus", "table", …).
+
+    Raises:
+        WrongUsage: The name says another format.
+    """
+    suffix = place.suffix.lower()
+    forms = _SAID_BY_NAMES.get(suffix)
+    if forms is None or form in forms:
+        return
+    own = next((known for known, of in _SAID_BY_NAMES.items() if form in of), ".txt")
+    raise WrongUsage(f"{place.name} would hold {form}, which its name does not say", hint=f"name it *{own}")
 
 
 def check_free(place: Path, *, overwrite: bool) -> None:

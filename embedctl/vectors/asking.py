@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from embedctl.errors import ConfigurationInvalid, WrongUsage
-from embedctl.records import Space
+from embedctl.records import UNOBSERVED, Observer, Space
 from embedctl.routing import chain as chains
 from embedctl.routing import names
 from embedctl.routing.chain import FallbackChain
@@ -37,11 +37,20 @@ class Asking:
         return self.chain.first
 
 
-def fitting(stored: Stored, load: Load, *, model: str | None, provider: str | None, as_query: bool) -> Asking:
+def fitting(
+    stored: Stored,
+    load: Load,
+    *,
+    model: str | None,
+    provider: str | None,
+    as_query: bool,
+    observer: Observer = UNOBSERVED,
+) -> Asking:
     """The chain that makes vectors of the output's space.
 
     Args:
         model: Another name for the model than the output's own, e.g. of another host; likewise `provider`.
+        observer: Told when the model does not get to know the input type.
         as_query: For questions to documents: the input type, and with it the prefix, may be another.
 
     Raises:
@@ -55,7 +64,7 @@ def fitting(stored: Stored, load: Load, *, model: str | None, provider: str | No
             settings, flags = _documents(stored, load, *one, asked=bool(model or provider))
             if as_query and flags["input_type"] == "document":
                 settings = load({**flags, "input_type": "query"})
-            chain = chains.chain(settings)
+            chain = chains.chain(settings, observer=observer)
         except (WrongUsage, ConfigurationInvalid) as problem:
             problems.append(problem)
             continue

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -89,3 +96,107 @@ def test_lancedb_searches_them(tmp_path: Path) -> None:
     nearest = table.search(vectors(output)[1], vector_column_name="embedding").limit(1).to_list()
 
     assert nearest[0]["text"] == TEXTS[1]
+
+
+# ── README's shelf ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+ROOT = Path(__file__).parents[2]
+SNIPPET = re.compile(r"<!-- reader: ([\w-]+) -->\n```(?:python|sh)\n(.*?)```", re.DOTALL)
+SHELF: dict[str, str] = dict(SNIPPET.findall((ROOT / "README.md").read_text("utf-8")))
+NOT_RUN = {"pyspark", "psycopg"}  # a JVM, a server
+CHUNKS, TICKETS = 23, 118
+"""Vectors of README's two outputs."""
+
+
+def of_matrix(vectors: Any, count: int) -> bool:
+    return vectors.shape == (count, WIDTH) and vectors.dtype == np.float32
+
+
+CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "duckdb": lambda left: True,
+    "polars": lambda left: of_matrix(left["vectors"], TICKETS),
+    "pandas": lambda left: of_matrix(left["vectors"], CHUNKS),
+    "datasets": lambda left: of_matrix(left["vectors"], TICKETS),
+    "lancedb": lambda left: left["nearest"][0]["chunk_index"] == 0,
+    "qdrant_client": lambda left: left["nearest"][0].payload["chunk_index"] == 0,
+    "chromadb": lambda left: left["nearest"]["ids"][0][0] == "handbook.md#0",
+    "deltalake": lambda left: len(left["pq"].read_table("delta")) == CHUNKS,
+    "pyiceberg": lambda left: len(left["catalog"].load_table("docs.handbook").scan().to_arrow()) == CHUNKS,
+}
+"""What must be true of the names that a snippet leaves."""
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """README's two outputs."""
+    folder = tmp_path_factory.mktemp("shelf")
+    data = ROOT / "sample_data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBEDCTL_HOME", str(folder / "home"))
+        assert embedctl("embed", data / "handbook.md", "-o", folder / "handbook.parquet", "-q").code == 0
+        words = ["batch", "run", data / "tickets.parquet", "-o", folder / "tickets", "--on-too-long", "chunk", "-q"]
+        assert embedctl(*words).code == 0
+    return folder
+
+
+def test_the_shelf_is_whole() -> None:
+    """Every snippet is run, or said not to be."""
+    assert set(SHELF) == {*CHECKS, *NOT_RUN, "embedding-atlas"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_snippet_runs(name: str, outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snippet of README reads the output as it is, and finds in it what is there."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed (extra `ecosystem`)")
+    for given in ("handbook.parquet", "tickets"):
+        (tmp_path / given).symlink_to(outputs / given)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("ANONYMIZED_TELEMETRY", "False")
+    left: dict[str, Any] = {}
+
+    exec(compile(SHELF[name], f"README: {name}", "exec"), left)
+
+    assert CHECKS[name](left)
+
+
+@pytest.mark.parametrize("name", sorted(NOT_RUN))
+def test_a_snippet_that_cannot_run_here_is_python(name: str) -> None:
+    """It parses, and imports what it is a snippet for."""
+    imported = {
+        alias.name if isinstance(node, ast.Import) else (node.module or "")
+        for node in ast.walk(ast.parse(SHELF[name]))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+
+    assert any(module.partition(".")[0] == name for module in imported)
+
+
+def test_embedding_atlas_knows_its_options() -> None:
+    """The command has the options that README gives it."""
+    if importlib.util.find_spec("embedding_atlas") is None:
+        pytest.skip("embedding_atlas is not installed: it brings gigabytes")
+    program = Path(sys.executable).with_name("embedding-atlas")
+
+    told = subprocess.run([program, "--help"], capture_output=True, text=True, check=False, timeout=120).stdout
+
+    assert {flag for flag in SHELF["embedding-atlas"].split() if flag.startswith("--")} <= set(told.split())
+
+
+def test_the_ledgers_least_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger has the storage version of DuckDB 1.2, as README says: whatever writes it, 1.2 reads it.
+
+    Source: https://duckdb.org/docs/stable/internals/storage, bytes 12 to 19 of a database file: 65 is that of 1.2.
+    """
+    monkeypatch.setenv("EMBEDCTL_HOME", str(tmp_path / "home"))
+    (tmp_path / "a.txt").write_text("one")
+    assert embedctl("embed", tmp_path / "a.txt", "-o", tmp_path / "a.parquet", "-q").code == 0
+
+    head = (tmp_path / "home" / "usage.duckdb").read_bytes()[:20]
+
+    assert head[8:12] == b"DUCK"
+    assert int.from_bytes(head[12:20], "little") <= 65

@@ -122,7 +122,7 @@ def test_client_mistakes_and_429_are_no_illness() -> None:
     """Only what a provider does wrong opens its circuit."""
     ill = {kind.__name__ for kind in CLASSES if issubclass(kind, ProviderError) and kind.ill}
 
-    assert ill == {"NotSent", "ServerFailed", "AnswerLost", "AnswerUnusable"}
+    assert ill == {"NotSent", "ServerFailed", "AnswerLost", "AnswerUnusable", "AnswerUnshaped"}
 
 
 def test_every_deliberate_exit_goes_through_the_tree() -> None:

@@ -157,26 +157,50 @@ def test_an_unknown_form_is_wrong_usage() -> None:
     assert caught.value.hint == "one of table, json, csv, md"
 
 
-@given(
-    st.one_of(st.text(max_size=20), HOSTILE, st.sampled_from(["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\0=1"]))
+CELLS = st.one_of(
+    st.text(max_size=20),
+    HOSTILE,
+    st.sampled_from(["=1+1", "+1+1", "-x", "@SUM(A1)", "\r=1", 'a"b', "a,b", "\u3000a\xa0\u200c"]),
+    st.sampled_from([" a ", "-1.50", "+7"]),
 )
-def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
-    """A text a spreadsheet would run stands behind an apostrophe; every row has all its cells."""
-    content = Table(columns=[Column("a", "A"), Column("b", "B")], rows=[{"a": text, "b": 1}], envelope={})
-    out = terminal._csv(content)
-    parsed = list(csv.reader(io.StringIO(out)))
 
-    assert parsed[0] == ["a", "b"]
-    assert [len(row) for row in parsed] == [2, 2]
-    assert not parsed[1][0].startswith(("=", "+", "-", "@", "\t", "\0"))
+
+@given(CELLS)
+def test_a_csv_carries_every_character(text: str) -> None:
+    """A cell is read as it was, but for the apostrophe before a text that a spreadsheet would run."""
+    columns = [Column("a", "A"), Column("b", "B", exact=True)]
+    content = Table(columns=columns, rows=[{"a": text, "b": text}], envelope={})
+
+    heading, row = list(csv.reader(io.StringIO(terminal._csv(content), newline="")))
+
+    assert heading == ["a", "b"]
+    assert row[1] == text
+    assert row[0] in ((text,) if not text.startswith(("=", "+", "-", "@")) else (f"'{text}", text))
+    assert not row[0].startswith(("=", "@"))
+    assert not row[0].startswith(("+", "-")) or row[0] in ("-1.50", "+7") or row[0].lstrip("+-")[0].isdigit()
 
 
 def test_a_csv_cell_is_guarded_only_where_it_is_text() -> None:
-    """A heading and a text get the apostrophe; a number has its minus, also one that is kept as text."""
-    columns = [Column("0", "-h", name="-h"), Column("1", "N", name="n", numeric=True), Column("2", "M")]
-    content = Table(columns=columns, rows=[{"0": "\r=1", "1": "-1.50", "2": Decimal(-1)}], envelope={})
+    """A heading and a text get the apostrophe; ids and numbers never, also those that are kept as text."""
+    columns = [Column("0", "-h", name="-h"), Column("1", "N", name="n", exact=True), Column("2", "M"), Column("3", "S")]
+    row = {"0": "@a", "1": "=id", "2": Decimal(-1), "3": "-0.5"}
+    content = Table(columns=columns, rows=[row], envelope={})
 
-    assert terminal._csv(content) == "'-h,n,2\n'\\r=1,-1.50,-1.00\n"
+    assert terminal._csv(content) == "'-h,n,2,3\n'@a,=id,-1.00,-0.5\n"
+
+    terminal.leave_formulas(True)
+    try:
+        assert terminal._csv(content) == "-h,n,2,3\n@a,=id,-1.00,-0.5\n"
+    finally:
+        terminal.leave_formulas(False)
+
+
+def test_a_terminal_is_protected_from_a_csv(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal no character of a CSV is one that it obeys, or that nobody sees."""
+    content = Table(columns=[Column("a", "A")], rows=[{"a": "\x1b[31m\u202e\u3000"}], envelope={})
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+
+    assert terminal._csv(content) == "a\n\\x1b[31m\\u202e\\u3000\n"
 
 
 def test_markdown_has_no_markup_of_others() -> None:

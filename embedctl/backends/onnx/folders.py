@@ -13,6 +13,7 @@ from typing import Any, Literal
 import orjson
 
 from embedctl.errors import ConfigurationInvalid
+from embedctl.records import expanded
 
 MODEL_FILES = ("model.onnx", "onnx/model.onnx")
 MAX_TOKENS = 512
@@ -42,7 +43,7 @@ class Folder:
 
 def find(name: str, pulled: Path) -> Path | None:
     """The folder that a local model's name means: a path, or what `models pull` made of it; None for neither."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir() and ("/" in name or (path / "tokenizer.json").is_file()):
         return path.resolve()
     path = home(name, pulled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from embedctl.errors import (
     OutputRefused,
     WrongUsage,
 )
+from embedctl.records import expanded
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED = (
@@ -61,6 +63,8 @@ def pull(name: str, pulled: Path, *, revision: str | None = None, endpoint: str 
 
 
 def _fetch(name: str, into: Path, revision: str | None, endpoint: str | None) -> None:
+    if expanded("~") == Path("~"):  # a user without a home folder: the library wants one when it is imported
+        os.environ.setdefault("HF_HOME", str(into / ".cache" / "huggingface"))
     try:
         from huggingface_hub import errors, snapshot_download
         from huggingface_hub.utils.tqdm import disable_progress_bars

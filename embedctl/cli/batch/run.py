@@ -46,6 +46,7 @@ def run(
     """Embed inputs into a folder of Parquet parts; the same command again continues, or embeds what is new."""
     _allocator.keep_memory()
     from embedctl.cli._run import Talk, execute
+    from embedctl.records import expanded
     from embedctl.settings import read_job
     from embedctl.settings.options import checked_name
 
@@ -53,7 +54,7 @@ def run(
     written = read_job(Path(words.pop(0))) if words and words[0].endswith(".toml") else {}
     listed = [written["input"]] if isinstance(written.get("input"), str) else written.get("input", [])
     sources = words or [os.path.expanduser(source) for source in listed]  # noqa: PTH111 - no shell did it
-    folder = output or (Path(written["output"]).expanduser() if written.get("output") else None)
+    folder = output or (expanded(written["output"]) if written.get("output") else None)
     if not sources:
         raise WrongUsage("nothing to embed", hint="name files or folders: embedctl batch run INPUT... -o DIR")
     if folder is None:

@@ -21,7 +21,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="A new file.")],
     form: Annotated[
         Literal["focus", "parquet", "cloudevents"],
-        typer.Option("--format", help="FOCUS 1.4 (CSV by day), all events as Parquet, or CloudEvents (JSON Lines)."),
+        typer.Option("--format", help="FOCUS (CSV by day), all events as Parquet, or CloudEvents (JSON Lines)."),
     ] = "focus",
     workspace: Annotated[
         list[str] | None, typer.Option("--workspace", "-w", help="Only this workspace (repeatable).")
@@ -30,6 +30,9 @@ def export(
     until: Until = None,
     month: Month = None,
     last: Last = None,
+    focus_version: Annotated[
+        Literal["1.2", "1.4", "1.5"], typer.Option("--focus-version", help="Of FOCUS; most readers take 1.2.")
+    ] = "1.4",
     priced_only: Annotated[bool, typer.Option("--priced-only", help="FOCUS without usage that has no price.")] = False,
     overwrite: OverwriteFlag = False,
     ledger: LedgerFlag = None,
@@ -40,6 +43,7 @@ def export(
     from embedctl.reports import focus
     from embedctl.reports.report import ReportQuery
 
+    named.check_format(output, form)
     named.check_free(output, overwrite=overwrite)
     opened = _ledger.opened(ledger, config)
     for note in _ledger.take_in(opened):
@@ -49,5 +53,7 @@ def export(
         only={"workspace": workspace} if workspace else {},
     )
     with database.reader(opened.paths, now=opened.now) as connection:
-        written = focus.export(connection, question, output, form, overwrite=overwrite, priced_only=priced_only)
+        written = focus.export(
+            connection, question, output, form, overwrite=overwrite, priced_only=priced_only, version=focus_version
+        )
     terminal.notice(f"{written:,} rows in {output}")

@@ -85,6 +85,9 @@ def _flags(
         typer.Option("--output", "-o", help="Write it to this new file, whole.", metavar="FILE"),
     ] = None,
     overwrite: OverwriteFlag = False,
+    focus_version: Annotated[
+        Literal["1.2", "1.4", "1.5"], typer.Option("--focus-version", help="Of --format focus.")
+    ] = "1.4",
     form: Annotated[
         Literal["table", "json", "csv", "md", "parquet", "focus"],
         typer.Option("--format", help="How to print it; parquet and focus (FOCUS 1.4) go to the file of --output."),
@@ -134,6 +137,10 @@ def _refuse_contradictions(given: dict[str, Any], form: str) -> None:
         raise WrongUsage(f"--order {given['order']!r} is neither asc nor desc")
     if form in _FILES and (given["output"] is None or given["html"] is not None):
         raise WrongUsage(f"--format {form} is a file", hint=f"--output usage.{'csv' if form == 'focus' else form}")
+    from embedctl.storage import named
+
+    if given["output"] is not None:
+        named.check_format(given["output"], form)
     if form == "focus" and (given["by"] or given["breakdown"] or given["top"] or given["currency"].upper() != "USD"):
         raise WrongUsage("--format focus is charges by day in USD: not with --by, --breakdown, --top or --currency")
 
@@ -181,7 +188,9 @@ def _write_file(opened: _ledger.Opened, question: ReportQuery, notes: list[str],
     with database.reader(opened.paths, now=opened.now) as connection:
         report = ask(connection, question, now=opened.now)
         if given["form"] == "focus":
-            focus.export(connection, question, file, "focus", overwrite=given["overwrite"])
+            focus.export(
+                connection, question, file, "focus", overwrite=given["overwrite"], version=given["focus_version"]
+            )
         else:
             focus.export_report(connection, report, file, overwrite=given["overwrite"])
     for line in dict.fromkeys([*report.warnings, *notes]):

@@ -41,7 +41,7 @@ def sql(
     terminal.table(
         terminal.Table(
             columns=[
-                terminal.Column(str(index), name, "right" if numeric else "left", name=name, numeric=numeric)
+                terminal.Column(str(index), name, "right" if numeric else "left", name=name, exact=numeric)
                 for index, (name, numeric) in enumerate(zip(answer.columns, answer.numeric, strict=True))
             ],
             rows=named,

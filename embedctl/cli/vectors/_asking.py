@@ -71,7 +71,14 @@ class AskingFlags:
         from embedctl.vectors.asking import fitting
 
         if must or self.model or self.provider:
-            return fitting(stored, self.load, model=self.model, provider=self.provider, as_query=as_query)
+            return fitting(
+                stored,
+                self.load,
+                model=self.model,
+                provider=self.provider,
+                as_query=as_query,
+                observer=self.observer,
+            )
         with suppress(EmbedctlError):
             return fitting(stored, self.load, model=None, provider=None, as_query=as_query)
         return None

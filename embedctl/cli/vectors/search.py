@@ -71,7 +71,7 @@ def search(
     rows = [{**hit, "id": str(hit["id"]), "score": f"{hit['score']:.4f}"} for hit in hits]
     columns = [
         terminal.Column("score", "Score", "right"),
-        terminal.Column("id", "Id"),
+        terminal.Column("id", "Id", exact=True),
         terminal.Column("chunk_index", "Chunk", "right"),
         terminal.Column("text", "Text"),
     ]

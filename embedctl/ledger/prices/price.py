@@ -105,6 +105,14 @@ class Rate:
     cached: Price | None = None
 
 
+def bare_name(model: str, price_as: str | None) -> str:
+    """A model's name without a gateway's prefix ("openai:", "openai/"), when that is whose prices apply."""
+    for mark in ":/":
+        if price_as and model.startswith(f"{price_as}{mark}"):
+            return model[len(price_as) + 1 :]
+    return model
+
+
 def rate_at(prices: Iterable[Price], key: PriceKey, moment: datetime) -> Rate:
     """The rate of `key` at one moment: an exact region before "*", a contract before a list price."""
     holding = [price for price in prices if price.holds(moment)]

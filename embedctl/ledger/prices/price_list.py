@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from embedctl.errors import ConfigurationInvalid
-from embedctl.ledger.prices.price import Price, PriceKey, named, rate_at
+from embedctl.ledger.prices.price import Price, PriceKey, bare_name, named, rate_at
 from embedctl.ledger.prices.price_entries import entries, parse
 from embedctl.settings import toml_files
 
@@ -73,10 +73,13 @@ class PriceBook:
             provider: Whose prices (`price_as`).
             place: The configured provider's own name where it differs, for a contract set by that name.
         """
-        key = PriceKey(
-            provider=place or provider or "", price_as=provider, model=model, region=region, tier=tier, meter=meter
-        )
-        return rate_at(self._by_model.get(model, ()), key, at).effective
+        for name in dict.fromkeys((model, bare_name(model, provider))):
+            key = PriceKey(
+                provider=place or provider or "", price_as=provider, model=name, region=region, tier=tier, meter=meter
+            )
+            if (found := rate_at(self._by_model.get(name, ()), key, at).effective) is not None:
+                return found
+        return None
 
 
 STALE_AFTER = timedelta(days=180)

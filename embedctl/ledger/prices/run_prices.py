@@ -38,4 +38,7 @@ class RunPrices:
 
     def of(self, endpoint: Endpoint, tier: str = "standard") -> Decimal | None:
         """The same, of an offer."""
-        return self.price(endpoint.provider, endpoint.wire_model, endpoint.price_as, tier)
+        for name in (endpoint.model, endpoint.wire_model):  # the first is what the ledger looks up
+            if (found := self.price(endpoint.provider, name, endpoint.price_as, tier)) is not None:
+                return found
+        return None

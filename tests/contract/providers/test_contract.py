@@ -224,20 +224,34 @@ def test_nothing_is_cut(wire: Wire, name: str, told: dict[str, Any]) -> None:
     assert told.items() <= body.items()
 
 
-def test_jina_is_told_not_to_cut_where_it_knows_the_switch(wire: Wire) -> None:
-    """Newer Jina models are told not to truncate; older ones refuse the field."""
+JINA = {
+    "jina-embeddings-v2-base-en": [None] * 4,
+    "jina-embeddings-v3": ["retrieval.passage", "retrieval.query", "classification", "separation"],
+    "jina-embeddings-v4": ["retrieval.passage", "retrieval.query", "text-matching", "text-matching"],
+    "jina-embeddings-v5-text-small": ["retrieval.passage", "retrieval.query", "classification", "clustering"],
+    "jina-code-embeddings-1.5b": ["nl2code.passage", "nl2code.query", None, None],
+    "jina-clip-v2": [None, "retrieval.query", None, None],
+}
+
+
+@pytest.mark.parametrize("model", JINA)
+def test_each_jina_model_has_its_own_tasks(wire: Wire, model: str) -> None:
+    """`task`, `normalized` and `dimensions` are what the model's own schema has; nothing is cut.
+
+    Source: Jina's OpenAPI 2026.04.02.
+    """
     module, here = providers.protocol("jina"), place(wire, "jina")
 
-    bodies = {
-        version: orjson.loads(module.request(here, f"jina-embeddings-{version}", ["a"], RequestOptions()).body)
-        for version in ("v3", "v4", "v5-text-small")
-    }
+    bodies = [
+        orjson.loads(module.request(here, model, ["a"], RequestOptions(input_type=one, dimensions=64)).body)
+        for one in INPUT_TYPES
+    ]
 
-    assert {version: body.get("truncate") for version, body in bodies.items()} == {
-        "v3": None,
-        "v4": False,
-        "v5-text-small": False,
-    }
+    assert [body.get("task") for body in bodies] == JINA[model]
+    for body in bodies:
+        assert body["truncate"] is False
+        assert ("normalized" in body) == (model not in ("jina-embeddings-v4", "jina-code-embeddings-1.5b"))
+        assert body.get("dimensions") == (None if "v2-base" in model else 64)
 
 
 @pytest.mark.parametrize("name", ["openai", "azure", "tei", "tldw"])

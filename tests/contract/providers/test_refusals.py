@@ -201,6 +201,20 @@ ROWS: list[tuple[str, int, Any, type[ProviderError]]] = [
     ("google", 429, google("RESOURCE_EXHAUSTED", QUOTA_SENTENCE, PER_DAY), QuotaExhausted),
     ("tldw", 402, {"detail": "billing limit"}, QuotaExhausted),
     ("openai", 429, oai(QUOTA_SENTENCE), QuotaExhausted),
+    (
+        "openai",
+        429,
+        oai("No deployments available - crossed budget: Exceeded budget for provider openai: 10.2 >= 10", "429"),
+        QuotaExhausted,
+    ),
+    ("openai", 400, oai("Budget has been exceeded! Current cost: 26.1, Max budget: 25", "400"), QuotaExhausted),
+    ("openai", 400, oai("ExceededTokenBudget? no", "400", "budget_exceeded"), QuotaExhausted),
+    ("openai", 422, oai("Budget: 0.1 for 40 tokens", "422", "budget_exceeded"), QuotaExhausted),
+    ("openai", 429, oai("LiteLLM User: e-1, exceeded budget for model=x", "429", "budget_exceeded"), QuotaExhausted),
+    ("openai", 400, oai("ExceededBudget: End User=i over budget. Spend=0.1, Budget=0.01", "400"), QuotaExhausted),
+    ("openai", 412, oai("API key's usage limit has been exceeded"), QuotaExhausted),
+    ("google", 429, google("RESOURCE_EXHAUSTED", "project exceeded its monthly spending cap"), QuotaExhausted),
+    ("tldw", 429, {"detail": "Token budget exceeded for this minute"}, Throttled),
     # key
     ("openai", 401, oai("Incorrect API key provided", "invalid_api_key"), KeyRejected),
     ("openai", 403, oai("Country not supported", "unsupported_country"), KeyRejected),
@@ -214,6 +228,9 @@ ROWS: list[tuple[str, int, Any, type[ProviderError]]] = [
     ),
     ("tldw", 502, {"detail": "Upstream provider authentication failed"}, KeyRejected),
     ("tldw", 503, {"detail": "Provider credentials missing"}, KeyRejected),
+    ("tldw", 503, {"detail": {"error_code": "credential_store_unavailable", "message": "try later"}}, ServerFailed),
+    ("tldw", 503, {"error": "credential_store_unavailable"}, ServerFailed),
+    ("tldw", 503, {"detail": {"error_code": "missing_provider_credentials", "message": "none"}}, KeyRejected),
     ("tldw", 403, {"detail": {"error_code": "provider_disabled", "message": "Provider is disabled"}}, KeyRejected),
     # model
     (

@@ -42,6 +42,14 @@ DATE = "Sat, 21 Nov 2026 12:00:00 GMT"
         ),
         ({"x-ratelimit-reset": "1795262430", "date": DATE}, 30),
         ({"x-ratelimit-reset": "12"}, 12),
+        ({"llm_provider-retry-after": "17"}, 17),
+        ({"llm_provider-retry-after-ms": "1700"}, 1.7),
+        ({"retry-after": "3", "llm_provider-retry-after": "17"}, 3),
+        ({"x-ms-retry-after-ms": "2500"}, 2.5),
+        ({"x-retry-after": "8"}, 8),
+        ({"ratelimit-reset": "40", "ratelimit-remaining": "0"}, 40),
+        ({"ratelimit": '"default";r=0;t=25'}, 25),
+        ({"ratelimit": '"default";r=9;t=25'}, None),
         ({}, None),
         ({"retry-after": "-5"}, None),
         ({"retry-after": "nan"}, None),
@@ -96,6 +104,26 @@ def test_google_retry_info() -> None:
     found = _errors.refusal("google", 429, {}, orjson.dumps(body, option=orjson.OPT_INDENT_2), HttpRequest(url=""))
 
     assert found.retry_after_s == pytest.approx(34.07)
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds"),
+    [
+        ({"error": {"message": "slow down", "retry_after": 12}}, 12),
+        ({"error": {"message": "slow down", "metadata": {"retry_after_ms": 1500}}}, 1.5),
+        ({"detail": {"message": "slow down", "retryAfter": "9"}}, 9),
+        ({"error": "slow down", "retry_after_seconds": 4.5}, 4.5),
+        ({"error": "Model is currently loading", "estimated_time": 20.0}, 20),
+        ({"error": "slow down", "retry_after": "soon"}, None),
+        ({"error": "slow down", "retry_after": 0}, None),
+        ({"error": "slow down", "retry_after": -3}, None),
+    ],
+)
+def test_fields_of_the_body(body: dict[str, object], seconds: float | None) -> None:
+    """Gateways say it in a field of the body, in seconds or milliseconds."""
+    found = _errors.refusal("openai", 429, {}, orjson.dumps(body), HttpRequest(url=""))
+
+    assert found.retry_after_s == (None if seconds is None else pytest.approx(seconds))
 
 
 def test_only_what_waiting_helps() -> None:

@@ -19,6 +19,7 @@ from tests.support.wire import vectors
 
 BASES = {
     "openai": "/v1",
+    "gateway": "/v1",
     "voyage": "/v1",
     "mistral": "/v1",
     "jina": "/v1",

@@ -323,6 +323,15 @@ def openai_read(match: re.Match[str], headers: Mapping[str, str], body: dict[str
     return Asked(body["model"], many(body["input"]), body.get("dimensions"), body.get("encoding_format") == "base64")
 
 
+def gateway_read(match: re.Match[str], headers: Mapping[str, str], body: dict[str, Any]) -> Asked:
+    """The OpenAI dialect of a gateway that hands `input_type` on, as LiteLLM does."""
+    told = {**body}
+    asked_type = told.pop("input_type", None)
+    asked = openai_read(match, headers, told)
+    asked.input_type = asked_type
+    return asked
+
+
 def azure_read(match: re.Match[str], headers: Mapping[str, str], body: dict[str, Any]) -> Asked:
     asked = openai_read(match, headers, {"model": "", **body})
     if match["deployment"]:
@@ -525,6 +534,7 @@ def dialect(
 
 DIALECTS = [
     dialect("openai", "/v1", r"(?:/p/openai)?/v1/embeddings", openai_read, listed, openai_refuse),
+    dialect("gateway", "/v1", r"/p/gateway/v1/embeddings", gateway_read, listed, openai_refuse),
     dialect(
         "azure",
         "",

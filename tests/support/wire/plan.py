@@ -7,9 +7,9 @@
      "max_tokens": 8191, "max_request_tokens": 300000, "max_bytes": 2000000}
 
 Faults: rate quota status unauthorized forbidden not_found too_large too_long redirect reset_before reset_after hang
-hang_before drip truncated html count extra empty shuffled duplicate no_index usage_missing usage_zero usage_string
-usage_characters nan null zero width ragged string_numbers base64_length floats base64_refused huge error_200
-other_model says.
+hang_before drip truncated html count extra empty shuffled duplicate no_index no_index_0 index_from_1 usage_missing
+usage_zero usage_string usage_characters nan null zero width ragged string_numbers base64_length floats
+base64_refused huge error_200 other_model says.
 
     {"fault": "says", "status": 200, "headers": {...}, "more": {"id": "{key}"}}    more beside the good answer
     {"fault": "says", "body": "[[[["}                                              another body

@@ -255,6 +255,10 @@ def spoil(work: Work, step: dict[str, Any]) -> None:
             work.index[-1] = 0
         case "no_index":
             work.index[:] = [None] * len(rows)
+        case "no_index_0":
+            work.index[0] = None
+        case "index_from_1":
+            work.index[:] = [place + 1 for place in work.index]
         case "usage_missing":
             work.usage = None
         case "usage_zero":

@@ -248,6 +248,45 @@ def test_a_text_over_the_models_limit(wire: Wire, tmp_path: Path) -> None:
     assert refused.max_tokens == 8191
 
 
+def test_index_0_is_left_out(wire: Wire, tmp_path: Path) -> None:
+    """A server that leaves out an index of 0, as JSON of protocol buffers does, is understood: all is kept, once."""
+    wire.plan(faults={"no_index_0": 1.0})
+
+    done = embed(openai(wire, tmp_path), [TEXTS, TEXTS[:1]], tmp_path)
+
+    assert done.error is None
+    right(done.vectors[0], TEXTS)
+    assert [one["items"] for one in wire.truth()] == [8, 1]
+
+
+@pytest.mark.parametrize("fault", ["width", "index_from_1"])
+def test_what_no_retry_changes_is_paid_once(wire: Wire, tmp_path: Path, fault: str) -> None:
+    """Width and indexes that a server gives to all answers end the run (76): at most one request is sent twice."""
+    wire.plan(faults={fault: 1.0}, latency_s=0.01)
+    batches = [[f"{text} in request {number}" for text in TEXTS] for number in range(40)]
+
+    done = embed(openai(wire, tmp_path), batches, tmp_path, at_once=4)
+
+    assert done.error is not None
+    assert done.error.exit_code == 76
+    assert done.refusals == []
+    sent = [one for one in wire.truth() for one in one["text_hashes"]]
+    assert len(set(sent)) <= 4 * len(TEXTS)
+    assert len(sent) - len(set(sent)) <= (len(TEXTS) if fault == "index_from_1" else 0)
+
+
+def test_a_model_swapped_under_a_run(wire: Wire, tmp_path: Path) -> None:
+    """After good answers one of a wrong width is tried again; the second in a row ends the run (76)."""
+    wire.plan(script=["ok", "width", "ok", "width", "width", "ok"])
+
+    done = embed(openai(wire, tmp_path), [[text] for text in TEXTS[:4]], tmp_path)
+
+    assert [error is None for error in done.errors] == [True, True, False, False]
+    assert done.error is not None
+    assert done.error.exit_code == 76
+    assert len(wire.truth()) == 5
+
+
 # ── waiting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from embedctl.embedding import checks
 from embedctl.embedding.checks import AnswerIdentity
-from embedctl.errors import AnswerUnusable, SpaceMismatch
+from embedctl.errors import AnswerUnshaped, AnswerUnusable, SpaceMismatch
 from embedctl.providers._contract import WireAnswer
 from embedctl.routing import chain
 from embedctl.routing.endpoint import Endpoint
@@ -103,9 +103,13 @@ def test_tokens_of_a_refused_answer(endpoint: Endpoint) -> None:
 
 @pytest.mark.parametrize(("known", "output"), [(5, None), (None, 5), (4, 5)])
 def test_widths(endpoint: Endpoint, known: int | None, output: int | None) -> None:
-    """A width other than the model's, or than the output's, is refused, the first answer's too."""
-    with pytest.raises(AnswerUnusable, match="4 dimensions instead of 5"):
-        checked(replace(endpoint, dimensions=known), output=output)
+    """Another width than the model's, or than the output's, is another space at first, and may be a slip later."""
+    narrow = replace(endpoint, dimensions=known)
+
+    with pytest.raises(SpaceMismatch, match="4 dimensions instead of 5"):
+        checked(narrow, output=output)
+    with pytest.raises(AnswerUnshaped, match="4 dimensions instead of 5"):
+        checked(narrow, output=output, before=AnswerIdentity())
 
 
 def test_reduce(endpoint: Endpoint) -> None:

@@ -70,31 +70,6 @@ def test_an_implausible_count_is_replaced(endpoint: Endpoint, native: int) -> No
     assert (found.tokens_native, found.tokenizer_id) == (native, "tiktoken:cl100k_base")
 
 
-@given(st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=6), st.floats(0.1, 1), st.booleans())
-def test_a_count_is_never_replaced_by_a_lower_one(texts: list[str], share: float, alone: bool) -> None:
-    """Whatever a tokenizer here makes of the texts: a count that can be one of tokens is not lowered by it."""
-    sent = calling.request([text.encode("utf-8", "replace").decode() for text in texts])
-    ceiling, characters = usage.upper_bound(sent), sum(map(len, texts))
-    native, estimated = max(1, int(ceiling * share)), 1 if alone else len(texts)
-
-    assert usage.plausible(sent, native, estimated) or native < estimated or native == characters
-
-
-def test_a_tokenizer_that_sees_one_token_lowers_nothing(endpoint: Endpoint, tmp_path: Path) -> None:
-    """A tokenizer that makes one token of any text does not take a charge away, not even of as many as characters."""
-    from tokenizers import Tokenizer, models
-
-    place = tmp_path / "tokenizer.json"
-    Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(place))
-    bad = replace(endpoint, tokenizer=f"file:{place}")
-    scale = CountTrust()
-    found = [used(bad, native, scale) for native in (60, 200, 4 * len(TEXT), 60)]
-
-    assert [one.tokens_total for one in found] == [60, 200, 4 * len(TEXT), 60]
-    assert {one.tokens_estimated for one in found} == {4}
-    assert scale.doubted
-
-
 def test_tokens_of_each_text_where_they_cost_nothing(endpoint: Endpoint) -> None:
     """A text's tokens are the provider's word, what was counted before, a text alone, or a tokenizer that ran anyway.
 
@@ -110,6 +85,28 @@ def test_tokens_of_each_text_where_they_cost_nothing(endpoint: Endpoint) -> None
     assert usage.tokens_each(many, used(endpoint, count, seldom), None) is None
     assert usage.tokens_each(request(1), used(endpoint, 17, seldom, texts=1), None) == (17,)
     assert usage.tokens_each(request(1), used(replace(endpoint, usage_mode="native"), 10**12, texts=1), None) is None
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_characters_of_short_texts(endpoint: Endpoint, at_once: int) -> None:
+    """Counts that equal the characters of four short texts or more are none of tokens, however near they are."""
+    scale = CountTrust()
+    texts = ["ab", "xy", "no", "it", "we", "qz", "vv", "jk"] * 2
+    asked = [calling.request(texts[start : start + at_once]) for start in range(0, 16, at_once)]
+
+    found = [usage.usage(endpoint, one, one.content_bytes, None, SELDOM, scale) for one in asked]
+
+    booked = [one for one, sent in zip(found, asked, strict=True) for _ in sent.texts if one.source == "native"]
+    assert len(booked) < 4
+    assert found[-1].tokens_total == usage.exact(endpoint, asked[-1])[0] != asked[-1].content_bytes
+
+
+def test_characters_that_are_tokens(endpoint: Endpoint) -> None:
+    """Where the tokenizer says the same, a count that equals the characters is believed."""
+    one = calling.request(["a", "b", "c", "d", "e", "f"])
+    scale = CountTrust()
+
+    assert [usage.usage(endpoint, one, 6, None, SELDOM, scale).source for _ in range(5)] == ["native"] * 5
 
 
 def test_once_doubted_always_looked_at(endpoint: Endpoint) -> None:

@@ -107,6 +107,49 @@ def test_ids_may_look_like_keys(said: str) -> None:
     assert _foreign.label(said, asked) == said
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "litellm.InternalServerError: OpenAIException - Connection error",
+        "unsupported parameters: dimensions",
+        "litellm.UnsupportedParamsError: openai does not support parameters: {'dimensions': 512}",
+        "hf_transformers is not installed; sk-learn-contrib neither",
+        "Bearer authentication required",
+        "unexpected token: whatever; expected secret: something",
+        "disk-management, task_scheduler, final-assessment, alternatives, packages, skeletons",
+        "finalizing-evaluation of fallback_deployments",
+    ],
+)
+def test_ordinary_words_are_no_keys(said: str) -> None:
+    """Words that begin like a key, or hold its first letters, are kept whole."""
+    assert _foreign.clean(said, sent(authorization=f"Bearer {KEY}")) == said
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-proj-abcdEFGH1234ijkl",
+        "sk-proj-****wxyz",
+        "hf_AbCdEfGhIjKlMnOpQrStUvWxYzAbCdEfGh",
+        "pa-Zk3jd82lskdj28sk",
+        "al-Zk3jd82lskdj28sk",
+        "jina_0123456789abcdef",
+        "gsk_a1b2c3d4e5f6g7h8",
+        "AIzaSyAbcdefghijklmnop",
+        "ABSKQmVkcm9ja0FQSUtleS",
+        "Bearer abc123def",
+        "token=abcdefgh",
+        "api key: a1b2c3d4",
+    ],
+)
+def test_other_keys_are_hidden(key: str) -> None:
+    """What looks like somebody's key is hidden, though it was not sent."""
+    kept = _foreign.clean(f"wrong: {key}.", sent())
+
+    assert key.rpartition(" ")[2] not in kept
+    assert "***" in kept
+
+
 @pytest.mark.parametrize("scheme", ["Bearer", "Token", "ApiKey"])
 def test_a_short_key_is_struck_from_sentences(scheme: str) -> None:
     """A key of a few characters is struck out of what is said, whatever scheme stands before it."""

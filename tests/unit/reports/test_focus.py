@@ -6,6 +6,7 @@ Source: FOCUS_Spec, specification/datasets/cost_and_usage/columns (requirements)
 from __future__ import annotations
 
 import csv
+import json
 from decimal import Decimal
 from pathlib import Path
 
@@ -82,6 +83,57 @@ def test_required_columns(rows: list[dict[str, str]]) -> None:
     assert [(name, row["SkuId"]) for row in rows for name in MANDATORY if row[name] == ""] == []
     assert {name for name in columns if not name.startswith("x_")} == set(focus.FOCUS_COLUMNS)
     assert {(row["x_FocusVersion"], row["x_MappingVersion"]) for row in rows} == {("1.4", focus.MAPPING_VERSION)}
+
+
+MANDATORY_IN_1_2 = {
+    "BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency", "BillingPeriodEnd",
+    "BillingPeriodStart", "ChargeCategory", "ChargeClass", "ChargeDescription", "ChargePeriodEnd",
+    "ChargePeriodStart", "ContractedCost", "EffectiveCost", "InvoiceIssuerName", "ListCost", "PricingQuantity",
+    "PricingUnit", "ProviderName", "PublisherName", "ServiceCategory", "ServiceName",
+}  # fmt: skip
+"""FOCUS_Spec v1.2, specification/columns/*.md, feature level "Mandatory" (2026-11-25)."""
+
+SINCE_1_3 = {"ServiceProviderName", "HostProviderName", "InvoiceDetailId"}
+
+
+@pytest.mark.parametrize("version", focus.VERSIONS)
+def test_versions(rows: list[dict[str, str]], tmp_path: Path, version: str) -> None:
+    """Each version has its own column names and the same charges; models are named in SkuPriceDetails of all."""
+    out = tmp_path / f"{version}.csv"
+    told = CliRunner().invoke(app, ["usage", "export", "--focus-version", version, "-o", str(out)])
+    assert told.exit_code == 0, told.output
+    found = list(csv.DictReader(out.read_text().splitlines()))
+
+    columns = {name for name in found[0] if not name.startswith("x_")}
+    assert columns == set(focus.columns(version))
+    assert (columns >= MANDATORY_IN_1_2) == (version == "1.2")
+    assert columns.isdisjoint(SINCE_1_3) == (version == "1.2")
+    assert {row["x_FocusVersion"] for row in found} == {version}
+    assert [row["BilledCost"] for row in found] == [row["BilledCost"] for row in rows]
+    for row in found:
+        details = json.loads(row["SkuPriceDetails"] or "{}")
+        assert (details.get("ModelId") is not None) == bool(row["SkuPriceId"])
+        assert ("TokenDirection" in details) == (version == "1.5" and bool(details))
+        assert not (version == "1.5" and "x_ModelId" in details)
+
+
+def test_a_known_model_is_described(clean_environment: Path, tmp_path: Path) -> None:
+    """Of a model in the catalog its developer, family and version stand beside its id."""
+    take(place(clean_environment), event(provider="openai", model="text-embedding-3-small"))
+    out = tmp_path / "focus.csv"
+    told = CliRunner().invoke(app, ["usage", "report", "--format", "focus", "--focus-version", "1.2", "-o", str(out)])
+    assert told.exit_code == 0, told.output
+
+    (row,) = csv.DictReader(out.read_text().splitlines())
+    details = json.loads(row["SkuPriceDetails"])
+
+    assert {name: value for name, value in details.items() if name.startswith("Model")} == {
+        "ModelDeveloper": "openai",
+        "ModelFamily": "text-embedding",
+        "ModelId": "text-embedding-3-small",
+        "ModelVersion": "3",
+    }
+    assert (row["ProviderName"], row["PublisherName"]) == ("openai", "openai")
 
 
 def test_values_are_the_specifications(rows: list[dict[str, str]]) -> None:

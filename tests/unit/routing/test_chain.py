@@ -211,6 +211,58 @@ def test_same_space(tmp_path: Path) -> None:
     assert "nobody" in why
 
 
+@pytest.mark.parametrize(
+    ("place", "wanted"),
+    [
+        ('protocol = "openai"', f"eu:{SMALL}"),  # the catalog of its protocol
+        ('protocol = "azure"\nprice_as = "azure"', f"eu:{SMALL}"),
+        (f'protocol = "azure"\nmodels = {{ "{SMALL}" = "a-deployment" }}', f"eu:{SMALL}"),
+        ('protocol = "tei"', f"eu:{SMALL}"),  # a place of one's own that does not say
+        ('protocol = "openai"\nmodel = "text-embedding-3-large"', f"eu:{SMALL}"),
+        ('protocol = "azure"\nmodels = { "text-embedding-3-large" = "d" }', "eu:text-embedding-3-large"),
+        ('protocol = "cohere"\nmodel = "embed-v4.0"', "eu:embed-v4.0"),
+    ],
+)
+def test_an_entry_without_a_model(tmp_path: Path, place: str, wanted: str) -> None:
+    """It means the model that was asked for, where that place serves it; elsewhere that place's default."""
+    config = f'[providers.eu]\n{place}\nbase_url = "https://eu.example/v1"\n[fallback]\nopenai = ["eu"]\n'
+
+    found = chains.chain(load(tmp_path, config, {}, model=f"openai:{SMALL}", fallback="any"))
+
+    assert [endpoint.id for endpoint in found.endpoints] == [f"openai:{SMALL}", wanted]
+
+
+@pytest.mark.parametrize(
+    ("asked", "entry", "wanted"),
+    [
+        ("ollama:nomic-embed-text", "nomic", "nomic:nomic-embed-text-v1.5"),
+        ("openai:text-embedding-3-large", "azure", "azure:text-embedding-3-large"),
+        ("openai:text-embedding-3-small", "voyage", "voyage:voyage-4"),
+        ("onnx:all-MiniLM-L6-v2", "huggingface", "huggingface:sentence-transformers/all-MiniLM-L6-v2"),
+    ],
+)
+def test_a_built_in_entry_without_a_model(tmp_path: Path, asked: str, entry: str, wanted: str) -> None:
+    """A built-in provider serves what the catalog says, under its own name for it."""
+    env = {"NOMIC_API_KEY": KEY, "AZURE_OPENAI_API_KEY": KEY, "VOYAGE_API_KEY": KEY, "HF_TOKEN": KEY}
+    env |= {"AZURE_OPENAI_ENDPOINT": "https://house.openai.azure.com", "EMBEDCTL_FALLBACK_CHAIN": entry}
+
+    found = chains.chain(load(tmp_path, "", env, model=asked, fallback="any"))
+
+    assert wanted in [endpoint.id for endpoint in found.endpoints]
+
+
+def test_readmes_two_regions(tmp_path: Path) -> None:
+    """README's example of two regions is a chain of two endpoints of one space, both with a price."""
+    readme = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
+    example = readme.partition("**Two regions of one model.**")[2].partition("```toml\n")[2].partition("```")[0]
+
+    found = chains.chain(load(tmp_path, example, {"OPENAI_EU_KEY": KEY}, model=f"openai:{SMALL}"))
+
+    assert [one.id for one in found.endpoints] == [f"openai:{SMALL}", f"eu:{SMALL}"]
+    assert {one.price_as for one in found.endpoints} == {"openai"}
+    assert len({str(one.space()) for one in found.endpoints}) == 1
+
+
 def test_no_key_no_fallback(tmp_path: Path) -> None:
     """A place without its key is left out, not found out about in the middle of the night."""
     kept, why = left_out(tmp_path, TWO, {})

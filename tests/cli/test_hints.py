@@ -1,0 +1,142 @@
+"""Hints that name a command or a flag are real: each is parsed by the program that it is a hint for."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from embedctl.cli import COMMANDS, app
+
+SOURCE = Path(__file__).parents[2] / "embedctl"
+OTHERS = {"--help", "--collector.textfile.directory", "--user", "--env-file", "--force-reinstall"}
+"""Flags of every command, and of other programs."""
+
+_CODE = re.compile(r"`([^`]+)`")
+_COMMAND = re.compile(r"\bembedctl ([a-z]+(?: [a-z]+)?)((?: (?:--[a-z-]+|-[a-z]\b))*)")
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z](?![a-z-])(?:\.[a-z.]+)?")
+
+
+def said(node: ast.AST) -> str:
+    """A string of the source; what it is filled with is a word."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(said(part) if isinstance(part, ast.Constant) else "X" for part in node.values)
+    return ""
+
+
+def strings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Every string that is not a docstring, whole."""
+    skipped: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            skipped.add(id(node.value))
+        if isinstance(node, ast.JoinedStr):
+            skipped.update(id(part) for part in node.values)
+        if id(node) not in skipped and (words := said(node)):
+            yield node.lineno, words  # type: ignore[attr-defined]
+
+
+@cache
+def root() -> Any:
+    return typer.main.get_command(app)
+
+
+@cache
+def command(path: tuple[str, ...]) -> Any:
+    """The command of these words; None when there is none."""
+    found = root()
+    for word in path:
+        found = found.get_command(_context(found), word) if _is_group(found) else None
+        if found is None:
+            return None
+    return found
+
+
+def _is_group(found: Any) -> bool:
+    return hasattr(found, "list_commands")
+
+
+def _context(found: Any) -> Any:
+    return found.context_class(found, info_name="embedctl")
+
+
+@cache
+def flags(path: tuple[str, ...]) -> frozenset[str]:
+    found = command(path)
+    listed = {flag for param in found.get_params(_context(found)) for flag in (*param.opts, *param.secondary_opts)}
+    return frozenset(listed)
+
+
+@cache
+def all_flags() -> frozenset[str]:
+    every: set[str] = {*OTHERS, *flags(())}
+    waiting: list[tuple[str, ...]] = [(name,) for group in COMMANDS.values() for name in group]
+    for path in waiting:
+        every |= flags(path)
+        here = command(path)
+        waiting += [(*path, name) for name in here.list_commands(_context(here))] if _is_group(here) else []
+    return frozenset(every)
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def hints() -> Iterator[tuple[str, str]]:
+    for file in FILES:
+        for line, words in strings(ast.parse(file.read_text("utf-8"))):
+            if "--" in words or "embedctl" in words or "`" in words:
+                yield f"{file.relative_to(SOURCE)}:{line}", words
+
+
+def commands_of(words: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Each command that a string names, and the flags beside it."""
+    for found in _COMMAND.finditer(words):
+        path = tuple(found[1].split())
+        if command(path[:1]) is None:
+            continue  # "embedctl keeps its state": a sentence
+        yield path if _is_group(command(path[:1])) else path[:1], found[2].split()
+    for code in _CODE.findall(words):
+        if code.split()[:1] and code.split()[0] not in ("embedctl", "pip", "chmod") and command((code.split()[0],)):
+            yield tuple(word for word in code.split()[:2] if word.isalpha() and word.islower()), _FLAG.findall(code)
+
+
+def test_commands_of_hints_are_there() -> None:
+    """A command that a message names exists, and has the flags that stand beside its name."""
+    wrong, seen = [], 0
+    for place, words in hints():
+        for path, named in commands_of(words):
+            seen += 1
+            if command(path) is None:
+                wrong.append(f"{place}: embedctl {' '.join(path)}")
+            else:
+                wrong += [f"{place}: {' '.join(path)} {flag}" for flag in named if flag not in flags(path)]
+
+    assert wrong == []
+    assert seen > 30
+
+
+def test_flags_of_hints_are_there() -> None:
+    """A flag that a message names is one of some command."""
+    wrong = [f"{place}: {flag}" for place, words in hints() for flag in _FLAG.findall(words) if flag not in all_flags()]
+
+    assert wrong == []
+
+
+@pytest.mark.parametrize("words", ["`embedctl usage nowhere`", "try `embedctl embed --no-such-flag`", "--never-heard"])
+def test_a_wrong_hint_is_seen(words: str) -> None:
+    """The two tests above see a command and a flag that are none."""
+    found = [
+        path
+        for path, named in commands_of(words)
+        if command(path) is None or any(flag not in flags(path) for flag in named)
+    ]
+
+    assert found or any(flag not in all_flags() for flag in _FLAG.findall(words))
