@@ -151,12 +151,14 @@ class Attempt:
                 await self._record.settle(ended)
                 if isinstance(error, ProviderError):
                     permit.failed(error)
+                    self._router.paced(leg)
                 raise
             used = await self._used(leg, request, wire, event)
             price = self._guard.price(leg.endpoint)
             ended = usage_events.answered(event, wire, used, self._clock() - started, price)
             place = await self._keep(operation, request, wire, ended, vectors)
             permit.succeeded(used.tokens_total, rates(headers))
+            self._router.paced(leg)
             self._learn(leg, operation, request, wire, vectors)
         finally:
             self._observer.notify(AttemptEnded(ended))

@@ -14,7 +14,7 @@ from typing import Any
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
 from embedctl.budgets.reservations import Reservations
-from embedctl.embedding.answers import OnlineAnswers
+from embedctl.embedding.answers import OnlineAnswers, Turns
 from embedctl.embedding.cached import CachedEmbedder
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.route import Route
@@ -360,7 +360,8 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 packing.limits = packed_limits(known, first, options)
 
             asked = router(job.settings, plan.observer, connections=first.rate_limits.concurrency, sleep=stop.sleep)
-            embedder = Embedder(asked, sleep=stop.sleep, observer=plan.observer, proceed=stop.proceed)
+            turns = Turns(first.rate_limits.concurrency)
+            embedder = Embedder(asked, sleep=turns.giving(stop.sleep), observer=plan.observer, proceed=stop.proceed)
             stack.push_async_callback(embedder.aclose)
             deadline = time.monotonic() + options.deadline if options.deadline is not None else None
             route = asked.route(
@@ -434,7 +435,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     )
                 )
 
-            answers = OnlineAnswers(cached, endpoint.rate_limits.concurrency, failed=stop.because)
+            answers = OnlineAnswers(cached, endpoint.rate_limits.concurrency, failed=stop.because, turns=turns)
             stack.push_async_callback(answers.aclose)
             open_slices = OpenSlices(
                 plans,
