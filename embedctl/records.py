@@ -463,6 +463,22 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Paced:
+    """An endpoint refuses more than so much: less is sent from now on, or more again.
+
+    Attributes:
+        per_second: What goes per second; None: as much as goes.
+        unit: What its provider counts: "requests" or "texts".
+        first: It did not refuse before.
+    """
+
+    endpoint: str
+    per_second: float | None
+    unit: str
+    first: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GaveUp:
     """An endpoint is asked no more in this run."""
 
@@ -556,7 +572,7 @@ class Warned:
     count: int = 0
 
 
-Event = Waiting | GaveUp | FellBack | LimitLearned | BudgetLow | AttemptEnded | Progressed | RowFailed | Warned
+Event = Waiting | Paced | GaveUp | FellBack | LimitLearned | BudgetLow | AttemptEnded | Progressed | RowFailed | Warned
 
 
 class Observer(Protocol):

@@ -477,6 +477,10 @@ def sentence(event: Event) -> str | None:
     match event:
         case records.Waiting(endpoint, reason, seconds):
             return f"{endpoint}: {reason.rstrip('.')}; retry in {records.format_duration(seconds)}"
+        case records.Paced(endpoint, per_second, unit):
+            if per_second is None:
+                return f"{endpoint} refuses no more than single requests: nothing is held back"
+            return f"{endpoint} refuses more: {_rate(per_second, unit)}, rising"
         case records.GaveUp(endpoint, reason):
             return f"{endpoint} is not asked again in this run: {reason}"
         case records.FellBack(endpoint, instead_of):
@@ -495,12 +499,22 @@ def sentence(event: Event) -> str | None:
     return None
 
 
+def _rate(per_second: float, unit: str) -> str:
+    """A rate in words: "12 requests/s", "3 texts/min"."""
+    for amount, word in ((per_second, "s"), (per_second * 60, "min")):
+        if amount >= 1:
+            return f"{amount:,.0f} {unit}/{word}" if amount >= 10 else f"{amount:.1f} {unit}/{word}"
+    return f"{per_second * 3600:.0f} {unit}/h"
+
+
 def is_warning(event: Event) -> bool:
     """Whether it is said without -v."""
     from embedctl import records
 
     if isinstance(event, records.Waiting):
         return event.seconds >= LONG_WAIT_S
+    if isinstance(event, records.Paced):
+        return event.first
     if isinstance(event, records.Warned):
         return event.concern != "learned_file"
     return isinstance(event, records.BudgetLow | records.RowFailed)

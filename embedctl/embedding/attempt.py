@@ -155,6 +155,7 @@ class Attempt:
                 await self._record.settle(ended)
                 if isinstance(error, ProviderError):
                     permit.failed(error)
+                    self._router.paced(leg)
                 raise
             used = await self._used(leg, request, wire, event)
             price = self._guard.price(leg.endpoint)
@@ -162,6 +163,7 @@ class Attempt:
             each = usage.tokens_each(request, used, wire.tokens_each)
             place = await self._keep(operation, request, each, ended, vectors)
             permit.succeeded(used.tokens_total, rates(headers))
+            self._router.paced(leg)
             self._learn(leg, operation, request, wire, vectors)
         finally:
             self._observer.notify(AttemptEnded(ended))

@@ -303,6 +303,11 @@ class Router:
             return Availability(ready_in_s=held, probe=not leg.state.asked_although_held, reason=reason)
         return Availability(ready_in_s=ready, reason=leg.state.breaker.snapshot(now).reason or "")
 
+    def paced(self, leg: Leg) -> None:
+        """An attempt ended: its endpoint may allow another pace than before."""
+        unit = "texts" if leg.endpoint.rate_limits.counts_items else "requests"
+        self.waits.pace(leg.endpoint.id, leg.state.limiter.per_second, unit)
+
     def failed(self, leg: Leg, error: ProviderError) -> None:
         """An attempt failed."""
         leg.state.last_error = error

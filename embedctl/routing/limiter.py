@@ -11,7 +11,7 @@ from typing import Protocol
 from embedctl.errors import AnswerLost, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
 from embedctl.routing.rate_limit import Admission, RateLimit, RateLimits
-from embedctl.routing.retry import THROTTLE_BASE_S, hinted_s
+from embedctl.routing.retry import hinted_s
 
 LONG_S = 5.0
 
@@ -42,12 +42,11 @@ class Permit:
         """A failure; its class decides what the limiter learns.
 
         Args:
-            wait_s: How long all wait after a `Throttled` (`retry.Step.wait_s`); None: its own hint, or 1.
+            wait_s: How long all wait after a `Throttled`; None: as long as it asks for itself.
         """
         now = self._clock()
         if isinstance(error, Throttled):
-            wait = wait_s if wait_s is not None else hinted_s(error) or THROTTLE_BASE_S
-            self._rate_limit.throttled(self._reservation, now, wait)
+            self._rate_limit.throttled(self._reservation, now, wait_s if wait_s is not None else hinted_s(error))
         elif isinstance(error, AnswerLost) or (isinstance(error, ServerFailed) and error.status in (None, 503, 529)):
             self._rate_limit.strained(self._reservation, now)
         elif isinstance(error, NotSent):
@@ -72,6 +71,10 @@ class Limiter(Protocol):
 
     def restart(self) -> None:
         """One request at a time, then carefully more: the breaker has just closed."""
+
+    @property
+    def per_second(self) -> float | None:
+        """What goes per second because the provider refuses more, as it counts them; None while it does not."""
 
 
 class AdaptiveLimiter:
@@ -105,6 +108,11 @@ class AdaptiveLimiter:
         """One request at a time, then carefully more."""
         self.rate_limit.restart()
 
+    @property
+    def per_second(self) -> float | None:
+        """What goes per second because the provider refuses more, as it counts them; None while it does not."""
+        return self.rate_limit.pace.per_second
+
     @asynccontextmanager
     async def acquire(self, tokens: float, items: int = 1) -> AsyncIterator[Permit]:
         """Wait for a turn, and be in flight until the block ends, however it ends.
@@ -114,7 +122,8 @@ class AdaptiveLimiter:
             items: Texts in it.
 
         Raises:
-            Throttled: The provider asked the limiter to wait for longer than `longest_gate_s`.
+            Throttled: The provider asked the limiter to wait for longer than `longest_gate_s`, or refused everything
+                for so long.
         """
         async with self._turn:
             await self._wait(tokens, items)
@@ -126,14 +135,33 @@ class AdaptiveLimiter:
             self._freed.set()
 
     async def _wait(self, tokens: float, items: int) -> None:
-        while delay_s := self.rate_limit.ready_in(self._clock(), tokens, items):
-            gate_s = self.rate_limit.not_before - self._clock()
+        while delay_s := self.rate_limit.ready_in(now := self._clock(), tokens, items):
+            gate_s, refused_s = self.rate_limit.not_before - now, self.rate_limit.refused_for(now)
             if gate_s > self._longest_gate_s:
                 raise Throttled(f"the provider asks to wait for {gate_s:.0f} s", retry_after_s=gate_s)
+            if refused_s > self._longest_gate_s:
+                raise Throttled(f"the provider has refused everything for {refused_s:.0f} s", retry_after_s=refused_s)
             if delay_s == float("inf"):
                 self._freed.clear()
                 await self._freed.wait()
+                continue
+            if delay_s >= LONG_S:
+                self._waiting(delay_s)
+            if gate_s > 0 and self.rate_limit.in_flight:
+                await self._sleep_or_answer(delay_s)
             else:
-                if delay_s >= LONG_S:
-                    self._waiting(delay_s)
                 await self._sleep(delay_s)
+
+    async def _sleep_or_answer(self, seconds: float) -> None:
+        """Sleep, or until a request in flight ends: its answer may show that nobody need wait."""
+        self._freed.clear()
+        slept = asyncio.ensure_future(self._sleep(seconds))
+        freed = asyncio.ensure_future(self._freed.wait())
+        try:
+            await asyncio.wait((slept, freed), return_when=asyncio.FIRST_COMPLETED)
+            if slept.done():
+                slept.result()  # the run may have been told to stop
+        finally:
+            for waiting in (slept, freed):
+                waiting.cancel()
+            await asyncio.gather(slept, freed, return_exceptions=True)

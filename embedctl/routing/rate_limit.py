@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from embedctl.providers._rate_headers import Rates
 from embedctl.routing.bucket import Bucket
-from embedctl.routing.window import AdaptiveRate, Window
+from embedctl.routing.pace import Pace
+from embedctl.routing.window import Window
 
 TOKEN_BURST_S = 10.0  # seconds' worth of tokens that may go at once
 LONGEST_GATE_S = 60.0  # a reset in a header says when all is there again; waiting for all of it is too long
@@ -37,11 +38,16 @@ class RateLimits:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What one request in flight has taken: `cost` in requests (or texts), `tokens` as estimated."""
+    """What one request in flight has taken: `cost` in requests (or texts), `tokens` as estimated.
+
+    Attributes:
+        number: Requests of an endpoint are numbered in the order they are sent.
+    """
 
     cost: float
     tokens: float
     sent_at: float
+    number: int
 
 
 class RateLimit:
@@ -50,9 +56,11 @@ class RateLimit:
     def __init__(self, rate_limits: RateLimits, now: float) -> None:
         self._rate_limits = rate_limits
         self.window = Window(rate_limits.concurrency)
-        self.adaptive = AdaptiveRate(now)
+        self.pace = Pace(now)
         self.in_flight = 0
-        self.not_before = -math.inf
+        self._held_until = -math.inf
+        self._asked_until = -math.inf  # by a refusal; the last one was number …
+        self._asked_by = -1
         rpm, tpm = rate_limits.requests_per_minute, rate_limits.tokens_per_minute
         self._requests = Bucket(rpm / 60, max(1.0, rate_limits.burst), now) if rpm else None
         self._tokens = Bucket(tpm / 60, tpm / 60 * TOKEN_BURST_S, now) if tpm else None
@@ -67,7 +75,7 @@ class RateLimit:
             self.not_before - now,
             self._requests.ready_in(now, cost) if self._requests else 0.0,
             self._tokens.ready_in(now, tokens) if self._tokens else 0.0,
-            self.adaptive.ready_in(now, cost),
+            self.pace.ready_in(now, cost),
         )
 
     def reserve(self, now: float, tokens: float, items: int = 1) -> Admission:
@@ -78,8 +86,7 @@ class RateLimit:
             self._requests.take(now, cost)
         if self._tokens:
             self._tokens.take(now, tokens)
-        self.adaptive.take(now, cost)
-        return Admission(cost, tokens, now)
+        return Admission(cost, tokens, now, self.pace.take(now, cost))
 
     def release(self) -> None:
         """The request is no longer in flight."""
@@ -92,23 +99,42 @@ class RateLimit:
 
     def succeeded(self, reservation: Admission, now: float) -> None:
         """An answer: a little more from now on."""
+        if reservation.number > self._asked_by:  # what was asked for by an earlier refusal was meant for it alone
+            self._asked_until = -math.inf
         if self.in_flight + 1 >= self.window.size:  # an unused window proves nothing
             self.window.grew()
-        self.adaptive.succeeded(now, reservation.cost)
+        self.window.served()
+        self.pace.succeeded(now, reservation.cost, reservation.number)
 
-    def throttled(self, reservation: Admission, now: float, wait_s: float) -> None:
-        """A 429: nothing goes before `wait_s` seconds have passed, and less after that."""
-        self.not_before = max(self.not_before, now + wait_s)
-        self.window.cut(now, reservation.sent_at)
-        self.adaptive.throttled(now, reservation.sent_at)
+    def throttled(self, reservation: Admission, now: float, wait_s: float | None) -> None:
+        """A 429: it may be one of a few, or a limit.
+
+        Args:
+            wait_s: What the provider asked for: nothing goes before so many seconds have passed, unless a request
+                that was sent after this one is answered.
+        """
+        if wait_s is not None:
+            self._asked_until = max(self._asked_until, now + wait_s)
+            self._asked_by = max(self._asked_by, reservation.number)
+        self.pace.throttled(now, reservation.number)
 
     def strained(self, reservation: Admission, now: float) -> None:
-        """A 503 or a timeout: fewer at a time."""
-        self.window.cut(now, reservation.sent_at)
+        """A 503 or a timeout: fewer at a time, when they are many."""
+        self.window.strained(now, reservation.sent_at)
 
     def hold(self, not_before: float) -> None:
         """Nothing before this monotonic time: a remembered hint."""
-        self.not_before = max(self.not_before, not_before)
+        self._held_until = max(self._held_until, not_before)
+
+    @property
+    def not_before(self) -> float:
+        """The monotonic time before which the provider asked for nothing to be sent."""
+        return max(self._held_until, self._asked_until)
+
+    def refused_for(self, now: float) -> float:
+        """Seconds for which nothing at all has got through."""
+        since = self.pace.blocked_since
+        return 0.0 if since is None else now - since
 
     def learn(self, rates: Rates, now: float) -> None:
         """Take what the headers say: limits where none was configured, and never more than what is left."""
@@ -132,7 +158,7 @@ class RateLimit:
         if bucket:
             bucket.cap(now, left)
         elif left == 0 and reset_s:
-            self.not_before = max(self.not_before, now + min(reset_s, LONGEST_GATE_S))
+            self.hold(now + min(reset_s, LONGEST_GATE_S))
 
     def _cost(self, items: int) -> float:
         return float(items) if self._rate_limits.counts_items else 1.0

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from embedctl.records import Observer, Waiting
+from embedctl.records import Observer, Paced, Waiting
+
+NEWS = 1.5
+"""Times another pace than the last one told."""
+
+NEWS_AFTER_S = 10.0
 
 
 class Waits:
@@ -18,6 +23,7 @@ class Waits:
         self._observer = observer
         self._clock = clock
         self._until: dict[str, float] = {}
+        self._paces: dict[str, tuple[float, float]] = {}  # the last one told, and when
 
     def say(self, endpoint: str, reason: str, seconds: float) -> None:
         """Requests to an endpoint wait for so long; silent while an earlier wait of it is not over."""
@@ -26,3 +32,18 @@ class Waits:
         self._until[endpoint] = max(self._until.get(endpoint, now), now + seconds)
         if not waiting:
             self._observer.notify(Waiting(endpoint, reason, seconds))
+
+    def pace(self, endpoint: str, per_second: float | None, unit: str) -> None:
+        """So much goes per second because the endpoint refuses more; told when that begins, ends or changes."""
+        told, at = self._paces.get(endpoint, (None, 0.0))
+        now = self._clock()
+        if told is None:
+            if per_second is None:
+                return
+        elif now - at < NEWS_AFTER_S or (per_second is not None and 1 / NEWS < per_second / told < NEWS):
+            return
+        if per_second is None:
+            del self._paces[endpoint]
+        else:
+            self._paces[endpoint] = (per_second, now)
+        self._observer.notify(Paced(endpoint, per_second, unit, first=told is None))

@@ -14,7 +14,7 @@ from typing import Any
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
 from embedctl.budgets.reservations import Reservations
-from embedctl.embedding.answers import OnlineAnswers
+from embedctl.embedding.answers import OnlineAnswers, Turns
 from embedctl.embedding.cached import CachedEmbedder
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.route import Route
@@ -375,8 +375,9 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 packing.limits = packed_limits(known, first, options)
 
             asked = router(job.settings, plan.observer, connections=first.rate_limits.concurrency, sleep=stop.sleep)
+            turns = Turns(first.rate_limits.concurrency)
             embedder = Embedder(
-                asked, sleep=stop.sleep, observer=plan.observer, proceed=stop.proceed, keep_bodies=False
+                asked, sleep=turns.giving(stop.sleep), observer=plan.observer, proceed=stop.proceed, keep_bodies=False
             )
             stack.push_async_callback(embedder.aclose)
             deadline = time.monotonic() + options.deadline if options.deadline is not None else None
@@ -453,7 +454,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     )
                 )
 
-            answers = OnlineAnswers(cached, endpoint.rate_limits.concurrency, failed=stop.because)
+            answers = OnlineAnswers(cached, endpoint.rate_limits.concurrency, failed=stop.because, turns=turns)
             stack.push_async_callback(answers.aclose)
             open_slices = OpenSlices(
                 plans,

@@ -137,7 +137,7 @@ def test_the_window_restarts_when_the_circuit_closes(tmp_path: Path, time: Time)
         time.now += 60
         assert line.state.breaker.state(time()) is State.HALF_OPEN
     assert line.state.breaker.state(time()) is State.HALF_OPEN
-    assert line.state.limiter.rate_limit.window.size == 4
+    assert line.state.limiter.rate_limit.window.size == 16
 
     attempt(line, time)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from itertools import pairwise
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from embedctl.providers._rate_headers import Rates, duration, rates
 from embedctl.routing.bucket import Bucket
+from embedctl.routing.pace import BLOCKED_AFTER, Pace
 from embedctl.routing.rate_limit import Admission, RateLimit, RateLimits
-from embedctl.routing.window import AdaptiveRate, Window
+from embedctl.routing.window import Window
 
 # ── buckets ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -80,52 +82,65 @@ def test_a_clock_that_stands_still_fills_nothing() -> None:
 # ── window and rate ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_window_opens_fast_until_the_first_trouble() -> None:
-    """From 4 the window doubles with each window of successes, so that a short run is not held back."""
-    window = Window(16)
-    sizes = []
-    for _ in range(13):
-        sizes.append(window.size)
-        window.grew()
-
-    assert (sizes[0], sizes[4], sizes[12]) == (4, 8, 16)
+def test_a_window_opens_at_once() -> None:
+    """What `--concurrency` asks for is sent from the first moment, up to sixteen at once; more as they succeed."""
+    assert [Window(most).size for most in (1, 8, 16, 64)] == [1, 8, 16, 16]
 
 
-def test_after_trouble_a_window_grows_by_one_per_window() -> None:
-    """After a cut the window grows by 1 with every window of successes, up to its most."""
-    window = Window(10)
-    for _ in range(20):
-        window.grew()
+def test_a_window_that_was_cut_is_back_within_one_window_of_successes() -> None:
+    """Trouble cuts to 0.7; the window doubles back to where it was cut, then grows by 1 with every window."""
+    window = Window(40, start=20)
     window.cut(0.0, sent_at=0.0)
 
-    assert window.size == 7
+    assert window.size == 14
 
-    for _ in range(8):
+    for _ in range(6):
         window.grew()
 
-    assert window.size == 8
+    assert window.size == 20
 
-    for _ in range(100):
+    for _ in range(20):
         window.grew()
 
-    assert window.size == 10
+    assert 20 <= window.size <= 21
 
 
-def test_a_window_is_cut_once_a_second_and_never_for_old_trouble() -> None:
+def test_a_window_is_cut_once_for_requests_sent_together() -> None:
     """Many failures of one moment cut once; failures of what was sent before the cut do not cut again."""
     window = Window(100, start=100)
     for _ in range(50):
-        window.cut(10.0, sent_at=9.0)
+        window.strained(10.0, sent_at=9.0)
 
     assert window.size == 70
 
-    window.cut(15.0, sent_at=9.9)
+    window.strained(15.0, sent_at=9.9)
 
     assert window.size == 70
 
-    window.cut(15.0, sent_at=11.0)
+    window.strained(15.0, sent_at=11.0)
 
     assert window.size == 49
+
+
+def test_single_failures_do_not_cut_a_window() -> None:
+    """One failure in ten says nothing about load; one in two does, and nothing grows while they go on."""
+    window = Window(16)
+    for number in range(300):
+        if number % 10 == 0:
+            window.strained(number, sent_at=number)
+        else:
+            window.served()
+
+    assert window.size == 16
+
+    for number in range(300, 330):
+        if number % 2 == 0:
+            window.strained(number, sent_at=number)
+        else:
+            window.served()
+            window.grew()
+
+    assert window.size < 4
 
 
 @given(st.integers(-1, 300), st.lists(st.sampled_from("gcr"), max_size=300))
@@ -144,81 +159,110 @@ def test_a_window_stays_between_one_and_its_most(most: int, events: list[str]) -
         assert 1 <= window.size <= max(1, most)
 
 
+def refused(pace: Pace, now: float, times: int = 1) -> None:
+    """So many requests go and are refused at once."""
+    for _ in range(times):
+        pace.throttled(now, pace.take(now, 1.0))
+
+
+def served(pace: Pace, start: float, seconds: float, per_second: float) -> float:
+    """Requests that go and are answered at this speed; when the last one was."""
+    for tick in range(int(seconds * per_second)):
+        now = start + tick / per_second
+        pace.succeeded(now, 1.0, pace.take(now, 1.0))
+    return start + seconds
+
+
+def test_no_rate_is_made_up() -> None:
+    """Where nothing has got through there is nothing to hold a rate to: after a short pause one request looks again."""
+    pace = Pace(0.0)
+    refused(pace, 0.0, BLOCKED_AFTER)
+
+    assert pace.per_second is None
+    assert 0 < pace.ready_in(0.0, 1.0) <= 0.1
+
+    pace.succeeded(1.0, 1.0, pace.take(0.9, 1.0))
+
+    assert pace.per_second is None
+    assert pace.ready_in(1.0, 1.0) == 0.0
+
+
+@given(st.floats(0.5, 200))
+def test_looking_again_takes_half_of_the_time_that_nothing_got_through(seconds: float) -> None:
+    """A provider that refuses everything for some seconds is asked again within half of them more, 5 s at most."""
+    pace, now = Pace(0.0), 0.0
+    refused(pace, 0.0, BLOCKED_AFTER)
+    looks = 0
+    while now < seconds:
+        now += pace.ready_in(now, 1.0) + 1e-9
+        refused(pace, now)
+        looks += 1
+
+    assert now <= seconds + min(5.0, 0.5 * seconds) + 0.2
+    assert looks <= 12 + seconds / 5
+
+
+def test_isolated_refusals_hold_nothing_back() -> None:
+    """One refusal in twenty is no limit: nothing is paced."""
+    pace, now = Pace(0.0), 0.0
+    for _ in range(200):
+        now = served(pace, now, 1.9, 10)
+        refused(pace, now)
+
+    assert pace.per_second is None
+
+
 def test_a_rate_is_learnt_from_what_got_through() -> None:
-    """After a throttling the rate is 0.7 of what got through lately, and rises by 0.02 with every success."""
-    rate = AdaptiveRate(0.0)
-    for tick in range(400):
-        rate.succeeded(tick * 0.1, 1.0)
+    """When refusals are many the rate is 0.85 of what got through lately."""
+    pace = Pace(0.0)
+    now = served(pace, 0.0, 40.0, 10)
+    refused(pace, now, 6)
 
-    assert rate.ready_in(40.0, 1.0) == 0
-    assert rate.per_second is None
-
-    rate.throttled(40.0, sent_at=39.9)
-
-    assert rate.per_second == pytest.approx(7.0, rel=0.1)
-    assert rate.ready_in(40.0, 1.0) == pytest.approx(1 / 7, rel=0.1)
-
-    before = rate.per_second
-    rate.succeeded(41.0, 1.0)
-
-    assert rate.per_second == pytest.approx(before + 0.02)
-
-
-def test_a_guessed_rate_grows_faster() -> None:
-    """When the first request of all is throttled the rate is a guess, and grows by 2 % per success until it is cut."""
-    rate = AdaptiveRate(0.0)
-    rate.throttled(1.0, sent_at=0.9)
-
-    assert rate.per_second == pytest.approx(0.35)
-
-    for tick in range(400):
-        rate.succeeded(2.0 + tick * 0.1, 1.0)
-
-    assert rate.per_second > 100
-
-    rate.throttled(50.0, sent_at=49.0)
-    before = rate.per_second
-    rate.succeeded(50.0, 1.0)
-
-    assert before < 10
-    assert rate.per_second == pytest.approx(before + 0.02)
+    assert pace.per_second == pytest.approx(8.5, rel=0.1)
+    assert 0 < pace.ready_in(now, 1.0) <= 6 / 8
 
 
 def test_a_rate_is_cut_once_for_requests_sent_together() -> None:
-    """Thirty requests that were sent together and all throttled cut the rate once."""
-    rate = AdaptiveRate(0.0)
-    for tick in range(400):
-        rate.succeeded(tick * 0.1, 1.0)
-    rate.throttled(40.0, sent_at=39.0)
-    once = rate.per_second
-    for _ in range(29):
-        rate.throttled(40.5, sent_at=39.0)
+    """Refusals of requests that were sent before the cut tell nothing new."""
+    pace = Pace(0.0)
+    now = served(pace, 0.0, 40.0, 10)
+    together = [pace.take(now, 1.0) for _ in range(30)]
+    for number in together[:6]:
+        pace.throttled(now, number)
+    once = pace.per_second
+    for number in together[6:9]:
+        pace.throttled(now + 0.1, number)
 
-    assert rate.per_second == once
+    assert once is not None
+    assert pace.per_second == once
 
 
-def test_a_rate_ends_five_minutes_after_the_last_throttling() -> None:
-    """Five minutes without a 429 and the rate no longer holds anything back."""
-    rate = AdaptiveRate(0.0)
-    rate.throttled(10.0, sent_at=9.0)
+def test_refusals_that_do_not_depend_on_the_rate_end_the_pace() -> None:
+    """Where one request in five is refused below what got through as well, nothing is held back any more."""
+    pace, now, chance = Pace(0.0), 0.0, random.Random(3)
+    held = 0
+    for _ in range(3000):
+        now += max(0.02, pace.ready_in(now, 1.0))
+        number = pace.take(now, 1.0)
+        held += pace.per_second is not None
+        if chance.random() < 0.2:
+            pace.throttled(now, number)
+        else:
+            pace.succeeded(now, 1.0, number)
 
-    assert rate.ready_in(10.0, 1.0) > 0
-
-    rate.ready_in(309.9, 1.0)
-
-    assert rate.per_second is not None
-
-    assert rate.ready_in(310.0, 1.0) == 0
-    assert rate.per_second is None
+    assert pace.per_second is None
+    assert 0 < held < 600
 
 
 def test_a_rate_never_stops_a_lane() -> None:
-    """However often it is cut, a request a minute may go."""
-    rate = AdaptiveRate(0.0)
-    for minute in range(50):
-        rate.throttled(minute * 60.0, sent_at=minute * 60.0)
+    """However often it is refused, a request every ten minutes may go."""
+    pace = Pace(0.0)
+    now = served(pace, 0.0, 10.0, 10)
+    for _ in range(500):
+        now += pace.ready_in(now, 1.0)
+        refused(pace, now)
 
-    assert rate.ready_in(49 * 60.0, 1.0) <= 60.0
+    assert pace.ready_in(now, 1.0) <= 600.0
 
 
 # ── the limiter ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -278,6 +322,22 @@ def test_without_limits_nothing_is_held_back() -> None:
     assert all(go(rate_limit, 0.0, tokens=1e9)[0] == 0 for _ in range(1000))
 
 
+def test_a_hint_that_others_contradict_is_for_one_request_only() -> None:
+    """An answer to a request that was sent after the refused one shows that not the whole lane was meant."""
+    rate_limit = RateLimit(RateLimits(), 0.0)
+    before, refused_one, after = (rate_limit.reserve(0.0, 0) for _ in range(3))
+    rate_limit.throttled(refused_one, 0.0, 30.0)
+    rate_limit.succeeded(before, 0.25)
+    rate_limit.release()
+
+    assert rate_limit.ready_in(0.25, 0) == 29.75
+
+    rate_limit.succeeded(after, 0.3)
+    rate_limit.release()
+
+    assert rate_limit.ready_in(0.3, 0) == 0.0
+
+
 def test_a_retry_after_holds_the_whole_lane() -> None:
     """A 429 holds every request of the lane until the time it names, never a shorter one that comes later."""
     rate_limit = RateLimit(RateLimits(), 0.0)
@@ -309,7 +369,7 @@ def test_an_unused_window_does_not_grow() -> None:
     for _ in range(500):
         go(rate_limit, 0.0)
 
-    assert rate_limit.window.size == 4
+    assert rate_limit.window.size == 16
 
 
 def test_a_limit_in_the_headers_is_kept_where_none_was_configured() -> None:
@@ -409,7 +469,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.rate_limits = RateLimits(concurrency=most, requests_per_minute=rpm, tokens_per_minute=tpm)
         self.rate_limit = RateLimit(self.rate_limits, 0.0)
         self.now = 0.0
-        self.gate = -math.inf
+        self.gate, self.refused = -math.inf, -1
         self.flying: list[Admission] = []
         self.sent: list[float] = []
 
@@ -440,13 +500,17 @@ class AnyHistory(RuleBasedStateMachine):
         self.rate_limit.settle(reservation, self.now, actual)
         self.rate_limit.succeeded(reservation, self.now)
         self.rate_limit.release()
+        if reservation.number > self.refused:
+            self.gate = -math.inf
 
     @precondition(lambda self: self.flying)
     @rule(wait_s=st.floats(0, 120))
     def throttle(self, wait_s: float) -> None:
-        self.rate_limit.throttled(self.flying.pop(0), self.now, wait_s)
+        reservation = self.flying.pop(0)
+        self.rate_limit.throttled(reservation, self.now, wait_s)
         self.rate_limit.release()
         self.gate = max(self.gate, self.now + wait_s)
+        self.refused = max(self.refused, reservation.number)
 
     @precondition(lambda self: self.flying)
     @rule()
