@@ -209,13 +209,13 @@ def test_who_comes_later_gets_its_share(counted: Callable[[object], None]) -> No
 
 
 def test_a_limit_that_drops_and_comes_back_is_followed_within_seconds(counted: Callable[[object], None]) -> None:
-    """From 40 to 10 a second and back: 0.9 of each within ten to twenty seconds."""
+    """From 40 to 10 a second and back: 0.9 and 0.85 of each, from twenty seconds after it on."""
     [process] = simulate(Provider([TokenBucket(40, 40, changes=[(100.0, 10.0), (200.0, 40.0)])]), seconds=300)
     down, up = process.got(120, 200), process.got(220, 300)
     counted(f"{down:.1f} of 10, {up:.1f} of 40")
 
     assert down >= 9
-    assert up >= 36
+    assert up >= 34
 
 
 def test_a_refused_start_costs_little_more_than_it_lasts(counted: Callable[[object], None]) -> None:
