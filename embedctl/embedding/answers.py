@@ -189,9 +189,13 @@ class OnlineAnswers:
                 self._requests.put_nowait(None)  # for the next worker
                 return
             async with self._turns.turn():
-                for outcome in await self._embedder.embed(request):
-                    self._outcomes.put_nowait(_without_vectors(outcome))
+                await self._ask(request)
             del request  # a worker that waits for the next one keeps no published slice in memory
+
+    async def _ask(self, request: PackedRequest) -> None:
+        """One request: its answers, some megabytes each, end with this call, not when the next ones came."""
+        for outcome in await self._embedder.embed(request):
+            self._outcomes.put_nowait(_without_vectors(outcome))
 
 
 def _without_vectors(outcome: Outcome) -> Outcome:

@@ -361,7 +361,13 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
 
             asked = router(job.settings, plan.observer, connections=first.rate_limits.concurrency, sleep=stop.sleep)
             turns = Turns(first.rate_limits.concurrency)
-            embedder = Embedder(asked, sleep=turns.giving(stop.sleep), observer=plan.observer, proceed=stop.proceed)
+            embedder = Embedder(
+                asked,
+                sleep=turns.giving(stop.sleep),
+                observer=plan.observer,
+                proceed=stop.proceed,
+                keep_bodies=False,
+            )
             stack.push_async_callback(embedder.aclose)
             deadline = time.monotonic() + options.deadline if options.deadline is not None else None
             route = asked.route(
