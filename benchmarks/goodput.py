@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has the openai SDK")
     parser.add_argument("--only", nargs="*", help="contestants")
     asked = parser.parse_args()
-    has_sdk = subprocess.run([asked.python, "-c", "import openai"], stderr=subprocess.DEVNULL).returncode == 0
+    has_sdk = subprocess.run([asked.python, "-c", "import openai, httpx"], stderr=subprocess.DEVNULL).returncode == 0
     if not has_sdk:
         print("no openai SDK here (embedctl's `sdks` extra, or --python): embedctl alone", file=sys.stderr)
     server = serve(asked.server)

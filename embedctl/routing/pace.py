@@ -37,10 +37,10 @@ FALLS, MOST_FALLS = 2, 4  # failed trials until refusals are known not to depend
 
 CUT = 0.95
 SEVERE_SHARE, SEVERE_CUT = 0.3, 1 / 1.5  # of the last dozen or so: far above the limit
-BACK_S, BACK_REQUESTS = 1.0, 8.0  # to the last good rate where refusals are few, and at least so many requests
-USUAL_SHARE, LARGEST_SHARE = 0.015, 0.045  # of refusals; back_s grows with the cube of it
+BACK_S, BACK_REQUESTS = 1.0, 12.0  # to the last good rate where refusals are few, and at least so many requests
+USUAL_SHARE, LARGEST_SHARE = 0.015, 0.055  # of refusals; back_s grows with the cube of it
 STEADY = 4.0  # times back_s without a refusal, then by the cube
-FALLEN = 0.25  # of the largest rate: another trial
+FALLEN = 0.15  # of the largest rate: another trial
 MANY_SHARE, MANY = 0.2, 8.0  # so many refusals beyond this many per answer: another trial too
 
 BLOCKED_AFTER = 10  # refusals and no answer
