@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -74,8 +74,7 @@ def chosen(schema: pa.Schema, options: ReadOptions, label: str, *, all_text: boo
         raise InputInvalid(
             f"{label}: column {named!r} is {types[named]}; an id is text or an integer", hint=_listed(types)
         )
-    row_id = named or next((name for name in ID_NAMES if name in types and _can_be_id(types[name])), None)
-    row_id = None if named is None and row_id == text else row_id
+    row_id = named or _found_id(types, text, label)
     kept = _kept(types, options, label, {text, row_id})
     counts = Counter(schema.names)
     twice = [name for name in {text, row_id, *kept} if name and counts[name] > 1]
@@ -151,11 +150,13 @@ def _text(types: Mapping[str, pa.DataType], options: ReadOptions, label: str, al
             )
         return name
     texts = [name for name, column in types.items() if pa.types.is_string(column)]
-    for wanted in (("text",), TEXT_NAMES):
-        known = [name for name in texts if name.lower() in wanted]
-        if len(known) == 1:
-            return known[0]
-    others = [name for name in texts if name not in ID_NAMES and name != options.id_column]
+    if known := matching("text", texts, label):
+        return known
+    known_names = [name for name in texts if name.lower() in TEXT_NAMES]
+    if len(known_names) == 1:
+        return known_names[0]
+    row_id = options.id_column
+    others = [name for name in texts if name.lower() not in ID_NAMES and not (row_id and is_name(name, row_id))]
     tokens = [name for name, column in types.items() if is_token_list(column)]
     for only in (others, texts, tokens):
         if len(only) == 1:
@@ -183,13 +184,42 @@ def _kept(types: Mapping[str, pa.DataType], options: ReadOptions, label: str, ta
     return kept
 
 
-def _named(wanted: str, types: Mapping[str, pa.DataType], label: str) -> str:
-    if wanted in types:
+def is_name(name: str, wanted: str) -> bool:
+    """Whether a column is the one that is meant, as DuckDB has it: without regard to case."""
+    return name == wanted or name.lower() == wanted.lower()
+
+
+def matching(wanted: str, names: Iterable[str], label: str) -> str | None:
+    """The column that a name means: the very name, else the one that differs by case only; None without one.
+
+    Raises:
+        InputInvalid: Several differ from it, and so from each other, by case only.
+    """
+    found = [name for name in names if is_name(name, wanted)]
+    if wanted in found:
         return wanted
+    if len(found) > 1:
+        raise InputInvalid(
+            f"{label}: {found[0]!r} and {found[1]!r} are both {wanted!r} but for case",
+            hint="name the column exactly as it is spelt",
+        )
+    return found[0] if found else None
+
+
+def _named(wanted: str, types: Mapping[str, pa.DataType], label: str) -> str:
+    name = matching(wanted, types, label)
+    if name is not None:
+        return name
     near = nearest(wanted, list(types))
     raise InputInvalid(
         f"{label}: no column {wanted!r}", hint=f"{f'did you mean {near!r}? ' if near else ''}{_listed(types)}"
     )
+
+
+def _found_id(types: Mapping[str, pa.DataType], text: str, label: str) -> str | None:
+    able = [name for name, column in types.items() if _can_be_id(column)]
+    found = next(filter(None, (matching(name, able, label) for name in ID_NAMES)), None)
+    return None if found == text else found
 
 
 def _listed(types: Mapping[str, pa.DataType]) -> str:

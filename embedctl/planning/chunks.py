@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from embedctl.errors import WrongUsage
+from embedctl.inputs.columns import matching
 from embedctl.planning.slice import Slice
 from embedctl.records import Failure, bytes_hash, tokens_hash
 from embedctl.settings.options import Options, checked_name
@@ -217,7 +218,8 @@ class Chunks:
         column = self._options.workspace_column
         if column is None:
             return None
-        named = ("" if name is None else str(name).strip() for name in block.kept.column(column).to_pylist())
+        kept = block.kept.column(matching(column, block.kept.schema.names, "the input"))
+        named = ("" if name is None else str(name).strip() for name in kept.to_pylist())
         return [name or self._options.workspace for name in named]
 
     def _is_barred(self, slice_: Slice, block: RowBlock, position: int) -> bool:

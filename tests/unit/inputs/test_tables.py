@@ -83,6 +83,7 @@ def lines(path, *objects):
         ({"n": [1], "review": ["r"]}, "review", None),
         ({"uuid": ["u"], "review": ["r"]}, "review", "uuid"),
         ({"id": [1.5], "doc_id": ["d"], "text": ["t"]}, None, None),
+        ({"ID": [1], "Text": ["a"], "Body": ["b"]}, "Text", "ID"),
         ({"tokens": pa.array([[1, 2]], pa.list_(pa.int32()))}, "tokens", None),
     ],
 )
@@ -106,6 +107,28 @@ def test_an_ambiguous_table_lists_its_columns(tmp_path):
     assert problem.message == "a.parquet: several columns could be the text"
     assert problem.hint == "--text-column NAME; columns: title (string), summary (string), n (int64)"
     assert table(path, text_column="summary", keep="none") == [{"id": 0, "text": "b"}]
+
+
+def test_names_are_found_without_regard_to_case(tmp_path):
+    """As in DuckDB `--text-column BODY` means Body; the name as it is spelt comes first."""
+    columns = {"Nr": [1], "Body": ["b"], "Lang": ["de"], "x": [1], "X": [2]}
+    path = parquet(tmp_path / "a.parquet", columns)
+    asked = {"text_column": "BODY", "id_column": "NR"}
+
+    assert table(path, keep=("LANG", "X"), **asked) == [{"id": 1, "text": "b", "Lang": "de", "X": 2}]
+    csv = tmp_path / "a.csv"
+    csv.write_text("ID,Text\n7,t\n")
+    assert table(csv) == [{"id": "7", "text": "t"}]
+
+
+@pytest.mark.parametrize("columns", [{"Text": ["a"], "TEXT": ["b"]}, {"Id": [1], "ID": [2], "text": ["a"]}])
+def test_names_that_differ_by_case_only_are_both_named(tmp_path, columns):
+    """Where no column has the very name that is meant and two have it but for case, both are named (65)."""
+    first, second = list(columns)[:2]
+    problem = refused(parquet(tmp_path / "a.parquet", columns))
+
+    assert problem.exit_code == 65
+    assert f"{first!r} and {second!r}" in problem.message
 
 
 def test_a_missing_column_names_the_nearest_and_lists_all(tmp_path):
