@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+
+from embedctl.records import RowId
 
 Split = Literal["document", "lines", "paragraphs"]
 Reason = Literal["null", "invalid_utf8", "invalid_unicode", "too_large", "invalid_tokens"]
@@ -58,14 +60,16 @@ class Block:
         tokens: Token arrays, None for text inputs.
         kept: Other columns in input order, as many rows as `ids`; None when there are none.
         reasons: Position in the block → why that row has no text.
+        id_column: The ids with their own type, where that is neither text nor an integer: `ids` are printed then.
     """
 
     first_row: int
-    ids: list[str] | list[int] | list[str | int]
+    ids: Sequence[RowId]
     texts: list[str | None]
     tokens: list[list[int] | None] | None = None
     kept: pa.RecordBatch | None = None
     reasons: dict[int, Reason] = field(default_factory=dict)
+    id_column: pa.Array | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,4 +89,5 @@ def pieces(block: Block, max_rows: int = ROWS_PER_BLOCK) -> Iterator[Block]:
             None if block.tokens is None else block.tokens[start:end],
             None if block.kept is None else block.kept.slice(start, end - start),
             {at - start: why for at, why in block.reasons.items() if start <= at < end},
+            None if block.id_column is None else block.id_column.slice(start, end - start),
         )

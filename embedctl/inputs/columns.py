@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from embedctl.errors import InputInvalid, WrongUsage, nearest
 from embedctl.inputs.block import ReadOptions
+from embedctl.inputs.row_ids import WORDS, can_be_id, is_text
 
 TEXT_NAMES = ("text", "content", "body", "document", "passage", "chunk", "sentence", "page_content")
 ID_NAMES = ("id", "_id", "uuid", "guid", "doc_id", "document_id", "key")
@@ -37,7 +38,7 @@ class Columns:
         text: Name of the column to embed.
         is_tokens: Whether it holds lists of integers.
         id: Name of the column that names rows; None numbers them.
-        id_type: string or an integer type.
+        id_type: Of the id, without dictionary; every kind of string is string.
         kept: Other columns that travel along, dictionaries resolved, every kind of string as string.
     """
 
@@ -70,10 +71,8 @@ def chosen(schema: pa.Schema, options: ReadOptions, label: str, *, all_text: boo
         types = {name: pa.string() if pa.types.is_null(column) else column for name, column in types.items()}
     text = _text(types, options, label, all_text)
     named = None if options.id_column is None else _named(options.id_column, types, label)
-    if named is not None and not _can_be_id(types[named]):
-        raise InputInvalid(
-            f"{label}: column {named!r} is {types[named]}; an id is text or an integer", hint=_listed(types)
-        )
+    if named is not None and not can_be_id(types[named]):
+        raise InputInvalid(f"{label}: column {named!r} is {types[named]}; an id is {WORDS}", hint=_listed(types))
     row_id = named or _found_id(types, text, label)
     kept = _kept(types, options, label, {text, row_id})
     counts = Counter(schema.names)
@@ -126,19 +125,13 @@ def plain(column: pa.DataType) -> pa.DataType:
     """A type without dictionary, every kind of string as string."""
     if pa.types.is_dictionary(column):
         return plain(column.value_type)
-    if pa.types.is_large_string(column) or pa.types.is_string_view(column):
-        return pa.string()
-    return column
+    return pa.string() if is_text(column) else column
 
 
 def is_token_list(column: pa.DataType) -> bool:
     """Whether it is a list of integers."""
     lists = pa.types.is_list(column) or pa.types.is_large_list(column) or pa.types.is_fixed_size_list(column)
     return bool(lists and pa.types.is_integer(column.value_type))
-
-
-def _can_be_id(column: pa.DataType) -> bool:
-    return bool(pa.types.is_string(column) or pa.types.is_integer(column))
 
 
 def _text(types: Mapping[str, pa.DataType], options: ReadOptions, label: str, all_text: bool) -> str:
@@ -217,7 +210,7 @@ def _named(wanted: str, types: Mapping[str, pa.DataType], label: str) -> str:
 
 
 def _found_id(types: Mapping[str, pa.DataType], text: str, label: str) -> str | None:
-    able = [name for name, column in types.items() if _can_be_id(column)]
+    able = [name for name, column in types.items() if can_be_id(column)]
     found = next(filter(None, (matching(name, able, label) for name in ID_NAMES)), None)
     return None if found == text else found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import orjson
 
 from embedctl.errors import InputInvalid
-from embedctl.inputs import decoding, text
+from embedctl.inputs import decoding, json_numbers, text
 from embedctl.inputs.block import ROWS_PER_BLOCK, ReadOptions
 from embedctl.inputs.files import InputFile
 
@@ -67,12 +66,13 @@ def _array(file: InputFile, options: ReadOptions) -> Iterator[tuple[ObjectRun, i
     with text.opened(file, options) as stream:
         whole = b"".join(_bounded(file, stream))
     try:
-        elements = orjson.loads(whole)
+        elements = _exact(orjson.loads(whole), whole)
     except orjson.JSONDecodeError as invalid:
-        raise InputInvalid(
-            f"{file.label} is not JSON: {invalid.msg} (line {invalid.lineno}, column {invalid.colno})",
-            hint="JSON Lines (.jsonl, one object a line) is read line by line",
-        ) from invalid
+        if (elements := _with_constants(whole)) is None:
+            raise InputInvalid(
+                f"{file.label} is not JSON: {invalid.msg} (line {invalid.lineno}, column {invalid.colno})",
+                hint="JSON Lines (.jsonl, one object a line) is read line by line",
+            ) from invalid
     for start in range(0, len(elements), ROWS_PER_BLOCK):
         objects = elements[start : start + ROWS_PER_BLOCK]
         for at, each in enumerate(objects):
@@ -96,6 +96,8 @@ def _parsed(file: InputFile, first_number: int, lines: list[bytes | None]) -> Ob
     try:
         objects = list(map(orjson.loads, lines))  # type: ignore[arg-type]  # a None is what the other way is for
         if set(map(type, objects)) == {dict}:
+            if json_numbers.has_long(lines):  # type: ignore[arg-type]
+                objects = list(map(_exact, objects, lines))
             return ObjectRun(range(first_number, first_number + len(lines)), objects)
     except orjson.JSONDecodeError:
         pass
@@ -116,7 +118,7 @@ def _parsed_one_by_one(file: InputFile, first_number: int, lines: list[bytes | N
             run.objects.append({})
             continue
         try:
-            parsed = orjson.loads(line)
+            parsed = _exact(orjson.loads(line), line)
         except orjson.JSONDecodeError as invalid:
             parsed, run.not_unicode[at] = _without_half_pairs(file, number, line, invalid)
         if type(parsed) is not dict:
@@ -125,23 +127,43 @@ def _parsed_one_by_one(file: InputFile, first_number: int, lines: list[bytes | N
     return run
 
 
+def _exact(parsed: Any, text: bytes | None) -> Any:
+    """The value with all numbers as they were written."""
+    if text is None or json_numbers.is_exact(text):
+        return parsed
+    try:
+        return json_numbers.loads(text)[0]
+    except (ValueError, RecursionError):  # what orjson takes and json does not: the number is in no float
+        return parsed
+
+
+def _with_constants(text: bytes) -> Any:
+    """What is JSON but for NaN and Infinity; None when it is not."""
+    try:
+        parsed, has_constants = json_numbers.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if has_constants else None
+
+
 def _without_half_pairs(
     file: InputFile, number: int, line: bytes, invalid: orjson.JSONDecodeError
 ) -> tuple[Object, list[str]]:
-    r"""Parse a line that holds half a surrogate pair (`"\ud800"`), which orjson refuses and RFC 8259 allows."""
+    r"""Parse a line that holds half a surrogate pair (`"\ud800"`), which RFC 8259 allows, or NaN, which many write."""
+    has_constants = False
     try:
-        parsed = json.loads(line)
+        parsed, has_constants = json_numbers.loads(line)
     except (ValueError, RecursionError):
         parsed = None
     unfit = [name for name, value in parsed.items() if not _can_be_encoded(value)] if type(parsed) is dict else []
-    if not unfit or not _can_be_encoded(list(parsed)):
+    if not (unfit or has_constants) or not _can_be_encoded(list(parsed) if type(parsed) is dict else parsed):
         raise bad(file, number, f"not JSON: {invalid.msg} (column {invalid.colno})") from invalid
     return parsed | dict.fromkeys(unfit), unfit
 
 
 def _can_be_encoded(value: object) -> bool:
     try:
-        orjson.dumps(value)
+        json_numbers.dumps(value)
     except TypeError:
         return False
     return True

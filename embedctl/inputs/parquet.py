@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from embedctl.errors import InputInvalid, InputMissing
 from embedctl.inputs import columns as read_columns
-from embedctl.inputs import row_bytes
+from embedctl.inputs import row_bytes, row_ids
 from embedctl.inputs.block import BYTES_PER_BLOCK, ROWS_PER_BLOCK, Block, ReadOptions, Reason
 from embedctl.inputs.columns import Columns
 from embedctl.inputs.files import InputFile
+from embedctl.records import RowId
 
 BUFFER_BYTES = 1 << 20  # read a column chunk piece by piece, however large the row group
 BATCH_BYTES = 32 << 20
@@ -207,14 +208,9 @@ def _block(batch: pa.RecordBatch, first_row: int, columns: Columns, options: Rea
             tokens = _tokens(column, reasons)
         else:
             texts = _texts(column, reasons, options.max_row_bytes)
-        return Block(
-            first_row,
-            _ids(batch, first_row, columns, file),
-            texts,
-            tokens,
-            _kept(batch, first_row, columns, file),
-            reasons,
-        )
+        ids, id_column = _ids(batch, first_row, columns, file)
+        kept = _kept(batch, first_row, columns, file)
+        return Block(first_row, ids, texts, tokens, kept, reasons, id_column)
 
 
 def _texts(column: pa.Array, reasons: dict[int, Reason], max_row_bytes: int) -> list[str | None]:
@@ -268,9 +264,12 @@ def _tokens(column: pa.Array, reasons: dict[int, Reason]) -> list[list[int] | No
     return arrays
 
 
-def _ids(batch: pa.RecordBatch, first_row: int, columns: Columns, file: InputFile) -> list[str] | list[int]:
+def _ids(
+    batch: pa.RecordBatch, first_row: int, columns: Columns, file: InputFile
+) -> tuple[Sequence[RowId], pa.Array | None]:
+    """The ids as they read, and as they are where that is not the same."""
     if columns.id is None:
-        return list(range(first_row, first_row + batch.num_rows))
+        return list(range(first_row, first_row + batch.num_rows)), None
     ids = _decoded(batch.column(columns.id))
     if ids.null_count:
         at = int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0])
@@ -282,7 +281,7 @@ def _ids(batch: pa.RecordBatch, first_row: int, columns: Columns, file: InputFil
             f"{file.label}: column {columns.id!r} is not valid UTF-8 in rows from {first_row}",
             hint="choose another column with --id-column",
         )
-    return ids.to_numpy(zero_copy_only=False).tolist()  # type: ignore[no-any-return]  # pyarrow is untyped
+    return row_ids.printed(ids), None if row_ids.stands_for_itself(ids.type) else ids
 
 
 def _kept(batch: pa.RecordBatch, first_row: int, columns: Columns, file: InputFile) -> pa.RecordBatch | None:

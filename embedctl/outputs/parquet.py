@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from embedctl import __version__
 from embedctl.errors import OutputRefused, StorageFailed
+from embedctl.inputs.row_ids import printed
 from embedctl.records import TEXT_HASH_BYTES, Space
 
 ROW_GROUP_ROWS = 16_384
@@ -166,7 +167,11 @@ def row_batch(
     if names:
         source = block.kept if every else block.kept.take(pa.array(positions, pa.int64()))
         kept = [_as(source.column(name), columns.field(name).type) for name in names]
-    arrays = [pa.array(ids, columns.field("id").type), pa.array(chunk_indexes, pa.int32()), *kept]
+    if block.id_column is None:
+        id_column = pa.array(ids, columns.field("id").type)
+    else:
+        id_column = block.id_column if every else block.id_column.take(pa.array(positions, pa.int64()))
+    arrays = [id_column, pa.array(chunk_indexes, pa.int32()), *kept]
     if "text" in columns.names:
         arrays.append(pa.array(texts, pa.string()))
     return pa.RecordBatch.from_arrays(arrays, schema=columns)
@@ -291,16 +296,15 @@ class Part:
 
     def rows_of(self, row_id: str) -> list[dict[str, Any]]:
         """What the file says of the row with this id, one mapping per chunk, without vector and text."""
-        import pyarrow.compute as pc  # 40 ms, for this alone
-
-        columns = ["id", "chunk_index", "embedding_model", "embedding_provider", "embedding_operation_id"]
+        columns = ["chunk_index", "embedding_model", "embedding_provider", "embedding_operation_id"]
         with self._file() as file:
             found = []
             for group in range(file.num_row_groups):
-                ids = pc.cast(file.read_row_group(group, columns=["id"]).column(0), pa.string())
-                at = pc.indices_nonzero(pc.equal(ids, row_id))
-                if len(at):
-                    found += file.read_row_group(group, columns=columns).take(at).to_pylist()
+                ids = printed(file.read_row_group(group, columns=["id"]).column(0))
+                at = [place for place, one in enumerate(ids) if str(one) == row_id]
+                if at:
+                    rows = file.read_row_group(group, columns=columns).take(at)
+                    found += [{"id": ids[place], **row} for place, row in zip(at, rows.to_pylist(), strict=True)]
             return found
 
     def holds(self, rows: pa.Table, layout: Layout) -> bool:

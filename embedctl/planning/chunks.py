@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from embedctl.errors import WrongUsage
 from embedctl.inputs.columns import matching
 from embedctl.planning.slice import Slice
-from embedctl.records import Failure, bytes_hash, tokens_hash
+from embedctl.records import Failure, RowId, bytes_hash, tokens_hash
 from embedctl.settings.options import Options, checked_name
 from embedctl.tokens import Counter
 
@@ -22,7 +22,7 @@ class RowBlock(Protocol):
     """A block of rows, as step 1 gives it."""
 
     first_row: int
-    ids: Sequence[str | int]
+    ids: Sequence[RowId]
     texts: Sequence[str | None]
     tokens: Sequence[Sequence[int] | None] | None
     kept: Any
@@ -48,7 +48,7 @@ class TextRules:
     counter: Counter
     count_all: bool
     takes_tokens: bool
-    chunked: Callable[[str, str | int], list[str]] | None
+    chunked: Callable[[str, RowId], list[str]] | None
     pieces: Callable[[str], list[str]]
     shortened: Callable[[str], str]
 

@@ -58,7 +58,10 @@ def search(
     hits = [hit.as_dict() for hit in nearest(stored, query, count)]
     form = _ledger.chosen_format(form, as_json)
     short = _short if form == "table" else lambda text: text
-    rows = [{**hit, "score": f"{hit['score']:.4f}", "text": short(hit["text"])} for hit in hits]
+    as_read: Any = str if form in ("table", "md") else lambda row_id: row_id  # an id has no thousands separators
+    rows = [
+        {**hit, "id": as_read(hit["id"]), "score": f"{hit['score']:.4f}", "text": short(hit["text"])} for hit in hits
+    ]
     columns = [
         terminal.Column("score", "Score", "right"),
         terminal.Column("id", "Id"),
