@@ -122,10 +122,40 @@ def nested_as_text(columns: Columns) -> Columns:
 
 
 def plain(column: pa.DataType) -> pa.DataType:
-    """A type without dictionary, every kind of string as string."""
+    """A type without dictionary, every kind of string as string, and no views, of which arrow takes no rows."""
     if pa.types.is_dictionary(column):
         return plain(column.value_type)
-    return pa.string() if is_text(column) else column
+    if is_text(column):
+        return pa.string()
+    return _without_views(column)
+
+
+def _without_views(column: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(column):
+        return pa.string()
+    if pa.types.is_binary_view(column):
+        return pa.binary()
+    if not pa.types.is_nested(column) or pa.types.is_union(column):
+        return column
+    parts = [column.field(at) for at in range(column.num_fields)]
+    without = [part.with_type(_without_views(part.type)) for part in parts]
+    if without == parts:
+        return column
+    if pa.types.is_struct(column):
+        return pa.struct(without)
+    if pa.types.is_map(column):
+        pair = without[0].type
+        return pa.map_(pair.field(0), pair.field(1), keys_sorted=column.keys_sorted)
+    if pa.types.is_fixed_size_list(column):
+        return pa.list_(without[0], column.list_size)
+    large = pa.types.is_large_list(column) or pa.types.is_large_list_view(column)
+    return pa.large_list(without[0]) if large else pa.list_(without[0])
+
+
+def is_bytes(column: pa.DataType) -> bool:
+    """Whether its values are bytes of any length, which Impala, Hive and old Spark write for text."""
+    sized = pa.types.is_binary(column) or pa.types.is_large_binary(column)
+    return bool(sized or pa.types.is_binary_view(column))
 
 
 def is_token_list(column: pa.DataType) -> bool:
@@ -137,15 +167,17 @@ def is_token_list(column: pa.DataType) -> bool:
 def _text(types: Mapping[str, pa.DataType], options: ReadOptions, label: str, all_text: bool) -> str:
     if options.text_column is not None:
         name = _named(options.text_column, types, label)
-        if not (all_text or pa.types.is_string(types[name]) or is_token_list(types[name])):
+        is_able = pa.types.is_string(types[name]) or is_bytes(types[name]) or is_token_list(types[name])
+        if not (all_text or is_able):
             raise InputInvalid(
                 f"{label}: column {name!r} is {types[name]}, not text", hint=f"--text-column; {_listed(types)}"
             )
         return name
     texts = [name for name, column in types.items() if pa.types.is_string(column)]
-    if known := matching("text", texts, label):
+    able = [name for name, column in types.items() if pa.types.is_string(column) or is_bytes(column)]
+    if known := matching("text", able, label):
         return known
-    known_names = [name for name in texts if name.lower() in TEXT_NAMES]
+    known_names = [name for name in able if name.lower() in TEXT_NAMES]
     if len(known_names) == 1:
         return known_names[0]
     row_id = options.id_column

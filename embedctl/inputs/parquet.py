@@ -43,7 +43,7 @@ def blocks(file: InputFile, columns: Columns, options: ReadOptions, first_row: i
     """Rows of one file, in order.
 
     Raises:
-        InputInvalid: A row group is damaged (it is named), or a kept value or an id is not valid UTF-8.
+        InputInvalid: A row group is damaged (it is named), or a row has no id.
     """
     with _checked(file, NOT_PARQUET):
         table = _opened(file, [])
@@ -76,14 +76,60 @@ def _checked(file: InputFile, what: str) -> Iterator[None]:
         raise InputInvalid(f"{file.label}: {what}: {first_line}") from damaged
 
 
-def _opened(file: InputFile, as_dictionary: Sequence[str]) -> pq.ParquetFile:
+def _opened(file: InputFile, as_dictionary: Sequence[str], int96: str | None = None) -> pq.ParquetFile:
     return pq.ParquetFile(
         pa.OSFile(os.fsencode(file.path)),  # text might be taken for a URI, and must be UTF-8
         read_dictionary=list(as_dictionary),
         buffer_size=BUFFER_BYTES,
         pre_buffer=False,
         page_checksum_verification=True,
+        coerce_int96_timestamp_unit=int96 or _int96_unit(file),
     )
+
+
+def _int96_unit(file: InputFile) -> str:
+    """The unit in which a file's old timestamps (INT96, of Impala, Hive and old Spark) are what was written.
+
+    Arrow reads them as nanoseconds of 64 bits, in which 9999-12-31 silently becomes a day of the 1800s; in microseconds
+    they would lose three digits as silently. So all of them are read once, both ways.
+    """
+    with _opened(file, [], "ns") as fine:
+        described = fine.schema
+        names = [described.column(at).path for at in range(len(described)) if _is_int96(described.column(at))]
+        if not names:
+            return "ns"
+        with _opened(file, [], "us") as coarse:
+            pairs = zip(*(each.iter_batches(columns=names, use_threads=False) for each in (fine, coarse)), strict=True)
+            flat = ((_numbers(one), _numbers(other)) for one, other in pairs)
+            is_far = has_digits = False
+            for numbers, microseconds in flat:
+                is_far = is_far or bool((numbers // 1000 != microseconds).any())
+                has_digits = has_digits or bool((numbers % 1000)[numbers // 1000 == microseconds].any())
+    if is_far and has_digits:
+        raise InputInvalid(
+            f"{file.label}: times in {', '.join(names)} reach beyond the year 2262 and have nanoseconds, "
+            "which no type holds",
+            hint="leave them out with --keep, or write them as microseconds",
+        )
+    return "us" if is_far else "ns"
+
+
+def _is_int96(column: Any) -> bool:
+    return bool(column.physical_type == "INT96")
+
+
+def _numbers(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """All times of a batch as numbers, however deep they are; null is 0."""
+    found, waiting = [np.zeros(0, np.int64)], list(batch.columns)
+    while waiting:
+        column = waiting.pop()
+        if pa.types.is_timestamp(column.type):
+            found.append(column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False))
+        elif pa.types.is_struct(column.type):
+            waiting += [column.field(at) for at in range(column.type.num_fields)]
+        elif pa.types.is_nested(column.type):
+            waiting.append(column.values)
+    return np.concatenate(found)
 
 
 def _batches(file: InputFile, table: pq.ParquetFile, group: int, columns: Columns) -> Iterator[pa.RecordBatch]:
@@ -208,8 +254,12 @@ def _block(batch: pa.RecordBatch, first_row: int, columns: Columns, options: Rea
             tokens = _tokens(column, reasons)
         else:
             texts = _texts(column, reasons, options.max_row_bytes)
-        ids, id_column = _ids(batch, first_row, columns, file)
-        kept = _kept(batch, first_row, columns, file)
+        unfit: set[int] = set()
+        ids, id_column = _ids(batch, first_row, columns, file, unfit)
+        kept = _kept(batch, columns, unfit)
+        for at in unfit:
+            reasons[at] = "invalid_utf8"
+            (texts if tokens is None else tokens)[at] = None
         return Block(first_row, ids, texts, tokens, kept, reasons, id_column)
 
 
@@ -221,7 +271,7 @@ def _texts(column: pa.Array, reasons: dict[int, Reason], max_row_bytes: int) -> 
         import pyarrow.compute as pc
 
         column = pc.if_else(pa.array(too_large), pa.scalar(None, column.type), column)
-    column = _decoded(column)
+    column = _as_text(_decoded(column))
     if column.null_count:
         for at in np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist():
             reasons.setdefault(at, "null")
@@ -235,6 +285,13 @@ def _texts(column: pa.Array, reasons: dict[int, Reason], max_row_bytes: int) -> 
             texts.append(None)
             reasons[at] = "invalid_utf8"
     return texts
+
+
+def _as_text(column: pa.Array) -> pa.Array:
+    """Bytes as text that is not checked yet."""
+    if pa.types.is_large_binary(column.type):
+        return column.cast(pa.binary()).view(pa.string())
+    return column.view(pa.string()) if pa.types.is_binary(column.type) else column
 
 
 def _decoded(column: pa.Array) -> pa.Array:
@@ -265,9 +322,13 @@ def _tokens(column: pa.Array, reasons: dict[int, Reason]) -> list[list[int] | No
 
 
 def _ids(
-    batch: pa.RecordBatch, first_row: int, columns: Columns, file: InputFile
+    batch: pa.RecordBatch, first_row: int, columns: Columns, file: InputFile, unfit: set[int]
 ) -> tuple[Sequence[RowId], pa.Array | None]:
-    """The ids as they read, and as they are where that is not the same."""
+    """The ids as they read, and as they are where that is not the same.
+
+    Args:
+        unfit: Gets the positions of those that are no UTF-8; they read with a backslash.
+    """
     if columns.id is None:
         return list(range(first_row, first_row + batch.num_rows)), None
     ids = _decoded(batch.column(columns.id))
@@ -277,23 +338,30 @@ def _ids(
             f"{file.label}: row {first_row + at} has no {columns.id!r}", hint="choose another column with --id-column"
         )
     if not _is_valid(ids):
-        raise InputInvalid(
-            f"{file.label}: column {columns.id!r} is not valid UTF-8 in rows from {first_row}",
-            hint="choose another column with --id-column",
-        )
+        unfit.update(_invalid(ids))
+        return [value.decode("utf-8", "backslashreplace") for value in ids.cast(pa.binary()).to_pylist()], None
     return row_ids.printed(ids), None if row_ids.stands_for_itself(ids.type) else ids
 
 
-def _kept(batch: pa.RecordBatch, first_row: int, columns: Columns, file: InputFile) -> pa.RecordBatch | None:
+def _kept(batch: pa.RecordBatch, columns: Columns, unfit: set[int]) -> pa.RecordBatch | None:
+    """The other columns.
+
+    Args:
+        unfit: Gets the positions of rows that hold text which is no UTF-8; null stands in its place.
+    """
     if not columns.kept.names:
         return None
     arrays = []
     for field in columns.kept:
         array = _decoded(batch.column(field.name))
         if not _is_valid(array):
-            raise InputInvalid(
-                f"{file.label}: column {field.name!r} is not valid UTF-8 in rows from {first_row}",
-                hint="leave it out with --keep",
-            )
+            bad = _invalid(array)
+            unfit |= bad
+            array = array.take(pa.array([None if at in bad else at for at in range(len(array))], pa.int64()))
         arrays.append(array if array.type == field.type else array.cast(field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=columns.kept)
+
+
+def _invalid(column: pa.Array) -> set[int]:
+    """Rows that hold text which is no UTF-8, however deep."""
+    return {at for at in range(len(column)) if not _is_valid(column.take(pa.array([at])))}

@@ -62,8 +62,13 @@ def printed(column: pa.Array | pa.ChunkedArray) -> list[RowId]:
         return [value.hex() for value in column.to_pylist()]
     if pa.types.is_timestamp(kind):
         marks = column.cast(pa.timestamp(kind.unit)).cast(pa.string()).to_pylist()
-        return [mark.replace(" ", "T", 1) + ("Z" if kind.tz else "") for mark in marks]
+        return [f"{iso(mark)}{'Z' if kind.tz else ''}" for mark in marks]
     return list(column.cast(pa.string()).to_pylist())
+
+
+def iso(mark: str) -> str:
+    """A time that arrow printed, in ISO 8601; beyond its calendar it prints the number in words."""
+    return mark if mark.startswith("<") else mark.replace(" ", "T", 1)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -81,7 +81,7 @@ REASON_WORDS = {
     "blank": "the text is empty or white space only",
     "null": "the cell is empty",
     "too_large": "the row is larger than --max-row-bytes",
-    "invalid_utf8": "the text is not valid UTF-8",
+    "invalid_utf8": "the text, or a column that is kept, is not valid UTF-8",
     "invalid_unicode": "the text holds a lone surrogate",
     "invalid_tokens": "the row is no array of token numbers",
 }
