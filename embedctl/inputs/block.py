@@ -27,7 +27,8 @@ class ReadOptions:
     """How inputs are read.
 
     Attributes:
-        text_column: Tables: the column to embed; None finds it when that is unambiguous.
+        text_column: Tables: the column to embed, or several with commas; None finds it when that is unambiguous.
+        template: Tables: a text made of several columns, instead of `text_column`.
         id_column: Tables: the column that names rows; None finds it, else rows are numbered from 0.
         keep: Other columns that travel along: "all", "none" or their names.
         split: Text files: what one row is.
@@ -39,6 +40,7 @@ class ReadOptions:
     """
 
     text_column: str | None = None
+    template: str | None = None
     id_column: str | None = None
     keep: Literal["all", "none"] | tuple[str, ...] = "all"
     split: Split = "document"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from embedctl.errors import InputInvalid, WrongUsage, nearest
+from embedctl.inputs import template as templates
 from embedctl.inputs.block import ReadOptions
 from embedctl.inputs.row_ids import WORDS, can_be_id, is_text
+from embedctl.inputs.template import Template
 
 TEXT_NAMES = ("text", "content", "body", "document", "passage", "chunk", "sentence", "page_content")
 ID_NAMES = ("id", "_id", "uuid", "guid", "doc_id", "document_id", "key")
@@ -35,11 +37,13 @@ class Columns:
     """What of a table is read.
 
     Attributes:
-        text: Name of the column to embed.
+        text: Name of the column to embed; the first of `template`, where there is one.
+        template: What the text is made of instead, columns as the table spells them.
         is_tokens: Whether it holds lists of integers.
         id: Name of the column that names rows; None numbers them.
         id_type: Of the id, without dictionary; every kind of string is string.
         kept: Other columns that travel along, dictionaries resolved, every kind of string as string.
+        parts: The columns of `template`.
     """
 
     text: str
@@ -47,6 +51,13 @@ class Columns:
     id: str | None
     id_type: pa.DataType
     kept: pa.Schema
+    template: Template | None = None
+    parts: pa.Schema = field(default_factory=lambda: pa.schema([]))
+
+    @property
+    def read(self) -> Columns:
+        """What is read of the table: with a template, its columns as kept ones."""
+        return self if self.template is None else replace(self, kept=_united(self.kept, self.parts))
 
     @property
     def names(self) -> list[str]:
@@ -66,26 +77,50 @@ def chosen(schema: pa.Schema, options: ReadOptions, label: str, *, all_text: boo
         InputInvalid: A column that is not there, is there twice, or is of another type; none that is surely the text.
         WrongUsage: A column that would travel along carries one of our names.
     """
-    types = {field.name: plain(field.type) for field in schema}
+    types = {each.name: plain(each.type) for each in schema}
     if all_text:
         types = {name: pa.string() if pa.types.is_null(column) else column for name, column in types.items()}
-    text = _text(types, options, label, all_text)
+    template = _template(types, options, label)
+    text = template.columns[0] if template else _text(types, options, label, all_text)
     named = None if options.id_column is None else _named(options.id_column, types, label)
     if named is not None and not can_be_id(types[named]):
         raise InputInvalid(f"{label}: column {named!r} is {types[named]}; an id is {WORDS}", hint=_listed(types))
-    row_id = named or _found_id(types, text, label)
-    kept = _kept(types, options, label, {text, row_id})
+    row_id = named or _found_id(types, None if template else text, label)
+    kept = _kept(types, options, label, {row_id} if template else {text, row_id})
     counts = Counter(schema.names)
-    twice = [name for name in {text, row_id, *kept} if name and counts[name] > 1]
+    parts = dict.fromkeys(template.columns) if template else {}
+    twice = [name for name in {text, row_id, *kept, *parts} if name and counts[name] > 1]
     if twice:
         raise InputInvalid(f"{label}: column {twice[0]!r} is there {counts[twice[0]]} times")
     return Columns(
         text=text,
-        is_tokens=not all_text and is_token_list(types[text]),
+        is_tokens=not all_text and template is None and is_token_list(types[text]),
         id=row_id,
         id_type=pa.int64() if row_id is None else pa.string() if all_text else types[row_id],
         kept=pa.schema([(name, pa.string() if all_text else types[name]) for name in kept]),
+        template=template,
+        parts=pa.schema([(name, pa.string() if all_text else types[name]) for name in parts]),
     )
+
+
+def _template(types: Mapping[str, pa.DataType], options: ReadOptions, label: str) -> Template | None:
+    """The template that the options mean; a column whose whole name holds commas is no template."""
+    asked = options.text_column
+    if options.template is not None:
+        found = templates.parsed(options.template)
+    elif asked is not None and "," in asked and matching(asked, types, label) is None:
+        found = templates.joined(asked)
+    else:
+        return None
+    found = found.named(lambda name: _named(name, types, label))
+    for name in found.columns:
+        if not templates.can_be_part(types[name]):
+            raise InputInvalid(f"{label}: column {name!r} is {types[name]}, which is no part of a text")
+    return found
+
+
+def _united(kept: pa.Schema, parts: pa.Schema) -> pa.Schema:
+    return pa.schema([*kept, *(part for part in parts if part.name not in kept.names)])
 
 
 def same(first: Columns, first_label: str, other: Columns, other_label: str) -> None:
@@ -99,10 +134,11 @@ def same(first: Columns, first_label: str, other: Columns, other_label: str) -> 
         ("the id column", other.id, first.id),
         ("the id's type", str(other.id_type), str(first.id_type)),
         ("token arrays", other.is_tokens, first.is_tokens),
+        ("the text", other.template and other.template.columns, first.template and first.template.columns),
     ):
         if here != there:
             raise _differ(f"{what} is {here!r} in {other_label}, {there!r} in {first_label}")
-    mine, yours = ({field.name: str(field.type) for field in each.kept} for each in (other, first))
+    mine, yours = ({one.name: str(one.type) for one in each.kept} for each in (other, first))
     for name in dict.fromkeys([*mine, *yours]):
         if name not in mine or name not in yours:
             there, missing = (other_label, first_label) if name in mine else (first_label, other_label)
@@ -117,8 +153,11 @@ def _differ(how: str) -> InputInvalid:
 
 def nested_as_text(columns: Columns) -> Columns:
     """Kept objects and lists as JSON text, for a format whose values may be of any shape."""
-    kept = [(each.name, pa.string() if pa.types.is_nested(each.type) else each.type) for each in columns.kept]
-    return replace(columns, kept=pa.schema(kept))
+    kept, parts = (
+        pa.schema([(each.name, pa.string() if pa.types.is_nested(each.type) else each.type) for each in schema])
+        for schema in (columns.kept, columns.parts)
+    )
+    return replace(columns, kept=kept, parts=parts)
 
 
 def plain(column: pa.DataType) -> pa.DataType:
@@ -241,10 +280,10 @@ def _named(wanted: str, types: Mapping[str, pa.DataType], label: str) -> str:
     )
 
 
-def _found_id(types: Mapping[str, pa.DataType], text: str, label: str) -> str | None:
+def _found_id(types: Mapping[str, pa.DataType], text: str | None, label: str) -> str | None:
     able = [name for name, column in types.items() if can_be_id(column)]
     found = next(filter(None, (matching(name, able, label) for name in ID_NAMES)), None)
-    return None if found == text else found
+    return None if found is not None and found == text else found
 
 
 def _listed(types: Mapping[str, pa.DataType]) -> str:

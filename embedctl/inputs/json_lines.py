@@ -124,10 +124,10 @@ def _block(run: ObjectRun, file: InputFile, columns: Columns, options: ReadOptio
     reasons: dict[int, Reason] = dict.fromkeys(run.too_large, "too_large")
     for at, names in run.not_unicode.items():
         for name in names:
-            if name == columns.id or name in kept.names:
-                raise bad(file, run.numbers[at], f"{name!r} holds half of a surrogate pair")
-            if name == columns.text:
+            if name == columns.text or name in columns.parts.names:
                 reasons[at] = "invalid_unicode"
+            elif name == columns.id or name in kept.names:
+                raise bad(file, run.numbers[at], f"{name!r} holds half of a surrogate pair")
     values = [each.get(columns.text) for each in run.objects]
     ids = _ids(run, file, columns, first_row)
     record = _kept(run, file, kept) if kept.names else None
@@ -137,7 +137,9 @@ def _block(run: ObjectRun, file: InputFile, columns: Columns, options: ReadOptio
         ids = [one if type(one) is str or isfinite(one) else str(one) for one in ids]  # type: ignore[arg-type]
     if columns.is_tokens:
         return Block(first_row, ids, [], _tokens(run, values, file, columns, reasons), record, reasons, id_column)
-    texts = _texts(run, values, file, columns, reasons, options)
+    texts: list[str | None] = [None] * len(ids)
+    if columns.template is None:
+        texts = _texts(run, values, file, columns, reasons, options)
     return Block(first_row, ids, texts, None, record, reasons, id_column)
 
 

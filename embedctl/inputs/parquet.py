@@ -250,7 +250,9 @@ def _block(batch: pa.RecordBatch, first_row: int, columns: Columns, options: Rea
         column = batch.column(columns.text)
         texts: list[str | None] = []
         tokens: list[list[int] | None] | None = None
-        if columns.is_tokens:
+        if columns.template is not None:
+            texts = [None] * len(batch)
+        elif columns.is_tokens:
             tokens = _tokens(column, reasons)
         else:
             texts = _texts(column, reasons, options.max_row_bytes)

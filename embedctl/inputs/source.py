@@ -87,26 +87,35 @@ class Source:
         if self.kind == "text":
             yield from text.blocks(self.files, self.options)
             return
+        if self.columns is None:
+            return
         first_row = 0
         for file in self.files:
-            for block in self._table(file, first_row):
-                yield row_bytes.within(block, self.options.max_row_bytes)
+            for block in self._table(file, self.columns.read, first_row):
+                yield self._whole(block)
                 first_row = block.first_row + len(block)
 
-    def _table(self, file: InputFile, first_row: int) -> Iterator[Block]:
-        if self.columns is None:
-            return iter(())
+    def _whole(self, block: Block) -> Block:
+        """The block with its texts made, and without what was read for them alone."""
+        columns = self.columns
+        if columns is not None and columns.template is not None and block.kept is not None:
+            block = columns.template.filled(block)
+            kept = block.kept.select(columns.kept.names) if columns.kept.names else None  # type: ignore[union-attr]
+            block = replace(block, kept=kept)
+        return row_bytes.within(block, self.options.max_row_bytes)
+
+    def _table(self, file: InputFile, columns: Columns, first_row: int) -> Iterator[Block]:
         if file.kind == "parquet":
             from embedctl.inputs import parquet
 
-            return parquet.blocks(file, self.columns, self.options, first_row)
+            return parquet.blocks(file, columns, self.options, first_row)
         if file.kind == "csv":
             from embedctl.inputs import csv_tables
 
-            return csv_tables.blocks(file, self.columns, self.options, first_row)
+            return csv_tables.blocks(file, columns, self.options, first_row)
         from embedctl.inputs import json_lines
 
-        return json_lines.blocks(file, self.columns, self.options, self.known_fields, first_row)
+        return json_lines.blocks(file, columns, self.options, self.known_fields, first_row)
 
 
 def open_input(inputs: Sequence[str], options: ReadOptions, *, stdin: BinaryIO | None = None) -> Source:

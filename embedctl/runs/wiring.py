@@ -69,6 +69,7 @@ def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ..
         keep = tuple(dict.fromkeys([*(() if keep == "none" else keep), column]))
     return inputs.ReadOptions(
         text_column=options.text_column,
+        template=options.template,
         id_column=options.id_column,
         keep=keep,
         split=options.split,

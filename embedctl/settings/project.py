@@ -43,6 +43,7 @@ OPTIONS: Mapping[str, Narrowing] = {
     "workspace": _as_said,  # one that the user's settings list
     "tag": _as_said,
     "text_column": _as_said,
+    "template": _as_said,
     "id_column": _as_said,
     "keep": _as_said,
     "split": _as_said,

@@ -24,7 +24,7 @@ from embedctl.vectors.checks import Firsts, RowWalk, keys, marks
 from embedctl.vectors.files import Stored
 from embedctl.vectors.findings import Findings
 
-_READ_ALIKE = ("text_column", "id_column", "split", "encoding", "max_row_bytes")
+_READ_ALIKE = ("text_column", "template", "id_column", "split", "encoding", "max_row_bytes")
 _SHAPED_ALIKE = ("chunk_size", "chunk_overlap", "on_too_long", "on_blank", *_READ_ALIKE)
 
 
