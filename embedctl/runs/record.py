@@ -61,6 +61,7 @@ class RunRecord:
             reuse=options.reuse,
             retry_failed=self.job.retry_failed,
             dtype=options.dtype,
+            rereads=not source.is_known_unread,
         )
 
     def check_unchanged(self, source: inputs.Source) -> None:

@@ -90,6 +90,8 @@ def source(job: JobRequest, output: Output, spool: Path | None) -> inputs.Source
         OutputRefused: The output would replace an input.
     """
     reading = read_options(job.settings.options, spool, output.own_files())
+    if job.query is not None:
+        return inputs.open_query(job.query, reading)
     opened = inputs.open_input(job.inputs, reading, stdin=job.stdin)
     for file in opened.files:
         output.check_input(file.path, file.label)

@@ -39,6 +39,12 @@ class Options:
     workspace_column: str | None = option(None, "Table column that names the workspace of each row.")
     tag: Mapping[str, str] = option({}, "K=V kept with every usage event; repeatable.", metavar="K=V")
     purpose: Purpose = option("ingest", "Purpose of the vectors; stored on every ledger row.")
+    sql: str | None = option(
+        None, "Embed the rows of a query, which DuckDB reads: one SELECT or FROM, in its own order.", metavar="QUERY"
+    )
+    attach: Mapping[str, str] = option(
+        {}, "With --sql: a DuckDB file that the query reads as NAME; repeatable.", metavar="NAME=PATH"
+    )
     text_column: str | None = option(
         None, "Table column to embed (found when unambiguous); several, like title,body, are joined by a blank line."
     )

@@ -91,6 +91,8 @@ _WHY = {
     "insecure": "it would let keys be read on the way",
     "allow_unpriced": "it would let a run pass what it may cost",
     "purpose": "it would change how money is counted",
+    "sql": "it would say which files are read",
+    "attach": "it would say which files are read",
     "workspace_column": "it would change who pays",
     "ledger": "it would change where money is counted",
     "prices": "it would change how money is counted",
