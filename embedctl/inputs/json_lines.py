@@ -81,7 +81,7 @@ def schema(files: Sequence[InputFile], options: ReadOptions) -> tuple[pa.Schema,
         read = 0
         for run, run_bytes in runs(file, options):
             for name in dict.fromkeys(key for each in run.objects for key in each):
-                fields.setdefault(name, _Field()).see([each.get(name) for each in run.objects])
+                fields.setdefault(name, _Field()).see(run.values(name))
             count = None if count is None else count + len(run.objects)
             read += run_bytes
             if read > budget_bytes:
@@ -180,7 +180,7 @@ def _tokens(
 def _ids(run: ObjectRun, file: InputFile, columns: Columns, first_row: int) -> list[RowId]:
     if columns.id is None:
         return list(range(first_row, first_row + len(run.objects)))
-    ids: list[Any] = [each.get(columns.id) for each in run.objects]
+    ids: list[Any] = run.values(columns.id)
     kind = columns.id_type
     wanted = str if pa.types.is_string(kind) else int if pa.types.is_integer(kind) else float
     if set(map(type, ids)) == {wanted}:
@@ -204,7 +204,7 @@ def _ids(run: ObjectRun, file: InputFile, columns: Columns, first_row: int) -> l
 def _kept(run: ObjectRun, file: InputFile, kept: pa.Schema) -> pa.RecordBatch:
     arrays = []
     for column in kept:
-        values = [each.get(column.name) for each in run.objects]
+        values = run.values(column.name)
         if pa.types.is_string(column.type):
             values = [value if value is None or type(value) is str else dumps(value) for value in values]
         elif pa.types.is_floating(column.type):

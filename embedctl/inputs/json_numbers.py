@@ -1,15 +1,18 @@
 """JSON numbers that no 64-bit integer or float holds as they were written: kept as their digits. Pure.
 
 orjson makes floats of integers beyond 64 bits and of decimals of any length, and refuses NaN and Infinity, which
-Python's own json writes. It is asked first all the same; only lines with long numbers are looked at again.
+Python's own json writes. It is asked first all the same; only lines whose floats do not read as they were written are
+looked at again.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal
+from operator import contains
 from typing import Any
 
 import orjson
@@ -20,6 +23,8 @@ _LONG = 17
 _NEEDLE = b"0" * _LONG
 _DIGITS = bytes(0x30 if byte in b"0123456789." else 0x20 for byte in range(256))
 _NUMBER = re.compile(rb"-?[0-9][0-9.]{%d,}(?:[eE][-+]?[0-9]+)?" % (_LONG - 1))
+_ENDS = frozenset((b",", b"}", b" ", b"\t"))
+_WHOLE_FLOAT = 1 << 53
 _CONSTANTS = ("NaN", "Infinity", "-Infinity")
 
 
@@ -37,9 +42,51 @@ class Number:
         return self.text in _CONSTANTS
 
 
-def has_long(lines: Iterable[bytes]) -> bool:
-    """Whether any line may hold a number that a float does not; a gigabyte a second."""
-    return _NEEDLE in b"\n".join(lines).translate(_DIGITS)
+def as_written(values: list[Any], lines: Sequence[bytes | None], name: str) -> list[Any]:
+    """A field's values with a Number for each float that is not what was written, also within objects and lists.
+
+    Args:
+        lines: Of each; None where it was too long to be parsed.
+        name: Of the field.
+    """
+    kinds = set(map(type, values))
+    doubtful: list[int] = []
+    if float in kinds:
+        doubtful += _unlike(values, lines)
+    if dict in kinds or list in kinds:
+        nested = [at for at, value in enumerate(values) if type(value) in (dict, list)]
+        doubtful += [at for at in nested if _NEEDLE in (lines[at] or b"").translate(_DIGITS)]
+    exact = values
+    for at in doubtful:
+        line = lines[at]
+        if line is not None and not is_exact(line):
+            with suppress(ValueError, RecursionError):  # orjson took it: it is JSON
+                exact = list(values) if exact is values else exact
+                exact[at] = loads(line)[0].get(name)
+    return exact
+
+
+def _unlike(values: list[Any], lines: Sequence[bytes | None]) -> list[int]:
+    """Places of floats that do not stand in their line as orjson would write them; most do."""
+    at = [place for place, value in enumerate(values) if type(value) is float]
+    floats = [values[place] for place in at]
+    written = orjson.dumps(floats)[1:-1].split(b",")
+    lengths = list(map(len, written))
+    # of 15 digits at most: what was written is no longer, but for zeros, or less than half of the last digit away
+    if max(lengths) < _LONG and max(floats) < _WHOLE_FLOAT and min(floats) > -_WHOLE_FLOAT:
+        return []
+    long = [
+        (place, text)
+        for place, text, length in zip(at, written, lengths, strict=True)
+        if length >= _LONG or not -_WHOLE_FLOAT < values[place] < _WHOLE_FLOAT
+    ]
+    place, text = long[0]
+    first = lines[place] or b""
+    ending = first[(end := first.find(text) + len(text)) : end + 1]
+    if ending not in _ENDS:
+        return [place for place, _ in long]
+    stands = map(contains, (lines[place] or b"" for place, _ in long), (text + ending for _, text in long))
+    return [place for (place, _), is_there in zip(long, stands, strict=True) if not is_there]
 
 
 def is_exact(line: bytes) -> bool:

@@ -26,12 +26,19 @@ class ObjectRun:
         numbers: Line of each (element of an array), from 1.
         too_large: Positions of lines that were too long to be parsed; their object is empty.
         not_unicode: Position → fields that hold half a surrogate pair, which no encoding can carry; they are None.
+        lines: Of each, as it was written; None where its numbers are as they were written.
     """
 
     numbers: Sequence[int]
     objects: list[Object]
     too_large: list[int] = field(default_factory=list)
     not_unicode: dict[int, list[str]] = field(default_factory=dict)
+    lines: Sequence[bytes | None] | None = None
+
+    def values(self, name: str) -> list[Any]:
+        """A field of all objects, every number as it was written; None where it is not there."""
+        values = [each.get(name) for each in self.objects]
+        return values if self.lines is None else json_numbers.as_written(values, self.lines, name)
 
 
 def runs(file: InputFile, options: ReadOptions) -> Iterator[tuple[ObjectRun, int]]:
@@ -96,9 +103,7 @@ def _parsed(file: InputFile, first_number: int, lines: list[bytes | None]) -> Ob
     try:
         objects = list(map(orjson.loads, lines))  # type: ignore[arg-type]  # a None is what the other way is for
         if set(map(type, objects)) == {dict}:
-            if json_numbers.has_long(lines):  # type: ignore[arg-type]
-                objects = list(map(_exact, objects, lines))
-            return ObjectRun(range(first_number, first_number + len(lines)), objects)
+            return ObjectRun(range(first_number, first_number + len(lines)), objects, lines=lines)
     except orjson.JSONDecodeError:
         pass
     return _parsed_one_by_one(file, first_number, lines)
@@ -107,18 +112,20 @@ def _parsed(file: InputFile, first_number: int, lines: list[bytes | None]) -> Ob
 def _parsed_one_by_one(file: InputFile, first_number: int, lines: list[bytes | None]) -> ObjectRun:
     """The slow way, for runs in which a line is blank, too long or bad."""
     numbers: list[int] = []
-    run = ObjectRun(numbers, [])
+    written: list[bytes | None] = []
+    run = ObjectRun(numbers, [], lines=written)
     for number, line in enumerate(lines, first_number):
         if line is not None and not line.strip():
             continue
         at = len(numbers)
         numbers.append(number)
+        written.append(line)
         if line is None:
             run.too_large.append(at)
             run.objects.append({})
             continue
         try:
-            parsed = _exact(orjson.loads(line), line)
+            parsed = orjson.loads(line)
         except orjson.JSONDecodeError as invalid:
             parsed, run.not_unicode[at] = _without_half_pairs(file, number, line, invalid)
         if type(parsed) is not dict:
@@ -127,9 +134,9 @@ def _parsed_one_by_one(file: InputFile, first_number: int, lines: list[bytes | N
     return run
 
 
-def _exact(parsed: Any, text: bytes | None) -> Any:
+def _exact(parsed: Any, text: bytes) -> Any:
     """The value with all numbers as they were written."""
-    if text is None or json_numbers.is_exact(text):
+    if json_numbers.is_exact(text):
         return parsed
     try:
         return json_numbers.loads(text)[0]
