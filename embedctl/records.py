@@ -32,6 +32,9 @@ OperationKind = Literal["chunk", "request", "job", "batch", "manual"]
 Status = Literal["ok", "error", "timeout", "cancelled", "interrupted"]
 Billable = Literal["yes", "no", "unknown"]
 
+RowId = str | int | float
+"""A row's id as it reads: text, integers and finite numbers as they are, all else as text (`inputs.row_ids`)."""
+
 TEXT_HASH_BYTES = 16
 
 
@@ -332,7 +335,7 @@ class Failure:
     """
 
     row: int
-    id: str | int
+    id: RowId
     chunk_index: int
     reason: str
     message: str
@@ -360,7 +363,7 @@ class Refusal:
     tokens: int | None = None
     max_tokens: int | None = None
 
-    def of(self, row: int, row_id: str | int, chunk_index: int, digest: bytes) -> Failure:
+    def of(self, row: int, row_id: RowId, chunk_index: int, digest: bytes) -> Failure:
         """The failure of the row that wanted it."""
         return Failure(
             row=row,

@@ -60,7 +60,7 @@ def _parameter(entry: Any, hint: Any) -> inspect.Parameter:
         help=text,
         metavar=entry.metadata["metavar"],
     )
-    annotation = list[str] if entry.name == "tag" else kind
+    annotation = list[str] if entry.name in _PAIRS else kind
     return inspect.Parameter(
         entry.name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -71,8 +71,8 @@ def _parameter(entry: Any, hint: Any) -> inspect.Parameter:
 
 def _read(flags: dict[str, Any]) -> Mapping[str, Any]:
     """Flag texts as option values."""
-    if "tag" in flags:
-        flags["tag"] = tags(flags["tag"])
+    for name in _PAIRS.keys() & flags.keys():
+        flags[name] = pairs(flags[name], name)
     if "max_cost" in flags:
         try:
             amount = Decimal(flags["max_cost"])
@@ -84,17 +84,22 @@ def _read(flags: dict[str, Any]) -> Mapping[str, Any]:
     return flags
 
 
-def tags(pairs: list[str]) -> dict[str, str]:
-    """K=V pairs as a mapping.
+_PAIRS = {"tag": ("K=V", "team=search"), "attach": ("NAME=PATH", "shop=/data/shop.duckdb")}
+"""Options given as pairs: how one looks, and an example."""
+
+
+def pairs(given: list[str], name: str = "tag") -> dict[str, str]:
+    """Pairs of a repeated flag as a mapping.
 
     Raises:
         WrongUsage: One has no "=".
     """
     values: dict[str, str] = {}
-    for pair in pairs:
+    for pair in given:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise WrongUsage(f"--tag {pair!r} is not K=V", hint="like --tag team=search")
+            form, example = _PAIRS[name]
+            raise WrongUsage(f"--{name} {pair!r} is not {form}", hint=f"like --{name} {example}")
         values[key] = value
     return values
 

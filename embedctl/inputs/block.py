@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+
+from embedctl.records import RowId
 
 Split = Literal["document", "lines", "paragraphs"]
 Reason = Literal["null", "invalid_utf8", "invalid_unicode", "too_large", "invalid_tokens"]
@@ -25,7 +27,8 @@ class ReadOptions:
     """How inputs are read.
 
     Attributes:
-        text_column: Tables: the column to embed; None finds it when that is unambiguous.
+        text_column: Tables: the column to embed, or several with commas; None finds it when that is unambiguous.
+        template: Tables: a text made of several columns, instead of `text_column`.
         id_column: Tables: the column that names rows; None finds it, else rows are numbered from 0.
         keep: Other columns that travel along: "all", "none" or their names.
         split: Text files: what one row is.
@@ -37,6 +40,7 @@ class ReadOptions:
     """
 
     text_column: str | None = None
+    template: str | None = None
     id_column: str | None = None
     keep: Literal["all", "none"] | tuple[str, ...] = "all"
     split: Split = "document"
@@ -58,14 +62,16 @@ class Block:
         tokens: Token arrays, None for text inputs.
         kept: Other columns in input order, as many rows as `ids`; None when there are none.
         reasons: Position in the block → why that row has no text.
+        id_column: The ids with their own type, where that is neither text nor an integer: `ids` are printed then.
     """
 
     first_row: int
-    ids: list[str] | list[int] | list[str | int]
+    ids: Sequence[RowId]
     texts: list[str | None]
     tokens: list[list[int] | None] | None = None
     kept: pa.RecordBatch | None = None
     reasons: dict[int, Reason] = field(default_factory=dict)
+    id_column: pa.Array | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,4 +91,5 @@ def pieces(block: Block, max_rows: int = ROWS_PER_BLOCK) -> Iterator[Block]:
             None if block.tokens is None else block.tokens[start:end],
             None if block.kept is None else block.kept.slice(start, end - start),
             {at - start: why for at, why in block.reasons.items() if start <= at < end},
+            None if block.id_column is None else block.id_column.slice(start, end - start),
         )

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
-import orjson
 import pyarrow as pa
 
+from embedctl.inputs import row_ids
 from embedctl.inputs.block import Block, ReadOptions, Reason, pieces
 from embedctl.inputs.columns import Columns
 from embedctl.inputs.files import InputFile
+from embedctl.inputs.json_numbers import Number, dumps
 from embedctl.inputs.objects import ObjectRun, bad, called, runs
+from embedctl.records import RowId
 
 SCAN_BYTES = 64 << 20  # looked at before any work, over all files; a field that first comes later is an error
 SCAN_BYTES_PER_FILE = 1 << 20
+_WHOLE_FLOAT = 1 << 53
+"""A float holds every whole number up to here."""
+_NUMBERS = (int, float, Number)
 
 
 @dataclass(slots=True)
@@ -26,10 +32,15 @@ class _Field:
     least: int = 0
     most: int = 0
     tokens: bool = True
+    is_exact: bool = True
 
     def see(self, values: list[Any]) -> None:
         """Widen by more values."""
         types = set(map(type, values))
+        if Number in types:
+            numbers = [value for value in values if type(value) is Number]
+            self.is_exact = self.is_exact and all(number.is_float for number in numbers)
+            types = types - {Number} | {float}
         self.types |= types
         if int in types:
             whole = [value for value in values if type(value) is int]
@@ -41,7 +52,7 @@ class _Field:
     def type(self) -> pa.DataType:
         """The narrowest type for all values; string when text is among them, struct where no column type fits."""
         seen = self.types - {type(None)}
-        if not seen or str in seen:
+        if not seen or str in seen or not self.is_exact:
             return pa.string()
         if seen == {bool}:
             return pa.bool_()
@@ -50,7 +61,8 @@ class _Field:
         if seen == {int}:
             return pa.uint64() if self.least == 0 else pa.string()
         if seen <= {int, float}:
-            return pa.float64()
+            is_float = self.least >= -_WHOLE_FLOAT and self.most <= _WHOLE_FLOAT
+            return pa.float64() if is_float else pa.string()
         return pa.list_(pa.int64()) if seen == {list} and self.tokens else pa.struct([])
 
 
@@ -69,7 +81,7 @@ def schema(files: Sequence[InputFile], options: ReadOptions) -> tuple[pa.Schema,
         read = 0
         for run, run_bytes in runs(file, options):
             for name in dict.fromkeys(key for each in run.objects for key in each):
-                fields.setdefault(name, _Field()).see([each.get(name) for each in run.objects])
+                fields.setdefault(name, _Field()).see(run.values(name))
             count = None if count is None else count + len(run.objects)
             read += run_bytes
             if read > budget_bytes:
@@ -112,16 +124,23 @@ def _block(run: ObjectRun, file: InputFile, columns: Columns, options: ReadOptio
     reasons: dict[int, Reason] = dict.fromkeys(run.too_large, "too_large")
     for at, names in run.not_unicode.items():
         for name in names:
-            if name == columns.id or name in kept.names:
-                raise bad(file, run.numbers[at], f"{name!r} holds half of a surrogate pair")
-            if name == columns.text:
+            if name == columns.text or name in columns.parts.names:
                 reasons[at] = "invalid_unicode"
+            elif name == columns.id or name in kept.names:
+                raise bad(file, run.numbers[at], f"{name!r} holds half of a surrogate pair")
     values = [each.get(columns.text) for each in run.objects]
     ids = _ids(run, file, columns, first_row)
     record = _kept(run, file, kept) if kept.names else None
+    id_column = None
+    if columns.id is not None and not row_ids.stands_for_itself(columns.id_type):
+        id_column = pa.array([None if type(one) is str else one for one in ids], columns.id_type)
+        ids = [one if type(one) is str or isfinite(one) else str(one) for one in ids]  # type: ignore[arg-type]
     if columns.is_tokens:
-        return Block(first_row, ids, [], _tokens(run, values, file, columns, reasons), record, reasons)
-    return Block(first_row, ids, _texts(run, values, file, columns, reasons, options), None, record, reasons)
+        return Block(first_row, ids, [], _tokens(run, values, file, columns, reasons), record, reasons, id_column)
+    texts: list[str | None] = [None] * len(ids)
+    if columns.template is None:
+        texts = _texts(run, values, file, columns, reasons, options)
+    return Block(first_row, ids, texts, None, record, reasons, id_column)
 
 
 def _texts(
@@ -158,11 +177,12 @@ def _tokens(
     return values
 
 
-def _ids(run: ObjectRun, file: InputFile, columns: Columns, first_row: int) -> list[str] | list[int] | list[str | int]:
+def _ids(run: ObjectRun, file: InputFile, columns: Columns, first_row: int) -> list[RowId]:
     if columns.id is None:
         return list(range(first_row, first_row + len(run.objects)))
-    ids: list[Any] = [each.get(columns.id) for each in run.objects]
-    wanted = str if pa.types.is_string(columns.id_type) else int
+    ids: list[Any] = run.values(columns.id)
+    kind = columns.id_type
+    wanted = str if pa.types.is_string(kind) else int if pa.types.is_integer(kind) else float
     if set(map(type, ids)) == {wanted}:
         return ids
     for at, value in enumerate(ids):
@@ -170,8 +190,12 @@ def _ids(run: ObjectRun, file: InputFile, columns: Columns, first_row: int) -> l
             ids[at] = f"{file.label}#{run.numbers[at]}"
         elif value is None:
             raise bad(file, run.numbers[at], f"no {columns.id!r}", "choose another field with --id-column")
-        elif wanted is str and type(value) is int:
-            ids[at] = str(value)
+        elif wanted is str and type(value) in _NUMBERS:
+            ids[at] = dumps(value)
+        elif wanted is float and type(value) is int:
+            ids[at] = float(value)
+        elif wanted is float and isinstance(value, Number) and value.is_float:
+            ids[at] = float(value.text)
         elif type(value) is not wanted:
             raise bad(file, run.numbers[at], f"{columns.id!r} is {called(value)}; other rows have {columns.id_type}")
     return ids
@@ -180,13 +204,13 @@ def _ids(run: ObjectRun, file: InputFile, columns: Columns, first_row: int) -> l
 def _kept(run: ObjectRun, file: InputFile, kept: pa.Schema) -> pa.RecordBatch:
     arrays = []
     for column in kept:
-        values = [each.get(column.name) for each in run.objects]
+        values = run.values(column.name)
         if pa.types.is_string(column.type):
-            values = [
-                value if value is None or type(value) is str else orjson.dumps(value).decode() for value in values
-            ]
+            values = [value if value is None or type(value) is str else dumps(value) for value in values]
+        elif pa.types.is_floating(column.type):
+            values = [float(value.text) if type(value) is Number and value.is_float else value for value in values]
         try:
-            arrays.append(pa.array(values, column.type))
+            arrays.append(_column(values, column.type))
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as other:
             at = next(at for at, value in enumerate(values) if not _fits(value, column.type))
             raise bad(
@@ -198,9 +222,15 @@ def _kept(run: ObjectRun, file: InputFile, kept: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=kept)
 
 
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_floating(kind) and bool in set(map(type, values)):
+        raise TypeError  # arrow would make 1 of true
+    return pa.array(values, kind)
+
+
 def _fits(value: object, column: pa.DataType) -> bool:
     try:
-        pa.array([value], column)
+        _column([value], column)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
         return False
     return True

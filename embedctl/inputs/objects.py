@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import orjson
 
 from embedctl.errors import InputInvalid
-from embedctl.inputs import decoding, text
+from embedctl.inputs import decoding, json_numbers, text
 from embedctl.inputs.block import ROWS_PER_BLOCK, ReadOptions
 from embedctl.inputs.files import InputFile
 
@@ -27,12 +26,19 @@ class ObjectRun:
         numbers: Line of each (element of an array), from 1.
         too_large: Positions of lines that were too long to be parsed; their object is empty.
         not_unicode: Position → fields that hold half a surrogate pair, which no encoding can carry; they are None.
+        lines: Of each, as it was written; None where its numbers are as they were written.
     """
 
     numbers: Sequence[int]
     objects: list[Object]
     too_large: list[int] = field(default_factory=list)
     not_unicode: dict[int, list[str]] = field(default_factory=dict)
+    lines: Sequence[bytes | None] | None = None
+
+    def values(self, name: str) -> list[Any]:
+        """A field of all objects, every number as it was written; None where it is not there."""
+        values = [each.get(name) for each in self.objects]
+        return values if self.lines is None else json_numbers.as_written(values, self.lines, name)
 
 
 def runs(file: InputFile, options: ReadOptions) -> Iterator[tuple[ObjectRun, int]]:
@@ -67,12 +73,13 @@ def _array(file: InputFile, options: ReadOptions) -> Iterator[tuple[ObjectRun, i
     with text.opened(file, options) as stream:
         whole = b"".join(_bounded(file, stream))
     try:
-        elements = orjson.loads(whole)
+        elements = _exact(orjson.loads(whole), whole)
     except orjson.JSONDecodeError as invalid:
-        raise InputInvalid(
-            f"{file.label} is not JSON: {invalid.msg} (line {invalid.lineno}, column {invalid.colno})",
-            hint="JSON Lines (.jsonl, one object a line) is read line by line",
-        ) from invalid
+        if (elements := _with_constants(whole)) is None:
+            raise InputInvalid(
+                f"{file.label} is not JSON: {invalid.msg} (line {invalid.lineno}, column {invalid.colno})",
+                hint="JSON Lines (.jsonl, one object a line) is read line by line",
+            ) from invalid
     for start in range(0, len(elements), ROWS_PER_BLOCK):
         objects = elements[start : start + ROWS_PER_BLOCK]
         for at, each in enumerate(objects):
@@ -96,7 +103,7 @@ def _parsed(file: InputFile, first_number: int, lines: list[bytes | None]) -> Ob
     try:
         objects = list(map(orjson.loads, lines))  # type: ignore[arg-type]  # a None is what the other way is for
         if set(map(type, objects)) == {dict}:
-            return ObjectRun(range(first_number, first_number + len(lines)), objects)
+            return ObjectRun(range(first_number, first_number + len(lines)), objects, lines=lines)
     except orjson.JSONDecodeError:
         pass
     return _parsed_one_by_one(file, first_number, lines)
@@ -105,12 +112,14 @@ def _parsed(file: InputFile, first_number: int, lines: list[bytes | None]) -> Ob
 def _parsed_one_by_one(file: InputFile, first_number: int, lines: list[bytes | None]) -> ObjectRun:
     """The slow way, for runs in which a line is blank, too long or bad."""
     numbers: list[int] = []
-    run = ObjectRun(numbers, [])
+    written: list[bytes | None] = []
+    run = ObjectRun(numbers, [], lines=written)
     for number, line in enumerate(lines, first_number):
         if line is not None and not line.strip():
             continue
         at = len(numbers)
         numbers.append(number)
+        written.append(line)
         if line is None:
             run.too_large.append(at)
             run.objects.append({})
@@ -125,23 +134,43 @@ def _parsed_one_by_one(file: InputFile, first_number: int, lines: list[bytes | N
     return run
 
 
+def _exact(parsed: Any, text: bytes) -> Any:
+    """The value with all numbers as they were written."""
+    if json_numbers.is_exact(text):
+        return parsed
+    try:
+        return json_numbers.loads(text)[0]
+    except (ValueError, RecursionError):  # what orjson takes and json does not: the number is in no float
+        return parsed
+
+
+def _with_constants(text: bytes) -> Any:
+    """What is JSON but for NaN and Infinity; None when it is not."""
+    try:
+        parsed, has_constants = json_numbers.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if has_constants else None
+
+
 def _without_half_pairs(
     file: InputFile, number: int, line: bytes, invalid: orjson.JSONDecodeError
 ) -> tuple[Object, list[str]]:
-    r"""Parse a line that holds half a surrogate pair (`"\ud800"`), which orjson refuses and RFC 8259 allows."""
+    r"""Parse a line that holds half a surrogate pair (`"\ud800"`), which RFC 8259 allows, or NaN, which many write."""
+    has_constants = False
     try:
-        parsed = json.loads(line)
+        parsed, has_constants = json_numbers.loads(line)
     except (ValueError, RecursionError):
         parsed = None
     unfit = [name for name, value in parsed.items() if not _can_be_encoded(value)] if type(parsed) is dict else []
-    if not unfit or not _can_be_encoded(list(parsed)):
+    if not (unfit or has_constants) or not _can_be_encoded(list(parsed) if type(parsed) is dict else parsed):
         raise bad(file, number, f"not JSON: {invalid.msg} (column {invalid.colno})") from invalid
     return parsed | dict.fromkeys(unfit), unfit
 
 
 def _can_be_encoded(value: object) -> bool:
     try:
-        orjson.dumps(value)
+        json_numbers.dumps(value)
     except TypeError:
         return False
     return True

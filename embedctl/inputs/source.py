@@ -12,6 +12,7 @@ import pyarrow as pa
 from embedctl.errors import InputInvalid
 from embedctl.inputs import columns as read_columns
 from embedctl.inputs import files as read_files
+from embedctl.inputs import query as read_query
 from embedctl.inputs import row_bytes, text
 from embedctl.inputs.block import REASONS as REASONS
 from embedctl.inputs.block import Block as Block
@@ -19,6 +20,8 @@ from embedctl.inputs.block import ReadOptions as ReadOptions
 from embedctl.inputs.block import Reason as Reason
 from embedctl.inputs.columns import Columns
 from embedctl.inputs.files import InputFile
+from embedctl.inputs.query import LABEL as QUERY
+from embedctl.inputs.query import Query
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,7 @@ class Source:
         known_fields: Of JSON Lines, all that were seen before the start.
         rows_hint: Number of rows where it is known before reading.
         warnings: What a person should know of what is not read, a sentence each.
+        query: What is asked instead of files.
     """
 
     kind: Literal["text", "table"]
@@ -42,6 +46,19 @@ class Source:
     known_fields: frozenset[str] = frozenset()
     rows_hint: int | None = None
     warnings: tuple[str, ...] = ()
+    query: Query | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called in messages."""
+        if self.query is not None:
+            return QUERY
+        return ", ".join(file.label for file in self.files[:2]) + (" …" if len(self.files) > 2 else "")
+
+    @property
+    def is_known_unread(self) -> bool:
+        """Whether its fingerprint says that its rows are the same: a query's answer is known by reading it."""
+        return self.query is None
 
     @property
     def schema_kept(self) -> pa.Schema:
@@ -71,10 +88,12 @@ class Source:
         return sum(file.size_bytes for file in self.files)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the files look like at this moment: `{"files": [{name, size, mtime_ns | blake2b}]}`.
+        """What the files look like at this moment: `{"files": [{name, size, mtime_ns | blake2b}]}`; a query's words.
 
         Of what came through a pipe, the content's hash; size -1 where a file is gone.
         """
+        if self.query is not None:
+            return {"files": [], "query": self.query.fingerprint()}
         return {"files": [_seen_now(file) for file in self.files]}
 
     def blocks(self) -> Iterator[Block]:
@@ -87,26 +106,39 @@ class Source:
         if self.kind == "text":
             yield from text.blocks(self.files, self.options)
             return
+        if self.columns is None:
+            return
+        if self.query is not None:
+            for block in read_query.blocks(self.query, self.columns.read, self.options):
+                yield self._whole(block)
+            return
         first_row = 0
         for file in self.files:
-            for block in self._table(file, first_row):
-                yield row_bytes.within(block, self.options.max_row_bytes)
+            for block in self._table(file, self.columns.read, first_row):
+                yield self._whole(block)
                 first_row = block.first_row + len(block)
 
-    def _table(self, file: InputFile, first_row: int) -> Iterator[Block]:
-        if self.columns is None:
-            return iter(())
+    def _whole(self, block: Block) -> Block:
+        """The block with its texts made, and without what was read for them alone."""
+        columns = self.columns
+        if columns is not None and columns.template is not None and block.kept is not None:
+            block = columns.template.filled(block)
+            kept = block.kept.select(columns.kept.names) if columns.kept.names else None  # type: ignore[union-attr]
+            block = replace(block, kept=kept)
+        return row_bytes.within(block, self.options.max_row_bytes)
+
+    def _table(self, file: InputFile, columns: Columns, first_row: int) -> Iterator[Block]:
         if file.kind == "parquet":
             from embedctl.inputs import parquet
 
-            return parquet.blocks(file, self.columns, self.options, first_row)
+            return parquet.blocks(file, columns, self.options, first_row)
         if file.kind == "csv":
             from embedctl.inputs import csv_tables
 
-            return csv_tables.blocks(file, self.columns, self.options, first_row)
+            return csv_tables.blocks(file, columns, self.options, first_row)
         from embedctl.inputs import json_lines
 
-        return json_lines.blocks(file, self.columns, self.options, self.known_fields, first_row)
+        return json_lines.blocks(file, columns, self.options, self.known_fields, first_row)
 
 
 def open_input(inputs: Sequence[str], options: ReadOptions, *, stdin: BinaryIO | None = None) -> Source:
@@ -137,6 +169,17 @@ def open_input(inputs: Sequence[str], options: ReadOptions, *, stdin: BinaryIO |
         rows_hint = len(files) if options.split == "document" else None
         return Source(kind="text", files=tuple(files), options=options, rows_hint=rows_hint, warnings=warnings)
     return replace(_tables(files, options), warnings=warnings)
+
+
+def open_query(asked: Query, options: ReadOptions) -> Source:
+    """Look into a query before any work is done: its columns, not its rows.
+
+    Raises:
+        InputInvalid: DuckDB refuses it, or a column is not there or not text.
+        WrongUsage: A column that would travel along carries one of our names.
+    """
+    columns = read_columns.chosen(read_query.schema(asked), options, QUERY)
+    return Source(kind="table", files=(), options=options, columns=columns, query=asked)
 
 
 def _tables(files: list[InputFile], options: ReadOptions) -> Source:

@@ -180,6 +180,7 @@ class OutputRequest:
         retry_failed: Whether rows that failed are tried again.
         dtype: Of the vectors to be written; less precise ones are not taken.
         anew: An interrupted run is not gone on with: its parts hold other rows than the input does now.
+        rereads: The binding does not say that the rows are the same: a finished run is read through again.
     """
 
     space: Space | None
@@ -189,6 +190,7 @@ class OutputRequest:
     retry_failed: bool = False
     dtype: Dtype = "float32"
     anew: bool = False
+    rereads: bool = False
 
 
 def row_counts(found: object) -> RowCounts | None:
@@ -225,8 +227,8 @@ def journal_of(state: Path, trust: Trust, notes: list[Warned], disk: Disk) -> Re
 
 
 def nothing_left(counts: RowCounts | None, request: OutputRequest) -> RowCounts | None:
-    """The counts of a finished run, unless its failed rows are to be tried again."""
-    return None if counts is None or (request.retry_failed and counts.failed) else counts
+    """The counts of a finished run, unless its failed rows are to be tried again, or its input to be read again."""
+    return None if counts is None or request.rereads or (request.retry_failed and counts.failed) else counts
 
 
 def has_begun(recovered: Recovered | None) -> bool:

@@ -11,8 +11,9 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from embedctl.errors import WrongUsage
+from embedctl.inputs.columns import matching
 from embedctl.planning.slice import Slice
-from embedctl.records import Failure, bytes_hash, tokens_hash
+from embedctl.records import Failure, RowId, bytes_hash, tokens_hash
 from embedctl.settings.options import Options, checked_name
 from embedctl.tokens import Counter
 
@@ -21,7 +22,7 @@ class RowBlock(Protocol):
     """A block of rows, as step 1 gives it."""
 
     first_row: int
-    ids: Sequence[str | int]
+    ids: Sequence[RowId]
     texts: Sequence[str | None]
     tokens: Sequence[Sequence[int] | None] | None
     kept: Any
@@ -47,7 +48,7 @@ class TextRules:
     counter: Counter
     count_all: bool
     takes_tokens: bool
-    chunked: Callable[[str, str | int], list[str]] | None
+    chunked: Callable[[str, RowId], list[str]] | None
     pieces: Callable[[str], list[str]]
     shortened: Callable[[str], str]
 
@@ -80,7 +81,7 @@ REASON_WORDS = {
     "blank": "the text is empty or white space only",
     "null": "the cell is empty",
     "too_large": "the row is larger than --max-row-bytes",
-    "invalid_utf8": "the text is not valid UTF-8",
+    "invalid_utf8": "the text, or a column that is kept, is not valid UTF-8",
     "invalid_unicode": "the text holds a lone surrogate",
     "invalid_tokens": "the row is no array of token numbers",
 }
@@ -217,7 +218,8 @@ class Chunks:
         column = self._options.workspace_column
         if column is None:
             return None
-        named = ("" if name is None else str(name).strip() for name in block.kept.column(column).to_pylist())
+        kept = block.kept.column(matching(column, block.kept.schema.names, "the input"))
+        named = ("" if name is None else str(name).strip() for name in kept.to_pylist())
         return [name or self._options.workspace for name in named]
 
     def _is_barred(self, slice_: Slice, block: RowBlock, position: int) -> bool:

@@ -17,10 +17,13 @@ from embedctl.runs.job import JobRequest
 from embedctl.settings.options import Options
 
 _SHAPING = frozenset(
-    "text_column id_column keep split encoding chunk_size chunk_overlap input_type dimensions dimension_policy "  # noqa: SIM905
-    "on_too_long on_blank vector_type dtype max_row_bytes model provider".split()
+    "text_column template id_column keep split encoding chunk_size chunk_overlap input_type dimensions "  # noqa: SIM905
+    "dimension_policy on_too_long on_blank vector_type dtype max_row_bytes model provider".split()
 )
 """Options that decide what stands in the output."""
+
+_NEWER = frozenset(("template",))
+"""Of these, those that outputs of older versions do not name: left out where they are not given."""
 
 
 @dataclass(slots=True)
@@ -58,6 +61,7 @@ class RunRecord:
             reuse=options.reuse,
             retry_failed=self.job.retry_failed,
             dtype=options.dtype,
+            rereads=not source.is_known_unread,
         )
 
     def check_unchanged(self, source: inputs.Source) -> None:
@@ -100,4 +104,5 @@ class RunRecord:
     def _shaping(self) -> dict[str, Any]:
         """Options that decide what stands in the output; `vectors verify` and `vectors search` read them."""
         options = self.job.settings.options
-        return {one.name: getattr(options, one.name) for one in fields(Options) if one.name in _SHAPING}
+        shaping = {one.name: getattr(options, one.name) for one in fields(Options) if one.name in _SHAPING}
+        return {name: value for name, value in shaping.items() if value is not None or name not in _NEWER}

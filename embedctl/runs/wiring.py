@@ -21,6 +21,7 @@ from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import InputInvalid
+from embedctl.inputs.columns import is_name, matching
 from embedctl.journal import Journal, Spool, Trust
 from embedctl.journal.rescue import JOURNAL
 from embedctl.ledger import spool as spools
@@ -68,6 +69,7 @@ def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ..
         keep = tuple(dict.fromkeys([*(() if keep == "none" else keep), column]))
     return inputs.ReadOptions(
         text_column=options.text_column,
+        template=options.template,
         id_column=options.id_column,
         keep=keep,
         split=options.split,
@@ -88,6 +90,8 @@ def source(job: JobRequest, output: Output, spool: Path | None) -> inputs.Source
         OutputRefused: The output would replace an input.
     """
     reading = read_options(job.settings.options, spool, output.own_files())
+    if job.query is not None:
+        return inputs.open_query(job.query, reading)
     opened = inputs.open_input(job.inputs, reading, stdin=job.stdin)
     for file in opened.files:
         output.check_input(file.path, file.label)
@@ -104,7 +108,7 @@ def check_source(opened: inputs.Source, options: Options, folder: Path) -> None:
         InputInvalid: No such workspace column, or duplicate ids with --unique-ids.
     """
     column = options.workspace_column
-    if column is not None and column not in opened.schema_kept.names:
+    if column is not None and matching(column, opened.schema_kept.names, "the input") is None:
         columns = ", ".join(opened.schema_kept.names) or "none"
         raise InputInvalid(f"no column {column!r} to take workspaces from", hint=f"columns: {columns}")
     if options.unique_ids:
@@ -120,8 +124,8 @@ def check_source(opened: inputs.Source, options: Options, folder: Path) -> None:
 def row_columns(opened: inputs.Source, options: Options) -> Any:
     """The fields of the output's rows beside the embedding ones: not a column that only names workspaces."""
     keep, column, kept = options.keep, options.workspace_column, opened.schema_kept
-    if column is not None and keep != "all" and column not in keep.split(","):
-        kept = kept.remove(kept.get_field_index(column))
+    if column is not None and keep != "all" and not any(is_name(name, column) for name in keep.split(",")):
+        kept = kept.remove(kept.get_field_index(matching(column, kept.names, "the input")))
     return parquet.row_columns(opened.id_type, kept, text=keep != "none" and not opened.is_tokens)
 
 

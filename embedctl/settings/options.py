@@ -39,7 +39,20 @@ class Options:
     workspace_column: str | None = option(None, "Table column that names the workspace of each row.")
     tag: Mapping[str, str] = option({}, "K=V kept with every usage event; repeatable.", metavar="K=V")
     purpose: Purpose = option("ingest", "Purpose of the vectors; stored on every ledger row.")
-    text_column: str | None = option(None, "Table column to embed (found when unambiguous).")
+    sql: str | None = option(
+        None, "Embed the rows of a query, which DuckDB reads: one SELECT or FROM, in its own order.", metavar="QUERY"
+    )
+    attach: Mapping[str, str] = option(
+        {}, "With --sql: a DuckDB file that the query reads as NAME; repeatable.", metavar="NAME=PATH"
+    )
+    text_column: str | None = option(
+        None, "Table column to embed (found when unambiguous); several, like title,body, are joined by a blank line."
+    )
+    template: str | None = option(
+        None,
+        r"Text of several table columns, like '{title}\n\n{body}'; \t, {{ and }} too. Null is empty text; a row "
+        "without any part is blank.",
+    )
     id_column: str | None = option(None, "Table column of row ids (found when unambiguous).")
     keep: str = option("all", "Other columns to keep: all, none, or names with commas.")
     split: Literal["document", "lines", "paragraphs"] = option("document", "Unit of a text file that becomes one row.")
@@ -167,6 +180,8 @@ def check(options: Options, *, spelt: Callable[[str], str] = flag) -> Options:
         words = [*value, *value.values()] if isinstance(value, Mapping) else [value]
         if any(isinstance(word, str) and printable(word) != word for word in words):
             raise WrongUsage(f"{spelt(entry.name)} is no text: a byte of it is not UTF-8")
+    if options.template is not None and options.text_column is not None:
+        raise WrongUsage(f"{spelt('template')} and {spelt('text_column')} both say what the text is")
     if options.timeout <= 0:
         raise WrongUsage(f"{spelt('timeout')} must be more than 0", hint="like 90, 90s or 2m")
     if options.chunk_size is not None and (options.chunk_overlap or 0) >= options.chunk_size:

@@ -43,6 +43,7 @@ OPTIONS: Mapping[str, Narrowing] = {
     "workspace": _as_said,  # one that the user's settings list
     "tag": _as_said,
     "text_column": _as_said,
+    "template": _as_said,
     "id_column": _as_said,
     "keep": _as_said,
     "split": _as_said,
@@ -90,6 +91,8 @@ _WHY = {
     "insecure": "it would let keys be read on the way",
     "allow_unpriced": "it would let a run pass what it may cost",
     "purpose": "it would change how money is counted",
+    "sql": "it would say which files are read",
+    "attach": "it would say which files are read",
     "workspace_column": "it would change who pays",
     "ledger": "it would change where money is counted",
     "prices": "it would change how money is counted",

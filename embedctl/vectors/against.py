@@ -24,7 +24,7 @@ from embedctl.vectors.checks import Firsts, RowWalk, keys, marks
 from embedctl.vectors.files import Stored
 from embedctl.vectors.findings import Findings
 
-_READ_ALIKE = ("text_column", "id_column", "split", "encoding", "max_row_bytes")
+_READ_ALIKE = ("text_column", "template", "id_column", "split", "encoding", "max_row_bytes")
 _SHAPED_ALIKE = ("chunk_size", "chunk_overlap", "on_too_long", "on_blank", *_READ_ALIKE)
 
 
@@ -71,7 +71,7 @@ class Against:
     ) -> None:
         self._stored, self._rows, self._findings = stored, rows, findings
         self._source, self._options, self._offer, self._folder = source, options, endpoint, folder
-        self._label = ", ".join(file.label for file in source.files[:2]) + (" …" if len(source.files) > 2 else "")
+        self._label = source.label
         self.rows_read = 0
         self._matched = 0
         self._asked = 0

@@ -138,6 +138,7 @@ def _sample(inputs: Sequence[str], settings: Settings) -> tuple[list[str], int]:
     with tempfile.TemporaryDirectory() as folder:
         read = ReadOptions(
             text_column=options.text_column,
+            template=options.template,
             id_column=options.id_column,
             keep="none",
             split=options.split,

@@ -82,7 +82,9 @@ def lines(path, *objects):
         ({"key": ["k"], "Body": ["b"], "title": ["t"]}, "Body", "key"),
         ({"n": [1], "review": ["r"]}, "review", None),
         ({"uuid": ["u"], "review": ["r"]}, "review", "uuid"),
-        ({"id": [1.5], "doc_id": ["d"], "text": ["t"]}, None, None),
+        ({"id": [[1.5]], "doc_id": ["d"], "text": ["t"]}, None, None),
+        ({"id": [1.5], "doc_id": ["d"], "text": ["t"]}, "text", "id"),
+        ({"ID": [1], "Text": ["a"], "Body": ["b"]}, "Text", "ID"),
         ({"tokens": pa.array([[1, 2]], pa.list_(pa.int32()))}, "tokens", None),
     ],
 )
@@ -108,6 +110,28 @@ def test_an_ambiguous_table_lists_its_columns(tmp_path):
     assert table(path, text_column="summary", keep="none") == [{"id": 0, "text": "b"}]
 
 
+def test_names_are_found_without_regard_to_case(tmp_path):
+    """As in DuckDB `--text-column BODY` means Body; the name as it is spelt comes first."""
+    columns = {"Nr": [1], "Body": ["b"], "Lang": ["de"], "x": [1], "X": [2]}
+    path = parquet(tmp_path / "a.parquet", columns)
+    asked = {"text_column": "BODY", "id_column": "NR"}
+
+    assert table(path, keep=("LANG", "X"), **asked) == [{"id": 1, "text": "b", "Lang": "de", "X": 2}]
+    csv = tmp_path / "a.csv"
+    csv.write_text("ID,Text\n7,t\n")
+    assert table(csv) == [{"id": "7", "text": "t"}]
+
+
+@pytest.mark.parametrize("columns", [{"Text": ["a"], "TEXT": ["b"]}, {"Id": [1], "ID": [2], "text": ["a"]}])
+def test_names_that_differ_by_case_only_are_both_named(tmp_path, columns):
+    """Where no column has the very name that is meant and two have it but for case, both are named (65)."""
+    first, second = list(columns)[:2]
+    problem = refused(parquet(tmp_path / "a.parquet", columns))
+
+    assert problem.exit_code == 65
+    assert f"{first!r} and {second!r}" in problem.message
+
+
 def test_a_missing_column_names_the_nearest_and_lists_all(tmp_path):
     """A column that is not there ends with 65, whether it was to be text, id or kept."""
     path = parquet(tmp_path / "a.parquet", {"content": ["a"], "nr": [1]})
@@ -123,14 +147,14 @@ def test_a_missing_column_names_the_nearest_and_lists_all(tmp_path):
     ("values", "named"),
     [
         (pa.array([1]), "int64"),
-        (pa.array([b"x"]), "binary"),
+        (pa.array([b"x"], pa.binary(1)), "fixed_size_binary[1]"),
         (pa.array([["x"]]), "list<element: string>"),
         (pa.array([1.5]), "double"),
         (pa.array([[0.5]]), "list<element: double>"),
     ],
 )
 def test_a_column_that_is_no_text_names_its_type(tmp_path, values, named):
-    """Numbers, bytes and lists of text end with 65 before any work."""
+    """Numbers, bytes of one length and lists of text end with 65 before any work."""
     path = parquet(tmp_path / "a.parquet", {"body": values, "other": ["x"]})
     with pytest.raises(InputInvalid) as caught:
         opened(path, text_column="body")
@@ -242,8 +266,8 @@ def test_invalid_utf8_in_parquet_is_a_reason(tmp_path):
 
     assert reasons(path) == {1: "invalid_utf8"}
     assert [row["text"] for row in table(path)] == ["ok", None, "fine"]
-    assert refused(parquet(tmp_path / "b.parquet", {"text": ["a"] * 3, "note": bad})).exit_code == 65
-    assert refused(parquet(tmp_path / "c.parquet", {"text": ["a"] * 3, "id": bad})).exit_code == 65
+    assert reasons(parquet(tmp_path / "b.parquet", {"text": ["a"] * 3, "note": bad})) == {1: "invalid_utf8"}
+    assert reasons(parquet(tmp_path / "c.parquet", {"text": ["a"] * 3, "id": bad})) == {1: "invalid_utf8"}
 
 
 def test_half_a_surrogate_pair_is_a_reason(tmp_path):
@@ -575,7 +599,8 @@ def test_json_fields_get_the_narrowest_type(tmp_path):
         ('{"text": "a"', "not JSON: unexpected end of data (column 13)"),
         ("[1]", "an object is needed, this is a list"),
         ('"text"', "an object is needed, this is text"),
-        ('{"text": NaN}', "not JSON: unexpected character"),
+        ('{"text": NaN}', "'text' is a number, not text"),
+        ('{"text": nan}', "not JSON: invalid literal"),
         ("[" * 100_000, "not JSON: "),
         ('{"text": "a", "n": ' + "9" * 5000 + "}x", "not JSON: "),
         ('{"text": 5}', "'text' is a number, not text"),

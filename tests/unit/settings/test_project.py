@@ -24,6 +24,7 @@ HOLDS = {
     "workspace": "'acme'",
     "tag": "{ team = 'search' }",
     "text_column": "'body'",
+    "template": "'{title}'",
     "id_column": "'key'",
     "keep": "'none'",
     "split": "'lines'",
