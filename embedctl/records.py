@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +65,22 @@ def utc_now() -> datetime:
 def printable(text: str) -> str:
     r"""Text of the system (a path, an argument) for people: bytes that are no UTF-8 become `\xff`."""
     return os.fsencode(text).decode("utf-8", "backslashreplace") if _is_undecoded(text) else text
+
+
+_VISIBLE = re.compile(
+    "[^\0- \x7f-\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f\u205f-\u206f"
+    "\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Anything but white space, control and format characters, and those that show nothing of their own.
+
+Source: Unicode 16, general categories Z*, Cc and Cf, and the property Default_Ignorable_Code_Point.
+"""
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text says nothing: it is empty, or all white space, zero-width and control characters."""
+    return not text or (not "!" <= text[0] <= "~" and _VISIBLE.search(text) is None)
 
 
 def storable(text: str) -> str:
@@ -331,7 +348,7 @@ class Failure:
         row: Ordinal of the row in the input; not listed.
         skipped: Not wanted (a blank text), rather than failed.
         reason: One of a fixed set: blank, null, too_long, too_large, invalid_utf8, invalid_unicode, invalid_tokens,
-            not_allowed, bad_workspace, text_refused, unusable_vector, provider_failed.
+            bad_row, bad_value, no_id, not_allowed, bad_workspace, text_refused, unusable_vector, provider_failed.
     """
 
     row: int
@@ -531,6 +548,7 @@ class RowFailed:
 Concern = Literal[
     "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "ledger", "duplicate_ids",
     "cache", "learned_file", "input", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
+    "bad_file", "bad_row", "left_out",
 ]  # fmt: skip
 
 

@@ -444,6 +444,9 @@ _CONCERNS = {
     "damaged_journal": "{count:,} bytes of {subject} cannot be read: what was spent for them is counted as "
     "unconfirmed, and their texts are bought again",
     "set_aside": "a damaged or foreign state file is set aside as {subject}",
+    "bad_file": "left out: {detail}",
+    "bad_row": "skipped: row {subject}: {detail}",
+    "left_out": "left out: {subject}: {detail}",
     "input_differs": "the input is not what an interrupted run read: it is planned anew, known texts are reused",
 }
 
@@ -480,7 +483,7 @@ def is_warning(event: Event) -> bool:
     if isinstance(event, records.Waiting):
         return event.seconds >= LONG_WAIT_S
     if isinstance(event, records.Warned):
-        return event.concern != "learned_file"
+        return event.concern not in ("learned_file", "left_out")
     return isinstance(event, records.BudgetLow | records.RowFailed)
 
 
@@ -493,6 +496,18 @@ def receipt(done: Receipt) -> None:
         notice(f"output: {done.output} ({space})")
     if done.failures:
         notice(f"failures: {done.failures}")
+    if done.left_out["count"]:
+        reasons = ", ".join(f"{count:,} {_LEFT_OUT[why]}" for why, count in done.left_out["reasons"].items())
+        notice(f"{several(done.left_out['count'], 'file')} left out ({reasons}); -v lists them")
+
+
+_LEFT_OUT = {
+    "other_kind": "of another kind",
+    "other_format": "of another format",
+    "binary": "binary",
+    "link_outside": "behind a link that leads out",
+    "unreadable": "unreadable",
+}
 
 
 def estimate(found: Estimate) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import signal
 import sys
@@ -32,12 +33,15 @@ class Talk:
     verbose: bool
 
 
+_COMPRESSED = re.compile(r"\.(gz|zstd?|bz2|xz)$")
+
+
 def default_name(inputs: Sequence[str]) -> str:
     """STEM.embeddings.parquet of a single input, embeddings.parquet of several or of none with a name (a query)."""
     if len(inputs) != 1 or inputs[0] == "-" or any(mark in inputs[0] for mark in "*?["):
         return "embeddings.parquet"
     path = Path(os.path.realpath(inputs[0]))  # not `resolve`: a link may lead to itself
-    stem = path.name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0]
+    stem = path.name if path.is_dir() else _COMPRESSED.sub("", path.name).rpartition(".")[0]
     return f"{stem or path.name}.embeddings.parquet"
 
 

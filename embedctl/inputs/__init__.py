@@ -1,5 +1,6 @@
 """Step 1. Files, globs, folders and stdin become rows, a block at a time. One file per format."""
 
+from embedctl.inputs.block import ALIKE as ALIKE
 from embedctl.inputs.block import REASONS as REASONS
 from embedctl.inputs.block import Block as Block
 from embedctl.inputs.block import ReadOptions as ReadOptions

@@ -29,13 +29,26 @@ def blocks(
         label: Of the table, for messages.
 
     Raises:
-        InputInvalid: A row has no id, or the batch is damaged.
+        InputInvalid: The batch is damaged.
     """
     with checked(label, f"rows from {first_row} are damaged"):
+        batch = _with_types(batch, columns)
         cuts = _cuts(batch)
     for start, end in cuts:
         yield _block(batch.slice(start, end - start), first_row, columns, options, label)
         first_row += end - start
+
+
+def _with_types(batch: pa.RecordBatch, columns: Columns) -> pa.RecordBatch:
+    """The batch with a type for each column that has none, as there is no value in it: what it has in other files."""
+    kinds = {**{one.name: one.type for one in columns.kept}, columns.text: pa.string()}
+    if columns.id is not None:
+        kinds[columns.id] = columns.id_type
+    for at, field in enumerate(batch.schema):
+        if pa.types.is_null(field.type):
+            empty = pa.nulls(batch.num_rows, kinds.get(field.name, field.type))
+            batch = batch.set_column(at, field.with_type(empty.type), empty)
+    return batch
 
 
 @contextmanager
@@ -97,12 +110,16 @@ def _block(batch: pa.RecordBatch, first_row: int, columns: Columns, options: Rea
         else:
             texts = _texts(column, reasons, options.max_row_bytes)
         unfit: set[int] = set()
-        ids, id_column = _ids(batch, first_row, columns, label, unfit)
+        nameless: set[int] = set()
+        ids, id_column = _ids(batch, first_row, columns, label, unfit, nameless)
         kept = _kept(batch, columns, unfit)
-        for at in unfit:
-            reasons[at] = "invalid_utf8"
+        messages: dict[int, str] = {}
+        for at in unfit | nameless:
+            reasons[at] = "invalid_utf8" if at in unfit else "no_id"
+            what = "a value of it is not valid UTF-8" if at in unfit else f"it has no {columns.id!r}"
+            messages[at] = f"{label}: row {first_row + at}: {what}"
             (texts if tokens is None else tokens)[at] = None
-        return Block(first_row, ids, texts, tokens, kept, reasons, id_column)
+        return Block(first_row, ids, texts, tokens, kept, reasons, id_column, messages)
 
 
 def _texts(column: pa.Array, reasons: dict[int, Reason], max_row_bytes: int) -> list[str | None]:
@@ -164,25 +181,36 @@ def _tokens(column: pa.Array, reasons: dict[int, Reason]) -> list[list[int] | No
 
 
 def _ids(
-    batch: pa.RecordBatch, first_row: int, columns: Columns, label: str, unfit: set[int]
+    batch: pa.RecordBatch, first_row: int, columns: Columns, label: str, unfit: set[int], nameless: set[int]
 ) -> tuple[Sequence[RowId], pa.Array | None]:
     """The ids as they read, and as they are where that is not the same.
 
     Args:
         unfit: Gets the positions of those that are no UTF-8; they read with a backslash.
+        nameless: Gets the positions of rows without one; they are called by the table and the row.
     """
     if columns.id is None:
         return list(range(first_row, first_row + batch.num_rows)), None
     ids = _decoded(batch.column(columns.id))
+    there: Sequence[int] = range(len(ids))
     if ids.null_count:
-        at = int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0])
-        raise InputInvalid(
-            f"{label}: row {first_row + at} has no {columns.id!r}", hint="choose another column with --id-column"
-        )
+        there = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False)).tolist()
+        nameless.update(set(range(len(ids))) - set(there))
+    own = None if row_ids.stands_for_itself(ids.type) else ids
+    named = ids.drop_null() if nameless else ids
     if not _is_valid(ids):
         unfit.update(_invalid(ids))
-        return [value.decode("utf-8", "backslashreplace") for value in ids.cast(pa.binary()).to_pylist()], None
-    return row_ids.printed(ids), None if row_ids.stands_for_itself(ids.type) else ids
+        printed: list[RowId] = [
+            value.decode("utf-8", "backslashreplace") for value in named.cast(pa.binary()).to_pylist()
+        ]
+    else:
+        printed = row_ids.printed(named)
+    if not nameless:
+        return printed, own
+    names: list[RowId] = [f"{label}#{first_row + at}" for at in range(len(ids))]
+    for at, name in zip(there, printed, strict=True):
+        names[at] = name
+    return names, own
 
 
 def _kept(batch: pa.RecordBatch, columns: Columns, unfit: set[int]) -> pa.RecordBatch | None:

@@ -123,34 +123,6 @@ def _united(kept: pa.Schema, parts: pa.Schema) -> pa.Schema:
     return pa.schema([*kept, *(part for part in parts if part.name not in kept.names)])
 
 
-def same(first: Columns, first_label: str, other: Columns, other_label: str) -> None:
-    """Check that two tables can be read as one.
-
-    Raises:
-        InputInvalid: They differ; the first difference is named.
-    """
-    for what, here, there in (
-        ("the text column", other.text, first.text),
-        ("the id column", other.id, first.id),
-        ("the id's type", str(other.id_type), str(first.id_type)),
-        ("token arrays", other.is_tokens, first.is_tokens),
-        ("the text", other.template and other.template.columns, first.template and first.template.columns),
-    ):
-        if here != there:
-            raise _differ(f"{what} is {here!r} in {other_label}, {there!r} in {first_label}")
-    mine, yours = ({one.name: str(one.type) for one in each.kept} for each in (other, first))
-    for name in dict.fromkeys([*mine, *yours]):
-        if name not in mine or name not in yours:
-            there, missing = (other_label, first_label) if name in mine else (first_label, other_label)
-            raise _differ(f"column {name!r} is in {there}, not in {missing}")
-        if mine[name] != yours[name]:
-            raise _differ(f"column {name!r} is {mine[name]} in {other_label}, {yours[name]} in {first_label}")
-
-
-def _differ(how: str) -> InputInvalid:
-    return InputInvalid(f"the tables differ: {how}", hint="--keep with the columns they share, or one run for each")
-
-
 def nested_as_text(columns: Columns) -> Columns:
     """Kept objects and lists as JSON text, for a format whose values may be of any shape."""
     kept, parts = (

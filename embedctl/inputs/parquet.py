@@ -14,16 +14,41 @@ from numpy.typing import NDArray
 from embedctl.errors import InputInvalid
 from embedctl.inputs import arrow_rows, row_bytes
 from embedctl.inputs.arrow_rows import checked
-from embedctl.inputs.block import ROWS_PER_BLOCK, Block, ReadOptions
+from embedctl.inputs.block import ROWS_PER_BLOCK, Block, InputFile, ReadOptions
 from embedctl.inputs.columns import Columns
-from embedctl.inputs.files import InputFile
+from embedctl.inputs.table import UNREADABLE, Bad, Table
 
 BUFFER_BYTES = 1 << 20  # read a column chunk piece by piece, however large the row group
 BATCH_BYTES = 32 << 20
 MOST_BATCH_BYTES = 128 << 20  # above, the columns' longest values together count: a resume counts by older blocks
 BATCH_ROWS_DICTIONARY = 65_536  # each batch costs a look at its whole dictionary
 BATCH_ROWS_DELTA = 256  # a repeated prefix takes no room in the file, and no footer tells
+NAME = "parquet"
+SUFFIXES = (".parquet", ".pq", ".parq")
+IS_TABLE = True
+IS_TEXT = False
 NOT_PARQUET = "not a Parquet file, or a damaged one"
+
+
+def looks_like(head: bytes) -> bool:
+    """Whether it begins as every Parquet file does."""
+    return head.startswith(b"PAR1")
+
+
+def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[Table]:
+    """A look at each file's footer."""
+    for file in files:
+        try:
+            found, count = schema(file)
+        except UNREADABLE as error:
+            bad(file, error)
+        else:
+            yield Table(files=(file,), schema=found, rows=count)
+
+
+def rows(file: InputFile, columns: Columns, options: ReadOptions, seen: None, first_row: int) -> Iterator[Block]:
+    """See `blocks`."""
+    return blocks(file, columns, options, first_row)
 
 
 def schema(file: InputFile) -> tuple[pa.Schema, int]:
@@ -40,7 +65,7 @@ def blocks(file: InputFile, columns: Columns, options: ReadOptions, first_row: i
     """Rows of one file, in order.
 
     Raises:
-        InputInvalid: A row group is damaged (it is named), or a row has no id.
+        InputInvalid: A row group is damaged (it is named).
     """
     with checked(file.label, NOT_PARQUET):
         table = _opened(file, [])

@@ -12,6 +12,7 @@ import pyarrow as pa
 from embedctl.errors import WrongUsage
 from embedctl.inputs.block import Block, Reason
 from embedctl.inputs.row_ids import can_be_id, printed
+from embedctl.records import is_blank
 
 _ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 _HINT = r"like '{title}\n\n{body}'; {{ and }} are braces"
@@ -53,7 +54,7 @@ class Template:
                 texts.append(None if is_null else "")
                 if is_null:
                     reasons[at] = "null"
-            elif all(part is None or not part or part.isspace() for part in row):
+            elif all(part is None or is_blank(part) for part in row):
                 texts.append("")
             else:
                 texts.append(fill(row))

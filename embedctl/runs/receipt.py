@@ -92,6 +92,7 @@ class Receipt:
     """The end of a run (design.md 3, "receipt"). Money in USD; None where nothing is known.
 
     Attributes:
+        left_out: Files of the input that were not read: {count, reasons{word: count}}.
         error: Why it stopped before its end; None when it did not. Not part of the JSON object.
     """
 
@@ -121,6 +122,7 @@ class Receipt:
     cost_at_risk: Decimal | None
     cost_saved: Decimal | None
     seconds: float
+    left_out: Mapping[str, Any]
     output: str | None
     failures: str | None
     exit_code: int
@@ -136,7 +138,7 @@ class Receipt:
 
 _RECEIPT_FIELDS = tuple(
     "run_id job workspace model providers fallback_from dimensions dimension_policy space_id usage_source rows "  # noqa: SIM905
-    "vectors reused duplicates failed skipped requests attempts tokens tokens_estimated tokens_unknown cost "
+    "vectors reused duplicates failed skipped left_out requests attempts tokens tokens_estimated tokens_unknown cost "
     "cost_is_lower_bound cost_at_risk cost_saved currency seconds output failures exit_code retryable resume".split()
 )
 
@@ -157,6 +159,7 @@ def build_receipt(
     failures: str | None,
     failure: EmbedctlError | None,
     resume: str | None,
+    left_out: Mapping[str, Any],
 ) -> Receipt:
     """The receipt of a run that came to its end, or to `failure`.
 
@@ -199,6 +202,7 @@ def build_receipt(
         cost_at_risk=spending.cost_at_risk,
         cost_saved=saved,
         seconds=seconds,
+        left_out=left_out,
         output=output,
         failures=failures,
         exit_code=code,

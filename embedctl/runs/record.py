@@ -17,13 +17,13 @@ from embedctl.runs.job import JobRequest
 from embedctl.settings.options import Options
 
 _SHAPING = frozenset(
-    "text_column template id_column keep split encoding chunk_size chunk_overlap input_type dimensions "  # noqa: SIM905
-    "dimension_policy on_too_long on_blank vector_type dtype max_row_bytes model provider".split()
+    "text_column id_column keep split encoding chunk_size chunk_overlap input_type dimensions dimension_policy "  # noqa: SIM905
+    "on_too_long on_blank vector_type dtype max_row_bytes model provider".split()
 )
 """Options that decide what stands in the output."""
 
-_NEWER = frozenset(("template",))
-"""Of these, those that outputs of older versions do not name: left out where they are not given."""
+_SHAPING_WHEN_SET = frozenset({"template", "format", "delimiter", "header", "on_bad_row", "on_bad_file"})
+"""Likewise, but left out while they are as they always were: outputs of before them are gone on with."""
 
 
 @dataclass(slots=True)
@@ -104,5 +104,6 @@ class RunRecord:
     def _shaping(self) -> dict[str, Any]:
         """Options that decide what stands in the output; `vectors verify` and `vectors search` read them."""
         options = self.job.settings.options
-        shaping = {one.name: getattr(options, one.name) for one in fields(Options) if one.name in _SHAPING}
-        return {name: value for name, value in shaping.items() if value is not None or name not in _NEWER}
+        said = {one.name: getattr(options, one.name) for one in fields(Options)}
+        asked = {one.name for one in fields(Options) if said[one.name] != one.default and one.name in _SHAPING_WHEN_SET}
+        return {name: value for name, value in said.items() if name in _SHAPING or name in asked}

@@ -32,11 +32,12 @@ from embedctl.outputs.assemble import Purchases, SegmentNumbers
 from embedctl.outputs.parquet import Layout
 from embedctl.outputs.publisher import Publisher
 from embedctl.planning import packer as packers
+from embedctl.planning.chunks import REASON_WORDS, is_bad_row
 from embedctl.planning.duplicate_ids import DuplicateIds
 from embedctl.planning.packer import Packer
 from embedctl.planning.planner import Planner
 from embedctl.planning.text_rules import text_rules
-from embedctl.records import Limits, Observer, Progressed, RowCounts, Space
+from embedctl.records import Limits, Observer, Progressed, RowCounts, Space, Warned
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import AdaptiveLimiter, Limiter
@@ -68,13 +69,9 @@ def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ..
     if column is not None and keep != "all":
         keep = tuple(dict.fromkeys([*(() if keep == "none" else keep), column]))
     return inputs.ReadOptions(
-        text_column=options.text_column,
-        template=options.template,
-        id_column=options.id_column,
         keep=keep,
-        split=options.split,
-        encoding=options.encoding,
-        max_row_bytes=options.max_row_bytes,
+        on_bad_file=options.on_bad_file,
+        **{name: getattr(options, name) for name in inputs.ALIKE},
         spool=spool,
         leave_out=leave_out,
     )
@@ -440,13 +437,21 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     )
                 )
 
+            def see(block: inputs.Block) -> None:
+                ids.see(block)
+                if options.on_bad_row == "skip":
+                    for at, reason in block.reasons.items():
+                        if is_bad_row(reason):
+                            why = block.messages.get(at) or REASON_WORDS[reason]
+                            plan.observer.notify(Warned("bad_row", str(block.ids[at]), why))
+
             answers = OnlineAnswers(cached, endpoint.rate_limits.concurrency, failed=stop.because)
             stack.push_async_callback(answers.aclose)
             open_slices = OpenSlices(
                 plans,
                 lambda: resources.width,
                 lambda number: published_slice(plan.existing, number),
-                ids.see,
+                see,
                 plan.rows,
             )
             tools = Tools(

@@ -57,6 +57,15 @@ class Options:
     keep: str = option("all", "Other columns to keep: all, none, or names with commas.")
     split: Literal["document", "lines", "paragraphs"] = option("document", "Unit of a text file that becomes one row.")
     encoding: str = option("utf-8", "Encoding of text files.")
+    format: str | None = option(
+        None,
+        "Format of the inputs: text, csv, tsv, jsonl, json, parquet or arrow (default: by name, else by content).",
+        metavar="NAME",
+    )
+    delimiter: str | None = option(None, "CSV: what stands between values (default: as the first rows look).")
+    header: bool | None = option(
+        None, "CSV: whether the first row names the columns (default: as the first rows look)."
+    )
     chunk_size: int | None = option(None, "Tokens per chunk (documents: 1000; tables are chunked only when asked).")
     chunk_overlap: int | None = option(None, "Tokens that neighbouring chunks share (documents: 200).")
     input_type: InputType = option("document", "Intended use of the vectors.")
@@ -71,6 +80,10 @@ class Options:
         "A text that exceeds the model's limit: fail the row, skip it, truncate it, chunk it, or average its chunks.",
     )
     on_blank: Literal["skip", "fail"] = option("skip", "An empty or blank text: skip the row or fail it.")
+    on_bad_row: Literal["fail", "skip"] = option("fail", "A row that cannot be read: fail it or skip it.")
+    on_bad_file: Literal["fail", "skip"] = option(
+        "fail", "A file that cannot be read: stop the run, or leave the file out."
+    )
     fallback: Literal["same-space", "any", "off"] = option(
         "same-space", "Providers that may take over when the first is unavailable."
     )

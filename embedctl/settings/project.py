@@ -54,6 +54,8 @@ OPTIONS: Mapping[str, Narrowing] = {
     "dimension_policy": _as_said,
     "on_too_long": _as_said,
     "on_blank": _as_said,
+    "on_bad_row": _as_said,
+    "on_bad_file": _as_said,
     "fallback": _strictest,
     "max_cost": _lowest,
     "batch_size": _lowest,

@@ -35,6 +35,8 @@ HOLDS = {
     "dimension_policy": "'pad'",
     "on_too_long": "'skip'",
     "on_blank": "'fail'",
+    "on_bad_row": "'skip'",
+    "on_bad_file": "'skip'",
     "fallback": "'off'",
     "max_cost": "'0.5'",
     "batch_size": "2",
