@@ -116,7 +116,7 @@ def written(folder: Path, name: str, column: pa.Array) -> Iterator[tuple[str, Pa
     for write in WRITERS:
         try:
             yield from write(folder, name, column)
-        except (pa.ArrowException, duckdb.Error, OSError, ValueError, TypeError, NotImplementedError):
+        except (pa.ArrowException, duckdb.Error, OSError, ValueError, TypeError, RuntimeError):
             continue
         except BaseException as error:
             if "panic" not in type(error).__name__.lower():
@@ -251,7 +251,7 @@ def test_every_type_in_json_of_duckdb(tmp_path, capsys):
                 connection.register("rows", rows)
                 connection.execute(f"copy (from rows) to '{path}' (format json)")
                 json_reading(path)
-            except (duckdb.Error, json.JSONDecodeError, pa.ArrowException, NotImplementedError):
+            except (duckdb.Error, json.JSONDecodeError, pa.ArrowException, RuntimeError):
                 continue  # a type that DuckDB does not know, or NaN, of which it makes no JSON
         check_json(path)
         seen += 1
@@ -337,7 +337,7 @@ def test_csv_of_others_is_kept_cell_by_cell(tmp_path, capsys):
                         connection.execute(f"copy (from rows) to '{path}' (format csv, header)")
                 with path.open(newline="", encoding="utf-8") as file:
                     cells = [row["k"] for row in csv.DictReader(file)]
-            except (pa.ArrowException, duckdb.Error, UnicodeDecodeError, NotImplementedError):
+            except (pa.ArrowException, duckdb.Error, UnicodeDecodeError, RuntimeError):
                 continue
             after, failed = output(open_input([str(path)], ReadOptions()))
             assert failed == {}
