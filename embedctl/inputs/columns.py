@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -83,9 +83,10 @@ def chosen(schema: pa.Schema, options: ReadOptions, label: str, *, all_text: boo
     template = _template(types, options, label)
     text = template.columns[0] if template else _text(types, options, label, all_text)
     named = None if options.id_column is None else _named(options.id_column, types, label)
-    if named is not None and not can_be_id(types[named]):
+    able = [name for name, column in types.items() if all_text or can_be_id(column)]
+    if named is not None and named not in able:
         raise InputInvalid(f"{label}: column {named!r} is {types[named]}; an id is {WORDS}", hint=_listed(types))
-    row_id = named or _found_id(types, None if template else text, label)
+    row_id = named or _found_id(able, None if template else text, label)
     kept = _kept(types, options, label, {row_id} if template else {text, row_id})
     counts = Counter(schema.names)
     parts = dict.fromkeys(template.columns) if template else {}
@@ -252,8 +253,7 @@ def _named(wanted: str, types: Mapping[str, pa.DataType], label: str) -> str:
     )
 
 
-def _found_id(types: Mapping[str, pa.DataType], text: str | None, label: str) -> str | None:
-    able = [name for name, column in types.items() if can_be_id(column)]
+def _found_id(able: Sequence[str], text: str | None, label: str) -> str | None:
     found = next(filter(None, (matching(name, able, label) for name in ID_NAMES)), None)
     return None if found is not None and found == text else found
 

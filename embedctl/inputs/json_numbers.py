@@ -72,21 +72,15 @@ def _unlike(values: list[Any], lines: Sequence[bytes | None]) -> list[int]:
     floats = [values[place] for place in at]
     written = orjson.dumps(floats)[1:-1].split(b",")
     lengths = list(map(len, written))
-    # of 15 digits at most: what was written is no longer, but for zeros, or less than half of the last digit away
+    # all of 15 digits at most: what was written is no longer, but for zeros, or less than half of the last digit away
     if max(lengths) < _LONG and max(floats) < _WHOLE_FLOAT and min(floats) > -_WHOLE_FLOAT:
         return []
-    long = [
-        (place, text)
-        for place, text, length in zip(at, written, lengths, strict=True)
-        if length >= _LONG or not -_WHOLE_FLOAT < values[place] < _WHOLE_FLOAT
-    ]
-    place, text = long[0]
-    first = lines[place] or b""
+    first, text = lines[at[0]] or b"", written[0]
     ending = first[(end := first.find(text) + len(text)) : end + 1]
     if ending not in _ENDS:
-        return [place for place, _ in long]
-    stands = map(contains, (lines[place] or b"" for place, _ in long), (text + ending for _, text in long))
-    return [place for (place, _), is_there in zip(long, stands, strict=True) if not is_there]
+        return at
+    stands = map(contains, (lines[place] or b"" for place in at), (text + ending for text in written))
+    return [place for place, is_there in zip(at, stands, strict=True) if not is_there]
 
 
 def is_exact(line: bytes) -> bool:

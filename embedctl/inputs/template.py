@@ -70,7 +70,7 @@ class Template:
 
 def can_be_part(kind: pa.DataType) -> bool:
     """Whether a column of a type can stand in a text."""
-    return can_be_id(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
+    return bool(can_be_id(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind))
 
 
 def joined(names: str) -> Template:

@@ -68,8 +68,7 @@ def search(
         for place, hit in enumerate(hits):
             terminal.passage(*_shown(hit, words, width or terminal.width(), full=full), first=not place)
         return
-    as_read: Any = str if form == "md" else lambda row_id: row_id  # an id has no thousands separators
-    rows = [{**hit, "id": as_read(hit["id"]), "score": f"{hit['score']:.4f}"} for hit in hits]
+    rows = [{**hit, "id": str(hit["id"]), "score": f"{hit['score']:.4f}"} for hit in hits]
     columns = [
         terminal.Column("score", "Score", "right"),
         terminal.Column("id", "Id"),
