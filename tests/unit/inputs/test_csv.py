@@ -330,3 +330,38 @@ def test_the_structure_of_a_large_file_takes_little_memory():
     assert [piece.line for piece in found] == [
         1 + sum(piece.size_bytes for piece in found[:at]) // len(row) for at in range(len(found))
     ]
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    text=st.text(st.sampled_from('ab,"\n\r"",\n'), max_size=60),
+    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=60),
+)
+def test_the_structure_does_not_depend_on_how_a_file_is_read(text, cuts):
+    """However a file is cut: the same open quote, and pieces of whole records, with their lines and torn values."""
+    content, chunks, at = text.encode(), [], 0
+    for cut in [*cuts, len(content)]:
+        chunks.append(content[at : at + cut])
+        at += cut
+
+    def found(parts):
+        try:
+            return list(csv_structure.pieces(filter(None, parts), b",", b"\n", first_line=1, max_record_bytes=1 << 20))
+        except csv_structure.BrokenQuoteError as broken:
+            return broken.line, broken.closed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(csv_structure, "PIECE_BYTES", 1)
+        whole, pieces = found([content]), found(chunks)
+    if isinstance(whole, tuple) or isinstance(pieces, tuple):
+        assert pieces == whole
+        return
+    starts = {0, len(content), *(one.start for one in csv_structure.records(content, b",", b"\n", 1))}
+    torn = [one.start for one in csv_structure.records(content, b",", b"\n", 1) if one.is_dirty]
+    at = 0
+    for piece in pieces:
+        assert at in starts or content[at : at + 1] in b"\r\n"
+        assert piece.line == 1 + content.count(b"\n", 0, at)
+        assert piece.is_dirty or not any(at <= start < at + piece.size_bytes for start in torn)
+        at += piece.size_bytes
+    assert at == len(content)
