@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,9 @@ EntryKind = Literal["usage", "cache_hit", "correction", "refund", "credit", "tru
 OperationKind = Literal["chunk", "request", "job", "batch", "manual"]
 Status = Literal["ok", "error", "timeout", "cancelled", "interrupted"]
 Billable = Literal["yes", "no", "unknown"]
+
+RowId = str | int | float
+"""A row's id as it reads: text, integers and finite numbers as they are, all else as text (`inputs.row_ids`)."""
 
 TEXT_HASH_BYTES = 16
 
@@ -67,6 +71,22 @@ def expanded(path: str | Path) -> Path:
 def printable(text: str) -> str:
     r"""Text of the system (a path, an argument) for people: bytes that are no UTF-8 become `\xff`."""
     return os.fsencode(text).decode("utf-8", "backslashreplace") if _is_undecoded(text) else text
+
+
+_VISIBLE = re.compile(
+    "[^\0- \x7f-\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f\u205f-\u206f"
+    "\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Anything but white space, control and format characters, and those that show nothing of their own.
+
+Source: Unicode 16, general categories Z*, Cc and Cf, and the property Default_Ignorable_Code_Point.
+"""
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text says nothing: it is empty, or all white space, zero-width and control characters."""
+    return not text or (not "!" <= text[0] <= "~" and _VISIBLE.search(text) is None)
 
 
 def storable(text: str) -> str:
@@ -336,11 +356,12 @@ class Failure:
         row: Ordinal of the row in the input; not listed.
         skipped: Not wanted (a blank text), rather than failed.
         reason: One of a fixed set: blank, null, too_long, too_large, invalid_utf8, invalid_unicode, invalid_tokens,
-            not_allowed, bad_workspace, budget, text_refused, unusable_vector, provider_failed.
+            bad_row, bad_value, no_id, not_allowed, bad_workspace, budget, text_refused, unusable_vector,
+            provider_failed.
     """
 
     row: int
-    id: str | int
+    id: RowId
     chunk_index: int
     reason: str
     message: str
@@ -368,7 +389,7 @@ class Refusal:
     tokens: int | None = None
     max_tokens: int | None = None
 
-    def of(self, row: int, row_id: str | int, chunk_index: int, digest: bytes) -> Failure:
+    def of(self, row: int, row_id: RowId, chunk_index: int, digest: bytes) -> Failure:
         """The failure of the row that wanted it."""
         return Failure(
             row=row,
@@ -552,7 +573,7 @@ class RowFailed:
 Concern = Literal[
     "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "ledger", "duplicate_ids",
     "cache", "learned_file", "input", "folder_gone", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
-    "other_model", "input_type_lost",
+    "other_model", "input_type_lost", "bad_file", "bad_row", "left_out",
 ]  # fmt: skip
 
 

@@ -466,6 +466,9 @@ _CONCERNS = {
     "set_aside": "a damaged or foreign state file is set aside as {subject}",
     "other_model": "{subject} says that it answers from {detail}: is it the model that was asked for?",
     "input_type_lost": "{subject}: {detail}",
+    "bad_file": "left out: {detail}",
+    "bad_row": "skipped: row {subject}: {detail}",
+    "left_out": "left out: {subject}: {detail}",
     "input_differs": "the input is not what an interrupted run read: it is planned anew, known texts are reused",
 }
 
@@ -516,7 +519,7 @@ def is_warning(event: Event) -> bool:
     if isinstance(event, records.Paced):
         return event.first
     if isinstance(event, records.Warned):
-        return event.concern != "learned_file"
+        return event.concern not in ("learned_file", "left_out")
     return isinstance(event, records.BudgetLow | records.RowFailed)
 
 
@@ -528,6 +531,9 @@ _REASONS = {
     "blank": ("no text", "--on-blank skip"),
     "null": ("no text", "--on-blank skip"),
     "invalid_utf8": ("no UTF-8", "--encoding NAME"),
+    "bad_row": ("cannot be read", "--on-bad-row skip leaves them out"),
+    "bad_value": ("a value that does not fit its column", "--on-bad-row skip leaves them out"),
+    "no_id": ("no id", "--id-column NAME"),
     "not_allowed": ("the workspace may not use the model", "`embedctl config show` lists who may"),
     "bad_workspace": ("no name of a workspace", "lower-case letters, digits, dots and dashes"),
     "budget": ("the workspace's budget is used up", "`embedctl usage budget list`"),
@@ -553,6 +559,18 @@ def receipt(done: Receipt) -> None:
         notice(f"output: {done.output} ({space})")
     if done.failures:
         notice(f"failures: {done.failures}")
+    if done.left_out["count"]:
+        reasons = ", ".join(f"{count:,} {_LEFT_OUT[why]}" for why, count in done.left_out["reasons"].items())
+        notice(f"{several(done.left_out['count'], 'file')} left out ({reasons}); -v lists them")
+
+
+_LEFT_OUT = {
+    "other_kind": "of another kind",
+    "other_format": "of another format",
+    "binary": "binary",
+    "link_outside": "behind a link that leads out",
+    "unreadable": "unreadable",
+}
 
 
 def failed_rows(done: Receipt) -> None:

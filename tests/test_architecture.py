@@ -42,7 +42,7 @@ BREACHES = {
     "planning/packer.py": ("import time", "Policies do no I/O"),
     "runs/run.py": ("import httpx", "httpx (the network) has its door"),
     "runs/wiring.py": ("import pycurl", "pycurl (libcurl) has its door"),
-    "runs/pipeline.py": ("import duckdb", "duckdb (the ledger) has its door"),
+    "runs/pipeline.py": ("import duckdb", "duckdb (the ledger, and queries as input) has its door"),
     "settings/__init__.py": ("import typer", "typer (the command line) has its door"),
 }
 

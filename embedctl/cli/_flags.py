@@ -26,12 +26,18 @@ LedgerFlag = Annotated[Path | None, typer.Option("--ledger", help="Ledger file."
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`command` with a flag for every field of Options; it gets those that were given as `flags`."""
+    """`command` with a flag for every field of Options; it gets those that were given as `flags`.
+
+    In a command that has a --format of its own, the option of this name is --input-format.
+    """
     hints = typing.get_type_hints(Options)
-    parameters = [_parameter(entry, hints[entry.name]) for entry in fields(Options)]
+    own_names = inspect.signature(command).parameters
+    taken = {"format": "input_format"} if "form" in own_names else {}
+    parameters = [_parameter(entry, hints[entry.name], taken.get(entry.name, entry.name)) for entry in fields(Options)]
+    option_names = {taken.get(entry.name, entry.name): entry.name for entry in fields(Options)}
 
     def wrapper(**given: Any) -> Any:
-        flags = {p.name: given.pop(p.name) for p in parameters}
+        flags = {option_names[p.name]: given.pop(p.name) for p in parameters}
         return command(**given, flags=_read({k: v for k, v in flags.items() if v is not None and v != []}))
 
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
@@ -41,8 +47,8 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _parameter(entry: Any, hint: Any) -> inspect.Parameter:
-    flag = "--" + entry.name.replace("_", "-")
+def _parameter(entry: Any, hint: Any, name: str) -> inspect.Parameter:
+    flag = "--" + name.replace("_", "-")
     text = entry.metadata["help"]
     kind: Any = str
     plain = get_args(hint)[0] if get_origin(hint) in (Union, typing.types.UnionType) else hint  # type: ignore[attr-defined]
@@ -60,9 +66,9 @@ def _parameter(entry: Any, hint: Any) -> inspect.Parameter:
         help=text,
         metavar=entry.metadata["metavar"],
     )
-    annotation = list[str] if entry.name == "tag" else kind
+    annotation = list[str] if entry.name in _PAIRS else kind
     return inspect.Parameter(
-        entry.name,
+        name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
         annotation=Annotated[annotation | None, option],
@@ -71,8 +77,8 @@ def _parameter(entry: Any, hint: Any) -> inspect.Parameter:
 
 def _read(flags: dict[str, Any]) -> Mapping[str, Any]:
     """Flag texts as option values."""
-    if "tag" in flags:
-        flags["tag"] = tags(flags["tag"])
+    for name in _PAIRS.keys() & flags.keys():
+        flags[name] = pairs(flags[name], name)
     if "max_cost" in flags:
         try:
             amount = Decimal(flags["max_cost"])
@@ -84,17 +90,22 @@ def _read(flags: dict[str, Any]) -> Mapping[str, Any]:
     return flags
 
 
-def tags(pairs: list[str]) -> dict[str, str]:
-    """K=V pairs as a mapping.
+_PAIRS = {"tag": ("K=V", "team=search"), "attach": ("NAME=PATH", "shop=/data/shop.duckdb")}
+"""Options given as pairs: how one looks, and an example."""
+
+
+def pairs(given: list[str], name: str = "tag") -> dict[str, str]:
+    """Pairs of a repeated flag as a mapping.
 
     Raises:
         WrongUsage: One has no "=".
     """
     values: dict[str, str] = {}
-    for pair in pairs:
+    for pair in given:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise WrongUsage(f"--tag {pair!r} is not K=V", hint="like --tag team=search")
+            form, example = _PAIRS[name]
+            raise WrongUsage(f"--{name} {pair!r} is not {form}", hint=f"like --{name} {example}")
         values[key] = value
     return values
 

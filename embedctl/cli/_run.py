@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import signal
 import sys
@@ -15,8 +16,9 @@ from typing import Any, Literal
 
 import typer
 
+from embedctl import inputs as inputs_room
 from embedctl import settings, terminal
-from embedctl.errors import Interrupted, Terminated
+from embedctl.errors import Interrupted, Terminated, WrongUsage
 from embedctl.runs.job import JobRequest
 from embedctl.runs.run import Run
 
@@ -31,12 +33,15 @@ class Talk:
     verbose: bool
 
 
+_COMPRESSED = re.compile(r"\.(gz|zstd?|bz2|xz)$")
+
+
 def default_name(inputs: Sequence[str]) -> str:
-    """STEM.embeddings.parquet of a single input, embeddings.parquet of several or of none with a name."""
+    """STEM.embeddings.parquet of a single input, embeddings.parquet of several or of none with a name (a query)."""
     if len(inputs) != 1 or inputs[0] == "-" or any(mark in inputs[0] for mark in "*?["):
         return "embeddings.parquet"
     path = Path(os.path.realpath(inputs[0]))  # not `resolve`: a link may lead to itself
-    stem = path.name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0]
+    stem = path.name if path.is_dir() else _COMPRESSED.sub("", path.name).rpartition(".")[0]
     return f"{stem or path.name}.embeddings.parquet"
 
 
@@ -51,13 +56,20 @@ def execute(
     config: Path | None,
     ledger: Path | None,
     job_options: Mapping[str, Any] | None = None,
+    job_file: Path | None = None,
     dry_run: bool = False,
     **about: Any,
 ) -> None:
-    """Do it (or, with `dry_run`, say what it would take), print the receipt, and exit with its code."""
+    """Do it (or, with `dry_run`, say what it would take), print the receipt, and exit with its code.
+
+    Args:
+        job_file: Where `job_options` come from.
+    """
+    loaded = settings.load(flags=flags, job=job_options, config=config, ledger=ledger)
     job = JobRequest(
-        settings=settings.load(flags=flags, job=job_options, config=config, ledger=ledger),
+        settings=loaded,
         inputs=inputs,
+        query=_query(loaded, job_file),
         kind=kind,
         output=output,
         command=command,
@@ -87,6 +99,20 @@ def execute(
         terminal.failed_rows(receipt)
     if receipt.exit_code:
         raise typer.Exit(receipt.exit_code)
+
+
+def _query(loaded: settings.Settings, job_file: Path | None) -> inputs_room.Query | None:
+    """The query that is asked; a job file's reads below that file's folder only."""
+    options = loaded.options
+    if options.sql is None:
+        if options.attach:
+            raise WrongUsage("--attach belongs to --sql", hint="--sql QUERY says what is read of it")
+        return None
+
+    def folder(option: str) -> Path | None:
+        return job_file.absolute().parent if job_file and loaded.origins[option] == "job file" else None
+
+    return inputs_room.asked(options.sql, options.attach, folder=folder("sql"), attach_folder=folder("attach"))
 
 
 @contextmanager

@@ -18,7 +18,9 @@ app = typer.Typer()
 @app.command(epilog="Example: embedctl embed handbook.md notes.txt -o texts.parquet --workspace acme")
 @with_options
 def embed(
-    inputs: Annotated[list[str], typer.Argument(help="Files, globs, folders, or - for stdin.", metavar="INPUT...")],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Files, globs, folders, or - for stdin.", metavar="INPUT")
+    ] = None,
     *,
     output: Annotated[
         str | None,
@@ -53,6 +55,14 @@ def embed(
         raise WrongUsage("--json and -o - both want stdout", hint="give one of them")
     if output is not None and output != "-":
         named.check_format(Path(output), "parquet")
+    inputs = inputs or []
+    if inputs and flags.get("sql"):
+        raise WrongUsage("INPUT and --sql both say what to embed", hint="give one of them")
+    if not inputs and not flags.get("sql"):
+        raise WrongUsage(
+            "missing argument 'INPUT...'",
+            hint="name files, folders or -, or a query with --sql; `embedctl embed --help` shows the flags",
+        )
     execute(
         "embed",
         inputs=inputs,

@@ -1,19 +1,32 @@
-"""Step 1, from a file to checked UTF-8: growing files, gzip, byte order marks, encodings, long lines."""
+"""Step 1, from a file to UTF-8: growing files, compressions, byte order marks, encodings, long lines."""
 
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from embedctl.errors import InputInvalid, InputMissing, WrongUsage
+from embedctl.inputs import compressions
 
 CHUNK_BYTES = 1 << 20
 EXPANSION_LIMIT = 100  # times; facts/faults.md I23
 EXPANSION_FREE_BYTES = 64 << 20  # a small file that expands well is no bomb
+_WIDE = ("utf-16", "utf-32", "utf-7", "utf-8", "utf_16", "utf_32", "utf_7", "utf_8")  # zero bytes may be text
+_MARKED = "embedctl-marked"
+_MARK = "\udcff"
+_MARK_BYTES = _MARK.encode("utf-8", "surrogatepass")
+
+
+def _marked(invalid: UnicodeError) -> tuple[str, int]:
+    """What stands for bytes that are no text: half a surrogate pair, which is no UTF-8 in its turn."""
+    if not isinstance(invalid, UnicodeDecodeError):
+        raise invalid
+    return _MARK, invalid.end
+
+
+codecs.register_error(_MARKED, _marked)
 
 
 def codec(encoding: str) -> codecs.CodecInfo:
@@ -30,6 +43,16 @@ def codec(encoding: str) -> codecs.CodecInfo:
             f"unknown text encoding {encoding!r}", hint="for example --encoding utf-8, utf-16, cp1252 or shift_jis"
         ) from unknown
     return found
+
+
+def is_mark(text: bytes, at: int) -> bool:
+    """Whether what is no UTF-8 at a position stands for bytes that were no text in another encoding."""
+    return text.startswith(_MARK_BYTES, at)
+
+
+def is_wide(name: str) -> bool:
+    """Whether zero bytes are text in an encoding, by its Python name."""
+    return name.startswith(_WIDE)
 
 
 class _FirstBytes(io.RawIOBase):
@@ -59,21 +82,34 @@ class Utf8Stream(io.RawIOBase):
         path: The file.
         label: How messages name it.
         size_bytes: Read no further than this.
-        gzipped: Whether to decompress.
+        compression: How to decompress; None: it is not compressed.
         encoding: Of the file's text.
+        by_row: Bytes that are no text are not refused, for each row is looked at by itself: of UTF-8 they are passed
+            on as they are, of other encodings as half a surrogate pair, which is no UTF-8 either.
 
     Raises:
         InputInvalid: While reading: bytes that are no text in this encoding (file, line and byte are named),
-            a gzip stream that is corrupt or expands more than 100 times.
+            zero bytes where no text has them, a compressed stream that is corrupt or expands more than 100 times.
         InputMissing: It cannot be opened or read.
     """
 
-    def __init__(self, path: Path, label: str, size_bytes: int, *, gzipped: bool, encoding: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        label: str,
+        size_bytes: int,
+        *,
+        encoding: str,
+        compression: str | None = None,
+        by_row: bool = False,
+    ) -> None:
         self._label = label
         self._encoding = codec(encoding).name
-        self._decoder = codecs.getincrementaldecoder(encoding)("strict")
+        self._decoder = codecs.getincrementaldecoder(encoding)(_MARKED if by_row else "strict")
         self._is_utf8 = self._encoding == "utf-8"
-        self._gzipped = gzipped
+        self._by_row = by_row
+        self._zero_is_text = is_wide(self._encoding)
+        self._compression = compression
         self._size_bytes = size_bytes
         self._out_bytes = 0
         self._lines_before = 0  # complete lines before the chunk at hand
@@ -87,7 +123,7 @@ class Utf8Stream(io.RawIOBase):
         except OSError as refused:
             raise InputMissing(f"cannot read {label}: {refused.strerror}") from refused
         buffered = io.BufferedReader(self._raw, CHUNK_BYTES)
-        self._source: io.BufferedIOBase = gzip.GzipFile(fileobj=buffered) if gzipped else buffered
+        self._source: compressions.Reader = compressions.opened(buffered, compression) if compression else buffered
 
     def readable(self) -> bool:
         """Yes."""
@@ -101,14 +137,25 @@ class Utf8Stream(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """At most `size` bytes, all when negative; empty at the end."""
         if size < 0:
-            return self._rest + b"".join(self.chunks())
+            return b"".join(self.chunks())
         while not self._rest and not self._done:
             self._rest = self._next()
         taken, self._rest = self._rest[:size], self._rest[size:]
         return taken
 
+    def take(self, size: int) -> bytes:
+        """Exactly `size` bytes; fewer only at the end."""
+        parts: list[bytes] = []
+        while size and (part := self.read(size)):
+            parts.append(part)
+            size -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
     def chunks(self) -> Iterator[bytes]:
         """The rest of the file, about a mebibyte at a time."""
+        if self._rest:
+            yield self._rest
+            self._rest = b""
         while not self._done:
             chunk = self._next()
             if chunk:
@@ -117,10 +164,15 @@ class Utf8Stream(io.RawIOBase):
     def _next(self) -> bytes:
         raw = self._raw_chunk()
         self._done = not raw
+        if self._is_utf8 and self._by_row:
+            return self._without_mark(raw)
+        if not self._zero_is_text and b"\0" in raw:
+            at = self._out_bytes - len(raw) + raw.index(b"\0")
+            raise InputInvalid(f"{self._label} is binary: a zero byte at offset {at}", hint="extract its text first")
         valid = self._carried + raw
         try:
             text = self._decoder.decode(raw, final=self._done)
-            recoded = b"" if self._is_utf8 else text.encode()
+            recoded = b"" if self._is_utf8 else text.encode("utf-8", "surrogatepass")
         except UnicodeDecodeError as invalid:
             raise self._not_text(invalid) from invalid
         except UnicodeError as invalid:
@@ -131,26 +183,35 @@ class Utf8Stream(io.RawIOBase):
             valid = valid[: len(valid) - unfinished] if unfinished else valid
         else:
             valid = recoded
-        if self._first and valid:
-            self._first = False
-            valid = valid.removeprefix(codecs.BOM_UTF8)
+        valid = self._without_mark(valid)
         self._count(valid)
         return valid
+
+    def _without_mark(self, chunk: bytes) -> bytes:
+        if not self._first or not chunk:
+            return chunk
+        self._first = False
+        return chunk.removeprefix(codecs.BOM_UTF8)
 
     def _raw_chunk(self) -> bytes:
         try:
             chunk = self._source.read(CHUNK_BYTES)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as corrupt:
-            raise InputInvalid(f"{self._label} is not a whole gzip file: {corrupt}") from corrupt
+        except compressions.CORRUPT as corrupt:
+            raise self._not_whole(corrupt) from corrupt
         except OSError as refused:
+            if self._compression and compressions.is_corrupt(refused):
+                raise self._not_whole(refused) from refused
             raise InputMissing(f"cannot read {self._label}: {refused.strerror or refused}") from refused
         self._out_bytes += len(chunk)
-        if self._gzipped and self._out_bytes > EXPANSION_FREE_BYTES + EXPANSION_LIMIT * self._size_bytes:
+        if self._compression and self._out_bytes > EXPANSION_FREE_BYTES + EXPANSION_LIMIT * self._size_bytes:
             raise InputInvalid(
                 f"{self._label} expands to more than {EXPANSION_LIMIT} times its size",
                 hint="decompress it first if that is meant",
             )
         return chunk
+
+    def _not_whole(self, corrupt: Exception) -> InputInvalid:
+        return InputInvalid(f"{self._label} is not a whole {self._compression} file: {corrupt}")
 
     def _count(self, valid: bytes) -> None:
         newlines = valid.count(b"\n")

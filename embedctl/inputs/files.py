@@ -16,12 +16,14 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote
 
-from embedctl.errors import InputInvalid, InputMissing, StorageFailed, WrongUsage
+from embedctl.errors import EmbedctlError, InputInvalid, InputMissing, StorageFailed, WrongUsage
 from embedctl.inputs import kinds
-from embedctl.inputs.block import ReadOptions
+from embedctl.inputs.block import InputFile, ReadOptions
 from embedctl.inputs.decoding import CHUNK_BYTES, codec
-from embedctl.inputs.kinds import KINDS, Kind
+from embedctl.inputs.formats import SUFFIXES
+from embedctl.inputs.left_out import LeftOut
 
 OURS = (".embeddings.parquet", ".failures.jsonl")  # in a folder, what an earlier run wrote is no input
 STATE_FOLDER = "_embedctl"
@@ -30,49 +32,27 @@ STATE_FOLDER = "_embedctl"
 STDIN = "stdin"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputFile:
-    """One file to read.
-
-    Attributes:
-        path: Where its bytes are; for a pipe, its spooled copy.
-        label: Path relative to the input root, UTF-8 whatever the file system holds; the id of its text.
-        gzipped: Whether it is decompressed while it is read.
-        size_bytes: At the start; what is appended later is not read.
-        digest: blake2b-128 of the content where it came through a pipe, else None.
-        spooled: Unnamed copy of a pipe that is gone when this object is.
-    """
-
-    path: Path
-    label: str
-    kind: Kind
-    gzipped: bool
-    size_bytes: int
-    mtime_ns: int
-    digest: str | None = None
-    spooled: object | None = None
-
-
 def printable(path: Path | str) -> str:
     r"""A path as text; bytes that are no UTF-8 become `\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def found(inputs: Sequence[str], options: ReadOptions, stdin: BinaryIO | None, left_out: list[Path]) -> list[InputFile]:
+def found(inputs: Sequence[str], options: ReadOptions, stdin: BinaryIO | None, left_out: LeftOut) -> list[InputFile]:
     """Every file the arguments mean, in their order, folders sorted, none twice; each looked into.
 
     Args:
-        left_out: Gets the symbolic links that lead out of a folder or a glob's root.
+        left_out: Gets what a folder or a glob holds and is not read, and with `on_bad_file` what cannot be read.
 
     Raises:
         InputMissing: Nothing there, a glob or folder without files, no permission.
-        InputInvalid: A binary file, a device.
+        InputInvalid: A binary file that is named, a device.
         WrongUsage: No input, or stdin asked for and not there.
     """
     if not inputs:
         raise WrongUsage("no input", hint="name a file, a folder, a glob, or - for stdin")
     codec(options.encoding)
     files: list[InputFile] = []
+    refused: EmbedctlError | None = None
     seen = {os.path.realpath(path) for path in options.leave_out}
     for argument in inputs:
         if argument == "-":
@@ -80,18 +60,32 @@ def found(inputs: Sequence[str], options: ReadOptions, stdin: BinaryIO | None, l
                 files.append(_piped(stdin, STDIN, options))
             seen.add("-")
             continue
-        for path, root in _paths(argument, left_out):
+        for path, root, is_named in _paths(argument, options, left_out):
             real = os.path.realpath(path)
-            if real not in seen:
-                seen.add(real)
-                files.append(_looked_into(path, root, options))
+            if real in seen:
+                continue
+            seen.add(real)
+            try:
+                files.append(_looked_into(path, root, options, is_named=is_named))
+            except kinds.Binary as error:
+                if is_named:
+                    raise
+                refused = refused or error
+                left_out.add(printable(path), "binary", error.message)
+            except (InputInvalid, InputMissing) as error:
+                if options.on_bad_file == "fail" or isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                refused = refused or error
+                left_out.add(printable(path), "unreadable", error.message)
+    if not files and refused is not None:
+        raise refused
     if not files:
         raise InputMissing("the only input is the output of an earlier run", hint="name what is to be embedded")
     return _told_apart(files)
 
 
-def _paths(argument: str, left_out: list[Path]) -> Iterator[tuple[Path, Path]]:
-    """Each file an argument means, with the root its name is relative to.
+def _paths(argument: str, options: ReadOptions, left_out: LeftOut) -> Iterator[tuple[Path, Path, bool]]:
+    """Each file an argument means, with the root its name is relative to, and whether it is named itself.
 
     What is named is the user's word, a link too; what a folder or a glob finds is not, and stays inside of its root.
     """
@@ -103,23 +97,26 @@ def _paths(argument: str, left_out: list[Path]) -> Iterator[tuple[Path, Path]]:
             raise _missing(argument, missing) from missing
     else:
         if stat.S_ISDIR(mode):
-            yield from ((file, path) for file in _folder(path, left_out))
+            yield from ((file, path, False) for file in _folder(path, options, left_out))
         else:
-            yield path, path.parent
+            yield path, path.parent, True
         return
-    root, before = Path(argument), len(left_out)
-    while glob.has_magic(str(root)):
-        root = root.parent
-    parts = Path(argument).relative_to(root).parts
-    matches = sorted(set(_matches(root, parts, _Root(root, left_out))))
-    ours = {folder for folder in {match.parent for match in matches} if _is_ours(folder)}
+    folder = Path(argument)
+    while glob.has_magic(str(folder)):
+        folder = folder.parent
+    root = _Root(folder, left_out)
+    parts = Path(argument).relative_to(folder).parts
+    matches = sorted(set(_matches(folder, parts, root)))
+    ours = {parent for parent in {match.parent for match in matches} if _is_ours(parent)}
     files = [match for match in matches if match.parent not in ours]
     if not files:
         hint = "check the pattern; ** matches folders of any depth"
-        if len(left_out) > before:
-            hint = f"{printable(left_out[-1])} is a link that leads out of {printable(root)}: name what it leads to"
+        if root.outside:
+            hint = (
+                f"{printable(root.outside[-1])} is a link that leads out of {printable(folder)}: name what it leads to"
+            )
         raise InputMissing(f"no file matches {printable(argument)}", hint=hint)
-    yield from ((file, root) for file in files)
+    yield from ((file, folder, False) for file in files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +132,10 @@ class _Entry:
 class _Root:
     """A folder whose links are followed only to files below it; those that lead elsewhere are noted, once each."""
 
-    def __init__(self, path: Path, left_out: list[Path]) -> None:
+    def __init__(self, path: Path, left_out: LeftOut) -> None:
         self._real = os.path.realpath(path)
         self._left_out = left_out
+        self.outside: list[Path] = []
 
     def is_entered(self, entry: _Entry) -> bool:
         """Whether it is a folder to look into: not one of ours, and no link."""
@@ -154,8 +152,9 @@ class _Root:
 
     def _holds(self, link: Path) -> bool:
         inside = _is_below(os.path.realpath(link), self._real)
-        if not inside and link not in self._left_out:
-            self._left_out.append(link)
+        if not inside and link not in self.outside:
+            self.outside.append(link)
+            self._left_out.add(printable(link), "link_outside")
         return inside
 
 
@@ -214,12 +213,13 @@ def _followed(path: Path, *, is_link: bool) -> _Entry:
     return _Entry(path, is_link, is_folder=os.path.isdir(path), is_file=os.path.isfile(path))  # noqa: PTH112, PTH113 - they never raise
 
 
-def about_links(left_out: Sequence[Path]) -> tuple[str, ...]:
+def about_links(left_out: LeftOut) -> tuple[str, ...]:
     """What to say of links that were left out; nothing when none was."""
-    if not left_out:
+    links = [one.label for one in left_out if one.why == "link_outside"]
+    if not links:
         return ()
-    names = ", ".join(map(printable, left_out[:3])) + (", …" if len(left_out) > 3 else "")
-    what = "a link that leads" if len(left_out) == 1 else f"{len(left_out)} links that lead"
+    names = ", ".join(links[:3]) + (", …" if len(links) > 3 else "")
+    what = "a link that leads" if len(links) == 1 else f"{len(links)} links that lead"
     return (f"left out: {what} out of the folder ({names}); name what is to be embedded all the same",)
 
 
@@ -232,7 +232,7 @@ def _missing(argument: str, cause: Exception) -> InputMissing:
     return InputMissing(f"no such file: {name}", hint="paths are relative to the current folder")
 
 
-def _folder(start: Path, left_out: list[Path]) -> list[Path]:
+def _folder(start: Path, options: ReadOptions, left_out: LeftOut) -> list[Path]:
     """Files of known kinds below a folder, sorted; no hidden ones, none that a symbolic link leads outside to."""
     root = _Root(start, left_out)
     files: list[Path] = []
@@ -242,16 +242,25 @@ def _folder(start: Path, left_out: list[Path]) -> list[Path]:
         try:
             visible = [entry for entry in _entries(folder) if not entry.path.name.startswith(".")]
         except OSError as problem:
-            raise _missing(str(folder), problem) from problem
+            refusal = _missing(str(folder), problem)
+            if folder == start or options.on_bad_file == "fail":
+                raise refusal from problem
+            left_out.add(printable(folder), "unreadable", refusal.message)
+            continue
         for entry in visible:
-            name = entry.path.name
-            if not name.endswith(OURS) and kinds.by_name(name)[0] is not None and root.is_taken(entry):
+            if entry.path.name.endswith(OURS) or not root.is_taken(entry):
+                continue
+            why = kinds.not_of(entry.path.name, options)
+            if why is None:
                 files.append(entry.path)
+            else:
+                left_out.add(printable(entry.path), why)
         waiting += [entry.path for entry in reversed(visible) if root.is_entered(entry)]
     if not files:
         raise InputMissing(
             f"no inputs in folder {printable(start)}",
-            hint=f"it is searched for {' '.join(sorted(KINDS))} (text also .gz); name other files one by one",
+            hint=f"it is searched for {' '.join(sorted(SUFFIXES))} "
+            "(text also .gz .zst .bz2 .xz); name other files one by one",
         )
     return files
 
@@ -264,7 +273,7 @@ def _is_below(path: str, folder: str) -> bool:
     return os.path.commonpath((path, folder)) == folder
 
 
-def _looked_into(path: Path, root: Path, options: ReadOptions) -> InputFile:
+def _looked_into(path: Path, root: Path, options: ReadOptions, *, is_named: bool) -> InputFile:
     try:
         status = path.stat()
         if stat.S_ISFIFO(status.st_mode):
@@ -273,18 +282,30 @@ def _looked_into(path: Path, root: Path, options: ReadOptions) -> InputFile:
         if not stat.S_ISREG(status.st_mode):
             raise InputInvalid(f"{printable(path)} is a device or socket, not a file")
         with path.open("rb") as file:
-            return _described(file, path, printable(os.path.relpath(path, root)), options, status)
+            looked = _described(file, path, printable(os.path.relpath(path, root)), options, status)
+        return replace(looked, is_named=is_named, partitions=_partitions(path))
     except OSError as refused:
         raise _missing(str(path), refused) from refused
 
 
+def _partitions(path: Path) -> tuple[tuple[str, str | None], ...]:
+    """What the folders of a path say as Hive writes it, `lang=de`; special characters are in per cent."""
+    said = (_PARTITION.fullmatch(part) for part in path.parts[:-1])
+    found = {unquote(one[1]): unquote(one[2]) for one in said if one}
+    return tuple((printable(name), None if value == _NO_VALUE else printable(value)) for name, value in found.items())
+
+
+_PARTITION = re.compile(r"([^=]+)=(.*)", re.DOTALL)
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+
+
 def _described(file: BinaryIO, path: Path, label: str, options: ReadOptions, status: os.stat_result) -> InputFile:
-    kind, gzipped = kinds.looked_at(file, label, options)
+    kind, compression = kinds.looked_at(file, label, options)
     return InputFile(
         path=path,
         label=label,
         kind=kind,
-        gzipped=gzipped,
+        compression=compression,
         size_bytes=status.st_size,
         mtime_ns=status.st_mtime_ns,
     )

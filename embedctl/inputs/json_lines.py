@@ -1,21 +1,66 @@
-"""Step 1, rows of JSON Lines, and of a JSON array of objects where the file is small."""
+"""Step 1, JSON: objects, one a line, or the elements of one array where the file is small."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
+from math import isfinite
 from typing import Any
 
 import orjson
 import pyarrow as pa
 
-from embedctl.inputs.block import Block, ReadOptions, Reason, pieces
+from embedctl.errors import InputInvalid
+from embedctl.inputs import row_ids
+from embedctl.inputs.block import Block, InputFile, ReadOptions, Reason, pieces
 from embedctl.inputs.columns import Columns
-from embedctl.inputs.files import InputFile
-from embedctl.inputs.objects import ObjectRun, bad, called, runs
+from embedctl.inputs.json_numbers import Number, dumps
+from embedctl.inputs.objects import ObjectRun, called, last_objects, runs
+from embedctl.inputs.table import UNREADABLE, Bad, Table
+from embedctl.records import RowId
 
-SCAN_BYTES = 64 << 20  # looked at before any work, over all files; a field that first comes later is an error
+NAME = "jsonl"
+SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json")
+IS_TABLE = True
+IS_TEXT = True
+
+SCAN_BYTES = 64 << 20
+"""Looked through before any work, over all files."""
+
 SCAN_BYTES_PER_FILE = 1 << 20
+TAIL_BYTES = 4 << 20
+"""Of a file that is larger, its end is looked at too, where a field that came in with time stands. A row between with
+a field that neither has fails: to read all of a file of any size twice would cost hours, to leave it out would lose it.
+"""
+
+_WHOLE_FLOAT = 1 << 53
+"""A float holds every whole number up to here."""
+_NUMBERS = (int, float, Number)
+_TEXT_OR_NULL = {str, type(None)}
+_UNFIT = (pa.ArrowException, OverflowError, TypeError, ValueError)
+
+
+def looks_like(head: bytes) -> bool:
+    """Whether the first line is an object, or an array of objects begins."""
+    line = head.split(b"\n", 1)[0]
+    if line.startswith(b"{"):
+        with suppress(ValueError):
+            return isinstance(orjson.loads(line), dict)
+    return bool(_ARRAY.match(head))
+
+
+_ARRAY = re.compile(rb'\s*\[\s*\{\s*"')
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The fields that objects have; of all of them where the files were looked through to the end."""
+
+    fields: frozenset[str]
+    is_all: bool
 
 
 @dataclass(slots=True)
@@ -26,13 +71,18 @@ class _Field:
     least: int = 0
     most: int = 0
     tokens: bool = True
+    is_exact: bool = True
 
-    def see(self, values: list[Any]) -> None:
+    def see(self, values: Sequence[Any]) -> None:
         """Widen by more values."""
         types = set(map(type, values))
+        if Number in types:
+            numbers = [value for value in values if type(value) is Number]
+            self.is_exact = self.is_exact and all(number.is_float for number in numbers)
+            types = types - {Number} | {float}
         self.types |= types
         if int in types:
-            whole = [value for value in values if type(value) is int]
+            whole = values if types == {int} else [value for value in values if type(value) is int]
             self.least, self.most = min(self.least, *whole), max(self.most, *whole)
         if list in types:
             lists = (value for value in values if type(value) is list)
@@ -41,7 +91,7 @@ class _Field:
     def type(self) -> pa.DataType:
         """The narrowest type for all values; string when text is among them, struct where no column type fits."""
         seen = self.types - {type(None)}
-        if not seen or str in seen:
+        if not seen or str in seen or not self.is_exact:
             return pa.string()
         if seen == {bool}:
             return pa.bool_()
@@ -50,157 +100,223 @@ class _Field:
         if seen == {int}:
             return pa.uint64() if self.least == 0 else pa.string()
         if seen <= {int, float}:
-            return pa.float64()
+            is_float = self.least >= -_WHOLE_FLOAT and self.most <= _WHOLE_FLOAT
+            return pa.float64() if is_float else pa.string()
         return pa.list_(pa.int64()) if seen == {list} and self.tokens else pa.struct([])
 
 
-def schema(files: Sequence[InputFile], options: ReadOptions) -> tuple[pa.Schema, int | None]:
-    """The fields of all files, and the number of rows if that is known.
+def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[Table]:
+    """One table of all files, with the fields of all objects.
 
-    Small files are looked through to the end, so that a bad line is found before any work is done.
-
-    Raises:
-        InputInvalid: A line that is no JSON object.
+    An array that is no JSON, and a file in which no line is an object, are broken.
     """
-    fields: dict[str, _Field] = {}
-    count: int | None = 0
-    budget_bytes = max(SCAN_BYTES_PER_FILE, SCAN_BYTES // max(len(files), 1))
+    looks = _Looks(options, max(SCAN_BYTES_PER_FILE, SCAN_BYTES // max(len(files), 1)))
+    able: list[InputFile] = []
     for file in files:
-        read = 0
-        for run, run_bytes in runs(file, options):
-            for name in dict.fromkeys(key for each in run.objects for key in each):
-                fields.setdefault(name, _Field()).see([each.get(name) for each in run.objects])
-            count = None if count is None else count + len(run.objects)
+        try:
+            looks.at(file)
+            able.append(file)
+        except UNREADABLE as error:
+            bad(file, error)
+    if not looks.is_all and isinstance(options.keep, tuple):
+        for name in options.keep:
+            looks.fields.setdefault(name, _Field())  # it may come: text, as of all whose values nobody has seen
+    schema = pa.schema([(name, seen.type()) for name, seen in looks.fields.items()])
+    seen = Seen(frozenset(looks.fields), looks.is_all)
+    rows = looks.count if looks.is_all else None
+    yield Table(files=tuple(able), schema=schema, rows=rows, nested_as_text=True, seen=seen)
+
+
+@dataclass(slots=True)
+class _Looks:
+    """What the fields of several files look like."""
+
+    options: ReadOptions
+    budget_bytes: int
+    fields: dict[str, _Field] = field(default_factory=dict)
+    count: int = 0
+    is_all: bool = True
+
+    def at(self, file: InputFile) -> None:
+        """Look at the beginning of one more, or at all of it.
+
+        Raises:
+            InputInvalid: No line is an object.
+        """
+        read, has_rows, first_bad = 0, False, ""
+        for run, run_bytes in runs(file, self.options):
+            if not has_rows:
+                has_rows = len(run.objects) > len(run.bad)
+                first_bad = first_bad or next((f"{run.where(file, at)}: {why}" for at, (_, why) in run.bad.items()), "")
+            _see(self.fields, run)
+            self.count += len(run.objects)
             read += run_bytes
-            if read > budget_bytes:
-                count = None
+            if read > self.budget_bytes:
+                self.is_all = False
+                if (last := last_objects(file, self.options, TAIL_BYTES)) is not None:
+                    _see(self.fields, last)
                 break
-    return pa.schema([(name, seen.type()) for name, seen in fields.items()]), count
+        if first_bad and not has_rows:
+            raise InputInvalid(first_bad, hint="JSON Lines has one object a line; a JSON array is one of objects")
 
 
-def blocks(
-    file: InputFile, columns: Columns, options: ReadOptions, known: frozenset[str], first_row: int
-) -> Iterator[Block]:
-    """Rows of one file, in order.
+def _see(fields: dict[str, _Field], run: ObjectRun) -> None:
+    """Take the fields of some objects in; mostly all of them have the same ones, in the same order."""
+    shapes = set(map(tuple, run.objects))
+    if len(shapes) == 1:
+        [shape] = shapes
+        for name, values in zip(shape, zip(*map(dict.values, run.objects), strict=True), strict=True):
+            fields.setdefault(name, _Field()).see(run.exact(name, list(values)))
+        return
+    for name in dict.fromkeys(chain.from_iterable(run.objects)):
+        fields.setdefault(name, _Field()).see(run.values(name))
+
+
+def rows(file: InputFile, columns: Columns, options: ReadOptions, seen: Seen, first_row: int) -> Iterator[Block]:
+    """Rows of one file, in order; a line that is no object, or a value that does not fit its column, fails its row.
 
     Args:
-        file: JSON Lines or an array.
-        columns: What is read; kept fields are text where a value may be an object or a list.
-        options: How.
-        known: All fields that `schema` saw; another one would be lost without a word.
-        first_row: Ordinal of the file's first row.
-
-    Raises:
-        InputInvalid: A line that is no JSON object, or a value of another type than the column's.
+        columns: Kept fields are text where a value may be an object or a list.
+        seen: A field that is not among these would be lost: its row fails.
     """
     for run, _ in runs(file, options):
-        if options.keep == "all":
-            _refuse_new_fields(file, run, known)
-        yield from pieces(_block(run, file, columns, options, first_row))
+        yield from pieces(_Rows(run, file, columns, options).block(seen, first_row))
         first_row += len(run.objects)
 
 
-def _refuse_new_fields(file: InputFile, run: ObjectRun, known: frozenset[str]) -> None:
-    for number, each in zip(run.numbers, run.objects, strict=True):
-        if not known.issuperset(each):
-            new = next(iter(each.keys() - known))
-            raise bad(file, number, f"the field {new!r} was not in the file's beginning", "name fields with --keep")
+class _Rows:
+    """The rows of a run of objects, and what is wrong with some of them."""
 
+    def __init__(self, run: ObjectRun, file: InputFile, columns: Columns, options: ReadOptions) -> None:
+        self._run, self._file, self._columns, self._options = run, file, columns, options
+        self._reasons: dict[int, Reason] = {}
+        self._messages: dict[int, str] = {}
 
-def _block(run: ObjectRun, file: InputFile, columns: Columns, options: ReadOptions, first_row: int) -> Block:
-    kept = columns.kept
-    reasons: dict[int, Reason] = dict.fromkeys(run.too_large, "too_large")
-    for at, names in run.not_unicode.items():
-        for name in names:
-            if name == columns.id or name in kept.names:
-                raise bad(file, run.numbers[at], f"{name!r} holds half of a surrogate pair")
-            if name == columns.text:
-                reasons[at] = "invalid_unicode"
-    values = [each.get(columns.text) for each in run.objects]
-    ids = _ids(run, file, columns, first_row)
-    record = _kept(run, file, kept) if kept.names else None
-    if columns.is_tokens:
-        return Block(first_row, ids, [], _tokens(run, values, file, columns, reasons), record, reasons)
-    return Block(first_row, ids, _texts(run, values, file, columns, reasons, options), None, record, reasons)
+    def block(self, seen: Seen, first_row: int) -> Block:
+        """All of them."""
+        run, columns = self._run, self._columns
+        for at in run.too_large:
+            self._fail(at, "too_large", "the line is larger than --max-row-bytes")
+        for at, (reason, why) in run.bad.items():
+            self._fail(at, reason, why)
+        for at, names in run.not_unicode.items():
+            used = [name for name in names if name in columns.names]
+            if used:
+                self._fail(at, "invalid_unicode", f"{used[0]!r} holds half of a surrogate pair")
+        if self._options.keep == "all" and not seen.is_all:
+            self._fail_new_fields(seen.fields)
+        ids, id_column = self._ids(first_row)
+        values = run.values(columns.text)
+        texts: list[str | None] = [] if columns.is_tokens else [None] * len(values)
+        if columns.template is None and not columns.is_tokens:
+            texts = self._texts(values)
+        tokens = self._tokens(values) if columns.is_tokens else None
+        kept = self._kept() if columns.kept.names else None
+        for at in self._reasons:
+            values[at] = None
+        return Block(first_row, ids, texts, tokens, kept, self._reasons, id_column, self._messages)
 
+    def _fail(self, at: int, reason: Reason, why: str) -> None:
+        if at not in self._reasons:
+            self._reasons[at] = reason
+            self._messages[at] = f"{self._run.where(self._file, at)}: {why}"
 
-def _texts(
-    run: ObjectRun,
-    values: list[Any],
-    file: InputFile,
-    columns: Columns,
-    reasons: dict[int, Reason],
-    options: ReadOptions,
-) -> list[str | None]:
-    if set(map(type, values)) != {str}:
+    def _fail_new_fields(self, known: frozenset[str]) -> None:
+        if known.issuperset(chain.from_iterable(self._run.objects)):
+            return
+        for at, each in enumerate(self._run.objects):
+            if not known.issuperset(each):
+                new = next(name for name in each if name not in known)
+                why = f"the field {new!r} is not at the file's beginning or end: name fields with --keep"
+                self._fail(at, "bad_value", why)
+
+    def _texts(self, values: list[Any]) -> list[str | None]:
+        name, most = self._columns.text, self._options.max_row_bytes
+        if set(map(type, values)) != {str}:
+            for at, value in enumerate(values):
+                if value is None:
+                    self._reasons.setdefault(at, "null")
+                elif type(value) is not str:
+                    self._fail(at, "bad_value", f"{name!r} is {called(value)}, not text")
+                    values[at] = None
+        if sum(map(len, filter(None, values))) * 4 > most:
+            for at, value in enumerate(values):
+                if value is not None and len(value.encode()) > most:
+                    self._reasons.setdefault(at, "too_large")
+        return values
+
+    def _tokens(self, values: list[Any]) -> list[list[int] | None]:
         for at, value in enumerate(values):
             if value is None:
-                reasons.setdefault(at, "null")
-            elif type(value) is not str:
-                raise bad(file, run.numbers[at], f"{columns.text!r} is {called(value)}, not text")
-    if sum(map(len, filter(None, values))) * 4 > options.max_row_bytes:
-        for at, value in enumerate(values):
-            if value is not None and len(value.encode()) > options.max_row_bytes:
-                values[at], reasons[at] = None, "too_large"
-    return values
+                self._reasons.setdefault(at, "null")
+            elif type(value) is not list:
+                self._fail(at, "bad_value", f"{self._columns.text!r} is {called(value)}, not a list of tokens")
+            elif not all(type(token) is int and token >= 0 for token in value):
+                self._reasons.setdefault(at, "invalid_tokens")
+        return values
+
+    def _ids(self, first_row: int) -> tuple[list[RowId], pa.Array | None]:
+        run, columns = self._run, self._columns
+        if columns.id is None:
+            return list(range(first_row, first_row + len(run.objects))), None
+        ids = run.values(columns.id)
+        kind = columns.id_type
+        wanted = str if pa.types.is_string(kind) else int if pa.types.is_integer(kind) else float
+        unnamed: set[int] = set()
+        if set(map(type, ids)) != {wanted}:
+            for at, value in enumerate(ids):
+                if value is None:
+                    self._fail(at, "no_id", f"no {columns.id!r}; --id-column chooses another field")
+                elif wanted is str and type(value) in _NUMBERS:
+                    ids[at] = dumps(value)
+                elif wanted is float and type(value) is int:
+                    ids[at] = float(value)
+                elif wanted is float and isinstance(value, Number) and value.is_float:
+                    ids[at] = float(value.text)
+                elif type(value) is not wanted:
+                    self._fail(at, "bad_value", f"{columns.id!r} is {called(value)}; other rows have {kind}")
+                    ids[at] = None
+                if ids[at] is None:
+                    unnamed.add(at)
+        id_column = None
+        if not row_ids.stands_for_itself(kind):
+            id_column = pa.array(ids, kind)
+            ids = [one if one is None or isfinite(one) else str(one) for one in ids]
+        for at in unnamed:
+            ids[at] = f"{self._file.label}#{run.numbers[at]}"
+        return ids, id_column
+
+    def _kept(self) -> pa.RecordBatch:
+        kept, arrays = self._columns.kept, []
+        for column in kept:
+            values = self._run.values(column.name)
+            if pa.types.is_string(column.type):
+                if not set(map(type, values)) <= _TEXT_OR_NULL:
+                    values = [value if value is None or type(value) is str else dumps(value) for value in values]
+            elif pa.types.is_floating(column.type):
+                values = [float(value.text) if type(value) is Number and value.is_float else value for value in values]
+            try:
+                arrays.append(_column(values, column.type))
+            except _UNFIT:
+                for at, value in enumerate(values):
+                    if not _fits(value, column.type):
+                        self._fail(
+                            at, "bad_value", f"{column.name!r} is {called(value)}; other rows have {column.type}"
+                        )
+                        values[at] = None
+                arrays.append(_column(values, column.type))
+        return pa.RecordBatch.from_arrays(arrays, schema=kept)
 
 
-def _tokens(
-    run: ObjectRun, values: list[Any], file: InputFile, columns: Columns, reasons: dict[int, Reason]
-) -> list[list[int] | None]:
-    for at, value in enumerate(values):
-        if value is None:
-            reasons.setdefault(at, "null")
-        elif type(value) is not list:
-            raise bad(file, run.numbers[at], f"{columns.text!r} is {called(value)}, not a list of tokens")
-        elif not all(type(token) is int and token >= 0 for token in value):
-            values[at], reasons[at] = None, "invalid_tokens"
-    return values
-
-
-def _ids(run: ObjectRun, file: InputFile, columns: Columns, first_row: int) -> list[str] | list[int] | list[str | int]:
-    if columns.id is None:
-        return list(range(first_row, first_row + len(run.objects)))
-    ids: list[Any] = [each.get(columns.id) for each in run.objects]
-    wanted = str if pa.types.is_string(columns.id_type) else int
-    if set(map(type, ids)) == {wanted}:
-        return ids
-    for at, value in enumerate(ids):
-        if at in run.too_large:
-            ids[at] = f"{file.label}#{run.numbers[at]}"
-        elif value is None:
-            raise bad(file, run.numbers[at], f"no {columns.id!r}", "choose another field with --id-column")
-        elif wanted is str and type(value) is int:
-            ids[at] = str(value)
-        elif type(value) is not wanted:
-            raise bad(file, run.numbers[at], f"{columns.id!r} is {called(value)}; other rows have {columns.id_type}")
-    return ids
-
-
-def _kept(run: ObjectRun, file: InputFile, kept: pa.Schema) -> pa.RecordBatch:
-    arrays = []
-    for column in kept:
-        values = [each.get(column.name) for each in run.objects]
-        if pa.types.is_string(column.type):
-            values = [
-                value if value is None or type(value) is str else orjson.dumps(value).decode() for value in values
-            ]
-        try:
-            arrays.append(pa.array(values, column.type))
-        except (pa.ArrowException, OverflowError, TypeError, ValueError) as other:
-            at = next(at for at, value in enumerate(values) if not _fits(value, column.type))
-            raise bad(
-                file,
-                run.numbers[at],
-                f"{column.name!r} is {called(values[at])}; rows before have {column.type}",
-                "leave it out with --keep",
-            ) from other
-    return pa.RecordBatch.from_arrays(arrays, schema=kept)
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_floating(kind) and bool in set(map(type, values)):
+        raise TypeError  # arrow would make 1 of true
+    return pa.array(values, kind)
 
 
 def _fits(value: object, column: pa.DataType) -> bool:
     try:
-        pa.array([value], column)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        _column([value], column)
+    except _UNFIT:
         return False
     return True

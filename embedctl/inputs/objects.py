@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import orjson
 
 from embedctl.errors import InputInvalid
-from embedctl.inputs import decoding, text
-from embedctl.inputs.block import ROWS_PER_BLOCK, ReadOptions
-from embedctl.inputs.files import InputFile
+from embedctl.inputs import decoding, json_numbers, text
+from embedctl.inputs.block import ROWS_PER_BLOCK, InputFile, ReadOptions, Reason
 
 ARRAY_BYTES = 256 << 20  # an array is parsed whole
 
@@ -27,33 +26,66 @@ class ObjectRun:
         numbers: Line of each (element of an array), from 1.
         too_large: Positions of lines that were too long to be parsed; their object is empty.
         not_unicode: Position → fields that hold half a surrogate pair, which no encoding can carry; they are None.
+        bad: Position → why there is no object, and what a person should know; it is empty.
+        is_array: Numbers are of elements.
+        lines: Of each, as it was written; None where its numbers are as they were written.
     """
 
     numbers: Sequence[int]
     objects: list[Object]
     too_large: list[int] = field(default_factory=list)
     not_unicode: dict[int, list[str]] = field(default_factory=dict)
+    bad: dict[int, tuple[Reason, str]] = field(default_factory=dict)
+    is_array: bool = False
+    lines: Sequence[bytes | None] | None = None
+
+    def values(self, name: str) -> list[Any]:
+        """A field of all objects, every number as it was written; None where it is not there."""
+        try:
+            values = list(map(itemgetter(name), self.objects))
+        except KeyError:
+            values = [each.get(name) for each in self.objects]
+        return self.exact(name, values)
+
+    def exact(self, name: str, values: list[Any]) -> list[Any]:
+        """A field's values, every number as it was written."""
+        return values if self.lines is None else json_numbers.as_written(values, self.lines, name)
+
+    def where(self, file: InputFile, at: int) -> str:
+        """A position in words: of a line, or an element of an array, from 1."""
+        return f"{file.label}: {'element' if self.is_array else 'line'} {self.numbers[at]}"
 
 
 def runs(file: InputFile, options: ReadOptions) -> Iterator[tuple[ObjectRun, int]]:
-    """All objects of a file in runs, with the bytes each run took.
+    """All objects of a file in runs, with the bytes each run took: one a line, or the elements of one array.
 
     Raises:
-        InputInvalid: A line that is no JSON object, or an array that is not JSON or too large.
+        InputInvalid: An array that is not JSON or too large.
     """
-    if file.kind == "json":
-        with text.opened(file, options) as stream:
-            is_array = _starts_array(stream)
-        if is_array:
-            yield from _array(file, options)
+    with text.opened(file, options, by_row=True) as stream:
+        may_be_array = _starts_array(stream)
+    if may_be_array:
+        whole = _elements(file, options)
+        if whole is not None:
+            yield from whole
             return
-    with text.opened(file, options) as stream:
+    with text.opened(file, options, by_row=True) as stream:
         number = 1
         for lines in decoding.line_runs(stream, options.max_row_bytes):
-            run = _parsed(file, number, lines)
+            run = _parsed(options, number, lines)
             number += len(lines)
             if run.objects:
                 yield run, sum(map(len, filter(None, lines)))
+
+
+def last_objects(file: InputFile, options: ReadOptions, size_bytes: int) -> ObjectRun | None:
+    """The objects at a large file's end, one a line; None where that cannot be reached without reading all of it."""
+    if file.compression is not None or decoding.codec(options.encoding).name != "utf-8":
+        return None
+    with file.path.open("rb") as raw:
+        raw.seek(max(0, file.size_bytes - size_bytes))
+        lines: list[bytes | None] = list(raw.read(size_bytes).split(b"\n")[1:])
+    return _parsed(options, 1, lines)
 
 
 def _starts_array(stream: decoding.Utf8Stream) -> bool:
@@ -63,22 +95,42 @@ def _starts_array(stream: decoding.Utf8Stream) -> bool:
     return head.lstrip().startswith(b"[")
 
 
-def _array(file: InputFile, options: ReadOptions) -> Iterator[tuple[ObjectRun, int]]:
+def _elements(file: InputFile, options: ReadOptions) -> Iterator[tuple[ObjectRun, int]] | None:
+    """The elements of an array, some thousand at a time; None when it is one array a line."""
     with text.opened(file, options) as stream:
         whole = b"".join(_bounded(file, stream))
     try:
-        elements = orjson.loads(whole)
+        elements = _exact(orjson.loads(whole), whole)
     except orjson.JSONDecodeError as invalid:
-        raise InputInvalid(
-            f"{file.label} is not JSON: {invalid.msg} (line {invalid.lineno}, column {invalid.colno})",
-            hint="JSON Lines (.jsonl, one object a line) is read line by line",
-        ) from invalid
+        if (elements := _with_constants(whole)) is None:
+            if _is_lines(whole):
+                return None
+            raise InputInvalid(
+                f"{file.label} is not JSON: {invalid.msg} (line {invalid.lineno}, column {invalid.colno})",
+                hint="JSON Lines (.jsonl, one object a line) is read line by line",
+            ) from invalid
+    return _array_runs(elements, len(whole))
+
+
+def _is_lines(whole: bytes) -> bool:
+    """Whether the first line is JSON by itself, and something comes after it."""
+    first, _, rest = whole.strip().partition(b"\n")
+    try:
+        orjson.loads(first)
+    except orjson.JSONDecodeError:
+        return False
+    return bool(rest)
+
+
+def _array_runs(elements: list[Any], size_bytes: int) -> Iterator[tuple[ObjectRun, int]]:
     for start in range(0, len(elements), ROWS_PER_BLOCK):
         objects = elements[start : start + ROWS_PER_BLOCK]
+        run = ObjectRun(range(start + 1, start + len(objects) + 1), objects, is_array=True)
         for at, each in enumerate(objects):
             if type(each) is not dict:
-                raise bad(file, start + at + 1, f"an object is needed, this is {called(each)}")
-        yield ObjectRun(range(start + 1, start + len(objects) + 1), objects), len(whole) * len(objects) // len(elements)
+                objects[at] = {}
+                run.bad[at] = ("bad_row", f"an object is needed, this is {called(each)}")
+        yield run, size_bytes * len(objects) // len(elements)
 
 
 def _bounded(file: InputFile, stream: decoding.Utf8Stream) -> Iterator[bytes]:
@@ -92,25 +144,27 @@ def _bounded(file: InputFile, stream: decoding.Utf8Stream) -> Iterator[bytes]:
         yield chunk
 
 
-def _parsed(file: InputFile, first_number: int, lines: list[bytes | None]) -> ObjectRun:
+def _parsed(options: ReadOptions, first_number: int, lines: list[bytes | None]) -> ObjectRun:
     try:
         objects = list(map(orjson.loads, lines))  # type: ignore[arg-type]  # a None is what the other way is for
         if set(map(type, objects)) == {dict}:
-            return ObjectRun(range(first_number, first_number + len(lines)), objects)
+            return ObjectRun(range(first_number, first_number + len(lines)), objects, lines=lines)
     except orjson.JSONDecodeError:
         pass
-    return _parsed_one_by_one(file, first_number, lines)
+    return _parsed_one_by_one(options, first_number, lines)
 
 
-def _parsed_one_by_one(file: InputFile, first_number: int, lines: list[bytes | None]) -> ObjectRun:
+def _parsed_one_by_one(options: ReadOptions, first_number: int, lines: list[bytes | None]) -> ObjectRun:
     """The slow way, for runs in which a line is blank, too long or bad."""
     numbers: list[int] = []
-    run = ObjectRun(numbers, [])
+    written: list[bytes | None] = []
+    run = ObjectRun(numbers, [], lines=written)
     for number, line in enumerate(lines, first_number):
         if line is not None and not line.strip():
             continue
         at = len(numbers)
         numbers.append(number)
+        written.append(line)
         if line is None:
             run.too_large.append(at)
             run.objects.append({})
@@ -118,30 +172,64 @@ def _parsed_one_by_one(file: InputFile, first_number: int, lines: list[bytes | N
         try:
             parsed = orjson.loads(line)
         except orjson.JSONDecodeError as invalid:
-            parsed, run.not_unicode[at] = _without_half_pairs(file, number, line, invalid)
+            if (why := not_text(line, options.encoding)) is not None:
+                parsed, run.bad[at] = {}, ("invalid_utf8", why)
+            elif (halves := _without_half_pairs(line)) is not None:
+                parsed, run.not_unicode[at] = halves
+            else:
+                parsed, run.bad[at] = {}, ("bad_row", f"not JSON: {invalid.msg} (column {invalid.colno})")
         if type(parsed) is not dict:
-            raise bad(file, number, f"an object is needed, this is {called(parsed)}")
+            parsed, run.bad[at] = {}, ("bad_row", f"an object is needed, this is {called(parsed)}")
         run.objects.append(parsed)
     return run
 
 
-def _without_half_pairs(
-    file: InputFile, number: int, line: bytes, invalid: orjson.JSONDecodeError
-) -> tuple[Object, list[str]]:
-    r"""Parse a line that holds half a surrogate pair (`"\ud800"`), which orjson refuses and RFC 8259 allows."""
+def not_text(line: bytes, encoding: str) -> str | None:
+    """What is wrong with a line that is no UTF-8; None where nothing is."""
     try:
-        parsed = json.loads(line)
+        line.decode()
+    except UnicodeDecodeError as invalid:
+        how = "--encoding says how it is written"
+        if decoding.is_mark(line, invalid.start):
+            return f"bytes that are not {encoding}; {how}"
+        return f"invalid UTF-8 at byte {invalid.start + 1} (0x{line[invalid.start]:02x}); {how}"
+    return None
+
+
+def _exact(parsed: Any, text: bytes) -> Any:
+    """The value with all numbers as they were written."""
+    if json_numbers.is_exact(text):
+        return parsed
+    try:
+        return json_numbers.loads(text)[0]
+    except (ValueError, RecursionError):  # what orjson takes and json does not: the number is in no float
+        return parsed
+
+
+def _with_constants(text: bytes) -> Any:
+    """What is JSON but for NaN and Infinity; None when it is not."""
+    try:
+        parsed, has_constants = json_numbers.loads(text)
     except (ValueError, RecursionError):
-        parsed = None
+        return None
+    return parsed if has_constants else None
+
+
+def _without_half_pairs(line: bytes) -> tuple[Object, list[str]] | None:
+    r"""Parse a line that holds half a surrogate pair (`"\ud800"`), which RFC 8259 allows, or NaN, which many write."""
+    try:
+        parsed, has_constants = json_numbers.loads(line)
+    except (ValueError, RecursionError):
+        return None
     unfit = [name for name, value in parsed.items() if not _can_be_encoded(value)] if type(parsed) is dict else []
-    if not unfit or not _can_be_encoded(list(parsed)):
-        raise bad(file, number, f"not JSON: {invalid.msg} (column {invalid.colno})") from invalid
-    return parsed | dict.fromkeys(unfit), unfit
+    if not (unfit or has_constants) or not _can_be_encoded(list(parsed) if type(parsed) is dict else parsed):
+        return None
+    return parsed | dict.fromkeys(unfit) if unfit else parsed, unfit
 
 
 def _can_be_encoded(value: object) -> bool:
     try:
-        orjson.dumps(value)
+        json_numbers.dumps(value)
     except TypeError:
         return False
     return True
@@ -151,9 +239,3 @@ def called(value: object) -> str:
     """What a JSON value is, for a message."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-def bad(file: InputFile, number: int, what: str, hint: str | None = None) -> InputInvalid:
-    """The error that names a line, or an element of an array, from 1."""
-    where = "element" if file.kind == "json" else "line"
-    return InputInvalid(f"{file.label}: {where} {number}: {what}", hint=hint)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,20 +11,44 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from embedctl.errors import InputInvalid, InputMissing
-from embedctl.inputs import columns as read_columns
-from embedctl.inputs import row_bytes
-from embedctl.inputs.block import BYTES_PER_BLOCK, ROWS_PER_BLOCK, Block, ReadOptions, Reason
+from embedctl.errors import InputInvalid
+from embedctl.inputs import arrow_rows, row_bytes
+from embedctl.inputs.arrow_rows import checked
+from embedctl.inputs.block import ROWS_PER_BLOCK, Block, InputFile, ReadOptions
 from embedctl.inputs.columns import Columns
-from embedctl.inputs.files import InputFile
+from embedctl.inputs.table import UNREADABLE, Bad, Table
 
 BUFFER_BYTES = 1 << 20  # read a column chunk piece by piece, however large the row group
 BATCH_BYTES = 32 << 20
 MOST_BATCH_BYTES = 128 << 20  # above, the columns' longest values together count: a resume counts by older blocks
-TOKEN_BYTES = 8
 BATCH_ROWS_DICTIONARY = 65_536  # each batch costs a look at its whole dictionary
 BATCH_ROWS_DELTA = 256  # a repeated prefix takes no room in the file, and no footer tells
+NAME = "parquet"
+SUFFIXES = (".parquet", ".pq", ".parq")
+IS_TABLE = True
+IS_TEXT = False
 NOT_PARQUET = "not a Parquet file, or a damaged one"
+
+
+def looks_like(head: bytes) -> bool:
+    """Whether it begins as every Parquet file does."""
+    return head.startswith(b"PAR1")
+
+
+def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[Table]:
+    """A look at each file's footer."""
+    for file in files:
+        try:
+            found, count = schema(file)
+        except UNREADABLE as error:
+            bad(file, error)
+        else:
+            yield Table(files=(file,), schema=found, rows=count)
+
+
+def rows(file: InputFile, columns: Columns, options: ReadOptions, seen: None, first_row: int) -> Iterator[Block]:
+    """See `blocks`."""
+    return blocks(file, columns, options, first_row)
 
 
 def schema(file: InputFile) -> tuple[pa.Schema, int]:
@@ -34,7 +57,7 @@ def schema(file: InputFile) -> tuple[pa.Schema, int]:
     Raises:
         InputInvalid: It is no Parquet file, or a damaged one.
     """
-    with _checked(file, NOT_PARQUET), _opened(file, []) as table:
+    with checked(file.label, NOT_PARQUET), _opened(file, []) as table:
         return table.schema_arrow, table.metadata.num_rows
 
 
@@ -42,52 +65,82 @@ def blocks(file: InputFile, columns: Columns, options: ReadOptions, first_row: i
     """Rows of one file, in order.
 
     Raises:
-        InputInvalid: A row group is damaged (it is named), or a kept value or an id is not valid UTF-8.
+        InputInvalid: A row group is damaged (it is named).
     """
-    with _checked(file, NOT_PARQUET):
+    with checked(file.label, NOT_PARQUET):
         table = _opened(file, [])
     with table:
         for group in range(table.num_row_groups):
             seen = 0
             for batch in _batches(file, table, group, columns):
-                with _checked(file, f"row group {group} is damaged"):
-                    cuts = _cuts(batch)
-                for start, end in cuts:
-                    yield _block(batch.slice(start, end - start), first_row, columns, options, file)
-                    first_row += end - start
+                for block in arrow_rows.blocks(batch, first_row, columns, options, file.label):
+                    yield block
+                    first_row += len(block)
                 seen += batch.num_rows
             promised = table.metadata.row_group(group).num_rows
             if seen != promised:
                 raise InputInvalid(f"{file.label}: row group {group} holds {seen} rows, its footer says {promised}")
 
 
-@contextmanager
-def _checked(file: InputFile, what: str) -> Iterator[None]:
-    """Arrow's errors as ours."""
-    try:
-        yield
-    except FileNotFoundError as gone:
-        raise InputMissing(f"no such file: {file.label}") from gone
-    except PermissionError as refused:
-        raise InputMissing(f"no permission to read {file.label}") from refused
-    except (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as damaged:
-        first_line = str(damaged).split("\n", 1)[0]
-        raise InputInvalid(f"{file.label}: {what}: {first_line}") from damaged
-
-
-def _opened(file: InputFile, as_dictionary: Sequence[str]) -> pq.ParquetFile:
+def _opened(file: InputFile, as_dictionary: Sequence[str], int96: str | None = None) -> pq.ParquetFile:
     return pq.ParquetFile(
         pa.OSFile(os.fsencode(file.path)),  # text might be taken for a URI, and must be UTF-8
         read_dictionary=list(as_dictionary),
         buffer_size=BUFFER_BYTES,
         pre_buffer=False,
         page_checksum_verification=True,
+        coerce_int96_timestamp_unit=int96 or _int96_unit(file),
     )
+
+
+def _int96_unit(file: InputFile) -> str:
+    """The unit in which a file's old timestamps (INT96, of Impala, Hive and old Spark) are what was written.
+
+    Arrow reads them as nanoseconds of 64 bits, in which 9999-12-31 silently becomes a day of the 1800s; in microseconds
+    they would lose three digits as silently. So all of them are read once, both ways.
+    """
+    with _opened(file, [], "ns") as fine:
+        described = fine.schema
+        names = [described.column(at).path for at in range(len(described)) if _is_int96(described.column(at))]
+        if not names:
+            return "ns"
+        with _opened(file, [], "us") as coarse:
+            pairs = zip(*(each.iter_batches(columns=names, use_threads=False) for each in (fine, coarse)), strict=True)
+            flat = ((_numbers(one), _numbers(other)) for one, other in pairs)
+            is_far = has_digits = False
+            for numbers, microseconds in flat:
+                is_far = is_far or bool((numbers // 1000 != microseconds).any())
+                has_digits = has_digits or bool((numbers % 1000)[numbers // 1000 == microseconds].any())
+    if is_far and has_digits:
+        raise InputInvalid(
+            f"{file.label}: times in {', '.join(names)} reach beyond the year 2262 and have nanoseconds, "
+            "which no type holds",
+            hint="leave them out with --keep, or write them as microseconds",
+        )
+    return "us" if is_far else "ns"
+
+
+def _is_int96(column: Any) -> bool:
+    return bool(column.physical_type == "INT96")
+
+
+def _numbers(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """All times of a batch as numbers, however deep they are; null is 0."""
+    found, waiting = [np.zeros(0, np.int64)], list(batch.columns)
+    while waiting:
+        column = waiting.pop()
+        if pa.types.is_timestamp(column.type):
+            found.append(column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False))
+        elif pa.types.is_struct(column.type):
+            waiting += [column.field(at) for at in range(column.type.num_fields)]
+        elif pa.types.is_nested(column.type):
+            waiting.append(column.values)
+    return np.concatenate(found)
 
 
 def _batches(file: InputFile, table: pq.ParquetFile, group: int, columns: Columns) -> Iterator[pa.RecordBatch]:
     what = f"row group {group} is damaged"
-    with _checked(file, what):
+    with checked(file.label, what):
         rows = _batch_rows(file, table, group, columns)
         batches = table.iter_batches(
             batch_size=rows,
@@ -96,7 +149,7 @@ def _batches(file: InputFile, table: pq.ParquetFile, group: int, columns: Column
             use_threads=False,
         )
     while True:
-        with _checked(file, what):
+        with checked(file.label, what):
             batch = next(batches, None)
             if batch is None:
                 return
@@ -167,134 +220,3 @@ def _dictionaries(column: pa.Array) -> Iterator[pa.Array]:
             yield from _dictionaries(column.field(at))
     elif isinstance(column, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray, pa.MapArray)):
         yield from _dictionaries(column.values)
-
-
-def _cuts(batch: pa.RecordBatch) -> list[tuple[int, int]]:
-    """Where to cut a batch so that no piece decodes to much more than a block's bytes."""
-    total = np.zeros(batch.num_rows, np.int64)
-    for column in batch.columns:
-        sizes = row_bytes.of(column)
-        if not isinstance(sizes, int):  # others are bounded by the batch
-            total += _as_python(column, sizes)
-    ends = np.cumsum(total)
-    cuts: list[tuple[int, int]] = []
-    start = 0
-    while start < batch.num_rows:
-        before = int(ends[start - 1]) if start else 0
-        end = int(np.searchsorted(ends, before + BYTES_PER_BLOCK, side="right"))
-        end = min(max(end, start + 1), start + ROWS_PER_BLOCK, batch.num_rows)
-        cuts.append((start, end))
-        start = end
-    return cuts
-
-
-def _as_python(column: pa.Array, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sizes of lists of numbers as if each number took 8 bytes: token arrays become lists of Python."""
-    kind = column.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        return sizes
-    number = row_bytes.of(column.values.slice(0, 0))
-    return sizes // number * TOKEN_BYTES if isinstance(number, int) else sizes
-
-
-def _block(batch: pa.RecordBatch, first_row: int, columns: Columns, options: ReadOptions, file: InputFile) -> Block:
-    with _checked(file, f"rows from {first_row} cannot be read"):
-        reasons: dict[int, Reason] = {}
-        column = batch.column(columns.text)
-        texts: list[str | None] = []
-        tokens: list[list[int] | None] | None = None
-        if columns.is_tokens:
-            tokens = _tokens(column, reasons)
-        else:
-            texts = _texts(column, reasons, options.max_row_bytes)
-        return Block(
-            first_row,
-            _ids(batch, first_row, columns, file),
-            texts,
-            tokens,
-            _kept(batch, first_row, columns, file),
-            reasons,
-        )
-
-
-def _texts(column: pa.Array, reasons: dict[int, Reason], max_row_bytes: int) -> list[str | None]:
-    sizes = row_bytes.of(column)
-    if len(column) and np.max(sizes) > max_row_bytes:
-        too_large = sizes > max_row_bytes
-        reasons.update((int(at), "too_large") for at in np.flatnonzero(too_large).tolist())
-        import pyarrow.compute as pc
-
-        column = pc.if_else(pa.array(too_large), pa.scalar(None, column.type), column)
-    column = _decoded(column)
-    if column.null_count:
-        for at in np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist():
-            reasons.setdefault(at, "null")
-    if _is_valid(column):
-        return column.to_numpy(zero_copy_only=False).tolist()  # type: ignore[no-any-return]  # pyarrow is untyped
-    texts: list[str | None] = []
-    for at, value in enumerate(column.cast(pa.binary()).to_pylist()):
-        try:
-            texts.append(None if value is None else value.decode())
-        except UnicodeDecodeError:
-            texts.append(None)
-            reasons[at] = "invalid_utf8"
-    return texts
-
-
-def _decoded(column: pa.Array) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    plain = read_columns.plain(column.type)
-    return column if plain == column.type else column.cast(plain)
-
-
-def _is_valid(column: pa.Array) -> bool:
-    """Whether every string is valid UTF-8; pyarrow neither checks it on reading nor in `validate()`."""
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def _tokens(column: pa.Array, reasons: dict[int, Reason]) -> list[list[int] | None]:
-    arrays: list[Any] = column.to_pylist()
-    for at, array in enumerate(arrays):
-        if array is None:
-            reasons[at] = "null"
-        elif not all(token is not None and token >= 0 for token in array):
-            reasons[at] = "invalid_tokens"
-            arrays[at] = None
-    return arrays
-
-
-def _ids(batch: pa.RecordBatch, first_row: int, columns: Columns, file: InputFile) -> list[str] | list[int]:
-    if columns.id is None:
-        return list(range(first_row, first_row + batch.num_rows))
-    ids = _decoded(batch.column(columns.id))
-    if ids.null_count:
-        at = int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0])
-        raise InputInvalid(
-            f"{file.label}: row {first_row + at} has no {columns.id!r}", hint="choose another column with --id-column"
-        )
-    if not _is_valid(ids):
-        raise InputInvalid(
-            f"{file.label}: column {columns.id!r} is not valid UTF-8 in rows from {first_row}",
-            hint="choose another column with --id-column",
-        )
-    return ids.to_numpy(zero_copy_only=False).tolist()  # type: ignore[no-any-return]  # pyarrow is untyped
-
-
-def _kept(batch: pa.RecordBatch, first_row: int, columns: Columns, file: InputFile) -> pa.RecordBatch | None:
-    if not columns.kept.names:
-        return None
-    arrays = []
-    for field in columns.kept:
-        array = _decoded(batch.column(field.name))
-        if not _is_valid(array):
-            raise InputInvalid(
-                f"{file.label}: column {field.name!r} is not valid UTF-8 in rows from {first_row}",
-                hint="leave it out with --keep",
-            )
-        arrays.append(array if array.type == field.type else array.cast(field.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=columns.kept)

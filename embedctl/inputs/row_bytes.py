@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -82,8 +83,10 @@ def total(batch: pa.RecordBatch) -> NDArray[np.int64]:
 def within(block: Block, max_row_bytes: int) -> Block:
     """The block with the reason "too_large" for each row whose text, id and kept columns together exceed the limit."""
     most = 0 if block.kept is None else block.kept.nbytes
-    most += _UTF8_MOST * sum(len(text) for text in block.texts if text is not None)
-    most += _UTF8_MOST * sum(len(one) for one in block.ids if isinstance(one, str))
+    most += _UTF8_MOST * sum(map(len, filter(None, block.texts)))
+    kinds = set(map(type, block.ids))
+    words: Iterable[str] = block.ids if kinds == {str} else (one for one in block.ids if isinstance(one, str))  # type: ignore[assignment]
+    most += _UTF8_MOST * sum(map(len, words)) if str in kinds else 0
     most += _TOKEN_BYTES * sum(len(array) for array in block.tokens or () if array is not None)
     if most <= max_row_bytes:  # nearly always: no single row can be larger than all of them
         return block

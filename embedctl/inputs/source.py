@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 
-from embedctl.errors import InputInvalid
+from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, WrongUsage
 from embedctl.inputs import columns as read_columns
+from embedctl.inputs import csv_dialect, formats, row_bytes, text, widening
 from embedctl.inputs import files as read_files
-from embedctl.inputs import row_bytes, text
+from embedctl.inputs import query as read_query
 from embedctl.inputs.block import REASONS as REASONS
 from embedctl.inputs.block import Block as Block
+from embedctl.inputs.block import InputFile as InputFile
 from embedctl.inputs.block import ReadOptions as ReadOptions
 from embedctl.inputs.block import Reason as Reason
 from embedctl.inputs.columns import Columns
-from embedctl.inputs.files import InputFile
+from embedctl.inputs.left_out import LeftOut
+from embedctl.inputs.query import LABEL as QUERY
+from embedctl.inputs.query import Query
+from embedctl.inputs.table import UNREADABLE, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """How a file of a table is read.
+
+    Attributes:
+        columns: As the file has them.
+        seen: What its format found when it looked.
+    """
+
+    columns: Columns
+    seen: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,18 +47,34 @@ class Source:
         files: In the order of reading.
         options: As asked for.
         columns: What of a table is read; None for text, and for tables without a column.
-        known_fields: Of JSON Lines, all that were seen before the start.
+        parts: Name of a file → how it is read, of tables.
         rows_hint: Number of rows where it is known before reading.
+        left_out: Files that are not read.
         warnings: What a person should know of what is not read, a sentence each.
+        query: What is asked instead of files.
     """
 
     kind: Literal["text", "table"]
     files: tuple[InputFile, ...]
     options: ReadOptions
     columns: Columns | None = None
-    known_fields: frozenset[str] = frozenset()
+    parts: Mapping[str, Part] = field(default_factory=dict)
     rows_hint: int | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
     warnings: tuple[str, ...] = ()
+    query: Query | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called in messages."""
+        if self.query is not None:
+            return QUERY
+        return ", ".join(file.label for file in self.files[:2]) + (" …" if len(self.files) > 2 else "")
+
+    @property
+    def is_known_unread(self) -> bool:
+        """Whether its fingerprint says that its rows are the same: a query's answer is known by reading it."""
+        return self.query is None
 
     @property
     def schema_kept(self) -> pa.Schema:
@@ -71,42 +104,69 @@ class Source:
         return sum(file.size_bytes for file in self.files)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the files look like at this moment: `{"files": [{name, size, mtime_ns | blake2b}]}`.
+        """What the files look like at this moment: `{"files": [{name, size, mtime_ns | blake2b}]}`; a query's words.
 
         Of what came through a pipe, the content's hash; size -1 where a file is gone.
         """
+        if self.query is not None:
+            return {"files": [], "query": self.query.fingerprint()}
         return {"files": [_seen_now(file) for file in self.files]}
 
     def blocks(self) -> Iterator[Block]:
-        """All rows, in order.
+        """All rows, in order; files that turn out to be unreadable are left out, or end it, as `on_bad_file` says.
 
         Raises:
             InputInvalid: Something cannot be read that stands for more than one row (facts/faults.md 2.2).
             InputMissing: A file vanished.
         """
         if self.kind == "text":
-            yield from text.blocks(self.files, self.options)
+            yield from text.blocks(self.files, self.options, self._bad)
+            return
+        if self.columns is None:
+            return
+        if self.query is not None:
+            for block in read_query.blocks(self.query, self.columns.read, self.options):
+                yield self._whole(block)
             return
         first_row = 0
         for file in self.files:
-            for block in self._table(file, first_row):
-                yield row_bytes.within(block, self.options.max_row_bytes)
-                first_row = block.first_row + len(block)
+            rows_before = first_row
+            try:
+                for block in self._table(file, self.columns.read, first_row):
+                    yield self._whole(block)
+                    first_row = block.first_row + len(block)
+            except UNREADABLE as error:
+                self._bad(file, error, first_row - rows_before)
 
-    def _table(self, file: InputFile, first_row: int) -> Iterator[Block]:
-        if self.columns is None:
-            return iter(())
-        if file.kind == "parquet":
-            from embedctl.inputs import parquet
+    def _whole(self, block: Block) -> Block:
+        """The block with its texts made, and without what was read for them alone."""
+        columns = self.columns
+        if columns is not None and columns.template is not None and block.kept is not None:
+            block = columns.template.filled(block)
+            kept = block.kept.select(columns.kept.names) if columns.kept.names else None  # type: ignore[union-attr]
+            block = replace(block, kept=kept)
+        return row_bytes.within(block, self.options.max_row_bytes)
 
-            return parquet.blocks(file, self.columns, self.options, first_row)
-        if file.kind == "csv":
-            from embedctl.inputs import csv_tables
+    def _bad(self, file: InputFile, error: EmbedctlError, rows_read: int = 0) -> None:
+        """A file that cannot be read, or not to its end.
 
-            return csv_tables.blocks(file, self.columns, self.options, first_row)
-        from embedctl.inputs import json_lines
+        Raises:
+            EmbedctlError: It, unless such files are left out.
+        """
+        if self.options.on_bad_file == "fail" or isinstance(error, InputChanged):
+            raise error
+        stands = f"; its first {rows_read:,} rows stand" if rows_read else ""
+        name = file.label if file.digest else read_files.printable(file.path)
+        self.left_out.add(name, "unreadable", error.message + stands)
 
-        return json_lines.blocks(file, self.columns, self.options, self.known_fields, first_row)
+    def _table(self, file: InputFile, columns: Columns, first_row: int) -> Iterator[Block]:
+        if file.label not in self.parts:
+            return
+        part = self.parts[file.label]
+        own, partitions = part.columns.read, dict(file.partitions)
+        is_plain = own == columns
+        for block in formats.FORMATS[file.kind].rows(file, own, self.options, part.seen, first_row):
+            yield block if is_plain else widening.adapted(block, own, columns, partitions, file.label)
 
 
 def open_input(inputs: Sequence[str], options: ReadOptions, *, stdin: BinaryIO | None = None) -> Source:
@@ -123,63 +183,156 @@ def open_input(inputs: Sequence[str], options: ReadOptions, *, stdin: BinaryIO |
         WrongUsage: An unknown encoding; a column that would travel along carries one of our names.
         StorageFailed: What comes through a pipe cannot be kept.
     """
-    left_out: list[Path] = []
+    csv_dialect.delimiter(options)
+    left_out = LeftOut()
     files = read_files.found(inputs, options, stdin, left_out)
     warnings = read_files.about_links(left_out)
-    texts = [file for file in files if file.kind == "text"]
+    texts = [file for file in files if not formats.FORMATS[file.kind].IS_TABLE]
     if texts and len(texts) < len(files):
-        table = next(file for file in files if file.kind != "text")
+        table = next(file for file in files if formats.FORMATS[file.kind].IS_TABLE)
         raise InputInvalid(
             f"text and tables do not mix: {texts[0].label} is text, {table.label} is {table.kind}",
-            hint="one run for each; a glob such as 'folder/**/*.md' chooses",
+            hint="one run for each; a glob such as 'folder/**/*.md', or --format, chooses",
         )
     if texts:
         rows_hint = len(files) if options.split == "document" else None
-        return Source(kind="text", files=tuple(files), options=options, rows_hint=rows_hint, warnings=warnings)
-    return replace(_tables(files, options), warnings=warnings)
+        return Source(
+            kind="text", files=tuple(files), options=options, rows_hint=rows_hint, left_out=left_out, warnings=warnings
+        )
+    return replace(_tables(files, options, left_out), warnings=warnings)
 
 
-def _tables(files: list[InputFile], options: ReadOptions) -> Source:
-    columns: Columns | None = None
-    first_label = ""
-    rows: list[int | None] = []
-    known: frozenset[str] = frozenset()
-    for label, schema, count, is_csv, is_json in _schemas(files, options):
-        rows.append(count)
-        if not schema.names and count == 0:
-            continue  # an empty file
-        found = read_columns.chosen(schema, options, label, all_text=is_csv)
-        if is_json:
-            found, known = read_columns.nested_as_text(found), frozenset(schema.names)
-        if columns is None:
-            columns, first_label = found, label
-        else:
-            read_columns.same(columns, first_label, found, label)
+def open_query(asked: Query, options: ReadOptions) -> Source:
+    """Look into a query before any work is done: its columns, not its rows.
+
+    Raises:
+        InputInvalid: DuckDB refuses it, or a column is not there or not text.
+        WrongUsage: A column that would travel along carries one of our names.
+    """
+    columns = read_columns.chosen(read_query.schema(asked), options, QUERY)
+    return Source(kind="table", files=(), options=options, columns=columns, query=asked)
+
+
+def _tables(files: Sequence[InputFile], options: ReadOptions, left_out: LeftOut) -> Source:
+    source = Source(kind="table", files=(), options=options, left_out=left_out)
+    tables = _looked_into(files, options, source)
+    read = {file.label for table in tables for file in table.files}
+    rows = [table.rows for table in tables]
     total = None if None in rows else sum(count for count in rows if count is not None)
-    return Source(
-        kind="table", files=tuple(files), options=options, columns=columns, known_fields=known, rows_hint=total
+    source = replace(source, files=tuple(file for file in files if file.label in read), rows_hint=total)
+    tables = [table for table in tables if table.schema.names or table.rows != 0]  # the others are empty files
+    if not tables:
+        return source
+    columns = _columns(tables, options)
+    parts = {file.label: Part(_own(table, columns), table.seen) for table in tables for file in table.files}
+    return replace(source, columns=columns, parts=parts)
+
+
+def _looked_into(files: Sequence[InputFile], options: ReadOptions, source: Source) -> list[Table]:
+    """The tables of all files that can be read, in the order of reading where a table is a file.
+
+    Raises:
+        InputInvalid, InputMissing: One cannot be read, or none can.
+    """
+    refused: list[EmbedctlError] = []
+
+    def bad(file: InputFile, error: EmbedctlError) -> None:
+        refused.append(error)
+        source._bad(file, error)
+
+    found: list[Table] = []
+    for name in dict.fromkeys(file.kind for file in files):
+        found += formats.FORMATS[name].schemas([file for file in files if file.kind == name], options, bad)
+    if refused and not any(table.files for table in found):
+        raise refused[0]
+    order = {file.label: at for at, file in enumerate(files)}
+    found = [table for table in found if table.files]
+    return sorted(found, key=lambda table: order[table.files[0].label])
+
+
+def _columns(tables: Sequence[Table], options: ReadOptions) -> Columns:
+    """What all tables together are read for."""
+    partitions = list(dict.fromkeys(name for table in tables for file in table.files for name, _ in file.partitions))
+    own_names = {name for table in tables for name in table.schema.names}
+    partitions = [name for name in partitions if name not in own_names]
+    keep = options.keep
+    if isinstance(keep, tuple):
+        partitions, keep = (
+            [name for name in partitions if name in keep],
+            tuple(one for one in keep if one not in partitions),
+        )
+    elif keep == "none":
+        partitions = []
+    first = tables[0]
+    schema, differing = (first.schema, {}) if len(tables) == 1 else _joined(tables)
+    all_text = all(table.is_typeless for table in tables)
+    columns = read_columns.chosen(schema, replace(options, keep=keep), first.files[0].label, all_text=all_text)
+    for table in tables:
+        for name in filter(None, (columns.text, columns.id, *columns.parts.names)):
+            if name not in table.schema.names:
+                there = next(one for one in tables if name in one.schema.names)
+                raise _differ(f"column {name!r} is in {there.files[0].label}, not in {table.files[0].label}")
+    for name in columns.read.names:
+        if name in differing:
+            raise _differ(differing[name])
+    if any(table.nested_as_text for table in tables):
+        columns = read_columns.nested_as_text(columns)
+    for name in partitions:
+        if name in read_columns.OUR_NAMES:
+            raise WrongUsage(
+                f"{first.files[0].label}: the folder {name}=… carries the name of a column of the output",
+                hint="leave it out with --keep",
+            )
+        columns = replace(columns, kept=columns.kept.append(pa.field(name, pa.string())))
+    return columns
+
+
+def _joined(tables: Sequence[Table]) -> tuple[pa.Schema, dict[str, str]]:
+    """The columns of all tables, each with a type that holds what all of them hold; and how the others differ."""
+    types: dict[str, pa.DataType] = {}
+    labels: dict[str, str] = {}
+    differing: dict[str, str] = {}
+    doubled: list[pa.Field] = []
+    is_mixed = len({table.is_typeless for table in tables}) > 1
+    for table in tables:
+        label = table.files[0].label
+        names = table.schema.names
+        doubled += [one for at, one in enumerate(table.schema) if one.name in names[:at]]  # for `chosen` to refuse
+        for one in table.schema:
+            kind = read_columns.plain(one.type)
+            if (table.is_typeless and is_mixed) or (table.nested_as_text and pa.types.is_struct(kind)):
+                kind = pa.string()
+            before = types.setdefault(one.name, kind)
+            after = widening.wider(before, kind)
+            if after is None:
+                how = f"column {one.name!r} is {kind} in {label}, {before} in {labels[one.name]}"
+                differing.setdefault(one.name, how)
+            types[one.name] = after or before
+            labels.setdefault(one.name, label)
+    return pa.schema([*types.items(), *((one.name, one.type) for one in doubled)]), differing
+
+
+def _own(table: Table, columns: Columns) -> Columns:
+    """The columns as one table has them; those that it lacks are left out, those without any value take their type."""
+    types = {one.name: pa.string() if table.is_typeless else read_columns.plain(one.type) for one in table.schema}
+    kept, parts = (
+        pa.schema(
+            [
+                (one.name, one.type if pa.types.is_null(types[one.name]) else types[one.name])
+                for one in schema
+                if one.name in types
+            ]
+        )
+        for schema in (columns.kept, columns.parts)
     )
+    id_type = columns.id_type if columns.id is None or pa.types.is_null(types[columns.id]) else types[columns.id]
+    is_tokens = columns.template is None and read_columns.is_token_list(types[columns.text])
+    own = replace(columns, is_tokens=is_tokens, id_type=id_type, kept=kept, parts=parts)
+    return read_columns.nested_as_text(own) if table.nested_as_text else own
 
 
-def _schemas(files: list[InputFile], options: ReadOptions) -> Iterator[tuple[str, pa.Schema, int | None, bool, bool]]:
-    """(label, schema, rows, is CSV, is JSON) of each table; all JSON files are one, whose fields are joined."""
-    json_files = [file for file in files if file.kind in ("jsonl", "json")]
-    if json_files:
-        from embedctl.inputs import json_lines
-
-        schema, count = json_lines.schema(json_files, options)
-        yield json_files[0].label, schema, count, False, True
-    for file in files:
-        if file.kind == "parquet":
-            from embedctl.inputs import parquet
-
-            schema, count = parquet.schema(file)
-            yield file.label, schema, count, False, False
-        elif file.kind == "csv":
-            from embedctl.inputs import csv_tables
-
-            schema = csv_tables.schema(file, options)
-            yield file.label, schema, None if schema.names else 0, True, False
+def _differ(how: str) -> InputInvalid:
+    return InputInvalid(f"the tables differ: {how}", hint="--keep with the columns they share, or one run for each")
 
 
 def _seen_now(file: InputFile) -> dict[str, Any]:

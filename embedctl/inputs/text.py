@@ -4,29 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from embedctl.inputs.block import BYTES_PER_BLOCK, ROWS_PER_BLOCK, Block, ReadOptions, Reason, pieces
+from embedctl.inputs.block import BYTES_PER_BLOCK, ROWS_PER_BLOCK, Block, InputFile, ReadOptions, Reason, pieces
 from embedctl.inputs.decoding import Utf8Stream, line_runs
-from embedctl.inputs.files import InputFile
+from embedctl.inputs.table import UNREADABLE, Bad
+
+Rows = Iterator[tuple[list[str], list[str | None]]]
+
+NAME = "text"
+SUFFIXES = (".txt", ".text", ".md", ".markdown", ".mdx", ".rst", ".adoc", ".org", ".tex", ".log")
+IS_TABLE = False
+IS_TEXT = True
 
 
-def opened(file: InputFile, options: ReadOptions) -> Utf8Stream:
-    """The file's text as checked UTF-8."""
-    return Utf8Stream(file.path, file.label, file.size_bytes, gzipped=file.gzipped, encoding=options.encoding)
+def looks_like(head: bytes) -> bool:
+    """Never: it is what everything else is that is not binary."""
+    return False
 
 
-def blocks(files: Sequence[InputFile], options: ReadOptions) -> Iterator[Block]:
-    """Rows of text files in order; an empty file has none."""
+def opened(file: InputFile, options: ReadOptions, *, by_row: bool = False) -> Utf8Stream:
+    """The file's text as UTF-8, checked unless the rows are checked one `by_row`."""
+    return Utf8Stream(
+        file.path, file.label, file.size_bytes, compression=file.compression, encoding=options.encoding, by_row=by_row
+    )
+
+
+def blocks(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[Block]:
+    """Rows of text files in order; an empty file has none.
+
+    Args:
+        bad: Is given a file that is no text; when it is left out, then as a whole.
+    """
     if options.split == "document":
-        yield from _documents(files, options)
+        yield from _documents(files, options, bad)
         return
     first_row = 0
     for file in files:
-        with opened(file, options) as stream:
-            runs = line_runs(stream, options.max_row_bytes)
-            rows = _lines(file, runs) if options.split == "lines" else _paragraphs(file, runs, options.max_row_bytes)
-            for ids, texts in rows:
+        try:
+            if options.on_bad_file == "skip":
+                _read_through(file, options)
+            for ids, texts in _parts(file, options):
                 yield from pieces(_block(first_row, ids, texts))
                 first_row += len(ids)
+        except UNREADABLE as error:
+            bad(file, error)
+
+
+def _parts(file: InputFile, options: ReadOptions) -> Rows:
+    with opened(file, options) as stream:
+        runs = line_runs(stream, options.max_row_bytes)
+        yield from _lines(file, runs) if options.split == "lines" else _paragraphs(file, runs, options.max_row_bytes)
+
+
+def _read_through(file: InputFile, options: ReadOptions) -> None:
+    with opened(file, options) as stream:
+        for _ in stream.chunks():
+            pass
 
 
 def _block(first_row: int, ids: list[str], texts: list[str | None]) -> Block:
@@ -36,12 +68,16 @@ def _block(first_row: int, ids: list[str], texts: list[str | None]) -> Block:
     return Block(first_row, ids, texts, reasons=reasons)
 
 
-def _documents(files: Sequence[InputFile], options: ReadOptions) -> Iterator[Block]:
+def _documents(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[Block]:
     first_row, held_bytes = 0, 0
     ids: list[str] = []
     texts: list[str | None] = []
     for file in files:
-        document = _document(file, options)
+        try:
+            document = _document(file, options)
+        except UNREADABLE as error:
+            bad(file, error)
+            continue
         if document == b"":
             continue
         size_bytes = len(document or b"")
@@ -66,9 +102,6 @@ def _document(file: InputFile, options: ReadOptions) -> bytes | None:
                 return None
             parts.append(chunk)
     return b"".join(parts)
-
-
-Rows = Iterator[tuple[list[str], list[str | None]]]
 
 
 def _lines(file: InputFile, runs: Iterator[list[bytes | None]]) -> Rows:

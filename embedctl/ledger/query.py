@@ -5,7 +5,6 @@ For the owner's convenience: SQL is code, and this is no boundary against other 
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import subprocess
@@ -21,6 +20,7 @@ import orjson
 from embedctl.errors import Locked, StorageFailed, Temporary, WrongUsage
 from embedctl.ledger.database import held
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.storage import child as children
 
 _OWN_MB = 512
 """For Python and DuckDB beside the query; some functions allocate outside of DuckDB's own limit."""
@@ -28,11 +28,6 @@ _OWN_MB = 512
 _GRACE_S = 5
 """The child ends itself in time, also when nobody is there any more to end it: it would keep writers out. Later than
 that it hangs."""
-
-_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from embedctl.ledger import query; query.main()"
-
-_CHILD_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "OPENBLAS_CORETYPE")
-"""What the child knows of the environment: no keys, and nothing that says where code is loaded from but libraries."""
 
 _PLAIN = ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR")
 _NUMERIC = (
@@ -84,14 +79,13 @@ def ask(
     try:
         with held(paths, shared=True, wait_s=wait_s):
             child = subprocess.run(  # noqa: S603 - this Python, with our own words
-                # -I: neither the current folder nor PYTHON… variables say what is imported; -S: nor .pth files again
-                [sys.executable, "-I", "-S", "-c", _CHILD, orjson.dumps(_import_path()).decode()],
+                children.command("embedctl.ledger.query"),
                 input=orjson.dumps(task),
                 capture_output=True,
                 timeout=timeout_s + _GRACE_S,
                 check=False,
                 cwd="/",
-                env={name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ},
+                env=children.environment(),
             )
     except subprocess.TimeoutExpired:
         raise _too_slow(timeout_s) from None
@@ -105,11 +99,6 @@ def ask(
         kind = {"locked": Locked, "usage": WrongUsage}.get(found["error"], StorageFailed)
         raise kind(found["message"], hint=found["hint"])
     return QueryResult(found["columns"], found["numeric"], found["rows"], found["cut"])
-
-
-def _import_path() -> list[str]:
-    """Where this process imports from, but for names that mean something else in another folder."""
-    return [entry for entry in sys.path if Path(entry).is_absolute()]
 
 
 def _too_slow(timeout_s: float) -> Temporary:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.errors import InvariantBroken
+from embedctl.inputs.row_ids import printed
 from embedctl.outputs import parquet
 from embedctl.outputs.parquet import Embeddings, Layout, Part
 from embedctl.planning.slice import Slice, VectorSource
@@ -106,7 +107,8 @@ def failures(slice_: Slice, rows: Any) -> tuple[list[Failure], NDArray[Any]]:
     found = list(slice_.failures)
     for row in np.flatnonzero(~has).tolist():
         place = _gone(slice_, row)
-        row_id, index = (rows.column(name)[row].as_py() for name in ("id", "chunk_index"))  # few: not a list of all
+        row_id = printed(rows.column("id").slice(row, 1))[0]  # few: not a list of all
+        index = rows.column("chunk_index")[row].as_py()
         if place is None:
             raise InvariantBroken(f"row {row_id!r} of slot {slice_.number} has neither vector nor failure")
         refusal = slice_.refusals[place]

@@ -180,6 +180,7 @@ class OutputRequest:
         retry_failed: Whether rows that failed are tried again.
         dtype: Of the vectors to be written; less precise ones are not taken.
         anew: An interrupted run is not gone on with: its parts hold other rows than the input does now.
+        rereads: The binding does not say that the rows are the same: a finished run is read through again.
     """
 
     space: Space | None
@@ -189,6 +190,7 @@ class OutputRequest:
     retry_failed: bool = False
     dtype: Dtype = "float32"
     anew: bool = False
+    rereads: bool = False
 
 
 def row_counts(found: object) -> RowCounts | None:
@@ -225,10 +227,11 @@ def journal_of(state: Path, trust: Trust, notes: list[Warned], disk: Disk) -> Re
 
 
 def nothing_left(counts: RowCounts | None, request: OutputRequest, failures_path: Path) -> RowCounts | None:
-    """The counts of a finished run, unless failed rows of it are to be tried again."""
-    if counts is None or (counts.failed and (request.retry_failed or failures.any_passing(failures_path))):
+    """The counts of a finished run, unless failed rows of it are to be tried again, or its input to be read again."""
+    if counts is None or request.rereads:
         return None
-    return counts
+    again = counts.failed and (request.retry_failed or failures.any_passing(failures_path))
+    return None if again else counts
 
 
 def has_begun(recovered: Recovered | None) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedctl import __version__
-from embedctl.errors import OutputRefused, StorageFailed
+from embedctl.errors import InputInvalid, OutputRefused, StorageFailed
+from embedctl.inputs.row_ids import iso, printed
 from embedctl.records import TEXT_HASH_BYTES, Space
 
 ROW_GROUP_ROWS = 16_384
@@ -150,9 +153,29 @@ def row_group_rows(rows: pa.Table) -> int:
 
 
 def row_columns(id_type: pa.DataType, kept: pa.Schema, *, text: bool) -> pa.Schema:
-    """The fields of rows before they have vectors: id, chunk_index, kept columns, text."""
+    """The fields of rows before they have vectors: id, chunk_index, kept columns, text.
+
+    Raises:
+        InputInvalid: Parquet has no type for a kept column: said before anything is paid.
+    """
+    for field in kept:
+        if not _can_be_written(field):
+            raise InputInvalid(
+                f"column {field.name!r} is {field.type}, which Parquet does not hold",
+                hint="leave it out with --keep, or make another type of it",
+            )
     fields = [pa.field("id", id_type), pa.field("chunk_index", pa.int32()), *kept]
     return pa.schema([*fields, pa.field("text", pa.string())] if text else fields)
+
+
+def _can_be_written(field: pa.Field) -> bool:
+    if pa.types.is_string(field.type) or pa.types.is_integer(field.type):
+        return True
+    try:
+        pq.ParquetWriter(io.BytesIO(), pa.schema([field])).close()
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return True
 
 
 def row_batch(
@@ -166,7 +189,11 @@ def row_batch(
     if names:
         source = block.kept if every else block.kept.take(pa.array(positions, pa.int64()))
         kept = [_as(source.column(name), columns.field(name).type) for name in names]
-    arrays = [pa.array(ids, columns.field("id").type), pa.array(chunk_indexes, pa.int32()), *kept]
+    if block.id_column is None:
+        id_column = pa.array(ids, columns.field("id").type)
+    else:
+        id_column = block.id_column if every else block.id_column.take(pa.array(positions, pa.int64()))
+    arrays = [id_column, pa.array(chunk_indexes, pa.int32()), *kept]
     if "text" in columns.names:
         arrays.append(pa.array(texts, pa.string()))
     return pa.RecordBatch.from_arrays(arrays, schema=columns)
@@ -291,16 +318,15 @@ class Part:
 
     def rows_of(self, row_id: str) -> list[dict[str, Any]]:
         """What the file says of the row with this id, one mapping per chunk, without vector and text."""
-        import pyarrow.compute as pc  # 40 ms, for this alone
-
-        columns = ["id", "chunk_index", "embedding_model", "embedding_provider", "embedding_operation_id"]
+        columns = ["chunk_index", "embedding_model", "embedding_provider", "embedding_operation_id"]
         with self._file() as file:
             found = []
             for group in range(file.num_row_groups):
-                ids = pc.cast(file.read_row_group(group, columns=["id"]).column(0), pa.string())
-                at = pc.indices_nonzero(pc.equal(ids, row_id))
-                if len(at):
-                    found += file.read_row_group(group, columns=columns).take(at).to_pylist()
+                ids = printed(file.read_row_group(group, columns=["id"]).column(0))
+                at = [place for place, one in enumerate(ids) if str(one) == row_id]
+                if at:
+                    rows = file.read_row_group(group, columns=columns).take(at)
+                    found += [{"id": ids[place], **row} for place, row in zip(at, rows.to_pylist(), strict=True)]
             return found
 
     def holds(self, rows: pa.Table, layout: Layout) -> bool:
@@ -340,12 +366,32 @@ class Part:
         return self._cached[1]
 
 
-def plain(column: pa.ChunkedArray) -> list[Any]:
-    """A column's values in Python's types; times finer than those as text."""
+def plain(column: pa.ChunkedArray | pa.Array) -> list[Any]:
+    """A column's values for JSON, in Python's types; what these or JSON do not know (nanoseconds, NaN) as text."""
+    if isinstance(column, pa.ChunkedArray):
+        return [value for chunk in column.chunks for value in plain(chunk)]
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType) and pa.types.is_nested(kind.storage_type):
+        return plain(column.storage)
+    if pa.types.is_struct(kind):
+        fields = [(kind.field(at).name, plain(column.field(at))) for at in range(kind.num_fields)]
+        there = column.is_valid().to_pylist()
+        return [{name: each[at] for name, each in fields} if one else None for at, one in enumerate(there)]
+    if pa.types.is_map(kind):
+        pairs = (None if one.values is None else plain(one.values) for one in column)
+        return [one and [list(pair.values()) for pair in one] for one in pairs]
+    if pa.types.is_nested(kind) and not pa.types.is_union(kind):
+        return [None if one.values is None else plain(one.values) for one in column]
     try:
-        return list(column.to_pylist())
-    except ValueError:  # nanoseconds
-        return [value.replace(" ", "T", 1) if value else value for value in column.cast(pa.string()).to_pylist()]
+        values = list(column.to_pylist())
+    except (ValueError, OverflowError):  # nanoseconds, years beyond Python's
+        return [value if value is None else iso(value) for value in column.cast(pa.string()).to_pylist()]
+    if pa.types.is_floating(kind):
+        return [value if value is None or math.isfinite(value) else _NO_NUMBERS[str(float(value))] for value in values]
+    return values
+
+
+_NO_NUMBERS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 _PURCHASE_COLUMNS = ("embedding_model", "embedding_provider", "embedding_operation_id")

@@ -12,6 +12,7 @@ import orjson
 
 from embedctl import storage
 from embedctl.errors import StorageFailed
+from embedctl.inputs.row_ids import printed
 from embedctl.outputs import parquet
 from embedctl.outputs.output import Existing, Facts, Finished, OutputRequest, Record
 from embedctl.outputs.parquet import Layout
@@ -96,7 +97,8 @@ def json_lines(table: Any, dimensions: int, vectors: str) -> Iterator[bytes]:
     hashes = table.column("embedding_text_hash").to_pylist()
     names = table.column_names
     others = [name for name in names if name not in ("embedding", "embedding_text_hash")]
-    values = zip(*(parquet.plain(table.column(name)) for name in others), strict=True)
+    columns = (printed(table.column(name)) if name == "id" else parquet.plain(table.column(name)) for name in others)
+    values = zip(*columns, strict=True)
     for row, vector, digest in zip(values, matrix, hashes, strict=True):
         shown: Any = base64.b64encode(vector.tobytes()).decode() if vectors == "base64" else vector
         whole = {**dict(zip(others, row, strict=True)), "embedding": shown, "embedding_text_hash": digest.hex()}

@@ -11,8 +11,10 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from embedctl.errors import WrongUsage
+from embedctl.inputs import REASONS
+from embedctl.inputs.columns import matching
 from embedctl.planning.slice import Slice
-from embedctl.records import Failure, bytes_hash, tokens_hash
+from embedctl.records import Failure, RowId, bytes_hash, is_blank, tokens_hash
 from embedctl.settings.options import Options, checked_name
 from embedctl.tokens import Counter
 
@@ -21,11 +23,12 @@ class RowBlock(Protocol):
     """A block of rows, as step 1 gives it."""
 
     first_row: int
-    ids: Sequence[str | int]
+    ids: Sequence[RowId]
     texts: Sequence[str | None]
     tokens: Sequence[Sequence[int] | None] | None
     kept: Any
     reasons: Mapping[int, str]
+    messages: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,7 @@ class TextRules:
     counter: Counter
     count_all: bool
     takes_tokens: bool
-    chunked: Callable[[str, str | int], list[str]] | None
+    chunked: Callable[[str, RowId], list[str]] | None
     pieces: Callable[[str], list[str]]
     shortened: Callable[[str], str]
 
@@ -80,9 +83,12 @@ REASON_WORDS = {
     "blank": "the text is empty or white space only",
     "null": "the cell is empty",
     "too_large": "the row is larger than --max-row-bytes",
-    "invalid_utf8": "the text is not valid UTF-8",
+    "invalid_utf8": "the text, or a column that is kept, is not valid UTF-8",
     "invalid_unicode": "the text holds a lone surrogate",
     "invalid_tokens": "the row is no array of token numbers",
+    "bad_row": "the row cannot be read",
+    "bad_value": "a value of the row does not fit its column",
+    "no_id": "the row has no id",
 }
 """Reasons found here, beside `too_long`, `not_allowed` and `bad_workspace`, whose words depend on the row."""
 
@@ -121,7 +127,7 @@ class Chunks:
                 continue
             if text is None:
                 self._fail(slice_, block, position, block.reasons.get(position, "null"))
-            elif not text or text.isspace():
+            elif is_blank(text):
                 self._fail(slice_, block, position, "blank")
             else:
                 for index, chunk in enumerate(chunked(text, block.ids[position]) if chunked else (text,)):
@@ -148,7 +154,7 @@ class Chunks:
         except LookupError:
             self._fail(slice_, block, position, "invalid_tokens")
             return
-        if not text or text.isspace():
+        if is_blank(text):
             self._fail(slice_, block, position, "blank")
             return
         one = self._candidate(position, 0, text)
@@ -217,7 +223,8 @@ class Chunks:
         column = self._options.workspace_column
         if column is None:
             return None
-        named = ("" if name is None else str(name).strip() for name in block.kept.column(column).to_pylist())
+        kept = block.kept.column(matching(column, block.kept.schema.names, "the input"))
+        named = ("" if name is None else str(name).strip() for name in kept.to_pylist())
         return [name or self._options.workspace for name in named]
 
     def _is_barred(self, slice_: Slice, block: RowBlock, position: int) -> bool:
@@ -233,6 +240,11 @@ class Chunks:
             self._fail(slice_, block, position, reason, why)
         return why is not None
 
+    def _is_skipped(self, reason: str) -> bool:
+        if reason in ("blank", "null"):
+            return self._options.on_blank == "skip"
+        return is_bad_row(reason) and self._options.on_bad_row == "skip"
+
     def _fail(self, slice_: Slice, block: RowBlock, position: int, reason: str, message: str | None = None) -> None:
         slice_.failures.append(
             Failure(
@@ -240,10 +252,15 @@ class Chunks:
                 id=block.ids[position],
                 chunk_index=0,
                 reason=reason,
-                message=message or REASON_WORDS[reason],
-                skipped=reason in ("blank", "null") and self._options.on_blank == "skip",
+                message=message or block.messages.get(position) or REASON_WORDS[reason],
+                skipped=self._is_skipped(reason),
             )
         )
+
+
+def is_bad_row(reason: str) -> bool:
+    """Whether a row with this reason cannot be read, so that `--on-bad-row` decides; empty cells are blank texts."""
+    return reason in REASONS and reason != "null"
 
 
 def _wrong_name(workspace: str) -> str | None:

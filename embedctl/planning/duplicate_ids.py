@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from embedctl.records import Observer, Warned
 from embedctl.storage.hash_index import LOCATION, HashIndex
 
 _IN_MEMORY = 1 << 15
+_MOST = (1 << 64) - 1
 
 
 class DuplicateIds:
@@ -70,9 +72,15 @@ class DuplicateIds:
 
 def _hashes(ids: Any) -> Any:
     """uint8, shape (n, 16)."""
-    if isinstance(ids[0], int):
+    kinds = set(map(type, ids))
+    if kinds == {int}:
         numbers = np.zeros((len(ids), 2), np.uint64)
-        numbers[:, 0] = np.fromiter((one & 0xFFFFFFFFFFFFFFFF for one in ids), np.uint64, len(ids))
+        numbers[:, 0] = np.fromiter((one & _MOST for one in ids), np.uint64, len(ids))
         return numbers.view(np.uint8)
-    joined = b"".join(blake2b(str(one).encode("utf-8", "surrogatepass"), digest_size=16).digest() for one in ids)
+    joined = b"".join(
+        (one & _MOST).to_bytes(16, sys.byteorder)  # among integers, the name of a line that is too long
+        if type(one) is int
+        else blake2b(str(one).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        for one in ids
+    )
     return np.frombuffer(joined, np.uint8).reshape(-1, 16)

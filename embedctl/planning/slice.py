@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.records import Failure, Outcome, Refusal
+from embedctl.records import Failure, Outcome, Refusal, RowId
 
 SLICE_ROWS = 1 << 17
 """Rows, or failures, close it too, however narrow the vectors."""
@@ -86,7 +86,7 @@ class Slice:
     pending: int = 0
     _hasher: Any = field(default_factory=lambda: blake2b(digest_size=16))
 
-    def read(self, ids: Sequence[str | int], hashes: Sequence[bytes]) -> None:
+    def read(self, ids: Sequence[RowId], hashes: Sequence[bytes]) -> None:
         """Rows were read for it.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from embedctl import inputs, tokens
 from embedctl.planning import splitter
 from embedctl.planning.chunks import TextRules
+from embedctl.records import RowId
 from embedctl.routing.chain import Endpoint
 from embedctl.settings.options import Options
 
@@ -18,7 +19,7 @@ def text_rules(endpoint: Endpoint, options: Options, source: inputs.Source) -> T
     asked = options.chunk_size is not None or options.chunk_overlap is not None
     splitters: dict[bool, splitter.Splitter] = {}
 
-    def chunked(text: str, row_id: str | int) -> list[str]:
+    def chunked(text: str, row_id: RowId) -> list[str]:
         markdown = source.kind == "text" and splitter.is_markdown(str(row_id))
         if markdown not in splitters:
             size = options.chunk_size or splitter.DEFAULT_SIZE

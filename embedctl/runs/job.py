@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from embedctl.inputs import Query
 from embedctl.settings import Settings
 
 
@@ -20,6 +21,7 @@ class JobRequest:
         resume: The command that continues the run, as a shell takes it.
         vectors: How `stream` shows vectors.
         stdin: What "-" means; None when it is a terminal.
+        query: What is asked instead of `inputs`.
     """
 
     settings: Settings
@@ -34,3 +36,4 @@ class JobRequest:
     vectors: Literal["float", "base64"] = "float"
     stream: BinaryIO | None = None
     stdin: BinaryIO | None = None
+    query: Query | None = None

@@ -150,6 +150,7 @@ class Receipt:
         workspaces: Who pays, the one who pays most first; the first MOST_WORKSPACES of them.
         failed_reasons: Rows that failed, by reason, most first; {} where a run did not come to its end.
         output_is_there: Whether there is something under the name of `output`. Not part of the JSON object.
+        left_out: Files of the input that were not read: {count, reasons{word: count}}.
         error: Why it stopped before its end; None when it did not. Not part of the JSON object.
     """
 
@@ -179,6 +180,7 @@ class Receipt:
     cost_at_risk: Decimal | None
     cost_saved: Decimal | None
     seconds: float
+    left_out: Mapping[str, Any]
     output: str | None
     failures: str | None
     exit_code: int
@@ -197,7 +199,7 @@ class Receipt:
 
 _RECEIPT_FIELDS = tuple(
     "run_id job workspace model providers fallback_from dimensions dimension_policy space_id usage_source rows "  # noqa: SIM905
-    "vectors reused duplicates failed skipped requests attempts tokens tokens_estimated tokens_unknown cost "
+    "vectors reused duplicates failed skipped left_out requests attempts tokens tokens_estimated tokens_unknown cost "
     "cost_is_lower_bound cost_at_risk cost_saved currency seconds output failures failed_reasons exit_code retryable "
     "resume workspaces".split()
 )
@@ -221,6 +223,7 @@ def build_receipt(
     failed_reasons: Mapping[str, int],
     failure: EmbedctlError | None,
     resume: str | None,
+    left_out: Mapping[str, Any],
 ) -> Receipt:
     """The receipt of a run that came to its end, or to `failure`.
 
@@ -261,6 +264,7 @@ def build_receipt(
         cost_at_risk=spending.cost_at_risk,
         cost_saved=saved,
         seconds=seconds,
+        left_out=left_out,
         output=output,
         failures=failures,
         exit_code=code,

@@ -22,6 +22,9 @@ _SHAPING = frozenset(
 )
 """Options that decide what stands in the output."""
 
+_SHAPING_WHEN_SET = frozenset({"template", "format", "delimiter", "header", "on_bad_row", "on_bad_file"})
+"""Likewise, but left out while they are as they always were: outputs of before them are gone on with."""
+
 
 @dataclass(slots=True)
 class RunRecord:
@@ -58,6 +61,7 @@ class RunRecord:
             reuse=options.reuse,
             retry_failed=self.job.retry_failed,
             dtype=options.dtype,
+            rereads=not source.is_known_unread,
         )
 
     def check_unchanged(self, source: inputs.Source) -> None:
@@ -100,4 +104,6 @@ class RunRecord:
     def _shaping(self) -> dict[str, Any]:
         """Options that decide what stands in the output; `vectors verify` and `vectors search` read them."""
         options = self.job.settings.options
-        return {one.name: getattr(options, one.name) for one in fields(Options) if one.name in _SHAPING}
+        said = {one.name: getattr(options, one.name) for one in fields(Options)}
+        asked = {one.name for one in fields(Options) if said[one.name] != one.default and one.name in _SHAPING_WHEN_SET}
+        return {name: value for name, value in said.items() if name in _SHAPING or name in asked}

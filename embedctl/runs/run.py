@@ -14,6 +14,7 @@ from uuid import UUID
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
 from embedctl.errors import EmbedctlError, Locked
+from embedctl.inputs.left_out import LeftOut, LeftOutFile
 from embedctl.journal import Spool
 from embedctl.journal.rescue import JOURNAL, rescue
 from embedctl.ledger import segment_owners
@@ -79,6 +80,7 @@ class Run:
         self._spool = wiring.spool(job.settings, disk)
         self.spending = Spending(self._prices.price)
         self._failures = FailureReasons()
+        self._left_out = LeftOut()
 
     def ask_to_stop(self, reason: EmbedctlError) -> None:
         """Stop sending, from a signal handler."""
@@ -194,7 +196,15 @@ class Run:
         source = wiring.source(self.job, output, spool_folder)
         for line in source.warnings:
             self._observer.notify(Warned("input", detail=line))
+        self._left_out = source.left_out
+        source.left_out.tell(self._tell_left_out)
         return source
+
+    def _tell_left_out(self, file: LeftOutFile) -> None:
+        if file.why == "unreadable":
+            self._observer.notify(Warned("bad_file", file.label, file.message))
+        else:
+            self._observer.notify(Warned("left_out", file.label, file.message or file.why.replace("_", " ")))
 
     def _existing(
         self, output: Output, source: inputs.Source, chain: FallbackChain, denied: tuple[str, ...], anew: bool = False
@@ -366,4 +376,5 @@ class Run:
             failed_reasons=self._reasons(output),
             failure=failure,
             resume=self.job.resume,
+            left_out=self._left_out.as_dict(),
         )

@@ -21,6 +21,7 @@ from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import InputInvalid
+from embedctl.inputs.columns import is_name, matching
 from embedctl.journal import Journal, Spool, Trust
 from embedctl.journal.rescue import JOURNAL
 from embedctl.ledger import spool as spools
@@ -31,11 +32,12 @@ from embedctl.outputs.assemble import Purchases, SegmentNumbers
 from embedctl.outputs.parquet import Layout
 from embedctl.outputs.publisher import Publisher
 from embedctl.planning import packer as packers
+from embedctl.planning.chunks import REASON_WORDS, is_bad_row
 from embedctl.planning.duplicate_ids import DuplicateIds
 from embedctl.planning.packer import Packer
 from embedctl.planning.planner import Planner
 from embedctl.planning.text_rules import text_rules
-from embedctl.records import Limits, Observer, Progressed, RowCounts, Space, utc_now
+from embedctl.records import Limits, Observer, Progressed, RowCounts, Space, Warned, utc_now
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import AdaptiveLimiter, Limiter
@@ -67,12 +69,9 @@ def read_options(options: Options, spool: Path | None, leave_out: tuple[Path, ..
     if column is not None and keep != "all":
         keep = tuple(dict.fromkeys([*(() if keep == "none" else keep), column]))
     return inputs.ReadOptions(
-        text_column=options.text_column,
-        id_column=options.id_column,
         keep=keep,
-        split=options.split,
-        encoding=options.encoding,
-        max_row_bytes=options.max_row_bytes,
+        on_bad_file=options.on_bad_file,
+        **{name: getattr(options, name) for name in inputs.ALIKE},
         spool=spool,
         leave_out=leave_out,
     )
@@ -88,6 +87,8 @@ def source(job: JobRequest, output: Output, spool: Path | None) -> inputs.Source
         OutputRefused: The output would replace an input.
     """
     reading = read_options(job.settings.options, spool, output.own_files())
+    if job.query is not None:
+        return inputs.open_query(job.query, reading)
     opened = inputs.open_input(job.inputs, reading, stdin=job.stdin)
     for file in opened.files:
         output.check_input(file.path, file.label)
@@ -104,7 +105,7 @@ def check_source(opened: inputs.Source, options: Options, folder: Path) -> None:
         InputInvalid: No such workspace column, or duplicate ids with --unique-ids.
     """
     column = options.workspace_column
-    if column is not None and column not in opened.schema_kept.names:
+    if column is not None and matching(column, opened.schema_kept.names, "the input") is None:
         columns = ", ".join(opened.schema_kept.names) or "none"
         raise InputInvalid(f"no column {column!r} to take workspaces from", hint=f"columns: {columns}")
     if options.unique_ids:
@@ -120,8 +121,8 @@ def check_source(opened: inputs.Source, options: Options, folder: Path) -> None:
 def row_columns(opened: inputs.Source, options: Options) -> Any:
     """The fields of the output's rows beside the embedding ones: not a column that only names workspaces."""
     keep, column, kept = options.keep, options.workspace_column, opened.schema_kept
-    if column is not None and keep != "all" and column not in keep.split(","):
-        kept = kept.remove(kept.get_field_index(column))
+    if column is not None and keep != "all" and not any(is_name(name, column) for name in keep.split(",")):
+        kept = kept.remove(kept.get_field_index(matching(column, kept.names, "the input")))
     return parquet.row_columns(opened.id_type, kept, text=keep != "none" and not opened.is_tokens)
 
 
@@ -454,13 +455,21 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     )
                 )
 
+            def see(block: inputs.Block) -> None:
+                ids.see(block)
+                if options.on_bad_row == "skip":
+                    for at, reason in block.reasons.items():
+                        if is_bad_row(reason):
+                            why = block.messages.get(at) or REASON_WORDS[reason]
+                            plan.observer.notify(Warned("bad_row", str(block.ids[at]), why))
+
             answers = OnlineAnswers(cached, endpoint.rate_limits.concurrency, failed=stop.because, turns=turns)
             stack.push_async_callback(answers.aclose)
             open_slices = OpenSlices(
                 plans,
                 lambda: resources.width,
                 lambda number: published_slice(plan.existing, number),
-                ids.see,
+                see,
                 plan.rows,
             )
             tools = Tools(

@@ -57,6 +57,10 @@ class SettingsFile:
     by_project: bool = False
 
 
+_A_JOBS = ("sql", "attach")
+"""Options that say what is read."""
+
+
 def read_own(path: Path) -> SettingsFile:
     """The user's own settings: everything may stand there, so nobody else may have written it.
 
@@ -67,7 +71,13 @@ def read_own(path: Path) -> SettingsFile:
     exposed = storage.exposure_to_others(path, opened.mode, opened.owner)
     if exposed and not opened.sealed:
         raise ConfigurationInvalid(f"{path} {exposed[0]}: it says where keys go", hint=exposed[1])
-    return _checked(path, toml_files.decoded(opened.content, str(path)), by_project=False)
+    content = toml_files.decoded(opened.content, str(path))
+    for key in _A_JOBS:
+        if key in content:
+            raise ConfigurationInvalid(
+                f"{path}: {key} belongs to one job, not to all", hint=f"give --{key}, or set it in a JOB.toml"
+            )
+    return _checked(path, content, by_project=False)
 
 
 def read_project(path: Path) -> SettingsFile:

@@ -228,6 +228,10 @@ _NEVER_A_JOBS = ("insecure", "ledger")
 """A job file may be a stranger's: keys would be read on the way, money would be counted elsewhere."""
 
 
+_RIVALS = {"text_column": "template", "template": "text_column"}
+"""Two ways to say one thing: the stronger layer's counts."""
+
+
 @dataclass(slots=True)
 class _Resolved:
     """Options by name, where each comes from, and what became of a project's."""
@@ -239,13 +243,18 @@ class _Resolved:
 
     def add(self, layer: Mapping[str, Any], label: str) -> None:
         """A layer that is weaker than those before it."""
-        for key in layer.keys() - self.values.keys():
+        for key in layer.keys() - self.values.keys() - self._rivals():
             self.values[key], self.origins[key] = layer[key], label
+
+    def _rivals(self) -> set[str]:
+        """What a stronger layer has said in another way."""
+        return {weaker for weaker, stronger in _RIVALS.items() if stronger in self.values}
 
     def add_project(self, file: SettingsFile, weaker: Mapping[str, Any], listed: Mapping[str, Any]) -> None:
         """A project's layer, narrowed by what is weaker than it."""
+        rivals = self._rivals()
         for key, asked in file.options.items():
-            if key in self.values:
+            if key in self.values or key in rivals:
                 continue
             ours = weaker[key]
             if key == "workspace":

@@ -39,11 +39,33 @@ class Options:
     workspace_column: str | None = option(None, "Table column that names the workspace of each row.")
     tag: Mapping[str, str] = option({}, "K=V kept with every usage event; repeatable.", metavar="K=V")
     purpose: Purpose = option("ingest", "Purpose of the vectors; stored on every ledger row.")
-    text_column: str | None = option(None, "Table column to embed (found when unambiguous).")
+    sql: str | None = option(
+        None, "Embed the rows of a query, which DuckDB reads: one SELECT or FROM, in its own order.", metavar="QUERY"
+    )
+    attach: Mapping[str, str] = option(
+        {}, "With --sql: a DuckDB file that the query reads as NAME; repeatable.", metavar="NAME=PATH"
+    )
+    text_column: str | None = option(
+        None, "Table column to embed (found when unambiguous); several, like title,body, are joined by a blank line."
+    )
+    template: str | None = option(
+        None,
+        r"Text of several table columns, like '{title}\n\n{body}'; \t, {{ and }} too. Null is empty text; a row "
+        "without any part is blank.",
+    )
     id_column: str | None = option(None, "Table column of row ids (found when unambiguous).")
     keep: str = option("all", "Other columns to keep: all, none, or names with commas.")
     split: Literal["document", "lines", "paragraphs"] = option("document", "Unit of a text file that becomes one row.")
     encoding: str = option("utf-8", "Encoding of text files.")
+    format: str | None = option(
+        None,
+        "Format of the inputs: text, csv, tsv, jsonl, json, parquet or arrow (default: by name, else by content).",
+        metavar="NAME",
+    )
+    delimiter: str | None = option(None, "CSV: what stands between values (default: as the first rows look).")
+    header: bool | None = option(
+        None, "CSV: whether the first row names the columns (default: as the first rows look)."
+    )
     chunk_size: int | None = option(None, "Tokens per chunk (documents: 1000; tables are chunked only when asked).")
     chunk_overlap: int | None = option(None, "Tokens that neighbouring chunks share (documents: 200).")
     input_type: InputType = option("document", "Intended use of the vectors.")
@@ -58,6 +80,10 @@ class Options:
         "A text that exceeds the model's limit: fail the row, skip it, truncate it, chunk it, or average its chunks.",
     )
     on_blank: Literal["skip", "fail"] = option("skip", "An empty or blank text: skip the row or fail it.")
+    on_bad_row: Literal["fail", "skip"] = option("fail", "A row that cannot be read: fail it or skip it.")
+    on_bad_file: Literal["fail", "skip"] = option(
+        "fail", "A file that cannot be read: stop the run, or leave the file out."
+    )
     fallback: Literal["same-space", "any", "off"] = option(
         "same-space", "Providers that may take over when the first is unavailable."
     )
@@ -167,6 +193,8 @@ def check(options: Options, *, spelt: Callable[[str], str] = flag) -> Options:
         words = [*value, *value.values()] if isinstance(value, Mapping) else [value]
         if any(isinstance(word, str) and printable(word) != word for word in words):
             raise WrongUsage(f"{spelt(entry.name)} is no text: a byte of it is not UTF-8")
+    if options.template is not None and options.text_column is not None:
+        raise WrongUsage(f"{spelt('template')} and {spelt('text_column')} both say what the text is")
     if options.timeout <= 0:
         raise WrongUsage(f"{spelt('timeout')} must be more than 0", hint="like 90, 90s or 2m")
     if options.chunk_size is not None and (options.chunk_overlap or 0) >= options.chunk_size:

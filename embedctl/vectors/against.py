@@ -15,7 +15,7 @@ from embedctl import inputs
 from embedctl.planning import packer
 from embedctl.planning.planner import Planner
 from embedctl.planning.text_rules import text_rules
-from embedctl.records import Failure, Limits
+from embedctl.records import Failure, Limits, is_blank
 from embedctl.routing.endpoint import Endpoint
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import HashIndex
@@ -24,8 +24,7 @@ from embedctl.vectors.checks import Firsts, RowWalk, keys, marks
 from embedctl.vectors.files import Stored
 from embedctl.vectors.findings import Findings
 
-_READ_ALIKE = ("text_column", "id_column", "split", "encoding", "max_row_bytes")
-_SHAPED_ALIKE = ("chunk_size", "chunk_overlap", "on_too_long", "on_blank", *_READ_ALIKE)
+_SHAPED_ALIKE = ("chunk_size", "chunk_overlap", "on_too_long", "on_blank", "on_bad_row", "on_bad_file", *inputs.ALIKE)
 
 
 def options_of(stored: Stored) -> dict[str, Any] | None:
@@ -36,8 +35,8 @@ def options_of(stored: Stored) -> dict[str, Any] | None:
 
 def read_options(options: Options, spool: Path) -> inputs.ReadOptions:
     """How the input is read: its own columns are enough."""
-    alike = {name: getattr(options, name) for name in _READ_ALIKE}
-    return inputs.ReadOptions(keep="none", spool=spool, **alike)
+    alike = {name: getattr(options, name) for name in inputs.ALIKE}
+    return inputs.ReadOptions(keep="none", spool=spool, on_bad_file=options.on_bad_file, **alike)
 
 
 @dataclass(slots=True)
@@ -71,7 +70,7 @@ class Against:
     ) -> None:
         self._stored, self._rows, self._findings = stored, rows, findings
         self._source, self._options, self._offer, self._folder = source, options, endpoint, folder
-        self._label = ", ".join(file.label for file in source.files[:2]) + (" …" if len(source.files) > 2 else "")
+        self._label = source.label
         self.rows_read = 0
         self._matched = 0
         self._asked = 0
@@ -196,7 +195,7 @@ def _by_id(block: Any) -> _Wanted:
     asked = _Wanted()
     values = block.tokens if block.tokens is not None else block.texts
     for name, value in zip(block.ids, values, strict=True):
-        if value is None or not len(value) or (isinstance(value, str) and value.isspace()):
+        if value is None or not len(value) or (isinstance(value, str) and is_blank(value)):
             asked.failures.append(Failure(row=0, id=name, chunk_index=0, reason="no text", message=""))
         else:
             asked.ids.append(name)

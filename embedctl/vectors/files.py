@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedctl.errors import InputInvalid, InputMissing
+from embedctl.inputs.row_ids import printed
 from embedctl.outputs import FAILURES, RECORD, STATE_FOLDER, parts_of
 from embedctl.outputs.parquet import METADATA_KEY
 from embedctl.records import TEXT_HASH_BYTES, Space
@@ -47,12 +48,12 @@ class RowBatch:
         return len(next(iter(self.columns.values())))
 
     def values(self, name: str) -> list[Any]:
-        """A column as Python values."""
-        return list(self.columns[name].to_pylist())
+        """A column as Python values; ids as they read."""
+        return _values(name, self.columns[name])
 
     def some(self, name: str, places: NDArray[np.int64]) -> list[Any]:
         """A column's values at some places of this batch."""
-        return list(self.columns[name].take(pa.array(places, pa.int64())).to_pylist())
+        return _values(name, self.columns[name].take(pa.array(places, pa.int64())))
 
     def words(self, name: str) -> tuple[NDArray[np.int32], list[str]]:
         """A dictionary column: for each row the place of its word, -1 for none; and the words."""
@@ -222,8 +223,8 @@ class Stored:
                     self._groups[key] = file.read_row_group(group, columns=list(columns))
         except (pa.ArrowException, OSError) as problem:
             raise InputInvalid(f"{part.path} cannot be read: {_first_line(problem)}") from None
-        found = self._groups[key].slice(place, 1).to_pylist()[0]
-        return dict(found)
+        found = self._groups[key].slice(place, 1)
+        return {name: _values(name, found.column(name))[0] for name in columns}
 
     def place(self, row: int) -> str:
         """A row as people find it: its part, and its number in that."""
@@ -303,6 +304,10 @@ def _rows(part: StoredPart, columns: Sequence[str], most: int, broken: Broken | 
                 where = f"{part.path.name} rows {at - part.first_row} to {last}"
                 _tell(broken, where, f"cannot be read: {_first_line(problem)}")
             first_row += file.metadata.row_group(group).num_rows
+
+
+def _values(name: str, column: Any) -> list[Any]:
+    return list(printed(column)) if name == "id" and not column.null_count else list(column.to_pylist())
 
 
 def _tell(broken: Broken | None, where: str, what: str) -> None:

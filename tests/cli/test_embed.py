@@ -99,6 +99,7 @@ def test_the_receipt_for_programs_agrees_with_the_file_and_the_ledger() -> None:
         "duplicates",
         "failed",
         "skipped",
+        "left_out",
         "requests",
         "attempts",
         "tokens",
@@ -508,6 +509,6 @@ def test_the_whole_sample_folder_says_why_it_is_not_one_run(here: Path) -> None:
         65,
         "",
         "error: text and tables do not mix: README.md is text, faq.jsonl is jsonl\n"
-        "hint: one run for each; a glob such as 'folder/**/*.md' chooses\n",
+        "hint: one run for each; a glob such as 'folder/**/*.md', or --format, chooses\n",
     )
     assert files(here) == before

@@ -114,7 +114,7 @@ BAD = {
         "invalid value for '--dtype': 'int4' is not one of 'float32'",
         "--help",
     ),
-    "bad flag": (["a.txt", "--modle", "x"], 2, "no such option: --modle", "did you mean --model?"),
+    "bad flag": (["a.txt", "--modle", "x"], 2, "no such option: --modle", "did you mean --model"),
     "no input": ([], 2, "missing argument 'INPUT...'", "`embedctl embed --help` shows the flags"),
     "no value": (["a.txt", "-o"], 2, "option '-o' requires an argument", "--help"),
     "overlap": (["a.txt", "--chunk-size", "5", "--chunk-overlap", "5"], 2, "--chunk-overlap 5 must be smaller", None),
@@ -223,12 +223,12 @@ def test_null_and_blank_cells_are_listed_and_skipped() -> None:
 
 
 def test_a_broken_line_does_not_lose_the_others() -> None:
-    """A line that is no JSON is named with its number; what cannot be told from the rest ends the run."""
+    """A line that is no JSON fails alone, and is named with its number."""
     done = embedctl("embed", "broken.jsonl")
 
-    assert done.code == 65
-    assert "broken.jsonl" in done.err
-    assert "2" in done.err
+    assert done.code == 3
+    assert "1 vector, 1 failed" in done.err
+    assert "broken.jsonl: line 2: not JSON" in Path("broken.embeddings.parquet.failures.jsonl").read_text()
 
 
 def test_a_misspelt_command_is_answered_with_the_nearest() -> None:

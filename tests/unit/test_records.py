@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from dataclasses import fields, replace
 from hashlib import blake2b
+from unicodedata import category
 
 import orjson
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedctl import records
-from embedctl.records import Space, text_hash, tokens_hash, uuid7
+from embedctl.records import Space, is_blank, text_hash, tokens_hash, uuid7
 
 
 def test_a_uuid7_carries_its_time_version_and_variant() -> None:
@@ -85,3 +87,19 @@ def test_the_wall_clock_is_utc() -> None:
     """Time stamps carry their zone."""
     assert records.utc_now().tzinfo is not None
     assert records.utc_now().utcoffset().total_seconds() == 0  # type: ignore[union-attr]
+
+
+def test_invisible_characters_are_blank() -> None:
+    """Text is blank when it is all white space, control, format and filler characters, by Unicode's own categories."""
+    invisible = [
+        chr(code) for code in range(sys.maxunicode + 1) if category(chr(code)) in ("Cc", "Cf", "Zs", "Zl", "Zp")
+    ]
+    shown = {*map(chr, range(0x600, 0x606)), *"\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"}  # signs of numbers
+
+    assert {char for char in invisible if not is_blank(char)} <= shown
+    assert is_blank("")
+    assert is_blank("".join(char for char in invisible if char not in shown))
+    for char in ("\u3164", "\u115f", "\ufe0f", "\u034f", "\u180b", "\U000e0100"):  # fillers, selectors, joiners
+        assert is_blank(char * 3)
+    for char in ("a", ".", "é", "\u0301", "漢", "😀", "\ufffd", "\u0000a", "\u200bx"):
+        assert not is_blank(char)

@@ -51,11 +51,20 @@ def run(
     from embedctl.settings.options import checked_name
 
     words = list(inputs or ())
-    written = read_job(Path(words.pop(0))) if words and words[0].endswith(".toml") else {}
+    job_file = Path(words.pop(0)) if words and words[0].endswith(".toml") else None
+    written = read_job(job_file) if job_file else {}
+    if words and flags.get("sql"):
+        raise WrongUsage("INPUT and --sql both say what to embed", hint="give one of them")
+    if words:  # stronger than what the file says
+        written = {key: value for key, value in written.items() if key not in ("sql", "attach")}
+    if flags.get("sql"):
+        written.pop("input", None)
     listed = [written["input"]] if isinstance(written.get("input"), str) else written.get("input", [])
     sources = words or [os.path.expanduser(source) for source in listed]  # noqa: PTH111 - no shell did it
     folder = output or (expanded(written["output"]) if written.get("output") else None)
-    if not sources:
+    if sources and "sql" in written:
+        raise WrongUsage(f"{job_file}: input and sql both say what to embed", hint="keep one of them")
+    if not sources and not flags.get("sql") and "sql" not in written:
         raise WrongUsage("nothing to embed", hint="name files or folders: embedctl batch run INPUT... -o DIR")
     if folder is None:
         raise WrongUsage("no output named", hint="name a folder: embedctl batch run INPUT... -o DIR")
@@ -70,6 +79,7 @@ def run(
         flags=flags,
         job_options={key: value for key, value in written.items() if key not in ("input", "output", "job")},
         job=checked_name(name, "job") if name else None,
+        job_file=job_file,
         config=config,
         ledger=ledger,
         overwrite=overwrite,

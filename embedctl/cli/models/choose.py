@@ -132,24 +132,22 @@ def _sample(inputs: Sequence[str], settings: Settings) -> tuple[list[str], int]:
     import tempfile
     from pathlib import Path
 
-    from embedctl.inputs.source import ReadOptions, open_input
+    from embedctl.inputs import ALIKE, ReadOptions, open_input
+    from embedctl.records import is_blank
 
     options = settings.options
     with tempfile.TemporaryDirectory() as folder:
         read = ReadOptions(
-            text_column=options.text_column,
-            id_column=options.id_column,
             keep="none",
-            split=options.split,
-            encoding=options.encoding,
-            max_row_bytes=options.max_row_bytes,
             spool=Path(folder),
+            on_bad_file=options.on_bad_file,
+            **{name: getattr(options, name) for name in ALIKE},
         )
         sample: list[str] = []
         sample_bytes = input_bytes = 0
         for block in open_input(inputs, read, stdin=None).blocks():
             for text in block.texts:
-                if text is None or not text.strip():
+                if text is None or is_blank(text):
                     continue
                 size = _size(text)
                 input_bytes += size

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedctl import settings, terminal
-from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag, tags
+from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag, pairs
 from embedctl.cli.providers._names import Name, WorkspaceFlag
 from embedctl.errors import TextRefused
 from embedctl.records import format_money
@@ -51,7 +51,7 @@ def try_out(
         "provider": name,
         "model": model,
         "workspace": workspace,
-        "tag": tags(tag) if tag else None,
+        "tag": pairs(tag) if tag else None,
         "fallback": "off",
         "retries": 0,
         "max_wait": 10,

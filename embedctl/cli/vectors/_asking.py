@@ -12,7 +12,7 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli import _ledger
-from embedctl.cli._flags import tags
+from embedctl.cli._flags import pairs
 from embedctl.errors import EmbedctlError
 from embedctl.settings.options import checked_name
 
@@ -56,7 +56,7 @@ class AskingFlags:
 
         own = {
             "workspace": checked_name(self.workspace, "workspace") if self.workspace else None,
-            "tag": tags(self.tag) if self.tag else None,
+            "tag": pairs(self.tag) if self.tag else None,
             "max_wait": MAX_WAIT_S,
         }
         return settings.load(flags={**shaped, **own}, config=self.config, ledger=self.ledger)

@@ -11,7 +11,7 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli import _ledger
-from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, pairs
 from embedctl.cli.vectors._asking import (
     AskingFlags,
     ModelFlag,
@@ -23,9 +23,10 @@ from embedctl.cli.vectors._asking import (
     with_ledger,
 )
 from embedctl.cli.vectors._output import OutputPath
-from embedctl.errors import InputInvalid
+from embedctl.errors import InputInvalid, WrongUsage
 
 if TYPE_CHECKING:
+    from embedctl.inputs import Query
     from embedctl.vectors.asking import Asking
     from embedctl.vectors.files import Stored
     from embedctl.vectors.findings import Findings
@@ -42,6 +43,13 @@ def verify(
         typer.Option("--input", "-i", help="What it was made of: no row may be lost; repeatable.", metavar="INPUT"),
     ] = None,
     sample: Annotated[int, typer.Option("--sample", min=0, help="Embed so many texts again and compare.")] = 0,
+    sql: Annotated[
+        str | None, typer.Option("--sql", help="Query that the output was made of, instead of --input.")
+    ] = None,
+    attach: Annotated[
+        list[str] | None,
+        typer.Option("--attach", help="With --sql: a DuckDB file it reads as NAME; repeatable.", metavar="NAME=PATH"),
+    ] = None,
     model: ModelFlag = None,
     provider: ProviderFlag = None,
     workspace: WorkspaceFlag = None,
@@ -53,14 +61,20 @@ def verify(
     ledger: LedgerFlag = None,
 ) -> None:
     """Check rows, numbers, widths, ids, texts, spaces, parts and checksums; exit 65 when something is wrong."""
+    from embedctl.inputs import asked
     from embedctl.vectors.files import open_stored
     from embedctl.vectors.findings import Findings
 
     flags = AskingFlags(
         model=model, provider=provider, workspace=workspace, tag=tag, config=config, ledger=ledger, verbose=verbose
     )
+    if attach and sql is None:
+        raise WrongUsage("--attach belongs to --sql", hint="--sql QUERY says what is read of it")
+    if sql is not None and inputs:
+        raise WrongUsage("--input and --sql both say what it was made of", hint="give one of them")
     stored, findings = open_stored(file), Findings()
-    counts = _verified(stored, findings, flags, inputs or [], sample)
+    query = None if sql is None else asked(sql, pairs(attach or [], "attach"), folder=None, attach_folder=None)
+    counts = _verified(stored, findings, flags, query or inputs or [], sample)
     looked = [f"{counts['rows']:,} rows"]
     looked += [f"{counts['rows_read']:,} rows of the input"] if counts["rows_read"] is not None else []
     looked += [f"{counts['sampled']:,} texts embedded again"] if sample else []
@@ -74,7 +88,9 @@ def verify(
         _ledger.after_result(InputInvalid(f"{file} is wrong in {findings.wrong:,} places"))
 
 
-def _verified(stored: Stored, findings: Findings, flags: AskingFlags, inputs: list[str], sample: int) -> dict[str, Any]:
+def _verified(
+    stored: Stored, findings: Findings, flags: AskingFlags, inputs: list[str] | Query, sample: int
+) -> dict[str, Any]:
     """Look at everything; what was looked at, and what asking again cost."""
     import asyncio
 
@@ -104,10 +120,15 @@ def _verified(stored: Stored, findings: Findings, flags: AskingFlags, inputs: li
 
 
 def _input(
-    stored: Stored, inputs: list[str], asking: Asking | None, flags: AskingFlags, folder: Path, findings: Findings
+    stored: Stored,
+    inputs: list[str] | Query,
+    asking: Asking | None,
+    flags: AskingFlags,
+    folder: Path,
+    findings: Findings,
 ) -> Input:
     """The input, read as it was when the output was made."""
-    from embedctl.inputs.source import open_input
+    from embedctl.inputs import open_input, open_query
     from embedctl.vectors import against
     from embedctl.vectors.verify import Input
 
@@ -117,8 +138,9 @@ def _input(
         why = "it does not say how it was made" if shaped is None else "its model is not configured here"
         findings.add("not_checked", str(stored.path), f"only ids are compared with the input: {why}", wrong=False)
     options = flags.load(shaped or {}).options
+    read = against.read_options(options, folder)
     return Input(
-        source=open_input(inputs, against.read_options(options, folder)),
+        source=open_input(inputs, read) if isinstance(inputs, list) else open_query(inputs, read),
         options=options,
         endpoint=asking.endpoint if exact and asking is not None else None,
     )

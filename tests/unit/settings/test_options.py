@@ -139,7 +139,7 @@ def test_every_option_is_a_flag_of_a_run() -> None:
 def test_a_tag_is_a_key_and_a_value(pair: str) -> None:
     """A tag without a key or an equals sign is refused with an example."""
     with pytest.raises(WrongUsage, match="is not K=V"):
-        _flags.tags([pair])
+        _flags.pairs([pair])
 
 
 @pytest.mark.parametrize("text", ["much", "nan", "inf", ""])
