@@ -340,8 +340,6 @@ class AnswerUnshaped(AnswerUnusable):
     One may be a slip; after the second in a row no retry will change it.
     """
 
-    word = "answer_unshaped"
-
 
 class RedirectRefused(ProviderError):
     """The provider redirects; a key never follows."""
