@@ -74,8 +74,8 @@ def test_each_class_has_a_word_and_a_sentence(kind: type[EmbedctlError]) -> None
 
 
 def test_words_are_unique_where_a_program_must_tell_errors_apart() -> None:
-    """No two classes share a word."""
-    words = [kind.word for kind in CLASSES]
+    """No two classes have the same word of their own; one without has its parent's, and is told apart in here only."""
+    words = [kind.word for kind in CLASSES if "word" in vars(kind)]
 
     assert sorted(words) == sorted(set(words))
 
@@ -126,13 +126,16 @@ def test_client_mistakes_and_429_are_no_illness() -> None:
 
 
 def test_every_deliberate_exit_goes_through_the_tree() -> None:
-    """No module calls sys.exit or raises SystemExit: codes come from classes, caught once in cli."""
+    """No module calls sys.exit or raises SystemExit: codes come from classes, caught once in cli.
+
+    The process that reads a query ends itself; its parent makes an error of our tree of that.
+    """
     calls = re.compile(r"\bsys\.exit\(|\bSystemExit\b|\bos\._exit\(|\bquit\(")
     found = [
         f"{path.relative_to(SOURCE)}:{number}"
         for path in sorted(SOURCE.rglob("*.py"))
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
-        if calls.search(line)
+        if calls.search(line) and path != SOURCE / "inputs" / "query.py"
     ]
 
     assert found == []
