@@ -37,6 +37,13 @@ class SuggestingGroup(TyperGroup):
             self.commands[cmd_name] = self.waiting[cmd_name]()
         return super().get_command(ctx, cmd_name)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each command with its whole first sentence."""
+        made = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, command.get_short_help_str(limit=10_000)) for name, command in made if not command.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def groups_with(self, name: str) -> list[str]:
         """The groups in this one that have a command of this name."""
         return []

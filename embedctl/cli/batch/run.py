@@ -11,12 +11,16 @@ import typer
 
 from embedctl.cli import _allocator
 from embedctl.cli._flags import ConfigFlag, LedgerFlag, with_options
+from embedctl.cli._help import GroupedFlags
 from embedctl.errors import WrongUsage
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: embedctl batch run tickets.parquet -o tickets/ -m openai:text-embedding-3-small -w acme")
+@app.command(
+    cls=GroupedFlags,
+    epilog="Example: embedctl batch run tickets.parquet -o tickets/ -m openai:text-embedding-3-small -w acme",
+)
 @with_options
 def run(
     inputs: Annotated[
@@ -26,7 +30,7 @@ def run(
     *,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of Parquet parts.", metavar="DIR"),
+        typer.Option("--output", "-o", help="Folder of Parquet parts. [required, here or in JOB.toml]", metavar="DIR"),
     ] = None,
     job: Annotated[str | None, typer.Option("--job", help="Name of the job, for `batch list` and reports.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,

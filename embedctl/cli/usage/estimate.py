@@ -12,11 +12,15 @@ import typer
 from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, OverwriteFlag, with_options
+from embedctl.cli._help import GroupedFlags
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: embedctl usage estimate tickets.parquet -m openai:text-embedding-3-small --tier batch")
+@app.command(
+    cls=GroupedFlags,
+    epilog="Example: embedctl usage estimate tickets.parquet -m openai:text-embedding-3-small --tier batch",
+)
 @with_options
 def estimate(
     inputs: Annotated[list[str], typer.Argument(help="Files, globs, folders.", metavar="INPUT...")],
