@@ -55,8 +55,11 @@ def execute(
     **about: Any,
 ) -> None:
     """Do it (or, with `dry_run`, say what it would take), print the receipt, and exit with its code."""
+    loaded = settings.load(flags=flags, job=job_options, config=config, ledger=ledger)
+    if loaded.misplaced and not talk.quiet:
+        terminal.warning(loaded.misplaced)
     job = JobRequest(
-        settings=settings.load(flags=flags, job=job_options, config=config, ledger=ledger),
+        settings=loaded,
         inputs=inputs,
         kind=kind,
         output=output,
