@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
+from embedctl.cli import _completion
 from embedctl.errors import WrongUsage, nearest
 from embedctl.settings.options import DURATIONS, Options
 
@@ -23,6 +24,11 @@ JsonFlag = Annotated[bool, typer.Option("--json", "-j", help="The same as --form
 ConfigFlag = Annotated[
     Path | None, typer.Option("--config", help="Settings file. [default: as `embedctl config path` says]")
 ]
+_COMPLETED = {
+    "model": _completion.models,
+    "provider": _completion.providers,
+    "workspace": _completion.workspaces,
+}
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
 LedgerFlag = Annotated[
     Path | None, typer.Option("--ledger", help="Ledger file. [default: as `embedctl config show` says]")
@@ -63,6 +69,7 @@ def _parameter(entry: Any, hint: Any) -> inspect.Parameter:
         *([entry.metadata["short"]] if entry.metadata["short"] else []),
         help=text,
         metavar=entry.metadata["metavar"],
+        autocompletion=_COMPLETED.get(entry.name),
     )
     annotation = list[str] if entry.name == "tag" else kind
     return inspect.Parameter(

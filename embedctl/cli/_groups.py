@@ -51,6 +51,8 @@ class SuggestingGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command of the first word, or WrongUsage that names the nearest."""
         name = args[0] if args else ""
+        if ctx.resilient_parsing:  # a shell asks what could follow
+            return super().resolve_command(ctx, args)
         if name and not name.startswith("-") and self.get_command(ctx, name) is None:
             known = self.list_commands(ctx)
             path = ctx.command_path
@@ -69,7 +71,8 @@ class ListingGroup(SuggestingGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put `list` where no command is named."""
-        if not any(not word.startswith("-") for word in args) and not {"-h", "--help"} & set(args):
+        is_named = any(not word.startswith("-") for word in args) or {"-h", "--help"} & set(args)
+        if not is_named and not ctx.resilient_parsing:
             args = ["list", *args]
         return list(super().parse_args(ctx, args))
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from embedctl import settings, terminal
+from embedctl.cli import _completion
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
 from embedctl.errors import WrongUsage, nearest
 
@@ -16,11 +17,17 @@ app = typer.Typer()
 
 @app.command("list", epilog="Example: embedctl models list --provider openai")
 def list_models(
-    provider: Annotated[str | None, typer.Option("--provider", help="Only models of this provider.")] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option("--provider", autocompletion=_completion.providers, help="Only models of this provider."),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Retired models too, and those no built-in provider serves.")
     ] = False,
-    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Whose allow-list applies.")] = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", "-w", autocompletion=_completion.workspaces, help="Whose allow-list applies."),
+    ] = None,
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
     config: ConfigFlag = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedctl import settings, terminal
+from embedctl.cli import _completion
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import WrongUsage
 
@@ -18,7 +19,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: embedctl models show openai:text-embedding-3-small")
 def show(
-    model: Annotated[str, typer.Argument(help="Model, as NAME or PROVIDER:NAME.")],
+    model: Annotated[str, typer.Argument(help="Model, as NAME or PROVIDER:NAME.", autocompletion=_completion.models)],
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
     config: ConfigFlag = None,
