@@ -32,8 +32,9 @@ def list_models(
     as_json: JsonFlag = False,
     config: ConfigFlag = None,
 ) -> None:
-    """Models the catalog knows, with width, limit, price, and whether they may be used."""
+    """Models the catalog knows and those of your own places, with width, limit, price, and whether they may be used."""
     from embedctl.cli._prices import price_book
+    from embedctl.cli.models import _own
     from embedctl.cli.models._row import row
     from embedctl.providers import catalog
     from embedctl.routing import allow
@@ -50,7 +51,8 @@ def list_models(
         if provider in (None, model.provider) and (everything or (model.served and model.status != "retired"))
     ]
     book = price_book(loaded)
-    rows = [row(model, loaded, book) for model in models]
+    own = [one for one in _own.rows(loaded, book) if provider in (None, one["provider"])]
+    rows = [*own, *(row(model, loaded, book) for model in models)]
     lists = allow.lists(loaded, loaded.options.workspace)
     envelope = {
         "schema_version": 1,
