@@ -123,6 +123,8 @@ def _settings(settings: Settings) -> Check:
     facts = {"files": files, "variables": named, "unheeded": list(settings.unheeded)}
     told = ", ".join(files) or "no file (`embedctl config init` writes one)"
     told += f"; set: {', '.join(named)}" if named else ""
+    if settings.misplaced:
+        return Check("settings", "note", told, settings.misplaced, facts)
     if settings.unheeded:
         hint = "a project's file may only ask for less; your own settings, or a flag, may ask for more"
         return Check("settings", "note", "; ".join((told, *settings.unheeded)), hint, facts)

@@ -614,7 +614,11 @@ def _estimate_cost(found: Estimate) -> str:
     from embedctl.records import format_money
 
     if found.cost is None or found.cost_low is None or found.cost_high is None:
-        return "cost unknown: no price"
+        provider = found.model.partition(":")[0]
+        return (
+            f"cost unknown: no price (`embedctl prices set {found.model} USD_PER_MILLION` tells one, "
+            f"or price_as under [providers.{provider}] whose prices apply)"
+        )
     exact = found.cost_low == found.cost_high
     spread = "" if exact else f" ({format_money(found.cost_low)} to {format_money(found.cost_high)})"
     batch = f", {format_money(found.cost_batch)} USD through the provider's batch interface" if found.cost_batch else ""

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from embedctl import errors, settings
 from embedctl.errors import EmbedctlError
 from embedctl.outputs import parquet
+from embedctl.providers.catalog import ModelEntry, ProviderEntry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -72,6 +74,29 @@ def test_toml_examples_are_settings_that_load(tmp_path: Path) -> None:
         assert loaded.providers or loaded.chains
 
 
+CRON = [line for block in _blocks("sh") for line in block.splitlines() if re.match(r"\d+ \d+ \* \* \*  ", line)]
+
+
+@pytest.mark.parametrize("line", CRON)
+def test_cron_lines_name_the_full_path_and_report_failures(line: str, folder: Path) -> None:
+    """Each crontab line of README names embedctl by its full path, is right, and a failure leaves a word."""
+    call, _, report = line.split("  ", 1)[1].partition(" || ")
+    path, *words = shlex.split(call.replace("/data/", f"{folder}/"))
+    shutil.copy(folder / "sample_data" / "tickets.parquet", folder)
+    (folder / "usage.csv").write_text("the night before")
+    run = [sys.executable, "-m", "embedctl", *words]
+
+    well = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
+    (folder / "tickets.parquet").unlink()
+    failed = subprocess.run([*run, "--no-such-flag"], cwd=folder, capture_output=True, text=True, check=False)
+
+    assert Path(path).is_absolute()
+    assert report.startswith("logger -p user.err") or "MAILTO=" in README
+    assert (well.returncode, well.stdout) in ((0, ""), (3, "")), well.stderr  # one of the sample's rows is too long
+    assert failed.returncode == 2
+    assert len([said for said in failed.stderr.splitlines() if said.startswith("error: ")]) == 1
+
+
 def test_the_exit_code_table_is_that_of_the_error_tree() -> None:
     """README lists every exit code that an error class has, and no other."""
     listed = {int(row[0]) for row in _rows("Exit codes")}
@@ -94,6 +119,24 @@ def test_files_named_in_readme_exist() -> None:
         found = list(ROOT.glob(f"embedctl/{name}")) + list(ROOT.glob(name))
 
         assert found or name in ("embedctl.toml",), name
+
+
+def test_a_place_of_a_known_dialect_is_two_blocks() -> None:
+    """What README says a place in the catalog needs are keys of its tables."""
+    (block,) = _blocks("text")
+    said = tomllib.loads(block)
+
+    assert set(said["acme"]) <= {entry.name for entry in fields(ProviderEntry)}
+    assert set(said["model"][0]) - {"weights"} <= {entry.name for entry in fields(ModelEntry)}
+
+
+def test_the_rooms_are_all_in_the_table() -> None:
+    """README's table of rooms names every folder of the package, and the two files that a person meets."""
+    top = {path.name for path in (ROOT / "embedctl").iterdir() if (path / "__init__.py").is_file()}
+    listed = set(re.findall(r"`embedctl/(\w+)/`", README))
+
+    assert top <= listed
+    assert all(f"`embedctl/{name}.py`" in README for name in ("terminal", "doctor"))
 
 
 def test_the_package_version_is_in_the_changelog_or_unreleased() -> None:

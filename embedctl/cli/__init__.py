@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import typer
 
 from embedctl import __version__, terminal
+from embedctl.cli import _completion
 from embedctl.cli._groups import SuggestingGroup, commands_of, imported, imported_app, quick
 from embedctl.errors import EmbedctlError, InvariantBroken, WrongUsage
 
@@ -169,6 +170,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # keys are in memory
     terminal.stand_in_for_closed()
     try:
-        app()
+        if _completion.VARIABLE in os.environ:
+            _completion.answer(app)
+        else:
+            app()
     finally:
         terminal.let_go()

@@ -12,17 +12,27 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
+from embedctl.cli import _completion
 from embedctl.errors import WrongUsage, nearest
-from embedctl.settings.options import Options
+from embedctl.settings.options import DURATIONS, Options
 
 FormatFlag = Annotated[
     Literal["table", "json", "csv", "md"],
     typer.Option("--format", help="How to print it.", show_default=True),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", "-j", help="The same as --format json.")]
-ConfigFlag = Annotated[Path | None, typer.Option("--config", help="Settings file instead of the user's.")]
+ConfigFlag = Annotated[
+    Path | None, typer.Option("--config", help="Settings file. [default: as `embedctl config path` says]")
+]
+_COMPLETED = {
+    "model": _completion.models,
+    "provider": _completion.providers,
+    "workspace": _completion.workspaces,
+}
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
-LedgerFlag = Annotated[Path | None, typer.Option("--ledger", help="Ledger file.")]
+LedgerFlag = Annotated[
+    Path | None, typer.Option("--ledger", help="Ledger file. [default: as `embedctl config show` says]")
+]
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,13 +68,14 @@ def _parameter(entry: Any, hint: Any, name: str) -> inspect.Parameter:
     elif plain is int or get_origin(plain) is Literal:
         kind = plain
     shown = entry.default if entry.default is not MISSING else None
-    if shown is not None and plain is not bool and f"{shown}" not in text:
-        text = f"{text} [default: {f'{shown:g}' if isinstance(shown, float) else shown}]"
+    if shown is not None:
+        text = f"{text} [default: {_default(entry.name, shown)}]"
     option: Any = typer.Option(
         *names,
         *([entry.metadata["short"]] if entry.metadata["short"] else []),
         help=text,
         metavar=entry.metadata["metavar"],
+        autocompletion=_COMPLETED.get(entry.name),
     )
     annotation = list[str] if entry.name in _PAIRS else kind
     return inspect.Parameter(
@@ -73,6 +84,13 @@ def _parameter(entry: Any, hint: Any, name: str) -> inspect.Parameter:
         default=None,
         annotation=Annotated[annotation | None, option],
     )
+
+
+def _default(name: str, value: Any) -> str:
+    """A default as it would be given."""
+    if name in DURATIONS:
+        return f"{value / 60:g}m"
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else f"{value}"
 
 
 def _read(flags: dict[str, Any]) -> Mapping[str, Any]:

@@ -37,6 +37,13 @@ class SuggestingGroup(TyperGroup):
             self.commands[cmd_name] = self.waiting[cmd_name]()
         return super().get_command(ctx, cmd_name)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each command with its whole first sentence."""
+        made = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, command.get_short_help_str(limit=10_000)) for name, command in made if not command.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def groups_with(self, name: str) -> list[str]:
         """The groups in this one that have a command of this name."""
         return []
@@ -44,6 +51,8 @@ class SuggestingGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command of the first word, or WrongUsage that names the nearest."""
         name = args[0] if args else ""
+        if ctx.resilient_parsing:  # a shell asks what could follow
+            return super().resolve_command(ctx, args)
         if name and not name.startswith("-") and self.get_command(ctx, name) is None:
             known = self.list_commands(ctx)
             path = ctx.command_path
@@ -62,7 +71,8 @@ class ListingGroup(SuggestingGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put `list` where no command is named."""
-        if not any(not word.startswith("-") for word in args) and not {"-h", "--help"} & set(args):
+        is_named = any(not word.startswith("-") for word in args) or {"-h", "--help"} & set(args)
+        if not is_named and not ctx.resilient_parsing:
             args = ["list", *args]
         return list(super().parse_args(ctx, args))
 

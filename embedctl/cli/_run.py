@@ -66,6 +66,8 @@ def execute(
         job_file: Where `job_options` come from.
     """
     loaded = settings.load(flags=flags, job=job_options, config=config, ledger=ledger)
+    if loaded.misplaced and not talk.quiet:
+        terminal.warning(loaded.misplaced)
     job = JobRequest(
         settings=loaded,
         inputs=inputs,

@@ -66,6 +66,7 @@ def show(
 ) -> None:
     """Every option with its value and where that comes from; keys are not shown."""
     loaded = settings.load(config=config, ledger=ledger)
+    notes = [*([loaded.misplaced] if loaded.misplaced else []), *loaded.unheeded]
     rows: list[dict[str, Any]] = [
         {"option": entry.name, "value": _value(getattr(loaded.options, entry.name)), "from": loaded.origins[entry.name]}
         for entry in fields(Options)
@@ -77,12 +78,12 @@ def show(
         "paths": {name: str(path) for name, path in places.items()},
         "files": [str(path) for path in loaded.files],
         "providers": sorted(loaded.providers),
-        "warnings": list(loaded.unheeded),
+        "warnings": notes,
     }
     columns = [terminal.Column("option", "Option"), terminal.Column("value", "Value"), terminal.Column("from", "From")]
     footer = [f"{name}: {path}" for name, path in places.items()]
     footer.append("files: " + (", ".join(map(str, loaded.files)) or "none (`embedctl config init` writes one)"))
-    footer += [f"note: {line}" for line in loaded.unheeded]
+    footer += [f"note: {line}" for line in notes]
     terminal.table(
         terminal.Table(columns=columns, rows=rows, envelope=envelope, footer=footer), "json" if as_json else form
     )
@@ -91,7 +92,10 @@ def show(
 @app.command(epilog="Example: $EDITOR $(embedctl config path)")
 def path(config: ConfigFlag = None) -> None:
     """Where the user's settings file is, whether it exists or not."""
-    terminal.out(f"{config or settings.user_config_path(os.environ)}\n")
+    found = config or settings.user_config_path(os.environ)
+    terminal.out(f"{found}\n")
+    if config is None and (word := settings.misplaced(os.environ, found)):
+        terminal.warning(word)
 
 
 def _value(value: Any) -> Any:

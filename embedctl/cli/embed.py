@@ -10,12 +10,13 @@ import typer
 
 from embedctl.cli import _allocator
 from embedctl.cli._flags import ConfigFlag, LedgerFlag, with_options
+from embedctl.cli._help import GroupedFlags
 from embedctl.errors import WrongUsage
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: embedctl embed handbook.md notes.txt -o texts.parquet --workspace acme")
+@app.command(cls=GroupedFlags, epilog="Example: embedctl embed handbook.md notes.txt -o texts.parquet --workspace acme")
 @with_options
 def embed(
     inputs: Annotated[
@@ -24,7 +25,12 @@ def embed(
     *,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", help="Parquet file, or - for JSON lines on stdout.", metavar="FILE"),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Parquet file, or - for JSON lines on stdout. [default: STEM.embeddings.parquet, here]",
+            metavar="FILE",
+        ),
     ] = None,
     vectors: Annotated[
         Literal["float", "base64"], typer.Option("--vectors", help="With -o -: how vectors are shown.")

@@ -16,7 +16,7 @@ from embedctl.embedding import checks, usage, usage_events
 from embedctl.embedding.route import Leg, Route
 from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
-from embedctl.errors import EmbedctlError, ProviderError, SpaceMismatch
+from embedctl.errors import EmbedctlError, KeyRejected, ProviderError, SpaceMismatch
 from embedctl.planning.packer import estimated_tokens
 from embedctl.providers._contract import HttpRequest, WireAnswer
 from embedctl.providers._entry import read
@@ -220,6 +220,8 @@ class Attempt:
         if not isinstance(error, ProviderError):
             return usage_events.unsent(event, error)
         error.provider = error.provider or leg.endpoint.provider
+        if isinstance(error, KeyRejected):
+            error.hint = _key_hint(leg.endpoint)
         self._router.failed(leg, error)
         return await self._router.counted(lambda: usage_events.failed(event, leg.endpoint, request, error, seconds))
 
@@ -284,3 +286,11 @@ def _answer(
         tokens_each=None if each is None else tuple(each),
         fallback_from=event.fallback_from,
     )
+
+
+def _key_hint(endpoint: Endpoint) -> str:
+    """Where the key that was sent comes from."""
+    trial = f"`embedctl providers test {endpoint.provider}` tries another"
+    if endpoint.key_source is None:
+        return f"no key was sent: set api_key_env under [providers.{endpoint.provider}], or its variable; {trial}"
+    return f"the key came from {endpoint.key_source}; {trial}"

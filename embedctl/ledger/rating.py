@@ -158,7 +158,7 @@ def make_rates(connection: duckdb.DuckDBPyConnection) -> None:
         "SELECT DISTINCT provider, price_as, model, region, price_tier, meter FROM batch "
         "WHERE entry_kind = 'usage' AND billable <> 'no'"
     ).fetchall()
-    names = {(model, price_as): pricing.bare_name(model, price_as) for _, price_as, model, *_ in keys}
+    names = {(model, price_as): model and pricing.bare_name(model, price_as) for _, price_as, model, *_ in keys}
     known = stored_prices(connection, [*names.values()])
     rates: list[dict[str, Any]] = []
     for provider, price_as, model, region, tier, meter in keys:

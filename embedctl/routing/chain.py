@@ -204,6 +204,7 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         ca_file=expanded(own.ca_file) if own.ca_file else None,
         folder=folder.path if folder else None,
         key_variable=own.api_key_env,
+        key_source=credentials.key_source(settings.environment, credentials.key_variables(settings, provider)),
     )
 
 

@@ -111,6 +111,12 @@ def _unquoted(variable: str, value: str) -> str:
     return value
 
 
+def key_source(environment: Mapping[str, str], variables: Sequence[str]) -> str | None:
+    """The variable that `key_in` takes the key from; None without one."""
+    named = (name for variable in variables for name in (variable, f"{variable}_FILE") if environment.get(name))
+    return next(named, None)
+
+
 def exposed_key_file(environment: Mapping[str, str], variables: Sequence[str]) -> str | None:
     """The sentence that warns of the file which `key_in` reads, when others may read it too; None when all is well."""
     for variable in variables:

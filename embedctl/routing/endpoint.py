@@ -33,6 +33,7 @@ class Endpoint:
         input_type_sent: How the input type gets to the model, or that it does not.
         folder: Of a local model that is not the bundled one.
         key_variable: Where the user said its key is.
+        key_source: The variable that its key was found in; None without a key.
         counts: Tokens of texts, as they were counted before in this run; one for all offers of a chain.
     """
 
@@ -66,6 +67,7 @@ class Endpoint:
     ca_file: Path | None = None
     folder: Path | None = None
     key_variable: str | None = None
+    key_source: str | None = None
     counts: RunCounts = field(default_factory=RunCounts, compare=False, repr=False)
 
     @property

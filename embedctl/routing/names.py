@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 
 from embedctl.errors import WrongUsage, nearest
@@ -48,7 +50,7 @@ def asked_for(settings: Settings) -> tuple[str, str]:
         return prefix, rest or default_model(settings, prefix)
     if options.provider is not None:
         return options.provider, options.model
-    return _bare(settings, options.model), options.model
+    return _bare(settings, options.model)
 
 
 def default_model(settings: Settings, provider: str) -> str:
@@ -71,16 +73,37 @@ def near(word: str, known: Sequence[str]) -> str:
     return f"did you mean {close!r}?" if close else "`embedctl models list` and `providers list` show what there is"
 
 
-def _bare(settings: Settings, name: str) -> str:
-    """The provider that a name without one means."""
+def _bare(settings: Settings, name: str) -> tuple[str, str]:
+    """(provider, model) that a name without a provider means."""
     for provider, place in settings.providers.items():
         if name in place.models or name == place.model:
-            return provider
+            return provider, name
     found = [one for one in catalog.named(name) if one.served]
     usable = [one for one in found if one.status != "retired"] or found
     if not usable:
         names = sorted({part for one in catalog.models() for part in (one.name, one.name.rpartition("/")[2])})
+        prefix, colon, rest = name.partition(":")
+        if colon and rest and not catalog.named(prefix):
+            raise WrongUsage(f"unknown provider: {prefix!r} (of {name!r})", hint=_how_to_add(settings, prefix, rest))
         raise WrongUsage(
             f"unknown model: {name!r}", hint=f"{near(name, names)}; or say who serves it: -m PROVIDER:{name}"
         )
-    return usable[0].provider
+    bundled = next((one for one in usable if one.bundled and name in (one.name, one.canonical)), None)
+    return (bundled.provider, bundled.name) if bundled else (usable[0].provider, name)
+
+
+def _how_to_add(settings: Settings, provider: str, model: str) -> str:
+    """A hint for a provider that is not known: what was meant, or the lines that make it one."""
+    close = nearest(provider, known_providers(settings))
+    served = [one.id for one in catalog.named(model) if one.served and one.status != "retired"]
+    others = f"; {', '.join(served[:3])} {'serves' if len(served) == 1 else 'serve'} it" if served else ""
+    return (
+        (f"did you mean '{close}:{model}'? or " if close else "")
+        + f'tell the settings (`embedctl config path`): [providers.{toml_key(provider)}] with protocol = "openai" and '
+        + f'base_url = "http://127.0.0.1:PORT/v1"{others}; `embedctl providers list` shows all'
+    )
+
+
+def toml_key(name: str) -> str:
+    """A name as a key of a TOML table."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)

@@ -4,6 +4,7 @@ from embedctl.settings.layers import LEDGER_NAME as LEDGER_NAME
 from embedctl.settings.layers import Paths as Paths
 from embedctl.settings.layers import Settings as Settings
 from embedctl.settings.layers import load as load
+from embedctl.settings.layers import misplaced as misplaced
 from embedctl.settings.layers import read_job as read_job
 from embedctl.settings.layers import user_config_path as user_config_path
 from embedctl.settings.tables import Allow as Allow

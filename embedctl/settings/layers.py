@@ -34,6 +34,7 @@ from embedctl.settings.tables import (
 
 PROJECT_FILE = "embedctl.toml"
 LEDGER_NAME = "usage.duckdb"
+CONFIG_NAME = "config.toml"
 VARIABLES: Mapping[str, str] = {"EMBEDCTL_MODEL": "model", "EMBEDCTL_WORKSPACE": "workspace"}
 """Environment variables that are options."""
 
@@ -96,6 +97,7 @@ class Settings:
         unheeded: What a project asked for and the user's word did not let it have, a sentence each.
         origins: Where each option's value comes from, for `config show`.
         files: Settings files that were read, strongest first.
+        misplaced: A sentence that says where the user's file belongs, when it is read from elsewhere.
         environment: The process's environment; holds keys, so it never shows in a repr.
     """
 
@@ -114,23 +116,42 @@ class Settings:
     paths: Paths
     origins: Mapping[str, str]
     files: tuple[Path, ...]
+    misplaced: str | None = None
     environment: Mapping[str, str] = field(repr=False)
 
 
 def user_config_path(environment: Mapping[str, str]) -> Path:
-    """The user's settings file, whether it is there or not; of a user without a home folder, in embedctl's own.
+    """The user's settings file, whether it is there or not: in EMBEDCTL_HOME where that is set.
+
+    When it is only where it would be without EMBEDCTL_HOME, it is read there (see `misplaced`).
 
     Raises:
-        ConfigurationInvalid: There is neither.
+        ConfigurationInvalid: This user has no home folder, and neither variable is set.
     """
-    import platformdirs
-
     if named := environment.get("EMBEDCTL_CONFIG"):
         return Path(named)
+    usual = _usual_config_path()
+    if not environment.get("EMBEDCTL_HOME"):
+        return usual or _home(environment) / CONFIG_NAME
+    within = _home(environment) / CONFIG_NAME
+    return usual if usual and not _is_there(within) and _is_there(usual) else within
+
+
+def misplaced(environment: Mapping[str, str], config: Path) -> str | None:
+    """A sentence about the settings file `config` when it is read outside of EMBEDCTL_HOME, though that is set."""
+    if environment.get("EMBEDCTL_CONFIG") or not environment.get("EMBEDCTL_HOME") or config != _usual_config_path():
+        return None
+    return f"EMBEDCTL_HOME is set, but the settings are in {config}: move them to {_home(environment) / CONFIG_NAME}"
+
+
+def _usual_config_path() -> Path | None:
+    """Where the platform keeps settings; None for a user without a home folder."""
+    import platformdirs
+
     try:
-        return platformdirs.user_config_path("embedctl") / "config.toml"
+        return platformdirs.user_config_path("embedctl") / CONFIG_NAME
     except RuntimeError:  # no HOME, and no entry in passwd: `docker run --user 12345`
-        return _home(environment) / "config.toml"
+        return None
 
 
 def _home(environment: Mapping[str, str]) -> Path:
@@ -195,6 +216,7 @@ def load(
         paths=_paths(env, ledger),
         origins=MappingProxyType({entry.name: options.origins.get(entry.name, "default") for entry in fields(Options)}),
         files=tuple(file.path for file in files),
+        misplaced=misplaced(env, own.path) if own and config is None else None,
         environment=MappingProxyType(env),
     )
 

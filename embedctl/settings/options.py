@@ -33,12 +33,12 @@ def option(default: Any, description: str, *, short: str | None = None, metavar:
 class Options:
     """What a run is asked to do. Times in seconds, sizes in tokens, money in USD."""
 
-    model: str | None = option(None, "Model, as NAME or PROVIDER:NAME (default: the bundled one).", short="-m")
+    model: str | None = option(None, "Model, as NAME or PROVIDER:NAME. [default: the bundled one]", short="-m")
     provider: str | None = option(None, "Provider to use; must agree with a prefix of --model.")
     workspace: str = option("default", "Workspace to charge; stored on every ledger row.", short="-w")
     workspace_column: str | None = option(None, "Table column that names the workspace of each row.")
     tag: Mapping[str, str] = option({}, "K=V kept with every usage event; repeatable.", metavar="K=V")
-    purpose: Purpose = option("ingest", "Purpose of the vectors; stored on every ledger row.")
+    purpose: Purpose = option("ingest", "A label in the ledger, for reports; the vectors stay the same.")
     sql: str | None = option(
         None, "Embed the rows of a query, which DuckDB reads: one SELECT or FROM, in its own order.", metavar="QUERY"
     )
@@ -46,35 +46,34 @@ class Options:
         {}, "With --sql: a DuckDB file that the query reads as NAME; repeatable.", metavar="NAME=PATH"
     )
     text_column: str | None = option(
-        None, "Table column to embed (found when unambiguous); several, like title,body, are joined by a blank line."
+        None,
+        "Table column to embed; of several (title,body) a blank line makes one. [default: found when unambiguous]",
     )
     template: str | None = option(
         None,
         r"Text of several table columns, like '{title}\n\n{body}'; \t, {{ and }} too. Null is empty text; a row "
         "without any part is blank.",
     )
-    id_column: str | None = option(None, "Table column of row ids (found when unambiguous).")
+    id_column: str | None = option(None, "Table column of row ids. [default: found when unambiguous]")
     keep: str = option("all", "Other columns to keep: all, none, or names with commas.")
     split: Literal["document", "lines", "paragraphs"] = option("document", "Unit of a text file that becomes one row.")
     encoding: str = option("utf-8", "Encoding of text files.")
     format: str | None = option(
         None,
-        "Format of the inputs: text, csv, tsv, jsonl, json, parquet or arrow (default: by name, else by content).",
+        "Format of the inputs: text, csv, tsv, jsonl, json, parquet or arrow. [default: by name, else by content]",
         metavar="NAME",
     )
-    delimiter: str | None = option(None, "CSV: what stands between values (default: as the first rows look).")
-    header: bool | None = option(
-        None, "CSV: whether the first row names the columns (default: as the first rows look)."
-    )
-    chunk_size: int | None = option(None, "Tokens per chunk (documents: 1000; tables are chunked only when asked).")
-    chunk_overlap: int | None = option(None, "Tokens that neighbouring chunks share (documents: 200).")
-    input_type: InputType = option("document", "Intended use of the vectors.")
-    dimensions: int | None = option(None, "Number of dimensions (default: the model's own).")
+    delimiter: str | None = option(None, "CSV: what stands between values. [default: as the first rows look]")
+    header: bool | None = option(None, "CSV: whether the first row is names. [default: as the first rows look]")
+    chunk_size: int | None = option(None, "Tokens per chunk. [default: 1000 for documents, none for table rows]")
+    chunk_overlap: int | None = option(None, "Tokens that neighbouring chunks share. [default: 200 for documents]")
+    input_type: InputType = option("document", "What the model is told: it embeds queries and documents differently.")
+    dimensions: int | None = option(None, "Number of dimensions. [default: the model's own]")
     dimension_policy: Literal["reduce", "pad", "ignore"] = option(
         "reduce",
         "When the model does not support --dimensions: truncate and renormalise, pad with zeros, or ignore.",
     )
-    force: bool = option(False, "Allow `reduce` for models not trained for it.")
+    force: bool = option(False, "Cut vectors of models not trained for it; replaces no file, as --overwrite does.")
     on_too_long: Literal["fail", "skip", "truncate", "chunk", "mean"] = option(
         "fail",
         "A text that exceeds the model's limit: fail the row, skip it, truncate it, chunk it, or average its chunks.",
@@ -91,10 +90,10 @@ class Options:
         None, "Maximum cost of the run in USD; it stops before this is exceeded.", metavar="USD"
     )
     allow_unpriced: bool = option(False, "With --max-cost: allow models without a price.")
-    batch_size: int | None = option(None, "Maximum texts per request (default: the model's limits).")
+    batch_size: int | None = option(None, "Maximum texts per request. [default: the model's limits]")
     concurrency: int = option(16, "Maximum requests in flight.")
-    rpm: int | None = option(None, "Requests per minute, 0 = no limit (default: config or catalog).")
-    tpm: int | None = option(None, "Tokens per minute, 0 = no limit (default: config or catalog).")
+    rpm: int | None = option(None, "Requests per minute, 0 = no limit. [default: config or catalog]")
+    tpm: int | None = option(None, "Tokens per minute, 0 = no limit. [default: config or catalog]")
     burst: int = option(10, "Requests allowed in a burst before --rpm applies.")
     retries: int = option(6, "Maximum retries per request.")
     timeout: float = option(120.0, "Timeout of one request, e.g. 90 or 2m.", metavar="TIME")
@@ -107,7 +106,7 @@ class Options:
     dtype: Literal["float32", "float16", "int8"] = option("float32", "Number type of the vectors in the output.")
     reuse: bool = option(True, "Reuse vectors of unchanged texts from the existing output.")
     unique_ids: bool = option(False, "Fail on duplicate ids.")
-    cache: bool | None = option(None, "Use the shared vector cache (default: on for `embed` with a paid model).")
+    cache: bool | None = option(None, "Use the shared vector cache. [default: on for `embed` with a paid model]")
     max_row_bytes: int = option(104_857_600, "Maximum size of a row in bytes; a longer one fails.")
 
 

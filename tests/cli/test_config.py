@@ -170,10 +170,53 @@ def test_show_has_every_format(form: str) -> None:
 
 
 def test_path_follows_the_flag_and_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """--config, else EMBEDCTL_CONFIG, else the user's own place, whether the file exists or not."""
-    usual = embedctl("config", "path").out
+    """--config, else EMBEDCTL_CONFIG, else EMBEDCTL_HOME, else the platform's place, whether the file exists or not."""
+    within = embedctl("config", "path")
+    with monkeypatch.context() as patch:
+        patch.delenv("EMBEDCTL_HOME")
+        usual = embedctl("config", "path")
     monkeypatch.setenv("EMBEDCTL_CONFIG", "/by/variable.toml")
 
-    assert usual == f"{os.environ['XDG_CONFIG_HOME']}/embedctl/config.toml\n"
+    assert within == Ran(0, f"{os.environ['EMBEDCTL_HOME']}/config.toml\n", "")
+    assert usual == Ran(0, f"{os.environ['XDG_CONFIG_HOME']}/embedctl/config.toml\n", "")
     assert embedctl("config", "path").out == "/by/variable.toml\n"
     assert embedctl("config", "path", "--config", "/by/flag.toml").out == "/by/flag.toml\n"
+
+
+def test_settings_in_the_old_place_are_read_with_a_word() -> None:
+    """With EMBEDCTL_HOME, settings that are only in the platform's place count, and a word says where to."""
+    old = Path(os.environ["XDG_CONFIG_HOME"]) / "embedctl" / "config.toml"
+    new = Path(os.environ["EMBEDCTL_HOME"]) / "config.toml"
+    old.parent.mkdir(parents=True)
+    old.write_text('workspace = "old"\n')
+    Path("one.txt").write_text("one")
+    word = f"EMBEDCTL_HOME is set, but the settings are in {old}: move them to {new}"
+
+    shown = embedctl("config", "show", "--json").json
+    run = embedctl("embed", "one.txt", "--json")
+    (check,) = [one for one in embedctl("doctor", "--json").json["checks"] if one["check"] == "settings"]
+
+    assert (shown["options"]["workspace"]["value"], shown["warnings"]) == ("old", [word])
+    assert embedctl("config", "path") == Ran(0, f"{old}\n", f"warning: {word}\n")
+    assert (run.json["workspace"], f"warning: {word}\n" in run.err) == ("old", True)
+    assert embedctl("embed", "one.txt", "-q") == Ran(0, "", "")
+    assert (check["state"], check["hint"]) == ("note", word)
+    assert embedctl("config", "init").code == 73
+
+    old.rename(new)
+
+    assert embedctl("config", "path") == Ran(0, f"{new}\n", "")
+    assert embedctl("config", "show", "--json").json["options"]["workspace"]["value"] == "old"
+
+
+def test_settings_beside_the_state_are_stronger_than_the_old_ones() -> None:
+    """Where both files are there, that in EMBEDCTL_HOME counts alone, without a word of the other."""
+    old = Path(os.environ["XDG_CONFIG_HOME"]) / "embedctl" / "config.toml"
+    new = Path(os.environ["EMBEDCTL_HOME"]) / "config.toml"
+    for path in (old, new):
+        path.parent.mkdir(parents=True)
+        path.write_text(f'workspace = "{"new" if path == new else "old"}"\n')
+
+    shown = embedctl("config", "show", "--json").json
+
+    assert (shown["options"]["workspace"]["value"], shown["warnings"], shown["files"]) == ("new", [], [str(new)])

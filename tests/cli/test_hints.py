@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
+import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import typer
 
 from embedctl.cli import COMMANDS, app
+from tests.support.running import embedctl
 
 SOURCE = Path(__file__).parents[2] / "embedctl"
 OTHERS = {"--help", "--collector.textfile.directory", "--user", "--env-file", "--force-reinstall"}
@@ -128,6 +131,45 @@ def test_flags_of_hints_are_there() -> None:
     wrong = [f"{place}: {flag}" for place, words in hints() for flag in _FLAG.findall(words) if flag not in all_flags()]
 
     assert wrong == []
+
+
+_PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b|\bX\b|[{}<>…$|]|\.\.\.")
+
+
+def whole_commands() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each command in backticks that stands there whole: nothing is to be filled in."""
+    for place, words in hints():
+        for code in _CODE.findall(words):
+            path = shlex.split(code)[1:] if code.startswith("embedctl ") else code.split()
+            if path and not _PLACEHOLDER.search(code) and command(tuple(path[:1])) is not None:
+                yield place, tuple(path)
+
+
+COMMANDS_OF_HINTS = sorted({words for _, words in whole_commands()})
+
+
+@pytest.mark.parametrize("words", COMMANDS_OF_HINTS, ids=" ".join)
+def test_a_hint_can_be_followed(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that a message gives whole is run as it stands; one that it only names is asked for help."""
+    monkeypatch.chdir(tmp_path)
+    path = tuple(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    found = command(path)
+    only_named = found is not None and (_is_group(found) or any(is_given(param) for param in found.params))
+
+    done = embedctl(*(path if only_named else words), *(["--help"] if only_named else []))
+
+    assert done.code not in (2, 70), done.err
+
+
+def is_given(param: Any) -> bool:
+    """Whether a command is of no use without this argument or flag."""
+    return bool(param.required or param.nargs == -1)
+
+
+def test_hints_are_run() -> None:
+    """There are hints to run; a wrong one would be seen."""
+    assert len(COMMANDS_OF_HINTS) > 10
+    assert embedctl("usage", "ingest", "--nonsense").code == 2
 
 
 @pytest.mark.parametrize("words", ["`embedctl usage nowhere`", "try `embedctl embed --no-such-flag`", "--never-heard"])

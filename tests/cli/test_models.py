@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from typer.testing import CliRunner, Result
 
 from embedctl.cli import app
 from embedctl.tokens import ASSETS
+from tests.support.running import user_settings
+from tests.support.wire.client import Wire
 
 MINILM = ASSETS / "minilm"
 
@@ -65,10 +68,19 @@ def test_rules_in_order(wishes: list[str], canonical: str) -> None:
 
 def test_what_is_not_fulfilled_is_said() -> None:
     """A wish that a stronger one overrules is named."""
-    said = chosen("--cost", "free", "--multilingual")
+    said = chosen("--quality", "highest", "--multilingual")
 
-    assert said["chosen"] == "onnx:all-MiniLM-L6-v2"
-    assert "onnx:all-MiniLM-L6-v2 is not known to work in many languages" in said["warnings"]
+    assert said["candidates"][0]["model"] == "openai:text-embedding-3-large"
+    assert "openai:text-embedding-3-large is not known to work in many languages" in said["warnings"]
+
+
+@pytest.mark.parametrize("cost", [[], ["--cost", "free"], ["--cost", "low"]])
+def test_many_languages_at_a_price(cost: list[str]) -> None:
+    """--multilingual chooses a model that is, also among those that are free or cheap."""
+    said = chosen("--multilingual", *cost)
+
+    assert {one["multilingual"] for one in said["candidates"]} == {True}
+    assert not [line for line in said["warnings"] if "languages" in line]
 
 
 def test_what_is_free_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +116,95 @@ def test_lists_are_heeded(here: Path) -> None:
 
 
 # ── list ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+OWN = """
+[providers.gpu]
+protocol = "openai"
+base_url = "http://127.0.0.1:9/v1"
+
+[providers.eu]
+protocol = "openai"
+base_url = "https://eu.example/v1"
+price_as = "openai"
+models = { "text-embedding-3-small" = "deployed" }
+"""
+
+
+def test_models_of_own_places() -> None:
+    """A model of a place of one's own is listed and shown once the settings name it, or it has a price."""
+    user_settings(OWN)
+    before = run("models", "show", "gpu:my-own", "--json")
+    assert run("prices", "set", "gpu:my-own", "0.05").exit_code == 0
+
+    listed = {
+        (one["provider"], one["model"]): one for one in orjson.loads(run("models", "list", "--json").stdout)["data"]
+    }
+    shown = orjson.loads(run("models", "show", "gpu:my-own", "--json").stdout)["model"]
+    only = orjson.loads(run("models", "list", "--provider", "eu", "--json").stdout)["data"]
+
+    assert (before.exit_code, "prices set" in orjson.loads(before.stdout)["hint"]) == (2, True)
+    assert listed["gpu", "my-own"] == shown
+    assert (shown["usd_per_million"], shown["status"], shown["dimensions"]) == ("0.05", "own (prices)", None)
+    assert [(one["model"], one["usd_per_million"], one["dimensions"]) for one in only] == [
+        ("text-embedding-3-small", "0.02", 1536)
+    ]
+
+
+def test_models_that_answered(here: Path, wire: Wire) -> None:
+    """A model of a place of one's own is listed once a run got vectors of it."""
+    user_settings(OWN.replace("127.0.0.1:9", f"127.0.0.1:{wire.port}"))
+    (here / "one.txt").write_text("one")
+    assert run("embed", "one.txt", "-m", "gpu:my-own").exit_code == 0
+
+    (found,) = orjson.loads(run("models", "list", "--provider", "gpu", "--json").stdout)["data"]
+
+    assert (found["model"], found["status"], found["usd_per_million"]) == ("my-own", "own (runs)", None)
+
+
+# ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"])
+def test_the_bundled_model_has_two_names(here: Path, name: str) -> None:
+    """The weights' full name without a provider is the bundled model: nothing is sent, nothing is paid."""
+    (here / "one.txt").write_text("one")
+
+    ended = run("embed", "one.txt", "-m", name, "--dry-run", "--json")
+
+    assert orjson.loads(ended.stdout)["model"] == "onnx:all-MiniLM-L6-v2"
+
+
+def test_a_provider_that_nobody_knows(here: Path) -> None:
+    """The hint names the lines that make it one and who serves the model, or what was meant; the lines work."""
+    (here / "one.txt").write_text("one")
+    unknown = orjson.loads(run("embed", "one.txt", "-m", "gpu:bge-m3", "--json").stdout)
+    misspelt = orjson.loads(run("embed", "one.txt", "-m", "opnai:text-embedding-3-small", "--json").stdout)
+
+    assert (unknown["exit_code"], unknown["message"]) == (2, "unknown provider: 'gpu' (of 'gpu:bge-m3')")
+    for word in ("[providers.gpu]", 'protocol = "openai"', 'base_url = "http://127.0.0.1:PORT/v1"', "ollama:bge-m3"):
+        assert word in unknown["hint"]
+    assert "did you mean 'openai:text-embedding-3-small'?" in misspelt["hint"]
+
+    user_settings('[providers.gpu]\nprotocol = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n')
+    assert run("embed", "one.txt", "-m", "gpu:bge-m3", "--dry-run").exit_code == 0
+
+
+def test_an_unpriced_estimate_says_how_to_price(here: Path) -> None:
+    """--dry-run and `usage estimate` of a model without a price name `prices set` and price_as; doing it helps."""
+    (here / "one.txt").write_text("one")
+    user_settings(OWN)
+    words = ("embed", "one.txt", "-m", "gpu:my-own", "--dry-run")
+
+    said = run(*words).output
+    estimated = run("usage", "estimate", "one.txt", "-m", "gpu:my-own").output
+    (command,) = re.findall(r"`embedctl (prices set gpu:my-own )USD_PER_MILLION`", said)
+
+    assert "price_as under [providers.gpu]" in said
+    assert "prices set" in estimated
+    assert "price_as under [providers.gpu]" in " ".join(estimated.split())
+    assert run(*command.split(), "0.05").exit_code == 0
+    assert "cost unknown" not in run(*words).output
 
 
 def test_list(here: Path) -> None:

@@ -29,6 +29,16 @@ COMMANDS = {
 }
 
 
+SUFFIXES = {"report": "txt", "report as focus": "csv", "export focus": "csv", "export cloudevents": "jsonl"}
+
+
+def called(name: str, words: tuple[str, ...]) -> str:
+    """A name that says what the command writes."""
+    kind = next(kind for kind, one in COMMANDS.items() if one == words)
+    suffix = SUFFIXES.get(kind, kind.rpartition(" ")[2])
+    return f"{name}.{suffix if suffix in ('txt', 'json', 'csv', 'md', 'parquet', 'jsonl') else 'html'}"
+
+
 @pytest.fixture
 def here(clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with inputs, and a ledger that knows a call."""
@@ -42,21 +52,22 @@ def here(clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
 def test_a_file_is_replaced_only_when_told_to(here: Path, words: tuple[str, ...]) -> None:
     """A file that exists is left, with 73, a hint, and nothing beside it; --overwrite replaces it whole."""
-    Path("made.html").write_text("mine")
+    made = called("made", words)
+    Path(made).write_text("mine")
     before = sorted(os.listdir())
-    refused = embedctl(*words, "made.html")
+    refused = embedctl(*words, made)
 
     assert refused.code == 73
     if "json" in words:
-        assert (refused.json["message"], refused.err) == ("made.html exists", "")
+        assert (refused.json["message"], refused.err) == (f"{made} exists", "")
     else:
         assert (refused.out, refused.err) == (
             "",
-            "error: made.html exists\nhint: name another, or --overwrite replaces it\n",
+            f"error: {made} exists\nhint: name another, or --overwrite replaces it\n",
         )
-    assert Path("made.html").read_text() == "mine"
-    assert embedctl(*words, "made.html", "--overwrite").code == 0
-    assert Path("made.html").read_bytes() != b"mine"
+    assert Path(made).read_text() == "mine"
+    assert embedctl(*words, made, "--overwrite").code == 0
+    assert Path(made).read_bytes() != b"mine"
     assert sorted(os.listdir()) == before
 
 
@@ -65,12 +76,13 @@ def test_a_file_is_replaced_only_when_told_to(here: Path, words: tuple[str, ...]
 def test_no_file_is_written_through_a_link(here: Path, words: tuple[str, ...], target: str) -> None:
     """A link counts as a file that exists, wherever it leads; --overwrite replaces the link, never its target."""
     Path("theirs").write_text("theirs")
-    Path("made.html").symlink_to(target)
-    refused = embedctl(*words, "made.html")
+    made = Path(called("made", words))
+    made.symlink_to(target)
+    refused = embedctl(*words, str(made))
 
-    assert (refused.code, Path("made.html").is_symlink()) == (73, True)
-    assert embedctl(*words, "made.html", "--overwrite").code == 0
-    assert not Path("made.html").is_symlink()
+    assert (refused.code, made.is_symlink()) == (73, True)
+    assert embedctl(*words, str(made), "--overwrite").code == 0
+    assert not made.is_symlink()
     assert Path("theirs").read_text() == "theirs"
     assert not Path("nowhere").exists()
 
@@ -78,10 +90,11 @@ def test_no_file_is_written_through_a_link(here: Path, words: tuple[str, ...], t
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
 def test_what_is_no_file_is_not_replaced(here: Path, words: tuple[str, ...]) -> None:
     """A folder and a pipe are refused, also with --overwrite, and without waiting for who reads the pipe."""
-    Path("folder.html").mkdir()
-    os.mkfifo("pipe.html")
-    Path("link.html").symlink_to("pipe.html")
+    folder, pipe, link = (Path(called(name, words)) for name in ("folder", "pipe", "link"))
+    folder.mkdir()
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
 
-    for name in ("folder.html", "pipe.html", "link.html"):
-        assert embedctl(*words, name, "--overwrite").code == 73
-    assert Path("pipe.html").is_fifo()
+    for place_ in (folder, pipe, link):
+        assert embedctl(*words, str(place_), "--overwrite").code == 73
+    assert pipe.is_fifo()

@@ -93,6 +93,21 @@ def test_a_refusal(wire: Wire, fault: str, code: int, word: str) -> None:
     assert [row[3:6] for row in ledger()] == [("error", "no", 0)]
 
 
+def test_a_wrong_key_is_named_by_its_variable(wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hint of a rejected key says which variable, or which file's variable, it came from."""
+    wire.plan(faults={"unauthorized": 1.0})
+    by_variable = orjson.loads(run("providers", "test", "openai", "--json").stdout)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    file = tmp_path / "key"
+    file.write_text("sk-from-a-file-0123456789")
+    file.chmod(0o600)
+    monkeypatch.setenv("OPENAI_API_KEY_FILE", str(file))
+    by_file = orjson.loads(run("providers", "test", "openai", "--json").stdout)
+
+    assert by_variable["hint"] == "the key came from OPENAI_API_KEY; `embedctl providers test openai` tries another"
+    assert by_file["hint"].startswith("the key came from OPENAI_API_KEY_FILE; ")
+
+
 def test_no_key(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing key is named with its variable, and nothing is sent."""
     monkeypatch.delenv("OPENAI_API_KEY")

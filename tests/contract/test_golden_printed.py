@@ -93,8 +93,8 @@ class World:
 
     def fill(self) -> None:
         """Inputs, prices, budgets, and runs that end in all kinds of ways."""
-        (self.folder / "config" / "embedctl").mkdir(parents=True)
-        (self.folder / "config" / "embedctl" / "config.toml").write_text(CONFIG.format(wire=self.wire.base_url()))
+        (self.folder / "state").mkdir()
+        (self.folder / "state" / "config.toml").write_text(CONFIG.format(wire=self.wire.base_url()))
         texts = [sentence(1), sentence(1), POISON, " ", sentence(2)]
         table = {"id": list(range(5)), "who": ["x", "y", "x", "y", "x"], "text": texts}
         pq.write_table(pa.table(table), self.folder / "rows.parquet")

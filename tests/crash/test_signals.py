@@ -70,11 +70,11 @@ def test_stopped_by_a_signal(world: World, number: int, code: int, output: str) 
 
 def test_stopped_twice(world: World) -> None:
     """A second signal ends the process without waiting for answers, still safe."""
-    world.wire.plan(latency_s=3)
+    world.wire.plan(latency_s=8)
     child = world.start("batch", "run", "in", "-o", "out", *OPENAI)
-    time.sleep(0.6)
+    wait_for_requests(world.wire, 1)
     child.kill(signal.SIGTERM)
-    time.sleep(0.2)
+    time.sleep(0.5)
     child.kill(signal.SIGTERM)
     ended = child.wait()
 
@@ -82,7 +82,7 @@ def test_stopped_twice(world: World) -> None:
     world.wire.plan()
     assert world.run("batch", "run", "in", "-o", "out", *OPENAI).code == 0
     world.check_rows("out", TEXTS, dimensions=8)
-    time.sleep(3)
+    time.sleep(8)
     world.check_bill()
 
 

@@ -41,7 +41,7 @@ FROM usage_event
 HURRY = {
     "embedctl.routing.retry:TRANSIENT_BASE_S": 0.02,
     "embedctl.routing.retry:THROTTLE_BASE_S": 0.04,
-    "embedctl.routing.window:AdaptiveRate.SLOWEST": 200.0,
+    "embedctl.routing.pace:SLOWEST": 200.0,
 }
 """Constants for tests that are not about waiting."""
 

@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from embedctl.cli import _completion
+
 if TYPE_CHECKING:
     from embedctl.runs.registry import RunRegistry
 
-Job = Annotated[str, typer.Argument(help="Name of a job, or id of a run.", metavar="JOB|RUN_ID")]
+Job = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a job, or id of a run.", metavar="JOB|RUN_ID", autocompletion=_completion.jobs_and_runs
+    ),
+]
 
 
 def registry(config: Path | None) -> RunRegistry:

@@ -9,14 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from embedctl.cli import _allocator
+from embedctl.cli import _allocator, _completion
 from embedctl.cli._flags import ConfigFlag, LedgerFlag, with_options
+from embedctl.cli._help import GroupedFlags
 from embedctl.errors import WrongUsage
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: embedctl batch run tickets.parquet -o tickets/ -m openai:text-embedding-3-small -w acme")
+@app.command(
+    cls=GroupedFlags,
+    epilog="Example: embedctl batch run tickets.parquet -o tickets/ -m openai:text-embedding-3-small -w acme",
+)
 @with_options
 def run(
     inputs: Annotated[
@@ -26,9 +30,12 @@ def run(
     *,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of Parquet parts.", metavar="DIR"),
+        typer.Option("--output", "-o", help="Folder of Parquet parts. [required, here or in JOB.toml]", metavar="DIR"),
     ] = None,
-    job: Annotated[str | None, typer.Option("--job", help="Name of the job, for `batch list` and reports.")] = None,
+    job: Annotated[
+        str | None,
+        typer.Option("--job", autocompletion=_completion.jobs, help="Name of the job, for `batch list` and reports."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try rows again that failed before.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and send nothing.")] = False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from embedctl import settings, terminal
+from embedctl.cli import _completion
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
 from embedctl.errors import NotAllowed
 from embedctl.records import format_money
@@ -31,7 +32,10 @@ def choose(
     speed: Annotated[Literal["fastest"] | None, typer.Option("--speed", help="The fastest rated.")] = None,
     multilingual: Annotated[bool, typer.Option("--multilingual", help="Made for many languages.")] = False,
     text_column: Annotated[str | None, typer.Option("--text-column", help="Table column to embed.")] = None,
-    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Whose allow-list applies.")] = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", "-w", autocompletion=_completion.workspaces, help="Whose allow-list applies."),
+    ] = None,
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
     config: ConfigFlag = None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from embedctl import settings, terminal
+from embedctl.cli import _completion
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
 from embedctl.errors import WrongUsage, nearest
 
@@ -16,17 +17,24 @@ app = typer.Typer()
 
 @app.command("list", epilog="Example: embedctl models list --provider openai")
 def list_models(
-    provider: Annotated[str | None, typer.Option("--provider", help="Only models of this provider.")] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option("--provider", autocompletion=_completion.providers, help="Only models of this provider."),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Retired models too, and those no built-in provider serves.")
     ] = False,
-    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Whose allow-list applies.")] = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", "-w", autocompletion=_completion.workspaces, help="Whose allow-list applies."),
+    ] = None,
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
     config: ConfigFlag = None,
 ) -> None:
-    """Models the catalog knows, with width, limit, price, and whether they may be used."""
+    """Models the catalog knows and those of your own places, with width, limit, price, and whether they may be used."""
     from embedctl.cli._prices import price_book
+    from embedctl.cli.models import _own
     from embedctl.cli.models._row import row
     from embedctl.providers import catalog
     from embedctl.routing import allow
@@ -43,7 +51,8 @@ def list_models(
         if provider in (None, model.provider) and (everything or (model.served and model.status != "retired"))
     ]
     book = price_book(loaded)
-    rows = [row(model, loaded, book) for model in models]
+    own = [one for one in _own.rows(loaded, book) if provider in (None, one["provider"])]
+    rows = [*own, *(row(model, loaded, book) for model in models)]
     lists = allow.lists(loaded, loaded.options.workspace)
     envelope = {
         "schema_version": 1,

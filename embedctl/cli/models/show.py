@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedctl import settings, terminal
+from embedctl.cli import _completion
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import WrongUsage
 
 if TYPE_CHECKING:
+    from embedctl.ledger.prices import PriceBook
     from embedctl.providers.catalog import ModelEntry
+    from embedctl.settings import Settings
 
 app = typer.Typer()
 
 
 @app.command(epilog="Example: embedctl models show openai:text-embedding-3-small")
 def show(
-    model: Annotated[str, typer.Argument(help="Model, as NAME or PROVIDER:NAME.")],
+    model: Annotated[str, typer.Argument(help="Model, as NAME or PROVIDER:NAME.", autocompletion=_completion.models)],
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
     config: ConfigFlag = None,
@@ -33,21 +36,39 @@ def show(
     loaded = settings.load(flags={"model": model}, config=config, ledger=ledger)
     provider, name = asked_for(loaded)
     entry = catalog.find(provider, name)
-    if entry is None:
-        raise WrongUsage(
-            f"the catalog does not know {provider}:{name}",
-            hint="it can be used all the same: its width is learnt from the first answer, its price is unknown",
-        )
-    facts = {**row(entry, loaded, price_book(loaded)), **_facts(entry)}
-    others = [other.id for other in catalog.serving(entry.canonical) if other.id != entry.id]
-    facts["also_served_by"] = ", ".join(others) or None
+    book = price_book(loaded)
+    if entry is not None:
+        facts = {**row(entry, loaded, book), **_facts(entry)}
+        others = [other.id for other in catalog.serving(entry.canonical) if other.id != entry.id]
+        facts["also_served_by"] = ", ".join(others) or None
+    else:
+        facts = _of_own_place(loaded, book, provider, name)
+    unverified = entry.unverified if entry else ()
     rows = [
-        {"fact": key, "value": _text(value), "sure": "UNVERIFIED" if key in entry.unverified else ""}
+        {"fact": key, "value": _text(value), "sure": "UNVERIFIED" if key in unverified else ""}
         for key, value in facts.items()
     ]
-    envelope = {"schema_version": 1, "model": facts, "unverified": list(entry.unverified), "warnings": []}
+    envelope = {"schema_version": 1, "model": facts, "unverified": list(unverified), "warnings": []}
     columns = [terminal.Column("fact", "Fact"), terminal.Column("value", "Value"), terminal.Column("sure", "How sure")]
     terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)
+
+
+def _of_own_place(settings: Settings, book: PriceBook, provider: str, name: str) -> dict[str, Any]:
+    """What is known of a model that the catalog does not know.
+
+    Raises:
+        WrongUsage: Nothing.
+    """
+    from embedctl.cli.models import _own
+
+    for one in _own.rows(settings, book):
+        if (one["provider"], one["model"]) == (provider, name):
+            return one
+    raise WrongUsage(
+        f"the catalog does not know {provider}:{name}",
+        hint="it can be used all the same: its width is learnt from the first answer, "
+        "its price is unknown until `embedctl prices set` tells it",
+    )
 
 
 def _facts(model: ModelEntry) -> dict[str, Any]:

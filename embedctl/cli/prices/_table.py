@@ -9,10 +9,13 @@ from typing import Annotated
 import typer
 
 from embedctl import terminal
+from embedctl.cli import _completion
 from embedctl.ledger.prices import price_file
 from embedctl.ledger.prices.price import Price
 
-Name = Annotated[str, typer.Argument(metavar="PROVIDER:MODEL", help="Which model, where.")]
+Name = Annotated[
+    str, typer.Argument(metavar="PROVIDER:MODEL", help="Which model, where.", autocompletion=_completion.models)
+]
 _COLUMNS = {"provider": "Provider", "model": "Model", "tier": "Tier", "region": "Region", "kind": "Kind",
             "usd": "USD per million", "valid_from": "From", "valid_to": "To", "confidence": "Confidence",
             "source": "Source"}  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from embedctl import terminal
-from embedctl.cli import _ledger
+from embedctl.cli import _completion, _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
 from embedctl.cli._prices import price_book
 from embedctl.ledger.prices import price_file
@@ -26,7 +26,9 @@ def import_prices(
     confirm: Annotated[
         bool, typer.Option("--confirm", help="Take the first list's word for new and differing prices.")
     ] = False,
-    provider: Annotated[str | None, typer.Option("--provider", help="Only this provider.")] = None,
+    provider: Annotated[
+        str | None, typer.Option("--provider", autocompletion=_completion.providers, help="Only this provider.")
+    ] = None,
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
     config: ConfigFlag = None,

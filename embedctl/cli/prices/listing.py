@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from embedctl.cli import _ledger
+from embedctl.cli import _completion, _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
 from embedctl.cli._prices import price_book
 from embedctl.cli.prices._table import print_prices
@@ -17,7 +17,9 @@ app = typer.Typer()
 
 @app.command("list", epilog="Example: embedctl prices list --provider voyage")
 def list_prices(
-    provider: Annotated[str | None, typer.Option("--provider", help="Only this provider.")] = None,
+    provider: Annotated[
+        str | None, typer.Option("--provider", autocompletion=_completion.providers, help="Only this provider.")
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Also prices that no longer or do not yet hold.")] = False,
     form: FormatFlag = "table",
     as_json: JsonFlag = False,

@@ -6,7 +6,12 @@ from typing import Annotated
 
 import typer
 
-Name = Annotated[str, typer.Argument(help="A provider's name.", metavar="NAME")]
+from embedctl.cli import _completion
+
+Name = Annotated[str, typer.Argument(help="A provider's name.", metavar="NAME", autocompletion=_completion.providers)]
 WorkspaceFlag = Annotated[
-    str | None, typer.Option("--workspace", "-w", help="Workspace to charge; its allow-list applies.")
+    str | None,
+    typer.Option(
+        "--workspace", "-w", autocompletion=_completion.workspaces, help="Workspace to charge; its allow-list applies."
+    ),
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedctl import settings, terminal
+from embedctl.cli import _completion
 from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag, pairs
 from embedctl.cli.providers._names import Name, WorkspaceFlag
 from embedctl.errors import TextRefused
@@ -25,7 +26,10 @@ _TEXT = "One short text, to see whether it works."
 def try_out(
     name: Name,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model to ask for (default: the provider's own).")
+        str | None,
+        typer.Option(
+            "--model", "-m", autocompletion=_completion.models, help="Model to ask for (default: the provider's own)."
+        ),
     ] = None,
     workspace: WorkspaceFlag = None,
     tag: Annotated[

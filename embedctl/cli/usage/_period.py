@@ -6,10 +6,15 @@ from typing import Annotated
 
 import typer
 
+from embedctl.cli import _completion
+
 Since = Annotated[str | None, typer.Option(help="From this day or time on (UTC).")]
 Until = Annotated[str | None, typer.Option(help="Up to this day or time, not included (UTC).")]
 Month = Annotated[str | None, typer.Option(help="A whole month, like 2026-10.")]
 Last = Annotated[
     str | None,
-    typer.Option(help="7d, 24h, 4w, 3m, today, yesterday, week or month (the one before this), wtd or mtd (this one)."),
+    typer.Option(
+        autocompletion=_completion.last,
+        help="7d, 24h, 4w, 3m, today, yesterday, week or month (the one before this), wtd or mtd (this one).",
+    ),
 ]

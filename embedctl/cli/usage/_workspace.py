@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-Workspace = Annotated[str, typer.Option("--workspace", "-w", help="Whose.")]
+from embedctl.cli import _completion
+
+Workspace = Annotated[str, typer.Option("--workspace", "-w", autocompletion=_completion.workspaces, help="Whose.")]
 EACH = "\0each"
 """What a bare --workspace stands for: group by it."""
 

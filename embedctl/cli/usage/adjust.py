@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from embedctl import terminal
-from embedctl.cli import _ledger
+from embedctl.cli import _completion, _ledger
 from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag
 from embedctl.cli.usage._workspace import Workspace
 from embedctl.errors import WrongUsage
@@ -18,12 +18,16 @@ app = typer.Typer()
 
 @app.command(epilog='Example: embedctl usage adjust --credit 12.50 --provider voyage --reason "free allowance"')
 def adjust(
-    provider: Annotated[str, typer.Option("--provider", help="Whose bill it is on.")],
+    provider: Annotated[
+        str, typer.Option("--provider", autocompletion=_completion.providers, help="Whose bill it is on.")
+    ],
     reason: Annotated[str, typer.Option("--reason", help="Why; kept with the row.")],
     credit: Annotated[str | None, typer.Option("--credit", help="USD credited: an allowance, a voucher.")] = None,
     refund: Annotated[str | None, typer.Option("--refund", help="USD paid back.")] = None,
     workspace: Workspace = "default",
-    model: Annotated[str, typer.Option("--model", "-m", help="Of which model.")] = "*",
+    model: Annotated[
+        str, typer.Option("--model", "-m", autocompletion=_completion.models, help="Of which model.")
+    ] = "*",
     on: Annotated[str | None, typer.Option("--on", help="Day or time it counts for (UTC; default: now).")] = None,
     as_json: JsonFlag = False,
     ledger: LedgerFlag = None,

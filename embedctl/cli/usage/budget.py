@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from embedctl import terminal
-from embedctl.cli import _ledger
+from embedctl.cli import _completion, _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli._groups import Group
 from embedctl.cli.usage._workspace import Workspace
@@ -24,7 +24,9 @@ app = Group(
     help="Set, list and check what a workspace may spend.",
     epilog="Example: embedctl usage budget set -w acme --amount 50 --period month",
 )
-OnlyWorkspace = Annotated[str | None, typer.Option("--workspace", "-w", help="Only this one's.")]
+OnlyWorkspace = Annotated[
+    str | None, typer.Option("--workspace", "-w", autocompletion=_completion.workspaces, help="Only this one's.")
+]
 
 
 @app.command("set", epilog="Example: embedctl usage budget set -w acme --amount 50 --action warn")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from embedctl import terminal
-from embedctl.cli import _ledger
+from embedctl.cli import _completion, _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import WrongUsage
 
@@ -26,7 +26,8 @@ def diff(
     ] = None,
     after: Annotated[str | None, typer.Option("--to", metavar="RANGE", help="The same, to compare with it.")] = None,
     by: Annotated[
-        list[str] | None, typer.Option("--by", help="Group two periods by these; as for `usage report`.")
+        list[str] | None,
+        typer.Option("--by", autocompletion=_completion.by, help="Group two periods by these; as for `usage report`."),
     ] = None,
     timezone: Annotated[str, typer.Option("--timezone", "-z", help="IANA time zone of days and months.")] = "UTC",
     form: FormatFlag = "table",

@@ -12,11 +12,15 @@ import typer
 from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, OverwriteFlag, with_options
+from embedctl.cli._help import GroupedFlags
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: embedctl usage estimate tickets.parquet -m openai:text-embedding-3-small --tier batch")
+@app.command(
+    cls=GroupedFlags,
+    epilog="Example: embedctl usage estimate tickets.parquet -m openai:text-embedding-3-small --tier batch",
+)
 @with_options
 def estimate(
     inputs: Annotated[list[str], typer.Argument(help="Files, globs, folders.", metavar="INPUT...")],
@@ -71,7 +75,14 @@ def estimate(
     )
     if save is not None:
         named.write(save, terminal.document(estimated.as_dict()), overwrite=overwrite)
-    warnings = [] if cost is not None else [f"{expected.model} has no {tier} price: the cost is unknown"]
+    warnings = (
+        []
+        if cost is not None
+        else [
+            f"{expected.model} has no {tier} price: the cost is unknown until `embedctl prices set` tells one, "
+            f"or price_as under [providers.{provider}] whose prices apply"
+        ]
+    )
     keys = ("rows", "texts", "requests", "tokens", "tokens_low", "tokens_high", "cost", "cost_low", "cost_high")
     terminal.table(
         terminal.Table(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from embedctl import terminal
-from embedctl.cli import _ledger
+from embedctl.cli import _completion, _ledger
 from embedctl.cli._flags import ConfigFlag, LedgerFlag, OverwriteFlag
 from embedctl.cli.usage._period import Last, Month, Since, Until
 from embedctl.storage import named
@@ -24,7 +24,10 @@ def export(
         typer.Option("--format", help="FOCUS (CSV by day), all events as Parquet, or CloudEvents (JSON Lines)."),
     ] = "focus",
     workspace: Annotated[
-        list[str] | None, typer.Option("--workspace", "-w", help="Only this workspace (repeatable).")
+        list[str] | None,
+        typer.Option(
+            "--workspace", "-w", autocompletion=_completion.workspaces, help="Only this workspace (repeatable)."
+        ),
     ] = None,
     since: Since = None,
     until: Until = None,

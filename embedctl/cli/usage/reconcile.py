@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from embedctl import terminal
-from embedctl.cli import _ledger
+from embedctl.cli import _completion, _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli.usage._period import Last, Since, Until
 from embedctl.cli.usage._workspace import Workspace
@@ -19,7 +19,9 @@ app = typer.Typer()
 
 @app.command(epilog="Example: embedctl usage reconcile --provider openai --since 2026-11-01 --file costs.csv")
 def reconcile(
-    provider: Annotated[str, typer.Option("--provider", help="The provider's name in the ledger.")],
+    provider: Annotated[
+        str, typer.Option("--provider", autocompletion=_completion.providers, help="The provider's name in the ledger.")
+    ],
     since: Since = None,
     until: Until = None,
     last: Last = None,

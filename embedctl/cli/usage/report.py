@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from embedctl import terminal
-from embedctl.cli import _ledger
+from embedctl.cli import _completion, _ledger
 from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag, OverwriteFlag
 from embedctl.cli.usage._period import Last, Month
 from embedctl.cli.usage._report_table import Look, print_report, written_to
@@ -27,7 +27,11 @@ def _flags(
     workspace: Annotated[
         list[str] | None,
         typer.Option(
-            "--workspace", "-w", metavar="[NAME]", help="Only this workspace (repeatable); bare: group by it."
+            "--workspace",
+            "-w",
+            autocompletion=_completion.workspaces,
+            metavar="[NAME]",
+            help="Only this workspace (repeatable); bare: group by it.",
         ),
     ] = None,
     everyone: Annotated[bool, typer.Option("--all", help="All workspaces (the default, said aloud).")] = False,
@@ -35,6 +39,7 @@ def _flags(
         list[str] | None,
         typer.Option(
             "--by",
+            autocompletion=_completion.by,
             help="Group by day, week, month, workspace, provider, model, job, run, tier, "
             "source, status, purpose or tag:KEY; commas.",
         ),
@@ -47,9 +52,17 @@ def _flags(
     timezone: Annotated[
         str, typer.Option("--timezone", "-z", help="IANA time zone of days, weeks and months.")
     ] = "UTC",
-    provider: Annotated[list[str] | None, typer.Option("--provider", help="Only this provider (repeatable).")] = None,
-    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Only this model (repeatable).")] = None,
-    job: Annotated[list[str] | None, typer.Option("--job", help="Only this job (repeatable).")] = None,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option("--provider", autocompletion=_completion.providers, help="Only this provider (repeatable)."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", autocompletion=_completion.models, help="Only this model (repeatable)."),
+    ] = None,
+    job: Annotated[
+        list[str] | None, typer.Option("--job", autocompletion=_completion.jobs, help="Only this job (repeatable).")
+    ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Only the N dearest groups.")] = None,
     order: Annotated[str, typer.Option(help="asc or desc, in time.")] = "asc",
     strict: Annotated[

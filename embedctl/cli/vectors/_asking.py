@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from embedctl import terminal
-from embedctl.cli import _ledger
+from embedctl.cli import _completion, _ledger
 from embedctl.cli._flags import pairs
 from embedctl.errors import EmbedctlError
 from embedctl.settings.options import checked_name
@@ -27,11 +27,21 @@ _T = TypeVar("_T")
 MAX_WAIT_S = 60.0
 """A person waits for the answer: a provider that asks for more is told at once."""
 
-ModelFlag = Annotated[str | None, typer.Option("--model", "-m", help="Model to ask (default: the one that made FILE).")]
-ProviderFlag = Annotated[
-    str | None, typer.Option("--provider", help="Provider to ask (default: the one that made FILE).")
+ModelFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", autocompletion=_completion.models, help="Model to ask (default: the one that made FILE)."
+    ),
 ]
-WorkspaceFlag = Annotated[str | None, typer.Option("--workspace", "-w", help="Workspace to charge.")]
+ProviderFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--provider", autocompletion=_completion.providers, help="Provider to ask (default: the one that made FILE)."
+    ),
+]
+WorkspaceFlag = Annotated[
+    str | None, typer.Option("--workspace", "-w", autocompletion=_completion.workspaces, help="Workspace to charge.")
+]
 TagFlag = Annotated[
     list[str] | None, typer.Option("--tag", help="K=V kept with every usage event; repeatable.", metavar="K=V")
 ]

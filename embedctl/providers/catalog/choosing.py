@@ -44,7 +44,7 @@ class Choice:
 
 def choose(wish: Wish, allowed: Callable[[ModelEntry], bool]) -> Choice:
     """The weights that a wish leads to, and who serves them; no offers where no list allows one."""
-    why, offers = _decided(wish)
+    why, offers = _for_many_languages(wish) or _decided(wish)
     kept = tuple(one for one in offers if allowed(one))
     return Choice(kept, why, tuple(_unmet(wish, kept[0])) if kept else ())
 
@@ -64,6 +64,23 @@ def _decided(wish: Wish) -> tuple[str, Sequence[ModelEntry]]:
             "intfloat/multilingual-e5-large", "huggingface"
         )
     return "no wish: good quality at a low price", _served("openai/text-embedding-3-small", "openai")
+
+
+def _for_many_languages(wish: Wish) -> tuple[str, Sequence[ModelEntry]] | None:
+    """What a wish for many languages and a price leads to; None where nothing is known to be both.
+
+    No model that is known to work in many languages is rated: with --quality or --speed this can only be said.
+    """
+    if not wish.multilingual or wish.cost is None:
+        return None
+    able = [one for one in catalog.models() if one.multilingual and one.served and one.status == "active"]
+    if wish.cost == "free":
+        found = [one for one in able if _is_free(one)]
+        why = "--cost free --multilingual: an open model for many languages"
+    else:
+        found = [one for one in able if one.cost_class == "low"]
+        why = "--cost low --multilingual: for many languages, up to 0.05 USD per million tokens"
+    return (why, found) if found else None
 
 
 def _served(canonical: str, first: str) -> list[ModelEntry]:

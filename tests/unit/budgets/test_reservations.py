@@ -38,8 +38,8 @@ def spent(wire: Wire) -> Decimal:
 
 
 def configure(world: World, text: str) -> None:
-    (world.folder / "config" / "embedctl").mkdir(parents=True)
-    (world.folder / "config" / "embedctl" / "config.toml").write_text(text)
+    world.home.mkdir(exist_ok=True)
+    (world.home / "config.toml").write_text(text)
 
 
 def test_max_cost(world: World) -> None:

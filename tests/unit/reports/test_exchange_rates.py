@@ -166,5 +166,5 @@ def test_a_report_goes_to_a_file(run: Run, paths: LedgerPaths) -> None:
 
     assert (told.exit_code, told.stdout) == (0, "")
     assert Path("report.csv").read_text() == printed
-    assert run("report", "-o", "none/report.csv").exit_code == 73
-    assert run("report", "--html", "page.html", "-o", "report.csv").exit_code == 2
+    assert run("report", "-o", "none/report.txt").exit_code == 73
+    assert run("report", "--html", "page.html", "-o", "report.txt").exit_code == 2

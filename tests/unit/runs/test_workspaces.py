@@ -29,7 +29,7 @@ def world(tmp_path: Path, wire: Wire, forks: Zygote) -> World:
 
 
 def configure(world: World, text: str) -> None:
-    place = world.folder / "config" / "embedctl"
+    place = world.home
     place.mkdir(parents=True, exist_ok=True)
     (place / "config.toml").write_text(text)
 

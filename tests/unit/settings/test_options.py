@@ -112,7 +112,7 @@ def test_every_option_says_what_it_is() -> None:
     for entry in fields(Options):
         text = entry.metadata["help"]
 
-        assert text.endswith((".", ")")), entry.name
+        assert text.endswith((".", ")", "]")), entry.name
         assert text[0].isupper(), entry.name
 
 

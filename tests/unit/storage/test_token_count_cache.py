@@ -191,8 +191,8 @@ def test_runs_share_counts_where_asked(world: World) -> None:
     """Off, nothing is kept; on, the second of two runs counts nothing, bills alike, and stats and metrics say so."""
     world.run("embed", "in", "-o", "none.parquet", *OPENAI)
     assert not (world.home / "cache.sqlite").exists()
-    (world.folder / "config" / "embedctl").mkdir(parents=True)
-    (world.folder / "config" / "embedctl" / "config.toml").write_text(SETTINGS)
+    world.home.mkdir(exist_ok=True)
+    (world.home / "config.toml").write_text(SETTINGS)
     receipts = [world.run("embed", "in", "-o", f"{n}.parquet", "--json", *OPENAI).receipt for n in "ab"]
     stats = json.loads(world.run("cache", "stats", "--json").out)
     metrics = world.run("usage", "metrics").out
@@ -207,8 +207,8 @@ def test_runs_share_counts_where_asked(world: World) -> None:
 
 def test_a_broken_cache_stops_no_run(world: World) -> None:
     """A damaged file costs a run one warning."""
-    (world.folder / "config" / "embedctl").mkdir(parents=True)
-    (world.folder / "config" / "embedctl" / "config.toml").write_text(SETTINGS)
+    world.home.mkdir(exist_ok=True)
+    (world.home / "config.toml").write_text(SETTINGS)
     world.home.mkdir(exist_ok=True)
     (world.home / "cache.sqlite").write_bytes(b"no database at all" * 100)
     ended = world.run("embed", "in", "-o", "one.parquet", "--json", *OPENAI)
