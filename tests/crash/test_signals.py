@@ -35,7 +35,7 @@ def world(tmp_path: Path, wire: Wire, forks: Zygote) -> World:
 
 
 def wait_for_requests(wire: Wire, count: int) -> None:
-    for _ in range(400):
+    for _ in range(3000):
         if len(wire.truth()) >= count:
             return
         time.sleep(0.01)
