@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from embedctl.errors import OutputRefused
 from embedctl.records import UNOBSERVED, Observer, Warned
+from embedctl.storage.files import check_own
 
 _T = TypeVar("_T")
 
 BUSY_MS = 500
 """How long another process that writes is waited for."""
 
+_OWN_FILES = ("", "-wal", "-shm", "-journal")
 _VARIABLES = 500  # SQLite took 999 in one statement before 3.32
 _TALLY = """
 CREATE TABLE IF NOT EXISTS tally (
@@ -124,7 +127,12 @@ class SqliteCache:
 
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            for suffix in _OWN_FILES:  # SQLite follows links
+                check_own(self.path.with_name(self.path.name + suffix))
+        except OutputRefused as refusal:
+            raise OSError(refusal.message) from refusal
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         connection = sqlite3.connect(
             self.path, timeout=self._busy_ms / 1000, isolation_level=None, check_same_thread=False
         )

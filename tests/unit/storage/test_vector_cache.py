@@ -85,6 +85,23 @@ def test_broken_file_is_a_miss(world: World, content: bytes) -> None:
     assert not (world.home / "cache.sqlite").exists()
 
 
+@pytest.mark.parametrize("name", ["cache.sqlite", "cache.sqlite-wal", "cache.sqlite-journal"])
+def test_a_cache_that_is_a_link_is_a_miss(tmp_path: Path, name: str) -> None:
+    """Neither the file nor what SQLite keeps beside it is read or written through a link: a word, and a miss."""
+    theirs = tmp_path / "theirs"
+    theirs.write_bytes(b"theirs")
+    (tmp_path / name).symlink_to(theirs)
+    kept = Kept()
+    linked = cache(tmp_path, observer=kept)
+    linked.put(SPACE, [digest(1)], [hit(1)])
+    found = linked.look_up(SPACE, [digest(1)], 4)
+    linked.close()
+
+    assert found == {}
+    assert theirs.read_bytes() == b"theirs"
+    assert len(kept.events) == 1
+
+
 def test_stats(world: World) -> None:
     """`cache stats` counts vectors and bytes for each space, and how many texts were found and not found."""
     empty = json.loads(world.run("cache", "stats", "--json").out)
