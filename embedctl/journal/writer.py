@@ -20,6 +20,7 @@ from embedctl.journal import frames
 from embedctl.journal.commands import Append, Close, Command, Done, Release, Result, Spool, Sync, answer, waiter_of
 from embedctl.journal.recovery import interrupted
 from embedctl.journal.segments import Log, Segment, VectorRef, Views
+from embedctl.records import UsageEvent
 from embedctl.storage import Disk
 
 SYNC_AFTER_S = 1.0
@@ -238,7 +239,7 @@ class Writer:
         try:
             segment.reserve()
             segment.intents.append([entry.draft for entry in entries])
-            if self._sync_intents:
+            if self._sync_intents and any(_may_cost(entry.draft.event) for entry in entries):
                 segment.intents.sync()
         except EmbedctlError:
             for entry in entries:
@@ -319,6 +320,10 @@ class Writer:
                 for event in left:
                     segment.arrived(event)
         self._current = None
+
+
+def _may_cost(event: UsageEvent) -> bool:
+    return event.entry_kind == "usage" and event.price_as != "free"
 
 
 def _sync(segments: Sequence[Segment], waiter: asyncio.Future[VectorRef | None] | None) -> None:
