@@ -97,6 +97,7 @@ class BudgetReached(EmbedctlError):
 
     exit_code = 4
     word = "budget_reached"
+    limit: object | None = None  # the `budgets.reservations.SpendLimit` that would have been passed
 
 
 class BudgetWarning(EmbedctlError):

@@ -219,7 +219,13 @@ def _allowances(
         spent = one.spent.cost + one.spent.at_risk if purse is None else sums.spent(budget.workspace, budget.period)
         line = budget.amount * budget.warn_ratio
         allowance = SpendLimit(
-            name, budget.amount, spent, workspace_id=budget.workspace, period=budget.period, warn_at=line
+            name,
+            budget.amount,
+            spent,
+            workspace_id=budget.workspace,
+            period=budget.period,
+            warn_at=line,
+            ends=one.spent.within.until,
         )
         if spent >= budget.amount and budget.action == "block" and alone:
             if purse is not None:

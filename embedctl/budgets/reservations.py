@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 
 from embedctl.budgets.shared import SharedBudget
@@ -36,6 +37,7 @@ class SpendLimit:
         workspace_id: Whose spending counts: a workspace, or another account (`limits.key_account`); None: everybody's.
         period: Of a workspace's budget, which this run shares with others.
         warn_at: USD from which on a warning is due; None when it is not, or no more.
+        ends: When the period does, where that is known.
     """
 
     name: str
@@ -45,6 +47,7 @@ class SpendLimit:
     workspace_id: str | None = None
     period: str = ""
     warn_at: Decimal | None = None
+    ends: datetime | None = None
 
     def counts(self, accounts: Collection[str]) -> bool:
         """Whether spending of these accounts counts here."""
@@ -229,8 +232,10 @@ def reached(allowance: SpendLimit, next_amount: Decimal = _ZERO) -> BudgetReache
     """Nothing more may be sent under this allowance."""
     flying = f", {format_usd(allowance.reserved)} in flight" if allowance.reserved else ""
     more = f", the next request could cost {format_usd(next_amount)}" if next_amount else ""
-    return BudgetReached(
+    error = BudgetReached(
         f"{allowance.name} is reached: {format_usd(allowance.spent)} of {format_usd(allowance.amount)} USD spent"
         f"{flying}{more}",
         hint="raise it and run the same command again: what was embedded is kept",
     )
+    error.limit = allowance
+    return error

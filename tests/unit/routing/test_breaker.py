@@ -293,7 +293,7 @@ def test_an_open_circuit_is_no_death() -> None:
 
 
 def test_a_server_gives_the_dead_another_chance() -> None:
-    """With `revive_s`, time leads a hopeless provider to one probe: an answer closes it, the same error ends it anew."""
+    """With `revive_s`, time leads a hopeless provider to one probe: an answer closes it, an error ends it anew."""
     subject = Breaker("p", "m", jitter=lambda: 0.0, thresholds=Thresholds(revive_s=lambda error: 300.0))
     feed(subject, KeyRejected("no"))
 
