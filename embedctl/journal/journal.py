@@ -95,6 +95,11 @@ class Journal:
         )
         return cls(writer, views, dimensions)
 
+    @property
+    def failed(self) -> bool:
+        """Whether something could not be written: nothing more may be sent."""
+        return self._writer.failure is not None
+
     async def intend(self, event: UsageEvent) -> None:
         """An attempt is about to be sent; it may be once this has returned, and not before.
 

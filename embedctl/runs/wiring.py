@@ -36,6 +36,7 @@ from embedctl.planning.packer import Packer
 from embedctl.planning.planner import Planner
 from embedctl.planning.text_rules import text_rules
 from embedctl.records import Limits, Observer, Progressed, RowCounts, Space
+from embedctl.routing.breaker import Thresholds
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import AdaptiveLimiter, Limiter
@@ -245,6 +246,28 @@ def router(
         jitter=random.random,
         connections=connections,
         sleep=sleep,
+        observer=observer,
+    )
+
+
+def server_router(
+    settings: Settings,
+    observer: Observer,
+    limiter: Callable[[Endpoint, Callable[[float], None]], Limiter],
+    thresholds: Thresholds,
+) -> Router:
+    """All endpoints of a server: nobody waits for one that is ill. To be closed.
+
+    Args:
+        limiter: Makes that of an endpoint.
+    """
+    return Router(
+        hints_file=settings.paths.home / "hints.json",
+        limiter=limiter,
+        max_wait_s=0.0,
+        jitter=random.random,
+        connections=settings.serve.in_flight,
+        thresholds=thresholds,
         observer=observer,
     )
 

@@ -38,7 +38,7 @@ from embedctl.records import (
 )
 from embedctl.runs import wiring
 from embedctl.runs.receipt import Spending
-from embedctl.server import encoding, model_names, refusals, texts
+from embedctl.server import encoding, model_names, refusals, texts, turns
 from embedctl.server.admission import KeyRates, Slot
 from embedctl.server.authentication import Client
 from embedctl.server.fields import Asked
@@ -205,6 +205,7 @@ class Gateway:
         Raises:
             Refused: There are none.
         """
+        turns.serve_for(client.id)
         settings = self.routes.settings
         target = model_names.target(settings, client, asked.model, x_provider, asked.provider)
         route = await self.routes.of(
@@ -312,7 +313,7 @@ class Gateway:
         return error
 
     async def _flown(self, call: _Call, missing: Sequence[bytes]) -> dict[bytes, asyncio.Future[Vector]]:
-        """Who brings each missing text: another call that is at it, or this one, from now on: cache first, then money."""
+        """Who brings each missing text: another call that is at it, or this one: from the cache, then for money."""
         loop = asyncio.get_running_loop()
         flights: dict[bytes, asyncio.Future[Vector]] = {}
         mine: dict[bytes, asyncio.Future[Vector]] = {}

@@ -180,11 +180,9 @@ def of_error(error: errors.EmbedctlError) -> Refused:
         case errors.Throttled():
             return Refused("provider_rate_limited", message, retry_after_s=wait_s or 1.0)
         case errors.KeyRejected():
-            return Refused(
-                "provider_credentials_rejected", "the provider does not take the server's key", reason=message
-            )
+            return Refused("provider_credentials_rejected", "the provider does not take the server's key")
         case errors.QuotaExhausted():
-            return Refused("provider_quota_exhausted", "the provider's quota is used up", reason=message)
+            return Refused("provider_quota_exhausted", "the provider's quota is used up")
         case errors.CircuitOpen():
             return Refused("circuit_open", message, retry_after_s=wait_s or 1.0)
         case errors.NoProviderNow():
