@@ -32,6 +32,7 @@ from embedctl.routing import chain as chains
 from embedctl.server import encoding, fields, model_names, refusals
 from embedctl.server.admission import Slot
 from embedctl.server.authentication import Client
+from embedctl.server.connections import MAX_HEADER_BYTES
 from embedctl.server.fields import Asked
 from embedctl.server.gateway import Served
 from embedctl.server.log import shown
@@ -148,7 +149,9 @@ class Door:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope, headers: dict[str, str]) -> None:
-        if len(scope["headers"]) > MAX_HEADERS or len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
+        size = sum(len(name) + len(value) for name, value in scope["headers"])
+        address = len(scope["raw_path"]) + len(scope["query_string"])
+        if len(scope["headers"]) > MAX_HEADERS or size > MAX_HEADER_BYTES or address > MAX_URL_BYTES:
             raise Refused("headers_too_large", "too many headers, or too long an address")
         if "content-length" in headers and "transfer-encoding" in headers:
             raise Refused("invalid_json", "content-length and transfer-encoding exclude each other")
@@ -170,8 +173,8 @@ class Door:
                 self._state.failures.check(address)
                 self._state.failures.count(address)
             raise
-        if found.id == "single-user" or found.id.startswith("jwt-"):
-            self._state.failures.check(address)  # what may be guessed: an own key has 256 random bits
+        if found.id == "single-user":
+            self._state.failures.check(address)  # it may be a word that can be guessed: keys of ours have 256 bits
         return found
 
     def _address(self, scope: Scope, headers: dict[str, str]) -> str:

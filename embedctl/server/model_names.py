@@ -53,7 +53,7 @@ def target(settings: Settings, client: Client, model: str | None, header: str | 
         return _known(settings, client, prefix, rest or _default_of(settings, prefix), pinned=header is not None)
     if said is not None:
         return _known(settings, client, said, rest, pinned=header is not None)
-    for provider in _candidates(settings, client):
+    for provider in _candidates(settings, client, rest):
         if is_known(settings, client, provider, rest):
             return Target(provider, rest)
     raise _unknown(model)
@@ -115,14 +115,15 @@ def _known(settings: Settings, client: Client, provider: str, model: str, *, pin
     return Target(provider, model, pinned)
 
 
-def _candidates(settings: Settings, client: Client) -> Iterator[str]:
+def _candidates(settings: Settings, client: Client, model: str) -> Iterator[str]:
     """Providers that a bare name may mean, in order."""
     yield from (name for name in client.providers or () if name in names.known_providers(settings))
     if settings.options.provider is not None or settings.options.model is not None:
         with suppress(WrongUsage):
             yield names.asked_for(settings)[0]
-    yield from settings.providers
-    yield from catalog.providers()
+    yield from (name for name, place in settings.providers.items() if model in place.models or model == place.model)
+    found = [one for one in catalog.named(model) if one.served]
+    yield from (one.provider for one in [one for one in found if one.status != "retired"] or found)
 
 
 def is_known(settings: Settings, client: Client, provider: str, model: str) -> bool:

@@ -203,7 +203,7 @@ class Service:
             ConfigurationInvalid: The address cannot be had.
         """
         family = socket.AF_INET6 if ":" in self._listening.host else socket.AF_INET
-        made = socket.socket(family)
+        made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # or answers wait for acknowledgements
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             made.bind((self._listening.host, self._listening.port))
@@ -243,7 +243,7 @@ class Service:
             await asyncio.to_thread(
                 recovered.quietly, settings, cache, self._scope, lambda text: log.say("recovered", message=text)
             )
-            await self._open_shift()
+            await self._open_shift(self._ring)
             stack.push_async_callback(self._close_shift)
             router = self._router(settings)
             embedder = Embedder(router, observer=log)
@@ -310,17 +310,10 @@ class Service:
             raise Locked("the server is starting or stopping")
         return self._shift
 
-    def _key_budgets(self) -> list[KeyBudget]:
-        return [
-            KeyBudget(key_id=key_id, workspace=key.workspace, amount=key.budget, period=key.budget_period)
-            for key_id, key in self._ring.keys.items()
-            if key.budget is not None and key.revoked is None
-        ]
-
-    async def _open_shift(self) -> None:
+    async def _open_shift(self, ring: Keyring) -> None:
         """From now on accounts go on in a new shift; the old one is closed when its calls have ended."""
         before = self._shift
-        self._shift = await asyncio.to_thread(shifts.opened, self._settings, self._key_budgets(), self._log)
+        self._shift = await asyncio.to_thread(shifts.opened, self._settings, _key_budgets(ring), self._log)
         self._shift_began = time.monotonic()
         self._budgets_seen = _seen(wiring.ledger_paths(self._settings).limits)
         if before is not None:
@@ -376,34 +369,38 @@ class Service:
             await self._reloaded(state)
         elif (seen := await asyncio.to_thread(_seen, self._settings.paths.keys)) != self._keys_seen:
             self._keys_seen = seen
-            budgets = self._key_budgets()
-            await self._ring_reloaded(state)
-            if self._key_budgets() != budgets:
-                await self._open_shift()
+            ring = await asyncio.to_thread(keyring, self._settings)
+            if _key_budgets(ring) != _key_budgets(self._ring):
+                await self._open_shift(ring)
+            self._take(state, ring)
         await state.router.heed_resets()
         if self._is_shift_over():
             ended = self._shift is not None and self._shift.ends is not None and utc_now() >= self._shift.ends
             self._soon = time.monotonic() + _SHIFT_AGAIN_S if ended else None  # when the last one is in the ledger
-            await self._open_shift()
+            await self._open_shift(self._ring)
 
     async def _reloaded(self, state: ServerState) -> None:
         """Keys, budgets, limits and prices as they are now; the old ones stay when the new ones are not valid."""
         settings = await asyncio.to_thread(self._load)
+        seen = _seen(settings.paths.keys)
         ring = await asyncio.to_thread(keyring, settings)
         check_reachable(self._listening, ring)
-        self._settings = settings
+        before, self._settings = self._settings, settings
+        try:
+            await self._open_shift(ring)
+        except EmbedctlError:
+            self._settings = before
+            raise
         state.gateway.routes.reload(settings)
         state.gateway.serve = settings.serve
-        self._keys_seen = _seen(settings.paths.keys)
-        self._ring = state.keyring = self._with_local(ring)
-        await self._open_shift()
-        self._log.say("reloaded", keys=len(ring.keys))
+        self._keys_seen = seen
+        self._take(state, ring)
 
-    async def _ring_reloaded(self, state: ServerState) -> None:
-        ring = await asyncio.to_thread(keyring, self._settings)
+    def _take(self, state: ServerState, ring: Keyring) -> None:
+        """From now on these keys count; their budgets do already."""
         check_reachable(self._listening, ring)
         self._ring = state.keyring = self._with_local(ring)
-        self._log.say("keys_reloaded", keys=len(ring.keys))
+        self._log.say("reloaded", keys=len(ring.keys))
 
     # the end
 
@@ -462,6 +459,14 @@ class _Signals:
         loop = asyncio.get_running_loop()
         for number in self._handlers:
             loop.remove_signal_handler(number)
+
+
+def _key_budgets(ring: Keyring) -> list[KeyBudget]:
+    return [
+        KeyBudget(key_id=key_id, workspace=key.workspace, amount=key.budget, period=key.budget_period)
+        for key_id, key in ring.keys.items()
+        if key.budget is not None and key.revoked is None
+    ]
 
 
 def _revived_after_s(cause: ProviderError) -> float:
