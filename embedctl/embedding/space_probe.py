@@ -40,20 +40,20 @@ class SpaceProbe:
         self._home: str | None = None
         self._proven: set[str] = set()
         self._strangers: dict[str, SpaceMismatch] = {}
-        self._samples: tuple[list[str], NDArray[np.float32]] | None = None
+        self._samples: dict[str, NDArray[np.float32]] = {}
         self._one_at_a_time = asyncio.Lock()
 
     def answered(self, leg: Leg, texts: Sequence[object], vectors: NDArray[np.float32]) -> None:
-        """A line gave vectors to the output: three of ordinary length are kept to compare with."""
+        """A line gave vectors to the output: three, of texts of ordinary length, are kept to compare with."""
         self._home = self._home or leg.endpoint.id
         if leg.endpoint.id != self._home:
             return
         self._prove(leg)
-        if self._samples is None:
-            fit = [i for i, text in enumerate(texts) if isinstance(text, str) and len(text) >= _ORDINARY_CHARACTERS]
-            if len(fit) >= PROBES:
-                chosen = fit[:PROBES]
-                self._samples = ([str(texts[i]) for i in chosen], vectors[chosen].copy())
+        for i, text in enumerate(texts):
+            if len(self._samples) >= PROBES:
+                break
+            if isinstance(text, str) and len(text) >= _ORDINARY_CHARACTERS:
+                self._samples[text] = vectors[i].copy()
 
     async def given(self, route: Route, leg: Leg, probe: Probe) -> bool:
         """Whether a line of a route may be asked; one that may not is spent.
@@ -92,7 +92,10 @@ class SpaceProbe:
     async def _compare(self, home: Leg, leg: Leg, probe: Probe) -> None:
         """Raises ProviderError unless both give the same vectors."""
         try:
-            texts, vectors = self._samples or (list(_TEXTS), await probe(home, _TEXTS))
+            if len(self._samples) >= PROBES:
+                texts, vectors = [*self._samples], np.stack([*self._samples.values()])
+            else:
+                texts, vectors = [*_TEXTS], await probe(home, _TEXTS)
         except ProviderError as error:
             raise type(error)(
                 f"{leg.endpoint.id} was never compared with {home.endpoint.id}, "
