@@ -25,6 +25,8 @@ from tests.support import places
 from tests.support.serving import MODEL, Serving, bill, environment, make_key, started
 from tests.support.wire.client import Wire, expected
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # libraries of others warn of what they like
+
 TEXTS = ["one small text", "another text, a little longer", "ein dritter Text mit Umlauten: äöü"]
 
 
@@ -279,7 +281,7 @@ def test_embedctl_s_own_tldw_protocol(world: World, tmp_path: Path, door: str) -
     config = folder / "config.toml"
     config.write_text(
         f'[providers.tldw]\nbase_url = "{world.server.base}/api/v1"\n'
-        + ('headers = { authorization = "Bearer %s" }\n' % world.keys.good if door == "bearer" else "")
+        + (f'headers = {{ authorization = "Bearer {world.keys.good}" }}\n' if door == "bearer" else "")
     )
     config.chmod(0o600)
     env = {
@@ -329,7 +331,8 @@ const bad = await status(() => client(KEY).embeddings.create({ model: MODEL, inp
 const money = await status(() => client(POOR).embeddings.create({ model: MODEL, input: "costs something" }));
 await status(() => client(LIMITED).embeddings.create({ model: MODEL, input: "a" }));
 const rate = await status(() => client(LIMITED).embeddings.create({ model: MODEL, input: "a" }));
-console.log(JSON.stringify([one.data.map(d => d.embedding), two.data.map(d => d.embedding), one.usage, bad, money, rate]));
+const vectors = [one, two].map(answer => answer.data.map(d => d.embedding));
+console.log(JSON.stringify([...vectors, one.usage, bad, money, rate]));
 """
     one, two, usage, bad, money, rate = node(world, code, "openai")
 
