@@ -132,7 +132,10 @@ class Door:
         except Refused as refused:
             await self._refuse(refused, exchange, status, scope, receive, sending)
         except asyncio.CancelledError:
-            raise
+            if status or not self._state.draining:
+                raise
+            late = Refused("draining", "the server has stopped before there was an answer", retry_after_s=1.0)
+            await self._refuse(late, exchange, status, scope, receive, sending)
         except Exception as bug:
             self._state.log.bug(bug, exchange.request_id)
             broken = Refused("internal_error", "something went wrong here; the request's id leads to the log")
