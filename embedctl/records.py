@@ -433,6 +433,13 @@ def format_money(amount: Decimal) -> str:
     return f"{whole}.{fraction.ljust(2, '0')}"
 
 
+def format_cents(amount: Decimal) -> str:
+    """An amount for people: cents, and two digits of what is less than one."""
+    if 0 < abs(amount) < Decimal("0.01"):
+        return f"{Decimal(f'{amount:.1e}'):f}"
+    return f"{amount:,.2f}"
+
+
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """Requests to an endpoint wait.

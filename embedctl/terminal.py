@@ -9,13 +9,15 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from embedctl.errors import EmbedctlError, StorageFailed, WrongUsage
@@ -171,6 +173,7 @@ class Column:
     Attributes:
         key: In each row; also what CSV calls the column, unless it has a `name`.
         numeric: Its texts are numbers too (exact ones): a minus begins no formula.
+        optional: Left out where a terminal has no room for it, the highest first; 0: never.
     """
 
     key: str
@@ -178,6 +181,7 @@ class Column:
     align: Literal["left", "right"] = "left"
     name: str | None = None
     numeric: bool = False
+    optional: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,8 +213,38 @@ def table(content: Table, form: Format) -> None:
         out(_csv(content))
     elif form == "md":
         out(_markdown(content))
+    elif sys.stdout.isatty():
+        out(_text(_fitting(content, width()), coloured=_coloured()))
     else:
         out(_text(content))
+
+
+def width() -> int:
+    """Cells of a line on stdout: the terminal's; 100 where it is none."""
+    return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
+
+
+INDENT = 2
+"""Cells before the lines of a passage."""
+
+
+def passage(head: str, lines: Sequence[str], marked: Callable[..., str], *, first: bool) -> None:
+    """A text that was found, on stdout, set apart from the one before.
+
+    Args:
+        marked: A line and `mark` → the line with its matches marked.
+    """
+    bold = partial(_styled, code=_BOLD) if _coloured() else str
+    shown = [bold(safe(head)), *(f"{' ' * INDENT}{marked(safe(line), mark=bold)}" for line in lines)]
+    out("\n".join([*([] if first else [""]), *shown]) + "\n")
+
+
+def _coloured() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _styled(line: str, code: str) -> str:
+    return f"\x1b[{code}m{line}\x1b[0m" if line else line
 
 
 def _cell(value: object, *, absent: str) -> str:
@@ -259,23 +293,70 @@ def _markdown(content: Table) -> str:
     return "\n".join([*lines, *(f"\n{_markdown_cell(line)}" for line in content.footer)]) + "\n"
 
 
-def _text(content: Table) -> str:
+def _text(content: Table, *, coloured: bool = False) -> str:
     from rich.cells import cell_len
 
-    rows = [*content.rows, *([content.totals] if content.totals else [])]
-    cells = [[_cell(row.get(column.key), absent="-") for column in content.columns] for row in rows]
-    cells.insert(0, [safe(column.heading) for column in content.columns])
-    widths = [max(cell_len(line[i]) for line in cells) for i in range(len(content.columns))]
+    cells, widths = _cells(content)
 
     def padded(text: str, i: int) -> str:
         blanks = " " * (widths[i] - cell_len(text))
         return blanks + text if content.columns[i].align == "right" else text + blanks
 
+    def styled(line: str, code: str) -> str:
+        return _styled(line, code) if coloured else line
+
     lines = ["  ".join(padded(text, i) for i, text in enumerate(line)).rstrip() for line in cells]
+    rule = "-" * max(map(cell_len, lines))
+    lines[0] = styled(lines[0], _BOLD)
     if content.totals:
-        lines.insert(-1, "-" * max(map(cell_len, lines)))
-    head = [safe(content.title)] if content.title else []
-    return "\n".join([*head, *lines, *map(safe, content.footer)]) + "\n"
+        lines[-1:] = [styled(rule, _DIM), styled(lines[-1], _BOLD)]
+    head = [styled(safe(content.title), _DIM)] if content.title else []
+    return "\n".join([*head, *lines, *(styled(safe(line), _YELLOW) for line in content.footer)]) + "\n"
+
+
+_BOLD, _DIM, _YELLOW = "1", "2", "33"
+_GAP = 2
+_LEAST_CELLS = 12
+"""A column of text is not made narrower than this."""
+
+
+def _cells(content: Table) -> tuple[list[list[str]], list[int]]:
+    """The headings and all rows as text, and how wide each column is."""
+    from rich.cells import cell_len
+
+    rows = [*content.rows, *([content.totals] if content.totals else [])]
+    cells = [[_cell(row.get(column.key), absent="-") for column in content.columns] for row in rows]
+    cells.insert(0, [safe(column.heading) for column in content.columns])
+    return cells, [max(cell_len(line[i]) for line in cells) for i in range(len(content.columns))]
+
+
+def _fitting(content: Table, width: int) -> Table:
+    """The table for so many cells a line: where it is wider, without optional columns, and its longest texts cut."""
+    from rich.cells import cell_len, set_cell_size
+
+    def over(table: Table) -> int:
+        return sum(_cells(table)[1]) + _GAP * (len(table.columns) - 1) - width
+
+    left_out = []
+    while over(content) > 0 and (least := max(content.columns, key=lambda column: column.optional)).optional:
+        left_out.append(least.heading)
+        content = replace(content, columns=[column for column in content.columns if column is not least])
+    texts = {column.key: size for column, size in zip(content.columns, _cells(content)[1], strict=True)
+             if column.align == "left" and size > _LEAST_CELLS}  # fmt: skip
+    too_much = over(content)
+    while too_much > 0 and any(size > _LEAST_CELLS for size in texts.values()):
+        longest = max(texts, key=lambda key: texts[key])
+        texts[longest] -= 1
+        too_much -= 1
+
+    def cut(row: Mapping[str, Any]) -> Mapping[str, Any]:
+        shown = {key: _cell(row.get(key), absent="-") for key in texts}
+        return {**row, **{key: f"{set_cell_size(shown[key], size - 1).rstrip()}…"
+                          for key, size in texts.items() if cell_len(shown[key]) > size}}  # fmt: skip
+
+    footer = [*content.footer, *([f"no room for: {', '.join(left_out)}"] if left_out else [])]
+    totals = None if content.totals is None else cut(content.totals)
+    return replace(content, rows=[cut(row) for row in content.rows], totals=totals, footer=footer)
 
 
 class ProgressLine:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import typer
 
 from embedctl import __version__, terminal
-from embedctl.cli._groups import SuggestingGroup, imported, quick
+from embedctl.cli._groups import SuggestingGroup, commands_of, imported, imported_app, quick
 from embedctl.errors import EmbedctlError, InvariantBroken, WrongUsage
 
 COMMANDS = {
@@ -47,6 +47,9 @@ COMMANDS = {
 }
 """Command groups as `--help` shows them; a name is a module of this folder that has an `app`."""
 
+SHORT = {"search": ("vectors", "search"), "report": ("usage", "report")}
+"""What may be typed without its group."""
+
 
 class _Root(SuggestingGroup):
     """The root: finds commands by name, and turns every error of our tree into its exit code."""
@@ -59,9 +62,16 @@ class _Root(SuggestingGroup):
         return [name for group in COMMANDS.values() for name in group]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in SHORT:
+            return imported(f"embedctl.cli.{'.'.join(SHORT[cmd_name])}", cmd_name)
         if cmd_name not in self.list_commands(ctx):
             return None
         return imported(f"embedctl.cli.{cmd_name}", cmd_name)
+
+    def groups_with(self, name: str) -> list[str]:
+        """The groups that have a command of this name, for who forgot the group."""
+        apps = {group: imported_app(f"embedctl.cli.{group}") for group in self.list_commands(None)}
+        return [group for group, app in apps.items() if name in commands_of(app)]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for title, commands in COMMANDS.items():

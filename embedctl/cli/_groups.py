@@ -37,16 +37,22 @@ class SuggestingGroup(TyperGroup):
             self.commands[cmd_name] = self.waiting[cmd_name]()
         return super().get_command(ctx, cmd_name)
 
+    def groups_with(self, name: str) -> list[str]:
+        """The groups in this one that have a command of this name."""
+        return []
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command of the first word, or WrongUsage that names the nearest."""
         name = args[0] if args else ""
         if name and not name.startswith("-") and self.get_command(ctx, name) is None:
             known = self.list_commands(ctx)
-            close = nearest(name, known)
             path = ctx.command_path
+            close = [f"{group} {name}" for group in self.groups_with(name)]
+            close = close or [word for word in (nearest(name, known),) if word]
+            hint = " or ".join(f"`{path} {one}`" for one in close)
             raise WrongUsage(
                 f"no such command: {path} {name}",
-                hint=f"did you mean `{path} {close}`?" if close else f"commands: {', '.join(known)}",
+                hint=f"did you mean {hint}?" if close else f"commands: {', '.join(known)}",
             )
         return super().resolve_command(ctx, args)
 
@@ -97,7 +103,18 @@ class Group(typer.Typer):
 
 def imported(module: str, name: str) -> Any:
     """The command `name` of a module that has an `app`."""
-    return command_of(importlib.import_module(module).app, name)
+    return command_of(imported_app(module), name)
+
+
+def imported_app(module: str) -> typer.Typer:
+    """The `app` of a module."""
+    app: typer.Typer = importlib.import_module(module).app
+    return app
+
+
+def commands_of(app: typer.Typer) -> set[str]:
+    """Names of a group's commands; none where it is a command itself."""
+    return {*app.modules, *_registered(app)} if isinstance(app, Group) else set()
 
 
 def command_of(app: typer.Typer, name: str) -> Any:

@@ -111,11 +111,15 @@ class OnlineAnswers:
         while not self._draining and (request := await self._requests.get()) is not None:
             self._busy.add(this)
             try:
-                for outcome in await self._embedder.embed(request):
-                    self._outcomes.put_nowait(_without_vectors(outcome))
+                await self._ask(request)
             finally:
                 self._busy.discard(this)
             del request  # a worker that waits for the next one keeps no published slice in memory
+
+    async def _ask(self, request: PackedRequest) -> None:
+        """One request: its answers, some megabytes each, end with this call, not when the next ones came."""
+        for outcome in await self._embedder.embed(request):
+            self._outcomes.put_nowait(_without_vectors(outcome))
 
 
 def _without_vectors(outcome: Outcome) -> Outcome:

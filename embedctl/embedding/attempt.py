@@ -93,6 +93,7 @@ class Attempt:
         clock: Callable[[], float],
         observer: Observer,
         proceed: Callable[[], None],
+        keep_bodies: bool,
     ) -> None:
         self._router = router
         self._route = route
@@ -102,6 +103,7 @@ class Attempt:
         self._clock = clock
         self._observer = observer
         self._proceed = proceed
+        self._keep_bodies = keep_bodies
 
     async def once(self, leg: Leg, operation: Operation, request: Request) -> tuple[Answer, Any]:
         """One attempt at a request through one line; the answer, and where it is written down.
@@ -145,6 +147,8 @@ class Attempt:
             ended = event
             try:
                 wire, headers, body = await self._send(leg, request, message)
+                if not self._keep_bodies:
+                    body = b""  # as large as its vectors, and these still have to get to the disk
                 vectors = self._checked(leg, operation, request, wire)
             except EmbedctlError as error:
                 ended = await self._failed(leg, request, event, error, self._clock() - started)

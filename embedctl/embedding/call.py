@@ -91,6 +91,7 @@ class Embedder:
         router: All endpoints, their breakers, limiters, and what is remembered of their servers.
         observer: Told of every attempt that ended, and of endpoints that are given up.
         proceed: Called before each attempt; raises when nothing more may be sent.
+        keep_bodies: Whether answers carry the bodies that they were read from.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Embedder:
         jitter: Callable[[], float] = random.random,
         observer: Observer = UNOBSERVED,
         proceed: Callable[[], None] = lambda: None,
+        keep_bodies: bool = True,
     ) -> None:
         self.router = router
         self._clock = clock
@@ -109,6 +111,7 @@ class Embedder:
         self._jitter = jitter
         self._observer = observer
         self._proceed = proceed
+        self._keep_bodies = keep_bodies
 
     async def embed(
         self,
@@ -144,6 +147,7 @@ class Embedder:
             clock=self._clock,
             observer=self._observer,
             proceed=self._proceed,
+            keep_bodies=self._keep_bodies,
         )
         return await _Call(self, attempt, route, policy or route.policy).embed(request)
 

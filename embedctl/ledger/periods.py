@@ -69,14 +69,20 @@ def start_of(day: date, where: tzinfo) -> datetime:
     return datetime.combine(day, time(), where).astimezone(UTC)
 
 
-def chosen(since: str | None, until: str | None, last: str | None, where: tzinfo, now: datetime) -> Range:
+def chosen(
+    since: str | None, until: str | None, last: str | None, where: tzinfo, now: datetime, *, month: str | None = None
+) -> Range:
     """The range that the flags name.
 
     Raises:
         WrongUsage: Malformed, reversed or contradicting.
     """
-    if last is not None and (since is not None or until is not None):
-        raise WrongUsage("--last and --since/--until exclude each other")
+    given = [name for name, value in (("--month", month), ("--last", last)) if value is not None]
+    given += ["--since/--until"] if since is not None or until is not None else []
+    if len(given) > 1:
+        raise WrongUsage(f"{given[0]} and {given[1]} exclude each other")
+    if month is not None:
+        return _month(month, where)
     if last is not None:
         return _last(last, where, now)
     chosen = Range(
@@ -101,23 +107,35 @@ def named(text: str, where: tzinfo, now: datetime) -> Range:
     return chosen(since or None, until or None, None, where, now) if dots else _last(text, where, now)
 
 
+def _month(text: str, where: tzinfo) -> Range:
+    """A whole month, "2026-10".
+
+    Raises:
+        WrongUsage: It is none.
+    """
+    parts = re.fullmatch(r"(\d{4})-(0[1-9]|1[0-2])", text)
+    if parts is None or not MINYEAR < int(parts[1]) < MAXYEAR:
+        raise WrongUsage(f"--month {text!r} is no month", hint="like 2026-10")
+    first = date(int(parts[1]), int(parts[2]), 1)
+    return Range(start_of(first, where), start_of(floor(first + timedelta(days=31), "month"), where))
+
+
+_WHOLE: dict[str, Unit] = {"yesterday": "day", "day": "day", "week": "week", "month": "month", "prev-month": "month"}
+_SO_FAR: dict[str, Unit] = {"today": "day", "wtd": "week", "mtd": "month"}
+
+
 def _last(text: str, where: tzinfo, now: datetime) -> Range:
     today = now.astimezone(where).date()
     count = re.fullmatch(r"([1-9]\d{0,3})([hdwm])", text)
-    if text in ("day", "week", "month"):
-        return Range(start_of(floor(today, text), where), now)  # type: ignore[arg-type]
-    if text == "today":
-        return Range(start_of(today, where), now)
-    if text == "yesterday":
-        return Range(start_of(today - timedelta(days=1), where), start_of(today, where))
-    if text == "mtd":
-        return Range(start_of(today.replace(day=1), where), now)
-    if text == "prev-month":
-        first = today.replace(day=1)
-        return Range(start_of((first - timedelta(days=1)).replace(day=1), where), start_of(first, where))
+    if text in _SO_FAR:
+        return Range(start_of(floor(today, _SO_FAR[text]), where), now)
+    if text in _WHOLE:
+        after = floor(today, _WHOLE[text])
+        return Range(start_of(floor(after - timedelta(days=1), _WHOLE[text]), where), start_of(after, where))
     if count is None:
         raise WrongUsage(
-            f"--last {text!r} is no period", hint="7d, 24h, 4w, 3m, today, yesterday, week, month, mtd or prev-month"
+            f"--last {text!r} is no period",
+            hint="7d, 24h, 4w, 3m, today, yesterday, week or month (the one before this), wtd or mtd (this one)",
         )
     number, unit = int(count[1]), count[2]
     if unit == "h":

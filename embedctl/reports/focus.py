@@ -172,7 +172,7 @@ def export(
 
 _COUNTED = ("tokens", "tokens_unknown", "unpriced_tokens", "calls", "operations", "errors")
 _SAID = ("cost_is_lower_bound", "cost_list_is_lower_bound")
-_SHARES = ("fallback_share", "success_rate")
+_SHARES = ("fallback_share", "estimated_share", "success_rate")
 
 
 def export_report(connection: Connection, found: Report, place: Path, *, overwrite: bool = False) -> int:

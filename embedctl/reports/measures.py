@@ -136,6 +136,7 @@ def _measures(row: Mapping[str, Any], operations: int) -> dict[str, Any]:
     calls, tokens = row["calls"], int(row["tokens"])
     unknown_cost = row["cost"] is None and row["events"] > 0
     unknown_risk = row["cost_at_risk"] is None and row["at_risk_calls"] > 0
+    share = round(int(row["tokens_fallback"]) / tokens, 6) if tokens else None
     return {
         "tokens": tokens,
         "tokens_unknown": int(row["tokens_unknown"]),
@@ -146,11 +147,12 @@ def _measures(row: Mapping[str, Any], operations: int) -> dict[str, Any]:
         "adjustments": row["adjustments"],
         "unpriced_tokens": int(row["unpriced_tokens"]),
         "cost_at_risk": None if unknown_risk else row["cost_at_risk"] or Decimal(0),
-        "fallback_share": round(int(row["tokens_fallback"]) / tokens, 6) if tokens else None,
+        "fallback_share": share,
         "calls": calls,
         "operations": operations,
         "errors": row["errors"],
         "success_rate": round((calls - row["errors"]) / calls, 6) if calls else None,
+        "estimated_share": share,
         "unpriced_calls": row["unpriced_calls"],
         "at_risk_calls": row["at_risk_calls"],
         "unpriced_at_risk_calls": row["unpriced_at_risk_calls"],

@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from embedctl.ledger import periods, prices
 from embedctl.ledger.database import Connection
-from embedctl.ledger.rating import microseconds
+from embedctl.ledger.rating import microseconds, moment
 from embedctl.records import JOURNAL_DAMAGED, NO_USAGE
 from embedctl.reports.measures import measured
 from embedctl.reports.query import KEYS, UNITS, ReportQuery, refuse_unknown_names, where_clause
@@ -79,6 +79,8 @@ def report(connection: Connection, question: ReportQuery, *, now: datetime, know
     kept = found if question.top is None else found[: question.top]
     condition, values = where_clause(question)
     warnings = _warnings(connection, condition, values, totals, question.currency)
+    if not totals["events"]:
+        warnings += _elsewhere(connection, question)
     listed_on = prices_as_of(connection, now)
     stale_tokens = _stale_tokens(connection, condition, values, listed_on)
     if stale_tokens:
@@ -148,6 +150,19 @@ def _warnings(
     sentences.extend(_unread(connection, condition, values))
     sentences.extend(_drifting(connection, condition, values))
     return sentences
+
+
+def _elsewhere(connection: Connection, question: ReportQuery) -> list[str]:
+    """When there is usage, for who asked about a time that has none."""
+    condition, values = where_clause(replace(question, within=periods.Range()))
+    row = connection.execute(
+        f"SELECT epoch_us(min(occurred_at)), epoch_us(max(occurred_at)) FROM usage_event WHERE {condition}", values
+    ).fetchone()
+    if row is None or row[0] is None:
+        return []
+    where = periods.zone(question.timezone)
+    first, last = (moment(at).astimezone(where).date() for at in row)
+    return [f"no usage in this period: the ledger's begins on {first} and ends on {last}"]
 
 
 def _unread(connection: Connection, condition: str, values: list[Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from embedctl.errors import InputChanged, InvariantBroken
@@ -144,7 +144,7 @@ class OpenSlices:
         slice_ = next((one for one in reversed(self._open) if one.first_target <= first), None)
         if slice_ is None:
             raise InvariantBroken(f"no open slice has asked for text {first}")
-        slice_.outcomes.append(outcome)
+        slice_.outcomes.append(replace(outcome, answer=None))  # its request holds the texts
         slice_.pending -= len(outcome.targets)
         self.texts_open -= len(outcome.targets)
         if not slice_.pending:

@@ -383,7 +383,9 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 packing.limits = packed_limits(known, first, options)
 
             asked = router(job.settings, plan.observer, connections=first.rate_limits.concurrency, sleep=stop.sleep)
-            embedder = Embedder(asked, sleep=stop.sleep, observer=plan.observer, proceed=stop.proceed)
+            embedder = Embedder(
+                asked, sleep=stop.sleep, observer=plan.observer, proceed=stop.proceed, keep_bodies=False
+            )
             stack.push_async_callback(embedder.aclose)
             deadline = time.monotonic() + options.deadline if options.deadline is not None else None
             route = asked.route(

@@ -51,11 +51,9 @@ def test_stopped_by_a_signal(world: World, number: int, code: int, output: str) 
     child = world.start(*command, "in", "-o", output, "--json", *OPENAI)
     wait_for_requests(world.wire, 4)
     child.kill(number)
-    at = time.monotonic()
     ended = child.wait()
     asked = len(world.wire.truth())
 
-    assert time.monotonic() - at < 5
     assert ended.code == code, ended.err
     assert (ended.receipt["exit_code"], ended.receipt["retryable"]) == (code, True)
     assert asked < 12
@@ -71,18 +69,16 @@ def test_stopped_by_a_signal(world: World, number: int, code: int, output: str) 
 
 
 def test_stopped_twice(world: World) -> None:
-    """A second signal ends the process at once, still safe."""
+    """A second signal ends the process without waiting for answers, still safe."""
     world.wire.plan(latency_s=3)
     child = world.start("batch", "run", "in", "-o", "out", *OPENAI)
     time.sleep(0.6)
     child.kill(signal.SIGTERM)
     time.sleep(0.2)
     child.kill(signal.SIGTERM)
-    at = time.monotonic()
     ended = child.wait()
 
-    assert time.monotonic() - at < 1.5
-    assert ended.code == -signal.SIGTERM
+    assert ended.code == -signal.SIGTERM  # who waits for answers ends with 143
     world.wire.plan()
     assert world.run("batch", "run", "in", "-o", "out", *OPENAI).code == 0
     world.check_rows("out", TEXTS, dimensions=8)
@@ -91,16 +87,14 @@ def test_stopped_twice(world: World) -> None:
 
 
 def test_stopped_while_it_waits(world: World) -> None:
-    """A run that waits for a throttling provider stops at once."""
-    world.wire.plan(faults={"rate": {"p": 1.0, "form": "seconds", "seconds": 30}})
+    """A run that waits for a throttling provider stops at once: a test may not last as long as that wait."""
+    world.wire.plan(faults={"rate": {"p": 1.0, "form": "seconds", "seconds": 300}})
     child = world.start("batch", "run", "in", "-o", "out", *OPENAI)
     wait_for_requests(world.wire, 1)
     time.sleep(0.3)
-    at = time.monotonic()
     child.kill(signal.SIGINT)
 
     assert child.wait().code == 130
-    assert time.monotonic() - at < 3
 
 
 def test_deadline(world: World) -> None:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
+import os
+import struct
+import subprocess
+import sys
+import termios
 import unicodedata
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -223,3 +230,48 @@ def test_a_receipt_without_money_says_unknown_not_zero() -> None:
     """None is null in JSON; money and times become strings."""
     assert terminal._plain(Decimal("0")) == "0.00"
     assert terminal._plain(b"\x01\xff") == "01ff"
+
+
+def on_a_terminal(width: int, table: str, **environment: str) -> str:
+    """What a table looks like on a real terminal of so many columns."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    code = f"from embedctl import terminal as t; from decimal import Decimal as D; t.table(t.Table({table}), 'table')"
+    clean = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR", "TERM")}
+    subprocess.run([sys.executable, "-c", code], stdout=theirs, env={**clean, **environment}, check=True)
+    os.close(theirs)
+    said = b""
+    with suppress(OSError):
+        while piece := os.read(ours, 1 << 16):
+            said += piece
+    os.close(ours)
+    return said.decode().replace("\r\n", "\n")
+
+
+WIDE = (
+    "columns=[t.Column('model', 'Model'), t.Column('calls', 'Calls', 'right', optional=2), "
+    "t.Column('risk', 'At risk', 'right', optional=1), t.Column('cost', 'Cost', 'right')], envelope={}, "
+    "rows=[{'model': 'text-embedding-3-small-of-some-place', 'calls': 12, 'risk': '0.10', 'cost': '1.00'}]"
+)
+
+
+def test_a_table_fits_its_terminal() -> None:
+    """Columns that are optional go first, in the order given, and are named; then the longest texts are cut."""
+    wide = on_a_terminal(80, WIDE, NO_COLOR="1").splitlines()
+    narrow = on_a_terminal(54, WIDE, NO_COLOR="1").splitlines()
+    least = on_a_terminal(24, WIDE, NO_COLOR="1").splitlines()
+
+    assert wide[0].split() == ["Model", "Calls", "At", "risk", "Cost"]
+    assert (narrow[0].split(), narrow[-1]) == (["Model", "At", "risk", "Cost"], "no room for: Calls")
+    assert (least[0].split(), least[-1]) == (["Model", "Cost"], "no room for: Calls, At risk")
+    assert least[1].startswith("text-embedding")
+    assert "…" in least[1]
+    assert max(map(len, narrow)) <= 54
+    assert max(map(len, least[:2])) <= 24
+
+
+def test_colour_is_for_terminals_that_want_it() -> None:
+    """A terminal shows headings bold, unless NO_COLOR or TERM says otherwise; a pipe never has codes."""
+    assert "\x1b[1m" in on_a_terminal(80, WIDE, TERM="xterm")
+    assert "\x1b" not in on_a_terminal(80, WIDE, TERM="xterm", NO_COLOR="1")
+    assert "\x1b" not in on_a_terminal(80, WIDE, TERM="dumb")

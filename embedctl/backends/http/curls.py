@@ -22,7 +22,7 @@ from embedctl.backends.http.curl_codes import LinkLocalError, httpx_error
 CONNECT_S = 10
 KEEPALIVE_S = 15
 MAX_HEAD_BYTES = 100 * 1024
-_BUFFER_BYTES = 256 * 1024
+_BUFFER_BYTES = 64 * 1024  # of each connection
 _AHEAD_BYTES = 4 * 1024 * 1024  # of a body that nobody reads yet
 _FIRST_BYTES = 1024 * 1024  # room that a promised length gets before anything came
 _GROWTH = 8  # times what came is the most that is taken for what is promised

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedctl import terminal
-from embedctl.cli import _ledger
+from embedctl.records import format_cents, format_money
 from embedctl.storage import named
 
 if TYPE_CHECKING:
@@ -26,11 +26,13 @@ class Look:
         cost: "effective", "list", "both" or "none".
         split: Corrections and the like stand beside the cost of usage.
         compact: Tokens and money only.
+        exact: All digits of money; without it, cents, and two digits of what is less.
     """
 
     cost: str = "effective"
     split: bool = False
     compact: bool = False
+    exact: bool = False
 
 
 @contextmanager
@@ -58,8 +60,11 @@ def print_report(report: Report, form: terminal.Format, notes: Sequence[str] = (
         terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), form)
         return
     columns = [terminal.Column(key, key.capitalize() if ":" not in key else key) for key in report.question.by]
-    columns += [terminal.Column(key, heading, "right") for key, heading in _measures(look, report.question.currency)]
-    totals: dict[str, Any] = _shown(report.totals, look)
+    columns += [
+        terminal.Column(key, heading, "right", optional=_OPTIONAL.get(key, 0))
+        for key, heading in _measures(look, report.question.currency)
+    ]
+    totals = _shown(report.totals, look)
     if report.question.by:
         totals[report.question.by[0]] = "Total"
     rows = [_shown(group, look) for group in report.groups] if report.question.by else [totals]
@@ -76,20 +81,25 @@ def print_report(report: Report, form: terminal.Format, notes: Sequence[str] = (
     )
 
 
+_OPTIONAL = {"calls": 7, "errors": 6, "operations": 5, "share": 4, "adjusted": 3, "listed": 2, "risk": 1}
+"""Columns that a narrow terminal goes without, the highest first."""
+
+
 def _measures(look: Look, currency: str) -> list[tuple[str, str]]:
     """Keys and headings of the columns."""
-    counts = [("operations", "Ops"), ("calls", "Calls"), ("errors", "Errors")]
+    counts = [("operations", "Requests"), ("calls", "Calls"), ("errors", "Errors")]
     money = [("listed", f"List {currency}")] if look.cost in ("list", "both") else []
     money += [("money", f"Cost {currency}")] if look.cost in ("effective", "both") else []
     if money:
         money += [("adjusted", f"Adjusted {currency}")] if look.split else []
         money += [] if look.compact else [("risk", f"At risk {currency}")]
-    return [*([] if look.compact else counts), ("tokens", "Tokens"), ("share", "Est.%"), *money]
+    return [*([] if look.compact else counts), ("tokens", "Tokens"), ("share", "Estimated %"), *money]
 
 
 def _shown(measures: Mapping[str, Any], look: Look) -> dict[str, Any]:
     """A group as people read it: `~` where tokens are estimated, `>=` where the cost lacks something."""
-    share = measures["fallback_share"]
+    amount = format_money if look.exact else format_cents
+    share = measures["estimated_share"]
     risk = measures["cost_at_risk"]
     paid = measures["cost"]
     if look.split and paid is not None:
@@ -97,15 +107,16 @@ def _shown(measures: Mapping[str, Any], look: Look) -> dict[str, Any]:
     listed = measures["cost_list"] if measures["calls"] else Decimal(0)
 
     def shown(value: Decimal | None, at_least: bool) -> str:
-        return "unknown" if value is None else (">= " if at_least else "") + _ledger.amount(value)
+        return "unknown" if value is None else (">= " if at_least else "") + amount(value)
 
     return {
         **measures,
+        **({"month": str(measures["month"])[:7]} if measures.get("month") else {}),
         "share": None if share is None else f"{'~' if share else ''}{share * 100:.1f}",
         "money": shown(paid, measures["cost_is_lower_bound"]),
         "listed": shown(listed, measures["cost_list_is_lower_bound"]),
-        "adjusted": _ledger.amount(measures["adjustments"]) if measures["adjustments"] else None,
-        "risk": "unknown" if risk is None else _ledger.amount(risk) if risk else None,
+        "adjusted": amount(measures["adjustments"]) if measures["adjustments"] else None,
+        "risk": "unknown" if risk is None else amount(risk) if risk else None,
     }
 
 

@@ -10,13 +10,13 @@ import typer
 from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, LedgerFlag, OverwriteFlag
-from embedctl.cli.usage._period import Last, Since, Until
+from embedctl.cli.usage._period import Last, Month, Since, Until
 from embedctl.storage import named
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: embedctl usage export --format focus --last prev-month -o focus.csv")
+@app.command(epilog="Example: embedctl usage export --format focus --last month -o focus.csv")
 def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="A new file.")],
     form: Annotated[
@@ -28,6 +28,7 @@ def export(
     ] = None,
     since: Since = None,
     until: Until = None,
+    month: Month = None,
     last: Last = None,
     priced_only: Annotated[bool, typer.Option("--priced-only", help="FOCUS without usage that has no price.")] = False,
     overwrite: OverwriteFlag = False,
@@ -44,7 +45,7 @@ def export(
     for note in _ledger.take_in(opened):
         terminal.warning(note)
     question = ReportQuery(
-        within=periods.chosen(since, until, last, periods.zone("UTC"), opened.now),
+        within=periods.chosen(since, until, last, periods.zone("UTC"), opened.now, month=month),
         only={"workspace": workspace} if workspace else {},
     )
     with database.reader(opened.paths, now=opened.now) as connection:

@@ -11,7 +11,7 @@ import typer
 from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag, OverwriteFlag
-from embedctl.cli.usage._period import Last
+from embedctl.cli.usage._period import Last, Month
 from embedctl.cli.usage._report_table import Look, print_report, written_to
 from embedctl.cli.usage._workspace import EACH, BareWorkspace
 from embedctl.errors import RowsFailed, WrongUsage
@@ -42,6 +42,7 @@ def _flags(
     breakdown: Annotated[bool, typer.Option("--breakdown", "-b", help="Also by provider and model.")] = False,
     since: Annotated[str | None, typer.Option(help="From this day or time on.")] = None,
     until: Annotated[str | None, typer.Option(help="Up to this day or time, not included.")] = None,
+    month: Month = None,
     last: Last = None,
     timezone: Annotated[
         str, typer.Option("--timezone", "-z", help="IANA time zone of days, weeks and months.")
@@ -66,6 +67,9 @@ def _flags(
         typer.Option(help="Corrections, refunds, credits and true-ups: in the cost, or beside it."),
     ] = "net",
     compact: Annotated[bool, typer.Option("--compact", help="Only tokens and money, for narrow terminals.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Show all digits of money; JSON, CSV and files always have them.")
+    ] = False,
     currency: Annotated[str, typer.Option(help="Show money in this currency, by the rates of `usage rates`.")] = "USD",
     fx_date: Annotated[
         Literal["day", "month-end"], typer.Option(help="Which rate: of the day, or the month's last.")
@@ -109,7 +113,7 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
     else:
         with database.reader(opened.paths, now=opened.now) as connection:
             report = ask(connection, question, now=opened.now)
-        look = Look(given["cost"], given["corrections"] == "split", given["compact"])
+        look = Look(given["cost"], given["corrections"] == "split", given["compact"], given["exact"])
         with written_to(given["output"], overwrite=given["overwrite"]):
             print_report(report, form, notes, look)
     if given["strict"] and report.incomplete:
@@ -152,7 +156,12 @@ def _question(by: list[str], given: dict[str, Any], opened: _ledger.Opened) -> R
         by=list(dict.fromkeys(keys)),
         only={key: values for key, values in only.items() if values},
         within=periods.chosen(
-            given["since"], given["until"], given["last"], periods.zone(given["timezone"]), opened.now
+            given["since"],
+            given["until"],
+            given["last"],
+            periods.zone(given["timezone"]),
+            opened.now,
+            month=given["month"],
         ),
         timezone=given["timezone"],
         top=given["top"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +11,7 @@ import typer
 from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.cli.vectors import _passages
 from embedctl.cli.vectors._asking import (
     AskingFlags,
     ModelFlag,
@@ -34,6 +37,10 @@ def search(
     file: OutputPath,
     words: Annotated[str, typer.Argument(help="What to look for.", metavar="WORDS")],
     count: Annotated[int, typer.Option("--count", "-k", min=1, max=10_000, help="Most results.")] = 5,
+    full: Annotated[bool, typer.Option("--full", help="Show texts whole, not only the best lines.")] = False,
+    width: Annotated[
+        int | None, typer.Option("--width", min=20, max=1000, help="Characters of a line (the terminal's, or 100).")
+    ] = None,
     model: ModelFlag = None,
     provider: ProviderFlag = None,
     workspace: WorkspaceFlag = None,
@@ -57,8 +64,11 @@ def search(
     query, paid = _embedded(words, stored, flags)
     hits = [hit.as_dict() for hit in nearest(stored, query, count)]
     form = _ledger.chosen_format(form, as_json)
-    short = _short if form == "table" else lambda text: text
-    rows = [{**hit, "score": f"{hit['score']:.4f}", "text": short(hit["text"])} for hit in hits]
+    if form == "table":
+        for place, hit in enumerate(hits):
+            terminal.passage(*_shown(hit, words, width or terminal.width(), full=full), first=not place)
+        return
+    rows = [{**hit, "id": str(hit["id"]), "score": f"{hit['score']:.4f}"} for hit in hits]
     columns = [
         terminal.Column("score", "Score", "right"),
         terminal.Column("id", "Id"),
@@ -99,9 +109,9 @@ def _embedded(words: str, stored: Stored, flags: AskingFlags) -> tuple[Any, dict
     return query, {"model": asking.endpoint.id, **spent(answer.spending)}
 
 
-def _short(text: str | None, width: int = 72) -> str | None:
-    """A text in one line that fits a table."""
-    if text is None:
-        return None
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1] + "…"
+def _shown(hit: dict[str, Any], query: str, width: int, *, full: bool) -> tuple[str, list[str], Callable[..., str]]:
+    """What people see of a row: a line that says where, the lines of its text, and how their matches are marked."""
+    words = _passages.wanted(query)
+    found = _passages.passage(hit["text"] or "", words, width - terminal.INDENT, full=full)
+    where = [f"{hit['score']:.4f}", str(hit["id"]), f"chunk {hit['chunk_index']}", found.heading]
+    return "  ".join(filter(None, where)), list(found.lines), partial(_passages.marked, words=words)

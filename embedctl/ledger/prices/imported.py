@@ -75,7 +75,7 @@ def _litellm(content: Mapping[str, Any], day: datetime, name: str) -> Iterator[P
 def _genai(content: Sequence[Mapping[str, Any]], day: datetime, name: str) -> Iterator[Price]:
     for provider in content:
         for model in provider["models"]:
-            if not isinstance(model, dict) or "embed" not in str(model.get("id", "")).lower():
+            if "embed" not in str(model.get("id", "")).lower():
                 continue
             listed = model.get("prices")
             entry = listed[-1].get("prices", {}) if isinstance(listed, list) and listed else listed

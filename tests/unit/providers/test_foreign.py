@@ -253,7 +253,7 @@ def test_a_header_of_any_length_says_nothing(unit: str) -> None:
 
     assert _rate_headers.duration(said) is None
     assert _rate_headers.retry_after({"retry-after": said, "retry-after-ms": said, "date": said}) is None
-    assert time.process_time() - started < 0.1
+    assert time.process_time() - started < 1
 
 
 def test_expressions_see_four_thousand_characters() -> None:
@@ -274,7 +274,7 @@ def test_expressions_see_four_thousand_characters() -> None:
 
 @pytest.mark.parametrize("unit", REPEATED)
 def test_no_expression_is_quadratic(unit: str) -> None:
-    """64 kB of anything repeated are read in milliseconds, as a page, a message, a detail or an id."""
+    """64 kB of anything repeated are read in linear time, as a page, a message, a detail or an id."""
     said = (unit * SIXTY_FOUR_KB)[: SIXTY_FOUR_KB - 200]
     asked = sent(authorization=f"Bearer {KEY}")
     bodies = [
@@ -289,4 +289,4 @@ def test_no_expression_is_quadratic(unit: str) -> None:
             _errors.refusal("openai", status, {"retry-after": said, "x-amzn-errortype": said}, body, asked)
     _foreign.label(said, asked)
 
-    assert time.process_time() - started < 0.6  # sixteen refusals; a quadratic one alone takes seconds
+    assert time.process_time() - started < 3  # sixteen refusals take 0.1 s, a quadratic one alone more than this

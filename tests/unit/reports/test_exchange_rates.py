@@ -137,13 +137,13 @@ def test_columns_of_money(run: Run, paths: LedgerPaths) -> None:
 
     assert both[1].split("  ")[-4:] == ["List USD", "Cost USD", "Adjusted USD", "At risk USD"]
     assert [line.split()[-4:-1] for line in both if line.startswith(("m ", "agreed", "Total"))] == [
-        ["1.300000", "1.000000", "-"],
-        ["0.040000", "0.040000", "-0.500000"],
-        ["1.340000", "1.040000", "-0.500000"],
+        ["1.30", "1.00", "-"],
+        ["0.04", "0.04", "-0.50"],
+        ["1.34", "1.04", "-0.50"],
     ]
     assert "USD" not in none.splitlines()[1]
     assert run("report", "--compact").stdout.splitlines()[1].split() == [
-        "Provider", "Model", "Tokens", "Est.%", "Cost", "USD",
+        "Provider", "Model", "Tokens", "Estimated", "%", "Cost", "USD",
     ]  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def test_a_list_cost_that_lacks_something_says_so(run: Run, paths: LedgerPaths) 
     told = run("report", "--cost", "list").stdout
 
     assert next(line for line in told.splitlines() if line.startswith("place")).split()[-2:] == ["unknown", "-"]
-    assert ">= 0.040000" in told.splitlines()[-1]
+    assert ">= 0.04" in told.splitlines()[-1]
 
 
 def test_a_report_goes_to_a_file(run: Run, paths: LedgerPaths) -> None:

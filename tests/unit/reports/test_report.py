@@ -68,6 +68,7 @@ def test_a_report_counts_calls_operations_and_errors(tmp_path: Path) -> None:
         "unpriced_tokens": 700,
         "cost_at_risk": Decimal("0.00002"),
         "fallback_share": 0.638298,
+        "estimated_share": 0.638298,
         "calls": 5,
         "operations": 3,
         "errors": 2,
@@ -297,8 +298,9 @@ def test_days_neither_overlap_nor_leave_gaps(zone: str, day: date) -> None:
         ("24h", "2026-11-20T12:00", None),
         ("2w", "2026-11-08T00:00", None),
         ("3m", "2026-08-21T00:00", None),
-        ("week", "2026-11-16T00:00", None),
-        ("month", "2026-11-01T00:00", None),
+        ("week", "2026-11-09T00:00", "2026-11-16T00:00"),
+        ("wtd", "2026-11-16T00:00", None),
+        ("month", "2026-10-01T00:00", "2026-11-01T00:00"),
         ("mtd", "2026-11-01T00:00", None),
         ("prev-month", "2026-10-01T00:00", "2026-11-01T00:00"),
     ],
@@ -310,6 +312,32 @@ def test_last_names_a_range(last: str, since: str, until: str | None) -> None:
 
     assert found.since == datetime.fromisoformat(f"{since}+00:00")
     assert found.until == (NOW if last == "today" else end)
+
+
+def test_a_month_is_named_by_itself() -> None:
+    """--month is a whole month of the time zone, and excludes all other words for a range."""
+    found = periods.chosen(None, None, None, periods.zone("Europe/Berlin"), NOW, month="2026-12")
+
+    assert found.since == datetime(2026, 11, 30, 23, tzinfo=UTC)
+    assert found.until == datetime(2026, 12, 31, 23, tzinfo=UTC)
+    for month, last in (("2026-13", None), ("26-1", None), ("0000-01", None), ("9999-12", None), ("2026-10", "7d")):
+        with pytest.raises(WrongUsage):
+            periods.chosen(None, None, last, UTC, NOW, month=month)
+
+
+def test_an_empty_period_says_where_usage_is(tmp_path: Path) -> None:
+    """A report of a time without usage names the days that have some, of what was asked for."""
+    paths = place(tmp_path)
+    days = [NOON - timedelta(days=before) for before in (12, 6, 1)]
+    take(paths, event(occurred_at=days[0]), event(occurred_at=days[1]), event(workspace_id="b", occurred_at=days[2]))
+    early = Range(None, days[0])
+    found = ask(paths, within=early, only={"workspace": ["acme"]})
+
+    assert found.warnings == [
+        f"no usage in this period: the ledger's begins on {days[0].date()} and ends on {days[1].date()}"
+    ]
+    assert "no usage" not in str(ask(paths).warnings)
+    assert ask(place(tmp_path / "empty"), within=early).warnings == []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,11 +228,14 @@ def test_a_run_whose_lock_another_holds_spools_nothing(batch: Small) -> None:
     """When another run has taken the lock's place, this one ends with 75, and its segments stay to be recovered."""
 
     class Rival:
+        one_at_a_time = threading.Lock()  # events come from several threads
+
         def notify(self, event: Event) -> None:
             lock = batch.state / "lock"
-            if lock.exists() and b"rival" not in lock.read_bytes():
-                lock.unlink()
-                lock.write_bytes(b"rival")
+            with self.one_at_a_time:
+                if lock.exists() and b"rival" not in lock.read_bytes():
+                    lock.unlink()
+                    lock.write_bytes(b"rival")
 
     run = Run(batch.order(), Rival(), ingest=batch._take_in, segment_bytes=1)
     ended = run.execute(asyncio.run)

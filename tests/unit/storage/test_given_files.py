@@ -75,7 +75,7 @@ def test_prices_that_cannot_be_are_left_out(tmp_path: Path) -> None:
     for value in ("1e400", "1e99999999", "1e-99999999", "-1", "true", '"1"', "[]", "9" * 4000, "NaN"):
         path.write_text(PRICE % value)
         found += imported.read_offers(path, now=NOW)
-    path.write_text(json.dumps([{"id": "openai", "models": [1, {"id": "embed\ud800", "prices": {"input_mtok": 1}}]}]))
+    path.write_text(json.dumps([{"id": "openai", "models": [{"id": "embed\ud800", "prices": {"input_mtok": 1}}]}]))
     found += imported.read_offers(path, now=NOW)
 
     assert found == []

@@ -105,19 +105,22 @@ def test_search_finds_the_meaning_offline(tmp_path: Path, clean_environment: Pat
     assert not list((clean_environment / "spool").glob("*.spool"))
 
 
-def test_the_table_is_for_people(tmp_path: Path) -> None:
-    """Without --json: score, id, chunk and the beginning of the text; csv has the whole text."""
+def test_what_is_found_is_shown_for_people(tmp_path: Path) -> None:
+    """Without --json: score, id, chunk and heading, then the text's best lines, or all; csv has the text as it is."""
     output = tmp_path / "faq.parquet"
     run("embed", str(FAQ), "-o", str(output), "-q")
     words = "How long do you keep my invoices?"
-    table = run("vectors", "search", str(output), words, "-k", "1")[1].splitlines()
+    shown = run("search", str(output), words, "-k", "1", "--width", "60")[1].splitlines()
+    full = run("vectors", "search", str(output), words, "-k", "1", "--full")[1]
     csv = run("vectors", "search", str(output), words, "-k", "1", "--format", "csv")[1].splitlines()
 
-    assert table[0].split() == ["Score", "Id", "Chunk", "Text"]
-    assert len(table) == 2
-    assert table[1].endswith("…")
+    assert shown[0].split()[1:4] == [csv[1].split(",")[1], "chunk", "0"]
+    assert 1 < len(shown) <= 7
+    assert all(line.startswith("  ") and len(line) <= 64 for line in shown[1:])
+    assert "invoices for ten years" in " ".join(" ".join(shown).split())
+    assert "invoices for ten years" in " ".join(full.split())
+    assert "…" not in full
     assert csv[0] == "score,id,chunk_index,text"
-    assert len(csv[1]) > len(table[1])
 
 
 def test_another_space_is_refused(tmp_path: Path) -> None:
