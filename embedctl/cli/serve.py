@@ -16,7 +16,8 @@ from embedctl.settings import Settings
 
 app = typer.Typer()
 
-_MISSING = "`embedctl serve` needs its extra: starlette, uvicorn, PyJWT"
+_OF_EXTRA = ("starlette", "uvicorn", "h11", "anyio", "jwt", "prometheus_client")
+_MISSING = "`embedctl serve` needs its extra: starlette, uvicorn, PyJWT, prometheus-client"
 
 
 @app.command(epilog="Example: embedctl serve --port 8000")
@@ -46,7 +47,14 @@ def serve(
         from embedctl.server.log import Log
         from embedctl.server.service import Listening, Service
     except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] not in ("starlette", "uvicorn", "h11", "jwt", "anyio"):
+        if (missing.name or "").partition(".")[0] not in (
+            "starlette",
+            "uvicorn",
+            "h11",
+            "jwt",
+            "anyio",
+            "prometheus_client",
+        ):
             raise
         raise ExtraMissing(_MISSING, extra="serve") from None
 

@@ -36,6 +36,7 @@ from embedctl.server.connections import MAX_HEADER_BYTES
 from embedctl.server.fields import Asked
 from embedctl.server.gateway import Served
 from embedctl.server.log import shown
+from embedctl.server.metrics import CONTENT_TYPE
 from embedctl.server.refusals import Refused
 from embedctl.server.state import ServerState
 
@@ -209,6 +210,7 @@ class Door:
         self, refused: Refused, exchange: Exchange, status: int, scope: Scope, receive: Receive, send: Send
     ) -> None:
         exchange.about |= {"code": refused.code, "reason": refusals.clean(refused.reason) or None}
+        self._state.metrics.refused(refused.code, refused.status)
         if status:
             raise ConnectionError("the answer had begun")
         allow = str(exchange.about.pop("allow", ""))
@@ -324,6 +326,15 @@ class Endpoints:
             x_provider=request.headers.get("x-provider") or None,
             deadline=self._deadline(request),
         )
+        seconds = state.clock() - exchange.started
+        state.metrics.served(
+            provider=served.provider,
+            model=served.model,
+            seconds=seconds,
+            overhead_s=max(0.0, seconds - served.provider_s),
+            hits=served.hits,
+            arrays=asked.token_arrays,
+        )
         cost = served.spending.known_cost
         exchange.about |= {
             "provider": served.provider,
@@ -356,6 +367,8 @@ class Endpoints:
             headers["X-Embeddings-Fallback-From"] = served.fallback_from.partition(":")[0]
         if served.policy is not None:
             headers["X-Embeddings-Dimensions-Policy"] = served.policy
+        if served.budget_warning is not None:
+            headers["X-Embedctl-Budget-Warning"] = served.budget_warning
         if self._state.serve.cost_headers:
             cost = spending.known_cost
             headers["X-Embedctl-Cost-USD"] = "unknown" if cost is None else format_money(cost) if cost else "0"
@@ -413,6 +426,12 @@ class Endpoints:
         trouble = self._state.trouble
         return PlainTextResponse("ok" if trouble is None else trouble, 200 if trouble is None else 503)
 
+    async def prometheus(self, request: Request) -> Response:
+        """GET /metrics: for whoever may look at all workspaces."""
+        if _exchange(request).who.role not in ("metrics", "admin"):
+            raise Refused("admin_required", "metrics are for keys with the role metrics or admin")
+        return Response(self._state.metrics.text(self._state.admission.in_flight), media_type=CONTENT_TYPE)
+
     async def health(self, request: Request) -> Response:
         """GET /embeddings/health."""
         state = self._state
@@ -445,6 +464,7 @@ def app(state: ServerState) -> Starlette:
         Route(f"{guide}/models", endpoints.models, methods=["GET"]),
         Route(f"{guide}/models/{{id:path}}", endpoints.model, methods=["GET"]),
         Route(f"{guide}/health", endpoints.health, methods=["GET"]),
+        Route("/metrics", endpoints.prometheus, methods=["GET"]),
         Route("/livez", endpoints.live, methods=["GET"]),
         Route("/readyz", endpoints.ready, methods=["GET"]),
     ]

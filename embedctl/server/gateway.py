@@ -13,12 +13,14 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedctl import __version__
+from embedctl.budgets.limits import key_account
 from embedctl.embedding import usage
 from embedctl.embedding.attempt import AttemptRecord
 from embedctl.embedding.call import Embedder
@@ -32,6 +34,7 @@ from embedctl.records import (
     Purpose,
     Request,
     UsageEvent,
+    format_money,
     new_operation_id,
     utc_now,
     uuid7,
@@ -55,6 +58,7 @@ _MOST_ROUNDS = 3
 """How often one who waited for another call's purchase looks again when that was given up."""
 
 _DEFAULT_WIDTH = 1536
+_WARN_AT = Decimal("0.8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,7 @@ class Served:
         hits: Inputs whose vectors were not bought for this request.
         policy: How the width was reached that was asked for; None when none was.
         provider_s: Seconds in which a provider was at work.
+        budget_warning: Which budget is used to four fifths or more; None when none is.
     """
 
     vectors: Sequence[NDArray[np.float32]]
@@ -95,6 +100,7 @@ class Served:
     spending: Spending
     policy: str | None
     provider_s: float
+    budget_warning: str | None
 
 
 @dataclass(slots=True, eq=False)
@@ -259,8 +265,6 @@ class Gateway:
         Raises:
             Refused: There is one, and a model without a price.
         """
-        from embedctl.budgets.limits import key_account
-
         if self.routes.settings.options.allow_unpriced or not shift.money.concerned(
             client.workspace, key_account(client.id)
         ):
@@ -504,7 +508,15 @@ class Gateway:
             spending=call.guard.spending,
             policy=call.route.first.policy if asked.dimensions is not None else None,
             provider_s=call.guard.provider_s,
+            budget_warning=self._warning(call),
         )
+
+    def _warning(self, call: _Call) -> str | None:
+        limits = call.shift.money.concerned(call.client.workspace, key_account(call.client.id))
+        for one in limits:
+            if one.spent >= one.amount * _WARN_AT:
+                return f"{one.name}: {format_money(one.spent)} of {format_money(one.amount)} USD"
+        return None
 
     async def _counts(self, call: _Call, places: Sequence[int], vectors: Mapping[bytes, Vector]) -> dict[int, int]:
         """Tokens of inputs that were not bought: the count that is kept, else one made here."""

@@ -21,7 +21,7 @@ from embedctl.budgets.limits import KeyBudget
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.router import Router
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, Locked, ProviderError, QuotaExhausted
-from embedctl.records import utc_now
+from embedctl.records import Observers, utc_now
 from embedctl.routing.breaker import Thresholds
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.learned_file import QUOTA_HOLD_S
@@ -35,6 +35,7 @@ from embedctl.server.connections import MAX_HEADER_BYTES, protocol
 from embedctl.server.gateway import Gateway
 from embedctl.server.jwt_tokens import Verifier
 from embedctl.server.log import Log, take_libraries
+from embedctl.server.metrics import Metrics
 from embedctl.server.served_routes import ServedRoutes
 from embedctl.server.shifts import Shift
 from embedctl.server.state import ServerState
@@ -132,6 +133,8 @@ class Service:
         self._settings = load()
         self._ring = self._with_local(keyring(self._settings))
         check_reachable(listening, self._ring)
+        self._metrics = Metrics()
+        self._observer = Observers(log, self._metrics)
         self._shift: Shift | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._shift_began = 0.0
@@ -246,7 +249,7 @@ class Service:
             await self._open_shift(self._ring)
             stack.push_async_callback(self._close_shift)
             router = self._router(settings)
-            embedder = Embedder(router, observer=log)
+            embedder = Embedder(router, observer=self._observer)
             stack.push_async_callback(embedder.aclose)
             counts = self._counts(settings)
             stack.callback(counts.close)
@@ -274,6 +277,7 @@ class Service:
                 failures=Failures(),
                 keyring=self._ring,
                 log=log,
+                metrics=self._metrics,
                 cache=cache,
                 prices=lambda: self._current().prices,
                 loopback=self._listening.is_loopback,
@@ -292,7 +296,7 @@ class Service:
             turn = FairTurn(current_key)
             return AdaptiveLimiter(endpoint.rate_limits, longest_gate_s=deadline_s, waiting=waiting, turn=turn)
 
-        return wiring.server_router(settings, self._log, limiter, Thresholds(revive_s=_revived_after_s))
+        return wiring.server_router(settings, self._observer, limiter, Thresholds(revive_s=_revived_after_s))
 
     @staticmethod
     def _counts(settings: Settings) -> RunCounts:
@@ -314,6 +318,7 @@ class Service:
         """From now on accounts go on in a new shift; the old one is closed when its calls have ended."""
         before = self._shift
         self._shift = await asyncio.to_thread(shifts.opened, self._settings, _key_budgets(ring), self._log)
+        self._metrics.prices = self._shift.prices
         self._shift_began = time.monotonic()
         self._budgets_seen = _seen(wiring.ledger_paths(self._settings).limits)
         if before is not None:

@@ -14,6 +14,7 @@ from embedctl.server.admission import Admission, KeyRates
 from embedctl.server.authentication import Failures, Keyring
 from embedctl.server.gateway import Gateway
 from embedctl.server.log import Log, shown
+from embedctl.server.metrics import Metrics
 from embedctl.settings import ServeSettings, Settings
 from embedctl.storage.vector_cache import VectorCache
 
@@ -38,6 +39,7 @@ class ServerState:
     failures: Failures
     keyring: Keyring
     log: Log
+    metrics: Metrics
     cache: VectorCache | None
     prices: Callable[[], RunPrices]
     loopback: bool

@@ -16,6 +16,7 @@ from typing import Any
 
 import jwt
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.serving import (
     MODEL,
@@ -98,6 +99,30 @@ def test_a_short_secret_is_refused(tmp_path: Path) -> None:
 
     assert done.returncode == 78
     assert "GATEWAY_SECRET has 6 bytes" in done.stderr
+
+
+def test_it_leaves_no_core(server: Serving) -> None:
+    """Keys are in its memory: it never leaves a core dump."""
+    limits = Path(f"/proc/{server.process.pid}/limits").read_text()
+
+    assert re.search(r"Max core file size\s+0 ", limits)
+
+
+def test_metrics_are_for_their_role(server: Serving) -> None:
+    """`/metrics` is Prometheus text for keys with the role metrics or admin, with labels that no client chose."""
+    plain, metrics = server.key(), server.key("--role", "metrics")
+    server.embed("counted", key=plain, user="CANARY-USER")
+    server.embed("a", key=plain, model="CANARY-MODEL")
+    found = server.ask("GET", "/metrics", Authorization=f"Bearer {metrics}")
+    families = {one.name: one for one in text_string_to_metric_families(found.body.decode())}
+    requests = {one.labels["status"] for one in families["embedding_requests"].samples}
+
+    assert server.ask("GET", "/metrics", Authorization=f"Bearer {plain}").code == "admin_required"
+    assert {"200", "404"} <= requests
+    assert sum(one.value for one in families["embedctl_serve_tokens"].samples) > 0
+    assert sum(one.value for one in families["embedctl_serve_cost_usd"].samples) > 0
+    assert b"CANARY" not in found.body
+    assert plain.encode() not in found.body
 
 
 def test_one_server_a_port_and_state(server: Serving) -> None:
