@@ -47,14 +47,7 @@ def serve(
         from embedctl.server.log import Log
         from embedctl.server.service import Listening, Service
     except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] not in (
-            "starlette",
-            "uvicorn",
-            "h11",
-            "jwt",
-            "anyio",
-            "prometheus_client",
-        ):
+        if (missing.name or "").partition(".")[0] not in _OF_EXTRA:
             raise
         raise ExtraMissing(_MISSING, extra="serve") from None
 

@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -153,6 +154,38 @@ class _Kept:
         self._journal.release(segment_id, vectors)
 
 
+class Keeping:
+    """Puts vectors into the cache: what comes while it writes is written together, in one thread."""
+
+    def __init__(self, cache: VectorCache | None) -> None:
+        self._cache = cache
+        self._waiting: list[tuple[str, Sequence[bytes], Sequence[CachedVector]]] = []
+        self._written: asyncio.Future[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
+
+    async def put(self, space_id: str, hashes: Sequence[bytes], hits: Sequence[CachedVector]) -> None:
+        """They are in the cache when this returns, as far as it takes them."""
+        self._waiting.append((space_id, hashes, hits))
+        if self._written is None:
+            self._written = asyncio.get_running_loop().create_future()
+        written = self._written
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
+        await asyncio.shield(written)
+
+    async def _write(self) -> None:
+        try:
+            while self._waiting and self._cache is not None:
+                some, written = self._waiting, self._written
+                self._waiting, self._written = [], None
+                with suppress(Exception):  # what is not kept is bought again
+                    await asyncio.to_thread(self._cache.put_all, some)
+                if written is not None and not written.done():
+                    written.set_result(None)
+        finally:
+            self._writer = None
+
+
 class Gateway:
     """Serves requests, one by one, for all clients of this process.
 
@@ -178,6 +211,7 @@ class Gateway:
         self._embedder = embedder
         self.routes = routes
         self._cache = cache
+        self._kept = Keeping(cache)
         self._rates = rates
         self._shift = shift
         self._scope = scope
@@ -480,7 +514,7 @@ class Gateway:
                 each = tokens_each or ((event.tokens_total,) if len(vectors) == 1 else (None,) * len(vectors))
                 hits = [CachedVector(event.provider, event.model, each[i], row) for i, row in enumerate(vectors)]
                 known = [hashes[at : at + TEXT_HASH_BYTES] for at in range(0, len(hashes), TEXT_HASH_BYTES)]
-                await asyncio.to_thread(self._cache.put, self._scope(space_id, call.client.workspace), known, hits)
+                await self._kept.put(self._scope(space_id, call.client.workspace), known, hits)
             kept.release(ref.segment, len(vectors))
 
     # what it came to
