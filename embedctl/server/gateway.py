@@ -469,7 +469,7 @@ class Gateway:
 
     async def _asked(self, call: _Call, request: Request, journal: AttemptRecord) -> list[Outcome]:
         policy = call.route.policy(call.deadline, max(0.0, call.deadline - self._clock()))
-        route = call.route.copy(self._embedder.router, policy)
+        route = call.route.copy()
         try:
             return await self._embedder.embed(
                 request, route=route, caller=call.caller, journal=journal, budget=call.guard, policy=policy

@@ -10,6 +10,7 @@ import queue
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from typing import Any, TextIO
 
 import orjson
@@ -96,12 +97,17 @@ class Log:
         self._thread.join(timeout=2)
 
     def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
-            try:
-                self._file.buffer.write(line)
+        line = self._lines.get()
+        while line is not None:
+            lines = [line]
+            with suppress(queue.Empty):  # all that waits, in one write
+                while (line := self._lines.get_nowait()) is not None:
+                    lines.append(line)
+            with suppress(OSError, ValueError):  # nobody reads it any more
+                self._file.buffer.write(b"".join(lines))
                 self._file.flush()
-            except (OSError, ValueError):
-                continue  # nobody reads it any more
+            if line is not None:
+                line = self._lines.get()
 
 
 class ForLibraries(logging.Handler):

@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from embedctl.embedding.route import Route
+from embedctl.embedding.route import Leg, Route
 from embedctl.embedding.router import Router
-from embedctl.embedding.space_probe import SpaceProbe
-from embedctl.errors import ConfigurationInvalid, EmbedctlError, ProviderError, SpaceMismatch, WrongUsage
+from embedctl.errors import ConfigurationInvalid, EmbedctlError, SpaceMismatch, WrongUsage
 from embedctl.records import InputType, Space
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
@@ -52,21 +51,28 @@ class ServedRoute:
     """A chain, and what is known of it.
 
     Attributes:
-        space: Of its vectors; None until that is known.
+        route: What calls get copies of; itself it is never asked.
         sends_tokens: Token arrays go out as they are.
     """
 
     key: RouteKey
-    chain: FallbackChain
-    space: Space | None
-    space_probe: SpaceProbe
+    route: Route
     sends_tokens: bool = False
-    _known: list[tuple[Endpoint, bool, ProviderError | None]] = field(default_factory=list)
+
+    @property
+    def chain(self) -> FallbackChain:
+        """What was asked for, and who may take over."""
+        return self.route.chain
+
+    @property
+    def space(self) -> Space | None:
+        """Of its vectors; None until that is known."""
+        return self.route.space
 
     @property
     def first(self) -> Endpoint:
-        """What was asked for."""
-        return self._known[0][0] if self._known else self.chain.first
+        """What was asked for, with what its server said of itself."""
+        return self.route.first.endpoint
 
     def policy(self, deadline: float, max_wait_s: float) -> Policy:
         """How often and how long one request is tried; with somebody to fall back to, sooner there.
@@ -77,13 +83,10 @@ class ServedRoute:
         retries = 2 if len(self.chain.endpoints) == 1 else 1
         return Policy(retries=retries, max_wait_s=max_wait_s, deadline=deadline, most_failed=MOST_ATTEMPTS)
 
-    def copy(self, router: Router, policy: Policy) -> Route:
-        """A route for one call."""
-        mode: Mode = "off" if len(self.chain.endpoints) == 1 else "same-space"
-        route = router.route(self.chain, mode=mode, policy=policy, space=self.space, space_probe=self.space_probe)
-        for leg, (endpoint, asked, stranger) in zip(route.legs, self._known, strict=False):
-            leg.endpoint, leg.asked_limits, leg.given_up = endpoint, asked, stranger
-        return route
+    def copy(self) -> Route:
+        """A route for one call, which may give up whom it likes."""
+        legs = [Leg(one.endpoint, one.state, asked_limits=one.asked_limits) for one in self.route.legs]
+        return replace(self.route, legs=legs)
 
     def learn(self, route: Route) -> None:
         """Keep what a call found out.
@@ -91,13 +94,12 @@ class ServedRoute:
         Raises:
             SpaceMismatch: Its vectors are of another space than those before.
         """
-        self._known = [
-            (leg.endpoint, leg.asked_limits, leg.given_up if isinstance(leg.given_up, SpaceMismatch) else None)
-            for leg in route.legs
-        ]
-        if self.space is None:
-            self.space = route.space
-        elif route.space is not None and route.space.space_id != self.space.space_id:
+        for mine, leg in zip(self.route.legs, route.legs, strict=True):
+            mine.endpoint = leg.endpoint
+            mine.asked_limits = leg.asked_limits and not isinstance(leg.given_up, SpaceMismatch)
+        if self.route.space is None:
+            self.route.space = route.space
+        elif route.space is not None and route.space.space_id != self.route.space.space_id:
             raise SpaceMismatch(f"{route.first.endpoint.id} answers in another space than before")
 
 
@@ -169,14 +171,14 @@ class ServedRoutes:
         for one in chain.left_out:
             self._tell(f"not in the chain of {first.id}: {one}")
         chain.close()
+        endpoints = tuple(replace(one, counts=self._counts) for one in (chain.first, *others))
+        mode: Mode = "off" if len(endpoints) == 1 else "same-space"
         return ServedRoute(
-            key=key,
-            chain=FallbackChain(
-                tuple(replace(one, counts=self._counts) for one in (chain.first, *others)), chain.left_out
+            key,
+            self._router.route(
+                FallbackChain(endpoints, chain.left_out), mode=mode, policy=Policy(), space=chain.first.space()
             ),
-            space=chain.first.space(),
-            space_probe=SpaceProbe(self._router.memory),
-            sends_tokens=sends_tokens,
+            sends_tokens,
         )
 
     def _asking(self, key: RouteKey) -> Settings:

@@ -98,11 +98,13 @@ def refusals(world: World, embed: Callable[[str, list[str], str], Any]) -> None:
         embed: (key, texts, model) → vectors, without repeating anything.
     """
     keys = world.keys
-    bad, money, rate = (
-        status_of(lambda: embed(keys.good, TEXTS, "no-such-model")),
-        status_of(lambda: embed(keys.poor, ["costs something, however little"], MODEL)),
-        max(status_of(lambda: embed(keys.limited, ["too often"], MODEL)) for _ in range(4)),
-    )
+
+    def asked(key: str, text: str, model: str = MODEL) -> tuple[int | None, str]:
+        return status_of(lambda: embed(key, [text], model))
+
+    bad = asked(keys.good, "a", "no-such-model")
+    money = asked(keys.poor, "costs something, however little")
+    rate = max(asked(keys.limited, f"too often {n}") for n in range(4))  # some clients remember answers
 
     assert bad[0] in (400, 404)
     assert "no-such-model" in bad[1]

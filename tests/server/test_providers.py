@@ -168,6 +168,17 @@ def test_rejected_credentials_are_looked_at_again(wire: Wire, tmp_path: Path) ->
         until(lambda: server.embed("well again").status == 200)
 
 
+def test_another_model_is_no_end(wire: Wire, tmp_path: Path) -> None:
+    """A provider that answered from another model serves again once it answers from the right one."""
+    with serving(tmp_path / "g", wire) as server:
+        assert server.embed("the right one").status == 200
+        wire.plan(script=["other_model"])
+
+        assert server.embed("another one").code == "space_mismatch"
+        assert server.run("providers", "reset", "openai").returncode == 0
+        until(lambda: server.embed("the right one again").status == 200)
+
+
 def test_a_missing_key_is_the_operator_s_matter(tmp_path: Path) -> None:
     """A provider without credentials is 503 with a code of its own, and no request."""
     with serving(tmp_path / "g", None, OPENAI_API_KEY="") as server:
