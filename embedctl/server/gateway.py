@@ -280,6 +280,7 @@ class Gateway:
         if asked.user and self.serve.user != "drop":
             hashed = hashlib.sha256(asked.user.encode()).hexdigest()[:32]
             tags["user"] = asked.user if self.serve.user == "keep" else hashed
+        input_type = asked.input_type if route.tells_types_apart else None
         return _Call(
             client=client,
             route=route,
@@ -289,7 +290,7 @@ class Gateway:
             caller=Caller(run_id=shift.run_id, workspace_id=client.workspace, tags=tags),
             slot=slot,
             purpose=purpose,
-            scope=(route.key.target, self._scope("", client.workspace), asked.dimensions, asked.input_type),
+            scope=(route.key.target, self._scope("", client.workspace), asked.dimensions, input_type),
             deadline=deadline,
         )
 

@@ -21,6 +21,7 @@ from embedctl.records import (
     FellBack,
     GaveUp,
     LimitLearned,
+    Paced,
     Waiting,
     Warned,
     format_usd,
@@ -71,6 +72,9 @@ class Log:
         match event:
             case Waiting(endpoint, _, seconds):
                 self.say("waiting", endpoint=endpoint, seconds=round(seconds, 3))
+            case Paced(endpoint, per_second, unit):
+                held = None if per_second is None else round(per_second, 3)
+                self.say("paced", endpoint=endpoint, per_second=held, unit=unit)
             case GaveUp(endpoint, _):
                 self.say("gave_up", endpoint=endpoint)
             case FellBack(endpoint, instead_of):

@@ -74,6 +74,12 @@ class ServedRoute:
         """What was asked for, with what its server said of itself."""
         return self.route.first.endpoint
 
+    @property
+    def tells_types_apart(self) -> bool:
+        """Whether vectors differ by the input type: somebody is told it, in a field or before the text."""
+        sent = ((one.prefix, one.input_type_sent) for one in self.chain.endpoints)
+        return any(prefix or said.protocol or said.fields for prefix, said in sent)
+
     def policy(self, deadline: float, max_wait_s: float) -> Policy:
         """How often and how long one request is tried; with somebody to fall back to, sooner there.
 

@@ -331,7 +331,7 @@ def test_lists_of_the_settings_hold(tmp_path: Path, wire: Wire) -> None:
 
 def test_a_key_s_rate_is_held(server: Serving) -> None:
     """`--rpm --burst` let a burst through, then 429 with when to come again, before a body is looked at."""
-    key = server.key("--rpm", 60, "--burst", 3)
+    key = server.key("--rpm", 1, "--burst", 3)
     replies = [server.embed("rates", key=key) for _ in range(6)]
     last = replies[-1]
 
@@ -339,7 +339,7 @@ def test_a_key_s_rate_is_held(server: Serving) -> None:
     assert (last.status, last.code) == (429, "rate_limited")
     assert 1 <= int(last.headers["retry-after"]) <= 60
     assert last.json["error"]["retry_after_ms"] >= 1
-    assert replies[0].headers["x-ratelimit-limit"] == "60"
+    assert replies[0].headers["x-ratelimit-limit"] == "1"
     assert replies[0].headers["x-ratelimit-remaining"] == "2"
     assert server.ask("POST", "/v1/embeddings", raw=b"no json", Authorization=f"Bearer {key}").status == 429
 
