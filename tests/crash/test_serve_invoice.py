@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import sentence
-from tests.support.serving import Serving, bill, environment, make_key, started, write_settings
+from tests.support.serving import BILL, Bill, Serving, bill, environment, make_key, started, write_settings
 from tests.support.wire.client import Wire
 
 FAULTS = {
@@ -97,6 +97,23 @@ def test_the_invoice_holds_under_kills(wire: Wire, tmp_path: Path) -> None:
     """A handful of random SIGKILL and SIGTERM under load, two keys, a provider that fails: the books still balance."""
     wire.reset()
     rounds(wire, tmp_path, 5, seed=7)
+
+
+def test_what_a_killed_server_spent_is_in_the_next_report(wire: Wire, tmp_path: Path) -> None:
+    """Any report takes in what a killed server spent; the next server knows its vectors, and counts nothing twice."""
+    wire.reset()
+    env = environment(tmp_path, wire)
+    key = make_key(tmp_path, env, workspace="one")
+    with started(tmp_path, env) as server:
+        assert server.embed("bought before the kill", key=key).status == 200
+        server.stop(signal.SIGKILL)
+        said = server.run("usage", "sql", BILL, "--format", "csv")
+    with started(tmp_path, env) as again:
+        assert again.embed("bought before the kill", key=key).headers["x-embedctl-cache"] == "hit"
+        again.stop()
+
+    assert said.stdout.splitlines()[1] == f"{wire.billed()},0,1,0", said.stderr
+    assert bill(again) == Bill(confirmed=wire.billed(), unknown=0, attempts=1, hits=1)
 
 
 @pytest.mark.long
