@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import random
 import signal
 import threading
@@ -114,6 +115,18 @@ def test_what_a_killed_server_spent_is_in_the_next_report(wire: Wire, tmp_path: 
 
     assert said.stdout.splitlines()[1] == f"{wire.billed()},0,1,0", said.stderr
     assert bill(again) == Bill(confirmed=wire.billed(), unknown=0, attempts=1, hits=1)
+
+
+def test_a_server_that_was_killed_before_it_was_asked_leaves_nothing_to_look_at(tmp_path: Path) -> None:
+    """Its folder in the home goes with the next recovery; that is no output which somebody has removed."""
+    with started(tmp_path, environment(tmp_path, None)) as server:
+        server.stop(signal.SIGKILL)
+        server.run("usage", "ingest")
+        said = server.run("usage", "doctor", "--json")
+
+    states = {one["check"]: one["state"] for one in json.loads(said.stdout)["findings"]}
+    assert states["killed runs"] == "ok"
+    assert list((server.home / "journal").iterdir()) == []
 
 
 @pytest.mark.long
