@@ -103,6 +103,7 @@ class BudgetReached(EmbedctlError):
     exit_code = 4
     word = "budget_reached"
     workspace_id: str | None = None
+    limit: object | None = None  # the `budgets.reservations.SpendLimit` that would have been passed
 
 
 class BudgetWarning(EmbedctlError):

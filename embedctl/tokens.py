@@ -59,6 +59,10 @@ class Counter(Protocol):
     def tokenizer_id(self) -> str:
         """As the ledger records it."""
 
+    @property
+    def vocabulary(self) -> int | None:
+        """Tokens are smaller than this; None where that is not known."""
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text as the model sees it, special tokens included; 0 only for an empty text."""
 
@@ -75,6 +79,7 @@ class _Bytes:
     """UTF-8 bytes divided by four: off by up to 3x either way, and said so by its id."""
 
     tokenizer_id: str = BYTES
+    vocabulary: int | None = None
 
     def count(self, texts: Sequence[str]) -> list[int]:
         return [-(-len(text.encode("utf-8", "surrogatepass")) // 4) for text in texts]
@@ -90,6 +95,10 @@ class _Bytes:
 class _Tiktoken:
     encoding: Any
     tokenizer_id: str
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.encoding.n_vocab)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         encode = self.encoding.encode_ordinary
@@ -107,12 +116,15 @@ class _HuggingFace:
     tokenizer: Any
     tokenizer_id: str
 
+    @property
+    def vocabulary(self) -> int:
+        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+
     def count(self, texts: Sequence[str]) -> list[int]:
         return [len(encoding.ids) for encoding in self.tokenizer.encode_batch_fast(list(texts))]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        size = self.tokenizer.get_vocab_size(with_added_tokens=True)
-        if outside := [one for one in tokens if not 0 <= one < size]:
+        if outside := [one for one in tokens if not 0 <= one < self.vocabulary]:
             raise LookupError(f"no token of {self.tokenizer_id}: {outside[0]}")
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +18,7 @@ from embedctl.journal import Trust, recover
 from embedctl.journal.rescue import JOURNAL, LOCK, rescue
 from embedctl.ledger import budget_copy, segment_owners, spool
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.ledger.periods import Unit
 from embedctl.records import BudgetLow, Observer, utc_now
 from embedctl.routing.chain import Endpoint
 from embedctl.settings import Settings
@@ -83,8 +87,86 @@ def reservations(
         purse = SharedBudget(paths.budgets, run_id, state)
         names = {one.budget.workspace for one in budgets}
         budgets = purse.join(names, partial(_is_settled, paths, trust), partial(_standings, paths, settings, take_in))
-    allowances += _allowances(budgets, purse, alone=options.workspace_column is None, observer=observer)
+    alone = options.workspace_column is None
+    allowances += _allowances(budgets, purse, alone=alone, tenants=not alone, observer=observer)
     return Reservations(unit_price, allowances, observer, purse)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyBudget:
+    """What may be spent through one key of a server, whatever its workspace may."""
+
+    key_id: str
+    workspace: str
+    amount: Decimal
+    period: Unit = "month"
+
+    @property
+    def account(self) -> str:
+        """Under which it is counted; no workspace has such a name."""
+        return key_account(self.key_id)
+
+
+def key_account(key_id: str) -> str:
+    """The account of what is spent through a key."""
+    return f"key:{key_id}"
+
+
+def of_server(
+    paths: LedgerPaths,
+    settings: Settings,
+    keys: Sequence[KeyBudget],
+    unit_price: UnitPrice,
+    observer: Observer,
+    trust: Trust,
+    *,
+    run_id: str,
+    state: Path,
+    take_in: Callable[[], object],
+) -> tuple[Reservations, datetime | None]:
+    """What all workspaces, and all keys, may spend; and when the first of their periods ends. To be closed.
+
+    Args:
+        state: As for a run: it holds its lock while it spends under `run_id`.
+        take_in: As for a run.
+
+    Raises:
+        Locked: The ledger cannot be read, so nobody knows.
+    """
+    if not (keys or budget_copy.there_are(paths) or _has_budget(settings)):
+        return Reservations(unit_price, (), observer), None
+    standing = partial(_all_standings, paths, settings, keys, take_in)
+    budgets = standing()
+    purse = None
+    if any(one.budget.action == "block" for one in budgets):
+        purse = SharedBudget(paths.budgets, run_id, state)
+        budgets = purse.join({one.budget.workspace for one in budgets}, partial(_is_settled, paths, trust), standing)
+    allowances = _allowances(budgets, purse, alone=False, tenants=False, observer=observer)
+    ends = min((one.spent.within.until for one in budgets if one.spent.within.until is not None), default=None)
+    return Reservations(unit_price, allowances, observer, purse), ends
+
+
+def _all_standings(
+    paths: LedgerPaths,
+    settings: Settings,
+    keys: Sequence[KeyBudget],
+    take_in: Callable[[], object],
+    without_runs: Collection[str] = (),
+) -> Sequence[BudgetStatus]:
+    from embedctl.ledger import budgets
+    from embedctl.ledger.database import reader
+
+    found = [*_standings(paths, settings, take_in, without_runs, everybody=True)]
+    if keys:
+        now = utc_now()
+        with reader(paths, wait_s=LEDGER_WAIT_S, now=now) as connection:
+            for one in keys:
+                spent = budgets.spent(
+                    connection, one.workspace, one.period, now=now, without_runs=sorted(without_runs), key=one.key_id
+                )
+                budget = budgets.Budget(workspace=one.account, amount=one.amount, period=one.period)
+                found.append(budgets.BudgetStatus(budget=budget, spent=spent))
+    return found
 
 
 def _has_budget(settings: Settings) -> bool:
@@ -92,15 +174,20 @@ def _has_budget(settings: Settings) -> bool:
 
 
 def _standings(
-    paths: LedgerPaths, settings: Settings, take_in: Callable[[], object], without_runs: Collection[str] = ()
+    paths: LedgerPaths,
+    settings: Settings,
+    take_in: Callable[[], object],
+    without_runs: Collection[str] = (),
+    *,
+    everybody: bool = False,
 ) -> Sequence[BudgetStatus]:
-    """How the budgets of this run's workspaces stand, everything spent by now included."""
+    """How the budgets of this run's workspaces (or of `everybody`) stand, everything spent by now included."""
     from embedctl.ledger import budgets  # duckdb takes longer to import than a free run takes
     from embedctl.ledger.database import reader
 
     now = utc_now()
     take_in()
-    only = None if settings.options.workspace_column else settings.options.workspace
+    only = None if everybody or settings.options.workspace_column else settings.options.workspace
     own = [one for one in budgets.configured(settings.workspaces) if only in (None, one.workspace)]
     with reader(paths, wait_s=LEDGER_WAIT_S, now=now) as connection:
         return budgets.standings(connection, own, workspace=only, now=now, without_runs=sorted(without_runs))
@@ -125,13 +212,14 @@ def _is_settled(paths: LedgerPaths, trust: Trust, state: Path) -> bool:
 
 
 def _allowances(
-    standings: Sequence[BudgetStatus], purse: SharedBudget | None, *, alone: bool, observer: Observer
+    standings: Sequence[BudgetStatus], purse: SharedBudget | None, *, alone: bool, tenants: bool, observer: Observer
 ) -> list[SpendLimit]:
     """An allowance for each budget; warnings for those past their line.
 
     Args:
         alone: One workspace pays for all: a used-up budget stops the run before it begins. Else nobody knows yet who
-            pays: who does is warned when it does, and whose budget is used up fails alone.
+            pays: who does is warned when it does.
+        tenants: Many pay in one run: whose budget is used up fails alone, and the others' rows go on.
     """
     found = []
     sums = Sums()
@@ -140,7 +228,8 @@ def _allowances(
             pass
     for one in standings:
         budget = one.budget
-        name = f"the {budget.period}'s budget of workspace {budget.workspace}"
+        whose = budget.workspace.replace(":", " ") if ":" in budget.workspace else f"workspace {budget.workspace}"
+        name = f"the {budget.period}'s budget of {whose}"
         spent = one.spent.cost + one.spent.at_risk if purse is None else sums.spent(budget.workspace, budget.period)
         line = budget.amount * budget.warn_ratio
         allowance = SpendLimit(
@@ -151,7 +240,8 @@ def _allowances(
             period=budget.period,
             warn_at=line,
             blocks=budget.action == "block",
-            is_tenants=not alone,
+            is_tenants=tenants,
+            ends=one.spent.within.until,
         )
         if spent >= budget.amount and allowance.blocks and alone:
             if purse is not None:

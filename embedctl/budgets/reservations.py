@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 
 from embedctl.budgets.shared import SharedBudget
@@ -33,11 +34,12 @@ class SpendLimit:
         amount: USD.
         spent: Confirmed and possibly billed.
         reserved: Set aside for what is in flight.
-        workspace_id: Whose spending counts; None: everybody's.
+        workspace_id: Whose spending counts: a workspace, or another account (`limits.key_account`); None: everybody's.
         period: Of a workspace's budget, which this run shares with others.
         warn_at: USD from which on a warning is due; None when it is not, or no more.
         blocks: Nothing may be spent beyond it; else it only warns.
         is_tenants: It is of one workspace among others that pay in this run: only its own rows fail.
+        ends: When the period does, where that is known.
     """
 
     name: str
@@ -49,10 +51,11 @@ class SpendLimit:
     warn_at: Decimal | None = None
     blocks: bool = True
     is_tenants: bool = False
+    ends: datetime | None = None
 
-    def counts(self, workspace_id: str) -> bool:
-        """Whether spending of a workspace counts here."""
-        return self.workspace_id in (None, workspace_id)
+    def counts(self, accounts: Collection[str]) -> bool:
+        """Whether spending of these accounts counts here."""
+        return self.workspace_id is None or self.workspace_id in accounts
 
     def fits(self, amount: Decimal) -> bool:
         """Whether so much more stays within it."""
@@ -65,8 +68,12 @@ class Reservation:
 
     amount: Decimal
     unit_price: Decimal
-    workspace_id: str
     allowances: tuple[SpendLimit, ...]
+
+    @property
+    def accounts(self) -> set[str]:
+        """That others spend from too."""
+        return {one.workspace_id for one in self.allowances if one.workspace_id is not None}
 
 
 class Reservations:
@@ -99,18 +106,21 @@ class Reservations:
         """USD per million tokens of an endpoint now; 0 when it is free, None when nobody knows."""
         return self._unit_price(endpoint)
 
-    async def reserve(self, endpoint: Endpoint, request: Request) -> Reservation:
+    async def reserve(self, endpoint: Endpoint, request: Request, *, also: Collection[str] = ()) -> Reservation:
         """Set the most that an attempt can cost aside; counted exactly only when money is short.
 
         Waits while money is short, but some of it is set aside for what is in flight: most of that comes back. In a
         thread: the shared file and a tokenizer take their time.
 
+        Args:
+            also: Accounts that pay beside the request's workspace.
+
         Raises:
             BudgetReached: It could pass a limit, and nothing that is set aside comes back.
         """
-        price, mine = self._concerned(endpoint, request)
+        price, mine = self._concerned(endpoint, request, also)
         if not mine:
-            return Reservation(next(self._amounts(endpoint, request, price)), price, request.workspace_id, mine)
+            return Reservation(next(self._amounts(endpoint, request, price)), price, mine)
         while True:
             settled = self._settled
             async with self._one_at_a_time:
@@ -133,9 +143,11 @@ class Reservations:
                 if not short:
                     for one in mine:
                         one.reserved += amount
+                    reservation = Reservation(amount, price, mine)
                     if purse is not None:
-                        purse.add(request.workspace_id, reserved=amount)
-                    return Reservation(amount, price, request.workspace_id, mine)
+                        for account in reservation.accounts:
+                            purse.add(account, reserved=amount)
+                    return reservation
         if self._comes_back(short):
             return None
         for one in short:
@@ -166,7 +178,8 @@ class Reservations:
                 one.reserved -= reservation.amount
                 one.spent += spent
             if purse is not None:
-                purse.add(reservation.workspace_id, reserved=-reservation.amount, spent=spent)
+                for account in reservation.accounts:
+                    purse.add(account, reserved=-reservation.amount, spent=spent)
         for one in reservation.allowances:
             self._warn(one)
 
@@ -181,10 +194,16 @@ class Reservations:
         if self._purse is not None:
             self._purse.close()
 
-    def _concerned(self, endpoint: Endpoint, request: Request) -> tuple[Decimal, tuple[SpendLimit, ...]]:
+    def _concerned(
+        self, endpoint: Endpoint, request: Request, also: Collection[str] = ()
+    ) -> tuple[Decimal, tuple[SpendLimit, ...]]:
         """USD per million tokens, and the allowances that a request counts against; none when it is free."""
         price = self._unit_price(endpoint) or _ZERO
-        return price, tuple(one for one in self._allowances if price and one.counts(request.workspace_id))
+        return price, self.concerned(request.workspace_id, *also) if price else ()
+
+    def concerned(self, *accounts: str) -> tuple[SpendLimit, ...]:
+        """The limits that what these accounts spend counts against."""
+        return tuple(one for one in self._allowances if one.counts(accounts))
 
     @staticmethod
     def _amounts(endpoint: Endpoint, request: Request, price: Decimal) -> Iterator[Decimal]:
@@ -234,4 +253,5 @@ def reached(allowance: SpendLimit, next_amount: Decimal = _ZERO) -> BudgetReache
         hint="raise it and run the same command again: what was embedded is kept",
     )
     error.workspace_id = allowance.workspace_id if allowance.is_tenants else None
+    error.limit = allowance
     return error

@@ -33,6 +33,10 @@ COMMANDS = {
         "providers": "List, test and reset providers.",
         "prices": "List, set, import and check prices.",
     },
+    "Serve": {
+        "serve": "Serve embeddings over HTTP, as OpenAI does.",
+        "keys": "Create, list, rotate and revoke keys of the service.",
+    },
     "Account": {
         "usage": "What was spent, by whom, on what, and how sure that is.",
         "cache": "The shared vector cache: stats, clear.",

@@ -41,6 +41,10 @@ TEMPLATE = """\
 # [allow]
 # providers = ["openai", "eu", "onnx"]
 
+# The service, `embedctl serve`.
+# [serve]
+# port = 8000
+
 # [workspaces.acme]
 # budget = { period = "month", amount = "50.00", action = "block" }
 """

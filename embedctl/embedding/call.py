@@ -115,7 +115,14 @@ class Embedder:
         self._keep_bodies = keep_bodies
 
     async def embed(
-        self, request: Request, *, route: Route, caller: Caller, journal: AttemptRecord, budget: SpendGuard
+        self,
+        request: Request,
+        *,
+        route: Route,
+        caller: Caller,
+        journal: AttemptRecord,
+        budget: SpendGuard,
+        policy: Policy | None = None,
     ) -> list[Outcome]:
         """What became of every text of the request, in order; `targets` are positions in it.
 
@@ -124,6 +131,7 @@ class Embedder:
             caller: Who pays, and why.
             journal: Where attempts are written down before and after.
             budget: What may be spent.
+            policy: How often and how long it is tried; None: as the route says.
 
         Raises:
             ProviderError: No provider of the chain can serve now; no text is to blame.
@@ -143,7 +151,7 @@ class Embedder:
             proceed=self._proceed,
             keep_bodies=self._keep_bodies,
         )
-        return await _Call(self, attempt, route).embed(request)
+        return await _Call(self, attempt, route, policy or route.policy).embed(request)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -153,10 +161,12 @@ class Embedder:
 class _Call:
     """One request on its way through a route."""
 
-    def __init__(self, embedder: Embedder, attempt: Attempt, route: Route) -> None:
+    def __init__(self, embedder: Embedder, attempt: Attempt, route: Route, policy: Policy) -> None:
         self._router = embedder.router
         self._attempt = attempt
         self._route = route
+        self._policy = policy
+        self._failed = 0
         self._clock, self._sleep, self._jitter = embedder._clock, embedder._sleep, embedder._jitter
         self._observer = embedder._observer
 
@@ -174,6 +184,8 @@ class _Call:
                 operation.isolating = operation.floats = False  # that was between this request and this endpoint
                 if self._router.leave(leg, left.step):
                     self._observer.notify(GaveUp(leg.endpoint.id, error.message))
+                if self._is_spent:
+                    raise error from None
             except BudgetReached as reached:
                 if reached.workspace_id != request.workspace_id:  # or it is None: the run's own limit
                     raise
@@ -199,6 +211,9 @@ class _Call:
                 attempts.succeeded(leg.state.budget)
                 done.add(len(request), answer=answer, ref=ref)
                 return None
+            self._failed += not operation.isolating and failure.remedy not in (Remedy.HALVE, Remedy.ISOLATE)
+            if self._is_spent:
+                raise _LeftError(Step(remedy=Remedy.GIVE_UP, error=failure))
             if _base64_in_doubt(leg, operation, failure):
                 continue
             others = leg.state.successes - before
@@ -220,19 +235,21 @@ class _Call:
             self._router.waits.say(leg.endpoint.id, failure.message, step.wait_s)
             await self._sleep(step.wait_s)
 
+    @property
+    def _is_spent(self) -> bool:
+        return self._policy.most_failed is not None and self._failed >= self._policy.most_failed
+
     def _policy_for(self, request: Request, operation: Operation) -> Policy:
         """A text that stands alone is given all its retries: there is nothing to halve, and the server may be ill."""
         if operation.probe:
-            return replace(self._route.policy, retries=min(self._route.policy.retries, _PROBE_RETRIES))
+            return replace(self._policy, retries=min(self._policy.retries, _PROBE_RETRIES))
         if len(request) == 1:
-            return replace(self._route.policy, isolate_after=self._route.policy.retries + 1)
-        return replace(self._route.policy, others=0) if operation.isolating else self._route.policy
+            return replace(self._policy, isolate_after=self._policy.retries + 1)
+        return replace(self._policy, others=0) if operation.isolating else self._policy
 
     def _looks_closer(self, request: Request, step: Step, attempts: Attempts) -> bool:
         """Whether it is time to find out who is to blame: at the end, and of several texts after a few failures."""
-        return step.remedy is Remedy.GIVE_UP or (
-            len(request) > 1 and attempts.repeated == self._route.policy.isolate_after
-        )
+        return step.remedy is Remedy.GIVE_UP or (len(request) > 1 and attempts.repeated == self._policy.isolate_after)
 
     async def _smaller(
         self, leg: Leg, operation: Operation, request: Request, error: ProviderError, done: _Answered

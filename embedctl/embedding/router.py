@@ -28,7 +28,7 @@ from embedctl.errors import (
 )
 from embedctl.records import UNOBSERVED, FellBack, LimitLearned, Limits, Observer, Space, format_duration
 from embedctl.routing import fallback
-from embedctl.routing.breaker import Breaker, Snapshot
+from embedctl.routing.breaker import Breaker, Snapshot, Thresholds
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.circuits import Circuits
 from embedctl.routing.endpoint import Endpoint
@@ -71,6 +71,7 @@ class Router:
         connections: Most at once to one host.
         wall: Epoch seconds, for what is remembered; `clock` is monotonic and for waiting.
         sleep: Waits; a run that is told to stop raises from it.
+        thresholds: When breakers open, and for how long; None: as for a run.
         observer: Told of waits, of fallbacks, and of limits that are learned.
     """
 
@@ -85,9 +86,11 @@ class Router:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        thresholds: Thresholds | None = None,
         observer: Observer = UNOBSERVED,
     ) -> None:
         self._limiter = limiter
+        self._thresholds = thresholds
         self._max_wait_s = max_wait_s
         self._jitter = jitter
         self._connections = connections
@@ -98,7 +101,7 @@ class Router:
         self._counting: ThreadPoolExecutor | None = None
         self._circuits = Circuits(hints_file.parent / "circuits", uuid4().hex)
         self._states: dict[tuple[Account, str, str], EndpointState] = {}
-        self._breakers: list[Breaker] = []
+        self._endpoints: list[tuple[Endpoint, EndpointState]] = []
         self.memory = LearnedFile(hints_file, wall, observer, later=self._background)
         self.waits = Waits(observer, clock)
 
@@ -109,12 +112,14 @@ class Router:
         mode: fallback.Mode,
         policy: Policy,
         space: Space | None = None,
+        space_probe: SpaceProbe | None = None,
         limits_changed: Callable[[Limits], None] = lambda limits: None,
     ) -> Route:
         """A route for one output or client. To be closed.
 
         Args:
             space: That the output already holds; None while it holds none.
+            space_probe: That routes to the same space share; None: one of its own.
         """
         legs = [Leg(endpoint, self._state(endpoint)) for endpoint in chain.endpoints]
         return Route(
@@ -122,7 +127,7 @@ class Router:
             mode=mode,
             policy=policy,
             legs=legs,
-            space_probe=SpaceProbe(legs[0], self.memory),
+            space_probe=space_probe or SpaceProbe(self.memory),
             space=space,
             limits_changed=limits_changed,
         )
@@ -135,8 +140,7 @@ class Router:
             def waiting(seconds: float) -> None:
                 self.waits.say(endpoint.id, "held back by its rate limit", seconds)
 
-            breaker = Breaker(endpoint.provider, endpoint.wire_model, jitter=self._jitter)
-            self._breakers.append(breaker)
+            breaker = Breaker(endpoint.provider, endpoint.wire_model, jitter=self._jitter, thresholds=self._thresholds)
             self._states[key] = EndpointState(
                 transport=None if endpoint.local else self._transport(endpoint),
                 limiter=self._limiter(endpoint, waiting),
@@ -144,6 +148,7 @@ class Router:
                 asks_base64=self.memory.takes_base64(endpoint),
                 moved=self._wake,
             )
+            self._endpoints.append((endpoint, self._states[key]))
         return self._states[key]
 
     def _transport(self, endpoint: Endpoint) -> Transport:
@@ -223,7 +228,7 @@ class Router:
             chosen = self._choose(route)
             if isinstance(chosen, Leg):
                 chosen.state.asked_although_held |= self.memory.held(chosen.endpoint)[0] > 0
-                if chosen.proven or await route.space_probe.given(chosen, route.space, probe):
+                if chosen.proven or await route.space_probe.given(route, chosen, probe):
                     return await self._chosen(route, chosen)
                 continue
             left_s = self._max_wait_s - wait_budget.waited_s
@@ -262,9 +267,23 @@ class Router:
         """`providers reset` closes circuits and lifts holds of running jobs too."""
         for leg in route.legs:
             if await asyncio.to_thread(self._circuits.asked_to_close, leg.endpoint.provider):
-                leg.state.breaker.reset()
-                self.memory.answers_again(leg.endpoint)
-                self._wake()
+                self.reset(leg.endpoint.provider)
+
+    async def heed_resets(self) -> None:
+        """What `providers reset` asked of running processes since this was last called."""
+        for provider in {endpoint.provider for endpoint, _ in self._endpoints}:
+            if await asyncio.to_thread(self._circuits.asked_to_close, provider):
+                self.reset(provider)
+
+    def reset(self, provider: str) -> int:
+        """Close a provider's circuits, and forget that it asked to be left alone; how many circuits it has."""
+        mine = [(endpoint, state) for endpoint, state in self._endpoints if endpoint.provider == provider]
+        for endpoint, state in mine:
+            state.breaker.reset()
+            self.memory.answers_again(endpoint)
+        if mine:
+            self._wake()
+        return len(mine)
 
     def _wake(self) -> None:
         """An endpoint may have become usable or useless: those who wait look again."""
@@ -294,7 +313,7 @@ class Router:
 
     def _availability(self, leg: Leg) -> Availability:
         now = self._clock()
-        dead = leg.given_up or leg.state.breaker.dead
+        dead = leg.given_up or leg.state.breaker.dead(now)
         if dead is not None:
             return Availability(dead=dead)
         held, reason = self.memory.held(leg.endpoint)
@@ -362,7 +381,7 @@ class Router:
 
     def snapshots(self) -> list[Snapshot]:
         """How every breaker stands."""
-        return [breaker.snapshot(self._clock()) for breaker in self._breakers]
+        return [state.breaker.snapshot(self._clock()) for _, state in self._endpoints]
 
 
 def _another_model(endpoint: Endpoint, said: str | None) -> SpaceMismatch | None:

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from embedctl.embedding import checks
 from embedctl.errors import ProviderError, SpaceMismatch
-from embedctl.records import Space
 from embedctl.routing.learned_file import LearnedFile
 
 if TYPE_CHECKING:
-    from embedctl.embedding.route import Leg
+    from embedctl.embedding.route import Leg, Route
 
 TRUSTED_COSINE = 0.999
 PROBES = 3
@@ -31,29 +30,33 @@ Probe = Callable[["Leg", Sequence[str]], Awaitable[NDArray[np.float32]]]
 
 
 class SpaceProbe:
-    """Knows the line that the output's vectors come from, and compares others with it."""
+    """Knows the endpoint that the output's vectors come from, and compares others with it.
 
-    def __init__(self, first: Leg, memory: LearnedFile) -> None:
-        self._first = first
+    One an output; routes to the same space may share it.
+    """
+
+    def __init__(self, memory: LearnedFile) -> None:
         self._memory = memory
-        self._home: Leg | None = None
-        self._samples: tuple[list[str], NDArray[np.float32]] | None = None
+        self._home: str | None = None
+        self._proven: set[str] = set()
+        self._strangers: dict[str, SpaceMismatch] = {}
+        self._samples: dict[str, NDArray[np.float32]] = {}
         self._one_at_a_time = asyncio.Lock()
 
     def answered(self, leg: Leg, texts: Sequence[object], vectors: NDArray[np.float32]) -> None:
-        """A line gave vectors to the output: three of ordinary length are kept to compare with."""
-        self._home = self._home or leg
-        if leg is not self._home:
+        """A line gave vectors to the output: three, of texts of ordinary length, are kept to compare with."""
+        self._home = self._home or leg.endpoint.id
+        if leg.endpoint.id != self._home:
             return
-        leg.proven = True
-        if self._samples is None:
-            fit = [i for i, text in enumerate(texts) if isinstance(text, str) and len(text) >= _ORDINARY_CHARACTERS]
-            if len(fit) >= PROBES:
-                chosen = fit[:PROBES]
-                self._samples = ([str(texts[i]) for i in chosen], vectors[chosen].copy())
+        self._prove(leg)
+        for i, text in enumerate(texts):
+            if len(self._samples) >= PROBES:
+                break
+            if isinstance(text, str) and len(text) >= _ORDINARY_CHARACTERS:
+                self._samples[text] = vectors[i].copy()
 
-    async def given(self, leg: Leg, space: Space | None, probe: Probe) -> bool:
-        """Whether a line may be asked; one that may not is spent.
+    async def given(self, route: Route, leg: Leg, probe: Probe) -> bool:
+        """Whether a line of a route may be asked; one that may not is spent.
 
         The line that gives an output its first vectors needs no proof. Any other one embeds texts whose vectors are
         there already, and must agree.
@@ -61,25 +64,38 @@ class SpaceProbe:
         async with self._one_at_a_time:
             if leg.proven or leg.given_up:
                 return leg.proven
-            if space is None:
+            if route.space is None:
                 return True  # nothing is there yet that it could be mixed with
-            home = self._home or self._first
-            if leg is home or self._memory.trusts(home.endpoint, leg.endpoint, space):
-                leg.proven = True
+            home = next((one for one in route.legs if one.endpoint.id == self._home), route.first)
+            trusted = leg is home or leg.endpoint.id in self._proven
+            if trusted or self._memory.trusts(home.endpoint, leg.endpoint, route.space):
+                self._prove(leg)
                 return True
+            leg.given_up = self._strangers.get(leg.endpoint.id)
+            if leg.given_up is not None:
+                return False
             try:
                 await self._compare(home, leg, probe)
             except ProviderError as error:
                 leg.given_up = error
+                if isinstance(error, SpaceMismatch):
+                    self._strangers[leg.endpoint.id] = error
                 return False
-            leg.proven = True
-            self._memory.trust(home.endpoint, leg.endpoint, space)
+            self._prove(leg)
+            self._memory.trust(home.endpoint, leg.endpoint, route.space)
             return True
+
+    def _prove(self, leg: Leg) -> None:
+        leg.proven = True
+        self._proven.add(leg.endpoint.id)
 
     async def _compare(self, home: Leg, leg: Leg, probe: Probe) -> None:
         """Raises ProviderError unless both give the same vectors."""
         try:
-            texts, vectors = self._samples or (list(_TEXTS), await probe(home, _TEXTS))
+            if len(self._samples) >= PROBES:
+                texts, vectors = [*self._samples], np.stack([*self._samples.values()])
+            else:
+                texts, vectors = [*_TEXTS], await probe(home, _TEXTS)
         except ProviderError as error:
             raise type(error)(
                 f"{leg.endpoint.id} was never compared with {home.endpoint.id}, "

@@ -65,7 +65,7 @@ class Journal:
         Args:
             secret: Makes frames evidence; see `trust.home_secret`.
             spool: Called in a thread of the journal, once per segment.
-            sync_intents: Off for providers that cost nothing.
+            sync_intents: Off when loss of power need not be thought of; what costs nothing is not waited for anyhow.
             dimensions: Width of the vectors where known, to keep room on the disk for the first answers.
             copies: A folder of the home in which intents and usage events stand, too, until they are in the spool;
                 None where the journal is in the home itself.
@@ -102,6 +102,11 @@ class Journal:
         )
         return cls(writer, views, dimensions)
 
+    @property
+    def failed(self) -> bool:
+        """Whether something could not be written: nothing more may be sent."""
+        return self._writer.failure is not None
+
     async def intend(self, event: UsageEvent) -> None:
         """An attempt is about to be sent; it may be once this has returned, and not before.
 
@@ -119,6 +124,18 @@ class Journal:
             never = replace(event, status="cancelled", billable="no", error_class="not_sent", tokens_total=0)
             self._writer.put(Append(frames.draft("outcome", never), _waiter()))
             raise
+
+    async def note(self, event: UsageEvent) -> None:
+        """Something that is over already and was never sent: begun and ended in one write.
+
+        Raises:
+            StorageFailed: It could not be written.
+        """
+        begun, ended = (Append(frames.draft(kind, event), _waiter()) for kind in ("intent", "outcome"))
+        self._writer.put(begun)
+        self._writer.put(ended)
+        await begun.waiter
+        await ended.waiter
 
     async def settle(self, event: UsageEvent) -> None:
         """An attempt has ended without vectors; `event` has the intent's id.

@@ -20,6 +20,7 @@ from embedctl.journal import frames
 from embedctl.journal.commands import Append, Close, Command, Done, Release, Result, Spool, Sync, answer, waiter_of
 from embedctl.journal.recovery import interrupted
 from embedctl.journal.segments import Log, Segment, VectorRef, Views
+from embedctl.records import UsageEvent
 from embedctl.storage import Disk
 
 SYNC_AFTER_S = 1.0
@@ -243,7 +244,8 @@ class Writer:
             segment.expect(entry.draft.event, entry.answer_bytes)
         try:
             segment.reserve()
-            segment.begin([entry.draft for entry in entries], sync=self._sync_intents)
+            sync = self._sync_intents and any(_may_cost(entry.draft.event) for entry in entries)
+            segment.begin([entry.draft for entry in entries], sync=sync)
         except EmbedctlError:
             for entry in entries:
                 segment.forget(entry.event_id)
@@ -324,6 +326,10 @@ class Writer:
                 for event in left:
                     segment.arrived(event)
         self._current = None
+
+
+def _may_cost(event: UsageEvent) -> bool:
+    return event.entry_kind == "usage" and event.price_as != "free"
 
 
 def _sync(segments: Sequence[Segment], waiter: asyncio.Future[VectorRef | None] | None) -> None:

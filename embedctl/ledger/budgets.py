@@ -96,19 +96,22 @@ def spent(
     timezone: str = "UTC",
     now: datetime,
     without_runs: Sequence[str] = (),
+    key: str | None = None,
 ) -> PeriodCost:
     """What `workspace` spent in the period that `now` is in.
 
     Args:
         without_runs: Ids of runs whose spending is left out.
+        key: Only what came through a server with this key: a tag of its events.
     """
     within = periods.current(period, periods.zone(timezone), now)
     assert within.since is not None and within.until is not None  # noqa: S101, PT018
     row = connection.execute(
         "SELECT coalesce(sum(cost), 0), coalesce(sum(cost_at_risk), 0), count(*) FILTER (cost_status = 'unpriced') "
         "FROM usage_event WHERE workspace_id = ? AND occurred_at >= make_timestamptz(?) "
-        "AND occurred_at < make_timestamptz(?) AND NOT coalesce(list_contains(?::UUID[], run_id), false)",
-        [workspace, microseconds(within.since), microseconds(within.until), list(without_runs)],
+        "AND occurred_at < make_timestamptz(?) AND NOT coalesce(list_contains(?::UUID[], run_id), false) "
+        "AND (? IS NULL OR json_extract_string(tags, '$.key') = ?)",
+        [workspace, microseconds(within.since), microseconds(within.until), list(without_runs), key, key],
     ).fetchone()
     cost, at_risk, unpriced = row or (Decimal(0), Decimal(0), 0)
     return PeriodCost(within=within, cost=cost, at_risk=at_risk, unpriced_calls=unpriced)

@@ -1,8 +1,8 @@
 """The circuit breaker of one provider and model. Pure: the clock comes in as `now`, chance as `jitter`.
 
 CLOSED ──ill──▶ OPEN ──time──▶ HALF_OPEN ──probe good──▶ CLOSED      DEAD: key, quota, model, wrong parameter:
-                  ▲                │ probe ill or never settled      nothing leads out of it in this run
-                  └────────────────┘
+                  ▲                │ probe ill or never settled      nothing leads out of it in a run; in a server
+                  └────────────────┘                                 time leads to HALF_OPEN (`revive_s`)
 
 Only `ProviderError.ill` counts: a 429 is no illness, nor is a request that the provider finds wrong.
 """
@@ -10,6 +10,7 @@ Only `ProviderError.ill` counts: a 429 is no illness, nor is a request that the 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -37,6 +38,7 @@ class Thresholds:
         consecutive: Ill results in a row that open whatever the share is.
         open_s: First stay in OPEN; doubled with every further one, at most `longest_s`, times U(0.5, 1).
         probe_s: A probe that has not settled after this time has failed.
+        revive_s: Cause of death → seconds after which one probe may go; None: never in this run.
     """
 
     window: int = 20
@@ -46,6 +48,7 @@ class Thresholds:
     open_s: float = 10.0
     longest_s: float = 300.0
     probe_s: float = 180.0
+    revive_s: Callable[[ProviderError], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +102,21 @@ class Breaker:
         """Where it stands at `now`: time alone leads from OPEN to HALF_OPEN, and back when a probe hangs."""
         if self._probe is not None and now - self._probe_since >= self._is.probe_s:
             self._open(now)
-        if self._state is State.OPEN and now >= self._opens_at:
+        over = self._state is State.OPEN or (self._state is State.DEAD and self._is.revive_s is not None)
+        if over and now >= self._opens_at:
             self._enter(State.HALF_OPEN)
         return self._state
 
-    @property
-    def dead(self) -> ProviderError | None:
-        """The error that made this provider useless for the run, None while it is not."""
-        return self._cause if self._state is State.DEAD else None
+    def dead(self, now: float) -> ProviderError | None:
+        """The error that made this provider useless, None while it is not."""
+        return self._cause if self.state(now) is State.DEAD else None
 
     def ready_in(self, now: float) -> float | None:
         """Seconds until an attempt may be sent, 0 = now, None = never in this run."""
         state = self.state(now)
-        if state is State.DEAD:
+        if state is State.DEAD and self._is.revive_s is None:
             return None
-        if state is State.OPEN:
+        if state in (State.OPEN, State.DEAD):
             return self._opens_at - now
         if self._probe is not None:
             return max(0.0, self._probe_since + self._is.probe_s - now)
@@ -136,6 +139,8 @@ class Breaker:
             return
         if error is not None and error.remedy is Remedy.GIVE_UP and not isinstance(error, CircuitOpen):
             self._cause = error
+            if self._is.revive_s is not None:
+                self._opens_at = now + self._is.revive_s(error)
             self._enter(State.DEAD)
             return
         if ticket.era != self._era:
@@ -157,8 +162,8 @@ class Breaker:
             self._probe = None
 
     def reset(self) -> None:
-        """Close at once: somebody knows better. What is DEAD stays dead."""
-        if self._state is not State.DEAD:
+        """Close at once: somebody knows better. What is DEAD stays dead, unless time would revive it."""
+        if self._state is not State.DEAD or self._is.revive_s is not None:
             self._openings = 0
             self._close()
 
@@ -171,7 +176,7 @@ class Breaker:
     def refusal(self, now: float) -> ProviderError:
         """The error of an attempt that is not admitted: the cause of death, else `CircuitOpen` with the time left."""
         ready_in = self.ready_in(now)
-        if ready_in is None and self._cause is not None:
+        if self._state is State.DEAD and self._cause is not None:
             return self._cause
         because = f"; it said: {self._cause.message}" if self._cause else ""
         return CircuitOpen(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Protocol
 
 from embedctl.errors import AnswerLost, NotSent, ProviderError, ServerFailed, Throttled
@@ -77,6 +78,52 @@ class Limiter(Protocol):
         """What goes per second because the provider refuses more, as it counts them; None while it does not."""
 
 
+class FairTurn:
+    """A lock whose waiters get it in turns: one queue a key, so that no key's many stand before another's one.
+
+    Args:
+        key: Of the task that asks.
+    """
+
+    def __init__(self, key: Callable[[], str]) -> None:
+        self._key = key
+        self._held = False
+        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    async def __aenter__(self) -> None:
+        """Wait for it."""
+        if not self._held:
+            self._held = True
+            return
+        key = self._key()
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(key, deque()).append(mine)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.done() and not mine.cancelled():
+                self._pass_on()  # it was given just now
+            else:
+                with suppress(KeyError, ValueError):
+                    self._queues[key].remove(mine)
+            raise
+
+    async def __aexit__(self, *exception: object) -> None:
+        """The next key's first waiter gets it."""
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._queues:
+            key, queue = self._queues.popitem(last=False)
+            first = queue.popleft() if queue else None
+            if queue:
+                self._queues[key] = queue
+            if first is not None and not first.done():
+                first.set_result(None)
+                return
+        self._held = False
+
+
 class AdaptiveLimiter:
     """One provider, model and key, shared by everything in flight."""
 
@@ -88,6 +135,7 @@ class AdaptiveLimiter:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         longest_gate_s: float = 600.0,
         waiting: Callable[[float], None] = lambda seconds: None,
+        turn: AbstractAsyncContextManager[None] | None = None,
     ) -> None:
         """Start with nothing in flight.
 
@@ -95,13 +143,14 @@ class AdaptiveLimiter:
             clock: Monotonic seconds; `sleep` sleeps by the same clock.
             longest_gate_s: `--max-wait`: a gate further away than this is an error, not a wait.
             waiting: Told how long a request waits for its turn, when that is `LONG_S` or more.
+            turn: Held by the one request that waits for its time to come; None: first come, first served.
         """
         self.rate_limit = RateLimit(rate_limits, clock())
         self._clock = clock
         self._sleep = sleep
         self._longest_gate_s = longest_gate_s
         self._waiting = waiting
-        self._turn = asyncio.Lock()  # fair: waiters get it in the order they came
+        self._turn: AbstractAsyncContextManager[None] = turn or asyncio.Lock()  # which is fair: in the order they came
         self._freed = asyncio.Event()
 
     def restart(self) -> None:

@@ -126,6 +126,8 @@ class Policy:
         deadline: Monotonic time at which the run ends, None = never.
         isolate_after: Failures of one request, while others succeed, after which one of its texts is suspected.
         others: How many others must have succeeded since its first failure.
+        most_failed: Failed attempts of one call, at all endpoints and with its probes, after which it ends; halving is
+            no failure. None: as many as the other rules take.
     """
 
     retries: int = 6
@@ -134,6 +136,7 @@ class Policy:
     deadline: float | None = None
     isolate_after: int = 3
     others: int = 5
+    most_failed: int | None = None
 
 
 class Attempts:

@@ -83,5 +83,6 @@ def _is_there(state: Path, segment_id: str) -> bool:
 
 
 def vanished(runs: RunRegistry) -> list[RunEntry]:
-    """Runs that were killed and whose folder is gone, newest first: nothing of them goes on."""
-    return [run for run in runs.all() if run.keeps_vectors and run.finished_at is None and not run.folder.exists()]
+    """Runs with an output that were killed and whose folder is gone, newest first: nothing of them goes on."""
+    killed = (run for run in runs.all() if run.output and run.keeps_vectors and run.finished_at is None)
+    return [run for run in killed if not run.folder.exists()]

@@ -38,6 +38,7 @@ from embedctl.planning.packer import Packer
 from embedctl.planning.planner import Planner
 from embedctl.planning.text_rules import text_rules
 from embedctl.records import Limits, Observer, Progressed, RowCounts, Space, Warned, utc_now
+from embedctl.routing.breaker import Thresholds
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import AdaptiveLimiter, Limiter
@@ -201,6 +202,11 @@ def spool(settings: Settings, disk: Disk = storage.DISK) -> Spool:
     return lambda spool_id, events: spools.publish(settings.paths.spool, spool_id, events, disk=disk)
 
 
+def taking_in(settings: Settings, observer: Observer) -> Callable[[], object]:
+    """Puts what was spent by now into the ledger, dead runs' spending included; before budgets are looked up."""
+    return lambda: intake.take_in(settings.paths, wait_s=spend_limits.LEDGER_WAIT_S, now=utc_now(), observer=observer)
+
+
 def reservations(
     settings: Settings,
     chain: FallbackChain,
@@ -219,10 +225,6 @@ def reservations(
     Raises:
         BudgetReached, Locked, WrongUsage: See `budgets.limits.reservations`.
     """
-
-    def take_in() -> None:
-        intake.take_in(settings.paths, wait_s=spend_limits.LEDGER_WAIT_S, now=utc_now(), observer=observer)
-
     return spend_limits.reservations(
         ledger_paths(settings),
         settings,
@@ -232,7 +234,7 @@ def reservations(
         believed,
         run_id=run_id,
         state=state,
-        take_in=take_in,
+        take_in=taking_in(settings, observer),
     )
 
 
@@ -261,6 +263,28 @@ def router(
         jitter=random.random,
         connections=connections,
         sleep=sleep,
+        observer=observer,
+    )
+
+
+def server_router(
+    settings: Settings,
+    observer: Observer,
+    limiter: Callable[[Endpoint, Callable[[float], None]], Limiter],
+    thresholds: Thresholds,
+) -> Router:
+    """All endpoints of a server: nobody waits for one that is ill. To be closed.
+
+    Args:
+        limiter: Makes that of an endpoint.
+    """
+    return Router(
+        hints_file=settings.paths.home / "hints.json",
+        limiter=limiter,
+        max_wait_s=0.0,
+        jitter=random.random,
+        connections=settings.serve.in_flight,
+        thresholds=thresholds,
         observer=observer,
     )
 

@@ -10,7 +10,9 @@ from embedctl.settings.layers import user_config_path as user_config_path
 from embedctl.settings.tables import Allow as Allow
 from embedctl.settings.tables import BudgetSettings as BudgetSettings
 from embedctl.settings.tables import CacheSettings as CacheSettings
+from embedctl.settings.tables import JwtSettings as JwtSettings
 from embedctl.settings.tables import ModelSettings as ModelSettings
 from embedctl.settings.tables import ProviderSettings as ProviderSettings
+from embedctl.settings.tables import ServeSettings as ServeSettings
 from embedctl.settings.tables import TokenUsage as TokenUsage
 from embedctl.settings.tables import WorkspaceSettings as WorkspaceSettings

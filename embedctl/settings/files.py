@@ -22,6 +22,7 @@ from embedctl.settings.tables import (
     CacheSettings,
     ModelSettings,
     ProviderSettings,
+    ServeSettings,
     TokenUsage,
     WorkspaceSettings,
 )
@@ -35,7 +36,12 @@ NAMED_TABLES: Mapping[str, type[Any]] = {
 }
 """Tables with an entry per name: `[providers.NAME]`."""
 
-SINGLE_TABLES: Mapping[str, type[Any]] = {"allow": Allow, "token_usage": TokenUsage, "cache": CacheSettings}
+SINGLE_TABLES: Mapping[str, type[Any]] = {
+    "allow": Allow,
+    "token_usage": TokenUsage,
+    "cache": CacheSettings,
+    "serve": ServeSettings,
+}
 
 _ALSO_OPTIONS = ("cache", "fallback")
 """Keys that are a table or an option, whichever they hold."""

@@ -28,6 +28,7 @@ from embedctl.settings.tables import (
     CacheSettings,
     ModelSettings,
     ProviderSettings,
+    ServeSettings,
     TokenUsage,
     WorkspaceSettings,
 )
@@ -83,6 +84,11 @@ class Paths:
         """Pulled local models."""
         return self.home / "models"
 
+    @property
+    def keys(self) -> Path:
+        """Keys that a server takes, hashed."""
+        return self.home / "keys.toml"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -113,6 +119,7 @@ class Settings:
     token_usage: TokenUsage
     models: Mapping[str, ModelSettings]
     cache: CacheSettings
+    serve: ServeSettings = field(default_factory=ServeSettings)
     paths: Paths
     origins: Mapping[str, str]
     files: tuple[Path, ...]
@@ -213,6 +220,7 @@ def load(
         token_usage=tables.get("token_usage", TokenUsage()),
         models=MappingProxyType(tables.get("models", {})),
         cache=tables.get("cache", CacheSettings()),
+        serve=tables.get("serve", ServeSettings()),
         paths=_paths(env, ledger),
         origins=MappingProxyType({entry.name: options.origins.get(entry.name, "default") for entry in fields(Options)}),
         files=tuple(file.path for file in files),

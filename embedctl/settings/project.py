@@ -86,6 +86,7 @@ _WHY = {
     "providers": "keys go only to hosts the user configured",
     "workspaces": "who may spend how much is the user's word",
     "models": "it would change how tokens are counted",
+    "serve": "who may ask a server is the user's word",
     "token_usage": "it would change how tokens are counted",
     "usage_mode": "it would change how tokens are counted",
     "fallback_tokenizer": "it would change how tokens are counted",

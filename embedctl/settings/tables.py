@@ -169,6 +169,78 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JwtSettings:
+    """`[serve.jwt]`: JSON Web Tokens that a server takes in place of keys.
+
+    Attributes:
+        secret_env: Variable with what tokens are signed with, at least 32 bytes; `_FILE` names a file that holds it.
+        issuer, audience: What `iss` and `aud` must be; None: they are not looked at.
+        workspace_claim: Says who pays.
+        role_claim: Says tenant, admin or metrics; None: every token is a tenant's.
+        lifetime_s: Between `iat` and `exp` at most.
+        leeway_s: By which clocks may differ.
+    """
+
+    secret_env: str = field(metadata={"rule": names_a_variable})
+    algorithms: tuple[Literal["HS256", "HS384", "HS512"], ...] = ("HS256",)
+    issuer: str | None = None
+    audience: str | None = None
+    workspace_claim: str = "sub"
+    role_claim: str | None = None
+    lifetime_s: int = ruled(86_400, between(1, _LONGEST_DAYS * 86_400))
+    leeway_s: int = ruled(30, between(0, 600))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """`[serve]`: the HTTP service.
+
+    Attributes:
+        durability: "sync": what may cost is on the disk before it is sent; "process": safe from a kill, not from loss
+            of power.
+        cache: Whose calls share vectors: those of a workspace, all, or none.
+        require_x_api_key: Keys count in X-API-KEY alone, as the API guide has it for a single user.
+        unknown_parameters: What becomes of a field that nobody knows.
+        user: What becomes of the field `user`: a tag, the hash of one, or nothing.
+        cl100k: Token arrays for a model whose tokenizer is not known are taken for cl100k_base.
+        cost_headers: Answers say what they cost.
+        pinned_fallback: Others may take over for a provider that a request names.
+        deadline_s: Seconds a request may take.
+        in_flight, key_in_flight, queue: Requests at once, of one key, and waiting.
+        bytes_in_flight: Of bodies and answers.
+        header_s, body_s, idle_s: Seconds for a request's headers, its body, and between two requests.
+        grace_s, drain_s: After SIGTERM: seconds in which it still listens, then in which requests may end.
+        hosts: What a Host header may name beside the address that is listened on; checked on loopback only.
+        origins: Web pages that may ask, as `https://host`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = ruled(8000, between(0, 65_535))
+    durability: Literal["sync", "process"] = "sync"
+    cache: Literal["workspace", "shared", "off"] = "workspace"
+    require_x_api_key: bool = False
+    unknown_parameters: Literal["refuse", "ignore"] = "refuse"
+    user: Literal["keep", "hash", "drop"] = "keep"
+    cl100k: bool = False
+    cost_headers: bool = True
+    pinned_fallback: bool = False
+    deadline_s: float = ruled(60.0, between(0.001, 3600))
+    body_bytes: int = ruled(8 << 20, between(1024, 1 << 30))
+    in_flight: int = ruled(256, between(1, MOST_CONCURRENCY))
+    key_in_flight: int = ruled(16, between(1, MOST_CONCURRENCY))
+    queue: int = ruled(1024, between(0, 100_000))
+    bytes_in_flight: int = ruled(256 << 20, between(1 << 20, 1 << 40))
+    header_s: float = ruled(10.0, between(0.01, 3600))
+    body_s: float = ruled(30.0, between(0.01, 3600))
+    idle_s: float = ruled(75.0, between(0.01, 86_400))
+    grace_s: float = ruled(5.0, between(0, 3600))
+    drain_s: float = ruled(30.0, between(0, 3600))
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    jwt: JwtSettings | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSettings:
     """`[cache]`: the shared vector cache."""
 

@@ -18,6 +18,12 @@ from embedctl.storage.sqlite_cache import CacheStats, SqliteCache, some_at_once
 _FULL_TO = 0.9
 """When it is too large, the entries used longest ago go until it is so full."""
 
+_TOUCHED_S = 3600
+"""How exactly it is known when an entry was used last."""
+
+_SWEPT_S = 60
+"""How often entries that are too old are looked for."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entry (
   space_id TEXT NOT NULL, text_hash BLOB NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL, tokens INTEGER,
@@ -69,6 +75,7 @@ class VectorCache:
         self._max_bytes = max_bytes
         self._ttl_s = ttl_days * 86_400
         self._wall = wall
+        self._swept_at = 0
 
     def look_up(self, space_id: str, hashes: Sequence[bytes], width: int) -> dict[bytes, CachedVector]:
         """The vectors of those texts that it has, and that are not too old.
@@ -78,48 +85,62 @@ class VectorCache:
             width: Of the vectors, D.
         """
         now = int(self._wall())
+        stale: list[bytes] = []
 
         def select(connection: sqlite3.Connection) -> dict[bytes, CachedVector]:
             found: dict[bytes, CachedVector] = {}
             for some, marks in some_at_once(hashes):
                 rows = connection.execute(
-                    "SELECT text_hash, provider, model, tokens, vector FROM entry WHERE space_id = ? AND made_at > ? "  # noqa: S608 - only marks are put in
-                    f"AND length(vector) = ? AND text_hash IN ({marks})",
+                    "SELECT text_hash, provider, model, tokens, vector, used_at FROM entry "  # noqa: S608 - only marks are put in
+                    f"WHERE space_id = ? AND made_at > ? AND length(vector) = ? AND text_hash IN ({marks})",
                     [space_id, now - self._ttl_s, width * 4, *some],
                 )
-                for text_hash, provider, model, tokens, vector in rows:
+                for text_hash, provider, model, tokens, vector, used_at in rows:
                     found[text_hash] = CachedVector(provider, model, tokens, np.frombuffer(vector, "<f4"))
+                    if used_at < now - _TOUCHED_S:
+                        stale.append(text_hash)
             return found
 
         def touch(connection: sqlite3.Connection) -> None:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(
-                "UPDATE entry SET used_at = ? WHERE space_id = ? AND text_hash = ? AND used_at < ?",
-                [(now, space_id, text_hash, now - 3600) for text_hash in found],
+                "UPDATE entry SET used_at = ? WHERE space_id = ? AND text_hash = ?",
+                [(now, space_id, text_hash) for text_hash in stale],
             )
 
         nothing: dict[bytes, CachedVector] = {}
         found = self._cache.do(select, nothing)
         self._cache.saw(len(found), len(set(hashes)) - len(found))
-        if found:
+        if stale:
             self._cache.do(touch, None)
         return found
 
     def put(self, space_id: str, hashes: Sequence[bytes], hits: Sequence[CachedVector]) -> None:
         """Keep these vectors; what is too old or too much goes."""
+        self.put_all([(space_id, hashes, hits)])
+
+    def put_all(self, some: Sequence[tuple[str, Sequence[bytes], Sequence[CachedVector]]]) -> None:
+        """Keep vectors of several spaces, in one transaction.
+
+        Args:
+            some: As the arguments of `put`.
+        """
         now = int(self._wall())
         rows = [
             (space_id, text_hash, hit.provider, hit.model, hit.tokens, now, now, hit.vector.astype("<f4").tobytes())
+            for space_id, hashes, hits in some
             for text_hash, hit in zip(hashes, hits, strict=True)
         ]
 
         def insert(connection: sqlite3.Connection) -> None:
             connection.execute("BEGIN IMMEDIATE")
-            self._forget(
-                connection,
-                "rowid IN (SELECT rowid FROM entry WHERE made_at <= ? ORDER BY used_at LIMIT 1000)",
-                [now - self._ttl_s],
-            )
+            if now - self._swept_at >= _SWEPT_S:  # it looks at every entry
+                self._swept_at = now
+                self._forget(
+                    connection,
+                    "rowid IN (SELECT rowid FROM entry WHERE made_at <= ? ORDER BY used_at LIMIT 1000)",
+                    [now - self._ttl_s],
+                )
             added = 0
             for row in rows:
                 new = connection.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row).rowcount

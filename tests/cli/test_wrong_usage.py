@@ -237,10 +237,10 @@ def test_a_misspelt_command_is_answered_with_the_nearest() -> None:
         2, "", "error: no such command: embedctl embde\nhint: did you mean `embedctl embed`?\n"
     )
     assert embedctl("verify", "x").err.endswith("hint: did you mean `embedctl vectors verify`?\n")
-    assert embedctl("list").err.count("` or `embedctl ") == 3  # batch, models, providers, prices
+    assert embedctl("list").err.count("` or `embedctl ") == 4  # batch, models, providers, prices, keys
     assert embedctl("config", "shwo").err.endswith("hint: did you mean `embedctl config show`?\n")
     assert embedctl("xyzzy").err.endswith(
-        "hint: commands: embed, batch, vectors, models, providers, prices, usage, cache, config, doctor\n"
+        "hint: commands: embed, batch, vectors, models, providers, prices, serve, keys, usage, cache, config, doctor\n"
     )
 
 

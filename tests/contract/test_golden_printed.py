@@ -297,6 +297,20 @@ def test_providers(world: World) -> None:
     check("printed_providers", printed)
 
 
+def test_keys(world: World) -> None:
+    """A key is shown with what it was shown with; of what is drawn by lot, and of times, only the kind."""
+    flags = ("-w", "acme", "--rpm", "60", "--budget", "5/day", "--expires", "90d", "--models", "a,b*", "--json")
+    made = world.run("keys", "create", *flags).json
+    printed = {
+        "keys create": kinds(made),
+        "keys list": kinds(world.run("keys", "list", "--json").json),
+        "keys rotate": kinds(world.run("keys", "rotate", made["id"], "--json").json),
+        "keys revoke": kinds(world.run("keys", "revoke", made["id"], "--json").json),
+    }
+
+    check("printed_keys", printed)
+
+
 def test_settings(world: World) -> None:
     """Every option is shown with its value and where that comes from, as it was."""
     check("printed_settings", {"config show": world.says("config", "show", "--json")})

@@ -265,7 +265,7 @@ def test_a_hopeless_error_is_final(kind: type[ProviderError]) -> None:
     assert subject.state(1e9) is State.DEAD
     assert subject.admit(1e9) is None
     assert subject.ready_in(1e9) is None
-    assert subject.dead is error
+    assert subject.dead(0) is error
     assert subject.refusal(1e9) is error
 
 
@@ -281,7 +281,7 @@ def test_what_is_in_flight_does_not_raise_the_dead() -> None:
     subject.trip(CircuitOpen("x"), 1.0)
 
     assert subject.state(1e6) is State.DEAD
-    assert subject.dead is cause
+    assert subject.dead(0) is cause
 
 
 def test_an_open_circuit_is_no_death() -> None:
@@ -290,6 +290,42 @@ def test_an_open_circuit_is_no_death() -> None:
     feed(subject, CircuitOpen("elsewhere"))
 
     assert subject.state(0.0) is State.CLOSED
+
+
+def test_a_server_gives_the_dead_another_chance() -> None:
+    """With `revive_s`, time leads a hopeless provider to one probe: an answer closes it, an error ends it anew."""
+    subject = Breaker("p", "m", jitter=lambda: 0.0, thresholds=Thresholds(revive_s=lambda error: 300.0))
+    feed(subject, KeyRejected("no"))
+
+    assert subject.dead(299) is not None
+    assert subject.ready_in(100) == 200
+    assert subject.admit(299) is None
+    assert subject.dead(300) is None
+
+    probe = subject.admit(300)
+
+    assert probe is not None
+    assert subject.admit(300) is None
+
+    subject.settle(probe, KeyRejected("still"), 301)
+
+    assert subject.ready_in(301) == 300
+
+    feed(subject, None, 601)
+
+    assert subject.state(601) is State.CLOSED
+
+
+def test_a_server_s_dead_are_revived_by_a_reset() -> None:
+    """A reset closes a hopeless provider's circuit where time would, and leaves it as it is in a run."""
+    in_server = Breaker("p", "m", jitter=lambda: 0.0, thresholds=Thresholds(revive_s=lambda error: 300.0))
+    in_run = breaker()
+    for subject in (in_server, in_run):
+        feed(subject, KeyRejected("no"))
+        subject.reset()
+
+    assert in_server.state(0) is State.CLOSED
+    assert in_run.state(0) is State.DEAD
 
 
 # ── telling ──────────────────────────────────────────────────────────────────────────────────────────────────────────
