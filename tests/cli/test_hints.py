@@ -155,6 +155,7 @@ def test_a_hint_can_be_followed(words: tuple[str, ...], tmp_path: Path, monkeypa
     path = tuple(itertools.takewhile(lambda word: not word.startswith("-"), words))
     found = command(path)
     only_named = found is not None and (_is_group(found) or any(is_given(param) for param in found.params))
+    only_named = only_named or path == ("serve",)  # it has no end
 
     done = embedctl(*(path if only_named else words), *(["--help"] if only_named else []))
 

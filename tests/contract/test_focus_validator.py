@@ -30,7 +30,7 @@ OF_ITS_DRAFT = {
 VALIDATOR = os.environ.get("FOCUS_VALIDATOR", "")
 
 
-@pytest.mark.skipif(not VALIDATOR, reason="FOCUS_VALIDATOR names no focus-validator (.ci/requirements-focus.txt)")
+@pytest.mark.skipif(not VALIDATOR, reason="FOCUS_VALIDATOR names no focus-validator")
 def test_what_the_foundations_validator_says(clean_environment: Path, tmp_path: Path) -> None:
     """Of all its rules only those fail that are of its draft's names."""
     take(place(clean_environment), event(tokens_total=1_500_000), event(model="x"), event(tags={"team": "search"}))
