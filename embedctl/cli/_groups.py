@@ -209,10 +209,15 @@ class _Plain:
 def _made(app: typer.Typer) -> Any:
     """The command; one that prints CSV has --csv-raw too."""
     command = typer.main.get_command(app)
-    formats = next((param for param in command.params if "--format" in param.opts), None)
-    if formats is not None and "csv" in get_args(getattr(formats, "type_descriptor").annotation):  # noqa: B009
+    if any("csv" in _choices(param) for param in command.params if "--format" in param.opts):
         command.params.append(_csv_raw())
     return quick(command)
+
+
+def _choices(param: Any) -> tuple[Any, ...]:
+    """The fixed words that a parameter takes; typer says them in one of two ways, by its version."""
+    described = getattr(param, "type_descriptor", None)
+    return tuple(getattr(param.type, "choices", ())) if described is None else get_args(described.annotation)
 
 
 def _csv_raw() -> Any:
