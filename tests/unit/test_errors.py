@@ -128,14 +128,16 @@ def test_client_mistakes_and_429_are_no_illness() -> None:
 def test_every_deliberate_exit_goes_through_the_tree() -> None:
     """No module calls sys.exit or raises SystemExit: codes come from classes, caught once in cli.
 
-    The process that reads a query ends itself; its parent makes an error of our tree of that.
+    Two processes end themselves: the one that reads a query, of which its parent makes an error of our tree, and a
+    server that is told to stop a second time.
     """
     calls = re.compile(r"\bsys\.exit\(|\bSystemExit\b|\bos\._exit\(|\bquit\(")
+    themselves = {SOURCE / "inputs" / "query.py", SOURCE / "server" / "service.py"}
     found = [
         f"{path.relative_to(SOURCE)}:{number}"
-        for path in sorted(SOURCE.rglob("*.py"))
+        for path in sorted({*SOURCE.rglob("*.py")} - themselves)
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
-        if calls.search(line) and path != SOURCE / "inputs" / "query.py"
+        if calls.search(line)
     ]
 
     assert found == []
