@@ -322,6 +322,10 @@ def test_doctor(world: World, flags: list[str]) -> None:
     ended = world.run("doctor", *flags)
     told = ended.json
     told["warnings"] = [line for line in told["warnings"] if not line.startswith("extras")]
+    local = {
+        f"provider {name}" for name in ("local_api", "tldw", "tei", "ollama")
+    }  # what listens here is the machine's
+    told["checks"] = [one for one in told["checks"] if one["check"] not in local]
     for one in told["checks"]:
         one["detail"] = re.sub(r"\d[\d.,]*", "<number>", world.masks.text(one["detail"]))
         one["facts"] = kinds(one["facts"])
