@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from embedctl import __version__
+from embedctl.embedding import usage_events
 from embedctl.embedding.attempt import SpendGuard
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.route import Route
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.planning.packer import PackedRequest
-from embedctl.records import TEXT_HASH_BYTES, Answer, Outcome, Request, Space, Usage, UsageEvent, utc_now, uuid7
+from embedctl.records import TEXT_HASH_BYTES, Answer, Outcome, Request, Space, Usage
 from embedctl.routing.endpoint import Endpoint
 from embedctl.storage.vector_cache import CachedVector, VectorCache
 
@@ -113,7 +113,7 @@ class CachedEmbedder:
             counts = [hits[i].tokens for i in mine]
             known = tuple(count for count in counts if count is not None)
             each = known if len(known) == len(mine) else None
-            event = self._event(request, *maker, sum(each) if each else None)
+            event = usage_events.from_cache(self._caller, self._endpoint, request, *maker, sum(each) if each else None)
             vectors = np.stack([hits[i].vector for i in mine])
             await self._journal.intend(event)
             ref = await self._journal.answer(event, request.hashes, vectors, each, {"space_id": space.space_id})
@@ -129,32 +129,6 @@ class CachedEmbedder:
             ordinals = [packed.ordinals[places[i]] for i in mine]
             arrived.append(Outcome(targets=ordinals, ref=ref, answer=answer))
         return arrived
-
-    def _event(self, request: Request, provider: str, model: str, tokens: int | None) -> UsageEvent:
-        """Nothing was sent and nothing is billed; `tokens_estimated` is what was saved, where known."""
-        return UsageEvent(
-            event_id=uuid7(),
-            entry_kind="cache_hit",
-            workspace_id=request.workspace_id,
-            operation_id=request.operation_id,
-            provider=provider,
-            model=model,
-            occurred_at=utc_now(),
-            status="ok",
-            billable="no",
-            tokens_total=0,
-            usage_mode=self._endpoint.usage_mode,
-            usage_source="fallback",
-            job_id=self._caller.job_id,
-            run_id=self._caller.run_id,
-            purpose=request.purpose,
-            price_as=self._endpoint.price_as,
-            tokens_estimated=tokens,
-            input_count=len(request),
-            content_bytes=request.content_bytes,
-            tags=dict(self._caller.tags),
-            tool_version=__version__,
-        )
 
 
 def _each(hashes: bytes) -> list[bytes]:

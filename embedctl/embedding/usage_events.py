@@ -42,6 +42,40 @@ class Caller:
         object.__setattr__(self, "tags", cut)
 
 
+def from_cache(
+    caller: Caller, endpoint: Endpoint, request: Request, provider: str, model: str, tokens: int | None
+) -> UsageEvent:
+    """What was not bought: nothing was sent and nothing is billed.
+
+    Args:
+        provider, model: Who made the vectors.
+        tokens: What was saved, where known.
+    """
+    return UsageEvent(
+        event_id=uuid7(),
+        entry_kind="cache_hit",
+        workspace_id=request.workspace_id,
+        operation_id=request.operation_id,
+        provider=provider,
+        model=model,
+        occurred_at=utc_now(),
+        status="ok",
+        billable="no",
+        tokens_total=0,
+        usage_mode=endpoint.usage_mode,
+        usage_source="fallback",
+        job_id=caller.job_id,
+        run_id=caller.run_id,
+        purpose=request.purpose,
+        price_as=endpoint.price_as,
+        tokens_estimated=tokens,
+        input_count=len(request),
+        content_bytes=request.content_bytes,
+        tags=dict(caller.tags),
+        tool_version=__version__,
+    )
+
+
 def intended(
     caller: Caller, endpoint: Endpoint, request: Request, attempt: int, fallback_from: str | None
 ) -> UsageEvent:

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl import __version__
 from embedctl.budgets.limits import key_account
-from embedctl.embedding import usage
+from embedctl.embedding import usage, usage_events
 from embedctl.embedding.attempt import AttemptRecord
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.usage_events import Caller
@@ -37,8 +36,6 @@ from embedctl.records import (
     UsageEvent,
     format_money,
     new_operation_id,
-    utc_now,
-    uuid7,
 )
 from embedctl.runs import wiring
 from embedctl.runs.receipt import Spending
@@ -581,30 +578,17 @@ class Gateway:
         for at in places:
             one = vectors[call.texts.hashes[at]]
             makers.setdefault((one.provider, one.model), []).append(at)
-        endpoint = call.route.first
         for (provider, model), mine in makers.items():
-            event = UsageEvent(
-                event_id=uuid7(),
-                entry_kind="cache_hit",
-                workspace_id=call.client.workspace,
+            hit = Request(
                 operation_id=call.operation_id,
-                provider=provider,
-                model=model,
-                occurred_at=utc_now(),
-                status="ok",
-                billable="no",
-                tokens_total=0,
-                usage_mode=endpoint.usage_mode,
-                usage_source="fallback",
-                run_id=call.caller.run_id,
+                texts=[call.texts.wire[at] for at in mine],  # type: ignore[arg-type]
+                hashes=b"".join(call.texts.hashes[at] for at in mine),
+                workspace_id=call.client.workspace,
                 purpose=call.purpose,
-                price_as=endpoint.price_as,
-                tokens_estimated=sum(counts[at] for at in mine),
-                input_count=len(mine),
                 content_bytes=sum(call.texts.sizes[at] for at in mine),
-                tags=dict(call.caller.tags),
-                tool_version=__version__,
             )
+            saved = sum(counts[at] for at in mine)
+            event = usage_events.from_cache(call.caller, call.route.first, hit, provider, model, saved)
             await call.shift.journal.note(event)
 
     def _ended(self, call: _Call) -> None:
