@@ -17,7 +17,9 @@ import typer
 
 from embedctl import settings, terminal
 from embedctl.errors import Interrupted, Terminated
+from embedctl.progress import ProgressDisplay
 from embedctl.runs.job import JobRequest
+from embedctl.runs.receipt import Receipt
 from embedctl.runs.run import Run
 
 
@@ -55,28 +57,36 @@ def execute(
     **about: Any,
 ) -> None:
     """Do it (or, with `dry_run`, say what it would take), print the receipt, and exit with its code."""
-    job = JobRequest(
-        settings=settings.load(flags=flags, job=job_options, config=config, ledger=ledger),
-        inputs=inputs,
-        kind=kind,
-        output=output,
-        command=command,
-        resume=shlex.join(["embedctl", *sys.argv[1:]]),
-        stream=sys.stdout.buffer if kind == "stream" else None,
-        stdin=sys.stdin.buffer if "-" in inputs and not sys.stdin.isatty() else None,
-        **about,
-    )
-    progress = terminal.ProgressLine(shown=talk.progress and not talk.quiet)
-    run = Run(job, terminal.TerminalObserver(verbose=talk.verbose, quiet=talk.quiet, progress=progress))
-    if dry_run:
-        estimate = run.estimate()
+    shown = talk.progress and not talk.quiet and not (kind == "stream" and sys.stdout.isatty())
+    with ProgressDisplay(shown=shown) as display:
+        job = JobRequest(
+            settings=settings.load(flags=flags, job=job_options, config=config, ledger=ledger),
+            inputs=inputs,
+            kind=kind,
+            output=output,
+            command=command,
+            resume=shlex.join(["embedctl", *sys.argv[1:]]),
+            stream=sys.stdout.buffer if kind == "stream" else None,
+            stdin=sys.stdin.buffer if "-" in inputs and not sys.stdin.isatty() else None,
+            **about,
+        )
+        run = Run(job, terminal.TerminalObserver(verbose=talk.verbose, quiet=talk.quiet, progress=display))
+        if dry_run:
+            estimate, receipt = run.estimate(), None
+        else:
+            with _signals(run, display):
+                estimate, receipt = None, run.execute(asyncio.run)
+    if estimate is not None:
         if talk.as_json:
             terminal.result(estimate.as_dict())
         else:
             terminal.estimate(estimate)
-        return
-    with _signals(run), progress:
-        receipt = run.execute(asyncio.run)
+    if receipt is not None:
+        _say(receipt, talk)
+
+
+def _say(receipt: Receipt, talk: Talk) -> None:
+    """The receipt; exit with its code."""
     if talk.as_json:
         terminal.result(receipt.as_dict())
     elif not talk.quiet:
@@ -90,7 +100,7 @@ def execute(
 
 
 @contextmanager
-def _signals(run: Run) -> Iterator[None]:
+def _signals(run: Run, display: ProgressDisplay) -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP stop the sending; a second one ends the process at once. Both are safe."""
     kinds: dict[int, type[Interrupted | Terminated]] = {signal.SIGINT: Interrupted, signal.SIGTERM: Terminated}
     asked = False
@@ -98,6 +108,9 @@ def _signals(run: Run) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         nonlocal asked
         if asked:
+            display.close()
+            if (unfinished := run.unfinished()) is not None:
+                terminal.notice(f"stopped at once: {terminal.kept(unfinished)}")
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
             return

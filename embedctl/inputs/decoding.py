@@ -7,6 +7,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from embedctl.errors import InputInvalid, InputMissing, WrongUsage
@@ -32,12 +33,21 @@ def codec(encoding: str) -> codecs.CodecInfo:
     return found
 
 
+@dataclass(slots=True)
+class Position:
+    """How far a file is read, in bytes as they lie on disk."""
+
+    offset: int = 0
+
+
 class _FirstBytes(io.RawIOBase):
     """The first `size_bytes` of a file: what is appended while we read belongs to the next run."""
 
-    def __init__(self, path: Path, size_bytes: int) -> None:
+    def __init__(self, path: Path, size_bytes: int, position: Position) -> None:
         self._file = path.open("rb", buffering=0)
         self._left = size_bytes
+        self._position = position
+        position.offset = 0
 
     def readable(self) -> bool:
         return True
@@ -45,6 +55,7 @@ class _FirstBytes(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # BufferedReader hands a memoryview
         count = self._file.readinto(buffer[: self._left]) or 0
         self._left -= count
+        self._position.offset += count
         return count
 
     def close(self) -> None:
@@ -61,6 +72,7 @@ class Utf8Stream(io.RawIOBase):
         size_bytes: Read no further than this.
         gzipped: Whether to decompress.
         encoding: Of the file's text.
+        position: Follows the reading.
 
     Raises:
         InputInvalid: While reading: bytes that are no text in this encoding (file, line and byte are named),
@@ -68,7 +80,16 @@ class Utf8Stream(io.RawIOBase):
         InputMissing: It cannot be opened or read.
     """
 
-    def __init__(self, path: Path, label: str, size_bytes: int, *, gzipped: bool, encoding: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        label: str,
+        size_bytes: int,
+        *,
+        gzipped: bool,
+        encoding: str,
+        position: Position | None = None,
+    ) -> None:
         self._label = label
         self._encoding = codec(encoding).name
         self._decoder = codecs.getincrementaldecoder(encoding)("strict")
@@ -83,7 +104,7 @@ class Utf8Stream(io.RawIOBase):
         self._done = False
         self._rest = b""
         try:
-            self._raw = _FirstBytes(path, size_bytes)
+            self._raw = _FirstBytes(path, size_bytes, position or Position())
         except OSError as refused:
             raise InputMissing(f"cannot read {label}: {refused.strerror}") from refused
         buffered = io.BufferedReader(self._raw, CHUNK_BYTES)

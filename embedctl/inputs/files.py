@@ -12,7 +12,7 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +20,7 @@ from typing import BinaryIO
 from embedctl.errors import InputInvalid, InputMissing, StorageFailed, WrongUsage
 from embedctl.inputs import kinds
 from embedctl.inputs.block import ReadOptions
-from embedctl.inputs.decoding import CHUNK_BYTES, codec
+from embedctl.inputs.decoding import CHUNK_BYTES, Position, codec
 from embedctl.inputs.kinds import KINDS, Kind
 
 OURS = (".embeddings.parquet", ".failures.jsonl")  # in a folder, what an earlier run wrote is no input
@@ -41,6 +41,7 @@ class InputFile:
         size_bytes: At the start; what is appended later is not read.
         digest: blake2b-128 of the content where it came through a pipe, else None.
         spooled: Unnamed copy of a pipe that is gone when this object is.
+        position: How far it is read; not of Parquet.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class InputFile:
     mtime_ns: int
     digest: str | None = None
     spooled: object | None = None
+    position: Position = field(default_factory=Position, compare=False, repr=False)
 
 
 def printable(path: Path | str) -> str:

@@ -70,6 +70,13 @@ class Source:
         """Size of all files as they lie on disk, in bytes."""
         return sum(file.size_bytes for file in self.files)
 
+    @property
+    def share_read(self) -> float | None:
+        """How much of it `blocks` has read, 0 to 1, in bytes; None where nobody counts (Parquet, empty files)."""
+        if not self.bytes_total or any(file.kind == "parquet" for file in self.files):
+            return None
+        return min(1.0, sum(file.position.offset for file in self.files) / self.bytes_total)
+
     def fingerprint(self) -> dict[str, Any]:
         """What the files look like at this moment: `{"files": [{name, size, mtime_ns | blake2b}]}`.
 
@@ -84,6 +91,8 @@ class Source:
             InputInvalid: Something cannot be read that stands for more than one row (facts/faults.md 2.2).
             InputMissing: A file vanished.
         """
+        for file in self.files:
+            file.position.offset = 0
         if self.kind == "text":
             yield from text.blocks(self.files, self.options)
             return

@@ -11,7 +11,14 @@ from embedctl.inputs.files import InputFile
 
 def opened(file: InputFile, options: ReadOptions) -> Utf8Stream:
     """The file's text as checked UTF-8."""
-    return Utf8Stream(file.path, file.label, file.size_bytes, gzipped=file.gzipped, encoding=options.encoding)
+    return Utf8Stream(
+        file.path,
+        file.label,
+        file.size_bytes,
+        gzipped=file.gzipped,
+        encoding=options.encoding,
+        position=file.position,
+    )
 
 
 def blocks(files: Sequence[InputFile], options: ReadOptions) -> Iterator[Block]:
