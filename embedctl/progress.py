@@ -91,9 +91,10 @@ class ProgressDisplay:
         self._last: Progressed | None = None
         self._paced: dict[str, Paced] = {}
         self._over = threading.Event()
-        self._lock = threading.RLock()  # a signal may close it while it is closed
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._go_on, name="progress", daemon=True)
         self._bar: Any = None
+        self._note = ""
 
     def __enter__(self) -> ProgressDisplay:
         if self._shown:
@@ -128,6 +129,17 @@ class ProgressDisplay:
             if event.per_second is not None:
                 self._paced[event.endpoint] = event
 
+    def from_signal(self, text: str, *, last: bool = False) -> None:
+        """A line from a signal handler, which takes no locks: below the bar while there is one.
+
+        Args:
+            last: The process ends with it.
+        """
+        if self._bar is None or last:
+            terminal.from_signal(text, drawn=self._bar is not None)
+        else:
+            self._note = text
+
     def _go_on(self) -> None:
         if terminal.can_be_drawn_on(sys.stderr):
             if not self._over.wait(SHOWN_AFTER_S):
@@ -150,7 +162,7 @@ class ProgressDisplay:
 
     def _described(self) -> tuple[str, float | None, list[str]]:
         """What is drawn: the headline, the share that is done, and the lines below."""
-        return self.headline(), self.share, [", ".join(self.details()), *self.paced()]
+        return self.headline(), self.share, [", ".join(self.details()), *self.paced(), self._note]
 
     @property
     def share(self) -> float | None:

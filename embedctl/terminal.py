@@ -115,6 +115,19 @@ def notice(text: str) -> None:
     aside(f"{safe(text)}\n")
 
 
+def from_signal(text: str, *, drawn: bool = False) -> None:
+    """A line on stderr from a signal handler: past the streams, which may be in the middle of a write.
+
+    Args:
+        drawn: Something is drawn there: it stays above, with the cursor shown below.
+    """
+    with suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), f"{SHOW_CURSOR if drawn else ''}{safe(text)}\n".encode())
+
+
+SHOW_CURSOR = "\x1b[?25h\n"
+
+
 def warning(text: str) -> None:
     """One line on stderr that says something is not as it should be."""
     notice(f"warning: {text}")

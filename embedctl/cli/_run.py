@@ -108,16 +108,15 @@ def _signals(run: Run, display: ProgressDisplay) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         nonlocal asked
         if asked:
-            display.close()
             if (unfinished := run.unfinished()) is not None:
-                terminal.notice(f"stopped at once: {terminal.kept(unfinished)}")
+                display.from_signal(f"stopped at once: {terminal.kept(unfinished)}", last=True)
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
             return
         asked = True
         reason = kinds[number]("stopped; answers in flight are kept", hint=f"continue with: {run.job.resume}")
         run.ask_to_stop(reason)
-        terminal.notice("stopping: waiting for requests in flight (once more to stop at once)")
+        display.from_signal("stopping: waiting for requests in flight (once more to stop at once)")
 
     before = {number: signal.signal(number, stop) for number in kinds}
     try:

@@ -160,7 +160,7 @@ def test_a_second_signal_says_what_is_kept(world: World) -> None:
         screen.signal()
         screen.wait_for("stopping: ")
         screen.signal()
-        assert screen.end() == -signal.SIGINT
+        assert screen.end() == -signal.SIGINT, screen.seen[-3000:]
     world.wire.plan()
 
     assert "stopped at once: kept 0 of 60 texts; 60 to go; the same command goes on" in screen.seen
