@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from embedctl.runs.registry import RunRegistry
 
 Job = Annotated[str, typer.Argument(help="Name of a job, or id of a run.", metavar="JOB|RUN_ID")]
+JobOrOutput = Annotated[
+    str, typer.Argument(help="Name of a job, id of a run, or an output.", metavar="JOB|RUN_ID|OUTPUT")
+]
 
 
 def registry(config: Path | None) -> RunRegistry:
