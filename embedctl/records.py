@@ -528,6 +528,20 @@ Phase = Literal["reading", "chunking", "embedding", "writing", "accounting"]
 
 
 @dataclass(frozen=True, slots=True)
+class ColumnsChosen:
+    """Which columns of a table are read, where nobody said.
+
+    Attributes:
+        row_id: Names rows; None: they are numbered.
+        candidate: A column that may name them, when none was found.
+    """
+
+    text: str
+    row_id: str | None
+    candidate: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseBegan:
     """A run does something else from now on."""
 
@@ -605,8 +619,8 @@ class Warned:
 
 
 Event = (
-    Waiting | Paced | GaveUp | FellBack | LimitLearned | BudgetLow | AttemptEnded | PhaseBegan | Progressed | Inferred
-    | RowFailed | Warned
+    Waiting | Paced | GaveUp | FellBack | LimitLearned | BudgetLow | AttemptEnded | ColumnsChosen | PhaseBegan
+    | Progressed | Inferred | RowFailed | Warned
 )  # fmt: skip
 
 

@@ -491,7 +491,7 @@ class TerminalObserver:
         if is_warning(event):
             if not self._quiet:
                 warning(words)
-        elif self._verbose:
+        elif self._verbose or (is_notice(event) and not self._quiet):
             notice(words)
 
 
@@ -544,6 +544,9 @@ def sentence(event: Event) -> str | None:
         case records.BudgetLow(name, spent, amount):
             nearly = "" if spent >= amount else "nearly "
             return f"{name} is {nearly}used up: {records.format_usd(spent)} of {records.format_usd(amount)} USD"
+        case records.ColumnsChosen(text, row_id, candidate):
+            asked = f" (is {candidate} the id? --id-column {candidate})" if candidate else ""
+            return f"text: {text}, id: {row_id or 'row number'}{asked}"
         case records.RowFailed(failure):
             return f"{'skipped' if failure.skipped else 'failed'}: row {failure.id}: {failure.message}"
         case records.Warned(concern, subject, detail, count):
@@ -570,6 +573,13 @@ def is_warning(event: Event) -> bool:
     if isinstance(event, records.Warned):
         return event.concern != "learned_file"
     return isinstance(event, records.BudgetLow | records.RowFailed)
+
+
+def is_notice(event: Event) -> bool:
+    """Whether it is said without -v, and nothing is wrong: a choice that is not the obvious one."""
+    from embedctl import records
+
+    return isinstance(event, records.ColumnsChosen) and (event.text.lower() != "text" or event.row_id is None)
 
 
 _MOST_NAMED = 8

@@ -70,11 +70,11 @@ def chosen(schema: pa.Schema, options: ReadOptions, label: str, *, all_text: boo
         types = {name: pa.string() if pa.types.is_null(column) else column for name, column in types.items()}
     text = _text(types, options, label, all_text)
     named = None if options.id_column is None else _named(options.id_column, types, label)
-    if named is not None and not _can_be_id(types[named]):
+    if named is not None and not can_be_id(types[named]):
         raise InputInvalid(
             f"{label}: column {named!r} is {types[named]}; an id is text or an integer", hint=_listed(types)
         )
-    row_id = named or next((name for name in ID_NAMES if name in types and _can_be_id(types[name])), None)
+    row_id = named or next((name for name in ID_NAMES if name in types and can_be_id(types[name])), None)
     row_id = None if named is None and row_id == text else row_id
     kept = _kept(types, options, label, {text, row_id})
     counts = Counter(schema.names)
@@ -138,7 +138,8 @@ def is_token_list(column: pa.DataType) -> bool:
     return bool(lists and pa.types.is_integer(column.value_type))
 
 
-def _can_be_id(column: pa.DataType) -> bool:
+def can_be_id(column: pa.DataType) -> bool:
+    """Whether a column of this type may name rows."""
     return bool(pa.types.is_string(column) or pa.types.is_integer(column))
 
 

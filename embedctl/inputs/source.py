@@ -17,7 +17,7 @@ from embedctl.inputs.block import REASONS as REASONS
 from embedctl.inputs.block import Block as Block
 from embedctl.inputs.block import ReadOptions as ReadOptions
 from embedctl.inputs.block import Reason as Reason
-from embedctl.inputs.columns import Columns
+from embedctl.inputs.columns import Columns, can_be_id
 from embedctl.inputs.files import InputFile
 
 
@@ -76,6 +76,17 @@ class Source:
         if not self.bytes_total or any(file.kind == "parquet" for file in self.files):
             return None
         return min(1.0, sum(file.position.offset for file in self.files) / self.bytes_total)
+
+    def id_candidate(self) -> str | None:
+        """A column called `*_id` that may name the rows, when none does: no value of its first rows is there twice."""
+        if self.columns is None or self.columns.id is not None:
+            return None
+        names = [one.name for one in self.columns.kept if one.name.lower().endswith("_id") and can_be_id(one.type)]
+        block = next(self.blocks(), None) if names else None
+        if block is None or block.kept is None or len(block) < 2:
+            return None
+        columns = ((name, block.kept.column(name)) for name in names)
+        return next((name for name, one in columns if not one.null_count and len(one.unique()) == len(one)), None)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the files look like at this moment: `{"files": [{name, size, mtime_ns | blake2b}]}`.

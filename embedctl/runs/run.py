@@ -20,7 +20,18 @@ from embedctl.ledger import segment_owners
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import Existing, Output, failures
 from embedctl.planning import shards
-from embedctl.records import UNOBSERVED, Observer, Observers, PhaseBegan, RowCounts, UsageEvent, Warned, utc_now, uuid7
+from embedctl.records import (
+    UNOBSERVED,
+    ColumnsChosen,
+    Observer,
+    Observers,
+    PhaseBegan,
+    RowCounts,
+    UsageEvent,
+    Warned,
+    utc_now,
+    uuid7,
+)
 from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
@@ -205,6 +216,9 @@ class Run:
         source = wiring.source(self.job, output, spool_folder)
         for line in source.warnings:
             self._observer.notify(Warned("input", detail=line))
+        columns, said = source.columns, (self._options.text_column, self._options.id_column)
+        if columns is not None and None in said:
+            self._observer.notify(ColumnsChosen(columns.text, columns.id, source.id_candidate()))
         return source
 
     def _existing(
