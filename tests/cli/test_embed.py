@@ -112,6 +112,7 @@ def test_the_receipt_for_programs_agrees_with_the_file_and_the_ledger() -> None:
         "seconds",
         "output",
         "failures",
+        "failed_reasons",
         "exit_code",
         "retryable",
         "resume",
