@@ -66,10 +66,13 @@ def test_every_console_example_prints_what_it_shows(folder: Path) -> None:
 
 
 def test_toml_examples_are_settings_that_load(tmp_path: Path) -> None:
-    """Every TOML block of README is a valid settings file."""
+    """Every TOML block of README is a valid settings file, or a job's."""
     for block in _blocks("toml"):
         path = tmp_path / "config.toml"
         path.write_text(block, "utf-8")
+        if block.startswith("input"):
+            assert settings.read_job(path)["input"]
+            continue
         loaded = settings.load(config=path, folder=tmp_path)
 
         assert loaded.providers or loaded.chains or loaded.serve != ServeSettings()
