@@ -34,7 +34,7 @@ _SAMPLE_S = 1.0
 _SPREADS = 2.0
 """Standard errors to each side of the time left: about 95 %."""
 
-_DOING = {
+DOING = {
     "reading": "reading",
     "chunking": "chunking",
     "embedding": "embedding",
@@ -176,7 +176,7 @@ class ProgressDisplay:
 
     def headline(self) -> str:
         """What is done, and how far that is: "chunking 120 of 497 files", "embedding 6,331 of 20,000 texts, 31 %"."""
-        at, doing = self._last, _DOING[self._phase]
+        at, doing = self._last, DOING[self._phase]
         if at is None or self._phase in ("writing", "accounting"):
             return doing
         if self._phase == "embedding":
