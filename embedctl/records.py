@@ -557,10 +557,38 @@ class BudgetLow:
 
 
 @dataclass(frozen=True, slots=True)
+class OperationBegan:
+    """A request is about to be sent. Parts of one operation may be under way together: each begins and ends."""
+
+    operation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OperationEnded:
+    """A request is at its end, after all its attempts.
+
+    Attributes:
+        error: The word of what ended it; None when it got what it could: an answer, or a reason for each text.
+    """
+
+    operation_id: str
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """An attempt was answered, has failed, or was never sent."""
+    """An attempt was answered, has failed, or was never sent.
+
+    Attributes:
+        server: Host and port that were asked; None for a local model.
+        dimensions: Of the vectors that were asked for, or came; None while nobody knows.
+        encoding: What vectors were asked for as, where the protocol has a word for it.
+    """
 
     event: UsageEvent
+    server: tuple[str, int] | None = None
+    dimensions: int | None = None
+    encoding: str | None = None
 
 
 Phase = Literal["reading", "chunking", "embedding", "writing", "accounting"]
@@ -638,7 +666,7 @@ class RowFailed:
 Concern = Literal[
     "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "ledger", "duplicate_ids",
     "cache", "learned_file", "input", "folder_gone", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
-    "other_model", "input_type_lost", "bad_file", "bad_row", "left_out",
+    "other_model", "input_type_lost", "bad_file", "bad_row", "left_out", "telemetry", "count_cache",
 ]  # fmt: skip
 
 
@@ -659,8 +687,8 @@ class Warned:
 
 
 Event = (
-    Waiting | Paced | GaveUp | FellBack | LimitLearned | BudgetLow | AttemptEnded | ColumnsChosen | PhaseBegan
-    | Progressed | Inferred | RowFailed | Warned
+    Waiting | Paced | GaveUp | FellBack | LimitLearned | BudgetLow | OperationBegan | OperationEnded | AttemptEnded
+    | ColumnsChosen | PhaseBegan | Progressed | Inferred | RowFailed | Warned
 )  # fmt: skip
 
 

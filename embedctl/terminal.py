@@ -521,6 +521,8 @@ _CONCERNS = {
     "bad_file": "left out: {detail}",
     "bad_row": "skipped: row {subject}: {detail}",
     "left_out": "left out: {subject}: {detail}",
+    "telemetry": "telemetry: {detail}",
+    "count_cache": "the token count cache {subject} is not used: {detail}; tokens are counted here",
     "input_differs": "the input is not what an interrupted run read: it is planned anew, known texts are reused",
 }
 

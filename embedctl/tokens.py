@@ -8,6 +8,7 @@ of the chain model's tokenizer → cl100k_base → bytes/4, and the counter says
 from __future__ import annotations
 
 import binascii
+import hashlib
 import os
 import zlib
 from collections.abc import Sequence
@@ -60,6 +61,10 @@ class Counter(Protocol):
         """As the ledger records it."""
 
     @property
+    def content_id(self) -> str:
+        """Who counts, whatever its file is called: two of them that are equal count alike, on any machine."""
+
+    @property
     def vocabulary(self) -> int | None:
         """Tokens are smaller than this; None where that is not known."""
 
@@ -79,6 +84,7 @@ class _Bytes:
     """UTF-8 bytes divided by four: off by up to 3x either way, and said so by its id."""
 
     tokenizer_id: str = BYTES
+    content_id: str = BYTES
     vocabulary: int | None = None
 
     def count(self, texts: Sequence[str]) -> list[int]:
@@ -95,6 +101,10 @@ class _Bytes:
 class _Tiktoken:
     encoding: Any
     tokenizer_id: str
+
+    @property
+    def content_id(self) -> str:
+        return self.tokenizer_id
 
     @property
     def vocabulary(self) -> int:
@@ -115,6 +125,7 @@ class _Tiktoken:
 class _HuggingFace:
     tokenizer: Any
     tokenizer_id: str
+    content_id: str
 
     @property
     def vocabulary(self) -> int:
@@ -159,17 +170,23 @@ def _load(tokenizer_id: str) -> Counter | None:
         if kind == "tiktoken":
             return _Tiktoken(_encoding(name), tokenizer_id)
         if tokenizer_id == BUNDLED:
-            return _HuggingFace(tokenizer_file(asset("minilm/tokenizer.json")), tokenizer_id)
+            return _HuggingFace(tokenizer_file(asset("minilm/tokenizer.json")), tokenizer_id, tokenizer_id)
         if kind == "file":
-            return _HuggingFace(tokenizer_file(Path(name)), tokenizer_id)
+            return _of_file(Path(name), tokenizer_id)
         if kind == "hf":
             path = _cached_tokenizer(name.split(" ")[0])
-            return _HuggingFace(tokenizer_file(path), tokenizer_id) if path else None
+            return _of_file(path, tokenizer_id) if path else None
     except ConfigurationInvalid:
         raise
     except Exception:
         return None
     return None
+
+
+def _of_file(path: Path, tokenizer_id: str) -> _HuggingFace:
+    """A tokenizer.json: what lies under a name differs from machine to machine, and over time."""
+    content = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return _HuggingFace(tokenizer_file(path), tokenizer_id, f"file:{content}")
 
 
 def asset(name: str) -> Path:

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import typer
 
 from embedctl import inputs as inputs_room
 from embedctl import settings, terminal
+from embedctl.cli._telemetry import watched
 from embedctl.errors import Interrupted, Terminated, WrongUsage
 from embedctl.progress import ProgressDisplay
 from embedctl.runs.job import JobRequest
@@ -84,11 +85,13 @@ def execute(
             stdin=sys.stdin.buffer if "-" in inputs and not sys.stdin.isatty() else None,
             **about,
         )
-        run = Run(job, terminal.TerminalObserver(verbose=talk.verbose, quiet=talk.quiet, progress=display))
+        observer = terminal.TerminalObserver(verbose=talk.verbose, quiet=talk.quiet, progress=display)
         if dry_run:
-            estimate, receipt = run.estimate(), None
+            estimate, receipt = Run(job, observer).estimate(), None
         else:
-            with _signals(run, display):
+            watch = ExitStack()
+            run = Run(job, watch.enter_context(watched(loaded, observer)))
+            with _signals(run, display), watch:
                 estimate, receipt = None, run.execute(asyncio.run)
     if estimate is not None:
         if talk.as_json:

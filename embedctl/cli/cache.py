@@ -13,7 +13,7 @@ from embedctl.cli._groups import Group
 
 if TYPE_CHECKING:
     from embedctl.settings import Settings
-    from embedctl.storage.token_count_cache import SharedCounts
+    from embedctl.storage.token_count_cache import CountStore
     from embedctl.storage.vector_cache import VectorCache
 
 app = Group(
@@ -22,9 +22,9 @@ app = Group(
 )
 
 
-def _opened(config: Path | None) -> tuple[VectorCache, SharedCounts, Settings]:
+def _opened(config: Path | None) -> tuple[VectorCache, CountStore, Settings]:
     from embedctl import settings
-    from embedctl.storage.token_count_cache import SharedCounts
+    from embedctl.storage.token_count_cache import SharedCounts, count_store
     from embedctl.storage.vector_cache import VectorCache
 
     loaded = settings.load(config=config)
@@ -32,7 +32,9 @@ def _opened(config: Path | None) -> tuple[VectorCache, SharedCounts, Settings]:
     cache = VectorCache(
         loaded.paths.cache, max_bytes=limits.max_bytes, ttl_days=limits.ttl_days, observer=terminal.TerminalObserver()
     )
-    return cache, SharedCounts(loaded.paths.cache, ttl_s=loaded.token_usage.cache_ttl_s), loaded
+    asked = loaded.token_usage
+    counts = count_store(asked.cache, loaded.paths.cache, ttl_s=asked.cache_ttl_s)
+    return cache, counts or SharedCounts(loaded.paths.cache, ttl_s=asked.cache_ttl_s), loaded
 
 
 @app.command(epilog="Example: embedctl cache stats --json")
@@ -43,6 +45,8 @@ def stats(form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigF
     cache.close()
     counted, count_tally = counts.kept(), counts.tally()
     counts.close()
+    is_on = bool(loaded.token_usage.cache)
+    where = ("" if counted is None else f"{counted:,} kept, ") + (f"in {counts.place}, " if counts.place else "")
     oldest = None if stored.oldest_at is None else datetime.fromtimestamp(stored.oldest_at, UTC)
     envelope = {
         "path": str(loaded.paths.cache),
@@ -52,9 +56,11 @@ def stats(form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigF
         "ttl_days": loaded.cache.ttl_days,
         "oldest_at": oldest,
         "spaces": list(stored.spaces),
-        **asdict(lookups),
+        "hits": lookups.hits,
+        "misses": lookups.misses,
         "token_counts": {
-            "on": loaded.token_usage.cache,
+            "on": is_on,
+            "place": counts.place,
             "entries": counted,
             "ttl_s": loaded.token_usage.cache_ttl_s,
             **asdict(count_tally),
@@ -70,8 +76,7 @@ def stats(form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigF
     footer = [
         f"{loaded.paths.cache}: at most {loaded.cache.max_bytes:,} bytes, {loaded.cache.ttl_days} days",
         f"vectors: {lookups.hits:,} found, {lookups.misses:,} not",
-        f"token counts ({'on' if loaded.token_usage.cache else 'off'}): {counted:,} kept, "
-        f"{count_tally.hits:,} found, {count_tally.misses:,} not",
+        f"token counts ({'on' if is_on else 'off'}): {where}{count_tally.hits:,} found, {count_tally.misses:,} not",
     ]
     table = terminal.Table(columns=columns, rows=stored.spaces, envelope=envelope, totals=totals, footer=footer)
     terminal.table(table, "json" if as_json else form)
@@ -79,8 +84,11 @@ def stats(form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigF
 
 @app.command(epilog="Example: embedctl cache clear")
 def clear(config: ConfigFlag = None) -> None:
-    """Remove all kept vectors and token counts; outputs are not touched."""
-    cache, counts, loaded = _opened(config)
+    """Remove all vectors and token counts that this home keeps; outputs are not touched."""
+    from embedctl.storage.token_count_cache import SharedCounts
+
+    cache, _, loaded = _opened(config)
+    counts = SharedCounts(loaded.paths.cache, ttl_s=loaded.token_usage.cache_ttl_s)
     entries, counted = cache.stats().entries, counts.kept()
     counts.close()
     cache.clear()

@@ -16,8 +16,8 @@ from embedctl.settings import Settings
 
 app = typer.Typer()
 
-_OF_EXTRA = ("starlette", "uvicorn", "h11", "anyio", "jwt", "prometheus_client")
-_MISSING = "`embedctl serve` needs its extra: starlette, uvicorn, PyJWT, prometheus-client"
+_OF_EXTRA = ("starlette", "uvicorn", "h11", "anyio", "jwt")
+_MISSING = "`embedctl serve` needs its extra: starlette, uvicorn, PyJWT"
 
 
 @app.command(epilog="Example: embedctl serve --port 8000")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +146,7 @@ class Attempt:
     ) -> tuple[Answer, Any]:
         """The intent before, the outcome or the answer after; then the money is settled."""
         ended = usage_events.unsent(event)
+        width, encoding = leg.endpoint.dimensions, None
         started = self._clock()
         try:
             await self._record.intend(event)
@@ -161,6 +163,7 @@ class Attempt:
                     permit.failed(error)
                     self._router.paced(leg)
                 raise
+            width, encoding = int(vectors.shape[1]), "base64" if wire.base64 and operation.asked_base64 else None
             used = await self._used(leg, request, wire, event)
             price = self._guard.price(leg.endpoint)
             ended = usage_events.answered(event, wire, used, self._clock() - started, price)
@@ -170,7 +173,7 @@ class Attempt:
             self._router.paced(leg)
             self._learn(leg, operation, request, wire, vectors)
         finally:
-            self._observer.notify(AttemptEnded(ended))
+            self._observer.notify(AttemptEnded(ended, _server(message), width, encoding))
             await asyncio.shield(self._guard.settle(reservation, ended))
         return _answer(leg.endpoint, request, wire, used, each, ended, vectors, body), place
 
@@ -280,6 +283,14 @@ def _message(endpoint: Endpoint, request: Request, *, base64: bool) -> HttpReque
         return None
     wire = endpoint.wire if endpoint.wire.base64 == base64 else replace(endpoint.wire, base64=base64)
     return endpoint.protocol.request(endpoint.place, endpoint.wire_model, request.texts, wire)
+
+
+def _server(message: HttpRequest | None) -> tuple[str, int] | None:
+    """Host and port that a message goes to."""
+    if message is None:
+        return None
+    url = urlsplit(message.url)
+    return url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
 
 
 def _answer(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from embedctl.embedding.usage_events import Caller
 from embedctl.errors import (
     AnswerUnusable,
     BudgetReached,
+    EmbedctlError,
     ProviderError,
     Remedy,
     RequestRefused,
@@ -38,6 +40,8 @@ from embedctl.records import (
     Answer,
     GaveUp,
     Observer,
+    OperationBegan,
+    OperationEnded,
     Outcome,
     Refusal,
     Request,
@@ -152,7 +156,8 @@ class Embedder:
             proceed=self._proceed,
             keep_bodies=self._keep_bodies,
         )
-        return await _Call(self, attempt, route, policy or route.policy).embed(request)
+        with _operation(self._observer, request.operation_id):
+            return await _Call(self, attempt, route, policy or route.policy).embed(request)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -300,10 +305,11 @@ class _Call:
             content_bytes=sum(len(text.encode()) for text in texts),
         )
         done = _Answered([])
-        try:
-            await self._with_retry(leg, Operation(WaitBudget(), probe=True), request, done)
-        except _LeftError as left:
-            raise left.step.error from None
+        with _operation(self._observer, request.operation_id):
+            try:
+                await self._with_retry(leg, Operation(WaitBudget(), probe=True), request, done)
+            except _LeftError as left:
+                raise left.step.error from None
         found = []
         for outcome in done.outcomes:
             if outcome.answer is None:
@@ -311,6 +317,21 @@ class _Call:
                 raise TextRefused(f"{leg.endpoint.id} refuses a probe: {why}", provider=leg.endpoint.provider)
             found.append(outcome.answer.vectors)
         return np.concatenate(found)
+
+
+@contextmanager
+def _operation(observer: Observer, operation_id: str) -> Iterator[None]:
+    """Tell of an operation's begin and of its end, however it ends."""
+    observer.notify(OperationBegan(operation_id))
+    error: str | None = "cancelled"
+    try:
+        yield
+        error = None
+    except EmbedctlError as problem:
+        error = problem.word
+        raise
+    finally:
+        observer.notify(OperationEnded(operation_id, error))
 
 
 def _base64_in_doubt(leg: Leg, operation: Operation, error: ProviderError) -> bool:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from embedctl import storage
 from embedctl.errors import OutputRefused
@@ -17,21 +16,13 @@ from embedctl.ledger.database import Connection
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.reports import report
 from embedctl.reports.prometheus_queries import QUERIES
+from embedctl.storage.sqlite_cache import CacheStats
+from embedctl.telemetry.metric_names import METRICS
+from embedctl.telemetry.prometheus import Metric, Sample, count_cache
+from embedctl.telemetry.prometheus import text as text
 
 FILE_NAME = "embedctl_usage.prom"
 CIRCUIT_STATES = ("closed", "half_open", "open", "dead")
-
-Sample = tuple[dict[str, str], int | float | Decimal | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric and its samples; a sample without a value is left out."""
-
-    name: str
-    kind: Literal["counter", "gauge"]
-    sentence: str
-    samples: Sequence[Sample]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +46,7 @@ def collect(
     budgets_set: Iterable[Budget] = (),
     jobs: Iterable[Ended] = (),
     circuits: Iterable[Mapping[str, Any]] = (),
-    counts: tuple[int, int] | None = None,
+    counts: Sequence[tuple[str, CacheStats]] = (),
     by_workspace: bool = True,
     now: datetime,
 ) -> list[Metric]:
@@ -64,42 +55,33 @@ def collect(
     Args:
         budgets_set: Those of the settings.
         circuits: `provider`, `model` and `state` of every circuit that is not closed now.
-        counts: Look-ups in the token-count cache that found something, and that did not; None without one.
+        counts: What was looked up in stores of token counts; they begin anew with `cache clear`, as a counter may.
     """
     workspace = "workspace_id" if by_workspace else "'*'"
     found = []
-    for name, kind, sentence, labels, sql in QUERIES:
+    for name, sql in QUERIES:
+        labels = METRICS[name].labels
         rows = connection.execute(sql.format(w=workspace)).fetchall()
         samples = sorted(
             ((dict(zip(labels, map(str, row[:-1]), strict=True)), row[-1]) for row in rows),
             key=lambda sample: tuple(sample[0].values()),
         )
-        found.append(Metric(name, kind, sentence, samples))
+        found.append(Metric(name, samples))
     waiting = sum(path.stat().st_size for path in spool.pending(paths.spool))
-    found.append(Metric("embedctl_ledger_spool_pending_bytes", "gauge", "Events that wait.", [({}, waiting)]))
+    found.append(Metric("embedctl_ledger_spool_pending_bytes", [({}, waiting)]))
     found.append(_prices_age(connection, now))
     used: list[Sample] = [
         ({"workspace": each.budget.workspace, "period": each.budget.period}, float(each.used_ratio))
         for each in budgets.standings(connection, budgets_set, now=now)
     ]
-    found.append(Metric("embedctl_budget_used_ratio", "gauge", "Spent and at risk, of the budget.", used))
-    return [*found, *_job_metrics(jobs), _circuit_metric(connection, circuits), *_count_metrics(counts)]
-
-
-def _count_metrics(counts: tuple[int, int] | None) -> list[Metric]:
-    """They begin anew with `cache clear`, as a counter may."""
-    hits, misses = counts or (None, None)
-    told = (
-        ("hits", hits, "Token counts taken from the cache."),
-        ("misses", misses, "Texts whose tokens were counted."),
-    )
-    return [Metric(f"embedding_token_count_cache_{n}_total", "counter", text, [({}, v)]) for n, v, text in told]
+    found.append(Metric("embedctl_budget_used_ratio", used))
+    return [*found, *_job_metrics(jobs), _circuit_metric(connection, circuits), *count_cache(counts)]
 
 
 def _prices_age(connection: Connection, now: datetime) -> Metric:
     day = report.prices_as_of(connection, now)
     age = None if day is None else (now - datetime.fromisoformat(day).replace(tzinfo=UTC)).total_seconds()
-    return Metric("embedctl_prices_age_seconds", "gauge", "Since the day of the price list.", [({}, age)])
+    return Metric("embedctl_prices_age_seconds", [({}, age)])
 
 
 def _job_metrics(jobs: Iterable[Ended]) -> list[Metric]:
@@ -109,8 +91,8 @@ def _job_metrics(jobs: Iterable[Ended]) -> list[Metric]:
     ]
     codes: list[Sample] = [({"job": each.job}, each.exit_code) for each in ended]
     return [
-        Metric("embedctl_job_last_success_timestamp_seconds", "gauge", "Last run that ended with 0.", succeeded),
-        Metric("embedctl_job_last_exit_code", "gauge", "Of the last run that ended.", codes),
+        Metric("embedctl_job_last_success_timestamp_seconds", succeeded),
+        Metric("embedctl_job_last_exit_code", codes),
     ]
 
 
@@ -122,27 +104,7 @@ def _circuit_metric(connection: Connection, circuits: Iterable[Mapping[str, Any]
         key = (str(each["provider"]), str(each["model"]))
         states[key] = max(states.get(key, 0), CIRCUIT_STATES.index(each["state"]))
     samples: list[Sample] = [({"provider": key[0], "model": key[1]}, states[key]) for key in sorted(states)]
-    return Metric(
-        "embedding_provider_circuit_state", "gauge", "0 closed, 1 half open, 2 open, 3 dead, in any run.", samples
-    )
-
-
-def text(metrics: Iterable[Metric]) -> str:
-    """The exposition format, without time stamps (the collector refuses them), a newline at the end.
-
-    Source: https://prometheus.io/docs/instrumenting/exposition_formats/ (text format 0.0.4).
-    """
-    lines: list[str] = []
-    for metric in metrics:
-        samples = [(labels, value) for labels, value in metric.samples if value is not None]
-        if not samples:
-            continue
-        lines.append(f"# HELP {metric.name} {metric.sentence}")
-        lines.append(f"# TYPE {metric.name} {metric.kind}")
-        for labels, value in samples:
-            pairs = ",".join(f'{key}="{_label(name)}"' for key, name in labels.items())
-            lines.append(f"{metric.name}{'{' + pairs + '}' if pairs else ''} {_number(value)}")
-    return "\n".join(lines) + "\n"
+    return Metric("embedding_provider_circuit_state", samples)
 
 
 def write(metrics: Iterable[Metric], folder: Path) -> Path:
@@ -156,11 +118,3 @@ def write(metrics: Iterable[Metric], folder: Path) -> Path:
     place = folder / FILE_NAME
     storage.replace(storage.DISK, place, text(metrics).encode(), mode=0o644, for_all=True)
     return place
-
-
-def _label(name: str) -> str:
-    return name.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-
-def _number(value: Any) -> str:
-    return format(value, "f") if isinstance(value, Decimal) else repr(value)

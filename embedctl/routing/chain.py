@@ -21,7 +21,7 @@ from embedctl.routing.input_types import InputTypeSent
 from embedctl.routing.names import asked_for, checked_provider, default_model, known_providers
 from embedctl.settings import ProviderSettings, Settings, project
 from embedctl.settings.options import Options
-from embedctl.storage.token_count_cache import RunCounts, SharedCounts
+from embedctl.storage.token_count_cache import RunCounts, count_store
 
 __all__ = [
     "Endpoint",
@@ -114,9 +114,7 @@ def chain(
 
 def _counts(settings: Settings, observer: Observer) -> RunCounts:
     asked = settings.token_usage
-    return RunCounts(
-        SharedCounts(settings.paths.cache, ttl_s=asked.cache_ttl_s, observer=observer) if asked.cache else None
-    )
+    return RunCounts(count_store(asked.cache, settings.paths.cache, ttl_s=asked.cache_ttl_s, observer=observer))
 
 
 _FILTERED = "the project's [fallback] does not list it"

@@ -1,4 +1,4 @@
-"""What the service counts while it runs, as Prometheus text. The only door to prometheus_client.
+"""What the service counts while it runs, as Prometheus text.
 
 Labels come from closed sets: models that are known here, providers, codes, and so many workspaces; never a key, a user,
 a path or anything else that a client says.
@@ -8,47 +8,42 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
 from embedctl.ledger.prices.price import cost
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.records import AttemptEnded, Event, FellBack, UsageEvent
+from embedctl.storage.token_count_cache import CountStore
+from embedctl.telemetry.prometheus import CONTENT_TYPE as CONTENT_TYPE
+from embedctl.telemetry.prometheus import Live, count_cache
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_WORKSPACES = 500
 OTHER = "other"
-
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class Metrics:
     """Counts since the process began. Told of attempts as an observer, of requests by the door."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self._live = live = Live()
         self._workspaces: set[str] = set()
         self.prices: RunPrices | None = None
+        self._requests = live.counter("embedding_requests_total")
+        self._seconds = live.histogram("embedding_request_duration_seconds")
+        self._overhead = live.histogram("embedctl_serve_overhead_seconds")
+        self._failures = live.counter("embedding_provider_failures_total")
+        self._fallbacks = live.counter("embedding_fallbacks_total")
+        self._hits = live.counter("embedding_cache_hits_total")
+        self._active = live.gauge("active_embedding_requests")
+        self._denied = live.counter("embedding_policy_denied_total")
+        self._arrays = live.counter("embedding_token_inputs_total")
+        self._rejected = live.counter("embedctl_serve_rejected_total")
+        self._tokens = live.counter("embedctl_serve_tokens_total")
+        self._cost = live.counter("embedctl_serve_cost_usd_total")
+        self._at_risk = live.counter("embedctl_serve_cost_at_risk_usd_total")
 
-        def counter(name: str, about: str, *labels: str) -> Counter:
-            return Counter(name, about, labels, registry=self._registry)
-
-        self._requests = counter("embedding_requests", "Requests answered.", "provider", "model", "status")
-        self._seconds = Histogram(
-            "embedding_request_duration_seconds", "Of requests.", buckets=_SECONDS, registry=self._registry
-        )
-        self._overhead = Histogram(
-            "embedctl_serve_overhead_seconds", "Of them, without providers.", buckets=_SECONDS, registry=self._registry
-        )
-        self._failures = counter("embedding_provider_failures", "Attempts that failed.", "provider", "model", "reason")
-        self._fallbacks = counter("embedding_fallbacks", "Others that took over.", "from_provider", "to_provider")
-        self._hits = counter("embedding_cache_hits", "Inputs whose vectors were not bought.")
-        self._active = Gauge("active_embedding_requests", "In flight.", registry=self._registry)
-        self._denied = counter("embedding_policy_denied", "Requests that a list forbade.", "policy_type")
-        self._arrays = counter("embedding_token_inputs", "Inputs by kind.", "mode")
-        self._rejected = counter("embedctl_serve_rejected", "Requests refused.", "code")
-        self._tokens = counter("embedctl_serve_tokens", "Tokens billed.", "workspace", "provider", "model", "source")
-        self._cost = counter("embedctl_serve_cost_usd", "USD billed.", "workspace", "provider", "model")
-        self._at_risk = counter("embedctl_serve_cost_at_risk_usd", "USD perhaps billed.")
+    def counts_in(self, store: CountStore) -> None:
+        """Tell what this process looks up in a store of token counts, too."""
+        name = "redis" if store.place else "local"
+        self._live.asked(lambda: count_cache([(name, store.seen())]))
 
     def notify(self, event: Event) -> None:
         """An attempt has ended, or somebody took over."""
@@ -58,8 +53,12 @@ class Metrics:
         elif isinstance(event, AttemptEnded):
             self._attempt(event.event)
 
+    def price(self, provider: str, model: str, price_as: str | None, tier: str = "standard") -> Decimal | None:
+        """USD per million tokens now; None when nobody knows."""
+        return self.prices.price(provider, model, price_as, tier) if self.prices else None
+
     def _attempt(self, event: UsageEvent) -> None:
-        price = self.prices.price(event.provider, event.model, event.price_as) if self.prices else None
+        price = self.price(event.provider, event.model, event.price_as)
         if event.status != "ok":
             self._failures.labels(event.provider, event.model, event.error_class or event.status).inc()
         if event.billable == "yes":
@@ -92,7 +91,7 @@ class Metrics:
     def text(self, active: int) -> bytes:
         """All of it, as Prometheus reads it."""
         self._active.set(active)
-        return generate_latest(self._registry)
+        return self._live.text()
 
     def _workspace(self, name: str) -> str:
         if name in self._workspaces or len(self._workspaces) < MOST_WORKSPACES:

@@ -21,7 +21,7 @@ from embedctl.budgets.limits import KeyBudget
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.router import Router
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, Locked, ProviderError, QuotaExhausted
-from embedctl.records import Observers, utc_now
+from embedctl.records import Observer, Observers, utc_now
 from embedctl.routing.breaker import Thresholds
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.learned_file import QUOTA_HOLD_S
@@ -42,8 +42,9 @@ from embedctl.server.state import ServerState
 from embedctl.server.turns import current_key
 from embedctl.settings import Settings
 from embedctl.storage import locks
-from embedctl.storage.token_count_cache import RunCounts, SharedCounts
+from embedctl.storage.token_count_cache import RunCounts, count_store
 from embedctl.storage.vector_cache import VectorCache
+from embedctl.telemetry import collector
 
 LOOK_S = 0.5
 """How often the key file and wishes of other commands are looked at: a revoked key ends within a second."""
@@ -134,7 +135,7 @@ class Service:
         self._ring = self._with_local(keyring(self._settings))
         check_reachable(listening, self._ring)
         self._metrics = Metrics()
-        self._observer = Observers(log, self._metrics)
+        self._observer: Observer = Observers(log, self._metrics)
         self._shift: Shift | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._shift_began = 0.0
@@ -236,6 +237,9 @@ class Service:
         """Everything that requests share, closed in the opposite order."""
         settings, log = self._settings, self._log
         async with AsyncExitStack() as stack:
+            self._observer = stack.enter_context(
+                collector.watched(settings.environment, self._observer, self._metrics.price)
+            )
             cache = None
             if settings.serve.cache != "off":
                 kept = settings.cache
@@ -253,6 +257,8 @@ class Service:
             stack.push_async_callback(embedder.aclose)
             counts = self._counts(settings)
             stack.callback(counts.close)
+            if counts.shared is not None:
+                self._metrics.counts_in(counts.shared)
             rates = KeyRates()
             gateway = Gateway(
                 embedder,
@@ -298,10 +304,9 @@ class Service:
 
         return wiring.server_router(settings, self._observer, limiter, Thresholds(revive_s=_revived_after_s))
 
-    @staticmethod
-    def _counts(settings: Settings) -> RunCounts:
-        asked = settings.token_usage
-        return RunCounts(SharedCounts(settings.paths.cache, ttl_s=asked.cache_ttl_s) if asked.cache else None)
+    def _counts(self, settings: Settings) -> RunCounts:
+        asked, log = settings.token_usage, self._log
+        return RunCounts(count_store(asked.cache, settings.paths.cache, ttl_s=asked.cache_ttl_s, observer=log))
 
     def _disk_trouble(self) -> str | None:
         shift = self._shift

@@ -10,7 +10,7 @@ import os
 import stat
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,6 +31,7 @@ from embedctl.settings.tables import (
     ServeSettings,
     TokenUsage,
     WorkspaceSettings,
+    keeps_counts,
 )
 from embedctl.storage.named import check_local
 
@@ -39,6 +40,9 @@ LEDGER_NAME = "usage.duckdb"
 CONFIG_NAME = "config.toml"
 VARIABLES: Mapping[str, str] = {"EMBEDCTL_MODEL": "model", "EMBEDCTL_WORKSPACE": "workspace"}
 """Environment variables that are options."""
+
+COUNTS_VARIABLE = "EMBEDCTL_TOKEN_USAGE_CACHE"
+_SWITCH: Mapping[str, bool | str] = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +222,7 @@ def load(
         narrowed=frozenset(options.narrowed),
         unheeded=tuple(options.unheeded),
         workspaces=MappingProxyType(tables.get("workspaces", {})),
-        token_usage=tables.get("token_usage", TokenUsage()),
+        token_usage=_token_usage(tables.get("token_usage", TokenUsage()), env),
         models=MappingProxyType(tables.get("models", {})),
         cache=tables.get("cache", CacheSettings()),
         serve=tables.get("serve", ServeSettings()),
@@ -228,6 +232,21 @@ def load(
         misplaced=misplaced(env, own.path) if own and config is None else None,
         environment=MappingProxyType(env),
     )
+
+
+def _token_usage(asked: TokenUsage, env: Mapping[str, str]) -> TokenUsage:
+    """How tokens are counted; EMBEDCTL_TOKEN_USAGE_CACHE is stronger than the file.
+
+    Raises:
+        ConfigurationInvalid: It is neither off, on, nor an address; which may hold a password, so it is not shown.
+    """
+    said = env.get(COUNTS_VARIABLE, "").strip()
+    if not said:
+        return asked
+    cache = _SWITCH.get(said.lower(), said)
+    if wrong := keeps_counts(cache):
+        raise ConfigurationInvalid(f"{COUNTS_VARIABLE} {wrong.replace('true, false,', 'on, off,')}")
+    return replace(asked, cache=cache)
 
 
 def read_job(path: Path) -> dict[str, Any]:

@@ -66,6 +66,13 @@ def is_header_name(value: str) -> str | None:
     return "must be no header that HTTP itself needs" if value.lower() in _OF_HTTP else None
 
 
+def keeps_counts(value: bool | str) -> str | None:
+    """A switch, or the address of a Redis."""
+    if isinstance(value, bool) or re.match(r"(rediss?://|unix:///)\S+\Z", value):
+        return None
+    return "must be true, false, or the address of a Redis (redis://, rediss://, unix://)"
+
+
 def ruled(default: Any, rule: Rule) -> Any:
     """A field with a rule; None needs none."""
     return field(default=default, metadata={"rule": rule})
@@ -153,10 +160,15 @@ class WorkspaceSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenUsage:
-    """`[token_usage]`: how tokens are counted where the provider does not."""
+    """`[token_usage]`: how tokens are counted where the provider does not.
+
+    Attributes:
+        cache: Whether counts are kept across runs; or the address of a Redis that keeps them, which may hold a password
+            and is never shown.
+    """
 
     fallback_tokenizer: str = "tiktoken:cl100k_base"
-    cache: bool = False
+    cache: bool | str = field(default=False, repr=False, metadata={"rule": keeps_counts})
     cache_ttl_s: int = ruled(86_400, between(1, _LONGEST_DAYS * 86_400))
 
 

@@ -28,15 +28,24 @@ _VARIABLES = 500  # SQLite took 999 in one statement before 3.32
 _TALLY = """
 CREATE TABLE IF NOT EXISTS tally (
   kind TEXT PRIMARY KEY, hits INTEGER NOT NULL DEFAULT 0, misses INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS look_up_time (
+  kind TEXT PRIMARY KEY, look_ups INTEGER NOT NULL DEFAULT 0, microseconds INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 """
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """What was looked up since the file was made, by processes that ended well: found, or not."""
+    """What was looked up since the file was made, by processes that ended well: found, or not.
+
+    Attributes:
+        look_ups: Of any number of entries at once; only where their time is taken.
+        seconds: That they took, all of them.
+    """
 
     hits: int = 0
     misses: int = 0
+    look_ups: int = 0
+    seconds: float = 0.0
 
 
 class SqliteCache:
@@ -84,17 +93,30 @@ class SqliteCache:
                     self._observer.notify(Warned("cache", f"{self._kind} cache {self.path}", str(problem)))
                 return otherwise
 
-    def saw(self, hits: int, misses: int) -> None:
-        """Count look-ups; they are written down with `close`."""
+    def saw(self, hits: int, misses: int, seconds: float | None = None) -> None:
+        """Count a look-up; written down with `close`."""
         with self._lock:
-            self._seen = CacheStats(self._seen.hits + hits, self._seen.misses + misses)
+            seen = self._seen
+            look_ups, took = (0, 0.0) if seconds is None else (1, seconds)
+            self._seen = CacheStats(
+                seen.hits + hits, seen.misses + misses, seen.look_ups + look_ups, seen.seconds + took
+            )
+
+    @property
+    def seen(self) -> CacheStats:
+        """Of this process, since it last wrote them down."""
+        return self._seen
 
     def tally(self) -> CacheStats:
         """Of all processes."""
 
         def select(connection: sqlite3.Connection) -> CacheStats:
-            row = connection.execute("SELECT hits, misses FROM tally WHERE kind = ?", [self._kind]).fetchone()
-            return CacheStats(*row) if row else CacheStats()
+            asked = "SELECT {} FROM {} WHERE kind = ?"
+            found = connection.execute(asked.format("hits, misses", "tally"), [self._kind]).fetchone()
+            time = connection.execute(asked.format("look_ups, microseconds", "look_up_time"), [self._kind]).fetchone()
+            look_ups, microseconds = time or (0, 0)
+            hits, misses = found or (0, 0)
+            return CacheStats(hits, misses, look_ups, microseconds / 1_000_000)
 
         return self.do(select, CacheStats()) if self.path.exists() else CacheStats()
 
@@ -118,6 +140,12 @@ class SqliteCache:
             "UPDATE tally SET hits = hits + ?, misses = misses + ? WHERE kind = ?",
             [seen.hits, seen.misses, self._kind],
         )
+        if seen.look_ups:
+            connection.execute("INSERT OR IGNORE INTO look_up_time (kind) VALUES (?)", [self._kind])
+            connection.execute(
+                "UPDATE look_up_time SET look_ups = look_ups + ?, microseconds = microseconds + ? WHERE kind = ?",
+                [seen.look_ups, round(seen.seconds * 1_000_000), self._kind],
+            )
 
     def _let_go(self) -> None:
         with self._lock, suppress(sqlite3.Error):

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,7 @@ class World:
         slot_bytes: Small ones make many parts of few rows.
         segment_bytes: Of the journal; None: as ever.
         hurried: Waits after failures take a 25th of their time.
+        variables: Of its environment, beside the usual ones.
     """
 
     folder: Path
@@ -127,6 +128,7 @@ class World:
     slot_bytes: int = 1
     segment_bytes: int | None = None
     hurried: bool = False
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -137,6 +139,7 @@ class World:
             "EMBEDCTL_HOME": str(self.home),
             "OPENAI_API_KEY": "sk-test",
             "OPENAI_BASE_URL": self.wire.base_url(),
+            **self.variables,
         }
 
     @property

@@ -47,6 +47,7 @@ def try_out(
     import asyncio
 
     from embedctl.cli import _ledger
+    from embedctl.cli._telemetry import watched
     from embedctl.routing.chain import chain as chain_of
     from embedctl.routing.names import checked_provider
     from embedctl.runs import adhoc
@@ -68,7 +69,8 @@ def try_out(
     try:
         text = chain.first.prefix + _TEXT
         command = f"providers test {name}"
-        answer = asyncio.run(adhoc.embed(loaded, chain, [text], purpose="test", command=command))
+        with watched(loaded) as told:
+            answer = asyncio.run(adhoc.embed(loaded, chain, [text], purpose="test", command=command, observer=told))
     finally:
         _ledger.book(loaded)
     spent, seconds = answer.spending, time.monotonic() - started

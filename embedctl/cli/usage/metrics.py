@@ -13,6 +13,7 @@ from embedctl.cli._flags import ConfigFlag, LedgerFlag
 
 if TYPE_CHECKING:
     from embedctl.reports.prometheus import Ended
+    from embedctl.storage.sqlite_cache import CacheStats
 
 app = typer.Typer()
 
@@ -52,17 +53,14 @@ def metrics(
         prometheus.write(collected, textfile)
 
 
-def _counts_looked_up(opened: _ledger.Opened) -> tuple[int, int] | None:
-    """Hits and misses of the token-count cache, where one is kept."""
-    from embedctl.storage.token_count_cache import SharedCounts
+def _counts_looked_up(opened: _ledger.Opened) -> list[tuple[str, CacheStats]]:
+    """What was looked up from this home in each store of token counts, where one is asked for."""
+    from embedctl.storage.token_count_cache import tallies
 
     usage, cache = opened.settings.token_usage, opened.settings.paths.cache
     if not usage.cache or not cache.exists():
-        return None
-    counts = SharedCounts(cache, ttl_s=usage.cache_ttl_s, observer=terminal.TerminalObserver())
-    tally = counts.tally()
-    counts.close()
-    return tally.hits, tally.misses
+        return []
+    return tallies(cache, observer=terminal.TerminalObserver())
 
 
 def _ended(opened: _ledger.Opened) -> list[Ended]:

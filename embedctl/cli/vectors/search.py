@@ -11,6 +11,7 @@ import typer
 from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.cli._telemetry import watched
 from embedctl.cli.vectors import _passages
 from embedctl.cli.vectors._asking import (
     AskingFlags,
@@ -89,20 +90,21 @@ def _embedded(words: str, stored: Stored, flags: AskingFlags) -> tuple[Any, dict
         raise WrongUsage("the words are no text: a byte of them is not UTF-8")
     asking = flags.asking(stored, must=True, as_query=True)
     assert asking is not None  # noqa: S101 - it must
-    answer = with_ledger(
-        asking.settings,
-        lambda: asyncio.run(
-            adhoc.embed(
-                asking.settings,
-                asking.chain,
-                [asking.endpoint.prefix + words],
-                purpose="query",
-                command="vectors search",
-                space=asking.space,
-                observer=flags.observer,
-            )
-        ),
-    )
+    with watched(asking.settings, flags.observer) as told:
+        answer = with_ledger(
+            asking.settings,
+            lambda: asyncio.run(
+                adhoc.embed(
+                    asking.settings,
+                    asking.chain,
+                    [asking.endpoint.prefix + words],
+                    purpose="query",
+                    command="vectors search",
+                    space=asking.space,
+                    observer=told,
+                )
+            ),
+        )
     query = answer.vector(0)
     if query is None:
         raise InputInvalid(f"the words cannot be embedded: {answer.refusals[0].message}")

@@ -12,6 +12,7 @@ import typer
 from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, pairs
+from embedctl.cli._telemetry import watched
 from embedctl.cli.vectors._asking import (
     AskingFlags,
     ModelFlag,
@@ -112,10 +113,9 @@ def _verified(
         )
     compared, spending = 0, None
     if chosen is not None and asking is not None:
-        again = verify.embedded_again(
-            stored, chosen, asking, findings, command="vectors verify", observer=flags.observer
-        )
-        compared, spending = with_ledger(asking.settings, lambda: asyncio.run(again))
+        with watched(asking.settings, flags.observer) as told:
+            again = verify.embedded_again(stored, chosen, asking, findings, command="vectors verify", observer=told)
+            compared, spending = with_ledger(asking.settings, lambda: asyncio.run(again))
     return {"rows": walked.rows, "rows_read": walked.rows_read, "sampled": compared, **spent(spending)}
 
 

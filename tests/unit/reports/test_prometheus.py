@@ -13,6 +13,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from prometheus_client.utils import floatToGoString
 from typer.testing import CliRunner
 
 from embedctl.cli import app
@@ -113,7 +114,7 @@ def test_counters_never_decrease(paths: LedgerPaths) -> None:
 
     assert len(before) > 12
     assert {series for series, value in before.items() if after[series] < value} == set()
-    assert 'embedctl_usage_adjustments_usd{workspace="acme",kind="refund"} -0.01' in text
+    assert 'embedctl_usage_adjustments_usd{kind="refund",workspace="acme"} -0.01' in text
 
 
 def test_jobs_say_when_they_last_succeeded(paths: LedgerPaths) -> None:
@@ -122,12 +123,12 @@ def test_jobs_say_when_they_last_succeeded(paths: LedgerPaths) -> None:
         a_run(paths, job, code, hours_ago)
     a_run(paths, "killed", None, 1)
     a_run(paths, "elsewhere", 0, 1, ledger="/elsewhere.duckdb")
-    text = told()
+    text, yesterday = told(), floatToGoString((NOW - timedelta(hours=24)).timestamp())
 
     assert re.findall(r"^embedctl_job\S+ .*", text, re.MULTILINE) == [
-        f'embedctl_job_last_success_timestamp_seconds{{job="nightly"}} {(NOW - timedelta(hours=24)).timestamp()}',
-        'embedctl_job_last_exit_code{job="never"} 3',
-        'embedctl_job_last_exit_code{job="nightly"} 75',
+        f'embedctl_job_last_success_timestamp_seconds{{job="nightly"}} {yesterday}',
+        'embedctl_job_last_exit_code{job="never"} 3.0',
+        'embedctl_job_last_exit_code{job="nightly"} 75.0',
     ]
 
 
@@ -140,25 +141,24 @@ def test_circuits_of_living_runs(paths: LedgerPaths) -> None:
     with locks.hold(folder / "a.lock", command="test"):
         opened = told()
 
-    assert 'embedding_provider_circuit_state{provider="pay",model="m"} 0\n' in closed
-    assert 'embedding_provider_circuit_state{provider="pay",model="m"} 2\n' in opened
-    assert 'embedding_provider_circuit_state{provider="pay",model="x"} 0\n' in opened
+    assert 'embedding_provider_circuit_state{model="m",provider="pay"} 0.0\n' in closed
+    assert 'embedding_provider_circuit_state{model="m",provider="pay"} 2.0\n' in opened
+    assert 'embedding_provider_circuit_state{model="x",provider="pay"} 0.0\n' in opened
 
 
 def test_the_vector_cache_is_counted(paths: LedgerPaths) -> None:
     """Texts whose vector came from the cache are hits, texts that were sent are misses."""
     text = told()
 
-    assert 'embedding_vector_cache_hits_total{provider="pay",model="m"} 96\n' in text
-    assert 'embedding_vector_cache_misses_total{provider="pay",model="m"} 1\n' in text
+    assert 'embedding_vector_cache_hits_total{model="m",provider="pay"} 96.0\n' in text
+    assert 'embedding_vector_cache_misses_total{model="m",provider="pay"} 1.0\n' in text
 
 
 def test_the_file_is_replaced_whole(tmp_path: Path) -> None:
     """Whoever reads while it is written sees the old file or the new one, whole, and no other *.prom."""
     sizes = (1, 5000)
-    writings = [
-        [prometheus.Metric("m", "gauge", "A sentence.", [({"n": str(n)}, n) for n in range(size)])] for size in sizes
-    ]
+    name = "embedctl_job_last_exit_code"
+    writings = [[prometheus.Metric(name, [({"job": str(n)}, n) for n in range(size)])] for size in sizes]
     whole = {prometheus.text(each) for each in writings}
     prometheus.write(writings[0], tmp_path)
     seen: set[str] = set()

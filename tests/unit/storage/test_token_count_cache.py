@@ -37,6 +37,10 @@ class Watched:
     tokenizer_id: str = tokens.FALLBACK
     asked: list[str] = field(default_factory=list)
 
+    @property
+    def content_id(self) -> str:
+        return self.tokenizer_id
+
     def count(self, texts: Sequence[str]) -> list[int]:
         self.asked.extend(texts)
         return tokens.counter(tokens.FALLBACK).count(texts)
@@ -199,9 +203,13 @@ def test_runs_share_counts_where_asked(world: World) -> None:
 
     assert receipts[0]["tokens"] == receipts[1]["tokens"]
     assert {one["usage_source"] for one in receipts} == {"fallback"}
-    assert stats["token_counts"] == {"on": True, "entries": 20, "ttl_s": 86400, "hits": 20, "misses": 20}
-    assert re.search(r"^embedding_token_count_cache_hits_total 20$", metrics, re.MULTILINE)
-    assert re.search(r"^embedding_token_count_cache_misses_total 20$", metrics, re.MULTILINE)
+    kept = stats["token_counts"]
+    assert {name: kept[name] for name in ("on", "entries", "ttl_s", "hits", "misses", "look_ups", "place")} == {
+        "on": True, "entries": 20, "ttl_s": 86400, "hits": 20, "misses": 20, "look_ups": 8, "place": None,
+    }  # fmt: skip
+    assert re.search(r"^embedding_token_count_cache_hits_total\{store=\"local\"\} 20\.0$", metrics, re.MULTILINE)
+    assert re.search(r"^embedding_token_count_cache_misses_total\{store=\"local\"\} 20\.0$", metrics, re.MULTILINE)
+    assert re.search(r"^embedding_token_count_cache_lookup_seconds_count\{.*\} 8\.0$", metrics, re.MULTILINE)
     assert "20 token counts removed" in world.run("cache", "clear").err
 
 

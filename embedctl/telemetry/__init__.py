@@ -1,0 +1,1 @@
+"""What happens, told to systems that watch: OpenTelemetry (a collector) and Prometheus (a text)."""

@@ -1,0 +1,75 @@
+"""Every metric that Prometheus is told: one table, for the ledger's (`usage metrics`) and for the service's (/metrics).
+
+Where both tell of the same thing it is one row. `embedctl_usage_*` is the whole ledger, `embedctl_serve_*` one process
+since it began: two totals, which nobody should add up. Names and labels are contracts with dashboards.
+Names: https://prometheus.io/docs/practices/naming/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["counter", "gauge", "histogram", "summary"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricName:
+    """What a metric is."""
+
+    kind: Kind
+    sentence: str
+    labels: tuple[str, ...] = ()
+
+
+_MODEL = ("provider", "model")
+_WHO = ("workspace", *_MODEL)
+
+# fmt: off
+METRICS: Mapping[str, MetricName] = {
+    # of both
+    "embedding_provider_failures_total": MetricName("counter", "Attempts that failed.", (*_MODEL, "reason")),
+    "embedding_fallbacks_total": MetricName(
+        "counter", "Operations another provider took over.", ("from_provider", "to_provider")),
+    "embedding_token_count_cache_hits_total": MetricName("counter", "Token counts taken from the cache.", ("store",)),
+    "embedding_token_count_cache_misses_total": MetricName("counter", "Texts whose tokens were counted.", ("store",)),
+    "embedding_token_count_cache_lookup_seconds": MetricName(
+        "summary", "Of look-ups, each of any number of texts.", ("store",)),
+    # of the ledger
+    "embedctl_usage_tokens_total": MetricName("counter", "Confirmed tokens.", (*_WHO, "source")),
+    "embedctl_usage_cost_usd_total": MetricName("counter", "Known cost of usage.", _WHO),
+    "embedctl_usage_adjustments_usd": MetricName(
+        "gauge", "Corrections, refunds, credits and true-ups, signed.", ("workspace", "kind")),
+    "embedctl_usage_calls_total": MetricName("counter", "Attempts by status.", (*_WHO, "status")),
+    "embedctl_usage_unpriced_tokens": MetricName("gauge", "Tokens whose price nobody knows yet.", _MODEL),
+    "embedctl_usage_at_risk_usd": MetricName("gauge", "Perhaps billed, beside the cost.", _MODEL),
+    "embedctl_usage_fallback_ratio": MetricName("gauge", "Share of the confirmed tokens that are estimated."),
+    "embedctl_usage_drift_ratio": MetricName("gauge", "Provider's count over the tokenizer's, less one.", _MODEL),
+    "embedctl_usage_drift_over_5pct_ratio": MetricName(
+        "gauge", "Share of compared calls that are off by more than 5 %.", _MODEL),
+    "embedding_vector_cache_hits_total": MetricName("counter", "Texts whose vector came from the cache.", _MODEL),
+    "embedding_vector_cache_misses_total": MetricName("counter", "Texts that were sent.", _MODEL),
+    "embedctl_ledger_spool_bad_lines_total": MetricName("counter", "Spool lines that were damaged or foreign."),
+    "embedctl_ledger_last_ingest_timestamp_seconds": MetricName("gauge", "When the ledger last took events in."),
+    "embedctl_ledger_spool_pending_bytes": MetricName("gauge", "Events that wait."),
+    "embedctl_prices_age_seconds": MetricName("gauge", "Since the day of the price list."),
+    "embedctl_budget_used_ratio": MetricName("gauge", "Spent and at risk, of the budget.", ("workspace", "period")),
+    "embedctl_job_last_success_timestamp_seconds": MetricName("gauge", "Last run that ended with 0.", ("job",)),
+    "embedctl_job_last_exit_code": MetricName("gauge", "Of the last run that ended.", ("job",)),
+    "embedding_provider_circuit_state": MetricName(
+        "gauge", "0 closed, 1 half open, 2 open, 3 dead, in any run.", _MODEL),
+    # of the service
+    "embedding_requests_total": MetricName("counter", "Requests answered.", (*_MODEL, "status")),
+    "embedding_request_duration_seconds": MetricName("histogram", "Of requests."),
+    "embedctl_serve_overhead_seconds": MetricName("histogram", "Of them, without providers."),
+    "embedding_cache_hits_total": MetricName("counter", "Inputs whose vectors were not bought."),
+    "active_embedding_requests": MetricName("gauge", "In flight."),
+    "embedding_policy_denied_total": MetricName("counter", "Requests that a list forbade.", ("policy_type",)),
+    "embedding_token_inputs_total": MetricName("counter", "Inputs by kind.", ("mode",)),
+    "embedctl_serve_rejected_total": MetricName("counter", "Requests refused.", ("code",)),
+    "embedctl_serve_tokens_total": MetricName("counter", "Tokens billed.", (*_WHO, "source")),
+    "embedctl_serve_cost_usd_total": MetricName("counter", "USD billed.", _WHO),
+    "embedctl_serve_cost_at_risk_usd_total": MetricName("counter", "USD perhaps billed."),
+}
+# fmt: on

@@ -1,0 +1,78 @@
+"""OpenTelemetry: what the service buys for its clients is told as a run's requests are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.bad_servers import bad_server
+from tests.support.collecting import receiver
+from tests.support.serving import MODEL, serving
+from tests.support.wire.client import Wire
+
+
+def test_a_call_is_an_operation_and_a_hit_is_none(tmp_path: Path, wire: Wire) -> None:
+    """A call that buys is one span and one measurement, with its attempts below it.
+
+    So it is where it takes several requests of the provider; one that the cache answers asks nobody, and there is none.
+    No text, key or user is told.
+    """
+    wire.reset()
+    wire.plan(script=[{"fault": "status", "status": 503}])
+    inputs = [f"CANARYTEXT {number}" for number in range(3)]
+    many = [f"CANARYTEXT number {number}" for number in range(20)]
+    with receiver() as collector:
+        settings = "[providers.openai]\nmax_items = 5\n"
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
+        with serving(tmp_path / "g", wire, settings=settings, **variables) as server:
+            key = server.key()
+            replies = [server.embed(one, key=key, user="CANARYUSER") for one in (inputs, inputs, many)]
+            assert server.stop() == 143
+    told = {span.attributes["embedctl.operation.id"]: span for span in collector.operations}
+    first, large = collector.operations
+    (duration,) = collector.metrics["gen_ai.client.embeddings.duration"]
+    (tokens,) = collector.metrics["gen_ai.client.embeddings.operation.input_tokens"]
+    sent = b"".join(collector.raw)
+
+    assert [one.status for one in replies] == [200, 200, 200]
+    assert len(told) == 2
+    assert {span.name for span in told.values()} == {f"embeddings {MODEL}"}
+    assert [one.is_error for one in collector.children(first)] == [True, False]
+    assert len(collector.children(large)) == large.attributes["embedctl.attempts"] == 4
+    assert {span.attributes["embedctl.workspace.id"] for span in told.values()} == {"acme"}
+    assert duration.count == tokens.count == 2
+    assert tokens.sum == sum(one.attributes["gen_ai.usage.input_tokens"] for one in told.values())
+    assert tokens.sum == sum(replies[at].json["usage"]["total_tokens"] for at in (0, 2))
+    assert b"CANARY" not in sent
+    assert key.encode() not in sent
+
+
+@pytest.mark.parametrize("kind", ["refuses", "silent"])
+def test_a_bad_collector_harms_no_call(tmp_path: Path, wire: Wire, kind: str) -> None:
+    """Calls are answered, and the server ends as ever, while its collector is gone or silent; its log has one word."""
+    wire.reset()
+    with bad_server(kind) as port:
+        with serving(tmp_path / "g", wire, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}") as server:
+            replies = [server.embed(f"text {number}").status for number in range(3)]
+            assert server.stop() == 143
+        log = server.log()
+
+    assert replies == [200] * 3
+    assert [one["event"] for one in log if one.get("concern") == "telemetry"] == ["warned"]
+    assert not any(one["event"] in ("bug", "library") for one in log)
+
+
+def test_counts_are_told_under_the_same_names(tmp_path: Path, wire: Wire) -> None:
+    """/metrics has this process's look-ups of token counts under the names of `usage metrics`."""
+    wire.reset()
+    config = f'[token_usage]\ncache = true\n[models."openai:{MODEL}"]\nusage_mode = "fallback"\n'
+    with serving(tmp_path / "g", wire, settings=config) as server:
+        server.embed(["one text", "another"])
+        live = server.ask("GET", "/metrics").body.decode()
+        server.stop()
+        ledger = server.run("usage", "metrics").stdout
+
+    for text in (live, ledger):
+        assert 'embedding_token_count_cache_misses_total{store="local"} 2.0' in text
+        assert 'embedding_token_count_cache_lookup_seconds_count{store="local"} 1.0' in text
