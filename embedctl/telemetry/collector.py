@@ -162,7 +162,7 @@ class Collector:
             self._send()
         except Exception as problem:  # a variable that the SDK cannot read, a broken installation
             self._failing = True
-            self._tell(f"off, the SDK cannot start: {type(problem).__name__}")
+            self._tell(f"off, because of an error of the SDK: {type(problem).__name__}")
         finally:
             self._ready.set()
             self._over.set()

@@ -94,7 +94,9 @@ class Operations:
                 pass
 
     def _ended(self, operation_id: str, error: str | None) -> None:
-        operation = self._open[operation_id]
+        operation = self._open.get(operation_id)
+        if operation is None:
+            return  # it began before anybody looked
         operation.under_way -= 1
         operation.error = operation.error or error
         if operation.under_way:

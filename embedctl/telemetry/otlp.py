@@ -34,8 +34,11 @@ class _Spans(OTLPSpanExporter):
     saw: Saw
 
     def export(self, spans: Any) -> SpanExportResult:
-        result = super().export(spans)
-        self.saw(result is SpanExportResult.SUCCESS)
+        result = None
+        try:
+            result = super().export(spans)
+        finally:
+            self.saw(result is SpanExportResult.SUCCESS)
         return result
 
 
@@ -43,8 +46,11 @@ class _Metrics(OTLPMetricExporter):
     saw: Saw
 
     def export(self, *args: Any, **about: Any) -> MetricExportResult:
-        result = super().export(*args, **about)
-        self.saw(result is MetricExportResult.SUCCESS)
+        result = None
+        try:
+            result = super().export(*args, **about)
+        finally:
+            self.saw(result is MetricExportResult.SUCCESS)
         return result
 
 
