@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from tests.support.processes import Zygote, zygote
 from tests.support.wire.client import Wire, started
 
-# No test may time anything: hypothesis fails an example that takes 0.2 s, and one that is slow to make, unless told not to.
+# No test may time anything: hypothesis fails examples that take 0.2 s, or long to make, unless told not to.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
