@@ -57,6 +57,7 @@ def span_attributes(operation: Operation, price_of: PriceOf) -> Attributes:
     another name.
     """
     event, found = operation.last.event, common(operation.last)
+    answered = [one.event.input_count for one in operation.attempts if one.event.status == "ok"]
     billed = [one.event for one in operation.attempts if one.event.billable == "yes"]
     found |= _present(
         {
@@ -72,7 +73,7 @@ def span_attributes(operation: Operation, price_of: PriceOf) -> Attributes:
             "embedctl.provider": event.provider,
             "embedctl.fallback_from": event.fallback_from,
             "embedctl.attempts": operation.attempts_made,
-            "embedctl.inputs": max((one.event.input_count for one in operation.attempts), default=0),
+            "embedctl.inputs": sum(answered) if answered else event.input_count,
         }
     )
     if operation.tokens:

@@ -101,6 +101,18 @@ def test_metrics_have_the_published_names_and_no_dimensions(world: World, collec
     assert (resource["service.name"], "service.version" in resource) == ("embedctl", True)
 
 
+def test_a_local_model_has_no_server(world: World, collector: Receiver) -> None:
+    """A model on this machine is told like any other, without an address and at no cost."""
+    world.variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
+    receipt = world.run("embed", "in.parquet", "-o", "out.parquet", "--json", "--no-progress").receipt
+    spans = collector.operations
+
+    assert {span.attributes["gen_ai.provider.name"] for span in spans} == {"onnx"}
+    assert not any(name.startswith("server.") for span in collector.spans for name in span.attributes)
+    assert sum(span.attributes["gen_ai.usage.input_tokens"] for span in spans) == receipt["tokens"]
+    assert {float(span.attributes["embedctl.cost.amount"]) for span in spans} == {0.0}
+
+
 def test_attempts_are_children(world: World, collector: Receiver) -> None:
     """What failed and was tried again is one span with a child for each attempt, in order; errors are fixed words."""
     world.wire.plan(script=[{"fault": "status", "status": 503}, {"fault": "status", "status": 500}])

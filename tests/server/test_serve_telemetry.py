@@ -40,6 +40,7 @@ def test_a_call_is_an_operation_and_a_hit_is_none(tmp_path: Path, wire: Wire) ->
     assert {span.name for span in told.values()} == {f"embeddings {MODEL}"}
     assert [one.is_error for one in collector.children(first)] == [True, False]
     assert len(collector.children(large)) == large.attributes["embedctl.attempts"] == 4
+    assert [span.attributes["embedctl.inputs"] for span in (first, large)] == [3, 20]
     assert {span.attributes["embedctl.workspace.id"] for span in told.values()} == {"acme"}
     assert duration.count == tokens.count == 2
     assert tokens.sum == sum(one.attributes["gen_ai.usage.input_tokens"] for one in told.values())
