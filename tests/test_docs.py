@@ -39,7 +39,8 @@ def _classes(root: type[EmbedctlError]) -> set[type[EmbedctlError]]:
 
 
 def _masked(text: str) -> str:
-    """Output without what differs from run to run: seconds and the width of columns."""
+    """Output without what differs from run to run: seconds, the width of columns, and progress on a slow machine."""
+    text = re.sub(r"^(reading|chunking|embedding|taking|writing)\b.*\n", "", text, flags=re.M)
     text = re.sub(r"in \d+\.\d s", "in N s", text)
     return "\n".join(re.sub(r"\s+", " ", line).strip() for line in text.splitlines() if not set(line) <= {"-"})
 

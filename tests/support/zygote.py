@@ -92,7 +92,9 @@ def become(order: dict[str, Any]) -> None:
     for name, value in order["constants"].items():
         module, _, path = name.partition(":")
         *owners, last = path.split(".")
-        setattr(functools.reduce(getattr, owners, importlib.import_module(module)), last, value)
+        owner = functools.reduce(getattr, owners, importlib.import_module(module))
+        assert hasattr(owner, last), name
+        setattr(owner, last, value)
     sys.argv = ["embedctl", *order["args"]]
 
 
