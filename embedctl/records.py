@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from embedctl.journal import VectorRef
-
 Purpose = Literal["ingest", "query", "test"]
 InputType = Literal["document", "query", "classification", "clustering"]
 UsageMode = Literal["native", "fallback", "auto"]
@@ -403,6 +401,27 @@ class Refusal:
             max_tokens=self.max_tokens,
             text_hash=digest.hex(),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class VectorRef:
+    """Where vectors stand in a journal.
+
+    Attributes:
+        segment: The segment's id.
+        offset: Byte in its answers file at which the first vector begins.
+        count: Vectors, n.
+        dimensions: Width, D.
+    """
+
+    segment: str
+    offset: int
+    count: int
+    dimensions: int
+
+    def row(self, index: int) -> VectorRef:
+        """The place of one of the vectors."""
+        return VectorRef(self.segment, self.offset + index * self.dimensions * 4, 1, self.dimensions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from embedctl import progress
+from embedctl.cli import _progress
 from tests.support.processes import Zygote, zygote
 from tests.support.wire.client import Wire, started
+
+# No test may time anything: hypothesis fails examples that take 0.2 s, or long to make, unless told not to.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "VIRTUAL_ENV", "COVERAGE_PROCESS_START")
 
@@ -33,7 +38,7 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 @pytest.fixture(autouse=True)
 def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """How busy a machine is changes nothing of what a command says."""
-    monkeypatch.setattr(progress, "FIRST_LINE_S", 3600.0)
+    monkeypatch.setattr(_progress, "FIRST_LINE_S", 3600.0)
 
 
 @pytest.fixture(autouse=True)

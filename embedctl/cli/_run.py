@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from embedctl import terminal
+from embedctl.cli._progress import ProgressDisplay
 from embedctl.errors import Interrupted, Terminated, WrongUsage
-from embedctl.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from embedctl.inputs import Query

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from embedctl.backends.onnx import local_model
 from embedctl.embedding import checks, usage, usage_events
-from embedctl.embedding.route import Leg, Route
+from embedctl.embedding.leg import Leg
+from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import EmbedctlError, KeyRejected, ProviderError, SpaceMismatch

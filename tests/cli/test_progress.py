@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import signal
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedctl.progress import Pace, ProgressDisplay
+from embedctl.cli._progress import ProgressDisplay, Throughput
 from embedctl.records import Paced, PhaseBegan, Progressed, Waiting
 from tests.support.processes import MODEL, World, Zygote, sentence
 from tests.support.terminals import run_on
@@ -30,7 +31,11 @@ class Talkative(World):
 
     @property
     def constants(self) -> dict[str, Any]:
-        return {**super().constants, "embedctl.progress:FIRST_LINE_S": 0.01, "embedctl.progress:LONGEST_PAUSE_S": 0.05}
+        return {
+            **super().constants,
+            "embedctl.cli._progress:FIRST_LINE_S": 0.01,
+            "embedctl.cli._progress:LONGEST_PAUSE_S": 0.05,
+        }
 
 
 @pytest.fixture
@@ -172,22 +177,26 @@ def test_a_second_signal_says_what_is_kept(world: World) -> None:
 
 @given(st.lists(st.integers(0, 500), min_size=4, max_size=100), st.integers(1, 10**6))
 def test_the_time_left_has_bounds(steps: list[int], left: int) -> None:
-    """The time left lies between its bounds, which meet when the pace never changes."""
-    pace, texts = Pace(), 0
+    """The time left lies between its bounds, which meet when the pace never changes; it counts from the first text."""
+    pace, texts = Throughput(), 0
     for second, step in enumerate(steps):
         texts += step
         pace.see(float(second), texts, 3 * texts)
     per_second, tokens = pace.per_second
     bounds = pace.left(left)
+    begun = list(itertools.dropwhile(lambda step: step == 0, steps[1:]))
 
     assert tokens == pytest.approx(3 * per_second)
-    if not per_second:
+    if len(begun) < 3:
         assert bounds is None
+        return
+    assert per_second == pytest.approx(sum(begun) / len(begun) if len(steps) <= 60 else per_second)
+    if not per_second:
         return
     assert bounds is not None
     assert bounds[0] <= left / per_second * (1 + 1e-9)
     assert bounds[1] >= left / per_second * (1 - 1e-9)
-    if len(set(steps[1:])) == 1:
+    if len(set(begun)) == 1:
         assert bounds[0] == pytest.approx(bounds[1])
 
 

@@ -142,7 +142,7 @@ class World:
     @property
     def constants(self) -> dict[str, Any]:
         """What is other than usual in its processes."""
-        calm = {"embedctl.planning.slice:SLICE_BYTES": self.slot_bytes, "embedctl.progress:FIRST_LINE_S": 3600.0}
+        calm = {"embedctl.planning.slice:SLICE_BYTES": self.slot_bytes, "embedctl.cli._progress:FIRST_LINE_S": 3600.0}
         return {**calm, **(HURRY if self.hurried else {})}
 
     @property

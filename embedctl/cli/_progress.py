@@ -37,7 +37,7 @@ _SAMPLE_S = 1.0
 _SPREADS = 2.0
 """Standard errors to each side of the time left: about 95 %."""
 
-_DOING = {
+DOING = {
     "reading": "reading",
     "chunking": "chunking",
     "embedding": "embedding",
@@ -46,7 +46,7 @@ _DOING = {
 }
 
 
-class Pace:
+class Throughput:
     """Texts and tokens per second over the last WINDOW_S, and how much that varies."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class ProgressDisplay:
     def __init__(self, *, shown: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._shown = shown
         self._clock = clock
-        self._pace, self._reading = Pace(), Pace()
+        self._pace, self._reading = Throughput(), Throughput()
         self._phase: Phase = "reading"
         self._last: Progressed | None = None
         self._paced: dict[str, Paced] = {}
@@ -186,7 +186,7 @@ class ProgressDisplay:
 
     def headline(self) -> str:
         """What is done, and how far that is: "chunking 120 of 497 files", "embedding 6,331 of 20,000 texts, 31 %"."""
-        at, doing = self._last, _DOING[self._phase]
+        at, doing = self._last, DOING[self._phase]
         if at is None or self._phase in ("writing", "accounting"):
             return doing
         if self._phase == "embedding":
