@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.backends.onnx import local_model
+from embedctl.backends import local
 from embedctl.embedding import checks, usage, usage_events
 from embedctl.embedding.route import Leg, Route
 from embedctl.embedding.router import Router, WaitBudget
@@ -176,7 +176,7 @@ class Attempt:
         """Send, and read the answer: over the wire, or in a thread of this process."""
         endpoint = leg.endpoint
         if message is None or leg.state.transport is None:
-            model = await asyncio.to_thread(local_model.load, endpoint.folder, endpoint.max_tokens or 512)
+            model = await asyncio.to_thread(local.load, endpoint.place.protocol, endpoint.folder, endpoint.max_tokens)
             vectors, each = await asyncio.to_thread(model.embed, [str(text) for text in request.texts])
             return WireAnswer(vectors=vectors, tokens=sum(each), tokens_each=each), {}, b""
         response = await leg.state.transport.send(message, timeout_s=endpoint.timeout_s)

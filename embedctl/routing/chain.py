@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from embedctl import providers
-from embedctl.backends.onnx import folders
-from embedctl.backends.onnx.folders import Folder
+from embedctl.backends import folders
+from embedctl.backends import local as local_models
+from embedctl.backends.folders import Folder
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.providers import catalog
 from embedctl.providers._contract import RequestOptions as WireOptions
@@ -156,9 +157,9 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         )
     options = settings.options
     local = providers.is_local(protocol_name)
-    folder = _folder(settings, model) if local and not (entry and entry.bundled) else None
+    folder = _folder(settings, protocol_name, model) if local and not (entry and entry.bundled) else None
     if folder is not None:
-        entry = _weights_of(provider, model)
+        entry = _weights_of(provider, model) if folder.protocol == "onnx" else None
     width, sent, policy = _width(entry, folder, options, f"{provider}:{model}")
     told_apart = entry is not None and options.input_type in entry.input_types
     place = credentials.place(settings, provider, protocol_name, protocol, time.time() if now_s is None else now_s)
@@ -193,9 +194,9 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         dimensions=width,
         policy=policy,
         normalise=bool(entry and entry.normalized is False) or policy == "reduce",
-        normalized=True if local else (entry.normalized if entry else None),
+        normalized=folder.normalized if folder else True if local else (entry.normalized if entry else None),
         max_tokens=own.max_tokens or (folder.max_tokens if folder else entry.max_tokens if entry else None),
-        tokenizer=f"file:{folder.path / 'tokenizer.json'}" if folder else entry.tokenizer if entry else None,
+        tokenizer=_tokenizer(folder) if folder else entry.tokenizer if entry else None,
         usage_mode=(asked.usage_mode if asked else None) or (entry.usage_mode if entry else "auto"),
         fallback_tokenizer=(asked.fallback_tokenizer if asked else None) or settings.token_usage.fallback_tokenizer,
         truncation=options.on_too_long if options.on_too_long in ("truncate", "mean") else "none",
@@ -208,7 +209,7 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
     )
 
 
-def _folder(settings: Settings, model: str) -> Folder:
+def _folder(settings: Settings, protocol: str, model: str) -> Folder:
     """What lies where a local model's name points.
 
     Raises:
@@ -218,9 +219,14 @@ def _folder(settings: Settings, model: str) -> Folder:
     if path is None:
         raise ConfigurationInvalid(
             f"there is no local model {model!r} here",
-            hint=f"`embedctl models pull {model}` fetches one; a folder is named by its path: -m onnx:./FOLDER",
+            hint=f"`embedctl models pull {model}` fetches one; a folder is named by its path: -m {protocol}:./FOLDER",
         )
-    return folders.read(path)
+    return local_models.read(protocol, path)
+
+
+def _tokenizer(folder: Folder) -> str:
+    """Who counts as the model does: a static model sees no special tokens."""
+    return f"{'plain' if folder.protocol == 'static' else 'file'}:{folder.path / 'tokenizer.json'}"
 
 
 def _weights_of(provider: str, model: str) -> ModelEntry | None:
