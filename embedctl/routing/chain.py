@@ -14,7 +14,7 @@ from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.providers import catalog
 from embedctl.providers._contract import RequestOptions as WireOptions
 from embedctl.providers.catalog import ModelEntry, ProviderEntry
-from embedctl.records import UNOBSERVED, Observer, Warned, expanded
+from embedctl.records import BY_THE_HOUR, UNOBSERVED, Observer, Warned, expanded
 from embedctl.routing import allow, credentials, input_types
 from embedctl.routing.endpoint import Endpoint, check_usable
 from embedctl.routing.fallback import ChainEntry, Excluded, allowed, require
@@ -165,7 +165,6 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
     place = credentials.place(settings, provider, protocol_name, protocol, time.time() if now_s is None else now_s)
     said = InputTypeSent() if local else input_types.sent(place, protocol, entry, options.input_type)
     asked = settings.models.get(f"{provider}:{model}") or settings.models.get(model)
-    free = own.free if own.free is not None else bool(built_in and built_in.free)
     return Endpoint(
         provider=provider,
         model=model,
@@ -177,7 +176,8 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         place=place,
         protocol=protocol,
         local=local,
-        price_as="free" if free else own.price_as or (built_in.price_as if built_in and not own.base_url else None),
+        price_as=_price_as(provider, own, built_in),
+        per_hour=own.per_hour,
         limits=credentials.limits(own, None if local else entry, protocol),
         rate_limits=credentials.rate_limits(settings, provider, local=local),
         timeout_s=credentials.timeout_s(settings, provider),
@@ -207,6 +207,21 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         key_variable=own.api_key_env,
         key_source=credentials.key_source(settings.environment, credentials.key_variables(settings, provider)),
     )
+
+
+def _price_as(provider: str, own: ProviderSettings, built_in: ProviderEntry | None) -> str | None:
+    """Whose prices apply.
+
+    Raises:
+        ConfigurationInvalid: The settings say several things of what it costs.
+    """
+    said = [key for key in ("free", "per_hour", "price_as") if getattr(own, key)]
+    if own.per_hour is not None:
+        if len(said) > 1:
+            raise ConfigurationInvalid(f"[providers.{provider}]: {' and '.join(said)} exclude each other")
+        return BY_THE_HOUR
+    free = own.free if own.free is not None else bool(built_in and built_in.free)
+    return "free" if free else own.price_as or (built_in.price_as if built_in and not own.base_url else None)
 
 
 def _folder(settings: Settings, protocol: str, model: str) -> Folder:
