@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 class LocalModel(Protocol):
     """A model that is loaded. Thread-safe."""
 
-    def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+    def embed(
+        self, texts: Sequence[str], done: Callable[[int, int], None] = ...
+    ) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         """Embed all texts; blocks.
+
+        Args:
+            done: Told of texts that are embedded, and of their tokens, a few at a time; what it raises ends the work.
 
         Returns:
             float32, shape (n, D), row i of texts[i]; and the tokens of each text as the model counts them. A vector

@@ -6,9 +6,9 @@ is refused: model2vec makes zeros of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import orjson
@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 from embedctl.backends.static import folders, table
 from embedctl.errors import ConfigurationInvalid, TextRefused, TextTooLong
 from embedctl.tokens import model_tokenizer
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 
 class StaticModel:
@@ -43,8 +40,13 @@ class StaticModel:
                 hint="the files of the folder do not belong together",
             )
 
-    def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+    def embed(
+        self, texts: Sequence[str], done: Callable[[int, int], None] = lambda texts, tokens: None
+    ) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         """Embed all texts; blocks.
+
+        Args:
+            done: Told of texts that are embedded, and of their tokens; what it raises ends the work.
 
         Returns:
             float32, shape (n, D), row i of texts[i]; and the tokens of each text. A static model has no special tokens.
@@ -69,12 +71,13 @@ class StaticModel:
                 vectors[index] = self._table.mean(known)
             if not (len(known) and vectors[index].any()):
                 raise TextRefused(f"text {index} has no word that the model knows", details=[{"index": index}])
+        done(len(texts), sum(lengths))
         if self._normalize:
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors, tuple(lengths)
 
 
-def _unknown_token(path: Path, tokenizer: Tokenizer) -> int | None:
+def _unknown_token(path: Path, tokenizer: Any) -> int | None:
     """The token of what is in no vocabulary, which no vector is made of; None where there is none."""
     model = tokenizer.model
     if hasattr(model, "unk_token"):  # WordPiece, WordLevel, BPE
