@@ -132,6 +132,12 @@ def _is_undecoded(text: str) -> bool:
     return not text.isascii() and any("\udc80" <= one <= "\udcff" for one in text)
 
 
+BY_THE_HOUR = "hour"
+"""Whose prices apply to a machine that costs by the hour, whatever it is asked: nobody's. Beside "free"."""
+
+IDLE_METER = "idle_microhour"
+"""What is counted of a machine's time that no call was charged."""
+
 NO_USAGE = "native usage missing"
 """Why an answer has no tokens and no cost: its provider said none, and in `native` mode nobody else counts."""
 
@@ -299,7 +305,8 @@ class UsageEvent:
     Attributes:
         event_id: UUIDv7 minted before the attempt is sent.
         occurred_at: When the answer came (UTC).
-        price_as: Whose price applies: a catalog provider, "free", or None when nobody's does.
+        price_as: Whose price applies: a catalog provider, "free", "hour" (`cost_provider` is what its time comes to),
+            or None when nobody's does.
         fallback_from: "provider:model" first asked for, None if this was it.
         quantity: In units of `meter`; tokens_total for input_token.
     """

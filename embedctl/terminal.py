@@ -699,6 +699,8 @@ def estimate(found: Estimate) -> None:
 def _estimate_cost(found: Estimate) -> str:
     from embedctl.records import format_money
 
+    if found.per_hour is not None:
+        return f"cost unknown: {format_money(found.per_hour)} USD for each hour that its machine runs"
     if found.cost is None or found.cost_low is None or found.cost_high is None:
         provider = found.model.partition(":")[0]
         return (

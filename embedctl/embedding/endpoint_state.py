@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from embedctl.embedding.checks import AnswerIdentity
+from embedctl.embedding.machine_time import MachineTime
 from embedctl.embedding.usage import CountTrust
 from embedctl.errors import ProviderError, RequestRefused
 from embedctl.routing.breaker import Breaker, Pass, State
@@ -33,6 +34,7 @@ class EndpointState:
 
     Attributes:
         transport: None for a local model.
+        machine: Of a place that costs by the hour: the time it was paid for, by whatever model was asked.
         trust: Whether its token counts are believed.
         successes: Answers so far.
         asks_base64: Whether vectors are asked for as base64.
@@ -50,6 +52,7 @@ class EndpointState:
     breaker: Breaker
     asks_base64: bool
     moved: Callable[[], None]
+    machine: MachineTime | None = None
     budget: RetryBudget = field(default_factory=RetryBudget)
     trust: CountTrust = field(default_factory=CountTrust)
     successes: int = 0

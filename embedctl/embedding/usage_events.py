@@ -13,11 +13,14 @@ from embedctl.errors import AnswerLost, EmbedctlError, ProviderError
 from embedctl.ledger.prices.price import cost, most_believed
 from embedctl.providers._contract import WireAnswer
 from embedctl.providers._foreign import CHARACTERS, line
-from embedctl.records import NO_USAGE, Request, Usage, UsageEvent, utc_now, uuid7
+from embedctl.records import IDLE_METER, NO_USAGE, Request, Usage, UsageEvent, new_operation_id, utc_now, uuid7
 from embedctl.routing.endpoint import Endpoint
 
 MOST_TAGS = 20
 """On an event, with at most as many characters each in name and value as a foreign string."""
+
+PER_HOUR = "USD an hour"
+"""How `reason` ends where a machine's time is what was paid."""
 
 _MOST_INTEGER = 2**31 - 1  # of the ledger's column
 _MOST_SMALLINT = 2**15 - 1
@@ -177,6 +180,42 @@ def answered(
         fallback_from=wire.fallback_from or event.fallback_from,
         reason=line("; ".join(reasons)) or None,
     )
+
+
+def by_the_hour(event: UsageEvent, microhours: int, per_hour: Decimal) -> UsageEvent:
+    """What an attempt comes to at a machine that costs by the hour: its share of the time, whatever its tokens."""
+    words = f"{microhours:,} microhours at {per_hour:f} {PER_HOUR}"
+    return replace(
+        event, cost_provider=cost(microhours, per_hour), reason=line("; ".join(filter(None, (event.reason, words))))
+    )
+
+
+def idle(caller: Caller, endpoint: Endpoint, microhours: int) -> UsageEvent:
+    """The time of a machine that costs by the hour which no answered call was charged, as a line of its own."""
+    event = UsageEvent(
+        event_id=uuid7(),
+        workspace_id=caller.workspace_id,
+        operation_id=new_operation_id(),
+        operation_kind="job",
+        provider=endpoint.provider,
+        model=endpoint.model,
+        occurred_at=utc_now(),
+        status="ok",
+        billable="yes",
+        tokens_total=0,
+        usage_mode="native",
+        usage_source="native",
+        job_id=caller.job_id,
+        run_id=caller.run_id,
+        price_as=endpoint.price_as,
+        meter=IDLE_METER,
+        quantity=microhours,
+        input_count=0,
+        tags=dict(caller.tags),
+        reason="between the first and the last call, not charged to any",
+        tool_version=__version__,
+    )
+    return by_the_hour(event, microhours, endpoint.per_hour or Decimal(0))
 
 
 def _milliseconds(seconds: float) -> int:

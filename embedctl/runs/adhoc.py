@@ -127,6 +127,7 @@ async def embed(
         )
         stack.push_async_callback(partial(journal.close, published=True))
         caller = Caller(run_id=answers.run_id, workspace_id=options.workspace, tags=options.tag)
+        stack.push_async_callback(wiring.charge_idle, embedder.router, caller, journal, money, told)
         limits = wiring.packed_limits(embedder.router.limits(route), first, options, concurrency=1)
         for packed in _requests(Packer(limits, purpose=purpose), texts, options.workspace):
             outcomes = await embedder.embed(packed.request, route=route, caller=caller, journal=journal, budget=money)

@@ -43,6 +43,7 @@ class Estimate:
         tokens: Of `texts`; with 95 % between tokens_low and tokens_high.
         cost_batch: The same through the provider's own batch interface, where it has a price.
         seconds: At the least, at the limits per minute; None without limits.
+        per_hour: Of the place's machine, where that is what it costs: how long it takes nobody knows.
     """
 
     model: str
@@ -63,6 +64,7 @@ class Estimate:
     cost_batch: Decimal | None
     seconds: float | None
     currency: str = "USD"
+    per_hour: Decimal | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -204,6 +206,7 @@ def estimate(
         cost_high=None if unit is None else cost(high, unit),
         cost_batch=None if batch is None else cost(total, batch),
         seconds=_seconds(endpoint, requests, sample.all_texts, total),
+        per_hour=endpoint.per_hour,
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from embedctl.embedding.call import Embedder
 from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
-from embedctl.errors import InputInvalid
+from embedctl.errors import InputInvalid, StorageFailed
 from embedctl.inputs.columns import is_name, matching
 from embedctl.journal import Journal, Spool, Trust
 from embedctl.journal.rescue import JOURNAL
@@ -37,7 +37,7 @@ from embedctl.planning.duplicate_ids import DuplicateIds
 from embedctl.planning.packer import Packer
 from embedctl.planning.planner import Planner
 from embedctl.planning.text_rules import text_rules
-from embedctl.records import Limits, Observer, Observers, RowCounts, Space, Warned, utc_now
+from embedctl.records import AttemptEnded, Limits, Observer, Observers, RowCounts, Space, Warned, utc_now
 from embedctl.routing.breaker import Thresholds
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint
@@ -377,6 +377,20 @@ class Resources:
         return self.route.space.dimensions if self.route.space else self.endpoint.dimensions
 
 
+async def charge_idle(
+    router: Router, caller: Caller, journal: Journal, money: Reservations, observer: Observer
+) -> None:
+    """Account for the time of machines that cost by the hour which no call was charged; before the journal is closed.
+
+    A disk that refuses has ended the run with that already.
+    """
+    for event in router.idle(caller):
+        with suppress(StorageFailed):
+            await journal.note(event)
+            observer.notify(AttemptEnded(event))
+            await money.charge(event)
+
+
 def published_slice(existing: Existing, number: int) -> PublishedSlice | None:
     """What an interrupted run has published as this slice."""
     counts = existing.done.get(number)
@@ -459,8 +473,9 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 copies=None if state.is_relative_to(job.settings.paths.journal) else job.settings.paths.attempts,
             )
             stack.push_async_callback(close_journal)
-            stack.callback(plan.output.close)
             caller = Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag)
+            stack.push_async_callback(charge_idle, asked, caller, journal, money, plan.observer)
+            stack.callback(plan.output.close)
             shared = cache(job, plan.prices.of(endpoint), plan.observer)
             if shared is not None:
                 stack.callback(shared.close)

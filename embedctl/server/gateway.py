@@ -302,7 +302,7 @@ class Gateway:
         ):
             return
         for endpoint in route.chain.endpoints:
-            if shift.prices.of(endpoint) is None:
+            if endpoint.per_hour is None and shift.prices.of(endpoint) is None:
                 raise Refused("price_unknown", f"{endpoint.id} has no price, so the budget cannot hold", param="model")
 
     async def _prepared(self, asked: Asked, route: ServedRoute) -> Texts:

@@ -20,6 +20,7 @@ from embedctl import storage
 from embedctl.budgets.limits import KeyBudget
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.router import Router
+from embedctl.embedding.usage_events import Caller
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, Locked, ProviderError, QuotaExhausted
 from embedctl.records import Observers, utc_now
 from embedctl.routing.breaker import Thresholds
@@ -136,6 +137,7 @@ class Service:
         self._metrics = Metrics()
         self._observer = Observers(log, self._metrics)
         self._shift: Shift | None = None
+        self._asked: Router | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._shift_began = 0.0
         self._soon: float | None = None
@@ -248,7 +250,7 @@ class Service:
             )
             await self._open_shift(self._ring)
             stack.push_async_callback(self._close_shift)
-            router = self._router(settings)
+            router = self._asked = self._router(settings)
             embedder = Embedder(router, observer=self._observer, keep_bodies=False)
             stack.push_async_callback(embedder.aclose)
             counts = self._counts(settings)
@@ -328,9 +330,15 @@ class Service:
 
     async def _close(self, shift: Shift) -> None:
         try:
-            await shift.close()
+            await shift.close(self._charge_idle)
         except EmbedctlError as problem:
             self._log.say("shift_not_closed", message=problem.message)
+
+    async def _charge_idle(self, shift: Shift) -> None:
+        """What machines that cost by the hour came to beside the calls: the service's own workspace pays."""
+        if self._asked is not None:
+            caller = Caller(run_id=shift.run_id, workspace_id=self._settings.options.workspace)
+            await wiring.charge_idle(self._asked, caller, shift.journal, shift.money, self._metrics)
 
     async def _close_shift(self) -> None:
         shift, self._shift = self._shift, None

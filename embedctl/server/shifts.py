@@ -7,7 +7,7 @@ anew at what the ledger knows, while the calls of the last one end under it. One
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -63,8 +63,11 @@ class Shift:
         if not self.calls:
             self._idle.set()
 
-    async def close(self) -> None:
+    async def close(self, charge_idle: Callable[[Shift], Awaitable[None]]) -> None:
         """Wait for its calls, hand what they came to to the spool, and leave nothing.
+
+        Args:
+            charge_idle: Accounts for what machines came to beside those calls.
 
         Raises:
             StorageFailed: The disk refused; recovery will do it.
@@ -73,6 +76,7 @@ class Shift:
             self._idle.clear()
             await self._idle.wait()
         try:
+            await charge_idle(self)
             await self.journal.close(published=True)
         finally:
             await asyncio.to_thread(self._leave)
