@@ -1,5 +1,7 @@
 """Days far from the weekday pattern, and the job and workspace that made them."""
 
+# ruff: noqa: S608 - column names and conditions are ours; every foreign value is bound
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -13,15 +15,17 @@ from embedctl.ledger.database import Connection
 from embedctl.ledger.periods import Range
 from embedctl.records import format_cents
 from embedctl.reports import history, pattern
-from embedctl.reports.history import DailyUse, Key, Measure
+from embedctl.reports.history import Key, Measure
 from embedctl.reports.pattern import Usual
-from embedctl.reports.report import Report, ReportQuery, counted, report
+from embedctl.reports.query import ReportQuery, keys, where_clause
+from embedctl.reports.report import Report, counted, report
 
 LAST_DAYS = 7
 """Days that are looked at when nobody says otherwise."""
 
 _LEAST: Mapping[Measure, float] = {"cost": 0.01, "tokens": 1000}  # a difference that is worth a look
 _MOST_CAUSES = 3
+_WEEKS = pattern.HISTORY_DAYS // 7
 _CAUSES = ("workspace", "job", "provider", "model")
 
 
@@ -32,6 +36,7 @@ class Anomaly:
     Attributes:
         key: Its group, in the order of the question's keys.
         amount: USD, or tokens, as `measure` says.
+        history_days: How many days before it say what is usual.
         causes: Workspace, job and model with what they used beside what they usually do, the largest difference first.
     """
 
@@ -40,6 +45,7 @@ class Anomaly:
     measure: Measure
     amount: float
     usual: Usual
+    history_days: int
     causes: Sequence[Mapping[str, Any]]
 
     @property
@@ -120,7 +126,8 @@ def anomalies(connection: Connection, question: ReportQuery, *, now: datetime, k
         measure = use.measure()
         for ahead in range(max(0, (last - first).days + 1)):
             day = first + timedelta(days=ahead)
-            usual = pattern.usual(use.before(day, measure, pattern.HISTORY_DAYS))
+            before = use.before(day, measure, pattern.HISTORY_DAYS)
+            usual = pattern.usual(before)
             if usual is None:
                 short += day >= use.first
                 continue
@@ -128,7 +135,17 @@ def anomalies(connection: Connection, question: ReportQuery, *, now: datetime, k
             amount = use.on(day, measure)
             low = amount < usual.low and day < today  # a day that is not over yet is not low
             if (low or amount > usual.high) and abs(amount - usual.expected) >= _LEAST[measure]:
-                judged.append(Anomaly(day=day, key=key, measure=measure, amount=amount, usual=usual, causes=()))
+                judged.append(
+                    Anomaly(
+                        day=day,
+                        key=key,
+                        measure=measure,
+                        amount=amount,
+                        usual=usual,
+                        history_days=len(before),
+                        causes=(),
+                    )
+                )
     found = _explained(connection, recent, judged) if judged else []
     warnings = list(whole.warnings)
     if short:
@@ -141,32 +158,52 @@ def anomalies(connection: Connection, question: ReportQuery, *, now: datetime, k
 
 def _explained(connection: Connection, recent: ReportQuery, judged: Sequence[Anomaly]) -> list[Anomaly]:
     """With the jobs, workspaces and models that differ most from what they usually use on such a day."""
-    count = len(recent.by)
-    finer: dict[Key, list[tuple[Key, DailyUse]]] = {}
-    for key, use in history.daily(connection, replace(recent, by=[*recent.by, *_CAUSES])).items():
-        finer.setdefault(key[:count], []).append((key[count:], use))
+    asked: dict[tuple[date, Measure, str], dict[Key, list[tuple[Any, ...]]]] = {}
     found = []
     for each in judged:
-        causes = []
-        for names, use in finer.get(each.key, ()):
-            usual = _mean_before(use, each.day, each.measure)
-            amount = use.on(each.day, each.measure)
-            causes.append((amount - usual if each.direction == "high" else usual - amount, names, amount, usual))
-        causes.sort(key=lambda cause: (-cause[0], tuple(name or "" for name in cause[1])))
-        told = [
+        question = (each.day, each.measure, each.direction)
+        if question not in asked:
+            asked[question] = _differences(connection, recent, *question)
+        weeks = max(1, min(_WEEKS, each.history_days // 7))
+        causes = [
             dict(zip(_CAUSES, names, strict=True))
-            | {"amount": _shown(amount, each.measure), "usual": _shown(usual, each.measure)}
-            for difference, names, amount, usual in causes[:_MOST_CAUSES]
-            if difference > 0
+            | {"amount": _shown(float(amount), each.measure), "usual": _shown(float(before) / weeks, each.measure)}
+            for *names, amount, before in asked[question].get(each.key, ())
         ]
-        found.append(replace(each, causes=told))
+        found.append(replace(each, causes=causes))
     return found
 
 
-def _mean_before(use: DailyUse, day: date, measure: Measure) -> float:
-    """The mean of the same weekday over the weeks of the history."""
-    weeks = pattern.HISTORY_DAYS // 7
-    return sum(use.on(day - timedelta(days=7 * ago), measure) for ago in range(1, weeks + 1)) / weeks
+def _differences(
+    connection: Connection, recent: ReportQuery, day: date, measure: Measure, direction: str
+) -> dict[Key, list[tuple[Any, ...]]]:
+    """By group: workspace, job, provider, model, amount of the day, and that of such weekdays before, added up."""
+    count = len(recent.by)
+    names = [f"n{index}" for index in range(count + len(_CAUSES))]
+    expressions, bound = keys(connection, replace(recent, by=[*recent.by, *_CAUSES, "day"]))
+    condition, values = where_clause(recent)
+    amount = "cost" if measure == "cost" else "CASE WHEN billable = 'yes' THEN tokens_total END"
+    listed = ", ".join(f"{expression} AS {name}" for expression, name in zip(expressions, [*names, "day"], strict=True))
+    difference = f"(now - before / {_WEEKS})" if direction == "high" else f"(before / {_WEEKS} - now)"
+    order = f"{difference} DESC, {', '.join(names)}"
+    rows = connection.execute(
+        f"""
+        WITH used AS (SELECT {listed}, {amount} AS used FROM usage_event WHERE {condition} AND entry_kind = 'usage'),
+        summed AS (
+          SELECT {", ".join(names)}, coalesce(sum(used) FILTER (day = ?), 0)::DOUBLE AS now,
+            coalesce(sum(used) FILTER (day <> ?), 0)::DOUBLE AS before
+          FROM used WHERE list_contains(?::DATE[], day) GROUP BY ALL)
+        FROM summed WHERE {difference} > 0
+        QUALIFY row_number() OVER (PARTITION BY {", ".join(names[:count]) or "1"} ORDER BY {order}) <= {_MOST_CAUSES}
+        ORDER BY {order}
+        """,
+        [*bound, *values, day, day, [day - timedelta(days=7 * ago) for ago in range(_WEEKS + 1)]],
+    ).fetchall()
+    found: dict[Key, list[tuple[Any, ...]]] = {}
+    for row in rows:
+        key = tuple(None if name is None else str(name) for name in row[:count])
+        found.setdefault(key, []).append(row[count:])
+    return found
 
 
 def _shown(amount: float, measure: Measure) -> Decimal | int:

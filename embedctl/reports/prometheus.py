@@ -123,8 +123,8 @@ def _pattern_metrics(
         each.key[0] if each.key else "*" for each in anomalies.anomalies(connection, question, now=now).found
     )
     strange: list[Sample] = [(labels, days[labels["workspace"]]) for labels, _ in groups]
-    sentence = "Of the last 7 days, those far from the pattern of the 8 weeks before."
-    return [*found, Metric("embedctl_usage_anomalous_days", "gauge", sentence, strange)]
+    sentence = "How many of the last 7 days are far from the pattern of the 8 weeks before."
+    return [*found, Metric("embedctl_usage_anomalies", "gauge", sentence, strange)]
 
 
 def _count_metrics(counts: tuple[int, int] | None) -> list[Metric]:
