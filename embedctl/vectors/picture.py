@@ -20,7 +20,7 @@ MOST_WORDS = 10
 """Words of a column that get a colour of their own; the others share one."""
 
 _TEXT_LETTERS = (200, 160, 130, 100, 80, 60, 50, 40, 30, 24, 18, 12)
-_ID_LETTERS = (80, 50, 30, 20, 12)
+_ID_LETTERS = (80, 50, 30, 20, 12, 8, 5, 3)
 _MOST_BYTES = 1_400_000  # of a page's points; its script takes some 80 kB
 _ALL_THE_SAME = 1e-5
 """Variance of vectors of length 1 that is nothing but rounding."""
