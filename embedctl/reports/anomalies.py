@@ -123,7 +123,7 @@ def anomalies(connection: Connection, question: ReportQuery, *, now: datetime, k
     judged, short = [], 0
     looked_at = 0
     for key, use in history.daily(connection, recent).items():
-        measure = use.measure()
+        measure = "tokens" if use.unpriced else use.measure()  # a price that begins is no jump in use
         for ahead in range(max(0, (last - first).days + 1)):
             day = first + timedelta(days=ahead)
             before = use.before(day, measure, pattern.HISTORY_DAYS)

@@ -242,7 +242,7 @@ def _outcome(
     cost, tokens = projection(use, "cost", today, end), projection(use, "tokens", today, end)
     spent, used = so_far["cost"], int(so_far["tokens"])
     money = None if cost is None or spent is None else cost
-    days = len(use.before(today, "tokens", pattern.HISTORY_DAYS)) if use else 0
+    days = len(use.before(today, use.measure(), pattern.HISTORY_DAYS)) if use else 0
     return {
         "tokens": so_far["tokens"],
         "tokens_last_month": last["tokens"],

@@ -27,21 +27,26 @@ class DailyUse:
 
     Attributes:
         first: The day of its first usage ever: no history begins before.
+        priced_since: The day of its first usage whose cost is known, None without any: no costs before are history.
         cost: Known cost of usage, without corrections.
         tokens: Confirmed.
+        unpriced: Days of which some cost is not known.
     """
 
     first: date
+    priced_since: date | None = None
     cost: dict[date, Decimal] = field(default_factory=dict)
     tokens: dict[date, int] = field(default_factory=dict)
+    unpriced: set[date] = field(default_factory=set)
 
     def on(self, day: date, measure: Measure) -> float:
         """The amount of a day."""
         return float(self.cost.get(day, 0) if measure == "cost" else self.tokens.get(day, 0))
 
     def before(self, day: date, measure: Measure, most: int) -> list[float]:
-        """Amounts of the days before `day`, at most so many, none before the first usage."""
-        count = max(0, min(most, (day - self.first).days))
+        """Amounts of the days before `day`, at most so many, none before the first that is known."""
+        first = self.priced_since if measure == "cost" else self.first
+        count = 0 if first is None else max(0, min(most, (day - first).days))
         return [self.on(day - timedelta(days=ago), measure) for ago in range(count, 0, -1)]
 
     def measure(self) -> Measure:
@@ -73,20 +78,21 @@ def daily(connection: Connection, question: ReportQuery) -> Mapping[Key, DailyUs
     expressions, bound = keys(connection, everything)
     names = "".join(f"{expression}, " for expression in expressions)
     rows = connection.execute(
-        f"SELECT {names} epoch_us(min(occurred_at)) FROM usage_event WHERE {condition} AND entry_kind = 'usage' "
-        f"GROUP BY ALL",
+        f"SELECT {names} epoch_us(min(occurred_at)), epoch_us(min(occurred_at) FILTER (cost IS NOT NULL)) "
+        f"FROM usage_event WHERE {condition} AND entry_kind = 'usage' GROUP BY ALL",
         [*bound, *values],
     ).fetchall()
-    found = {
-        _key(row[:count]): DailyUse(moment(row[count]).astimezone(where).date())
-        for row in rows
-        if row[count] is not None
-    }
+    found = {}
+    for row in rows:
+        first, priced = (None if at is None else moment(at).astimezone(where).date() for at in row[count:])
+        if first is not None:
+            found[_key(row[:count])] = DailyUse(first, priced)
     condition, values = where_clause(question)
     expressions, bound = keys(connection, replace(question, by=[*question.by, "day"]))
     names = "".join(f"{expression}, " for expression in expressions)
     rows = connection.execute(
-        f"SELECT {names} coalesce(sum(cost), 0), coalesce(sum(tokens_total) FILTER (billable = 'yes'), 0) "
+        f"SELECT {names} coalesce(sum(cost), 0), coalesce(sum(tokens_total) FILTER (billable = 'yes'), 0), "
+        "count(*) FILTER (cost_status = 'unpriced') "
         f"FROM usage_event WHERE {condition} AND entry_kind = 'usage' GROUP BY ALL",
         [*bound, *values],
     ).fetchall()
@@ -94,6 +100,8 @@ def daily(connection: Connection, question: ReportQuery) -> Mapping[Key, DailyUs
         use, day = found[_key(row[:count])], row[count]
         use.cost[day] = row[count + 1]
         use.tokens[day] = int(row[count + 2])
+        if row[count + 3]:
+            use.unpriced.add(day)
     return found
 
 

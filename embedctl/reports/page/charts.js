@@ -217,7 +217,7 @@ const Charts = (() => {
     };
     const pad = spec.labels.length < 4 ? 1.5 : 0.6;
     const options = {
-      padding: [18, 10, 0, 0],
+      padding: [18, 24, 0, 0],
       scales: { x: { time: false, range: () => [-pad, spec.labels.length - 1 + pad] }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.08 : 1] } },
       axes: [
         axis({ grid: { show: false }, splits: plot => fitting(spec.labels, plot.bbox.width / devicePixelRatio, spec.space ?? 84), values: (_, splits) => splits.map(at => spec.labels[at] ?? ''), gap: 6, size: 34 }),

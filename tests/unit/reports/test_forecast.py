@@ -16,7 +16,7 @@ from embedctl.ledger.periods import Range
 from embedctl.records import UsageEvent
 from embedctl.reports import anomalies, forecast, outlook, prometheus
 from embedctl.reports.query import ReportQuery
-from tests.support.ledger_events import NOW, event, place, take
+from tests.support.ledger_events import NOW, PRICES, event, place, take
 from tests.support.running import embedctl
 
 MILLION = 1_000_000  # tokens; 0.02 USD
@@ -146,6 +146,16 @@ def test_what_is_free_is_judged_by_tokens(tmp_path: Path) -> None:
     (found,) = look(paths).found
 
     assert (found.measure, found.as_dict(())["amount"]) == ("tokens", 51 * MILLION)
+
+
+def test_a_price_that_begins_is_no_jump(tmp_path: Path) -> None:
+    """Days whose cost nobody knows are not days without cost: they are no history of cost, and tokens are compared."""
+    paths = place(tmp_path, PRICES.replace("2024-01-25", "2026-11-15"))
+    take(paths, *days(70))
+    found = ask(paths).totals
+
+    assert look(paths).found == []
+    assert (found["history_days"], found["cost_projected"], found["tokens_projected"]) == (6, None, 30 * MILLION)
 
 
 def test_a_report_that_reaches_until_now_says_what_comes(tmp_path: Path) -> None:
