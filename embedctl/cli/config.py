@@ -90,6 +90,7 @@ def init(
 ) -> None:
     """Write a settings file to start from, with every line explained; or a job's."""
     path = Path(JOB_FILE) if job else config or settings.user_config_path(os.environ)
+    named.check_local(path)
     storage.DISK.make_folder(path.parent)
     named.write(path, (JOB_TEMPLATE if job else TEMPLATE).encode(), overwrite=overwrite, mode=0o600)
     terminal.notice(f"wrote {path}")
