@@ -73,23 +73,18 @@ class EndpointState:
         ticket = self.breaker.admit(clock())
         if ticket is None:
             raise NotAdmittedError(self.breaker.refusal(clock()))
+        well = self.successes > 0 and self.breaker.state(clock()) is State.CLOSED
         try:
             yield
-        except RequestRefused:  # the caller finds out whether all requests are refused, or this one
-            self.breaker.abandon(ticket)
-            raise
-        except ProviderError as error:
-            if isolating and may_be_the_texts_fault(error):
-                self.breaker.abandon(ticket)
-            else:
+        except BaseException as error:
+            if isinstance(error, ProviderError) and not _is_the_requests(error, isolating=isolating):
                 self._settle(ticket, error, clock())
+            else:
+                self.breaker.abandon(ticket)
+            self.moved()
             raise
-        except BaseException:
-            self.breaker.abandon(ticket)
-            raise
-        else:
-            self._settle(ticket, None, clock())
-        finally:
+        self._settle(ticket, None, clock())
+        if not (well and self.breaker.state(clock()) is State.CLOSED):
             self.moved()
 
     def probing(self, now: float) -> bool:
@@ -102,3 +97,8 @@ class EndpointState:
         self.breaker.settle(ticket, error, now)
         if was is State.HALF_OPEN and self.breaker.state(now) is State.CLOSED:
             self.limiter.restart()  # it serves again: begin with one at a time
+
+
+def _is_the_requests(error: ProviderError, *, isolating: bool) -> bool:
+    """Whether it says nothing about the server: whether all requests are refused is for the caller to find out."""
+    return isinstance(error, RequestRefused) or (isolating and may_be_the_texts_fault(error))

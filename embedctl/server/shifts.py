@@ -28,6 +28,9 @@ from embedctl.runs.registry import RunEntry, RunRegistry, home_trust
 from embedctl.settings import Settings
 from embedctl.storage import locks
 
+_AT_ONCE_BYTES = 64 << 10
+"""Of frames that the loop writes itself: a few vectors."""
+
 COMMAND = "serve"
 """Of a server's entries in the registry of runs."""
 
@@ -128,5 +131,6 @@ def opened(settings: Settings, keys: Sequence[KeyBudget], observer: Observer) ->
             secret=trust.secret,
             spool=wiring.spool(settings),
             sync_intents=settings.serve.durability == "sync",
+            at_once_bytes=_AT_ONCE_BYTES,
         )
         return Shift(run_id, journal, money, prices, ends, 0, entry, registry, folder, stack.pop_all())
