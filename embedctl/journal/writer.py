@@ -36,7 +36,7 @@ from embedctl.storage import Disk
 
 _Begun = tuple[Segment, list[Append]]
 
-_SLOW_S = 0.005
+_SLOW_S = 0.02
 """A disk that took longer for a small frame is left to the writer's thread for `_LEFT_S`."""
 
 _LEFT_S = 1.0
@@ -124,15 +124,14 @@ class Writer:
         return True
 
     def _is_small(self, entries: Sequence[Append], now: float) -> bool:
+        if now < self._left_until or self.ended or self._stop or self.failure:
+            return False
         current = self._current
-        return (
-            current is not None
-            and now >= self._left_until
-            and not (self.ended or self._stop or self.failure)
-            and not self._is_full(current, max(entry.answer_bytes for entry in entries))
-            and sum(entry.draft.most_bytes for entry in entries) <= self._at_once_bytes
-            and not any(self._must_sync(entry) for entry in entries)
-        )
+        for entry in entries:
+            begins = entry.draft.kind == "intent"
+            if begins and (current is None or self._is_full(current, entry.answer_bytes) or self._must_sync(entry)):
+                return False
+        return sum(entry.draft.most_bytes for entry in entries) <= self._at_once_bytes
 
     # the writer thread
 

@@ -16,7 +16,7 @@ from embedctl.ledger.prices.price import cost
 from embedctl.outputs import Existing
 from embedctl.planning.packer import PackedRequest
 from embedctl.routing.endpoint import Endpoint
-from embedctl.runs import wiring
+from embedctl.runs import foundations, wiring
 from embedctl.settings.options import Options
 from embedctl.storage.token_count_cache import RunCounts
 
@@ -121,7 +121,7 @@ def estimate(
     sample = _TokenSample()
     rows = failed = skipped = requests = 0
     packing = wiring.packer(source, endpoint, options)
-    packing.limits = wiring.packed_limits(endpoint.limits, endpoint, options)
+    packing.limits = foundations.packed_limits(endpoint.limits, endpoint, options)
     with tempfile.TemporaryDirectory(prefix="embedctl-") as name:
         wiring.check_source(source, options, Path(name))
         with wiring.planner(

@@ -33,7 +33,7 @@ from embedctl.records import (
     format_money,
     new_operation_id,
 )
-from embedctl.runs import wiring
+from embedctl.runs import foundations
 from embedctl.runs.receipt import Spending
 from embedctl.server import encoding, model_names, refusals, texts, turns
 from embedctl.server.admission import KeyRates, Slot
@@ -369,7 +369,7 @@ class Gateway:
 
     def _packed(self, call: _Call, places: Sequence[int]) -> list[PackedRequest]:
         endpoint, wire = call.route.first, call.texts
-        limits = wiring.packed_limits(
+        limits = foundations.packed_limits(
             self._embedder.router.memory.limits(endpoint), endpoint, self.routes.settings.options
         )
         packer = Packer(limits, purpose=call.purpose, token_arrays=wire.are_tokens)

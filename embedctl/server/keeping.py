@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -70,13 +71,8 @@ class Answers:
             ]
             hashes = [one.hashes[at : at + TEXT_HASH_BYTES] for at in range(0, len(one.hashes), TEXT_HASH_BYTES)]
             some.append((scope(one.space_id), hashes, hits))
-
-        def done() -> None:
-            for one in answers:
-                self.release(one.place.segment, len(one.vectors))
-            then()
-
-        keeping.put(some, done)
+        let_go = [(self._journal, one.place.segment, len(one.vectors)) for one in answers]
+        keeping.put(some, let_go, then)
 
 
 class Keeping:
@@ -89,22 +85,28 @@ class Keeping:
     def __init__(self, cache: VectorCache | None) -> None:
         self._cache = cache
         self._waiting: list[_Some] = []
+        self._let_go: Counter[tuple[AttemptRecord, str]] = Counter()
         self._then: list[Callable[[], None]] = []
         self._bytes = 0
         self._now = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
 
-    def put(self, some: Sequence[_Some], then: Callable[[], None]) -> None:
+    def put(
+        self, some: Sequence[_Some], let_go: Sequence[tuple[AttemptRecord, str, int]], then: Callable[[], None]
+    ) -> None:
         """Keep these soon.
 
         Args:
             some: As `VectorCache.put_all` takes them.
-            then: Called when they are in the cache, as far as it takes them.
+            let_go: Journal, segment and number of vectors that it need not hold any longer when they are in the cache.
+            then: Called when they are, as far as it takes them.
         """
-        if self._cache is None or not some:
+        if not some:
             then()
             return
         self._waiting += some
+        for journal, segment, count in let_go:
+            self._let_go[journal, segment] += count
         self._then.append(then)
         self._bytes += sum(hit.vector.nbytes for _, _, hits in some for hit in hits)
         if self._bytes >= MOST_BYTES:
@@ -130,12 +132,14 @@ class Keeping:
             self._writer = None
 
     async def _write_all(self) -> None:
-        some, then = self._waiting, self._then
-        self._waiting, self._then, self._bytes = [], [], 0
+        some, let_go, then = self._waiting, self._let_go, self._then
+        self._waiting, self._let_go, self._then, self._bytes = [], Counter(), [], 0
         try:
             if self._cache is not None:
                 with suppress(Exception):  # what is not kept is bought again
                     await asyncio.to_thread(self._cache.put_all, some)
         finally:
+            for (journal, segment), count in let_go.items():
+                journal.release(segment, count)
             for done in then:
                 done()

@@ -38,6 +38,8 @@ _TOGETHER_S = 0.02
 
 def shown(text: str, longest: int = LONGEST) -> str:
     """A foreign string for a log: cut, and without anything that could forge a line or steer a terminal."""
+    if len(text) <= longest and text.isprintable():
+        return text
     return "".join(one if one.isprintable() else "?" for one in text[:longest])
 
 

@@ -65,6 +65,7 @@ def rounds(wire: Wire, folder: Path, number: int, seed: int) -> None:
     keys = [make_key(folder, env, "--in-flight", 64, workspace=name) for name in ("one", "two")]
     wire.plan(faults=FAULTS, seed=seed, latency_s=0.01)
     known: list[tuple[str, str]] = []
+    killed = 0
     for count in range(number):
         with started(folder, env) as server:
             for text, key in chance.sample(known, min(5, len(known))):
@@ -74,7 +75,9 @@ def rounds(wire: Wire, folder: Path, number: int, seed: int) -> None:
             for client in clients:
                 client.start()
             time.sleep(chance.uniform(0.1, 1.2))  # when the kill comes is chance, and what holds must not depend on it
-            server.process.send_signal(chance.choice((signal.SIGKILL, signal.SIGTERM)))
+            fate = chance.choice((signal.SIGKILL, signal.SIGTERM))
+            killed += fate == signal.SIGKILL
+            server.process.send_signal(fate)
             server.process.wait(30)
             load.stopped.set()
             for client in clients:
@@ -88,6 +91,10 @@ def rounds(wire: Wire, folder: Path, number: int, seed: int) -> None:
         found, billed = bill(server), wire.billed()
         workspaces = {row[0] for row in server.ledger("SELECT DISTINCT workspace_id FROM usage_event")}
 
+    print(  # `pytest --long -s` shows the table
+        f"| {seed} | {killed} SIGKILL, {number - killed} SIGTERM | {len(wire.truth())} | {found.attempts} | {found.hits} "
+        f"| {found.confirmed} | {billed} | {found.confirmed + found.unknown} |"
+    )
     assert found.confirmed <= billed <= found.confirmed + found.unknown
     assert found.attempts >= len(wire.truth())
     assert found.hits > 0
