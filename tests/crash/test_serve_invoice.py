@@ -91,10 +91,8 @@ def rounds(wire: Wire, folder: Path, number: int, seed: int) -> None:
         found, billed = bill(server), wire.billed()
         workspaces = {row[0] for row in server.ledger("SELECT DISTINCT workspace_id FROM usage_event")}
 
-    print(  # `pytest --long -s` shows the table
-        f"| {seed} | {killed} SIGKILL, {number - killed} SIGTERM | {len(wire.truth())} | {found.attempts} | {found.hits} "
-        f"| {found.confirmed} | {billed} | {found.confirmed + found.unknown} |"
-    )
+    row = (seed, f"{killed} SIGKILL, {number - killed} SIGTERM", len(wire.truth()), found.attempts, found.hits)
+    print(*row, found.confirmed, billed, found.confirmed + found.unknown, sep=" | ")  # `pytest --long -s` shows it
     assert found.confirmed <= billed <= found.confirmed + found.unknown
     assert found.attempts >= len(wire.truth())
     assert found.hits > 0
