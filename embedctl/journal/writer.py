@@ -31,7 +31,8 @@ from embedctl.journal.commands import (
     waiter_of,
 )
 from embedctl.journal.recovery import interrupted
-from embedctl.journal.segments import Log, Segment, VectorRef, Views
+from embedctl.journal.segments import Log, Segment, Views
+from embedctl.records import VectorRef
 from embedctl.storage import Disk
 
 _Begun = tuple[Segment, list[Append]]
