@@ -13,6 +13,7 @@ from embedctl.embedding.usage import CountTrust
 from embedctl.errors import ProviderError, RequestRefused
 from embedctl.routing.breaker import Breaker, Pass, State
 from embedctl.routing.limiter import Limiter
+from embedctl.routing.rate_limit import RateLimits
 from embedctl.routing.retry import RetryBudget, may_be_the_texts_fault
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class EndpointState:
 
     Attributes:
         transport: None for a local model.
+        rate_limits: That the limiter was made of.
         trust: Whether its token counts are believed.
         successes: Answers so far.
         asks_base64: Whether vectors are asked for as base64.
@@ -47,6 +49,7 @@ class EndpointState:
 
     transport: Transport | None
     limiter: Limiter
+    rate_limits: RateLimits
     breaker: Breaker
     asks_base64: bool
     moved: Callable[[], None]

@@ -84,6 +84,7 @@ class Served:
         tokens: Of all inputs.
         hits: Inputs whose vectors were not bought for this request.
         policy: How the width was reached that was asked for; None when none was.
+        cut: Places of inputs that were cut to what the model takes.
         provider_s: Seconds in which a provider was at work.
         budget_warning: Which budget is used to four fifths or more; None when none is.
     """
@@ -97,6 +98,7 @@ class Served:
     operation_id: str
     spending: Spending
     policy: str | None
+    cut: Sequence[int]
     provider_s: float
     budget_warning: str | None
 
@@ -487,6 +489,7 @@ class Gateway:
             operation_id=call.operation_id,
             spending=call.guard.spending,
             policy=call.route.first.policy if asked.dimensions is not None else None,
+            cut=call.texts.cut,
             provider_s=call.guard.provider_s,
             budget_warning=self._warning(call),
         )

@@ -69,7 +69,8 @@ def rounds(wire: Wire, folder: Path, number: int, seed: int) -> None:
     for count in range(number):
         with started(folder, env) as server:
             for text, key in chance.sample(known, min(5, len(known))):
-                assert server.embed(text, key=key).headers["x-embedctl-cache"] == "hit"
+                reply = server.embed(text, key=key)
+                assert reply.headers.get("x-embedctl-cache") == "hit", (count, text, reply)
             load = Load(server, keys, [sentence(count * 40 % 4000 + n) for n in range(60)])
             clients = [threading.Thread(target=load.ask, args=(seed * 1000 + count * 10 + n,)) for n in range(6)]
             for client in clients:
