@@ -451,6 +451,19 @@ def test_hangup_reloads_settings_and_keeps_them_when_they_are_wrong(tmp_path: Pa
         assert found.embed("a", key=key).status == 403
 
 
+def test_hangup_changes_a_provider_s_pace(tmp_path: Path, wire: Wire) -> None:
+    """A provider's own pace is another after SIGHUP, also where it was asked before."""
+    slow = "[serve]\ndeadline_s = 1\n[providers.openai]\nrequests_per_minute = {}\nburst = 1\n"
+    with serving(tmp_path / "g", wire, settings=slow.format(1)) as found:
+        assert found.embed("the one of this minute").status == 200
+        assert found.embed("comes too early").status in (429, 503, 504)
+        write_settings(found.folder, slow.format(60_000))
+        found.process.send_signal(signal.SIGHUP)
+        until(lambda: found.embed(f"after the change {os.urandom(4).hex()}").status == 200)
+
+        assert [found.embed(f"and another {n}").status for n in range(5)] == [200] * 5
+
+
 # ── what must not get out ────────────────────────────────────────────────────────────────────────────────────────────
 
 
