@@ -256,6 +256,7 @@ def test_a_token_is_as_good_as_a_key(server: Serving) -> None:
 BAD_TOKENS = {
     "expired": ({"exp": 1_000_000}, "expired_key"),
     "not yet": ({"nbf": 4_000_000_000}, "invalid_token"),
+    "made later": ({"iat": 4_000_000_000, "exp": 4_000_000_600}, "invalid_token"),
     "no exp": ({"exp": None}, "invalid_token"),
     "no sub": ({"sub": None}, "invalid_token"),
     "a number": ({"sub": 7}, "invalid_token"),
