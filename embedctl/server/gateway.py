@@ -409,6 +409,7 @@ class Gateway:
             self._bug(bug)
             _fail(mine, Refused("internal_error", "something went wrong here; the request's id leads to the log"))
         finally:
+            _fail(mine, DeadlinePassed("the call that bought it brought nothing"))  # whoever is not told by now
             self._remember(call, kept, mine)
 
     async def _asked(self, call: _Call, request: Request, journal: AttemptRecord) -> list[Outcome]:

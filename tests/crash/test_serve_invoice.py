@@ -60,7 +60,7 @@ class Load:
 def rounds(wire: Wire, folder: Path, number: int, seed: int) -> None:
     """Kill a server under load so many times; look at what is free after each, and at the bill in the end."""
     chance = random.Random(seed)
-    write_settings(folder, "[serve]\ngrace_s = 0\ndrain_s = 5\ndeadline_s = 10\n")
+    write_settings(folder, "[serve]\ngrace_s = 0\ndrain_s = 5\n")
     env = environment(folder, wire)
     keys = [make_key(folder, env, "--in-flight", 64, workspace=name) for name in ("one", "two")]
     wire.plan(faults=FAULTS, seed=seed, latency_s=0.01)
