@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from embedctl import errors, progress, settings
+from embedctl import errors, settings
+from embedctl.cli import _progress
 from embedctl.errors import EmbedctlError
 from embedctl.outputs import parquet
 from embedctl.providers.catalog import ModelEntry, ProviderEntry
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-_PROGRESS = re.compile(rf"({'|'.join(progress.DOING.values())})( |$)")
+_PROGRESS = re.compile(rf"({'|'.join(_progress.DOING.values())})( |$)")
 
 
 def _blocks(language: str) -> list[str]:

@@ -18,8 +18,8 @@ import typer
 
 from embedctl import inputs as inputs_room
 from embedctl import settings, terminal
+from embedctl.cli._progress import ProgressDisplay
 from embedctl.errors import Interrupted, Terminated, WrongUsage
-from embedctl.progress import ProgressDisplay
 from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt
 from embedctl.runs.run import Run

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedctl.progress import Pace, ProgressDisplay
+from embedctl.cli._progress import ProgressDisplay, Throughput
 from embedctl.records import Paced, PhaseBegan, Progressed
 from tests.support.processes import MODEL, World, Zygote, sentence
 from tests.support.terminals import run_on
@@ -28,7 +28,11 @@ class Talkative(World):
 
     @property
     def constants(self) -> dict[str, Any]:
-        return {**super().constants, "embedctl.progress:FIRST_LINE_S": 0.01, "embedctl.progress:LONGEST_PAUSE_S": 0.05}
+        return {
+            **super().constants,
+            "embedctl.cli._progress:FIRST_LINE_S": 0.01,
+            "embedctl.cli._progress:LONGEST_PAUSE_S": 0.05,
+        }
 
 
 @pytest.fixture
@@ -170,7 +174,7 @@ def test_a_second_signal_says_what_is_kept(world: World) -> None:
 @given(st.lists(st.integers(0, 500), min_size=4, max_size=100), st.integers(1, 10**6))
 def test_the_time_left_has_bounds(steps: list[int], left: int) -> None:
     """The time left lies between its bounds, which meet when the pace never changes."""
-    pace, texts = Pace(), 0
+    pace, texts = Throughput(), 0
     for second, step in enumerate(steps):
         texts += step
         pace.see(float(second), texts, 3 * texts)

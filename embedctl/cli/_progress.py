@@ -43,7 +43,7 @@ DOING = {
 }
 
 
-class Pace:
+class Throughput:
     """Texts and tokens per second over the last WINDOW_S, and how much that varies."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class ProgressDisplay:
     def __init__(self, *, shown: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._shown = shown
         self._clock = clock
-        self._pace = Pace()
+        self._pace = Throughput()
         self._phase: Phase = "reading"
         self._last: Progressed | None = None
         self._paced: dict[str, Paced] = {}
