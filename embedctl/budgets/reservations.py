@@ -207,8 +207,11 @@ class Reservations:
         if not isinstance(reservation, Reservation):
             raise TypeError("not a reservation")
         if reservation.allowances:
-            async with self._one_at_a_time:
-                await asyncio.to_thread(self._settle, reservation, event)
+            await asyncio.shield(self._given_back(reservation, event))
+
+    async def _given_back(self, reservation: Reservation, event: UsageEvent | None) -> None:
+        async with self._one_at_a_time:
+            await asyncio.to_thread(self._settle, reservation, event)
         self._settled.set()
         self._settled = asyncio.Event()
 

@@ -58,10 +58,10 @@ class SpendGuard(Protocol):
         """Set the price of an attempt aside; waits while it may come back, else BudgetReached."""
 
     async def release(self, reservation: object) -> None:
-        """The attempt was never made."""
+        """The attempt was never made. Done also when the caller is cancelled meanwhile, like `settle`."""
 
     async def settle(self, reservation: object, event: UsageEvent) -> None:
-        """What it came to. Done also when the caller is cancelled meanwhile."""
+        """What it came to."""
 
 
 @dataclass(slots=True)
@@ -131,7 +131,7 @@ class Attempt:
                     return await self._written_down(leg, operation, request, message, event, permit, reservation)
             finally:
                 if event is None:
-                    await asyncio.shield(self._guard.release(reservation))
+                    await self._guard.release(reservation)
 
     async def _written_down(
         self,
@@ -144,7 +144,7 @@ class Attempt:
         reservation: object,
     ) -> tuple[Answer, Any]:
         """The intent before, the outcome or the answer after; then the money is settled."""
-        ended = usage_events.unsent(event)
+        ended: UsageEvent | None = None
         started = self._clock()
         share = _MachineShare(leg, self._clock)
         try:
@@ -173,8 +173,10 @@ class Attempt:
             self._learn(leg, operation, request, wire, vectors)
         finally:
             share.charged(usage_events.unsent(event))  # cancelled: nobody was charged its time
+            if ended is None:
+                ended = usage_events.unsent(event)
             self._observer.notify(AttemptEnded(ended))
-            await asyncio.shield(self._guard.settle(reservation, ended))
+            await self._guard.settle(reservation, ended)
         return _answer(leg.endpoint, request, wire, used, each, ended, vectors, body), place
 
     async def _send(

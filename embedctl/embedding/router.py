@@ -139,15 +139,19 @@ class Router:
     def _state(self, endpoint: Endpoint) -> EndpointState:
         """What all routes to a provider, model and key share."""
         key = (account(endpoint), endpoint.wire_model, endpoint.place.base_url)
-        if key not in self._states:
 
-            def waiting(seconds: float) -> None:
-                self.waits.say(endpoint.id, "held back by its rate limit", seconds)
+        def waiting(seconds: float) -> None:
+            self.waits.say(endpoint.id, "held back by its rate limit", seconds)
 
+        found = self._states.get(key)
+        if found is not None and found.rate_limits != endpoint.rate_limits:  # a service's settings changed meanwhile
+            found.rate_limits, found.limiter = endpoint.rate_limits, self._limiter(endpoint, waiting)
+        if found is None:
             breaker = Breaker(endpoint.provider, endpoint.wire_model, jitter=self._jitter, thresholds=self._thresholds)
             self._states[key] = EndpointState(
                 transport=None if endpoint.local else self._transport(endpoint),
                 limiter=self._limiter(endpoint, waiting),
+                rate_limits=endpoint.rate_limits,
                 breaker=breaker,
                 asks_base64=self.memory.takes_base64(endpoint),
                 moved=self._wake,

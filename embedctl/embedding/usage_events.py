@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 from embedctl import __version__
@@ -168,8 +169,9 @@ def answered(
         odd_cost = str(wire.cost)
     reasons = [NO_USAGE] if used.mode == "native" and used.tokens_native is None else []
     reasons += [f"not believed: a cost of {odd_cost}"] if odd_cost is not None else []
-    return replace(
-        _counted(event, used),
+    return _counted(
+        event,
+        used,
         occurred_at=utc_now(),
         duration_ms=_milliseconds(seconds),
         status="ok",
@@ -222,7 +224,7 @@ def _milliseconds(seconds: float) -> int:
     return min(max(round(seconds * 1000), 0), _MOST_INTEGER)
 
 
-def _counted(event: UsageEvent, used: Usage) -> UsageEvent:
+def _counted(event: UsageEvent, used: Usage, **more: Any) -> UsageEvent:
     return replace(
         event,
         tokens_total=used.tokens_total,
@@ -233,4 +235,5 @@ def _counted(event: UsageEvent, used: Usage) -> UsageEvent:
         tokens_estimated=used.tokens_estimated,
         tokens_cached=used.tokens_cached,
         tokenizer_id=used.tokenizer_id,
+        **more,
     )

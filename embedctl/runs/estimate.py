@@ -18,7 +18,7 @@ from embedctl.outputs import Existing
 from embedctl.planning.packer import PackedRequest
 from embedctl.records import UNOBSERVED, Observer, Progressed
 from embedctl.routing.endpoint import Endpoint
-from embedctl.runs import wiring
+from embedctl.runs import foundations, wiring
 from embedctl.runs.progress import EVERY_S
 from embedctl.settings.options import Options
 from embedctl.storage.token_count_cache import RunCounts
@@ -157,7 +157,7 @@ def estimate(
         tell()
 
     packing = wiring.packer(source, endpoint, options)
-    packing.limits = wiring.packed_limits(endpoint.limits, endpoint, options)
+    packing.limits = foundations.packed_limits(endpoint.limits, endpoint, options)
     with tempfile.TemporaryDirectory(prefix="embedctl-") as name:
         wiring.check_source(source, options, Path(name))
         with wiring.planner(

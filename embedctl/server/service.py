@@ -27,7 +27,7 @@ from embedctl.routing.breaker import Thresholds
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.learned_file import QUOTA_HOLD_S
 from embedctl.routing.limiter import AdaptiveLimiter, FairTurn, Limiter
-from embedctl.runs import wiring
+from embedctl.runs import foundations
 from embedctl.server import app as apps
 from embedctl.server import keys, recovered, shifts
 from embedctl.server.admission import Admission, KeyRates
@@ -298,7 +298,7 @@ class Service:
             turn = FairTurn(current_key)
             return AdaptiveLimiter(endpoint.rate_limits, longest_gate_s=deadline_s, waiting=waiting, turn=turn)
 
-        return wiring.server_router(settings, self._observer, limiter, Thresholds(revive_s=_revived_after_s))
+        return foundations.server_router(settings, self._observer, limiter, Thresholds(revive_s=_revived_after_s))
 
     @staticmethod
     def _counts(settings: Settings) -> RunCounts:
@@ -322,7 +322,7 @@ class Service:
         self._shift = await asyncio.to_thread(shifts.opened, self._settings, _key_budgets(ring), self._log)
         self._metrics.prices = self._shift.prices
         self._shift_began = time.monotonic()
-        self._budgets_seen = _seen(wiring.ledger_paths(self._settings).limits)
+        self._budgets_seen = _seen(foundations.ledger_paths(self._settings).limits)
         if before is not None:
             task = asyncio.create_task(self._close(before))
             self._closing.add(task)
@@ -338,7 +338,7 @@ class Service:
         """What machines that cost by the hour came to beside the calls: the service's own workspace pays."""
         if self._asked is not None:
             caller = Caller(run_id=shift.run_id, workspace_id=self._settings.options.workspace)
-            await wiring.charge_idle(self._asked, caller, shift.journal, shift.money, self._metrics)
+            await foundations.charge_idle(self._asked, caller, shift.journal, shift.money, self._metrics)
 
     async def _close_shift(self) -> None:
         shift, self._shift = self._shift, None
@@ -356,7 +356,7 @@ class Service:
             return True
         if self._soon is not None and now >= self._soon:
             return True
-        if _seen(wiring.ledger_paths(self._settings).limits) != self._budgets_seen:
+        if _seen(foundations.ledger_paths(self._settings).limits) != self._budgets_seen:
             return True
         return shift.ends is not None and (utc_now() >= shift.ends or now - self._shift_began >= SHIFT_S)
 
