@@ -49,6 +49,19 @@ def test_what_failed_is_left_over() -> None:
     assert machine.rest() == 1_000_000
 
 
+def test_what_is_under_way_is_no_rest_yet() -> None:
+    """Asked in between, the rest leaves out the shares of calls that are under way or not charged yet."""
+    machine = MachineTime()
+    long, short = machine.begin(0.0), machine.begin(0.0)
+    share = machine.end(short, 3600.0)
+
+    assert machine.rest() == 0
+    assert machine.charge(share, answered=True) == 500_000
+    assert machine.rest() == 0
+    assert machine.charge(machine.end(long, 2 * 3600.0), answered=True) == 1_500_000
+    assert machine.rest() == 0
+
+
 def test_a_machine_that_was_never_asked_costs_nothing() -> None:
     """Without a call there is no time."""
     assert MachineTime().rest() == 0
