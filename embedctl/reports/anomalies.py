@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from embedctl.ledger.database import Connection
 from embedctl.ledger.periods import Range
 from embedctl.records import format_cents
 from embedctl.reports import history, pattern
-from embedctl.reports.history import Key, Measure
+from embedctl.reports.history import DailyUse, Key, Measure
 from embedctl.reports.pattern import Usual
 from embedctl.reports.query import ReportQuery, keys, where_clause
 from embedctl.reports.report import Report, counted, report
@@ -117,12 +117,39 @@ def anomalies(connection: Connection, question: ReportQuery, *, now: datetime, k
     last = min(today, (until - timedelta(microseconds=1)).astimezone(where).date() if until else today)
     within = Range(periods.start_of(first, where), until)
     whole = report(connection, replace(question, by=(), within=within), now=now, known_names=known_names)
+    recent = replace(question, within=_recent(first, last, where))
+    uses = history.daily(connection, recent)
+    found, looked_at, short = strange_days(connection, recent, uses, (first, last), today)
+    warnings = list(whole.warnings)
+    if short:
+        warnings.append(
+            f"{counted(short, 'day')} could not be compared: fewer than {pattern.LEAST_DAYS} days of history before"
+        )
+    return Anomalies(whole=whole, by=list(question.by), found=found, looked_at=looked_at, warnings=warnings)
+
+
+def _recent(first: date, last: date, where: tzinfo) -> Range:
+    """The days from `first` to `last`, and the history before them."""
     start = periods.start_of(first - timedelta(days=pattern.HISTORY_DAYS), where)
-    end = periods.start_of(last + timedelta(days=1), where)
-    recent = replace(question, within=Range(start, end))
-    judged, short = [], 0
-    looked_at = 0
-    for key, use in history.daily(connection, recent).items():
+    return Range(start, periods.start_of(last + timedelta(days=1), where))
+
+
+def strange_days(
+    connection: Connection,
+    recent: ReportQuery,
+    uses: Mapping[Key, DailyUse],
+    days: tuple[date, date],
+    today: date,
+) -> tuple[list[Anomaly], int, int]:
+    """(days far from the pattern, the latest first; how many were compared; how many had too little history).
+
+    Args:
+        recent: Its range holds `days`, from the first to the last of them, and HISTORY_DAYS before.
+        uses: What `history.daily` found for it.
+    """
+    first, last = days
+    judged, looked_at, short = [], 0, 0
+    for key, use in uses.items():
         measure = "tokens" if use.unpriced else use.measure()  # a price that begins is no jump in use
         for ahead in range(max(0, (last - first).days + 1)):
             day = first + timedelta(days=ahead)
@@ -147,13 +174,8 @@ def anomalies(connection: Connection, question: ReportQuery, *, now: datetime, k
                     )
                 )
     found = _explained(connection, recent, judged) if judged else []
-    warnings = list(whole.warnings)
-    if short:
-        warnings.append(
-            f"{counted(short, 'day')} could not be compared: fewer than {pattern.LEAST_DAYS} days of history before"
-        )
     found.sort(key=lambda each: (-each.day.toordinal(), tuple(name or "" for name in each.key)))
-    return Anomalies(whole=whole, by=list(question.by), found=found, looked_at=looked_at, warnings=warnings)
+    return found, looked_at, short
 
 
 def _explained(connection: Connection, recent: ReportQuery, judged: Sequence[Anomaly]) -> list[Anomaly]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
 
 HISTORY_DAYS = 56
 """Days before a day that say what is usual on it: eight weeks."""
@@ -68,7 +67,7 @@ def project(history: Sequence[float], ahead: int, so_far: float = 0.0) -> Projec
     by_weekday = [sum(week[day] for week in weeks) for day in range(7)]
     whole = sum(by_weekday)
     shares = [amount / whole if whole else 0.0 for amount in by_weekday]
-    level = fmean(totals[:2])
+    level = sum(totals[:2]) / 2
     errors = []
     for total in totals:
         errors.append(total - level)
@@ -99,15 +98,15 @@ def usual(history: Sequence[float]) -> Usual | None:
     if len(history) < LEAST_DAYS:
         return None
     weeks = _weeks(history)
-    medians = [max(median(week[day] for week in weeks), 0.0) for day in range(7)]
-    level = fmean(medians)
+    medians = [max(_median([week[day] for week in weeks]), 0.0) for day in range(7)]
+    level = sum(medians) / 7
     lowest = min(week[0] for week in weeks)
     if not level:
         highest = max(day for week in weeks[:-1] for day in week)
         return Usual(0.0, 0.0, max(0.0, _ABOVE_ALL * highest))
     soft = _SOFTENING * level
     ratios = [[(max(week[day], 0.0) + soft) / (medians[day] + soft) for day in range(7)] for week in weeks]
-    spread = 1.4826 * median(abs(math.log(ratio)) for week in ratios for ratio in week)
+    spread = 1.4826 * _median([abs(math.log(ratio)) for week in ratios for ratio in week])
     far = math.exp(_FENCE * max(spread, _LEAST_SPREAD))
     highest = max(ratio for week in ratios[:-1] for ratio in week)
     high = (medians[0] + soft) * max(far, _ABOVE_ALL * highest) - soft
@@ -120,3 +119,10 @@ def _weeks(history: Sequence[float]) -> list[Sequence[float]]:
     count = min(len(history), HISTORY_DAYS) // 7
     kept = history[-7 * count :]
     return [kept[start : start + 7] for start in range(0, 7 * count, 7)]
+
+
+def _median(amounts: list[float]) -> float:
+    """As that of `statistics`, whose import takes longer than most reports' queries."""
+    ordered = sorted(amounts)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

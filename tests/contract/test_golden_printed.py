@@ -212,6 +212,9 @@ def test_usage(world: World) -> None:
         ("estimate", "rows.parquet", *RUN, "--tier", "batch"),
         ("diff", "estimate.json"),
         ("diff", "--from", "yesterday", "--to", "today"),
+        ("forecast",),
+        ("forecast", "--by", "workspace"),
+        ("anomalies",),
         ("doctor",),
         ("sql", f"{sums} all"),
     ]

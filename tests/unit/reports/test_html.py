@@ -12,10 +12,13 @@ from typing import Any
 
 import duckdb
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from embedctl.cli import app
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.reports import charts
 from tests.support.browser import CHROMIUM, MISSING, look
 from tests.support.ledger_events import NOON, event, place, take
 
@@ -201,6 +204,15 @@ def test_changes_of_prices_are_on_the_page(empty: LedgerPaths) -> None:
     assert embedded(page().read_text(), "page")["prices"] == [
         {"number": 1, "at": "2026-11-10", "model": "pay:moving", "old": "0.10", "new": "0.05"}
     ]
+
+
+@given(st.text() | st.sampled_from(["</script>", "<!--", "&lt;", "\u2028"]))
+def test_json_in_a_page_is_nothing_but_json(text: str) -> None:
+    """Whatever a name holds, its JSON in a page says the same and has no character that a page or script obeys."""
+    written = charts.inline(json.dumps({text: text}, ensure_ascii=False))
+
+    assert json.loads(written) == {text: text}
+    assert not set(written) & set("<>&\u2028\u2029")
 
 
 @in_browser
