@@ -245,6 +245,7 @@ class Service:
                     settings.paths.cache, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, observer=log
                 )
                 stack.callback(cache.close)
+                await asyncio.to_thread(cache.open)
             await asyncio.to_thread(
                 recovered.quietly, settings, cache, self._scope, lambda text: log.say("recovered", message=text)
             )

@@ -73,7 +73,6 @@ class VectorCache:
     ) -> None:
         self._cache = SqliteCache(path, "vector", _SCHEMA, observer=observer)
         self._reading = SqliteCache(path, "vector", _SCHEMA)
-        self._is_glanced_at = False
         self._max_bytes = max_bytes
         self._ttl_s = ttl_days * 86_400
         self._wall = wall
@@ -100,9 +99,12 @@ class VectorCache:
         self._cache.saw(len(found), len(set(hashes)) - len(found))
         if stale:
             self._cache.do(touch, None)
-        if self._is_glanced_at:
-            self._reading.open()
         return found
+
+    def open(self) -> None:
+        """Open the file for `glance` and for all else at once: it may be replaced later."""
+        self._cache.open()
+        self._reading.open()
 
     def glance(self, space_id: str, hashes: Sequence[bytes], width: int) -> dict[bytes, CachedVector] | None:
         """The same, and never waits for who writes; None where only `look_up` can tell.
@@ -110,7 +112,6 @@ class VectorCache:
         From one thread. It takes some 30 µs a text.
         """
         if not self._reading.is_open:
-            self._is_glanced_at = True  # opened with the next look-up
             return None
         now = int(self._wall())
         nothing: tuple[dict[bytes, CachedVector], list[bytes]] = ({}, [])
