@@ -230,7 +230,8 @@ def test_a_rate_is_cut_once_for_requests_sent_together() -> None:
     for number in together[:8]:
         pace.throttled(now, number)
     once = pace.per_second
-    for number in together[8:9]:
+    for answered, number in zip(together[8:16], together[16:24], strict=True):
+        pace.succeeded(now + 0.1, 1.0, answered)
         pace.throttled(now + 0.1, number)
 
     assert once is not None
