@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +15,9 @@ from embedctl.ledger import budgets, spool
 from embedctl.ledger.budgets import Budget
 from embedctl.ledger.database import Connection
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.reports import report
+from embedctl.reports import anomalies, forecast, report
 from embedctl.reports.prometheus_queries import QUERIES
+from embedctl.reports.query import ReportQuery
 from embedctl.storage.sqlite_cache import CacheStats
 from embedctl.telemetry.metric_names import METRICS
 from embedctl.telemetry.prometheus import Metric, Sample, count_cache
@@ -70,12 +72,48 @@ def collect(
     waiting = sum(path.stat().st_size for path in spool.pending(paths.spool))
     found.append(Metric("embedctl_ledger_spool_pending_bytes", [({}, waiting)]))
     found.append(_prices_age(connection, now))
+    budgets_set = list(budgets_set)
     used: list[Sample] = [
         ({"workspace": each.budget.workspace, "period": each.budget.period}, float(each.used_ratio))
         for each in budgets.standings(connection, budgets_set, now=now)
     ]
     found.append(Metric("embedctl_budget_used_ratio", used))
+    found += _pattern_metrics(connection, budgets_set, by_workspace=by_workspace, now=now)
     return [*found, *_job_metrics(jobs), _circuit_metric(connection, circuits), *count_cache(counts)]
+
+
+def _pattern_metrics(
+    connection: Connection, budgets_set: Iterable[Budget], *, by_workspace: bool, now: datetime
+) -> list[Metric]:
+    """Where the month ends, and how many days were far from the pattern; nothing where history is too short."""
+    question = ReportQuery(by=["workspace"] if by_workspace else [])
+    month = forecast.forecast(connection, question, budgets_set=budgets_set, now=now)
+    groups = [
+        ({"workspace": str(group.get("workspace", "*"))}, group)
+        for group in (month.groups if by_workspace else [month.totals])
+    ]
+    found = [
+        Metric(
+            f"embedctl_usage_month_projected{end}_usd",
+            [(labels, group[f"cost{end or '_projected'}"]) for labels, group in groups],
+        )
+        for end in ("", "_low", "_high")
+    ]
+    ratios: list[Sample] = [
+        (
+            {"workspace": each.standing.budget.workspace, "period": each.standing.budget.period},
+            None
+            if each.projected is None or not each.standing.budget.amount
+            else float(each.projected / each.standing.budget.amount),
+        )
+        for each in month.budgets
+    ]
+    found.append(Metric("embedctl_budget_projected_ratio", ratios))
+    days = Counter(
+        each.key[0] if each.key else "*" for each in anomalies.anomalies(connection, question, now=now).found
+    )
+    strange: list[Sample] = [(labels, days[labels["workspace"]]) for labels, _ in groups]
+    return [*found, Metric("embedctl_usage_anomalies", strange)]
 
 
 def _prices_age(connection: Connection, now: datetime) -> Metric:

@@ -20,7 +20,8 @@ QUERIES: tuple[tuple[str, str], ...] = (
     ),
     (
         "embedctl_usage_calls_total",
-        "SELECT {w}, provider, model, status, count(*) FROM usage_event WHERE entry_kind = 'usage' GROUP BY ALL",
+        "SELECT {w}, provider, model, status, count(*) FROM usage_event "
+        "WHERE entry_kind = 'usage' AND meter <> 'idle_microhour' GROUP BY ALL",
     ),
     (
         "embedctl_usage_unpriced_tokens",

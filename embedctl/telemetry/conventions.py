@@ -140,7 +140,7 @@ def _cost(billed: list[UsageEvent], price_of: PriceOf) -> Attributes:
     for event in billed:
         if event.cost_provider is not None:
             total, source = total + event.cost_provider, "provider"
-        elif (price := price_of(event)) is not None:
+        elif event.meter == "input_token" and (price := price_of(event)) is not None:
             total, source = total + cost(event.tokens_total, price), "local"
         else:
             return {}

@@ -55,6 +55,12 @@ METRICS: Mapping[str, MetricName] = {
     "embedctl_ledger_spool_pending_bytes": MetricName("gauge", "Events that wait."),
     "embedctl_prices_age_seconds": MetricName("gauge", "Since the day of the price list."),
     "embedctl_budget_used_ratio": MetricName("gauge", "Spent and at risk, of the budget.", ("workspace", "period")),
+    "embedctl_usage_month_projected_usd": MetricName("gauge", "Expected cost of this month (UTC).", ("workspace",)),
+    "embedctl_usage_month_projected_low_usd": MetricName("gauge", "Lower end of its 90 % interval.", ("workspace",)),
+    "embedctl_usage_month_projected_high_usd": MetricName("gauge", "Upper end of its 90 % interval.", ("workspace",)),
+    "embedctl_budget_projected_ratio": MetricName("gauge", "Expected at the period's end.", ("workspace", "period")),
+    "embedctl_usage_anomalies": MetricName(
+        "gauge", "How many of the last 7 days are far from the pattern of the 8 weeks before.", ("workspace",)),
     "embedctl_job_last_success_timestamp_seconds": MetricName("gauge", "Last run that ended with 0.", ("job",)),
     "embedctl_job_last_exit_code": MetricName("gauge", "Of the last run that ended.", ("job",)),
     "embedding_provider_circuit_state": MetricName(
