@@ -188,8 +188,8 @@ def test_metrics_tell_the_month_and_the_strange_days(tmp_path: Path) -> None:
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
 
     assert 1.6 < float(lines['embedctl_usage_month_projected_usd{workspace="acme"}']) < 2.2
-    assert float(lines['embedctl_budget_projected_ratio{workspace="acme",period="month"}']) > 0.8
-    assert lines['embedctl_usage_anomalies{workspace="acme"}'] == "1"
+    assert float(lines['embedctl_budget_projected_ratio{period="month",workspace="acme"}']) > 0.8
+    assert lines['embedctl_usage_anomalies{workspace="acme"}'] == "1.0"
     assert 'embedctl_usage_month_projected_usd{workspace="new"}' not in lines
 
 
