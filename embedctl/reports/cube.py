@@ -23,6 +23,7 @@ MOST_BYTES = 110_000
 _MOST_CELLS = 6000  # none that has more will take less
 
 _NAMES = ((24, 16), (12, 10), (8, 8), (8, 5), (5, 5), (5, 3))  # kept at most: of workspaces, of other dimensions
+_FEWEST_NAMES = ((3, 2), (1, 1))  # when months of the others are too many
 _MOST_DAYS = 800  # days, weeks or months on the axis
 _DENSE = ("tokens", "cost", "calls")
 _SPARSE = ("risk", "fallback", "unpriced", "errors")  # mostly 0
@@ -153,7 +154,7 @@ def _fitted(
     units: list[Unit] = list(UNITS[UNITS.index(unit) :])  # type: ignore[arg-type]
     made = None
     for coarser in units:
-        for most in _NAMES:
+        for most in (*_NAMES, *(_FEWEST_NAMES if coarser == "month" else ())):
             dimensions = [_cut(each, most[0 if each.key == "workspace" else 1]) for each in whole]
             buckets = _buckets(days, coarser)
             made = Cube(coarser, unit, buckets, dimensions, _summed(rows, coarser, buckets, dimensions))

@@ -155,6 +155,22 @@ def test_a_million_events_are_a_small_page(empty: LedgerPaths) -> None:
     assert f"{502 - len(report['groups'])} more groups of the report are in the totals only" in text
 
 
+def test_twelve_years_of_everything_are_a_small_page(empty: LedgerPaths) -> None:
+    """Also where months are too many for a page it stays small: fewer names are told apart."""
+    take(empty, event(tokens_total=999_983, tags={"team": "red"}))
+    connection = duckdb.connect(str(empty.database))
+    connection.execute(
+        "INSERT INTO usage_event SELECT e.* REPLACE (gen_random_uuid() AS event_id, n::VARCHAR AS operation_id, "
+        "occurred_at - to_days((n * 7919 % 4383)::INT) AS occurred_at, 'w' || hash(n) % 9 AS workspace_id, "
+        "'m' || hash(n + 7) % 8 AS model, 'j' || hash(n + 9) % 11 AS job_id) FROM usage_event e, range(199999) t(n)"
+    )
+    connection.close()
+    found = embedded(page("--by", "job,tag:team").read_text(), "page")
+
+    assert found["unit"] == "month"
+    assert sum(found["cells"]["calls"]) == 200_000
+
+
 def test_the_groups_asked_for_are_the_pages(paths: LedgerPaths) -> None:
     """--by decides what the bars are and what they are stacked by, --last which days; else days and workspaces."""
     usual = embedded(page().read_text(), "page")
