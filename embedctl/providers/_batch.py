@@ -1,8 +1,8 @@
 """What a provider's Batch API is: functions and data beside `request` and `answer` in the protocol's own file. Pure.
 
 A protocol that has one adds `BATCH: BatchCapabilities`, and these functions; one that is refused says why in
-`BATCH_REFUSED`. Names are fixed. A caller asks `providers.batch_api(place, model, wanted)` first, which is the module
-and its capabilities there, or ConfigurationInvalid (78) with the reason; every answer is read through `_batch_entry`.
+`BATCH_REFUSED`. Names are fixed. A caller asks `_batch_places.batch_api(place, model, wanted)` first: the module and
+what it can there, or ConfigurationInvalid (78) with the reason. Every answer is read through `_batch_entry`.
 
 - `batch_line(place, model, line_id, texts, options) -> bytes`: one line of the upload, with its line end;
 - `batch_upload(place, mark, content) -> HttpRequest`: one POST (multipart), the file is named after the mark;
@@ -12,13 +12,14 @@ and its capabilities there, or ConfigurationInvalid (78) with the reason; every 
 - `batch_list(place, mark, cursor) -> HttpRequest`: a page of batches, where the answer of a create was lost;
 - `batch_results(place, model, state) -> tuple[ResultFile, ...]`: output and error file, read in EVERY ended state;
 - `batch_result(line, request) -> LineResult`: one line of either file; `request` is that of its ResultFile;
-- `batch_state(said)`, `batch_file(said)`, `batch_page(said)`: readers of loaded JSON, for `_batch_entry` alone.
+- `batch_state(said)`, `batch_file(said)`, `batch_page(said, request)`: loaded JSON, read for `_batch_entry` alone.
 
 Marks: one string names the file and the batch that is made of it, new for every attempt, `[a-z0-9-]`, at most 40
 characters (Google's bound for file names): "ec-" and 32 hex digits. It comes back as `BatchFile.mark` and
 `BatchState.mark`; what does not look like one is None there. Line ids: `[A-Za-z0-9_-]`, at most 64 characters,
-unique in the file. Ids of files and batches are bare words without separators: they may stand in paths.
-Cursors are opaque; None asks for the first page, and as an answer says that it was the last.
+unique in the file. Ids of files and batches are bare words of at most 512 characters, without path separators (too
+long for file names). Cursors are opaque; None asks for the first page, and as an answer says that it was the last;
+one that comes a second time is a list that cannot be walked: nothing is proven.
 
 An upload may be repeated (it costs nothing, and one that is not used is deleted). A create may not: see CreateOutcome.
 Proof of absence is a walk over all pages (`BatchPage.complete` each time), or at least back to before the intent
@@ -27,11 +28,14 @@ Proof of absence is a walk over all pages (`BatchPage.complete` each time), or a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple, Protocol
 
-from embedctl.errors import ProviderError
+from embedctl.errors import InvariantBroken, ProviderError
+from embedctl.providers import _foreign
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer
 
 BatchPhase = Literal["waiting", "ended_done", "ended_failed", "ended_expired", "ended_cancelled"]
@@ -40,6 +44,13 @@ MARK_CHARACTERS = 40
 LINE_ID_CHARACTERS = 64
 MOST_LINE_BYTES = 64 * 1024 * 1024
 """Of one line of a result: 2,048 vectors of 3,072 floats as base64 are 34 MB. A longer one is unreadable."""
+
+_REMOTE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,511}")
+_MARK = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{MARK_CHARACTERS - 1}}}")
+_LINE_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{LINE_ID_CHARACTERS}}}")
+_LAST_MOMENT = 32_503_680_000.0  # the year 3000
+_MOMENT_CHARACTERS = 40
+_MOST_COUNTED = 10**12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,5 +280,69 @@ class BatchProtocol(Protocol):
     def batch_file(self, said: Any) -> BatchFile | None:
         """A file out of loaded JSON, None where it has no id."""
 
-    def batch_page(self, said: Any) -> tuple[Sequence[Any], str | None] | None:
-        """The entries of a list of batches or files, and the next cursor; None where it is no list."""
+    def batch_page(self, said: Any, request: HttpRequest) -> Listing | None:
+        """A page of a list of batches or files, None where it is no list."""
+
+
+class Listing(NamedTuple):
+    """The entries of one page, unread.
+
+    Attributes:
+        complete: False where there is more, and no word of how to ask for it.
+    """
+
+    entries: Sequence[Any]
+    cursor: str | None = None
+    complete: bool = True
+
+
+def remote_id(said: Any, prefix: str = "") -> str | None:
+    """An id of a file or a batch as it may stand in a URL, without its prefix ("files/"); None for anything else."""
+    if not isinstance(said, str) or not said.startswith(prefix):
+        return None
+    bare = said[len(prefix) :]
+    return bare if _REMOTE_ID.fullmatch(bare) else None
+
+
+def segment(known_id: str) -> str:
+    """An id that was read by `remote_id`, for a URL.
+
+    Raises:
+        InvariantBroken: It is none, wherever it comes from.
+    """
+    if not _REMOTE_ID.fullmatch(known_id):
+        raise InvariantBroken("an id of the Batch API is none that a provider gave")
+    return known_id
+
+
+def mark_of(said: Any) -> str | None:
+    """A mark that came back, None for anything else."""
+    return said if isinstance(said, str) and _MARK.fullmatch(said) else None
+
+
+def line_id_of(said: Any) -> str | None:
+    """A line id that came back, None for anything else."""
+    return said if isinstance(said, str) and _LINE_ID.fullmatch(said) else None
+
+
+def moment(said: Any) -> float | None:
+    """Unix seconds of a time as it is written: a number, or RFC 3339; None for anything else."""
+    if isinstance(said, bool):
+        return None
+    if isinstance(said, int | float):
+        return float(said) if 0 < said < _LAST_MOMENT else None
+    if not isinstance(said, str) or len(said) > _MOMENT_CHARACTERS:
+        return None
+    try:
+        found = datetime.fromisoformat(said)
+        seconds = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return seconds if 0 < seconds < _LAST_MOMENT else None
+
+
+def counted(said: Any) -> int | None:
+    """A count of lines or tokens; Google writes them as strings. None for anything else."""
+    if isinstance(said, str) and said.isascii() and said.isdecimal() and len(said) <= len(str(_MOST_COUNTED)):
+        said = int(said)
+    return _foreign.whole(said, most=_MOST_COUNTED)
