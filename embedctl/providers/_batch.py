@@ -64,7 +64,7 @@ class BatchCapabilities:
         max_tokens_enqueued: Of all batches of a model in flight, in the lowest paid tier; None where nobody says.
         max_batches: In flight; None where nobody says.
         takes_tokens: Lines may carry token arrays.
-        partial_results: What was done of a cancelled or expired batch can be read.
+        partial_results: What was done of a cancelled or expired batch can surely be read; False: perhaps not.
         keeps_order: Result lines stand in the order of the request lines.
         finds: How a mark is found again: the list filters by it, or the whole list is walked.
         window_s: After so long a batch expires.
@@ -198,7 +198,7 @@ class ResultFile:
     """A file to be streamed to disk, then read line by line.
 
     Attributes:
-        request: A GET; a 404 may mean for some minutes that the content is not there yet.
+        request: A GET. What `_batch_entry.not_there` says of its answer may be over in some minutes.
     """
 
     kind: Literal["output", "error"]

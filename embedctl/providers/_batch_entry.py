@@ -37,7 +37,7 @@ _FILE_UNSEEN = re.compile(
     r"|\bfiles?\b.{0,120}(?:not found|does ?n[o']t exist|(?:no|not have) (?:access|permission)|not (?:yet )?active)",
     re.I | re.S,
 )
-_GONE = (404, 410)
+_NOT_THERE = frozenset({404, 410})
 
 T = TypeVar("T")
 
@@ -129,8 +129,13 @@ def deleted(protocol: str, status: int, headers: Mapping[str, str], body: bytes,
     Raises:
         ProviderError: It is not.
     """
-    if not 200 <= status < 300 and status not in _GONE:
+    if not 200 <= status < 300 and not not_there(protocol, status):
         raise _errors.refusal(protocol, status, headers, body, request)
+
+
+def not_there(protocol: str, status: int) -> bool:
+    """Whether an answer says that a file is not there: not yet, or not any more. Gemini says 403 for both."""
+    return status in _NOT_THERE or (protocol == "google" and status == 403)
 
 
 def refused(protocol: str, status: int, headers: Mapping[str, str], body: bytes, request: HttpRequest) -> ProviderError:

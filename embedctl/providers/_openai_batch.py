@@ -94,13 +94,13 @@ def upload_parts(mark: str, content: bytes) -> list[tuple[str, bytes]]:
 
 
 def state(said: Any) -> BatchState | None:
-    """A batch object; ids of files may be null, missing or empty (17)."""
+    """A batch object, of Voyage too; ids of files may be null, missing or empty (17)."""
     if not isinstance(said, dict) or (batch_id := _batch.remote_id(said.get("id"))) is None:
         return None
     status = said["status"] if isinstance(said.get("status"), str) else ""
-    counts = _object(said.get("request_counts"))
-    usage = _object(said.get("usage"))
-    metadata = _object(said.get("metadata"))
+    counts = fields_of(said.get("request_counts"))
+    usage = fields_of(said.get("usage"))
+    metadata = fields_of(said.get("metadata"))
     ends = [_batch.moment(said.get(f"{word}_at")) for word in ("completed", "failed", "expired", "cancelled")]
     total = _batch.counted(usage.get("total_tokens"))
     return BatchState(
@@ -113,7 +113,7 @@ def state(said: Any) -> BatchState | None:
         lines_total=_batch.counted(counts.get("total")),
         tokens=total if total is not None else _batch.counted(usage.get("input_tokens")),
         created_at=_batch.moment(said.get("created_at")),
-        expires_at=_batch.moment(said.get("expires_at")),
+        expires_at=_batch.moment(said.get("expires_at") or said.get("expected_completion_at")),
         ended_at=next((one for one in ends if one is not None), None),
         input_id=_batch.remote_id(said.get("input_file_id")),
         output_id=_batch.remote_id(said.get("output_file_id")),
@@ -170,7 +170,7 @@ def _complaint(one: Any) -> str:
     if not isinstance(one, dict):
         return _foreign.shown(one)
     where = f"line {_foreign.shown(one['line'])}" if one.get("line") is not None else None
-    parts = [one.get("code"), where, one.get("message")]
+    parts = [one.get("code"), where, one.get("message"), one.get("count")]
     return ": ".join(_foreign.shown(part) for part in parts if part) or _foreign.shown(one)
 
 
@@ -242,7 +242,8 @@ def present(raw: msgspec.Raw) -> bool:
     return len(memoryview(raw)) > 0 and bytes(memoryview(raw)[:4]) != b"null"
 
 
-def _object(said: Any) -> Mapping[str, Any]:
+def fields_of(said: Any) -> Mapping[str, Any]:
+    """An object's fields; none, where it is no object."""
     return said if isinstance(said, dict) else {}
 
 

@@ -30,6 +30,9 @@ class Case:
 
 CASES = {
     "openai": Case("text-embedding-3-small"),
+    "mistral": Case("codestral-embed"),
+    "voyage": Case("voyage-4"),
+    "google": Case("gemini-embedding-001", per_line=1),
 }
 TEXTS = ["alpha", "beta gamma", 'délta\n"ε" 中文 🙂', "zeta", "eta theta", "iota", "kappa lambda", "mu"]
 

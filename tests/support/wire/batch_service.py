@@ -284,6 +284,7 @@ class BatchService:
         runs = round(len(batch.lines) * share)
         broken = round(len(batch.lines) * how.get("fails", 0.0))
         batch.status, batch.ended_at = ends, time.time()
+        delivers = ends != "expired" or one.keeps_output
         for number, line in enumerate(batch.lines):
             if any(isinstance(text, str) and text in self.plan.poison for text in line.asked.texts):
                 line.outcome = "refused"
@@ -291,8 +292,9 @@ class BatchService:
                 line.outcome = "broken"
             elif number < runs:
                 line.outcome = "done"
-                self._bill(batch, line)
-        if ends == "expired" and not one.keeps_output:
+                if delivers or how.get("bill_lost"):
+                    self._bill(batch, line)
+        if not delivers:
             return
         output = spoilt(self._output(one, batch), how.get("output", []), batch.id)
         if "truncated" in how.get("output", ()):

@@ -16,6 +16,7 @@ behaviour of a batch:
     polls 0         so many status answers say that it is not over; seconds 0.0 likewise
     words []        what they say, instead of the usual
     ends            completed expired failed cancelled; of expired and cancelled share 0.5 of the lines are done
+    bill_lost       done lines of an expired batch that delivers nothing (Gemini) are billed all the same
     code            of a failed batch ("token_limit_exceeded", "input_no_permissions", …)
     left            error_file (lines that were not done stand there), absent
     fails 0.0       share of the lines that answer a 500
