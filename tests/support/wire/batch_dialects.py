@@ -630,7 +630,7 @@ def google_refuse(kind: str, more: dict[str, Any]) -> Reply:
     return code, {}, {"error": {"code": code, "message": message, "status": name}}
 
 
-_GOOGLE = r"/p/google/{}v1beta/{}"
+_GOOGLE = r"/p/google/{}v1(?:beta)?/{}"
 GOOGLE = BatchDialect(
     name="google",
     routes=[
@@ -640,7 +640,7 @@ GOOGLE = BatchDialect(
             ("GET", ("", "files"), "files"),
             ("GET", ("", r"files/(?P<id>[^/:]+)"), "file"),
             ("DELETE", ("", r"files/(?P<id>[^/:]+)"), "delete"),
-            ("GET", ("download/", r"files/(?P<id>[^/:]+):download"), "content"),
+            ("GET", ("(?:download/)?", r"files/(?P<id>[^/:]+):download"), "content"),
             ("POST", ("", r"models/(?P<model>[^/:]+):asyncBatchEmbedContent"), "create"),
             ("GET", ("", "batches"), "list"),
             ("GET", ("", r"batches/(?P<id>[^/:]+)"), "status"),
