@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from embedctl.providers import _batch, _http, _listed, _openai_batch
 from embedctl.providers._batch import BatchCapabilities, BatchFile, BatchState, LineResult, Listing, ResultFile
@@ -83,6 +84,17 @@ def body(
 def answer(status: int, headers: Mapping[str, str], body: bytes, request: HttpRequest) -> WireAnswer:
     """Read the dialect's answer; floats and base64 whatever was asked."""
     return _listed.answer("openai", status, headers, body, request)
+
+
+def batch_refused(place: Provider) -> str | None:
+    """Why a server that is known by its address sells no batches that could be found again.
+
+    Source: openrouter.ai/docs/batch-quickstart (facts/batch_apis.md 9; 2026-11-25).
+    """
+    host = urlsplit(_http.base(place, BASE_URL)).hostname or ""
+    if host == "openrouter.ai" or host.endswith(".openrouter.ai"):
+        return "a batch of OpenRouter carries no mark: one whose answer is lost could not be found again"
+    return None
 
 
 def batch_line(
