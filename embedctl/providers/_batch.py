@@ -198,7 +198,8 @@ class ResultFile:
     """A file to be streamed to disk, then read line by line.
 
     Attributes:
-        request: A GET. What `_batch_entry.not_there` says of its answer may be over in some minutes.
+        request: A GET. What `_batch_entry.not_there` says of its answer may be over in some minutes,
+            and a redirect is followed once by what `_batch_entry.moved` makes of it, without the key.
     """
 
     kind: Literal["output", "error"]

@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any, TypeVar, cast
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import numpy as np
 
@@ -38,6 +40,8 @@ _FILE_UNSEEN = re.compile(
     re.I | re.S,
 )
 _NOT_THERE = frozenset({404, 410})
+_MOVED = frozenset({301, 302, 303, 307, 308})
+_MOST_LOCATION = 4096  # characters
 
 T = TypeVar("T")
 
@@ -136,6 +140,38 @@ def deleted(protocol: str, status: int, headers: Mapping[str, str], body: bytes,
 def not_there(protocol: str, status: int) -> bool:
     """Whether an answer says that a file is not there: not yet, or not any more. Gemini says 403 for both."""
     return status in _NOT_THERE or (protocol == "google" and status == 403)
+
+
+def moved(status: int, headers: Mapping[str, str], request: HttpRequest) -> HttpRequest | None:
+    """Where a result's content is instead, to be asked for once, without the key; None where that is nowhere to go.
+
+    Voyage's content may stand behind a signed link. Only over https, or at the very host that was asked, never at
+    an address of a private network that was not. Its lines are read with the request that was sent first: it knows
+    the key that must not be repeated.
+
+    Source: docs.voyageai.com/docs/batch-inference (facts/providers.md 5; 2026-11-25).
+    """
+    location = headers.get("location", "")
+    if status not in _MOVED or request.method != "GET" or not 0 < len(location) <= _MOST_LOCATION:
+        return None
+    if not (location.isascii() and location.isprintable()) or " " in location:
+        return None
+    try:
+        url = urljoin(request.url, location)
+        asked, parts = urlsplit(request.url), urlsplit(url)
+        same = (asked.scheme, asked.hostname, asked.port) == (parts.scheme, parts.hostname, parts.port)
+    except ValueError:
+        return None
+    if parts.username is not None or not parts.hostname or not (same or (parts.scheme == "https" and _public(parts))):
+        return None
+    return HttpRequest(url=url, method="GET", headers={"accept": "*/*"}, reading=request.reading)
+
+
+def _public(parts: SplitResult) -> bool:
+    try:
+        return ip_address(parts.hostname or "").is_global
+    except ValueError:  # a name
+        return parts.hostname != "localhost" and "." in (parts.hostname or "")
 
 
 def refused(protocol: str, status: int, headers: Mapping[str, str], body: bytes, request: HttpRequest) -> ProviderError:

@@ -98,8 +98,8 @@ class _GoogleBody(msgspec.Struct, rename="camel", gc=False):
 class _Line(msgspec.Struct, gc=False):
     key: Any = None
     response: msgspec.Raw = msgspec.Raw()
-    error: Any = None
-    status: Any = None
+    error: msgspec.Raw = msgspec.Raw()
+    status: msgspec.Raw = msgspec.Raw()
 
 
 class _One(msgspec.Struct, rename="camel", gc=False):
@@ -227,7 +227,8 @@ def batch_result(line: bytes, request: HttpRequest) -> LineResult:
     if (line_id := _batch.line_id_of(found.key)) is None:
         raise _foreign.unusable("a line of a result without a readable key", line)
     if not _openai_batch.present(found.response):
-        return _openai_batch.refused(line_id, _line_error(found.error or found.status, request))
+        said = found.error if _openai_batch.present(found.error) else found.status
+        return _openai_batch.refused(line_id, _line_error(bytes(said), request))
 
     def read(body: bytes, headers: Mapping[str, str]) -> WireAnswer:
         one = _foreign.decoded(_ONE, body)
@@ -242,11 +243,11 @@ def batch_result(line: bytes, request: HttpRequest) -> LineResult:
     return _openai_batch.answered(line_id, read, bytes(found.response), {})
 
 
-def _line_error(said: Any, request: HttpRequest) -> ProviderError:
+def _line_error(raw: bytes, request: HttpRequest) -> ProviderError:
     """What a `google.rpc.Status` means; its code is that of an RPC, or an HTTP status."""
-    code = _foreign.whole(said.get("code"), most=599) if isinstance(said, dict) else None
+    code = _foreign.whole(_openai_batch.fields_of(_foreign.anything(raw)).get("code"), most=599)
     status = 500 if code is None else code if code >= 300 else _RPC_STATUS.get(code, 500)
-    return _errors.refusal("google", status, {}, orjson.dumps({"error": said}), request)
+    return _errors.refusal("google", status, {}, b'{"error":' + (raw or b"{}") + b"}", request)
 
 
 def batch_cancel(place: Provider, batch_id: str) -> HttpRequest:
