@@ -22,12 +22,13 @@ long for file names). Cursors are opaque; None asks for the first page, and as a
 one that comes a second time is a list that cannot be walked: nothing is proven.
 
 An upload may be repeated (it costs nothing, and one that is not used is deleted). A create may not: see CreateOutcome.
-Proof of absence is a walk over all pages (`BatchPage.complete` each time), or at least back to before the intent
-(`created_at` of a whole page), after the grace time. Order of the lines is promised by nobody: the line id joins.
+Proof of absence is a walk over all pages (`BatchPage.complete` each time), or as far as `walked_back` says, after the
+grace time. Order of the lines is promised by nobody: the line id joins.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -182,6 +183,24 @@ class BatchPage:
     batches: tuple[BatchState, ...] = ()
     cursor: str | None = None
     complete: bool = True
+
+
+def walked_back(pages: Sequence[BatchPage], since: float) -> bool:
+    """Whether pages that were walked from the first one on reach back to before a moment.
+
+    No provider promises an order but Mistral: only where everything seen so far is newest first, and not all of one
+    moment, is what follows older still.
+
+    Args:
+        since: Unix seconds.
+    """
+    times = [one.created_at for page in pages for one in page.batches]
+    known = [at for at in times if at is not None]
+    if len(known) < len(times) or len(known) < 2 or known[0] == known[-1]:
+        return False
+    last = pages[-1].batches
+    newest_first = all(one >= after for one, after in itertools.pairwise(known))
+    return newest_first and bool(last) and all(one < since for one in known[-len(last) :])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

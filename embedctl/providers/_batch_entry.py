@@ -229,11 +229,13 @@ def _state(protocol: str, said: Any, request: HttpRequest) -> BatchState | None:
     if found is None:
         return None
     words = " ".join(found.errors)
+    kept_s = _module(protocol).BATCH.results_kept_s
     failed = found.state == "ended_failed"
     enqueued = failed and _ENQUEUED.search(words) is not None
     return replace(
         found,
         status=_foreign.label(found.status, request) or "",
+        results_until=None if found.ended_at is None else found.ended_at + kept_s,
         errors=tuple(_foreign.clean(one, request) for one in found.errors[:MOST_ERRORS]),
         enqueued_refused=enqueued,
         file_unseen=failed and not enqueued and _FILE_UNSEEN.search(words) is not None,

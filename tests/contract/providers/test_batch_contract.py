@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 from collections.abc import Iterator
+from dataclasses import replace
 from http.client import RemoteDisconnected
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from embedctl import providers
 from embedctl.errors import ProviderError, ServerFailed, TextRefused
 from embedctl.providers import _batch_entry
-from embedctl.providers._batch import LineResult
+from embedctl.providers._batch import BatchPage, BatchState, LineResult, walked_back
 from embedctl.providers._contract import RequestOptions
 from tests.contract.providers.batching import CASES, TEXTS, Batches
 from tests.contract.providers.test_contract import KEY, answered
@@ -201,6 +202,38 @@ def test_lists_are_walked(batches: Batches) -> None:
         assert pages == 3
 
 
+@pytest.mark.parametrize("order", ["newest", "oldest"])
+def test_how_far_a_list_was_walked(batches: Batches, order: str) -> None:
+    """A walk may end where whole pages lie before a moment only if the list is newest first; else at its end."""
+    batches.wire.plan(batch={"page": 2, "order": order})
+    for number in range(4):
+        batches.made(f"ec-{number}")
+    first = batches.page("ec-9")
+    second = batches.page("ec-9", first.cursor)
+    times = (400.0, 300.0, 200.0, 100.0) if order == "newest" else (100.0, 200.0, 300.0, 400.0)
+    pages, at = [], iter(times)
+    for page in (first, second):
+        pages.append(replace(page, batches=tuple(replace(one, created_at=next(at)) for one in page.batches)))
+
+    assert [one.mark for page in pages for one in page.batches] == [
+        f"ec-{number}" for number in (range(3, -1, -1) if order == "newest" else range(4))
+    ]
+    assert walked_back(pages, 250.0) == (order == "newest")
+    assert not walked_back(pages[:1], 250.0)
+    assert not walked_back(pages, 150.0)
+
+
+def test_a_walk_that_says_nothing_of_its_order() -> None:
+    """Batches of one moment, of none, or a single one say nothing of the order: the walk goes on."""
+    old, older, timeless = (BatchState(id=f"b-{number}", created_at=number or None) for number in (20.0, 10.0, 0.0))
+
+    for entries in ((), (old,), (old, old), (old, timeless), (timeless, timeless), (older, old), (old, older, old)):
+        assert not walked_back([BatchPage(batches=entries)], 100.0)
+    assert not walked_back([], 100.0)
+    assert not walked_back([BatchPage(batches=(old, older)), BatchPage()], 100.0)
+    assert walked_back([BatchPage(batches=(old, older))], 100.0)
+
+
 def test_lists_that_lag(batches: Batches) -> None:
     """A batch may be missing from the list at first: that list is complete, and proves nothing yet."""
     batches.wire.plan(batch={"each": {"lag_lists": 1}})
@@ -370,6 +403,28 @@ def test_content_that_is_late(batches: Batches) -> None:
     assert error.status == status
     assert _batch_entry.not_there(batches.name, status)
     assert {one.kind for one in batches.results(ended)} == {"answered"}
+
+
+def test_content_that_is_elsewhere(batches: Batches) -> None:
+    """Content behind a link is fetched from there, once, and without the key; a link to nowhere is none."""
+    batches.wire.plan(batch={"batches": [{"redirect": True}, {"redirect": "http://127.0.0.1:9/x"}]})
+    ended = batches.ended("ec-1")
+    nowhere = batches.ended("ec-2")
+
+    assert {one.kind for one in batches.results(ended)} == {"answered"}
+    (file,) = batches.module.batch_results(batches.place, batches.case.model, nowhere)
+    status, headers, _ = answered(file.request)
+    assert (status, _batch_entry.moved(status, headers, file.request)) == (302, None)
+
+
+def test_results_have_an_end(batches: Batches) -> None:
+    """A batch that is over says until when its results are kept."""
+    made = batches.made()
+    ended = batches.state(made.id)
+
+    assert (made.results_until, made.ended_at) == (None, None)
+    assert ended.ended_at is not None
+    assert ended.results_until == ended.ended_at + batches.module.BATCH.results_kept_s
 
 
 def test_counts_that_lie(batches: Batches) -> None:

@@ -117,6 +117,19 @@ class BatchService:
             return 200, {}, one.deleted(upload)
         if what == "file":
             return 200, {}, one.file(upload)
+        if upload.behaviour.get("redirect"):
+            target = upload.behaviour["redirect"]
+            return 302, {"location": target if isinstance(target, str) else f"/_signed/{upload.id}"}, b""
+        return self._content(one, upload)
+
+    def signed(self, upload_id: str, headers: dict[str, str]) -> Reply:
+        """A file by a link that needs no key, and refuses one: it is not its server's."""
+        upload = self.register.uploads.get(upload_id)
+        if upload is None or upload.deleted or {"authorization", "x-goog-api-key"} & set(headers):
+            return 400, {}, {"error": {"message": "Only one auth mechanism allowed."}}
+        return self._content(next(one for one in BATCH_DIALECTS if one.name == upload.dialect), upload)
+
+    def _content(self, one: BatchDialect, upload: Upload) -> Reply:
         upload.reads += 1
         missing, late = upload.behaviour.get("missing", 0), upload.behaviour.get("late", 0)
         if upload.behaviour.get("gone") or upload.reads <= missing:

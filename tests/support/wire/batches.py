@@ -24,6 +24,7 @@ behaviour of a batch:
     output []       shuffled duplicated truncated unparsable empty_ids usage_missing unknown_id bare (body right under
                     response) nan null other_width long_line
     missing 0       so many reads of the content are a 404; late 0: hold half of the lines; gone: a 404 for ever
+    redirect        the content stands behind a link that needs no key; or the link itself
     counts 0        request_counts are off by so many
     cancel          cancelled completed refused; cancel_polls 0: so many status answers say that it is being cancelled
     empty_ids       ids of files that are not there are "" instead of null

@@ -129,6 +129,8 @@ class Server:
             self.batches.register.clear()
             self.batches.set_plan(self.plan)
             return 200, {}, {}
+        if request.path.startswith("/_signed/"):
+            return self.batches.signed(request.path.removeprefix("/_signed/"), request.headers)
         if request.path == "/_batches":
             return 200, {}, self.batches.register.truth()
         if request.path == "/_invoice":
