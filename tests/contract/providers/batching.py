@@ -39,11 +39,16 @@ TEXTS = ["alpha", "beta gamma", 'délta\n"ε" 中文 🙂', "zeta", "eta theta",
 
 @dataclass(frozen=True)
 class Batches:
-    """One protocol's Batch API at the wire server."""
+    """One protocol's Batch API at the wire server.
+
+    Attributes:
+        at: Another place that speaks the protocol ("deepinfra").
+    """
 
     wire: Wire
     name: str
     key: str = KEY
+    at: str = ""
 
     @property
     def case(self) -> Case:
@@ -56,9 +61,9 @@ class Batches:
     @property
     def place(self) -> Provider:
         return Provider(
-            name=self.name,
+            name=self.at or self.name,
             protocol=self.name,
-            base_url=self.wire.base_url(self.name),
+            base_url=self.wire.base_url(self.at or self.name),
             api_key=Secret(self.key),
             options=self.case.options,
         )

@@ -17,7 +17,7 @@ from embedctl.providers import _batch_entry
 from embedctl.providers._batch import BatchPage, BatchState, LineResult, walked_back
 from embedctl.providers._contract import RequestOptions
 from tests.contract.providers.batching import CASES, TEXTS, Batches
-from tests.contract.providers.test_contract import KEY, answered
+from tests.contract.providers.test_contract import INPUT_TYPES, KEY, answered
 from tests.support.wire.client import Wire, expected, hash_of, started
 
 LOST = (ConnectionError, RemoteDisconnected, urllib.error.URLError)
@@ -79,6 +79,17 @@ def test_a_batch_from_upload_to_delete(batches: Batches, base64: bool) -> None:
     assert all(one["deleted"] for one in batches.wire.batches()["uploads"])
 
 
+def test_deepinfra_goes_through_openais(server: Wire) -> None:
+    """A place whose base URL has another tail is asked below it; the endpoint inside of the file stays the same."""
+    server.reset()
+    batches = Batches(server, "openai", at="deepinfra")
+
+    results = batches.results(batches.ended())
+
+    np.testing.assert_array_equal(in_order(results, 3), expected(TEXTS, batches.case.model))
+    assert "/v1/openai/batches" in batches.request().url
+
+
 def test_every_text_is_billed_once_at_the_batch_tier(batches: Batches) -> None:
     """What a batch did is on the invoice as batch, and nothing is online."""
     batches.ended()
@@ -94,6 +105,41 @@ def test_dimensions(batches: Batches) -> None:
 
     found = in_order(results, batches.case.per_line)
     np.testing.assert_allclose(found, expected(TEXTS, batches.case.model, wide), rtol=0, atol=1e-6)
+
+
+WIRE_TYPES = {
+    "voyage": ["document", "query", None, None],
+    "google": ["RETRIEVAL_DOCUMENT", "RETRIEVAL_QUERY", "CLASSIFICATION", "CLUSTERING"],
+}
+
+
+def test_input_types(batches: Batches) -> None:
+    """Each input type is said in the provider's own words, or not at all; a strict server agrees with every option."""
+    for number, input_type in enumerate(INPUT_TYPES):
+        options: Any = {"input_type": input_type, "base64": True, "dimensions": batches.case.dimensions}
+        batches.ended(f"ec-{number}", ["a"], **options)
+
+    assert [one["input_type"] for one in batches.wire.truth()] == WIRE_TYPES.get(batches.name, [None] * 4)
+
+
+def test_nothing_is_cut(server: Wire) -> None:
+    """Voyage, which truncates unless told not to, is told not to in a batch, too."""
+    server.reset()
+    Batches(server, "voyage").made()
+
+    assert server.batches()["batches"][0]["settings"]["truncation"] is False
+
+
+def test_narrow_vectors_of_gemini_get_length_1(server: Wire) -> None:
+    """What the API leaves to the client online it leaves to the client in a batch."""
+    batches = Batches(server, "google")
+    state = BatchState(id="b", output_id="f")
+    (file,) = batches.module.batch_results(batches.place, "models/gemini-embedding-001", state)
+
+    found = _batch_entry.line("google", b'{"key":"a","response":{"embedding":{"values":[3.0,4.0]}}}', file.request)
+
+    assert found.answer is not None
+    np.testing.assert_allclose(found.answer.vectors, [[0.6, 0.8]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("step", ["lost", "odd", {"status": 503, "made": True}, {"fault": "late", "seconds": 0}])

@@ -311,20 +311,23 @@ KNOWN = {
 }
 
 
+@pytest.mark.parametrize("what", ["page", "files"])
 @pytest.mark.parametrize("name", CASES)
-def test_lists_of_another_shape_prove_nothing(name: str) -> None:
+def test_lists_of_another_shape_prove_nothing(name: str, what: str) -> None:
     """A page that is none is an error; an entry that cannot be read, or more that cannot be asked for: not complete."""
     for body in (b"[]", b"null", b'"x"', b'{"items": []}', b'{"data": {}}', b'{"error": {}}', b'{"operations": {}}'):
         assert isinstance(call(name, "page", 200, body), ProviderError), body
-    asked, good = recorded()[name]["page"]
+    asked, good = recorded()[name][what]
     value = orjson.loads(good)
-    listed = "operations" if "operations" in value else "data"
+    listed = next(key for key in ("operations", "files", "data") if key in value)
+    named = "batches" if what == "page" else "files"
 
-    odd = call(name, "page", 200, orjson.dumps({**value, listed: [*value[listed], {"id": "../x", "name": "x"}]}))
+    odd = call(name, what, 200, orjson.dumps({**value, listed: [*value[listed], {"id": "../x", "name": "x"}]}))
     unaskable = {"has_more": True, "last_id": "../x", "total": 9, "nextPageToken": "x" * 9999}
-    more = call(name, "page", 200, orjson.dumps(value | {key: unaskable[key] for key in KNOWN[name]}))
+    more = call(name, what, 200, orjson.dumps(value | {key: unaskable[key] for key in KNOWN[name]}))
 
-    assert (len(odd.batches), odd.complete) == (1, False)
+    assert odd.complete is False
+    assert len(getattr(odd, named)) == len(value[listed])
     assert more.complete == (name == "mistral")  # which asks for the next number
     assert (more.cursor is not None) == (name == "mistral")
     assert asked.method == "GET"

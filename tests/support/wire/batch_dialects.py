@@ -288,7 +288,7 @@ def openai_refuse(kind: str, more: dict[str, Any]) -> Reply:
 
 OPENAI = BatchDialect(
     name="openai",
-    routes=_routes(r"(?:/p/(?:openai|gateway))?/v1", "batches"),
+    routes=_routes(r"(?:(?:/p/(?:openai|gateway))?/v1|/p/deepinfra/v1/openai)", "batches"),
     file_id="file-{hex}",
     batch_id="batch_{hex}",
     upload=form_upload,

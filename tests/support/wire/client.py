@@ -25,6 +25,7 @@ BASES = {
     "jina": "/v1",
     "nomic": "/v1",
     "tldw": "/api/v1",
+    "deepinfra": "/v1/openai",
 }
 
 
