@@ -50,12 +50,6 @@ _NOT_EXECUTED = re.compile(r"expired|cancel|timed?.?out|internal|server.?error|u
 _MOST_ERRORS = 100
 
 
-class _Line(msgspec.Struct, gc=False):
-    custom_id: Any = None
-    response: msgspec.Raw = msgspec.Raw()
-    error: msgspec.Raw = msgspec.Raw()
-
-
 class _Response(msgspec.Struct, gc=False):
     status_code: Any = None
     request_id: Any = None
@@ -63,8 +57,19 @@ class _Response(msgspec.Struct, gc=False):
     data: msgspec.Raw = msgspec.Raw()
 
 
+class _Line(msgspec.Struct, gc=False):
+    custom_id: Any = None
+    response: _Response | None = None
+    error: msgspec.Raw = msgspec.Raw()
+
+
+class _OddLine(msgspec.Struct, gc=False):
+    custom_id: Any = None
+    response: msgspec.Raw = msgspec.Raw()
+
+
 _LINE = msgspec.json.Decoder(_Line)
-_RESPONSE = msgspec.json.Decoder(_Response)
+_ODD_LINE = msgspec.json.Decoder(_OddLine)
 
 
 def packed(place: Provider, said: Mapping[str, Any]) -> bytes:
@@ -180,43 +185,43 @@ def result(protocol: str, line: bytes, request: HttpRequest) -> LineResult:
     Raises:
         AnswerUnusable: It is no such line: unreadable.
     """
-    found = _foreign.decoded(_LINE, line)
-    if (line_id := _batch.line_id_of(found.custom_id)) is None:
-        raise _foreign.unusable("a line of a result without a readable custom_id", line)
-    if not present(found.response):
-        return not_executed(protocol, line_id, bytes(found.error), request)
     try:
-        return _responded(protocol, line_id, found.response, request)
-    except AnswerUnusable as error:
-        return LineResult(line_id=line_id, kind="unreadable", error=error)
-
-
-def _responded(protocol: str, line_id: str, raw: msgspec.Raw, request: HttpRequest) -> LineResult:
-    def read(body: bytes, headers: Mapping[str, str]) -> WireAnswer:
-        return _listed.answer(protocol, 200, headers, body, request)
-
-    response = _foreign.decoded(_RESPONSE, raw)
-    body = bytes(response.body if present(response.body) else raw)
-    status = _foreign.whole(response.status_code, most=999)
-    if status is None and present(response.data):
-        status = 200
+        found = _foreign.decoded(_LINE, line)
+    except AnswerUnusable as odd:  # its `response` may be no object, and its id be readable all the same
+        line_id = _named(_foreign.decoded(_ODD_LINE, line).custom_id, line)
+        return LineResult(line_id=line_id, kind="unreadable", error=odd)
+    line_id = _named(found.custom_id, line)
+    if found.response is None:
+        return not_executed(protocol, line_id, bytes(found.error), request)
+    response, status = found.response, _foreign.whole(found.response.status_code, most=999)
+    if present(response.body):
+        body = bytes(response.body)
+    else:
+        body = bytes(_foreign.decoded(_ODD_LINE, line).response)
+        status = 200 if status is None and present(response.data) else status
     if status == 200:
         headers = {"x-request-id": response.request_id} if isinstance(response.request_id, str) else {}
-        return answered(line_id, read, body, headers)
+        return answered(line_id, lambda said: _listed.answer(protocol, 200, headers, said, request), body)
     if status is None or not 300 <= status <= 599:
-        raise _foreign.unusable(f"a line of a result with the status {_foreign.shown(response.status_code)}")
+        error = _foreign.unusable(f"a line of a result with the status {_foreign.shown(response.status_code)}")
+        return LineResult(line_id=line_id, kind="unreadable", error=error)
     return refused(line_id, _errors.refusal(protocol, status, {}, body, request))
+
+
+def _named(said: Any, line: bytes) -> str:
+    if (line_id := _batch.line_id_of(said)) is None:
+        raise _foreign.unusable("a line of a result without a readable custom_id", line)
+    return line_id
 
 
 def answered(
     line_id: str,
-    read: Callable[[bytes, Mapping[str, str]], WireAnswer],
+    read: Callable[[bytes], WireAnswer],
     body: bytes,
-    headers: Mapping[str, str],
 ) -> LineResult:
     """A 200: vectors, or something that cannot be used and was bought all the same."""
     try:
-        answer = read(body, headers)
+        answer = read(body)
     except AnswerUnusable as error:
         return LineResult(line_id=line_id, kind="unusable", error=error, tokens=error.tokens_native)
     return LineResult(line_id=line_id, kind="answered", answer=answer, tokens=answer.tokens)

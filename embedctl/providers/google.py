@@ -230,7 +230,7 @@ def batch_result(line: bytes, request: HttpRequest) -> LineResult:
         said = found.error if _openai_batch.present(found.error) else found.status
         return _openai_batch.refused(line_id, _line_error(bytes(said), request))
 
-    def read(body: bytes, headers: Mapping[str, str]) -> WireAnswer:
+    def read(body: bytes) -> WireAnswer:
         one = _foreign.decoded(_ONE, body)
         usage = one.usage_metadata if isinstance(one.usage_metadata, dict) else {}
         tokens = _batch.counted(one.token_count if one.token_count is not None else usage.get("promptTokenCount"))
@@ -240,7 +240,7 @@ def batch_result(line: bytes, request: HttpRequest) -> LineResult:
             vectors = _vectors.rows([one.embedding.values], "response.embedding.values")
         return WireAnswer(vectors=_scaled(vectors, request), tokens=tokens)
 
-    return _openai_batch.answered(line_id, read, bytes(found.response), {})
+    return _openai_batch.answered(line_id, read, bytes(found.response))
 
 
 def _line_error(raw: bytes, request: HttpRequest) -> ProviderError:
