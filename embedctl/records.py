@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from embedctl.journal import VectorRef
-
 Purpose = Literal["ingest", "query", "test"]
 InputType = Literal["document", "query", "classification", "clustering"]
 UsageMode = Literal["native", "fallback", "auto"]
@@ -405,6 +403,27 @@ class Refusal:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class VectorRef:
+    """Where vectors stand in a journal.
+
+    Attributes:
+        segment: The segment's id.
+        offset: Byte in its answers file at which the first vector begins.
+        count: Vectors, n.
+        dimensions: Width, D.
+    """
+
+    segment: str
+    offset: int
+    count: int
+    dimensions: int
+
+    def row(self, index: int) -> VectorRef:
+        """The place of one of the vectors."""
+        return VectorRef(self.segment, self.offset + index * self.dimensions * 4, 1, self.dimensions)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What became of some texts of a request: vectors in the journal, or the reason why there are none.
@@ -544,9 +563,34 @@ class AttemptEnded:
     event: UsageEvent
 
 
+Phase = Literal["reading", "chunking", "embedding", "writing", "accounting"]
+"""What a run does most of all: `reading` is also looking at what is there, `accounting` is the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnsChosen:
+    """Which columns of a table are read, where nobody said.
+
+    Attributes:
+        row_id: Names rows; None: they are numbered.
+        candidate: A column that may name them, when none was found.
+    """
+
+    text: str
+    row_id: str | None
+    candidate: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseBegan:
+    """A run does something else from now on."""
+
+    phase: Phase
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progressed:
-    """How far a run is.
+    """How far a run is; a few times a second.
 
     Attributes:
         rows: Read, and with nothing left to wait for (of chunked rows: about).
@@ -554,6 +598,12 @@ class Progressed:
         in_flight: Requests.
         tokens: Confirmed so far.
         cost: USD so far; None when nobody knows.
+        rows_read: Read, and cut into texts.
+        documents: Rows are files.
+        share_read: How much of the input is read, 0 to 1, where that is known.
+        texts: That have a vector, or will have none.
+        texts_total: Of the whole input; None while nobody can know.
+        is_exact: Whether `texts_total` is counted, not estimated from what is read.
     """
 
     rows: int
@@ -561,6 +611,21 @@ class Progressed:
     in_flight: int
     tokens: int
     cost: Decimal | None
+    phase: Phase = "embedding"
+    rows_read: int = 0
+    documents: bool = False
+    share_read: float | None = None
+    texts: int = 0
+    texts_total: int | None = None
+    is_exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """A local model has embedded some more texts of a request that it works on."""
+
+    texts: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -593,7 +658,10 @@ class Warned:
     count: int = 0
 
 
-Event = Waiting | Paced | GaveUp | FellBack | LimitLearned | BudgetLow | AttemptEnded | Progressed | RowFailed | Warned
+Event = (
+    Waiting | Paced | GaveUp | FellBack | LimitLearned | BudgetLow | AttemptEnded | ColumnsChosen | PhaseBegan
+    | Progressed | Inferred | RowFailed | Warned
+)  # fmt: skip
 
 
 class Observer(Protocol):

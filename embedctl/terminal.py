@@ -10,21 +10,20 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from embedctl.errors import EmbedctlError, StorageFailed, WrongUsage
 
 if TYPE_CHECKING:
-    from embedctl.records import Event, Progressed
+    from embedctl.records import Event, Observer
     from embedctl.runs.estimate import Estimate
-    from embedctl.runs.receipt import Receipt
+    from embedctl.runs.receipt import Receipt, Unfinished
 
 Format = Literal["table", "json", "csv", "md"]
 FORMATS: tuple[Format, ...] = ("table", "json", "csv", "md")
@@ -38,8 +37,21 @@ _NEEDS_QUOTES = frozenset(',"\r\n\0')
 _MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {char: f"\\{char}" for char in "\\|[]`*"})
 
 
+_above: Callable[[str], None] | None = None
+
+
+def write_above(write: Callable[[str], None] | None) -> None:
+    """What goes to stderr from now on is written by this, over what is drawn there; None: nothing is."""
+    global _above
+    _above = write
+
+
 def aside(text: str) -> None:
     """Text on stderr. One that takes no more (a log on a full disk) stops nothing that was going well."""
+    (_above or _write_aside)(text)
+
+
+def _write_aside(text: str) -> None:
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -101,6 +113,19 @@ def safe(text: object) -> str:
 def notice(text: str) -> None:
     """One line on stderr."""
     aside(f"{safe(text)}\n")
+
+
+def from_signal(text: str, *, drawn: bool = False) -> None:
+    """A line on stderr from a signal handler: past the streams, which may be in the middle of a write.
+
+    Args:
+        drawn: Something is drawn there: it stays above, with the cursor shown below.
+    """
+    with suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), f"{SHOW_CURSOR if drawn else ''}{safe(text)}\n".encode())
+
+
+SHOW_CURSOR = "\x1b[?25h\n"
 
 
 def warning(text: str) -> None:
@@ -377,69 +402,96 @@ def _fitting(content: Table, width: int) -> Table:
     return replace(content, rows=[cut(row) for row in content.rows], totals=totals, footer=footer)
 
 
-class ProgressLine:
-    """Rows, tokens and cost so far, on stderr: one line that is rewritten in a terminal, a line a minute elsewhere."""
+class _Screen:
+    """Stderr for rich: what it does not take stops nothing."""
 
-    def __init__(self, *, shown: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        self._shown = shown
-        self._clock = clock
-        self._terminal = sys.stderr.isatty()
-        self._started = clock()
-        self._last = self._started
-        self._drawn = False
+    encoding = "utf-8"
 
-    def __enter__(self) -> ProgressLine:
-        return self
+    def write(self, text: str) -> int:
+        _write_aside(text)
+        return len(text)
 
-    def __exit__(self, *_: object) -> None:
-        if self._drawn:
-            aside("\r\x1b[K")
+    def flush(self) -> None:
+        """Done with each text."""
 
-    def show(self, progress: Progressed) -> None:
-        """Show where the run stands."""
-        from embedctl.records import format_duration, format_money
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
 
-        now = self._clock()
-        if not self._shown or now - self._last < (0.2 if self._terminal else 60):
-            return
-        self._last = now
-        rate = progress.rows / max(now - self._started, 1e-6)
-        cost = "cost unknown" if progress.cost is None else f"{format_money(progress.cost)} USD"
-        total = progress.rows_total
-        of = f" of {total:,}" if total is not None else ""
-        left = f", {format_duration((total - progress.rows) / rate)} left" if total is not None and rate else ""
-        text = (
-            f"{progress.rows:,}{of} rows ({rate:,.0f}/s), {progress.tokens:,} tokens, {cost}, "
-            f"{progress.in_flight} requests in flight{left}"
-        )
-        if self._terminal:
-            self._drawn = True
-            aside(f"\r\x1b[K{text}")
-        else:
-            aside(f"{text}\n")
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+
+def can_be_drawn_on(stream: TextIO) -> bool:
+    """Whether lines of it can be drawn anew."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def live_progress(described: Callable[[], tuple[str, float | None, Sequence[str]]], elapsed_s: float) -> Any:
+    """Rich's progress on stderr, not yet started: a bar and some lines below, drawn anew a few times a second.
+
+    Args:
+        described: The headline, the share that is done (None: nobody knows), and the lines below.
+
+    Returns:
+        A `rich.progress.Progress`; its `above` prints a text over it.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    class Display(Progress):
+        def get_renderables(self) -> Any:
+            if not self.tasks:  # it asks before there is one
+                return
+            headline, share, lines = described()
+            task = self.tasks[0]
+            task.description, task.total = safe(headline), None if share is None else 1.0
+            task.completed = share or 0.0
+            yield self.make_tasks_table([task])
+            for line in filter(None, lines):
+                yield Text(f"  {safe(line)}", no_wrap=True, overflow="ellipsis")
+
+        def above(self, text: str) -> None:
+            self.console.print(Text(text.removesuffix("\n")), soft_wrap=True)
+
+        def start(self) -> None:
+            super().start()
+            self.console.show_cursor(True)  # whoever kills the process finds it where it was
+
+    display = Display(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        console=Console(file=cast("TextIO", _Screen()), highlight=False),
+        refresh_per_second=5,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    display.add_task("", total=None)
+    display.tasks[0].start_time = display.get_time() - elapsed_s
+    return display
 
 
 class TerminalObserver:
     """Says on stderr what happens: warnings unless quiet, everything else with -v, progress on a line of its own."""
 
-    def __init__(self, *, verbose: bool = False, quiet: bool = False, progress: ProgressLine | None = None) -> None:
+    def __init__(self, *, verbose: bool = False, quiet: bool = False, progress: Observer | None = None) -> None:
         self._verbose = verbose
         self._quiet = quiet
         self._progress = progress
 
     def notify(self, event: Event) -> None:
         """Say it, when it is to be said."""
-        from embedctl.records import Progressed
-
-        if isinstance(event, Progressed):
-            if self._progress is not None:
-                self._progress.show(event)
-        elif (words := sentence(event)) is None:
+        if self._progress is not None:
+            self._progress.notify(event)
+        if (words := sentence(event)) is None:
             return
-        elif is_warning(event):
+        if is_warning(event):
             if not self._quiet:
                 warning(words)
-        elif self._verbose:
+        elif self._verbose or (is_notice(event) and not self._quiet):
             notice(words)
 
 
@@ -495,6 +547,9 @@ def sentence(event: Event) -> str | None:
         case records.BudgetLow(name, spent, amount):
             nearly = "" if spent >= amount else "nearly "
             return f"{name} is {nearly}used up: {records.format_usd(spent)} of {records.format_usd(amount)} USD"
+        case records.ColumnsChosen(text, row_id, candidate):
+            asked = f" (is {candidate} the id? --id-column {candidate})" if candidate else ""
+            return f"text: {text}, id: {row_id or 'row number'}{asked}"
         case records.RowFailed(failure):
             return f"{'skipped' if failure.skipped else 'failed'}: row {failure.id}: {failure.message}"
         case records.Warned(concern, subject, detail, count):
@@ -523,6 +578,13 @@ def is_warning(event: Event) -> bool:
     return isinstance(event, records.BudgetLow | records.RowFailed)
 
 
+def is_notice(event: Event) -> bool:
+    """Whether it is said without -v, and nothing is wrong: a choice that is not the obvious one."""
+    from embedctl import records
+
+    return isinstance(event, records.ColumnsChosen) and (event.text.lower() != "text" or event.row_id is None)
+
+
 _MOST_NAMED = 8
 """Workspaces in a receipt for people."""
 _REASONS = {
@@ -546,7 +608,10 @@ _REASONS = {
 
 def receipt(done: Receipt) -> None:
     """The end of a run, for people, on stderr."""
-    notice(_receipt_rows(done))
+    if done.unfinished is not None:
+        notice(f"stopped after {done.seconds:.1f} s: {kept(done.unfinished)}")
+    else:
+        notice(_receipt_rows(done))
     for reason, count in done.failed_reasons.items():
         words, help_ = _REASONS.get(reason, ("", ""))
         about = f": {words} ({help_})" if words else ""
@@ -554,7 +619,7 @@ def receipt(done: Receipt) -> None:
     notice(_receipt_usage(done))
     if [one["workspace"] for one in done.workspaces] not in ([], [done.workspace]):
         notice(_receipt_workspaces(done))
-    if done.output and done.output_is_there:
+    if done.output and done.output_is_there and done.error is None:
         space = f"{done.model}, {done.dimensions} dimensions" if done.dimensions else done.model
         notice(f"output: {done.output} ({space})")
     if done.failures:
@@ -571,6 +636,20 @@ _LEFT_OUT = {
     "link_outside": "behind a link that leads out",
     "unreadable": "unreadable",
 }
+
+
+def kept(unfinished: Unfinished) -> str:
+    """What a run that stopped has kept, and what is left: "kept 40 of 60 texts; 20 to go; the same command goes on"."""
+    from embedctl.records import format_cents
+
+    if unfinished.left is None:
+        return f"kept {several(unfinished.kept, 'text')}; the same command goes on with the rest"
+    about = "" if unfinished.is_exact else "about "
+    cost = "" if unfinished.cost is None else f", about {format_cents(unfinished.cost)} USD"
+    total = several(unfinished.kept + unfinished.left, "text")
+    return (
+        f"kept {unfinished.kept:,} of {about}{total}; {about}{unfinished.left:,} to go{cost}; the same command goes on"
+    )
 
 
 def failed_rows(done: Receipt) -> None:

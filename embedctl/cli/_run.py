@@ -18,8 +18,10 @@ import typer
 
 from embedctl import inputs as inputs_room
 from embedctl import settings, terminal
+from embedctl.cli._progress import ProgressDisplay
 from embedctl.errors import Interrupted, Terminated, WrongUsage
 from embedctl.runs.job import JobRequest
+from embedctl.runs.receipt import Receipt
 from embedctl.runs.run import Run
 
 
@@ -65,32 +67,40 @@ def execute(
     Args:
         job_file: Where `job_options` come from.
     """
-    loaded = settings.load(flags=flags, job=job_options, config=config, ledger=ledger)
-    if loaded.misplaced and not talk.quiet:
-        terminal.warning(loaded.misplaced)
-    job = JobRequest(
-        settings=loaded,
-        inputs=inputs,
-        query=_query(loaded, job_file),
-        kind=kind,
-        output=output,
-        command=command,
-        resume=shlex.join(["embedctl", *sys.argv[1:]]),
-        stream=sys.stdout.buffer if kind == "stream" else None,
-        stdin=sys.stdin.buffer if "-" in inputs and not sys.stdin.isatty() else None,
-        **about,
-    )
-    progress = terminal.ProgressLine(shown=talk.progress and not talk.quiet)
-    run = Run(job, terminal.TerminalObserver(verbose=talk.verbose, quiet=talk.quiet, progress=progress))
-    if dry_run:
-        estimate = run.estimate()
+    shown = talk.progress and not talk.quiet and not (kind == "stream" and sys.stdout.isatty())
+    with ProgressDisplay(shown=shown) as display:
+        loaded = settings.load(flags=flags, job=job_options, config=config, ledger=ledger)
+        if loaded.misplaced and not talk.quiet:
+            terminal.warning(loaded.misplaced)
+        job = JobRequest(
+            settings=loaded,
+            inputs=inputs,
+            query=_query(loaded, job_file),
+            kind=kind,
+            output=output,
+            command=command,
+            resume=shlex.join(["embedctl", *sys.argv[1:]]),
+            stream=sys.stdout.buffer if kind == "stream" else None,
+            stdin=sys.stdin.buffer if "-" in inputs and not sys.stdin.isatty() else None,
+            **about,
+        )
+        run = Run(job, terminal.TerminalObserver(verbose=talk.verbose, quiet=talk.quiet, progress=display))
+        if dry_run:
+            estimate, receipt = run.estimate(), None
+        else:
+            with _signals(run, display):
+                estimate, receipt = None, run.execute(asyncio.run)
+    if estimate is not None:
         if talk.as_json:
             terminal.result(estimate.as_dict())
         else:
             terminal.estimate(estimate)
-        return
-    with _signals(run), progress:
-        receipt = run.execute(asyncio.run)
+    if receipt is not None:
+        _say(receipt, talk)
+
+
+def _say(receipt: Receipt, talk: Talk) -> None:
+    """The receipt; exit with its code."""
     if talk.as_json:
         terminal.result(receipt.as_dict())
     elif not talk.quiet:
@@ -118,7 +128,7 @@ def _query(loaded: settings.Settings, job_file: Path | None) -> inputs_room.Quer
 
 
 @contextmanager
-def _signals(run: Run) -> Iterator[None]:
+def _signals(run: Run, display: ProgressDisplay) -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP stop the sending; a second one ends the process at once. Both are safe."""
     kinds: dict[int, type[Interrupted | Terminated]] = {signal.SIGINT: Interrupted, signal.SIGTERM: Terminated}
     asked = False
@@ -126,13 +136,15 @@ def _signals(run: Run) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         nonlocal asked
         if asked:
+            if (unfinished := run.unfinished()) is not None:
+                display.from_signal(f"stopped at once: {terminal.kept(unfinished)}", last=True)
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
             return
         asked = True
         reason = kinds[number]("stopped; answers in flight are kept", hint=f"continue with: {run.job.resume}")
         run.ask_to_stop(reason)
-        terminal.notice("stopping: waiting for requests in flight (once more to stop at once)")
+        display.from_signal("stopping: waiting for requests in flight (once more to stop at once)")
 
     before = {number: signal.signal(number, stop) for number in kinds}
     try:

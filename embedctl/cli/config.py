@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -49,18 +50,49 @@ TEMPLATE = """\
 # budget = { period = "month", amount = "50.00", action = "block" }
 """
 
+JOB_FILE = "JOB.toml"
+JOB_TEMPLATE = """\
+# A job for `embedctl batch run JOB.toml`. Flags are stronger; paths are as seen from the folder it is run in.
+# Every option of `embedctl batch run --help` may stand here: without dashes, with underscores.
+
+input = ["tickets/*.parquet"]                # files, folders or globs
+output = "tickets-vectors"                   # a folder of Parquet parts
+# job = "nightly-tickets"                    # its name in `embedctl batch list` and in reports
+
+# model = "openai:text-embedding-3-small"    # default: the bundled model, which is free
+# workspace = "acme"                         # who pays
+# workspace_column = "tenant"                # or: who pays for each row
+# tag = { team = "support" }                 # stands with every usage event
+
+# text_column = "body"                       # what is embedded; found when there is one
+# id_column = "ticket_id"                    # what names a row; else its number
+# keep = "all"                               # other columns: all, none, or names with commas
+# chunk_size = 1000                          # tokens; documents are chunked, tables only when asked
+# on_too_long = "fail"                       # fail, skip, truncate, chunk or mean
+# on_blank = "skip"                          # skip or fail
+
+# max_cost = "5.00"                          # USD; the run stops before it is exceeded, and goes on another time
+# deadline = "6h"                            # it stops then, and goes on another time
+# concurrency = 16
+# fallback = "same-space"                    # who may take over: same-space, any or off
+"""
+
 
 @app.command(epilog="Example: embedctl config init")
 def init(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", "--force", help="Replace a settings file that exists.")
     ] = False,
+    job: Annotated[
+        bool, typer.Option("--job", help=f"Write {JOB_FILE} for `batch run` here, not the settings.")
+    ] = False,
     config: ConfigFlag = None,
 ) -> None:
-    """Write a settings file to start from, with every line explained."""
-    path = config or settings.user_config_path(os.environ)
+    """Write a settings file to start from, with every line explained; or a job's."""
+    path = Path(JOB_FILE) if job else config or settings.user_config_path(os.environ)
+    named.check_local(path)
     storage.DISK.make_folder(path.parent)
-    named.write(path, TEMPLATE.encode(), overwrite=overwrite, mode=0o600)
+    named.write(path, (JOB_TEMPLATE if job else TEMPLATE).encode(), overwrite=overwrite, mode=0o600)
     terminal.notice(f"wrote {path}")
 
 

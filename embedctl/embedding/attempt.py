@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from embedctl.backends.onnx import local_model
 from embedctl.embedding import checks, usage, usage_events
-from embedctl.embedding.route import Leg, Route
+from embedctl.embedding.leg import Leg
+from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import EmbedctlError, KeyRejected, ProviderError, SpaceMismatch
@@ -21,9 +22,12 @@ from embedctl.planning.packer import estimated_tokens
 from embedctl.providers._contract import HttpRequest, WireAnswer
 from embedctl.providers._entry import read
 from embedctl.providers._rate_headers import rates
-from embedctl.records import Answer, AttemptEnded, Observer, Request, Usage, UsageEvent, Warned
+from embedctl.records import Answer, AttemptEnded, Inferred, Observer, Request, Usage, UsageEvent, Warned
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import Permit as Turn
+
+INFERRED_EVERY_S = 0.25
+"""How often a local model says how far it is."""
 
 
 class AttemptRecord(Protocol):
@@ -177,11 +181,26 @@ class Attempt:
         endpoint = leg.endpoint
         if message is None or leg.state.transport is None:
             model = await asyncio.to_thread(local_model.load, endpoint.folder, endpoint.max_tokens or 512)
-            vectors, each = await asyncio.to_thread(model.embed, [str(text) for text in request.texts])
+            texts = [str(text) for text in request.texts]
+            vectors, each = await asyncio.to_thread(model.embed, texts, self._inferred(asyncio.get_running_loop()))
             return WireAnswer(vectors=vectors, tokens=sum(each), tokens_each=each), {}, b""
         response = await leg.state.transport.send(message, timeout_s=endpoint.timeout_s)
         wire = read(endpoint.protocol, response.status, response.headers, response.body, message)
         return wire, response.headers, response.body
+
+    def _inferred(self, loop: asyncio.AbstractEventLoop) -> Callable[[int, int], None]:
+        """Told by a local model, in its thread, of texts it is done with: says so now and then, or ends the work."""
+        held, held_tokens, said = 0, 0, self._clock()
+
+        def done(texts: int, tokens: int) -> None:
+            nonlocal held, held_tokens, said
+            self._proceed()
+            held, held_tokens = held + texts, held_tokens + tokens
+            if (now := self._clock()) - said >= INFERRED_EVERY_S:
+                loop.call_soon_threadsafe(self._observer.notify, Inferred(held, held_tokens))
+                held, held_tokens, said = 0, 0, now
+
+        return done
 
     async def _used(self, leg: Leg, request: Request, wire: WireAnswer, event: UsageEvent) -> Usage:
         """What the answer used; counted in a thread where the provider's own count is not enough."""

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from embedctl.embedding.attempt import Attempt, AttemptRecord, Operation, SpendGuard
 from embedctl.embedding.endpoint_state import NotAdmittedError
-from embedctl.embedding.route import Leg, Route
+from embedctl.embedding.leg import Leg
+from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import (
@@ -31,7 +32,6 @@ from embedctl.errors import (
     ServerFailed,
     TextRefused,
 )
-from embedctl.journal import VectorRef
 from embedctl.planning.packer import part_of
 from embedctl.records import (
     UNOBSERVED,
@@ -41,6 +41,7 @@ from embedctl.records import (
     Outcome,
     Refusal,
     Request,
+    VectorRef,
     new_operation_id,
     text_hash,
     uuid7,

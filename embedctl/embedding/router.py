@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.embedding.endpoint_state import EndpointState
-from embedctl.embedding.route import Leg, Route
+from embedctl.embedding.leg import Leg
+from embedctl.embedding.route import Route
 from embedctl.embedding.space_probe import Probe, SpaceProbe
 from embedctl.errors import (
     AnswerUnshaped,
@@ -228,7 +229,7 @@ class Router:
             chosen = self._choose(route)
             if isinstance(chosen, Leg):
                 chosen.state.asked_although_held |= self.memory.held(chosen.endpoint)[0] > 0
-                if chosen.proven or await route.space_probe.given(route, chosen, probe):
+                if chosen.proven or await route.space_probe.given(route.legs, route.space, chosen, probe):
                     return await self._chosen(route, chosen)
                 continue
             left_s = self._max_wait_s - wait_budget.waited_s

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.embedding import checks
+from embedctl.embedding.leg import Leg
 from embedctl.errors import ProviderError, SpaceMismatch
+from embedctl.records import Space
 from embedctl.routing.learned_file import LearnedFile
-
-if TYPE_CHECKING:
-    from embedctl.embedding.route import Leg, Route
 
 TRUSTED_COSINE = 0.999
 PROBES = 3
@@ -25,7 +23,7 @@ _TEXTS = (
     "A glacier moves slowly under its own weight and grinds the valley floor beneath it.",
 )
 
-Probe = Callable[["Leg", Sequence[str]], Awaitable[NDArray[np.float32]]]
+Probe = Callable[[Leg, Sequence[str]], Awaitable[NDArray[np.float32]]]
 """Vectors of texts that go into no output, accounted like all others."""
 
 
@@ -55,8 +53,12 @@ class SpaceProbe:
             if isinstance(text, str) and len(text) >= _ORDINARY_CHARACTERS:
                 self._samples[text] = vectors[i].copy()
 
-    async def given(self, route: Route, leg: Leg, probe: Probe) -> bool:
+    async def given(self, legs: Sequence[Leg], space: Space | None, leg: Leg, probe: Probe) -> bool:
         """Whether a line of a route may be asked; one that may not is spent.
+
+        Args:
+            legs: All of the route, first the one that was asked for.
+            space: Of the vectors that were given; None while there are none.
 
         The line that gives an output its first vectors needs no proof. Any other one embeds texts whose vectors are
         there already, and must agree.
@@ -64,11 +66,11 @@ class SpaceProbe:
         async with self._one_at_a_time:
             if leg.proven or leg.given_up:
                 return leg.proven
-            if route.space is None:
+            if space is None:
                 return True  # nothing is there yet that it could be mixed with
-            home = next((one for one in route.legs if one.endpoint.id == self._home), route.first)
+            home = next((one for one in legs if one.endpoint.id == self._home), legs[0])
             trusted = leg is home or leg.endpoint.id in self._proven
-            if trusted or self._memory.trusts(home.endpoint, leg.endpoint, route.space):
+            if trusted or self._memory.trusts(home.endpoint, leg.endpoint, space):
                 self._prove(leg)
                 return True
             leg.given_up = self._strangers.get(leg.endpoint.id)
@@ -82,7 +84,7 @@ class SpaceProbe:
                     self._strangers[leg.endpoint.id] = error
                 return False
             self._prove(leg)
-            self._memory.trust(home.endpoint, leg.endpoint, route.space)
+            self._memory.trust(home.endpoint, leg.endpoint, space)
             return True
 
     def _prove(self, leg: Leg) -> None:

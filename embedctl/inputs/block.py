@@ -67,6 +67,13 @@ class ReadOptions:
     leave_out: tuple[Path, ...] = ()
 
 
+@dataclass(slots=True)
+class Position:
+    """How far a file is read, in bytes as they lie on disk."""
+
+    offset: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
     """One file to read.
@@ -81,6 +88,7 @@ class InputFile:
         is_named: Its name is the user's own word; else a folder or a glob has it.
         digest: blake2b-128 of the content where it came through a pipe, else None.
         spooled: Unnamed copy of a pipe that is gone when this object is.
+        position: How far it is read, where it is text.
     """
 
     path: Path
@@ -93,6 +101,7 @@ class InputFile:
     is_named: bool = True
     digest: str | None = None
     spooled: object | None = None
+    position: Position = field(default_factory=Position, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

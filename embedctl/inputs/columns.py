@@ -60,6 +60,11 @@ class Columns:
         return self if self.template is None else replace(self, kept=_united(self.kept, self.parts))
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns that the text is made of."""
+        return (self.text,) if self.template is None else tuple(dict.fromkeys(self.template.columns))
+
+    @property
     def names(self) -> list[str]:
         """All columns to read, each once."""
         return list(dict.fromkeys([self.text, *([self.id] if self.id else []), *self.kept.names]))

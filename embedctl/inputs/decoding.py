@@ -9,6 +9,7 @@ from pathlib import Path
 
 from embedctl.errors import InputInvalid, InputMissing, WrongUsage
 from embedctl.inputs import compressions
+from embedctl.inputs.block import Position
 
 CHUNK_BYTES = 1 << 20
 EXPANSION_LIMIT = 100  # times; facts/faults.md I23
@@ -58,9 +59,11 @@ def is_wide(name: str) -> bool:
 class _FirstBytes(io.RawIOBase):
     """The first `size_bytes` of a file: what is appended while we read belongs to the next run."""
 
-    def __init__(self, path: Path, size_bytes: int) -> None:
+    def __init__(self, path: Path, size_bytes: int, position: Position) -> None:
         self._file = path.open("rb", buffering=0)
         self._left = size_bytes
+        self._position = position
+        position.offset = 0
 
     def readable(self) -> bool:
         return True
@@ -68,6 +71,7 @@ class _FirstBytes(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # BufferedReader hands a memoryview
         count = self._file.readinto(buffer[: self._left]) or 0
         self._left -= count
+        self._position.offset += count
         return count
 
     def close(self) -> None:
@@ -86,6 +90,7 @@ class Utf8Stream(io.RawIOBase):
         encoding: Of the file's text.
         by_row: Bytes that are no text are not refused, for each row is looked at by itself: of UTF-8 they are passed
             on as they are, of other encodings as half a surrogate pair, which is no UTF-8 either.
+        position: Follows the reading.
 
     Raises:
         InputInvalid: While reading: bytes that are no text in this encoding (file, line and byte are named),
@@ -102,6 +107,7 @@ class Utf8Stream(io.RawIOBase):
         encoding: str,
         compression: str | None = None,
         by_row: bool = False,
+        position: Position | None = None,
     ) -> None:
         self._label = label
         self._encoding = codec(encoding).name
@@ -119,7 +125,7 @@ class Utf8Stream(io.RawIOBase):
         self._done = False
         self._rest = b""
         try:
-            self._raw = _FirstBytes(path, size_bytes)
+            self._raw = _FirstBytes(path, size_bytes, position or Position())
         except OSError as refused:
             raise InputMissing(f"cannot read {label}: {refused.strerror}") from refused
         buffered = io.BufferedReader(self._raw, CHUNK_BYTES)

@@ -229,6 +229,8 @@ def _missing(argument: str, cause: Exception) -> InputMissing:
         return InputMissing(f"no permission to read {name}", hint="check who owns it and its mode")
     if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, FileNotFoundError):
         return InputMissing(f"cannot read {name}: {cause.strerror}")
+    if "://" in name:
+        return InputMissing(f"no such file: {name}", hint="copy it to this machine first: addresses are not read")
     return InputMissing(f"no such file: {name}", hint="paths are relative to the current folder")
 
 

@@ -22,6 +22,7 @@ from embedctl.inputs.columns import Columns
 from embedctl.inputs.left_out import LeftOut
 from embedctl.inputs.query import LABEL as QUERY
 from embedctl.inputs.query import Query
+from embedctl.inputs.row_ids import can_be_id
 from embedctl.inputs.table import UNREADABLE, Table
 
 
@@ -103,6 +104,27 @@ class Source:
         """Size of all files as they lie on disk, in bytes."""
         return sum(file.size_bytes for file in self.files)
 
+    @property
+    def share_read(self) -> float | None:
+        """How much of it `blocks` has read, 0 to 1, in bytes; None where nobody counts (no text, empty, a query)."""
+        if not self.bytes_total or not all(formats.FORMATS[file.kind].IS_TEXT for file in self.files):
+            return None
+        return min(1.0, sum(file.position.offset for file in self.files) / self.bytes_total)
+
+    def id_candidate(self) -> str | None:
+        """A column called `*_id` that may name the rows, when none does: no value of its first rows is there twice.
+
+        A query is not asked for it.
+        """
+        if self.columns is None or self.columns.id is not None or self.query is not None:
+            return None
+        names = [one.name for one in self.columns.kept if one.name.lower().endswith("_id") and can_be_id(one.type)]
+        block = next(self.blocks(), None) if names else None
+        if block is None or block.kept is None or len(block) < 2:
+            return None
+        columns = ((name, block.kept.column(name)) for name in names)
+        return next((name for name, one in columns if not one.null_count and len(one.unique()) == len(one)), None)
+
     def fingerprint(self) -> dict[str, Any]:
         """What the files look like at this moment: `{"files": [{name, size, mtime_ns | blake2b}]}`; a query's words.
 
@@ -119,6 +141,8 @@ class Source:
             InputInvalid: Something cannot be read that stands for more than one row (facts/faults.md 2.2).
             InputMissing: A file vanished.
         """
+        for file in self.files:
+            file.position.offset = 0
         if self.kind == "text":
             yield from text.blocks(self.files, self.options, self._bad)
             return

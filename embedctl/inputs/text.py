@@ -24,7 +24,13 @@ def looks_like(head: bytes) -> bool:
 def opened(file: InputFile, options: ReadOptions, *, by_row: bool = False) -> Utf8Stream:
     """The file's text as UTF-8, checked unless the rows are checked one `by_row`."""
     return Utf8Stream(
-        file.path, file.label, file.size_bytes, compression=file.compression, encoding=options.encoding, by_row=by_row
+        file.path,
+        file.label,
+        file.size_bytes,
+        compression=file.compression,
+        encoding=options.encoding,
+        by_row=by_row,
+        position=file.position,
     )
 
 

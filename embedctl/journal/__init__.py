@@ -6,6 +6,5 @@ from embedctl.journal.recovery import Recovered as Recovered
 from embedctl.journal.recovery import RecoveredAnswer as RecoveredAnswer
 from embedctl.journal.recovery import RecoveredSegment as RecoveredSegment
 from embedctl.journal.recovery import recover as recover
-from embedctl.journal.segments import VectorRef as VectorRef
 from embedctl.journal.trust import Trust as Trust
 from embedctl.journal.trust import home_secret as home_secret

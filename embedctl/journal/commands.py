@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from embedctl.journal.frames import Draft
-from embedctl.journal.segments import VectorRef
-from embedctl.records import UsageEvent
+from embedctl.records import UsageEvent, VectorRef
 
 Spool = Callable[[str, Sequence[UsageEvent]], bool]
 """Puts the events of one segment where the ledger finds them, durably, under the segment's id; False when that id

@@ -19,9 +19,9 @@ from embedctl.errors import InvariantBroken
 from embedctl.journal import frames
 from embedctl.journal.commands import Append, Close, Release, Spool, Sync
 from embedctl.journal.recovery import Recovered, RecoveredSegment
-from embedctl.journal.segments import Segment, VectorRef, Views
+from embedctl.journal.segments import Segment, Views
 from embedctl.journal.writer import Writer
-from embedctl.records import TEXT_HASH_BYTES, UsageEvent
+from embedctl.records import TEXT_HASH_BYTES, UsageEvent, VectorRef
 from embedctl.storage import DISK, Disk, check_own_folder, remove_leftovers
 
 if TYPE_CHECKING:

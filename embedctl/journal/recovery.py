@@ -22,9 +22,9 @@ from embedctl.errors import StorageFailed
 from embedctl.journal import frames
 from embedctl.journal.frames import FileKind, Frame, Gap, Keyed, Scan
 from embedctl.journal.old_frames import OldScan
-from embedctl.journal.segments import ANSWERS, INTENTS, OLD_ANSWERS, OLD_INTENTS, VectorRef
+from embedctl.journal.segments import ANSWERS, INTENTS, OLD_ANSWERS, OLD_INTENTS
 from embedctl.journal.trust import Trust
-from embedctl.records import JOURNAL_DAMAGED, UsageEvent
+from embedctl.records import JOURNAL_DAMAGED, UsageEvent, VectorRef
 from embedctl.storage import locks
 
 ELSEWHERE_S = 60.0

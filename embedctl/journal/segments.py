@@ -20,7 +20,7 @@ from uuid import UUID
 from embedctl.errors import StorageFailed
 from embedctl.journal import frames, old_frames
 from embedctl.journal.frames import Begun, Draft, FileKind, Keyed, Placed
-from embedctl.records import UsageEvent, uuid7
+from embedctl.records import UsageEvent, VectorRef, uuid7
 from embedctl.storage import Buffer, Disk, locks
 
 if TYPE_CHECKING:
@@ -39,27 +39,6 @@ _INTENTS_STEP = 64 << 10
 _ANSWERS_STEP = 1 << 20
 _INTENT_BYTES = 4096
 """Room kept for an intent and its outcome; both are about 700 bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class VectorRef:
-    """Where vectors stand in a journal.
-
-    Attributes:
-        segment: The segment's id.
-        offset: Byte in its answers file at which the first vector begins.
-        count: Vectors, n.
-        dimensions: Width, D.
-    """
-
-    segment: str
-    offset: int
-    count: int
-    dimensions: int
-
-    def row(self, index: int) -> VectorRef:
-        """The place of one of the vectors."""
-        return VectorRef(self.segment, self.offset + index * self.dimensions * 4, 1, self.dimensions)
 
 
 class Log:

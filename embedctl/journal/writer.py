@@ -19,8 +19,8 @@ from embedctl.errors import EmbedctlError, InvariantBroken, StorageFailed
 from embedctl.journal import frames
 from embedctl.journal.commands import Append, Close, Command, Done, Release, Result, Spool, Sync, answer, waiter_of
 from embedctl.journal.recovery import interrupted
-from embedctl.journal.segments import Log, Segment, VectorRef, Views
-from embedctl.records import UsageEvent
+from embedctl.journal.segments import Log, Segment, Views
+from embedctl.records import UsageEvent, VectorRef
 from embedctl.storage import Disk
 
 SYNC_AFTER_S = 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import time
@@ -19,7 +18,7 @@ from embedctl.errors import ConfigurationInvalid, InvariantBroken, Locked, Stora
 from embedctl.ledger import schema
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import uuid7
-from embedctl.storage import DISK
+from embedctl.storage import DISK, locks
 
 Connection = duckdb.DuckDBPyConnection
 """Of the ledger; the only name of duckdb's that leaves this room."""
@@ -38,9 +37,8 @@ _BROKEN = re.compile(
     re.IGNORECASE,
 )
 
+_LOOK_AGAIN_S = 0.02
 _REBUILD = "`embedctl usage ingest --rebuild` sets it aside and rebuilds it from the spool"
-
-
 _MAY_NOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -69,24 +67,20 @@ def held(
         Locked: Others held it for all of `wait_s` seconds.
         ReadOnly: Not shared, and the ledger's folder may not be written to.
     """
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     descriptor = _open_lock(paths.lock, shared=shared)
     if descriptor is None:
         yield
         return
     try:
-        until = clock() + wait_s
-        while True:
-            try:
-                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if clock() >= until:
-                    raise Locked(
-                        f"the ledger {paths.database} is in use by another embedctl",
-                        hint="events wait in the spool, none is lost; `embedctl usage ingest --wait 600` waits longer",
-                    ) from None
-                sleep(0.02)
+        try:
+            locks.take(
+                descriptor, paths.lock, wait_s=wait_s, shared=shared, poll_s=_LOOK_AGAIN_S, sleep=sleep, clock=clock
+            )
+        except Locked:
+            raise Locked(
+                f"the ledger {paths.database} is in use by another embedctl",
+                hint="events wait in the spool, none is lost; `embedctl usage ingest --wait 600` waits longer",
+            ) from None
         yield
     finally:
         os.close(descriptor)

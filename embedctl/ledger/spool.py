@@ -19,6 +19,7 @@ import orjson
 from embedctl import storage
 from embedctl.errors import InvariantBroken
 from embedctl.records import UsageEvent
+from embedctl.storage.store import LocalStore
 
 SUFFIX = ".spool"
 LINE_BYTES = 64 << 10
@@ -80,12 +81,11 @@ def publish(folder: Path, spool_id: str, events: Iterable[UsageEvent], *, disk: 
     """
     if not _NAME.fullmatch(spool_id):
         raise InvariantBroken(f"not a spool id: {spool_id!r}")
-    place = folder / (spool_id + SUFFIX)
-    if any((folder / there / place.name).exists() for there in ("done", "aside")):
+    name = spool_id + SUFFIX
+    if any((folder / there / name).exists() for there in ("done", "aside")):
         return False
     storage.check_own_folder(folder)
-    disk.make_folder(folder)
-    return storage.publish(disk, place, b"".join(map(line, events)))
+    return LocalStore(folder, disk).put_if_absent(name, b"".join(map(line, events)))
 
 
 def is_known(folder: Path, spool_id: str) -> bool:

@@ -34,6 +34,7 @@ from embedctl.outputs.output import (
 from embedctl.outputs.parquet import Layout, Part
 from embedctl.records import RowCounts, Space, Warned, uuid7
 from embedctl.storage import Disk
+from embedctl.storage.store import LocalStore
 
 STATE_FOLDER = "_embedctl"
 PART_PATTERN = "part-[0-9][0-9][0-9][0-9][0-9][0-9].parquet"
@@ -154,9 +155,8 @@ class FolderOutput:
         if self.replacing and finished.same_as is not None and self.disk.hard_link(finished.same_as.path, path):
             self.disk.sync_folder(self.into)
             return path
-        if not storage.publish(
-            self.disk, path, _parquet(finished.tables, finished.layout, finished.facts), mode=OUTPUT_MODE
-        ):
+        content = _parquet(finished.tables, finished.layout, finished.facts)
+        if not LocalStore(self.into, self.disk, OUTPUT_MODE).put_if_absent(path.name, content):
             raise OutputRefused(f"another process created {path} during this run", hint="run the same command again")
         return path
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from embedctl.errors import InvariantBroken
-from embedctl.journal import Journal, VectorRef
+from embedctl.journal import Journal
 from embedctl.outputs import assemble, parquet
 from embedctl.outputs.assemble import Purchase, Purchases, SegmentNumbers, Sources, tokens_array
 from embedctl.outputs.output import Finished, Output
 from embedctl.outputs.parquet import Layout, Part
 from embedctl.planning.slice import Slice, SliceIndex, resolve_duplicates
-from embedctl.records import Outcome, RowCounts
+from embedctl.records import Outcome, RowCounts, VectorRef
 
 Facts = Callable[[int, RowCounts, str | None], bytes]
 """Rows written, what became of the rows read for them, and the hash of those → metadata of a part or file."""

@@ -98,9 +98,17 @@ class Chunks:
 
     Args:
         denied: Workspace that a row may name → why it may not use the model: such a row fails.
+        cut: Told how many rows of the block are cut into chunks so far; may raise, and no more are.
     """
 
-    def __init__(self, options: Options, wording: TextRules, denied: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        wording: TextRules,
+        denied: Mapping[str, str],
+        cut: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self._cut = cut
         self._options = options
         self._wording = wording
         self._barred = denied
@@ -123,6 +131,8 @@ class Chunks:
             return
         chunked = self._wording.chunked
         for position, text in enumerate(block.texts):
+            if chunked:  # which takes long; other rows are counted by the block
+                self._cut(position)
             if self._is_barred(slice_, block, position):
                 continue
             if text is None:

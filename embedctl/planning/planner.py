@@ -38,6 +38,7 @@ class Planner:
         tenants: Workspaces whose texts may fail for want of money: nobody else's vector is taken from them, or waits
             for theirs.
         columns: Makes the record batch of some rows: (block, positions, chunk indexes, texts).
+        cut: See `Chunks`.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class Planner:
         failed_before: Mapping[bytes, Refusal],
         denied: Mapping[str, str] = MappingProxyType({}),
         tenants: frozenset[str] = frozenset(),
+        cut: Callable[[int], None] = lambda rows: None,
     ) -> None:
-        self._candidates = Chunks(options, wording, denied)
+        self._candidates = Chunks(options, wording, denied, cut)
         self._prefix = wording.prefix
         self._packer = packer
         self._known = known
@@ -64,6 +66,12 @@ class Planner:
         self._ordinal = 0
         self.reused = 0
         self.duplicates = 0
+        self.refused = self.asked = 0
+
+    @property
+    def texts(self) -> int:
+        """Targets so far, those that are known included."""
+        return self._ordinal
 
     def open_slice(self, number: int, first_row: int) -> Slice:
         """A new slice that begins where the last one ended."""
@@ -157,8 +165,10 @@ class Planner:
         place = slice_.add_target()
         if one.digest in self._failed_before:
             slice_.refused(place, self._failed_before[one.digest])
+            self.refused += 1
             return None
         fresh.ordinals[key] = ordinal
+        self.asked += 1
         return self._packer.add(
             one.text if not isinstance(one.text, str) else self._prefix + one.text,
             one.digest,

@@ -61,6 +61,7 @@ class Slice:
         content_bytes: Of the texts as they are sent.
         column_bytes: Of `batches`.
         failed_bytes: Of the ids of `failures`.
+        known: Targets that were there when they were wanted.
         pending: Targets that were asked for and whose outcome has not come.
     """
 
@@ -80,6 +81,7 @@ class Slice:
     refusals: dict[int, Refusal] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
     targets: int = 0
+    known: int = 0
     where: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(1024, np.uint8))
     file: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(1024, np.uint32))
     offset: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(1024, np.uint64))
@@ -119,11 +121,17 @@ class Slice:
         self._make_room(len(where))
         self.where[first:end], self.file[first:end], self.offset[first:end] = where, file, offset
         self.targets = end
+        self.known += len(where)
 
     def _make_room(self, count: int) -> None:
         if self.targets + count > len(self.where):
             size = max(2 * len(self.where), self.targets + count)
             self.where, self.file, self.offset = (_grown(each, size) for each in (self.where, self.file, self.offset))
+
+    @property
+    def kept(self) -> int:
+        """Targets whose vector is there, those of duplicates not counted."""
+        return self.known + sum(len(outcome.targets) for outcome in self.outcomes if outcome.ref is not None)
 
     def settle(self, file_number: Callable[[str], int]) -> None:
         """Take in all outcomes: only now, because rows may be added in one thread while outcomes come in another.

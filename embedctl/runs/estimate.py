@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -15,8 +16,10 @@ from embedctl import inputs, tokens
 from embedctl.ledger.prices.price import cost
 from embedctl.outputs import Existing
 from embedctl.planning.packer import PackedRequest
+from embedctl.records import UNOBSERVED, Observer, Progressed
 from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import wiring
+from embedctl.runs.progress import EVERY_S
 from embedctl.settings.options import Options
 from embedctl.storage.token_count_cache import RunCounts
 
@@ -110,6 +113,8 @@ def estimate(
     existing: Existing,
     denied: Mapping[str, str],
     price: Callable[[str], Decimal | None],
+    observer: Observer = UNOBSERVED,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Estimate:
     """Read the input, and add up what a run would send.
 
@@ -117,15 +122,31 @@ def estimate(
         existing: What the output holds; nothing of it is touched.
         denied: Workspaces of rows that may not use the model.
         price: Price tier ("standard", "batch") → USD per million tokens.
+        observer: Told how far it is.
     """
     sample = _TokenSample()
     rows = failed = skipped = requests = 0
+    told = clock()
+
+    def tell(within: int) -> None:
+        nonlocal told
+        if (now := clock()) - told >= EVERY_S:
+            told = now
+            observer.notify(_read_so_far(source, rows + within, chunking=within > 0))
+
     packing = wiring.packer(source, endpoint, options)
     packing.limits = wiring.packed_limits(endpoint.limits, endpoint, options)
     with tempfile.TemporaryDirectory(prefix="embedctl-") as name:
         wiring.check_source(source, options, Path(name))
         with wiring.planner(
-            source, endpoint, options, packing, Path(name), existing=existing, denied=denied
+            source,
+            endpoint,
+            options,
+            packing,
+            Path(name),
+            existing=existing,
+            denied=denied,
+            cut=tell,
         ) as planner:
             blocks: Iterator[Any] = source.blocks()
             for block in blocks:
@@ -133,6 +154,7 @@ def estimate(
                 for packed in planner.take(block, slice_):
                     sample.take(packed)
                 rows += len(block)
+                tell(0)
                 lost = {one.row for one in slice_.failures if not one.skipped} | {
                     slice_.row_of[at] for at, place in enumerate(slice_.rows) if place in slice_.refusals
                 }
@@ -163,6 +185,21 @@ def estimate(
         cost_high=None if unit is None else cost(high, unit),
         cost_batch=None if batch is None else cost(total, batch),
         seconds=_seconds(endpoint, requests, sample.all_texts, total),
+    )
+
+
+def _read_so_far(source: inputs.Source, rows: int, *, chunking: bool) -> Progressed:
+    total = source.rows_hint
+    return Progressed(
+        rows=rows,
+        rows_total=total,
+        in_flight=0,
+        tokens=0,
+        cost=None,
+        phase="chunking" if chunking else "reading",
+        rows_read=rows,
+        documents=source.is_document,
+        share_read=min(1.0, rows / total) if total else source.share_read,
     )
 
 

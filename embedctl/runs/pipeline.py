@@ -17,7 +17,7 @@ from typing import Any
 from embedctl.embedding.answers import Answers
 from embedctl.outputs.publisher import Publisher
 from embedctl.planning.shards import Shard
-from embedctl.records import RowCounts
+from embedctl.records import Outcome, RowCounts
 from embedctl.runs.slices import OpenSlices
 from embedctl.runs.stop import StopSignal
 
@@ -37,7 +37,7 @@ class Tools:
         answers: Steps 4 and 5: what it tells is in the journal.
         publisher: Step 6.
         counted: Reused vectors and duplicate texts so far.
-        progressed: Called after each outcome.
+        settled: Told each outcome.
     """
 
     blocks: Callable[[Shard], Iterator[Any]]
@@ -46,7 +46,7 @@ class Tools:
     publisher: Publisher
     stop: StopSignal
     counted: Callable[[], tuple[int, int]]
-    progressed: Callable[[], None] = lambda: None
+    settled: Callable[[Outcome], None] = lambda outcome: None
     rows: RowCounts = field(default_factory=RowCounts)
 
 
@@ -68,13 +68,12 @@ async def run_shard(shard: Shard, tools: Tools) -> RowCounts:
         async for outcome in answers.outcomes():  # 4  embedding/, kept by 5  journal/ before it is told
             publisher.bought(outcome)
             slices.settle(outcome)
-            tools.progressed()
+            tools.settled(outcome)
 
     async def publish() -> None:
         async for slice_ in slices.complete():
             rows.add(await publisher.publish(slice_))  # 6  outputs/
             rows.reused, rows.duplicates = tools.counted()
-            tools.progressed()
 
     await _side_by_side(tools, plan=plan(), take=take(), publish=publish())
     rows.check()

@@ -130,6 +130,23 @@ def _add(share: Share | Spending, event: UsageEvent, price: Decimal | None) -> N
         share.unpriced = True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """What a run that stopped before its end has kept, and what is left to do.
+
+    Attributes:
+        kept: Vectors.
+        left: Texts; None when nobody knows how many.
+        is_exact: Whether `left` is counted, not estimated from what was read.
+        cost: Of the texts that are left, about, in USD; None when nobody knows, or it is free.
+    """
+
+    kept: int
+    left: int | None
+    is_exact: bool
+    cost: Decimal | None
+
+
 class FailureReasons:
     """Counts the rows that fail, by reason, of an output that keeps no list of them."""
 
@@ -152,6 +169,7 @@ class Receipt:
         output_is_there: Whether there is something under the name of `output`. Not part of the JSON object.
         left_out: Files of the input that were not read: {count, reasons{word: count}}.
         error: Why it stopped before its end; None when it did not. Not part of the JSON object.
+        unfinished: What it has kept then; None where nothing was begun, or nothing can be kept. Nor is this.
     """
 
     run_id: str
@@ -191,6 +209,7 @@ class Receipt:
     failed_reasons: Mapping[str, int] = field(default_factory=dict)
     output_is_there: bool = True
     error: EmbedctlError | None = None
+    unfinished: Unfinished | None = None
 
     def as_dict(self) -> Mapping[str, Any]:
         """The JSON object, in the order of design.md 3."""
@@ -224,6 +243,7 @@ def build_receipt(
     failure: EmbedctlError | None,
     resume: str | None,
     left_out: Mapping[str, Any],
+    unfinished: Unfinished | None = None,
 ) -> Receipt:
     """The receipt of a run that came to its end, or to `failure`.
 
@@ -274,6 +294,7 @@ def build_receipt(
         output_is_there=output_is_there,
         failed_reasons=dict(failed_reasons),
         error=failure,
+        unfinished=unfinished if failure else None,
     )
 
 

@@ -21,7 +21,18 @@ from embedctl.ledger import segment_owners
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import Existing, Output, failures
 from embedctl.planning import shards
-from embedctl.records import UNOBSERVED, Observer, Observers, RowCounts, UsageEvent, Warned, utc_now, uuid7
+from embedctl.records import (
+    UNOBSERVED,
+    ColumnsChosen,
+    Observer,
+    Observers,
+    PhaseBegan,
+    RowCounts,
+    UsageEvent,
+    Warned,
+    utc_now,
+    uuid7,
+)
 from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
@@ -31,7 +42,8 @@ from embedctl.runs.estimate import Estimate
 from embedctl.runs.executor import Executor, InProcess
 from embedctl.runs.intake import Ingest
 from embedctl.runs.job import JobRequest
-from embedctl.runs.receipt import FailureReasons, Receipt, Spending, build_receipt
+from embedctl.runs.progress import Progress
+from embedctl.runs.receipt import FailureReasons, Receipt, Spending, Unfinished, build_receipt
 from embedctl.runs.record import RunRecord
 from embedctl.runs.registration import Registration
 from embedctl.runs.registry import RunRegistry, home_trust
@@ -81,10 +93,16 @@ class Run:
         self.spending = Spending(self._prices.price)
         self._failures = FailureReasons()
         self._left_out = LeftOut()
+        self._progress: Progress | None = None
+        self._keeps = False
 
     def ask_to_stop(self, reason: EmbedctlError) -> None:
         """Stop sending, from a signal handler."""
         self.stop.ask(reason)
+
+    def unfinished(self) -> Unfinished | None:
+        """What is kept, should it stop now; None where nothing was begun, or nothing can be kept."""
+        return self._progress.unfinished() if self._progress is not None and self._keeps else None
 
     def execute(self, run_async: RunAsync) -> Receipt:
         """The whole run; its spending is in the ledger or on its way when this returns or raises.
@@ -96,6 +114,7 @@ class Run:
             EmbedctlError: Why nothing was done. Once a run has begun, its end is in the receipt instead.
         """
         started = time.monotonic()
+        self._observer.notify(PhaseBegan("reading"))
         chain = self._chain()
         check_usable(chain.first)
         spend_limits.check_priced(chain.endpoints, self._prices.of, self._options)
@@ -103,6 +122,7 @@ class Run:
         self._trust = home_trust(self.job.settings.paths, self._disk, run_id=self.run_id)
         seen_by = Observers(self._failures, self._observer)
         output = target.output(self.job, self.run_id, self._trust, self._disk, seen_by)
+        self._keeps = output.resumable
         failure: EmbedctlError | None = None
         with target.held(output, self.job, self._disk) as self._lock:
             entry = Registration(
@@ -119,6 +139,7 @@ class Run:
                     self._hand_over(output)
                     output.tidy()
             receipt = self._receipt(output, failure, time.monotonic() - started, chain)
+            self._observer.notify(PhaseBegan("accounting"))
             self._sign_off(entry, failure, receipt.exit_code)
             if failure is not None and not self._has_begun(failure):
                 raise failure
@@ -131,6 +152,7 @@ class Run:
         Raises:
             EmbedctlError: Why it could not be done.
         """
+        self._observer.notify(PhaseBegan("reading"))
         chain = self._chain()
         spend_limits.check_priced(chain.endpoints, self._prices.of, self._options)
         trust = home_trust(self.job.settings.paths, self._disk, make=False)
@@ -139,7 +161,7 @@ class Run:
         denied = allow.denied(self.job.settings, endpoint.in_chain)
         existing = output.peek(self._record.bind(source, endpoint, tuple(denied)))
         price = partial(self._prices.of, endpoint)
-        return estimate.estimate(source, endpoint, self._options, existing, denied, price)
+        return estimate.estimate(source, endpoint, self._options, existing, denied, price, self._observer)
 
     def _chain(self) -> FallbackChain:
         """Who may be asked; a warning for each key that others could read."""
@@ -198,6 +220,9 @@ class Run:
             self._observer.notify(Warned("input", detail=line))
         self._left_out = source.left_out
         source.left_out.tell(self._tell_left_out)
+        columns, said = source.columns, (self._options.text_column, self._options.id_column)
+        if columns is not None and None in said:
+            self._observer.notify(ColumnsChosen(", ".join(columns.texts), columns.id, source.id_candidate()))
         return source
 
     def _tell_left_out(self, file: LeftOutFile) -> None:
@@ -246,6 +271,7 @@ class Run:
             RowsDiffer: Parts that are there hold other rows than the input does now.
         """
         async with wiring.opened(plan, partial(self._begin, plan, entry)) as resources:
+            self._progress = resources.progress
             try:
                 async for _ in self._executor.run(shards.plan(self._record.binding), resources.tools):
                     pass
@@ -276,6 +302,7 @@ class Run:
 
     def _finish(self, plan: RunPlan, resources: Resources) -> None:
         """Make the output what its name says."""
+        self._observer.notify(PhaseBegan("writing"))
         self._record.check_unchanged(plan.source)
         self._record.space = resources.space
         plan.output.finish(
@@ -377,4 +404,5 @@ class Run:
             failure=failure,
             resume=self.job.resume,
             left_out=self._left_out.as_dict(),
+            unfinished=self.unfinished(),
         )

@@ -44,7 +44,11 @@ class OpenSlices:
 
     Attributes:
         rows_planned: Rows read.
-        texts_open: Texts that were asked for and have no outcome.
+        rows_cut: Those of them that have become texts.
+        texts_settled: Texts that have their outcome.
+        texts_refused: That will have no vector.
+        texts_published: Of slices that were published before.
+        ended: The input is read to its end.
     """
 
     def __init__(
@@ -63,10 +67,11 @@ class OpenSlices:
         self._full = 0
         self._gate = asyncio.Semaphore(OPEN_SLICES)
         self._changed = asyncio.Event()
-        self._ended = self._stopping = False
+        self._handed_on: Slice | None = None
+        self.ended = self._stopping = False
         self._rows = rows
-        self.rows_planned = 0
-        self.texts_open = 0
+        self.rows_planned = self.rows_cut = 0
+        self.texts_settled = self.texts_refused = self.texts_published = 0
 
     async def requests(self, blocks: Iterator[Any]) -> AsyncIterator[PackedRequest]:
         """Rows → chunks → requests; reading and planning go on in a thread, a block at a time."""
@@ -86,7 +91,7 @@ class OpenSlices:
         if slice_ is not None:
             for request in self._close(slice_):
                 yield request
-        self._ended = True
+        self.ended = True
         self._changed.set()
 
     def _pass_published(self, blocks: Iterator[Any]) -> int:
@@ -110,6 +115,8 @@ class OpenSlices:
                     hint="the input changed since the run was interrupted: run the same command again",
                 )
             self._rows.add(published.counts)
+            self.texts_published += published.counts.vectors
+            self.rows_cut = self.rows_planned
             number += 1
         return number
 
@@ -122,7 +129,9 @@ class OpenSlices:
         return block
 
     def _planned(self, block: Any, slice_: Slice) -> list[PackedRequest]:
-        return list(self._planner.take(block, slice_))
+        requests = list(self._planner.take(block, slice_))
+        self.rows_cut = self.rows_planned
+        return requests
 
     def _close(self, slice_: Slice) -> list[PackedRequest]:
         """The requests that were not full; the slice takes no more rows."""
@@ -135,7 +144,6 @@ class OpenSlices:
         """Count the texts before they are asked for: a slice is complete when all of them have an outcome."""
         texts = sum(len(request.ordinals) for request in requests)
         slice_.pending += texts
-        self.texts_open += texts
         return requests
 
     def settle(self, outcome: Outcome) -> None:
@@ -146,7 +154,8 @@ class OpenSlices:
             raise InvariantBroken(f"no open slice has asked for text {first}")
         slice_.outcomes.append(replace(outcome, answer=None))  # its request holds the texts
         slice_.pending -= len(outcome.targets)
-        self.texts_open -= len(outcome.targets)
+        self.texts_settled += len(outcome.targets)
+        self.texts_refused += len(outcome.targets) if outcome.refusal is not None else 0
         if not slice_.pending:
             self._changed.set()
 
@@ -155,12 +164,20 @@ class OpenSlices:
         while True:
             while self._full and not self._open[0].pending:
                 self._full -= 1
-                yield self._open.popleft()
+                self._handed_on = self._open.popleft()
+                yield self._handed_on
+                self._handed_on = None
                 self._gate.release()
-            if (self._ended and not self._open) or self._stopping:
+            if (self.ended and not self._open) or self._stopping:
                 return
             self._changed.clear()
             await self._changed.wait()
+
+    @property
+    def kept(self) -> int:
+        """Vectors that the next run need not ask for, those of duplicates of open slices not counted."""
+        handed_on = [self._handed_on] if self._handed_on is not None else []
+        return self._rows.vectors + sum(slice_.kept for slice_ in [*handed_on, *self._open])
 
     def stop(self) -> None:
         """Nothing more is read: `complete` ends with the slices that are complete by now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -12,18 +13,19 @@ from typing import Any
 
 import orjson
 
+from embedctl.errors import InputMissing
 from embedctl.outputs import FAILURES, STATE_FOLDER, parts_of
 from embedctl.outputs.failures import MOST_LINE
 from embedctl.outputs.parquet import Part
 from embedctl.runs.registry import OPEN, RunEntry, RunRegistry
 
-COMMAND = "batch run"
-"""Only runs of this command are jobs; `embed` is registered for its spending alone."""
+COMMANDS = ("batch run", "embed")
+"""What embeds inputs; searches, tests and the like are registered for their spending alone."""
 
 
 def listed(runs: RunRegistry, states: Sequence[str] = ()) -> list[RunEntry]:
-    """All batch runs, newest first; only those in these states when any is named."""
-    return [run for run in runs.all() if run.command == COMMAND and (not states or run.state in states)]
+    """All runs that embed inputs, newest first; only those in these states when any is named."""
+    return [run for run in runs.all() if run.command in COMMANDS and (not states or run.state in states)]
 
 
 def row(run: RunEntry) -> dict[str, Any]:
@@ -66,14 +68,38 @@ def whereabouts(run: RunEntry, row_id: str) -> dict[str, Any]:
     """What became of one row: embedded, failed, skipped; waiting while the run has not ended, else absent."""
     folder = Path(run.output)
     unfinished = [*folder.glob(f"{STATE_FOLDER}/failed/*.jsonl")]
-    for failure in failures([folder / FAILURES, *unfinished]):
+    for failure in failures([failures_file(folder), *unfinished]):
         if str(failure["id"]) == row_id:
             return {"id": row_id, "state": "skipped" if failure.get("skipped") else "failed", "failure": failure}
-    for place in (folder / STATE_FOLDER / "next", folder):
-        for path in parts_of(place):
+    for parts in ([folder] if folder.is_file() else [], parts_of(folder / STATE_FOLDER / "next"), parts_of(folder)):
+        for path in parts:
             if chunks := Part(path, 0).rows_of(row_id):
                 return {"id": row_id, "state": "embedded", "part": path.name, "chunks": chunks}
     return {"id": row_id, "state": "waiting" if run.state in (*OPEN, "interrupted") else "absent"}
+
+
+def failures_file(output: Path) -> Path:
+    """Where the failures of an output are listed, if it has any; the file itself where it is one."""
+    if output.is_dir():
+        return output / FAILURES
+    return output if output.name.endswith(".jsonl") else output.with_name(f"{output.name}.{FAILURES}")
+
+
+def run_of(runs: RunRegistry, name: str) -> RunEntry | Path:
+    """The run that a name means: a job's, a run's id, or an output, which may have been written elsewhere.
+
+    Raises:
+        InputMissing: There is none, and nothing that is called so.
+    """
+    try:
+        return runs.find(name)
+    except InputMissing:
+        path = Path(name)
+        if not path.exists():
+            raise
+        place = path.parent if path.name == FAILURES else Path(str(path).removesuffix(f".{FAILURES}"))
+        written = (run for run in runs.all() if os.path.realpath(run.output) == os.path.realpath(place))
+        return next(written, path)
 
 
 def failures(paths: Sequence[Path]) -> Iterator[Mapping[str, Any]]:

@@ -19,6 +19,7 @@ from embedctl.records import Observer
 from embedctl.runs.job import JobRequest
 from embedctl.storage import Disk, locks
 from embedctl.storage.locks import Lock
+from embedctl.storage.named import check_local
 
 OUTPUT_FOLDER_MODE = 0o777
 """Folders made for an output are the user's, as open as umask says, like the output itself; ours in it are not."""
@@ -32,12 +33,14 @@ def output(job: JobRequest, run_id: UUID, trust: Trust, disk: Disk, observer: Ob
 
     Raises:
         OutputRefused: Something else is in its place.
+        WrongUsage: Its place is an address, and no path.
     """
     if job.kind == "stream":
         assert job.stream is not None  # noqa: S101 - the command gives it with this kind
         state = job.settings.paths.journal / str(run_id)
         return StreamOutput(state, job.stream, job.vectors, disk=disk, observer=observer)
     assert job.output is not None  # noqa: S101 - likewise
+    check_local(job.output)
     try:
         if job.kind == "file":
             _check_file(job.output)

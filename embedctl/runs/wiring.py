@@ -37,7 +37,7 @@ from embedctl.planning.duplicate_ids import DuplicateIds
 from embedctl.planning.packer import Packer
 from embedctl.planning.planner import Planner
 from embedctl.planning.text_rules import text_rules
-from embedctl.records import Limits, Observer, Progressed, RowCounts, Space, Warned, utc_now
+from embedctl.records import Limits, Observer, Observers, RowCounts, Space, Warned, utc_now
 from embedctl.routing.breaker import Thresholds
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint
@@ -46,6 +46,7 @@ from embedctl.routing.retry import Policy
 from embedctl.runs import intake, resume
 from embedctl.runs.job import JobRequest
 from embedctl.runs.pipeline import Tools
+from embedctl.runs.progress import Progress, UnderWay
 from embedctl.runs.receipt import Spending
 from embedctl.runs.slices import OpenSlices, PublishedSlice
 from embedctl.runs.stop import StopSignal
@@ -161,6 +162,7 @@ def planner(
     denied: Mapping[str, str] | None = None,
     tenants: frozenset[str] = frozenset(),
     columns: Callable[[Any, list[int], list[int], list[str] | None], Any] | None = None,
+    cut: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[Planner]:
     """Steps 2 and 3, with indexes of known and of seen texts, closed at the end.
 
@@ -170,6 +172,7 @@ def planner(
         denied: Workspaces of rows that may not use the model → why.
         tenants: Workspaces whose rows fail once their budget is used up.
         columns: Makes the record batch of some rows; None: the columns of the output.
+        cut: Told how many rows of a block are cut into chunks; may raise, and no more are.
     """
     existing = existing or Existing()
     fields = row_columns(opened, options) if columns is None else None
@@ -186,6 +189,7 @@ def planner(
             failed_before=existing.failed,
             denied=denied or {},
             tenants=tenants,
+            cut=cut,
         )
 
 
@@ -356,6 +360,7 @@ class Resources:
     """
 
     tools: Tools
+    progress: Progress
     route: Route
     endpoint: Endpoint
     duplicate_ids: DuplicateIds
@@ -394,7 +399,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
 
     with stop.heeded():
         async with AsyncExitStack() as stack:
-            packing = packer(plan.source, first, options)
+            packing, under_way = packer(plan.source, first, options), UnderWay(stop.proceed)
 
             def limits(known: Limits) -> None:
                 packing.limits = packed_limits(known, first, options)
@@ -402,7 +407,11 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             asked = router(job.settings, plan.observer, connections=first.rate_limits.concurrency, sleep=stop.sleep)
             turns = Turns(first.rate_limits.concurrency)
             embedder = Embedder(
-                asked, sleep=turns.giving(stop.sleep), observer=plan.observer, proceed=stop.proceed, keep_bodies=False
+                asked,
+                sleep=turns.giving(stop.sleep),
+                observer=Observers(under_way, plan.observer),
+                proceed=stop.proceed,
+                keep_bodies=False,
             )
             stack.push_async_callback(embedder.aclose)
             deadline = time.monotonic() + options.deadline if options.deadline is not None else None
@@ -434,6 +443,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     segments=segments,
                     denied=plan.denied,
                     tenants=money.tenants,
+                    cut=under_way.cut,
                 )
             )
             ids = stack.enter_context(DuplicateIds(plan.source, state))
@@ -468,17 +478,6 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             def layout(width: int) -> Layout:
                 return Layout(columns=columns, dimensions=width, dtype=options.dtype, vector_type=options.vector_type)
 
-            def progressed() -> None:
-                plan.observer.notify(
-                    Progressed(
-                        rows=max(0, open_slices.rows_planned - open_slices.texts_open),
-                        rows_total=plan.source.rows_hint,
-                        in_flight=answers.in_flight,
-                        tokens=plan.spending.tokens,
-                        cost=plan.spending.known_cost,
-                    )
-                )
-
             def see(block: inputs.Block) -> None:
                 ids.see(block)
                 if options.on_bad_row == "skip":
@@ -496,6 +495,14 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 see,
                 plan.rows,
             )
+            progress = Progress(
+                source=plan.source,
+                planner=plans,
+                slices=open_slices,
+                under_way=under_way,
+                spending=plan.spending,
+                in_flight=lambda: answers.in_flight,
+            )
             tools = Tools(
                 blocks=lambda shard: plan.source.blocks(),
                 slices=open_slices,
@@ -512,12 +519,16 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 ),
                 stop=stop,
                 counted=lambda: (plans.reused + cached.hits, plans.duplicates),
-                progressed=progressed,
+                settled=under_way.settled,
                 rows=plan.rows,
             )
-            resources = Resources(tools=tools, route=route, endpoint=endpoint, duplicate_ids=ids, layout=layout)
+            resources = Resources(
+                tools=tools, progress=progress, route=route, endpoint=endpoint, duplicate_ids=ids, layout=layout
+            )
             stack.callback(stop.too_late)
             timer = asyncio.create_task(stop.at(deadline))
             stack.callback(timer.cancel)
+            telling = asyncio.create_task(progress.tell(plan.observer))
+            stack.callback(telling.cancel)
             yield resources
             finished = True

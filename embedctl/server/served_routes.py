@@ -10,7 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from embedctl.embedding.route import Leg, Route
+from embedctl.embedding.leg import Leg
+from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, SpaceMismatch, WrongUsage
 from embedctl.records import InputType, Space

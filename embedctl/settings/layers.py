@@ -32,6 +32,7 @@ from embedctl.settings.tables import (
     TokenUsage,
     WorkspaceSettings,
 )
+from embedctl.storage.named import check_local
 
 PROJECT_FILE = "embedctl.toml"
 LEDGER_NAME = "usage.duckdb"
@@ -332,8 +333,10 @@ def _strong_layers(
 
 def _paths(env: Mapping[str, str], ledger: Path | None) -> Paths:
     home = _home(env)
+    check_local(home)
     _check_home(home)
     paths = Paths(home=home, ledger=ledger or Path(env.get("EMBEDCTL_LEDGER") or home / LEDGER_NAME))
+    check_local(paths.ledger)
     if (name := printable(str(paths.ledger))) != str(paths.ledger):
         raise ConfigurationInvalid(
             f"the ledger {name} cannot be: a byte of its path is not UTF-8",

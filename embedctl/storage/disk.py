@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -228,6 +227,8 @@ def _after(buffers: list[memoryview], written: int) -> list[memoryview]:
 
 
 def _rename_exclusively(source: Path, target: Path) -> bool:
+    import ctypes  # a hundredth of a second of each start otherwise
+
     libc = ctypes.CDLL(None, use_errno=True)
     old, new = os.fsencode(source), os.fsencode(target)
     if hasattr(libc, "renameat2"):

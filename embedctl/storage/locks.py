@@ -130,18 +130,31 @@ def hold_folder(folder: Path, name: str, *, make: Callable[[Path], None], comman
                 raise
 
 
-def take(fd: int, path: Path, *, wait_s: float, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Lock an open file that everybody holds for an instant only; closing it, or `give_back`, lets go of it.
+def take(
+    fd: int,
+    path: Path,
+    *,
+    wait_s: float,
+    shared: bool = False,
+    poll_s: float = _INSTANT_S,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Lock an open file; closing it, or `give_back`, lets go of it.
+
+    Args:
+        shared: Beside others who take it so.
+        poll_s: How often to look again; the default is for files that everybody holds for an instant only.
 
     Raises:
-        Locked: Somebody held it all the while, stopped in that instant.
+        Locked: Somebody held it all the while; such a file, then, was stopped in that instant.
         StorageFailed: The file system has no locks.
     """
-    deadline = time.monotonic() + wait_s
-    while not _take(fd, path, fcntl.LOCK_EX):
-        if time.monotonic() >= deadline:
+    deadline = clock() + wait_s
+    while not _take(fd, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+        if clock() >= deadline:
             raise Locked(f"{path} is held for too long", hint="look for a stopped embedctl process (`kill -CONT`)")
-        sleep(_INSTANT_S)
+        sleep(poll_s)
 
 
 def give_back(fd: int) -> None:
@@ -209,7 +222,7 @@ def _take(fd: int, path: Path, kind: int) -> bool:
     except OSError as refusal:
         raise StorageFailed(
             f"cannot lock {path}: {refusal.strerror}",
-            hint="this file system has no locks: put the output on a local disk",
+            hint="this file system has no locks: choose a place on a local disk",
         ) from refusal
     return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,22 @@ def check_format(place: Path, form: str) -> None:
     raise WrongUsage(f"{place.name} would hold {form}, which its name does not say", hint=f"name it *{own}")
 
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+
+
+def check_local(place: Path) -> None:
+    """Refuse a URL where something is to be written: as a path it would be a folder that is called "s3:".
+
+    Raises:
+        WrongUsage: It is one.
+    """
+    if url := _URL.match(str(place)):
+        raise WrongUsage(
+            f"{str(place).replace(':/', '://', 1)} is an address: nothing is written to {url[0]}/",
+            hint="name a file or folder of this machine, and copy it there",
+        )
+
+
 def check_free(place: Path, *, overwrite: bool) -> None:
     """Refuse a name that cannot be written to, before any work is done for it.
 
@@ -48,6 +65,7 @@ def check_free(place: Path, *, overwrite: bool) -> None:
     Raises:
         OutputRefused: Something is there, or nothing that a file may take the place of, or its folder is missing.
     """
+    check_local(place)
     try:
         found = place.lstat()
         if stat.S_ISLNK(found.st_mode) and place.exists():

@@ -51,7 +51,7 @@ def test_job_file(world: World) -> None:
 
 
 def test_list_and_status(world: World) -> None:
-    """Runs are listed newest first with their state; a job's name means its newest run."""
+    """Runs, those of `embed` too, are listed newest first with their state; a job's name means its newest run."""
     world.wire.plan(poison=[TEXTS[3]])
     assert world.run("batch", "run", "in", "-o", "one", "--job", "first", *OPENAI).code == 3
     assert world.run("batch", "run", "in", "-o", "two", "--job", "second", "--workspace", "acme", *OPENAI).code == 3
@@ -60,12 +60,13 @@ def test_list_and_status(world: World) -> None:
     found = shown(world, "list")
 
     assert [(run["job"], run["state"]) for run in found["runs"]] == [
+        (None, "partial"),
         ("third", "failed"),
         ("second", "partial"),
         ("first", "partial"),
     ]
     assert [run["job"] for run in shown(world, "list", "--status", "failed")["runs"]] == ["third"]
-    assert [run["job"] for run in shown(world, "list", "--limit", "1", "--offset", "1")["runs"]] == ["second"]
+    assert [run["job"] for run in shown(world, "list", "--limit", "1", "--offset", "2")["runs"]] == ["second"]
     status = shown(world, "status", "second")
     assert (status["state"], status["workspace"], status["exit_code"]) == ("partial", "acme", 3)
     assert (status["counts"]["rows"], status["counts"]["vectors"], status["counts"]["failed"]) == (40, 39, 1)
@@ -186,3 +187,35 @@ def test_a_run_has_a_name(world: World) -> None:
 
     assert "0.0000032" in told
     assert "E-" not in told
+
+
+def test_status_is_for_people(world: World) -> None:
+    """The table says in whole words how a run stands; nothing that has no value, and no names of fields."""
+    world.wire.plan(poison=[TEXTS[3]])
+    world.run("batch", "run", "in", "-o", "out", "--job", "nightly", *OPENAI)
+    told = world.run("batch", "status", "nightly").out
+
+    assert "partial (exit code 3)" in told
+    assert "40, 39 vectors, 1 failed" in told
+    assert "counts." not in told
+    assert "embedding_operation_id" not in told
+    row = world.run("batch", "status", "nightly", "--id", "3").out
+    assert "text_refused: " in row
+
+
+def test_failures_of_an_output(world: World) -> None:
+    """`batch failures` takes a folder, a file, or the failures file, of whatever run; a job's name comes first."""
+    world.wire.plan(poison=[TEXTS[3]])
+    world.run("batch", "run", "in", "-o", "out", "--job", "nightly", *OPENAI)
+    world.run("embed", "in", "-o", "one.parquet", *OPENAI)
+    by_job = shown(world, "failures", "nightly")
+
+    assert [one["reason"] for one in by_job["failures"]] == ["text_refused"]
+    for output in ("out", "out/", "out/failures.jsonl"):
+        assert shown(world, "failures", output) == by_job
+    for output in ("one.parquet", "one.parquet.failures.jsonl"):
+        assert [one["reason"] for one in shown(world, "failures", output)["failures"]] == ["text_refused"]
+    (world.folder / "out").rename(world.folder / "moved")
+    assert shown(world, "failures", "moved")["run_id"] is None
+    assert shown(world, "failures", "moved")["failures"] == by_job["failures"]
+    assert world.run("batch", "failures", "nowhere").code == 66

@@ -14,7 +14,7 @@ import typer
 
 from embedctl import __version__, settings
 from embedctl.cli import COMMANDS, app
-from embedctl.cli.config import TEMPLATE
+from embedctl.cli.config import JOB_TEMPLATE, TEMPLATE
 from embedctl.settings.options import Options
 from tests.support import places
 from tests.support.running import Ran, embedctl
@@ -110,6 +110,20 @@ def test_every_line_of_the_template_is_valid_when_uncommented(here: Path) -> Non
     assert found.options.model == "openai:text-embedding-3-small"
     assert found.providers["eu"].api_key_env == "AZURE_EU_KEY"
     assert found.workspaces["acme"].budget is not None
+
+
+def test_every_line_of_a_job_is_valid_when_uncommented() -> None:
+    """`config init --job` writes a JOB.toml that runs as it is, and each of its options is one."""
+    done = embedctl("config", "init", "--job")
+    assert (done.code, done.err) == (0, "wrote JOB.toml\n")
+    path = Path("JOB.toml")
+    assert settings.read_job(path) == {"input": ["tickets/*.parquet"], "output": "tickets-vectors"}
+    path.write_text(re.sub(r"^# (?=[a-z_]+ = )", "", JOB_TEMPLATE, flags=re.M))
+    job = settings.read_job(path)
+
+    assert len(job) == 17
+    options = {key: value for key, value in job.items() if key not in ("input", "output", "job")}
+    assert settings.load(job=options).options.workspace_column == "tenant"
 
 
 def test_init_does_not_replace_a_file() -> None:

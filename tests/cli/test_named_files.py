@@ -29,12 +29,18 @@ COMMANDS = {
 }
 
 
-SUFFIXES = {"report": "txt", "report as focus": "csv", "export focus": "csv", "export cloudevents": "jsonl"}
+SUFFIXES = {
+    "report": "txt",
+    "report as focus": "csv",
+    "export focus": "csv",
+    "export cloudevents": "jsonl",
+    "embed": "parquet",
+}
 
 
 def called(name: str, words: tuple[str, ...]) -> str:
     """A name that says what the command writes."""
-    kind = next(kind for kind, one in COMMANDS.items() if one == words)
+    kind = next(kind for kind, one in OUTPUTS.items() if one == words)
     suffix = SUFFIXES.get(kind, kind.rpartition(" ")[2])
     return f"{name}.{suffix if suffix in ('txt', 'json', 'csv', 'md', 'parquet', 'jsonl') else 'html'}"
 
@@ -47,6 +53,32 @@ def here(clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Path("in.txt").write_text("one\ntwo\nthree\n")
     put(Path("in.parquet"), rows(9))
     return tmp_path
+
+
+OUTPUTS = {**COMMANDS, "embed": ("embed", "in.txt", "-o"), "batch run": ("batch", "run", "in.txt", "-o")}
+
+
+@pytest.mark.parametrize("words", OUTPUTS.values(), ids=OUTPUTS)
+@pytest.mark.parametrize("scheme", ["s3", "https"])
+def test_an_address_is_no_path(here: Path, scheme: str, words: tuple[str, ...]) -> None:
+    """What is to be written to a URL is refused with 2, and no folder is made that is called "s3:"."""
+    before = sorted(os.listdir())
+    refused = embedctl(*words, f"{scheme}://bucket/{called('made', words)}")
+
+    assert (refused.code, f"nothing is written to {scheme}://" in refused.err + refused.out) == (2, True), refused
+    assert sorted(os.listdir()) == before
+
+
+def test_state_is_at_no_address(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is a ledger, nor the home."""
+    for environment, flags in (({}, ["--ledger", "s3://b/l.duckdb"]), ({"EMBEDCTL_HOME": "s3://b"}, [])):
+        before = sorted(os.listdir())
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        refused = embedctl("usage", "report", *flags)
+
+        assert (refused.code, "nothing is written to s3://" in refused.err) == (2, True), refused.err
+        assert sorted(os.listdir()) == before
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)

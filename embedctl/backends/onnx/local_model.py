@@ -6,11 +6,12 @@ Source of pooling and limits: facts of the bundled model, assets/PROVENANCE.md (
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +38,13 @@ class LocalModel:
         self._max_tokens = max_tokens
         self._workers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="inference")
 
-    def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+    def embed(
+        self, texts: Sequence[str], done: Callable[[int, int], None] = lambda texts, tokens: None
+    ) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         """Embed all texts; blocks, and leaves the interpreter to others meanwhile.
+
+        Args:
+            done: Told of texts that are embedded, and of their tokens, a few at a time; what it raises ends the work.
 
         Returns:
             float32, shape (n, D), unit length, row i of texts[i]; and the tokens of each text, special ones included.
@@ -55,7 +61,12 @@ class LocalModel:
                     details=[{"index": index, "tokens": tokens, "max_tokens": self._max_tokens}],
                 )
         batches = _batches(lengths)
-        pooled = list(self._workers.map(lambda batch: self._infer([encodings[i].ids for i in batch]), batches))
+        mapped = self._workers.map(lambda batch: self._infer([encodings[i].ids for i in batch]), batches)
+        parts, pooled = cast("Generator[NDArray[np.float32], None, None]", mapped), []
+        with closing(parts):  # which cancels what has not begun
+            for batch, part in zip(batches, parts, strict=True):
+                pooled.append(part)
+                done(len(batch), sum(lengths[place] for place in batch))
         vectors = np.empty((len(encodings), pooled[0].shape[1] if pooled else 0), dtype=np.float32)
         for batch, part in zip(batches, pooled, strict=True):
             vectors[batch] = part

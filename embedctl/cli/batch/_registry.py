@@ -18,6 +18,14 @@ Job = Annotated[
         help="Name of a job, or id of a run.", metavar="JOB|RUN_ID", autocompletion=_completion.jobs_and_runs
     ),
 ]
+JobOrOutput = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a job, id of a run, or an output.",
+        metavar="JOB|RUN_ID|OUTPUT",
+        autocompletion=_completion.jobs_and_runs,
+    ),
+]
 
 
 def registry(config: Path | None) -> RunRegistry:

@@ -1,4 +1,4 @@
-"""`embedctl batch failures`: the rows of a job's output without a vector, and why."""
+"""`embedctl batch failures`: the rows of an output without a vector, and why."""
 
 from __future__ import annotations
 
@@ -8,19 +8,28 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
-from embedctl.cli.batch._registry import Job, registry
+from embedctl.cli.batch._registry import JobOrOutput, registry
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: embedctl batch failures nightly --format csv")
-def failures(job: Job, form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None) -> None:
-    """List the rows of a job's output that have no vector, and why."""
+@app.command(epilog="Example: embedctl batch failures tickets/ --format csv")
+def failures(
+    job: JobOrOutput, form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None
+) -> None:
+    """List the rows of an output that have no vector, and why."""
     from embedctl.runs.status import failures as read_failures
+    from embedctl.runs.status import failures_file, run_of
 
-    run = registry(config).find(job)
-    rows = list(read_failures([Path(run.output) / "failures.jsonl"]))
+    found = run_of(registry(config), job)
+    run, output = (None, found) if isinstance(found, Path) else (found, Path(found.output))
+    rows = list(read_failures([failures_file(output)]))
     names = ("id", "chunk_index", "reason", "skipped", "provider", "attempts", "tokens", "max_tokens", "message")
     columns = [terminal.Column(name, name.capitalize().replace("_", " ")) for name in names]
-    envelope = {"run_id": str(run.run_id), "job": run.job_id or None, "output": run.output, "failures": rows}
+    envelope = {
+        "run_id": str(run.run_id) if run else None,
+        "job": (run.job_id or None) if run else None,
+        "output": str(output),
+        "failures": rows,
+    }
     terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from embedctl import terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
 from embedctl.cli.batch._registry import Job, registry
-from embedctl.records import format_money
+from embedctl.records import format_duration, format_money
 
 app = typer.Typer()
 
@@ -31,10 +30,52 @@ def status(
 
     run = registry(config).find(job)
     answer = status_of(run, utc_now()) if row_id is None else whereabouts(run, row_id)
-    flat = {key: value for key, value in answer.items() if not isinstance(value, Mapping | list)}
-    flat |= {f"{key}.{name}": part for key in ("counts", "failure") for name, part in answer.get(key, {}).items()}
-    flat |= {f"chunk {chunk['chunk_index']}": chunk["embedding_operation_id"] for chunk in answer.get("chunks", ())}
-    shown = {key: format_money(value) if isinstance(value, Decimal) else value for key, value in flat.items()}
-    rows = [{"key": key, "value": None if value is None else str(value)} for key, value in shown.items()]
-    columns = [terminal.Column("key", "Key"), terminal.Column("value", "Value")]
+    lines = _row_lines(answer) if row_id is not None else _run_lines(answer)
+    rows = [{"key": key, "value": value} for key, value in lines.items() if value]
+    columns = [terminal.Column("key", "Run"), terminal.Column("value", answer.get("run_id") or run.job_id)]
     terminal.table(terminal.Table(columns=columns, rows=rows, envelope=answer), "json" if as_json else form)
+
+
+def _run_lines(answer: Mapping[str, Any]) -> dict[str, str]:
+    """A run for people, in the order in which they ask: how it stands, what came of it, what it cost, where it is."""
+    counts, cost = answer["counts"], answer["cost"]
+    rows, total = counts.get("rows"), counts.get("rows_total")
+    share = f" of {total:,} ({answer['progress']:.0%})" if total and answer["progress"] is not None else ""
+    parts = [f"{rows:,}{share}"] if rows is not None else []
+    parts += [f"{counts[name]:,} {name}" for name in ("vectors", "reused", "duplicates", "failed", "skipped")
+              if counts.get(name)]  # fmt: skip
+    ended = answer["finished_at"]
+    code = "" if answer["exit_code"] is None else f" (exit code {answer['exit_code']})"
+    unconfirmed = f", up to {counts['tokens_unknown']:,} unconfirmed" if counts.get("tokens_unknown") else ""
+    tried = f", {counts['attempts']:,} attempts" if counts.get("attempts", 0) > counts.get("requests", 0) else ""
+    return {
+        "job": answer["job"] or "",
+        "state": f"{answer['state']}{code}",
+        "rows": ", ".join(parts),
+        "rate": f"{answer['rows_per_second']:,} rows/s, {answer['tokens_per_second']:,} tokens/s" if rows else "",
+        "requests": f"{counts['requests']:,}{tried}" if counts.get("requests") else "",
+        "tokens": f"{counts['tokens']:,}{unconfirmed}" if "tokens" in counts else "",
+        "cost": "unknown" if cost is None else f"{format_money(cost)} USD",
+        "model": answer["model"],
+        "workspace": answer["workspace"],
+        "started": answer["started_at"].isoformat(" ", "seconds"),
+        "ended": ""
+        if ended is None
+        else f"{ended.isoformat(' ', 'seconds')}, after {format_duration(answer['seconds'])}",
+        "output": answer["output"],
+        "last error": answer["last_error"] or "",
+    }
+
+
+def _row_lines(answer: Mapping[str, Any]) -> dict[str, str]:
+    """A row for people."""
+    failure = answer.get("failure", {})
+    chunks = answer.get("chunks", ())
+    return {
+        "row": answer["id"],
+        "state": answer["state"],
+        "reason": f"{failure['reason']}: {failure['message']}" if failure else "",
+        "provider": failure.get("provider") or "",
+        "part": answer.get("part") or "",
+        **{f"chunk {one['chunk_index']}": f"operation {one['embedding_operation_id']}" for one in chunks},
+    }

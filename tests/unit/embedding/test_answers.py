@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from embedctl.embedding.answers import OnlineAnswers
-from embedctl.journal import VectorRef
 from embedctl.planning.packer import PackedRequest
 from embedctl.planning.slice import Slice
-from embedctl.records import Answer, Outcome, Request, Usage, uuid7
+from embedctl.records import Answer, Outcome, Request, Usage, VectorRef, uuid7
 from embedctl.runs.slices import OpenSlices
 
 

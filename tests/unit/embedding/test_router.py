@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from embedctl.embedding.endpoint_state import NotAdmittedError
-from embedctl.embedding.route import Leg, Route
+from embedctl.embedding.leg import Leg
+from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router, WaitBudget
 from embedctl.errors import EmbedctlError, NoProviderNow, RequestTooLarge, ServerFailed, Throttled
 from embedctl.records import Limits, format_duration

@@ -206,7 +206,8 @@ def test_a_child_that_dies_is_no_end(folder):
 
 def _children() -> list[int]:
     """Processes of queries that this one has started."""
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())]
+    found = subprocess.run(command, capture_output=True, text=True)
     return [int(line.split()[0]) for line in found.stdout.splitlines() if "embedctl.inputs.query" in line]
 
 

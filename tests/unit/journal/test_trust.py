@@ -15,12 +15,12 @@ import orjson
 import pytest
 
 from embedctl.errors import StorageFailed
-from embedctl.journal import Journal, Trust, VectorRef, frames, home_secret, recover
+from embedctl.journal import Journal, Trust, frames, home_secret, recover
 from embedctl.journal.frames import Keyed
 from embedctl.journal.rescue import foreign_journals, rescue, set_aside
 from embedctl.journal.segments import ANSWERS, INTENTS, OLD_INTENTS, Views
 from embedctl.journal.trust import SECRET_FILE
-from embedctl.records import JOURNAL_DAMAGED, UsageEvent, uuid7
+from embedctl.records import JOURNAL_DAMAGED, UsageEvent, VectorRef, uuid7
 from tests.support.attempts import HASHES, SECRET, TRUST, die, intent, vectors
 
 OTHER = Trust(bytes(32))

@@ -14,13 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedctl.inputs.block import REASONS, Block
-from embedctl.journal import VectorRef
 from embedctl.outputs import assemble, parquet
 from embedctl.planning.chunks import REASON_WORDS, TextRules
 from embedctl.planning.packer import PackedRequest, Packer
 from embedctl.planning.planner import JOURNAL_FILES, Planner
 from embedctl.planning.slice import COLUMN_BYTES, SLICE_BYTES, Slice, SliceIndex, VectorSource, resolve_duplicates
-from embedctl.records import Limits, Outcome, Refusal, text_hash, tokens_hash
+from embedctl.records import Limits, Outcome, Refusal, VectorRef, text_hash, tokens_hash
 from embedctl.settings.options import Options
 from embedctl.storage.hash_index import LOCATION, HashIndex
 

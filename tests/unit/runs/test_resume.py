@@ -18,7 +18,7 @@ from embedctl import tokens
 from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, OutputRefused, StorageFailed
 from embedctl.planning import slice as slices
 from embedctl.planning import splitter
-from embedctl.records import Event, Progressed, uuid7
+from embedctl.records import AttemptEnded, Event, uuid7
 from embedctl.runs.receipt import Receipt
 from embedctl.runs.run import Run
 from embedctl.runs.slices import OPEN_SLICES
@@ -160,14 +160,14 @@ def test_published_slots_are_let_go(batch: Small) -> None:
 
     class Counting:
         def notify(self, event: Event) -> None:
-            if isinstance(event, Progressed):
+            if isinstance(event, AttemptEnded):
                 alive.append(sum(type(one) is slices.Slice for one in gc.get_objects()))
 
     gc.collect()
     before = sum(type(one) is slices.Slice for one in gc.get_objects())
     Run(batch.order(flags={"concurrency": 16}), Counting(), ingest=batch._take_in, segment_bytes=1).execute(asyncio.run)
 
-    assert len(alive) > len(TEXTS)
+    assert len(alive) == len(TEXTS)
     assert max(alive) - before <= OPEN_SLICES + 1
 
 
@@ -317,7 +317,7 @@ def test_changed_while_read(small: Small) -> None:
 
     class Touching:
         def notify(self, event: Event) -> None:
-            if isinstance(event, Progressed):
+            if isinstance(event, AttemptEnded):
                 os.utime(small.folder / "in" / "0.parquet", ns=(7, 7))
 
     run = Run(small.order(), Touching(), ingest=small._take_in)
