@@ -138,6 +138,7 @@ def test_openai_batches(wire: Wire) -> None:
     """The openai client uploads, creates, lists, reads and cancels batches; each line is what its client would read."""
     openai = client("openai")
     sdk = openai.OpenAI(api_key=KEY, base_url=wire.base_url("openai"), max_retries=0)
+    wire.reset()
     wire.plan(batch={"batches": [{}, {"polls": 9}]}, poison=["bad"])
     ours = Batches(wire, "openai", KEY)
     file = sdk.files.create(file=("ec-1.jsonl", ours.lines([*TEXTS, "bad"])), purpose="batch")
