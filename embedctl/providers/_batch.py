@@ -12,6 +12,7 @@ what it can there, or ConfigurationInvalid (78) with the reason. Every answer is
 - `batch_list(place, mark, cursor) -> HttpRequest`: a page of batches, where the answer of a create was lost;
 - `batch_results(place, model, state) -> tuple[ResultFile, ...]`: output and error file, read in EVERY ended state;
 - `batch_result(line, request) -> LineResult`: one line of either file; `request` is that of its ResultFile;
+- optionally `batch_refused(place) -> str | None`: why this very place has none (its key, its host);
 - `batch_state(said)`, `batch_file(said)`, `batch_page(said, request)`: loaded JSON, read for `_batch_entry` alone.
 
 Marks: one string names the file and the batch that is made of it, new for every attempt, `[a-z0-9-]`, at most 40
