@@ -227,6 +227,12 @@ class _Ingestion:
             with suppress(duckdb.Error):  # what went wrong is what must be seen
                 self._connection.execute(f"SET memory_limit = '{_MEMORY}'")
 
+    def _begin(self) -> None:
+        """A transaction in which events are rated by today's prices."""
+        self._connection.execute("BEGIN")
+        if rating.known_fingerprint(self._connection) != prices.fingerprint(self._book):
+            rating.sync_prices(self._connection, prices.load(self._book), self._now)
+
     def _roll_back(self) -> None:
         with suppress(duckdb.TransactionException):  # a commit that failed has done it
             self._connection.execute("ROLLBACK")
@@ -244,9 +250,7 @@ class _Ingestion:
 
     def _transaction(self, files: Iterable[SpoolFile]) -> Ingested:
         connection = self._connection
-        connection.execute("BEGIN")
-        if rating.known_fingerprint(connection) != prices.fingerprint(self._book):
-            rating.sync_prices(connection, prices.load(self._book), self._now)
+        self._begin()
         taken: list[loading.Taken] = []
         lines = loading.lines_of(files, taken)
         events = loaded = 0
@@ -282,7 +286,7 @@ class _Ingestion:
 
     def _acceptable(self, file: SpoolFile) -> bool:
         """Whether the table's own constraints take all lines, as far as memory lets that be seen; nothing stays."""
-        self._connection.execute("BEGIN")
+        self._begin()  # a line may be no event because of its price: less than nothing of it costs less than nothing
         try:
             lines = loading.lines_of([file], [])
             while loading.load(self._connection, self._paths, lines):

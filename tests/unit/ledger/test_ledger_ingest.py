@@ -317,6 +317,17 @@ def test_a_line_that_duckdb_cannot_even_complain_about(tmp_path: Path) -> None:
     assert (done.events, done.bad_lines) == (3, 1)
 
 
+def test_a_line_that_costs_less_than_nothing(tmp_path: Path) -> None:
+    """What only its price makes impossible is a bad line as well, also in a ledger that has no prices yet."""
+    paths = place(tmp_path)
+    paths.spool.mkdir()
+    odd = orjson.dumps(orjson.loads(spool.line(event())[9:]) | {"quantity": -222_500})
+    (paths.spool / "a.spool").write_bytes(spool.line(event()) + checked(odd) + spool.line(event()))
+    done = take(paths, event(), spool_id="b")
+
+    assert (done.events, done.bad_lines, done.refused) == (3, 1, ())
+
+
 STRANGE = st.dictionaries(
     st.sampled_from([field for field in loading._COLUMNS if field != "event_id"]),
     st.none() | st.integers() | st.floats() | st.text(max_size=30) | st.lists(st.integers(), max_size=2),
