@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from embedctl import terminal
 
 if TYPE_CHECKING:
-    from embedctl.records import Event, Paced, Phase, Progressed
+    from embedctl.records import BatchesProgressed, Event, Paced, Phase, Progressed
 
 SHOWN_AFTER_S = 0.4
 """What takes less needs no progress: most reruns."""
@@ -38,6 +38,7 @@ DOING = {
     "reading": "reading",
     "chunking": "chunking",
     "embedding": "embedding",
+    "batches": "waiting for",
     "writing": "writing the output",
     "accounting": "taking usage into the ledger",
 }
@@ -89,6 +90,7 @@ class ProgressDisplay:
         self._pace = Throughput()
         self._phase: Phase = "reading"
         self._last: Progressed | None = None
+        self._batches: BatchesProgressed | None = None
         self._paced: dict[str, Paced] = {}
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -124,6 +126,8 @@ class ProgressDisplay:
             self._phase, self._last = event.phase, event
             if event.phase == "embedding":
                 self._pace.see(self._clock(), event.texts, event.tokens)
+        elif isinstance(event, records.BatchesProgressed):
+            self._phase, self._batches = "batches", event
         elif isinstance(event, records.Paced):
             self._paced.pop(event.endpoint, None)
             if event.per_second is not None:
@@ -170,6 +174,9 @@ class ProgressDisplay:
         at = self._last
         if self._phase in ("writing", "accounting"):
             return 1.0
+        if self._phase == "batches":
+            batches = self._batches
+            return batches.lines_done / batches.lines if batches is not None and batches.lines else None
         if at is None or self._phase != "embedding":
             return None if at is None else at.share_read
         return None if at.texts_total is None else min(1.0, at.texts / max(1, at.texts_total))
@@ -177,6 +184,9 @@ class ProgressDisplay:
     def headline(self) -> str:
         """What is done, and how far that is: "chunking 120 of 497 files", "embedding 6,331 of 20,000 texts, 31 %"."""
         at, doing = self._last, DOING[self._phase]
+        if self._phase == "batches" and (batches := self._batches) is not None:
+            many = "1 batch" if batches.batches == 1 else f"{batches.batches:,} batches"
+            return f"{doing} {many}, {batches.lines_done:,} of {batches.lines:,} lines done"
         if at is None or self._phase in ("writing", "accounting"):
             return doing
         if self._phase == "embedding":
@@ -192,6 +202,9 @@ class ProgressDisplay:
         from embedctl.records import format_cents, format_duration
 
         at = self._last
+        if self._phase == "batches" and (batches := self._batches) is not None:
+            cost = "cost unknown" if batches.cost_at_risk is None else f"{format_cents(batches.cost_at_risk)} USD"
+            return [f"{batches.texts:,} texts", f"{cost} at risk", f"since {format_duration(batches.seconds)}"]
         if at is None or self._phase != "embedding":
             return []
         texts, tokens = self._pace.per_second

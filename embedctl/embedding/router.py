@@ -143,7 +143,7 @@ class Router:
 
             breaker = Breaker(endpoint.provider, endpoint.wire_model, jitter=self._jitter, thresholds=self._thresholds)
             self._states[key] = EndpointState(
-                transport=None if endpoint.local else self._transport(endpoint),
+                transport=None if endpoint.local else self.transport(endpoint),
                 limiter=self._limiter(endpoint, waiting),
                 breaker=breaker,
                 asks_base64=self.memory.takes_base64(endpoint),
@@ -152,7 +152,8 @@ class Router:
             self._endpoints.append((endpoint, self._states[key]))
         return self._states[key]
 
-    def _transport(self, endpoint: Endpoint) -> Transport:
+    def transport(self, endpoint: Endpoint) -> Transport:
+        """The connections to an endpoint."""
         from embedctl.backends.http.transport import Transport  # the HTTP client: not for runs that stay here
 
         key = (endpoint.insecure, endpoint.ca_file)

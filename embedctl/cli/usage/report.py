@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -116,12 +117,16 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
     """Ask, print, and fail under --strict when the answer is incomplete."""
     from embedctl.ledger import database
     from embedctl.reports.report import report as ask
+    from embedctl.runs.pending import pending
 
     form = _ledger.chosen_format(given["form"], given["as_json"])
     _refuse_contradictions(given, form)
     opened = _ledger.opened(given["ledger"], given["config"])
     question = _question(by, given, opened)
     notes = [] if given["no_ingest"] else _ledger.take_in(opened)
+    mine = str(opened.paths.database.absolute())
+    waiting = pending(opened.settings.paths, question.only.get("workspace", ()), ledger=mine)
+    notes += [waiting.sentence()] if waiting else []
     if given["html"] is not None:
         report = _write_page(opened, question, notes, given)
     elif form in _FILES:
@@ -129,6 +134,7 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
     else:
         with database.reader(opened.paths, now=opened.now) as connection:
             report = ask(connection, question, now=opened.now)
+        report = replace(report, pending=waiting.as_dict() if waiting else None)
         look = Look(given["cost"], given["corrections"] == "split", given["compact"], given["exact"])
         with written_to(given["output"], overwrite=given["overwrite"]):
             print_report(report, form, notes, look)
