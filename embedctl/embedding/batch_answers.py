@@ -179,6 +179,7 @@ class BatchAnswers:
         self._not_before = 0.0
         self._refusals = 0
         self._fruitless = 0
+        self._verdict: ProviderError | None = None
         self.cancelling = False
         self._over: list[Batch] = []
         self.since = 0.0
@@ -464,7 +465,8 @@ class BatchAnswers:
         """Look at what is due, and collect what is over; whether anything is.
 
         Raises:
-            ProviderError: A key or an id is of no use any more. What passes is looked at again later.
+            ProviderError: A key or an id is of no use any more, or no batch is to be made after one that is over now.
+                What passes is looked at again later.
         """
         ended = False
         for one in list(self._open):
@@ -478,6 +480,8 @@ class BatchAnswers:
                 self._observer.notify(Warned("batch_unseen", one.batch.batch_id or one.batch.mark, error.message))
                 self._later(one, news=False)
         self._tell()
+        if self._verdict is not None:
+            raise self._verdict
         return ended
 
     async def _look(self, one: OpenBatch) -> bool:
@@ -569,44 +573,41 @@ class BatchAnswers:
         if declined is not None:
             declined.provider = declined.provider or self._endpoint.provider
             declined.hint = declined.hint or "every line of a batch was declined; --mode online asks text by text"
-            raise declined
-        self._judge(batch, state, found)
+        verdict = declined or self._judged(batch, state, found)
+        if not self.cancelling:  # else there is none after it anyhow
+            self._verdict = self._verdict or verdict
 
     async def _release(self, one: OpenBatch) -> None:
         for reservation in one.reservations.values():
             await self._budget.release(reservation)
         one.reservations.clear()
 
-    def _judge(self, batch: Batch, state: BatchState, found: Collected) -> None:
-        """What follows from how a batch ended.
-
-        Raises:
-            SpaceMismatch: Its vectors are of no use.
-            ProviderError: Its provider refuses such batches, or answers no line of them.
+    def _judged(self, batch: Batch, state: BatchState, found: Collected) -> ProviderError | None:
+        """What follows from how a batch ended; why no other is to be made, when its vectors are of no use, its provider
+        refuses such batches, or answers no line of them.
         """
-        if found.mismatch is not None:
-            raise found.mismatch
-        if batch.twin or not found.cut_off:
+        if found.mismatch is not None or batch.twin or not found.cut_off:
             self._fruitless = 0
-            return
+            return found.mismatch
         self.dirty = True
         if state.enqueued_refused:
             self._too_much(batch)
-            return
+            return None
         if found.answered or found.refused or state.file_unseen or self.cancelling:
             self._fruitless = 0
-            return
+            return None
         said = "; ".join(state.errors) or state.status
         provider = self._endpoint.provider
         if state.state == "ended_failed" and state.errors:
-            raise RequestRefused(f"{provider} refused batch {batch.batch_id}: {said}", provider=provider)
+            return RequestRefused(f"{provider} refused batch {batch.batch_id}: {said}", provider=provider)
         self._fruitless += 1
-        if self._fruitless >= _MOST_FRUITLESS:
-            raise ServerFailed(
-                f"{provider} has ended {self._fruitless} batches one after the other without an answer ({said})",
-                hint="run the same command again later, or with --mode online",
-                provider=provider,
-            )
+        if self._fruitless < _MOST_FRUITLESS:
+            return None
+        return ServerFailed(
+            f"{provider} has ended {self._fruitless} batches one after the other without an answer ({said})",
+            hint="run the same command again later, or with --mode online",
+            provider=provider,
+        )
 
     # the end
 

@@ -619,3 +619,74 @@ def test_all_lines_declined(provider: Wire) -> None:
 
         assert ended.code == 78, ended.err
         assert online(provider) == []
+
+
+def test_a_provider_that_answers_nothing(provider: Wire) -> None:
+    """Batches that end without an answer, one after the other, end the run for now: there is no circle of them."""
+    table(texts(20))
+    provider.plan(batch={"each": {"fails": 1.0}})
+
+    ended = run("--wait")
+
+    assert ended.code == 75, ended.err
+    assert len(provider.batches()["batches"]) <= 5
+    assert online(provider) == []
+
+
+def test_a_file_that_is_refused(provider: Wire) -> None:
+    """A batch that its provider refuses as such ends the run with what it says."""
+    table(texts(5))
+    provider.plan(batch={"each": {"ends": "failed", "code": "model_not_found"}})
+
+    ended = run("--wait")
+
+    assert ended.code == 78, ended.err
+    assert "model_not_found" in ended.json["message"]
+    assert booked() == {}
+
+
+def test_another_key(provider: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another key nothing proves that a batch was never made: it is not made again."""
+    table(texts(5))
+    provider.plan(batch={"create": ["lost"], "each": {"lag_s": 3600}})
+    user_settings(SETTINGS.format(most=12).replace("0.05", "3600"))
+    assert run("--no-wait").code == 75
+    user_settings(SETTINGS.format(most=12))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-another")
+
+    ended = run("--wait")
+
+    assert ended.code == 78, ended.err
+    assert len(provider.batches()["batches"]) == 1
+
+
+def test_another_model_meanwhile(provider: Wire) -> None:
+    """Batches of another space under way are not mixed in: the run is refused, and says how to go on."""
+    table(texts(5))
+    provider.plan(batch={"each": {"seconds": 3600}})
+    assert run("--no-wait", "--job", "nightly").code == 75
+
+    refused = run("--wait", "--dimensions", 16)
+
+    assert refused.code == 73, refused.err
+    assert "batch cancel" in refused.json["hint"]
+
+
+def test_tenants(provider: Wire) -> None:
+    """Each line is one workspace's, who pays for it; whose budget is used up fails alone."""
+    rows = texts(30)
+    payers = [("acme", "initech", "umbrella")[number % 3] for number in range(30)]
+    pq.write_table(pa.table({"id": list(range(30)), "text": rows, "payer": payers}), "in.parquet")
+    price = Decimal("0.01") / 1_000_000
+    assert embedctl("usage", "budget", "set", "-w", "acme", "--amount", format(price * 14, "f")).code == 0
+
+    ended = run("--wait", "--workspace-column", "payer")
+
+    assert ended.code == 3, ended.err
+    assert 0 < ended.json["failed"] < 10
+    assert ended.json["failed_reasons"] == {"budget": ended.json["failed"]}
+    embedctl("usage", "ingest")
+    spent = dict(ledger("SELECT workspace_id, sum(tokens_total)::INT FROM usage_event GROUP BY ALL"))
+    assert spent["acme"] <= 14
+    assert spent["initech"] == spent["umbrella"] == 40
+    assert online(provider) == []
