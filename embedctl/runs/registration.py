@@ -56,10 +56,13 @@ class Registration:
         )
 
     def begin(self) -> None:
-        """Register; runs of this output that never said their end are dead, for we hold their lock."""
+        """Register; runs of this output that never said their end are dead, for we hold their lock.
+
+        What one of them waits for is ours to collect.
+        """
         entries = self._registry.all()
         for run in entries:
-            if run.state in registry.OPEN and run.folder == self._entry.folder:
+            if run.state in (*registry.OPEN, "waiting") and run.folder == self._entry.folder:
                 self._registry.update(run, state="interrupted")
         for run in entries[KEPT_RUNS:]:
             if run.finished_at is not None and not any((run.folder / JOURNAL).glob("*")):

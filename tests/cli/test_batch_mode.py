@@ -153,6 +153,7 @@ def test_not_waiting(provider: Wire) -> None:
 
     third = run("--no-wait")
     assert third.code == 0, third.err
+    assert embedctl("batch", "list", "--status", "waiting", "--json").json["total"] == 0
     check_rows(rows)
     check_bought_once(provider, rows)
     assert booked() == {"yes": invoiced(provider)}
