@@ -30,7 +30,7 @@ LOW_DISK_BYTES = 200 << 20
 _LIBRARIES = ("duckdb", "pyarrow", "numpy", "onnxruntime", "tokenizers", "tiktoken", "httpx")
 _EXTRAS = {
     "hub": ("huggingface_hub", "models pull"),
-    "charts": ("plotly", "vectors map, usage report --html"),
+    "charts": ("matplotlib", "vectors map -o FILE.png"),
 }
 _PROXIES = ("HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 

@@ -44,7 +44,7 @@ def uuid7(now_s: float | None = None, random: bytes | None = None) -> uuid.UUID:
     `uuid.uuid7` is in the standard library from Python 3.14 on.
     """
     milliseconds = int((time.time() if now_s is None else now_s) * 1000)
-    tail = int.from_bytes(os.urandom(10) if random is None else random, "big")
+    tail = int.from_bytes(_random_bytes() if random is None else random, "big")
     value = (milliseconds & (1 << 48) - 1) << 80 | tail & (1 << 80) - 1
     value = value & ~(0xF << 76) | 0x7 << 76  # version 7
     value = value & ~(0x3 << 62) | 0x2 << 62  # variant 10
@@ -53,7 +53,22 @@ def uuid7(now_s: float | None = None, random: bytes | None = None) -> uuid.UUID:
 
 def new_operation_id() -> str:
     """80 random bits as 20 hex digits: the ledger keeps them in 11.5 bytes, a UUID written out in 18.9."""
-    return os.urandom(10).hex()
+    return _random_bytes().hex()
+
+
+_RANDOM_BYTES = 10
+_random: list[bytes] = []
+os.register_at_fork(after_in_child=_random.clear)
+
+
+def _random_bytes() -> bytes:
+    """10 bytes of the system's, which is asked for many at once: each time it is, other threads go first."""
+    while True:
+        try:
+            return _random.pop()
+        except IndexError:
+            some = os.urandom(_RANDOM_BYTES * 256)
+            _random.extend(some[at : at + _RANDOM_BYTES] for at in range(0, len(some), _RANDOM_BYTES))
 
 
 def utc_now() -> datetime:
@@ -131,6 +146,12 @@ def _spelt(value: Any, spelt: Callable[[str], str]) -> Any:
 def _is_undecoded(text: str) -> bool:
     return not text.isascii() and any("\udc80" <= one <= "\udcff" for one in text)
 
+
+BY_THE_HOUR = "hour"
+"""Whose prices apply to a machine that costs by the hour, whatever it is asked: nobody's. Beside "free"."""
+
+IDLE_METER = "idle_microhour"
+"""What is counted of a machine's time that no call was charged."""
 
 NO_USAGE = "native usage missing"
 """Why an answer has no tokens and no cost: its provider said none, and in `native` mode nobody else counts."""
@@ -299,7 +320,8 @@ class UsageEvent:
     Attributes:
         event_id: UUIDv7 minted before the attempt is sent.
         occurred_at: When the answer came (UTC).
-        price_as: Whose price applies: a catalog provider, "free", or None when nobody's does.
+        price_as: Whose price applies: a catalog provider, "free", "hour" (`cost_provider` is what its time comes to),
+            or None when nobody's does.
         fallback_from: "provider:model" first asked for, None if this was it.
         quantity: In units of `meter`; tokens_total for input_token.
     """

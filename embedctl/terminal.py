@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 from embedctl.errors import EmbedctlError, StorageFailed, WrongUsage
 
 if TYPE_CHECKING:
-    from embedctl.records import Event, Observer
+    from embedctl.records import Event, Observer, Waiting
     from embedctl.runs.estimate import Estimate
     from embedctl.runs.receipt import Receipt, Unfinished
 
@@ -536,8 +536,8 @@ def sentence(event: Event) -> str | None:
     from embedctl import records
 
     match event:
-        case records.Waiting(endpoint, reason, seconds):
-            return f"{endpoint}: {reason.rstrip('.')}; retry in {records.format_duration(seconds)}"
+        case records.Waiting(_, _, seconds):
+            return waiting(event, seconds)
         case records.Paced(endpoint, per_second, unit):
             if per_second is None:
                 return f"{endpoint} refuses no more than single requests: nothing is held back"
@@ -561,6 +561,13 @@ def sentence(event: Event) -> str | None:
         case records.Warned(concern, subject, detail, count):
             return _CONCERNS[concern].format(subject=subject, detail=detail, count=count)
     return None
+
+
+def waiting(event: Waiting, seconds: float) -> str:
+    """Why requests wait, and for how long from now."""
+    from embedctl.records import format_duration
+
+    return f"{event.endpoint}: {event.reason.rstrip('.')}; retry in {format_duration(seconds)}"
 
 
 def _rate(per_second: float, unit: str) -> str:
@@ -615,7 +622,7 @@ _REASONS = {
 def receipt(done: Receipt) -> None:
     """The end of a run, for people, on stderr."""
     if done.batch is not None and done.batch["pending"]:
-        notice(waiting(done.batch))
+        notice(under_way(done.batch))
     elif done.unfinished is not None:
         notice(f"stopped after {done.seconds:.1f} s: {kept(done.unfinished)}")
     else:
@@ -629,7 +636,7 @@ def receipt(done: Receipt) -> None:
         from embedctl.records import format_cents
 
         notice(f"batches: {format_cents(done.batch['saved'])} USD less than online")
-    if [one["workspace"] for one in done.workspaces] not in ([], [done.workspace]):
+    if not _pays_alone(done):
         notice(_receipt_workspaces(done))
     if done.output and done.output_is_there and done.error is None:
         space = f"{done.model}, {done.dimensions} dimensions" if done.dimensions else done.model
@@ -650,7 +657,7 @@ _LEFT_OUT = {
 }
 
 
-def waiting(batch: Mapping[str, Any]) -> str:
+def under_way(batch: Mapping[str, Any]) -> str:
     """What is under way at a provider: "2 batches under way, 40 texts, 0.12 USD at risk; the same command collects"."""
     from embedctl.records import format_cents
 
@@ -721,6 +728,8 @@ def estimate(found: Estimate) -> None:
 def _estimate_cost(found: Estimate) -> str:
     from embedctl.records import format_money
 
+    if found.per_hour is not None:
+        return f"cost unknown: {format_money(found.per_hour)} USD for each hour that its machine runs"
     if found.cost is None or found.cost_low is None or found.cost_high is None:
         provider = found.model.partition(":")[0]
         return (
@@ -753,6 +762,11 @@ def _receipt_rows(done: Receipt) -> str:
     return ", ".join(parts) + f" in {done.seconds:.1f} s"
 
 
+def _pays_alone(done: Receipt) -> bool:
+    """Whether the one workspace that was named pays for all."""
+    return [one["workspace"] for one in done.workspaces] in ([], [done.workspace])
+
+
 def _receipt_workspaces(done: Receipt) -> str:
     """Who pays, when that is not the one workspace that was named."""
     from embedctl.records import format_money
@@ -778,5 +792,5 @@ def _receipt_usage(done: Receipt) -> str:
     asked = f" instead of {done.fallback_from}" if done.fallback_from else ""
     return (
         f"{several(done.requests, 'request')}{served}{asked}, {several(done.tokens, 'token')}{share}, {cost}{risk}"
-        f"{saved}, paid by {done.workspace}"
+        f"{saved}{f', paid by {done.workspace}' if _pays_alone(done) else ''}"
     )

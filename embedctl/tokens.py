@@ -1,8 +1,9 @@
 """Counting tokens, and turning token arrays back into text. The only door to tiktoken and tokenizers.
 
 A tokenizer is named by its id, as the ledger records it: "bundled:minilm", "tiktoken:cl100k_base",
-"hf:OWNER/NAME", "file:PATH" or "bytes/4". Counting never fails a run: what cannot be loaded is replaced by the next
-of the chain model's tokenizer → cl100k_base → bytes/4, and the counter says who really counted.
+"hf:OWNER/NAME", "file:PATH", "plain:PATH" (the same without special tokens) or "bytes/4". Counting never fails a run:
+what cannot be loaded is replaced by the next of the chain model's tokenizer → cl100k_base → bytes/4, and the counter
+says who really counted.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _CHECKSUMS = {
     "minilm/model.onnx": 0x908D1CA3,
     "minilm/tokenizer.json": 0x0B2E9C36,
     _VOCABULARY: 0xB99E2E8D,
+    "uplot/uplot.min.css": 0x3261A45F,
+    "uplot/uplot.min.js": 0x74660A92,
 }
 """CRC-32 of each bundled file: 10 ms for the model, where its SHA-256 (assets/PROVENANCE.md) takes 60."""
 
@@ -115,13 +118,15 @@ class _Tiktoken:
 class _HuggingFace:
     tokenizer: Any
     tokenizer_id: str
+    special: bool = True
 
     @property
     def vocabulary(self) -> int:
         return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        return [len(encoding.ids) for encoding in self.tokenizer.encode_batch_fast(list(texts))]
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=self.special)
+        return [len(encoding.ids) for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:
         if outside := [one for one in tokens if not 0 <= one < self.vocabulary]:
@@ -160,8 +165,8 @@ def _load(tokenizer_id: str) -> Counter | None:
             return _Tiktoken(_encoding(name), tokenizer_id)
         if tokenizer_id == BUNDLED:
             return _HuggingFace(tokenizer_file(asset("minilm/tokenizer.json")), tokenizer_id)
-        if kind == "file":
-            return _HuggingFace(tokenizer_file(Path(name)), tokenizer_id)
+        if kind in ("file", "plain"):
+            return _HuggingFace(tokenizer_file(Path(name)), tokenizer_id, kind == "file")
         if kind == "hf":
             path = _cached_tokenizer(name.split(" ")[0])
             return _HuggingFace(tokenizer_file(path), tokenizer_id) if path else None
@@ -222,6 +227,22 @@ def tokenizer_file(path: Path) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def model_tokenizer(path: Path) -> Tokenizer:
+    """The same, of a model that is nothing without it.
+
+    Raises:
+        ConfigurationInvalid: It cannot be read, or is no tokenizer.
+    """
+    try:
+        return tokenizer_file(path)
+    except Exception as problem:
+        raise ConfigurationInvalid(f"{path} is no tokenizer: {problem}") from None
+    except BaseException as problem:
+        if type(problem).__name__ != "PanicException":  # what the library's own faults become
+            raise
+        raise ConfigurationInvalid(f"{path} is no tokenizer that can be read") from None
 
 
 def _cached_tokenizer(repository: str) -> Path | None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from embedctl.cli import _progress
 from tests.support.processes import Zygote, zygote
 from tests.support.wire.client import Wire, started
 
@@ -32,6 +33,12 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("EMBEDCTL_HOME", str(home / "embedctl"))
     return home / "embedctl"
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How busy a machine is changes nothing of what a command says."""
+    monkeypatch.setattr(_progress, "FIRST_LINE_S", 3600.0)
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ def check_priced(endpoints: Sequence[Endpoint], unit_price: UnitPrice, options: 
     if options.max_cost is None or options.allow_unpriced:
         return
     for endpoint in endpoints:
-        if unit_price(endpoint) is None:
+        if endpoint.per_hour is None and unit_price(endpoint) is None:
             raise WrongUsage(
                 f"{endpoint.id} has no price, so --max-cost cannot hold",
                 hint="set one with `embedctl prices set`, or --allow-unpriced",
@@ -77,7 +77,7 @@ def reservations(
     options = settings.options
     allowances = [] if options.max_cost is None else [SpendLimit("--max-cost", options.max_cost, spent)]
     standings = partial(_standings, paths, settings, take_in, trust=trust, state=state)
-    prices = {endpoint.id: unit_price(endpoint) for endpoint in endpoints}
+    prices = {endpoint.id: endpoint.per_hour or unit_price(endpoint) for endpoint in endpoints}
     if all(price == 0 for price in prices.values()) or not (budget_copy.there_are(paths) or _has_budget(settings)):
         return Reservations(unit_price, allowances, observer)
     budgets, purse = standings(), None

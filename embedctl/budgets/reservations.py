@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 
 from embedctl.budgets.shared import SharedBudget
 from embedctl.embedding import usage
@@ -23,6 +24,7 @@ OTHERS_S = 0.1
 """How often is looked whether another run has given back what it had set aside."""
 
 _ZERO = Decimal(0)
+_NANO = Decimal("0.000000001")
 
 
 @dataclass(slots=True)
@@ -62,6 +64,29 @@ class SpendLimit:
         return not self.blocks or self.spent + self.reserved + amount <= self.amount
 
 
+@dataclass(slots=True)
+class _Hours:
+    """What the machine of a place that costs by the hour has come to.
+
+    Attributes:
+        since: When its first attempt was let go, in seconds.
+        settled: USD that attempts were charged.
+        flying: Attempts under way.
+        idle: USD beyond that, as of when the last one began that was alone: a line of its own in the end.
+    """
+
+    since: float
+    settled: Decimal = _ZERO
+    flying: int = 0
+    idle: Decimal = _ZERO
+
+    def standing(self, now: float, per_hour: Decimal) -> Decimal:
+        """USD that the machine has cost and no attempt was, or may yet be, charged."""
+        if not self.flying:
+            self.idle = max(_ZERO, Decimal(now - self.since) * per_hour / 3600 - self.settled)
+        return self.idle
+
+
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """Money set aside for one attempt."""
@@ -69,6 +94,7 @@ class Reservation:
     amount: Decimal
     unit_price: Decimal
     allowances: tuple[SpendLimit, ...]
+    machine: _Hours | None = None
 
     @property
     def accounts(self) -> set[str]:
@@ -89,11 +115,14 @@ class Reservations:
         allowances: Sequence[SpendLimit] = (),
         observer: Observer = UNOBSERVED,
         purse: SharedBudget | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._unit_price = unit_price
         self._allowances = tuple(allowances)
         self._observer = observer
         self._purse = purse
+        self._clock = clock
+        self._hours: dict[str, _Hours] = {}
         self._settled = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
 
@@ -155,14 +184,21 @@ class Reservations:
     ) -> Reservation | None:
         """The reservation; None when there is too little now, but something that is set aside may come back."""
         short: list[SpendLimit] = []
-        amount = _ZERO
+        amount = standing = _ZERO
+        machine = None
+        if endpoint.per_hour is not None:
+            now = self._clock()
+            machine = self._hours.setdefault(endpoint.provider, _Hours(now))
+            standing = machine.standing(now, endpoint.per_hour)
         for amount in self._amounts(endpoint, request, price):
             with self._counted(mine) as purse:
-                short = [one for one in mine if not one.fits(amount)]
+                short = [one for one in mine if not one.fits(amount + standing)]
                 if not short or anyway:
                     for one in mine:
                         one.reserved += amount
-                    reservation = Reservation(amount, price, mine)
+                    if machine is not None:
+                        machine.flying += 1
+                    reservation = Reservation(amount, price, mine, machine)
                     if purse is not None:
                         for account in reservation.accounts:
                             purse.add(account, reserved=amount)
@@ -181,12 +217,20 @@ class Reservations:
         """Give back what was set aside, and count what was or may have been billed."""
         await self._give_back(reservation, event)
 
+    async def charge(self, event: UsageEvent) -> None:
+        """Count what nothing was set aside for: the time of a machine that no attempt was charged."""
+        mine = self.concerned(event.workspace_id)
+        await self._give_back(Reservation(_ZERO, _ZERO, mine), event)
+
     async def _give_back(self, reservation: object, event: UsageEvent | None) -> None:
         if not isinstance(reservation, Reservation):
             raise TypeError("not a reservation")
         if reservation.allowances:
-            async with self._one_at_a_time:
-                await asyncio.to_thread(self._settle, reservation, event)
+            await asyncio.shield(self._given_back(reservation, event))
+
+    async def _given_back(self, reservation: Reservation, event: UsageEvent | None) -> None:
+        async with self._one_at_a_time:
+            await asyncio.to_thread(self._settle, reservation, event)
         self._settled.set()
         self._settled = asyncio.Event()
 
@@ -199,6 +243,9 @@ class Reservations:
             if purse is not None:
                 for account in reservation.accounts:
                     purse.add(account, reserved=-reservation.amount, spent=spent)
+        if reservation.machine is not None:
+            reservation.machine.flying -= 1
+            reservation.machine.settled += spent
         for one in reservation.allowances:
             self._warn(one)
 
@@ -218,7 +265,7 @@ class Reservations:
     ) -> tuple[Decimal, tuple[SpendLimit, ...]]:
         """USD per million tokens, and the allowances that a request counts against; none when it is free."""
         price = self._unit_price(endpoint) or _ZERO
-        return price, self.concerned(request.workspace_id, *also) if price else ()
+        return price, self.concerned(request.workspace_id, *also) if price or endpoint.per_hour else ()
 
     def concerned(self, *accounts: str) -> tuple[SpendLimit, ...]:
         """The limits that what these accounts spend counts against."""
@@ -226,7 +273,14 @@ class Reservations:
 
     @staticmethod
     def _amounts(endpoint: Endpoint, request: Request, price: Decimal) -> Iterator[Decimal]:
-        """The most a request can cost: at a glance, and, when that does not fit, with its tokens counted."""
+        """The most a request can cost: at a glance, and, when that does not fit, with its tokens counted.
+
+        At a machine that costs by the hour: all its time until the request is given up.
+        """
+        if endpoint.per_hour is not None:
+            most = Decimal(endpoint.timeout_s) * endpoint.per_hour / 3600
+            yield most.quantize(_NANO, ROUND_UP)  # with few digits: what is given back later is all of it
+            return
         yield cost(usage.upper_bound(request), price)
         tokens, _ = usage.exact(endpoint, request)
         yield cost(tokens + tokens // 50 + 16, price)

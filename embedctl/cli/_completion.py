@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from embedctl.errors import EmbedctlError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from embedctl.runs.registry import RunEntry
     from embedctl.settings import Settings
 
@@ -45,8 +47,19 @@ def models(incomplete: str) -> list[str]:
             names += [f"{provider}:{name}" for name in (*place.models, *([place.model] if place.model else []))]
         pulled = settings.paths.models
         if pulled.is_dir():
-            names += [f"onnx:{path.name.replace('--', '/')}" for path in pulled.iterdir() if path.is_dir()]
+            names += [_pulled(path) for path in pulled.iterdir() if path.is_dir()]
     return _fitting(names, incomplete) or _fitting([one.name for one in served], incomplete)
+
+
+def _pulled(path: Path) -> str:
+    """A pulled model as it is named."""
+    from embedctl.backends import local
+
+    try:
+        protocol = local.protocol_of(path)
+    except EmbedctlError:
+        protocol = "onnx"
+    return f"{protocol}:{path.name.replace('--', '/')}"
 
 
 def providers(incomplete: str) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from embedctl import terminal
 
 if TYPE_CHECKING:
-    from embedctl.records import BatchesProgressed, Event, Paced, Phase, Progressed
+    from embedctl.records import BatchesProgressed, Event, Paced, Phase, Progressed, Waiting
 
 SHOWN_AFTER_S = 0.4
 """What takes less needs no progress: most reruns."""
@@ -26,6 +26,9 @@ FIRST_LINE_S = 5.0
 """Without a terminal, the first line; the pause doubles from line to line, up to LONGEST_PAUSE_S."""
 
 LONGEST_PAUSE_S = 60.0
+
+WAIT_S = 1.0
+"""A wait that is shorter is over before it is read."""
 
 WINDOW_S = 60.0
 """The pace is that of the last minute: limits, retries and caches change it."""
@@ -52,6 +55,8 @@ class Throughput:
 
     def see(self, now: float, texts: int, tokens: int) -> None:
         """So many texts and tokens were done by now."""
+        if len(self._samples) == 1 and texts == self._samples[0][1]:
+            self._samples.clear()  # it begins when something is done: a model is loaded, a provider answers
         if self._samples and now - self._samples[-1][0] < _SAMPLE_S:
             return
         self._samples.append((now, texts, tokens))
@@ -87,11 +92,12 @@ class ProgressDisplay:
     def __init__(self, *, shown: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._shown = shown
         self._clock = clock
-        self._pace = Throughput()
+        self._pace, self._reading = Throughput(), Throughput()
         self._phase: Phase = "reading"
         self._last: Progressed | None = None
         self._batches: BatchesProgressed | None = None
         self._paced: dict[str, Paced] = {}
+        self._waiting: dict[str, tuple[Waiting, float]] = {}  # and until when
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._go_on, name="progress", daemon=True)
@@ -126,12 +132,16 @@ class ProgressDisplay:
             self._phase, self._last = event.phase, event
             if event.phase == "embedding":
                 self._pace.see(self._clock(), event.texts, event.tokens)
+            else:
+                self._reading.see(self._clock(), event.rows_read, event.tokens)
         elif isinstance(event, records.BatchesProgressed):
             self._phase, self._batches = "batches", event
         elif isinstance(event, records.Paced):
             self._paced.pop(event.endpoint, None)
             if event.per_second is not None:
                 self._paced[event.endpoint] = event
+        elif isinstance(event, records.Waiting) and event.seconds >= WAIT_S:
+            self._waiting[event.endpoint] = event, self._clock() + event.seconds
 
     def from_signal(self, text: str, *, last: bool = False) -> None:
         """A line from a signal handler, which takes no locks: below the bar while there is one.
@@ -193,30 +203,72 @@ class ProgressDisplay:
             of = "" if at.texts_total is None else f" of {'' if at.is_exact else 'about '}{at.texts_total:,}"
             told = f"{doing} {at.texts:,}{of} texts"
         else:
-            of = f" of {at.rows_total:,}" if at.rows_total else ""
-            told = f"{doing} {at.rows_read:,}{of} {'files' if at.documents else 'rows'}"
+            told = f"{doing} {_rows(at)}"
         return told if self.share is None else f"{told}, {math.floor(100 * self.share)} %"
 
     def details(self) -> list[str]:
         """Rates, money, and the time that is left with its bounds."""
-        from embedctl.records import format_cents, format_duration
-
         at = self._last
-        if self._phase == "batches" and (batches := self._batches) is not None:
-            cost = "cost unknown" if batches.cost_at_risk is None else f"{format_cents(batches.cost_at_risk)} USD"
-            return [f"{batches.texts:,} texts", f"{cost} at risk", f"since {format_duration(batches.seconds)}"]
-        if at is None or self._phase != "embedding":
+        if self._phase == "batches":
+            return self._of_batches()
+        if at is None or self._phase in ("writing", "accounting"):
             return []
+        return self._of_embedding(at) if self._phase == "embedding" else self._of_reading(at)
+
+    def _of_embedding(self, at: Progressed) -> list[str]:
+        from embedctl.records import format_cents
+
         texts, tokens = self._pace.per_second
-        told = [f"{texts:,.{0 if texts >= 10 else 1}f} texts/s", f"{tokens:,.0f} tokens/s"] if texts else []
+        told = [f"{_rate(texts)} texts/s", f"{tokens:,.0f} tokens/s"] if texts else []
         told.append("cost unknown" if at.cost is None else f"{format_cents(at.cost)} USD")
         if at.texts_total is not None and (left := self._pace.left(at.texts_total - at.texts)) is not None:
-            low, high = map(format_duration, left)
-            told.append(f"{low} left" if low == high else f"{low} to {high} left")
+            told.append(_time(left))
         elif at.in_flight:
             told.append(f"{at.in_flight} request{'' if at.in_flight == 1 else 's'} under way")
+        if at.share_read is not None and at.share_read < 1:
+            told.append(f"{_rows(at)} read")
+        return told
+
+    def _of_batches(self) -> list[str]:
+        from embedctl.records import format_cents, format_duration
+
+        if (batches := self._batches) is None:
+            return []
+        cost = "cost unknown" if batches.cost_at_risk is None else f"{format_cents(batches.cost_at_risk)} USD"
+        return [f"{batches.texts:,} texts", f"{cost} at risk", f"since {format_duration(batches.seconds)}"]
+
+    def _of_reading(self, at: Progressed) -> list[str]:
+        """Of what is read, and of a dry run, which does nothing else."""
+        from embedctl.records import format_cents
+
+        rows = self._reading.per_second[0]
+        told = [f"{_rate(rows)} {'files' if at.documents else 'rows'}/s"] if rows else []
+        if at.texts:
+            told += [f"{at.texts:,} texts so far", f"about {at.tokens:,} tokens"]
+            told += [] if at.cost is None else [f"{format_cents(at.cost)} USD"]
+        if at.share_read and (left := self._reading.left(round(at.rows_read / at.share_read) - at.rows_read)):
+            told.append(_time(left))
         return told
 
     def paced(self) -> list[str]:
-        """Who is held back, and to what."""
-        return [words for one in list(self._paced.values()) if (words := terminal.sentence(one))]
+        """Who is held back, to what, and why."""
+        paced = [words for one in list(self._paced.values()) if (words := terminal.sentence(one))]
+        now = self._clock()
+        waiting = [(one, until - now) for one, until in list(self._waiting.values()) if until > now]
+        return [*paced, *(terminal.waiting(one, seconds) for one, seconds in waiting)]
+
+
+def _rows(at: Progressed) -> str:
+    of = f" of {at.rows_total:,}" if at.rows_total else ""
+    return f"{at.rows_read:,}{of} {'files' if at.documents else 'rows'}"
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.{0 if per_second >= 10 else 1}f}"
+
+
+def _time(left: tuple[float, float]) -> str:
+    from embedctl.records import format_duration
+
+    low, high = map(format_duration, left)
+    return f"{low} left" if low == high else f"{low} to {high} left"

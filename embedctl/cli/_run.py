@@ -12,17 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from embedctl import inputs as inputs_room
-from embedctl import settings, terminal
+from embedctl import terminal
 from embedctl.cli._progress import ProgressDisplay
 from embedctl.errors import BatchesPending, Interrupted, Terminated, WrongUsage
-from embedctl.runs.job import JobRequest
-from embedctl.runs.receipt import Receipt
-from embedctl.runs.run import Run
+
+if TYPE_CHECKING:
+    from embedctl.inputs import Query
+    from embedctl.runs.receipt import Receipt
+    from embedctl.runs.run import Run
+    from embedctl.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,10 @@ def execute(
     """
     shown = talk.progress and not talk.quiet and not (kind == "stream" and sys.stdout.isatty())
     with ProgressDisplay(shown=shown) as display:
+        from embedctl import settings  # who waits for these sees that something is done
+        from embedctl.runs.job import JobRequest
+        from embedctl.runs.run import Run
+
         loaded = settings.load(flags=flags, job=job_options, config=config, ledger=ledger)
         if loaded.misplaced and not talk.quiet:
             terminal.warning(loaded.misplaced)
@@ -114,8 +120,10 @@ def _say(receipt: Receipt, talk: Talk) -> None:
         raise typer.Exit(receipt.exit_code)
 
 
-def _query(loaded: settings.Settings, job_file: Path | None) -> inputs_room.Query | None:
+def _query(loaded: Settings, job_file: Path | None) -> Query | None:
     """The query that is asked; a job file's reads below that file's folder only."""
+    from embedctl import inputs
+
     options = loaded.options
     if options.sql is None:
         if options.attach:
@@ -125,7 +133,7 @@ def _query(loaded: settings.Settings, job_file: Path | None) -> inputs_room.Quer
     def folder(option: str) -> Path | None:
         return job_file.absolute().parent if job_file and loaded.origins[option] == "job file" else None
 
-    return inputs_room.asked(options.sql, options.attach, folder=folder("sql"), attach_folder=folder("attach"))
+    return inputs.asked(options.sql, options.attach, folder=folder("sql"), attach_folder=folder("attach"))
 
 
 @contextmanager

@@ -32,7 +32,7 @@ TEMPLATE = """\
 # models = { "text-embedding-3-small" = "my-deployment" }   # canonical name = name on the wire
 # requests_per_minute = 3000
 # tokens_per_minute = 1_000_000
-# price_as = "azure"
+# price_as = "azure"                         # or: per_hour = 2.50, a machine of your own; free = true
 
 # Who may take over, in this order. Vectors of two models never meet in one output.
 # [fallback]

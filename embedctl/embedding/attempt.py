@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.backends.onnx import local_model
+from embedctl.backends import local
 from embedctl.embedding import checks, usage, usage_events
 from embedctl.embedding.leg import Leg
 from embedctl.embedding.route import Route
@@ -58,10 +58,10 @@ class SpendGuard(Protocol):
         """Set the price of an attempt aside; waits while it may come back, else BudgetReached."""
 
     async def release(self, reservation: object) -> None:
-        """The attempt was never made."""
+        """The attempt was never made. Done also when the caller is cancelled meanwhile, like `settle`."""
 
     async def settle(self, reservation: object, event: UsageEvent) -> None:
-        """What it came to. Done also when the caller is cancelled meanwhile."""
+        """What it came to."""
 
 
 @dataclass(slots=True)
@@ -131,7 +131,7 @@ class Attempt:
                     return await self._written_down(leg, operation, request, message, event, permit, reservation)
             finally:
                 if event is None:
-                    await asyncio.shield(self._guard.release(reservation))
+                    await self._guard.release(reservation)
 
     async def _written_down(
         self,
@@ -144,18 +144,20 @@ class Attempt:
         reservation: object,
     ) -> tuple[Answer, Any]:
         """The intent before, the outcome or the answer after; then the money is settled."""
-        ended = usage_events.unsent(event)
+        ended: UsageEvent | None = None
         started = self._clock()
+        share = _MachineShare(leg, self._clock)
         try:
             await self._record.intend(event)
             ended = event
             try:
-                wire, headers, body = await self._send(leg, request, message)
+                with share:
+                    wire, headers, body = await self._send(leg, request, message)
                 if not self._keep_bodies:
                     body = b""  # as large as its vectors, and these still have to get to the disk
                 vectors = self._checked(leg, operation, request, wire)
             except EmbedctlError as error:
-                ended = await self._failed(leg, request, event, error, self._clock() - started)
+                ended = share.charged(await self._failed(leg, request, event, error, self._clock() - started))
                 await self._record.settle(ended)
                 if isinstance(error, ProviderError):
                     permit.failed(error)
@@ -163,15 +165,18 @@ class Attempt:
                 raise
             used = await self._used(leg, request, wire, event)
             price = self._guard.price(leg.endpoint)
-            ended = usage_events.answered(event, wire, used, self._clock() - started, price)
+            ended = share.charged(usage_events.answered(event, wire, used, self._clock() - started, price))
             each = usage.tokens_each(request, used, wire.tokens_each)
             place = await self._keep(operation, request, each, ended, vectors)
             permit.succeeded(used.tokens_total, rates(headers))
             self._router.paced(leg)
             self._learn(leg, operation, request, wire, vectors)
         finally:
+            share.charged(usage_events.unsent(event))  # cancelled: nobody was charged its time
+            if ended is None:
+                ended = usage_events.unsent(event)
             self._observer.notify(AttemptEnded(ended))
-            await asyncio.shield(self._guard.settle(reservation, ended))
+            await self._guard.settle(reservation, ended)
         return _answer(leg.endpoint, request, wire, used, each, ended, vectors, body), place
 
     async def _send(
@@ -180,7 +185,7 @@ class Attempt:
         """Send, and read the answer: over the wire, or in a thread of this process."""
         endpoint = leg.endpoint
         if message is None or leg.state.transport is None:
-            model = await asyncio.to_thread(local_model.load, endpoint.folder, endpoint.max_tokens or 512)
+            model = await asyncio.to_thread(local.load, endpoint.place.protocol, endpoint.folder, endpoint.max_tokens)
             texts = [str(text) for text in request.texts]
             vectors, each = await asyncio.to_thread(model.embed, texts, self._inferred(asyncio.get_running_loop()))
             return WireAnswer(vectors=vectors, tokens=sum(each), tokens_each=each), {}, b""
@@ -272,6 +277,32 @@ class Attempt:
         if leg.state.asks_base64 and (wire.base64 is False if operation.asked_base64 else operation.floats):
             self._router.only_floats(leg)  # it does not care, or took the same request when floats were asked for
         self._router.answered(self._route, leg, request.texts, vectors, probe=operation.probe)
+
+
+class _MachineShare:
+    """The share of an attempt in the time of a machine that costs by the hour; elsewhere nothing."""
+
+    def __init__(self, leg: Leg, clock: Callable[[], float]) -> None:
+        self._machine, self._per_hour = leg.state.machine, leg.endpoint.per_hour
+        self._clock = clock
+        self._began = 0.0
+        self._share: float | None = None
+
+    def __enter__(self) -> None:
+        if self._machine is not None:
+            self._began = self._machine.begin(self._clock())
+
+    def __exit__(self, *_: object) -> None:
+        if self._machine is not None:
+            self._share = self._machine.end(self._began, self._clock())
+
+    def charged(self, event: UsageEvent) -> UsageEvent:
+        """The event with what the attempt comes to; what is not billed leaves its time to the rest."""
+        if self._machine is None or self._share is None or self._per_hour is None:
+            return event
+        microhours = self._machine.charge(self._share, answered=event.billable == "yes")
+        self._share = None
+        return usage_events.by_the_hour(event, microhours, self._per_hour) if event.billable == "yes" else event
 
 
 def _message(endpoint: Endpoint, request: Request, *, base64: bool) -> HttpRequest | None:

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from embedctl.embedding.checks import AnswerIdentity
+from embedctl.embedding.machine_time import MachineTime
 from embedctl.embedding.usage import CountTrust
 from embedctl.errors import ProviderError, RequestRefused
 from embedctl.routing.breaker import Breaker, Pass, State
 from embedctl.routing.limiter import Limiter
+from embedctl.routing.rate_limit import RateLimits
 from embedctl.routing.retry import RetryBudget, may_be_the_texts_fault
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class EndpointState:
 
     Attributes:
         transport: None for a local model.
+        machine: Of a place that costs by the hour: the time it was paid for, by whatever model was asked.
+        rate_limits: That the limiter was made of.
         trust: Whether its token counts are believed.
         successes: Answers so far.
         asks_base64: Whether vectors are asked for as base64.
@@ -47,9 +51,11 @@ class EndpointState:
 
     transport: Transport | None
     limiter: Limiter
+    rate_limits: RateLimits
     breaker: Breaker
     asks_base64: bool
     moved: Callable[[], None]
+    machine: MachineTime | None = None
     budget: RetryBudget = field(default_factory=RetryBudget)
     trust: CountTrust = field(default_factory=CountTrust)
     successes: int = 0
@@ -73,23 +79,18 @@ class EndpointState:
         ticket = self.breaker.admit(clock())
         if ticket is None:
             raise NotAdmittedError(self.breaker.refusal(clock()))
+        well = self.successes > 0 and self.breaker.state(clock()) is State.CLOSED
         try:
             yield
-        except RequestRefused:  # the caller finds out whether all requests are refused, or this one
-            self.breaker.abandon(ticket)
-            raise
-        except ProviderError as error:
-            if isolating and may_be_the_texts_fault(error):
-                self.breaker.abandon(ticket)
-            else:
+        except BaseException as error:
+            if isinstance(error, ProviderError) and not _is_the_requests(error, isolating=isolating):
                 self._settle(ticket, error, clock())
+            else:
+                self.breaker.abandon(ticket)
+            self.moved()
             raise
-        except BaseException:
-            self.breaker.abandon(ticket)
-            raise
-        else:
-            self._settle(ticket, None, clock())
-        finally:
+        self._settle(ticket, None, clock())
+        if not (well and self.breaker.state(clock()) is State.CLOSED):
             self.moved()
 
     def probing(self, now: float) -> bool:
@@ -102,3 +103,8 @@ class EndpointState:
         self.breaker.settle(ticket, error, now)
         if was is State.HALF_OPEN and self.breaker.state(now) is State.CLOSED:
             self.limiter.restart()  # it serves again: begin with one at a time
+
+
+def _is_the_requests(error: ProviderError, *, isolating: bool) -> bool:
+    """Whether it says nothing about the server: whether all requests are refused is for the caller to find out."""
+    return isinstance(error, RequestRefused) or (isolating and may_be_the_texts_fault(error))

@@ -14,8 +14,10 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl.embedding import usage_events
 from embedctl.embedding.endpoint_state import EndpointState
 from embedctl.embedding.leg import Leg
+from embedctl.embedding.machine_time import MachineTime
 from embedctl.embedding.route import Route
 from embedctl.embedding.space_probe import Probe, SpaceProbe
 from embedctl.errors import (
@@ -27,7 +29,7 @@ from embedctl.errors import (
     SpaceMismatch,
     Throttled,
 )
-from embedctl.records import UNOBSERVED, FellBack, LimitLearned, Limits, Observer, Space, format_duration
+from embedctl.records import UNOBSERVED, FellBack, LimitLearned, Limits, Observer, Space, UsageEvent, format_duration
 from embedctl.routing import fallback
 from embedctl.routing.breaker import Breaker, Snapshot, Thresholds
 from embedctl.routing.chain import FallbackChain
@@ -103,6 +105,7 @@ class Router:
         self._circuits = Circuits(hints_file.parent / "circuits", uuid4().hex)
         self._states: dict[tuple[Account, str, str], EndpointState] = {}
         self._endpoints: list[tuple[Endpoint, EndpointState]] = []
+        self._machines: dict[str, tuple[Endpoint, MachineTime]] = {}
         self.memory = LearnedFile(hints_file, wall, observer, later=self._background)
         self.waits = Waits(observer, clock)
 
@@ -136,21 +139,37 @@ class Router:
     def _state(self, endpoint: Endpoint) -> EndpointState:
         """What all routes to a provider, model and key share."""
         key = (account(endpoint), endpoint.wire_model, endpoint.place.base_url)
-        if key not in self._states:
 
-            def waiting(seconds: float) -> None:
-                self.waits.say(endpoint.id, "held back by its rate limit", seconds)
+        def waiting(seconds: float) -> None:
+            self.waits.say(endpoint.id, "held back by its rate limit", seconds)
 
+        found = self._states.get(key)
+        if found is not None and found.rate_limits != endpoint.rate_limits:  # a service's settings changed meanwhile
+            found.rate_limits, found.limiter = endpoint.rate_limits, self._limiter(endpoint, waiting)
+        if found is None:
             breaker = Breaker(endpoint.provider, endpoint.wire_model, jitter=self._jitter, thresholds=self._thresholds)
             self._states[key] = EndpointState(
                 transport=None if endpoint.local else self.transport(endpoint),
                 limiter=self._limiter(endpoint, waiting),
+                rate_limits=endpoint.rate_limits,
                 breaker=breaker,
                 asks_base64=self.memory.takes_base64(endpoint),
                 moved=self._wake,
+                machine=self._machine(endpoint),
             )
             self._endpoints.append((endpoint, self._states[key]))
         return self._states[key]
+
+    def _machine(self, endpoint: Endpoint) -> MachineTime | None:
+        """The time of the place's machine, which all its models share."""
+        if endpoint.per_hour is None:
+            return None
+        return self._machines.setdefault(endpoint.provider, (endpoint, MachineTime()))[1]
+
+    def idle(self, caller: usage_events.Caller) -> list[UsageEvent]:
+        """What machines that cost by the hour come to beyond their answered calls, since it was last asked."""
+        left = [(endpoint, machine.rest()) for endpoint, machine in self._machines.values()]
+        return [usage_events.idle(caller, endpoint, microhours) for endpoint, microhours in left if microhours]
 
     def transport(self, endpoint: Endpoint) -> Transport:
         """The connections to an endpoint."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 from embedctl import __version__
@@ -13,11 +14,14 @@ from embedctl.errors import AnswerLost, EmbedctlError, ProviderError
 from embedctl.ledger.prices.price import cost, most_believed
 from embedctl.providers._contract import WireAnswer
 from embedctl.providers._foreign import CHARACTERS, line
-from embedctl.records import NO_USAGE, Request, Usage, UsageEvent, utc_now, uuid7
+from embedctl.records import IDLE_METER, NO_USAGE, Request, Usage, UsageEvent, new_operation_id, utc_now, uuid7
 from embedctl.routing.endpoint import Endpoint
 
 MOST_TAGS = 20
 """On an event, with at most as many characters each in name and value as a foreign string."""
+
+PER_HOUR = "USD an hour"
+"""How `reason` ends where a machine's time is what was paid."""
 
 _MOST_INTEGER = 2**31 - 1  # of the ledger's column
 _MOST_SMALLINT = 2**15 - 1
@@ -165,8 +169,9 @@ def answered(
         odd_cost = str(wire.cost)
     reasons = [NO_USAGE] if used.mode == "native" and used.tokens_native is None else []
     reasons += [f"not believed: a cost of {odd_cost}"] if odd_cost is not None else []
-    return replace(
-        counted(event, used),
+    return counted(
+        event,
+        used,
         occurred_at=utc_now(),
         duration_ms=_milliseconds(seconds),
         status="ok",
@@ -179,11 +184,47 @@ def answered(
     )
 
 
+def by_the_hour(event: UsageEvent, microhours: int, per_hour: Decimal) -> UsageEvent:
+    """What an attempt comes to at a machine that costs by the hour: its share of the time, whatever its tokens."""
+    words = f"{microhours:,} microhours at {per_hour:f} {PER_HOUR}"
+    return replace(
+        event, cost_provider=cost(microhours, per_hour), reason=line("; ".join(filter(None, (event.reason, words))))
+    )
+
+
+def idle(caller: Caller, endpoint: Endpoint, microhours: int) -> UsageEvent:
+    """The time of a machine that costs by the hour which no answered call was charged, as a line of its own."""
+    event = UsageEvent(
+        event_id=uuid7(),
+        workspace_id=caller.workspace_id,
+        operation_id=new_operation_id(),
+        operation_kind="job",
+        provider=endpoint.provider,
+        model=endpoint.model,
+        occurred_at=utc_now(),
+        status="ok",
+        billable="yes",
+        tokens_total=0,
+        usage_mode="native",
+        usage_source="native",
+        job_id=caller.job_id,
+        run_id=caller.run_id,
+        price_as=endpoint.price_as,
+        meter=IDLE_METER,
+        quantity=microhours,
+        input_count=0,
+        tags=dict(caller.tags),
+        reason="between the first and the last call, not charged to any",
+        tool_version=__version__,
+    )
+    return by_the_hour(event, microhours, endpoint.per_hour or Decimal(0))
+
+
 def _milliseconds(seconds: float) -> int:
     return min(max(round(seconds * 1000), 0), _MOST_INTEGER)
 
 
-def counted(event: UsageEvent, used: Usage) -> UsageEvent:
+def counted(event: UsageEvent, used: Usage, **more: Any) -> UsageEvent:
     """An attempt that is billed for this usage."""
     return replace(
         event,
@@ -195,4 +236,5 @@ def counted(event: UsageEvent, used: Usage) -> UsageEvent:
         tokens_estimated=used.tokens_estimated,
         tokens_cached=used.tokens_cached,
         tokenizer_id=used.tokenizer_id,
+        **more,
     )

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import csv
 
 from embedctl.errors import InputChanged, InputInvalid
@@ -227,6 +226,8 @@ class _Piece:
     ) -> Block:
         columns = self.columns
         column = batch.column(columns.text)
+        import pyarrow.compute as pc  # a tenth of the start of a run that reads no table
+
         sizes = pc.binary_length(column).to_numpy(zero_copy_only=False)
         texts: list[str | None] = column.to_numpy(zero_copy_only=False).tolist()
         for large in np.flatnonzero(sizes > self.options.max_row_bytes).tolist():

@@ -70,10 +70,11 @@ def answer(results: Sequence[Result]) -> None:
     if results:
         loop = results[0][0].get_loop()
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_resolve, list(results))
+            loop.call_soon_threadsafe(resolve, list(results))
 
 
-def _resolve(results: Sequence[Result]) -> None:
+def resolve(results: Sequence[Result]) -> None:
+    """Wake who waits, in their loop's thread."""
     for waiter, place, error in results:
         if waiter.done():
             continue

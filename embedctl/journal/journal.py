@@ -56,6 +56,7 @@ class Journal:
         dimensions: int = 0,
         clock: Callable[[], float] = time.monotonic,
         copies: Path | None = None,
+        at_once_bytes: int = 0,
     ) -> Journal:
         """Begin a new record, and take over what `recover` found in the folder.
 
@@ -69,6 +70,8 @@ class Journal:
             dimensions: Width of the vectors where known, to keep room on the disk for the first answers.
             copies: A folder of the home in which intents and usage events stand, too, until they are in the spool;
                 None where the journal is in the home itself.
+            at_once_bytes: Groups of frames up to this size are written in the loop's own thread while the disk is
+                quick and nothing is to be synced; 0: all are written in a thread of the journal.
 
         Raises:
             OutputRefused: A folder cannot be made.
@@ -99,6 +102,7 @@ class Journal:
             views=views,
             segments=[_taken_over(folder, segment) for segment in taken],
             copies=copies,
+            at_once_bytes=at_once_bytes,
         )
         return cls(writer, views, dimensions)
 
@@ -132,8 +136,8 @@ class Journal:
             StorageFailed: It could not be written.
         """
         begun, ended = (Append(frames.draft(kind, event), _waiter()) for kind in ("intent", "outcome"))
-        self._writer.put(begun)
-        self._writer.put(ended)
+        if not self._writer.write_now(begun, ended):
+            self._writer.put(begun, ended)
         await begun.waiter
         await ended.waiter
 
@@ -240,7 +244,8 @@ class Journal:
         await asyncio.shield(self._closing)
 
     async def _written(self, entry: Append) -> VectorRef | None:
-        self._writer.put(entry)
+        if not self._writer.write_now(entry):
+            self._writer.put(entry)
         return await entry.waiter
 
 

@@ -95,9 +95,13 @@ class Log:
             self._can_reserve = self._disk.reserve(self._open_fd, wanted, self.path)
             self._reserved = wanted
 
-    def sync(self) -> None:
-        """What was appended before the call is on the disk when it returns."""
-        if self.dirty:
+    def sync(self, *, alone: bool = True) -> None:
+        """What was appended before the call is on the disk when it returns.
+
+        Args:
+            alone: No other thread syncs it: one that began may not have ended.
+        """
+        if self.dirty or not alone:
             self.dirty = False  # first, so that what is appended meanwhile is synced the next time
             self._disk.sync(self._open_fd, self.path)
 
@@ -235,7 +239,7 @@ class Segment:
         for log in self.logs:
             log.sync()
 
-    def begin(self, drafts: Sequence[Draft], *, sync: bool) -> None:
+    def begin(self, drafts: Sequence[Draft]) -> None:
         """Write intents down: first in the home, so that nothing is sent that only this folder knows of.
 
         Raises:
@@ -245,8 +249,15 @@ class Segment:
             self.copy.append(drafts)
         if self.intents is not None:
             self.intents.append(drafts)
-            if sync:
-                self.intents.sync()
+
+    def sync_intents(self) -> None:
+        """What began is on the disk when this returns.
+
+        Raises:
+            StorageFailed: It may not be: none of it may be sent.
+        """
+        if self.intents is not None:
+            self.intents.sync(alone=False)
 
     def copy_ends(self, drafts: Sequence[Draft]) -> None:
         """Say in the home how attempts have ended, without what they brought.

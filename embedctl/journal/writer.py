@@ -17,11 +17,30 @@ from uuid import UUID
 
 from embedctl.errors import EmbedctlError, InvariantBroken, StorageFailed
 from embedctl.journal import frames
-from embedctl.journal.commands import Append, Close, Command, Done, Release, Result, Spool, Sync, answer, waiter_of
+from embedctl.journal.commands import (
+    Append,
+    Close,
+    Command,
+    Done,
+    Release,
+    Result,
+    Spool,
+    Sync,
+    answer,
+    resolve,
+    waiter_of,
+)
 from embedctl.journal.recovery import interrupted
 from embedctl.journal.segments import Log, Segment, Views
-from embedctl.records import UsageEvent, VectorRef
+from embedctl.records import VectorRef
 from embedctl.storage import Disk
+
+_Begun = tuple[Segment, list[Append]]
+
+_SLOW_S = 0.02
+"""A disk that took longer for a small frame is left to the writer's thread for `_LEFT_S`."""
+
+_LEFT_S = 1.0
 
 SYNC_AFTER_S = 1.0
 """How long an answer may be only in the system's memory."""
@@ -44,6 +63,7 @@ class Writer:
         views: Views,
         segments: Iterable[Segment] = (),
         copies: Path | None = None,
+        at_once_bytes: int = 0,
     ) -> None:
         self._folder = folder
         self._disk = disk
@@ -55,10 +75,13 @@ class Writer:
         self._clock = clock
         self._views = views
         self._copies = copies
+        self._at_once_bytes = at_once_bytes
+        self._left_until = 0.0
+        self._house = threading.Lock()  # held by whoever touches segments
         self._segments = {segment.segment_id: segment for segment in segments}
         self._current: Segment | None = None
         self._where: dict[UUID, Segment] = {}
-        self._queue: SimpleQueue[Command] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Command, ...]] = SimpleQueue()
         self._group: list[Command] = []
         self._dirty_since: float | None = None
         self._jobs = 0
@@ -69,24 +92,65 @@ class Writer:
         self._keeper = ThreadPoolExecutor(1, "journal-keeper")
         threading.Thread(target=self._run, name="journal-writer", daemon=True).start()
 
-    def put(self, command: Command) -> None:
-        """Hand over; what comes after the end is refused."""
-        self._queue.put(command)
+    def put(self, *commands: Command) -> None:
+        """Hand over, to be written in one group; what comes after the end is refused."""
+        self._queue.put(commands)
         if self.ended:
             self._refuse_rest()
+
+    def write_now(self, *entries: Append) -> bool:
+        """Write small frames in the caller's thread, which is the loop's: to wake another one takes ten times as long.
+
+        False where they must be handed over: they are to be synced or are large, the disk is slow, or the writer is
+        at work and others wait for it.
+        """
+        if not self._at_once_bytes or not self._queue.empty() or not self._house.acquire(blocking=False):
+            return False
+        try:
+            began = self._clock()
+            if not self._is_small(entries, began):
+                return False
+            clean = self._dirty_since is None
+            results, _ = self._commit(list(entries))
+            if self._clock() - began > _SLOW_S:
+                self._left_until = self._clock() + _LEFT_S
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            self._house.release()
+        resolve(results)
+        if clean:
+            self.put()  # it plans when to sync
+        return True
+
+    def _is_small(self, entries: Sequence[Append], now: float) -> bool:
+        if now < self._left_until or self.ended or self._stop or self.failure:
+            return False
+        current = self._current
+        for entry in entries:
+            begins = entry.draft.kind == "intent"
+            if begins and (current is None or self._is_full(current, entry.answer_bytes) or self._must_sync(entry)):
+                return False
+        return sum(entry.draft.most_bytes for entry in entries) <= self._at_once_bytes
 
     # the writer thread
 
     def _run(self) -> None:
         try:
-            self._keep_house()
+            with self._house:
+                self._keep_house()
             while not self._done():
                 self._group = self._taken()
-                self._commit([command for command in self._group if isinstance(command, Append)])
-                for command in self._group:
-                    self._obey(command)
-                self._group = []
-                self._keep_house()
+                with self._house:
+                    results, begun = self._commit([command for command in self._group if isinstance(command, Append)])
+                answer(results)
+                self._sync_begun(begun)
+                with self._house:
+                    for command in self._group:
+                        self._obey(command)
+                    self._group = []
+                    self._keep_house()
         except BaseException as error:  # whoever waits must learn of it, whatever it is
             self.failure = error
             self._end(error)
@@ -111,11 +175,10 @@ class Writer:
         error = self.failure or InvariantBroken("the journal is closed")
         while True:
             try:
-                waiter = waiter_of(self._queue.get_nowait())
+                refused = self._queue.get_nowait()
             except Empty:
                 return
-            if waiter is not None:
-                answer([(waiter, None, error)])
+            answer([(waiter, None, error) for command in refused if (waiter := waiter_of(command))])
 
     def _done(self) -> bool:
         return self._stop is not None and self._jobs == 0 and self._queue.empty()
@@ -124,9 +187,9 @@ class Writer:
         """Everything that waits now; nothing when it is time to keep house."""
         group: list[Command] = []
         try:
-            group.append(self._queue.get(timeout=self._patience_s()))
+            group += self._queue.get(timeout=self._patience_s())
             while True:
-                group.append(self._queue.get_nowait())
+                group += self._queue.get_nowait()
         except Empty:
             return group
 
@@ -160,21 +223,26 @@ class Writer:
 
     # frames
 
-    def _commit(self, entries: list[Append]) -> None:
-        """Write a group. What has ended comes first: it needs the space more than what has not begun."""
-        if not entries:
-            return
+    def _commit(self, entries: list[Append]) -> tuple[list[Result], list[_Begun]]:
+        """Write a group. What has ended comes first: it needs the space more than what has not begun.
+
+        Returns:
+            What became of it, but for intents that still have to be synced: those.
+        """
         results: list[Result] = []
+        unsynced: list[_Begun] = []
+        if not entries:
+            return results, unsynced
         intents = [entry for entry in entries if entry.draft.kind == "intent"]
         begun = {entry.event_id for entry in intents}
         ends = [entry for entry in entries if entry.draft.kind != "intent" and not entry.draft.alone]
         self._commit_collected([entry for entry in entries if entry.draft.alone], results)
         self._commit_ends([entry for entry in ends if entry.event_id not in begun], results)
-        self._commit_intents(intents, results)
+        self._commit_intents(intents, results, unsynced)
         self._commit_ends([entry for entry in ends if entry.event_id in begun], results)  # cancelled at once
         if self._dirty_since is None:
             self._dirty_since = self._clock()
-        answer(results)
+        return results, unsynced
 
     def _commit_ends(self, entries: list[Append], results: list[Result]) -> None:
         logs: dict[Path, tuple[Segment, Log, list[Append]]] = {}
@@ -238,7 +306,7 @@ class Writer:
                 segment.vectors += place.count
             results.append((entry.waiter, place, None))
 
-    def _commit_intents(self, entries: list[Append], results: list[Result]) -> None:
+    def _commit_intents(self, entries: list[Append], results: list[Result], unsynced: list[_Begun]) -> None:
         while entries:
             try:
                 if self._stop is not None:
@@ -257,8 +325,26 @@ class Writer:
                 self.failure = self.failure or error
                 results += [(entry.waiter, None, error) for entry in entries]
                 return
-            results += [(entry.waiter, None, None) for entry in begun]
+            if any(map(self._must_sync, begun)):
+                unsynced.append((segment, begun))
+            else:
+                results += [(entry.waiter, None, None) for entry in begun]
             entries = entries[len(begun) :]
+
+    def _sync_begun(self, unsynced: list[_Begun]) -> None:
+        """Intents are on the disk before their requests go out; what ends meanwhile is not held up."""
+        for segment, begun in unsynced:
+            try:
+                segment.sync_intents()
+            except EmbedctlError as error:
+                self.failure = self.failure or error
+                with self._house:
+                    for entry in begun:
+                        if self._where.pop(entry.event_id, None) is not None:
+                            segment.forget(entry.event_id)
+                answer([(entry.waiter, None, error) for entry in begun])
+            else:
+                answer([(entry.waiter, None, None) for entry in begun])
 
     def _append_intents(self, segment: Segment, entries: list[Append]) -> None:
         if segment.intents is None or any(entry.event_id in self._where for entry in entries):
@@ -267,8 +353,7 @@ class Writer:
             segment.expect(entry.draft.event, entry.answer_bytes)
         try:
             segment.reserve()
-            sync = self._sync_intents and any(_may_cost(entry.draft.event) for entry in entries)
-            segment.begin([entry.draft for entry in entries], sync=sync)
+            segment.begin([entry.draft for entry in entries])
         except EmbedctlError:
             for entry in entries:
                 segment.forget(entry.event_id)
@@ -278,15 +363,22 @@ class Writer:
     def _segment_for(self, answer_bytes: int) -> Segment:
         """The open segment, or a new one when that is full or old."""
         current = self._current
-        if current is not None and (
-            (current.written_bytes and current.written_bytes + answer_bytes > self._segment_bytes)
-            or self._clock() - current.opened_at >= self._segment_s
-        ):
+        if current is not None and self._is_full(current, answer_bytes):
             current.sealed, self._current, current = True, None, None
         if current is None:
             current = Segment.create(self._disk, self._folder, self._secret, self._clock(), self._copies)
             self._current = self._segments[current.segment_id] = current
         return current
+
+    def _is_full(self, current: Segment, answer_bytes: int) -> bool:
+        size = current.written_bytes
+        is_old = self._clock() - current.opened_at >= self._segment_s
+        return is_old or (size > 0 and size + answer_bytes > self._segment_bytes)
+
+    def _must_sync(self, entry: Append) -> bool:
+        event = entry.draft.event
+        may_cost = event.entry_kind == "usage" and event.price_as != "free"
+        return self._sync_intents and may_cost and entry.draft.kind == "intent"
 
     # housekeeping
 
@@ -328,9 +420,9 @@ class Writer:
         try:
             job()
         except BaseException as error:  # the writer decides
-            self._queue.put(Done(then, error))
+            self._queue.put((Done(then, error),))
         else:
-            self._queue.put(Done(then))
+            self._queue.put((Done(then),))
 
     def _finish(self, *, published: bool) -> None:
         """Seal everything; attempts that nobody ended are perhaps billed, and said to be."""
@@ -349,10 +441,6 @@ class Writer:
                 for event in left:
                     segment.arrived(event)
         self._current = None
-
-
-def _may_cost(event: UsageEvent) -> bool:
-    return event.entry_kind == "usage" and event.price_as != "free"
 
 
 def _sync(segments: Sequence[Segment], waiter: asyncio.Future[VectorRef | None] | None) -> None:

@@ -16,7 +16,7 @@ import orjson
 from embedctl.ledger.prices import PriceBook
 from embedctl.ledger.prices import price as pricing
 from embedctl.ledger.prices.price import BELIEVED_FACTOR, BELIEVED_USD, Price, PriceKey
-from embedctl.records import NO_USAGE, uuid7
+from embedctl.records import BY_THE_HOUR, NO_USAGE, uuid7
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -56,7 +56,7 @@ _BASIS = f"""
 CASE WHEN b.entry_kind = 'cache_hit' THEN 'nothing'
      WHEN b.entry_kind <> 'usage' THEN 'manual'
      WHEN b.billable = 'no' THEN 'nothing'
-     WHEN b.amount BETWEEN 0 AND {_MOST_BELIEVED} THEN 'reported'
+     WHEN b.amount >= 0 AND (b.price_as = '{BY_THE_HOUR}' OR b.amount <= {_MOST_BELIEVED}) THEN 'reported'
      WHEN b.price_as = 'free' OR r.unit_price = 0 THEN 'free'
      WHEN b.billable = 'unknown' THEN 'risk'
      WHEN b.usage_mode = 'native' AND b.usage_source = 'native' AND b.tokens_native IS NULL
@@ -87,6 +87,7 @@ SELECT * EXCLUDE (price_as, amount, basis, list_price, cached_price, cached_unit
   CASE WHEN basis IN ('priced', 'risk') THEN unit_price END AS unit_price,
   'USD' AS currency,
   CASE WHEN basis IN ('nothing', 'free') THEN 0
+       WHEN basis = 'reported' AND price_as = '{BY_THE_HOUR}' THEN amount
        WHEN basis IN ('priced', 'reported') THEN {_amount("list_price")} END::DECIMAL(28,15) AS cost_list,
   CASE WHEN basis IN ('nothing', 'free') THEN 0
        WHEN basis IN ('reported', 'manual') THEN amount

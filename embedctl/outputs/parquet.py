@@ -182,7 +182,7 @@ def row_batch(
     block: Any, positions: Sequence[int], chunk_indexes: Sequence[int], texts: Sequence[str] | None, columns: pa.Schema
 ) -> pa.RecordBatch:
     """Some rows of a block in the fields of `columns`; a row stands in it once per chunk."""
-    every = len(positions) == len(block.ids) and positions[-1] == len(positions) - 1
+    every = list(positions) == list(range(len(block.ids)))
     ids = block.ids if every else [block.ids[position] for position in positions]
     names = columns.names[2:-1] if columns.names[-1] == "text" else columns.names[2:]
     kept = []

@@ -98,7 +98,7 @@ class Chunks:
 
     Args:
         denied: Workspace that a row may name → why it may not use the model: such a row fails.
-        cut: Told how many rows of the block are cut into chunks so far; may raise, and no more are.
+        cut: Told how many rows of the input are cut into chunks so far; may raise, and no more are.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Chunks:
         chunked = self._wording.chunked
         for position, text in enumerate(block.texts):
             if chunked:  # which takes long; other rows are counted by the block
-                self._cut(position)
+                self._cut(block.first_row + position)
             if self._is_barred(slice_, block, position):
                 continue
             if text is None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl.inputs.block import Block, pieces
 from embedctl.planning.chunks import Chunk, Chunks, RowBlock, TextRules
 from embedctl.planning.packer import PackedRequest, Packer
 from embedctl.planning.slice import Mean, Slice, VectorSource
@@ -25,6 +26,9 @@ Found = tuple[NDArray[np.void], NDArray[np.bool_]]
 
 JOURNAL_FILES = 1 << 31
 """File numbers of `known` from here on are segments of the journal; below, parts."""
+
+CHUNKED_AT_ONCE = 1 << 17
+"""Characters, about: cutting them takes a moment, and what they have become can be sent while others are cut."""
 
 
 class Planner:
@@ -43,6 +47,7 @@ class Planner:
 
     Attributes:
         reused: Targets that are known, but for `own`, those from `own_files`.
+        planned: Rows, and the targets that they have become; `texts` may be ahead of it.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Planner:
     ) -> None:
         self._own_files = np.array(sorted(own_files), np.int64)
         self._candidates = Chunks(options, wording, denied, cut)
+        self._is_chunking = wording.chunked is not None
         self._prefix = wording.prefix
         self._packer = packer
         self._known = known
@@ -73,6 +79,7 @@ class Planner:
         self.reused = self.own = 0
         self.duplicates = 0
         self.refused = self.asked = 0
+        self.planned = (0, 0)
 
     @property
     def texts(self) -> int:
@@ -84,32 +91,46 @@ class Planner:
         return Slice(number=number, first_row=first_row, first_target=self._ordinal)
 
     def take(self, block: RowBlock, slice_: Slice) -> Iterator[PackedRequest]:
-        """Add a block's rows to the slice; the requests that became full."""
-        failed_before = len(slice_.failures)
-        candidates = self.see(block, slice_)
-        slice_.failed_bytes += sum(len(str(one.id)) for one in slice_.failures[failed_before:])
-        if not candidates:
-            return
-        fresh = _Fresh()
-        if any(one.pieces for one in candidates):
-            yield from self._take_pieces(candidates, slice_, fresh)
+        """Add a block's rows to the slice, a part at a time where they are chunked; the requests that became full."""
+        digests: list[bytes] = []
+        for part in self._parts(block):
+            failed_before = len(slice_.failures)
+            chunks = self._candidates.of(part, slice_)
+            slice_.failed_bytes += sum(len(str(one.id)) for one in slice_.failures[failed_before:])
+            if chunks:
+                yield from self._take(part, chunks, slice_)
+            digests += [one.digest for one in chunks]
+            self.planned = (self.planned[0] + len(part.ids), self._ordinal)
+        slice_.read(block.ids, digests)
+
+    def see(self, block: RowBlock, slice_: Slice) -> None:
+        """Only compare a block's rows: the slice is published already."""
+        slice_.read(block.ids, [one.digest for part in self._parts(block) for one in self._candidates.of(part, slice_)])
+
+    def _parts(self, block: RowBlock) -> Iterator[RowBlock]:
+        """The block, in parts where cutting all of it would take long."""
+        characters = sum(map(len, filter(None, block.texts))) if self._is_chunking else 0
+        if characters <= CHUNKED_AT_ONCE:
+            yield block
         else:
-            yield from self._take_plain(candidates, slice_, fresh)
+            rows = max(1, len(block.ids) * CHUNKED_AT_ONCE // characters)
+            yield from cast("Iterator[RowBlock]", pieces(cast("Block", block), rows))
+
+    def _take(self, block: RowBlock, chunks: Sequence[Chunk], slice_: Slice) -> Iterator[PackedRequest]:
+        fresh = _Fresh()
+        if any(one.pieces for one in chunks):
+            yield from self._take_pieces(chunks, slice_, fresh)
+        else:
+            yield from self._take_plain(chunks, slice_, fresh)
         fresh.remember(self._seen)
-        slice_.row_hashes += [one.digest for one in candidates]
-        slice_.row_of += [block.first_row + one.position for one in candidates]
-        slice_.content_bytes += sum(one.content_bytes for one in candidates)
-        texts = None if block.tokens is not None else [str(one.text) for one in candidates]
-        positions, indexes = [one.position for one in candidates], [one.chunk_index for one in candidates]
+        slice_.row_hashes += [one.digest for one in chunks]
+        slice_.row_of += [block.first_row + one.position for one in chunks]
+        slice_.content_bytes += sum(one.content_bytes for one in chunks)
+        texts = None if block.tokens is not None else [str(one.text) for one in chunks]
+        positions, indexes = [one.position for one in chunks], [one.chunk_index for one in chunks]
         batch = self._columns(block, positions, indexes, texts)
         slice_.column_bytes += batch.nbytes
         slice_.batches.append(batch)
-
-    def see(self, block: RowBlock, slice_: Slice) -> list[Chunk]:
-        """The chunks of a block's rows, which are asked for, or, when the slice is published already, only compared."""
-        chunks = self._candidates.of(block, slice_)
-        slice_.read(block.ids, [one.digest for one in chunks])
-        return chunks
 
     def close(self, slice_: Slice) -> Iterator[PackedRequest]:
         """The slice takes no more rows: the requests that were not full."""

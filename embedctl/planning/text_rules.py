@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from embedctl import inputs, tokens
+from embedctl import inputs, providers, tokens
 from embedctl.planning import splitter
 from embedctl.planning.chunks import TextRules
 from embedctl.records import RowId
@@ -35,7 +35,7 @@ def text_rules(endpoint: Endpoint, options: Options, source: inputs.Source) -> T
         prefix=endpoint.prefix,
         max_tokens=endpoint.max_tokens,
         counter=counter,
-        count_all=endpoint.local,
+        count_all=endpoint.local and not providers.is_lookup(endpoint.place.protocol),
         takes_tokens=endpoint.takes_tokens,
         chunked=chunked if source.is_document or asked else None,
         pieces=lambda text: splitter.pieces(text, most, measure),

@@ -29,3 +29,8 @@ def protocol(name: str) -> WireProtocol:
 def is_local(name: str) -> bool:
     """Whether a protocol runs in this process: it has limits, and nothing to send."""
     return bool(getattr(protocol(name), "LOCAL", False))
+
+
+def is_lookup(name: str) -> bool:
+    """Whether a text's vector takes no longer than counting its tokens: these are not counted before."""
+    return bool(getattr(protocol(name), "LOOKUP", False))

@@ -1,86 +1,98 @@
-"""Charts for pages that load nothing from elsewhere. The only door to plotly (pages) and matplotlib (pictures)."""
+"""Charts for pages that load nothing from elsewhere (uPlot, bundled), and pictures (the only door to matplotlib)."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
-from importlib import util
+from functools import cache
+from importlib import resources, util
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from embedctl import terminal, tokens
 from embedctl.errors import ExtraMissing
 
-Figure = Mapping[str, Any]
-"""A plotly figure as data: `data` (traces) and `layout`."""
 
-_CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
-
-
-def require(library: str) -> None:
-    """Look for plotly or matplotlib before any work is done.
+def require_pictures() -> None:
+    """Look for matplotlib before any work is done.
 
     Raises:
         ExtraMissing: It is not installed.
     """
-    if util.find_spec(library) is None:
-        raise ExtraMissing(f"charts need {library}, which is not installed", extra="charts")
+    if util.find_spec("matplotlib") is None:
+        raise ExtraMissing("pictures need matplotlib, which is not installed", extra="charts")
 
 
-def script() -> str:
-    """plotly.js, whole (about 5 MB): to stand once in a page, before its figures.
+@cache
+def library() -> str:
+    """The script that every page with charts begins with: uPlot, and `Charts` on top of it.
 
     Raises:
-        ExtraMissing: plotly is not installed.
+        ConfigurationInvalid: The bundled uPlot is damaged or missing; so does what calls this.
     """
-    require("plotly")
-    from plotly.offline import get_plotlyjs
-
-    return f"<script>{get_plotlyjs()}</script>"
+    return _asset("uplot.min.js") + "\n" + own("charts.js")
 
 
-def figure(content: Figure, name: str) -> str:
-    """The HTML of one figure; texts cannot end its script.
+@cache
+def style() -> str:
+    """The style sheet of every page with charts; light or dark as the reader's system is."""
+    return _asset("uplot.min.css") + own("page.css")
+
+
+@cache
+def own(name: str) -> str:
+    """A script or style sheet of the pages, by its file's name."""
+    return resources.files("embedctl.reports").joinpath("page", name).read_text("utf-8")
+
+
+def _asset(name: str) -> str:
+    return tokens.asset(f"uplot/{name}").read_text("utf-8")
+
+
+def page(title: str, body: Sequence[str], *, script: str, values: Mapping[str, str]) -> str:
+    """A whole page, whose policy lets it load nothing and run nothing but its own scripts.
 
     Args:
-        name: Its element's id, once in a page.
-
-    Raises:
-        ExtraMissing: plotly is not installed.
+        body: HTML.
+        script: What runs when the page is there, after `library()`.
+        values: An element's id → JSON that the script reads from it.
     """
-    require("plotly")
-    from plotly.io import to_html
-
-    made = to_html(dict(content), include_plotlyjs=False, full_html=False, validate=False, config=_CONFIG, div_id=name)
-    return str(made)
-
-
-def page(title: str, parts: Sequence[str], style: str = "") -> str:
-    """A whole page: plotly.js and `parts`, which are HTML; light or dark as the reader's system is.
-
-    Raises:
-        ExtraMissing: plotly is not installed.
-    """
+    scripts = [library(), script]
+    sheet = style()
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_hashed(sheet)}; "
+        f"script-src {' '.join(_hashed(each) for each in scripts)}; base-uri 'none'; form-action 'none'"
+    )
     return "\n".join(
         [
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data: blob:; '
-            "style-src 'unsafe-inline'; script-src 'unsafe-inline'; font-src data:\">",
-            f"<title>{html.escape(title)}</title>",
-            f"<style>{_STYLE}{style}</style>",
-            script(),
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="referrer" content="no-referrer">',
+            f"<title>{html.escape(terminal.safe(title))}</title>",
+            f"<style>{sheet}</style>",
             "</head><body>",
-            *parts,
+            *body,
+            *(f'<script type="application/json" id="{name}">{inline(text)}</script>' for name, text in values.items()),
+            *(f"<script>{each}</script>" for each in scripts),
             "</body></html>\n",
         ]
     )
 
 
-def plain(text: object) -> str:
-    """Text for plotly, which takes some tags for its own, and what stands between dollars for a formula."""
-    return html.escape(str(text), quote=False).replace("$", "&#36;")
+def inline(json: str) -> str:
+    """JSON that may stand in a script element: the same to a reader of JSON, and it neither ends nor opens anything."""
+    for char in "<>&\u2028\u2029":
+        json = json.replace(char, f"\\u{ord(char):04x}")
+    return json
+
+
+def _hashed(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def scatter_png(sink: BinaryIO, groups: Sequence[Mapping[str, Any]], *, title: str, axes: tuple[str, str]) -> None:
@@ -92,7 +104,7 @@ def scatter_png(sink: BinaryIO, groups: Sequence[Mapping[str, Any]], *, title: s
     Raises:
         ExtraMissing: matplotlib is not installed.
     """
-    require("matplotlib")
+    require_pictures()
     with _matplotlib():
         _draw(sink, groups, title, axes)
 
@@ -125,9 +137,3 @@ def _draw(sink: BinaryIO, groups: Sequence[Mapping[str, Any]], title: str, axes:
     plot.set(xlabel=axes[0], ylabel=axes[1])
     plot.set_title(title.replace("$", r"\$"))
     picture.savefig(sink, format="png")
-
-
-_STYLE = (
-    ":root{color-scheme:light dark}body{margin:0;font:15px/1.4 system-ui,sans-serif;background:#fff;color:#222}"
-    "@media(prefers-color-scheme:dark){body{background:#16181d;color:#ddd}}"
-)

@@ -58,7 +58,8 @@ def run(connection: Connection, run_id: str) -> Explanation:
     """
     cursor = connection.execute(
         "SELECT provider, model, price_tier, meter, status, billable, cost_status, unit_price, price_id, usage_source, "
-        "CASE WHEN cost_status = 'unpriced' THEN reason END AS reason, "
+        "CASE WHEN cost_status = 'unpriced' THEN reason "
+        "WHEN ends_with(reason, 'USD an hour') THEN regexp_extract(reason, '[0-9.]+ USD an hour$') END AS reason, "
         "count(*) AS calls, sum(quantity)::BIGINT AS quantity, sum(tokens_estimated)::BIGINT AS tokens_estimated, "
         "sum(cost) AS cost, sum(cost_at_risk) AS cost_at_risk "
         "FROM usage_event WHERE run_id = try_cast(? AS UUID) GROUP BY ALL ORDER BY ALL",
@@ -125,6 +126,10 @@ def arithmetic(row: dict[str, Any]) -> str:
             return f"answered, and nothing said of {unit}: unknown"
         case "unpriced":
             return f"{about}{row['quantity']:,} {unit}, no price: unknown"
+        case "provider_reported" if str(row["reason"]).endswith("USD an hour"):
+            rate = str(row["reason"]).rpartition(" at ")[2]
+            what = "microhours that no call was charged" if row["meter"] == "idle_microhour" else unit
+            return f"{about}{row['quantity']:,} {what}: {plain(row['cost'])} USD of its machine's time, at {rate}"
         case "provider_reported":
             return f"{about}{row['quantity']:,} {unit}: {plain(row['cost'])} USD, as the provider says"
         case "manual":

@@ -134,7 +134,8 @@ SELECT
   '{focus}' AS x_FocusVersion, '{mapping}' AS x_MappingVersion
 FROM named LEFT JOIN
   (SELECT unnest(from_json(?::JSON, '[{{"p": "VARCHAR", "m": "VARCHAR", "identity": "VARCHAR"}}]'), recursive := true))
-  ON p = provider AND m = model {priced_only} ORDER BY charge_day, SubAccountId, SkuId
+  ON p = provider AND m = model {priced_only}
+ORDER BY charge_day, SubAccountId, SkuId, ChargeDescription, x_CostStatus, x_UsageSource, Tags, BilledCost
 """
 
 # Properties that 1.5 defines begin with x_ before it; who made a model, and which it is, have their names at once.

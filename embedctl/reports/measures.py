@@ -14,7 +14,8 @@ from embedctl.reports.query import ReportQuery, keys, where_clause
 
 # Rows are summed by what the measures tell apart first: there are few such groups, and then all else is cheap.
 _SUMS = """
-  SELECT {names} entry_kind, billable, usage_source, cost_status, status = 'ok' AS fine, count(*) AS n,
+  SELECT {names} entry_kind, billable, meter = 'idle_microhour' AS idle,
+    usage_source, cost_status, status = 'ok' AS fine, count(*) AS n,
     count(*) FILTER (entry_kind = 'usage' AND NOT ({repeats})) AS single,
     count(*) FILTER (cost_status = 'at_risk' AND cost_at_risk IS NULL) AS unknown_risk,
     count(*) FILTER (cost_list IS NULL AND entry_kind = 'usage' AND billable = 'yes') AS unlisted,
@@ -23,7 +24,7 @@ _SUMS = """
   FROM chosen GROUP BY ALL
 """
 _MEASURES = """
-  coalesce(sum(n) FILTER (entry_kind = 'usage'), 0)::BIGINT AS calls,
+  coalesce(sum(n) FILTER (entry_kind = 'usage' AND NOT idle), 0)::BIGINT AS calls,
   coalesce(sum(n) FILTER (entry_kind = 'usage' AND NOT fine), 0)::BIGINT AS errors,
   coalesce(sum(single), 0)::BIGINT AS single,
   coalesce(sum(tokens_total) FILTER (billable = 'yes'), 0) AS tokens,
@@ -108,7 +109,7 @@ def _operations(
     def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
         return (*(row[name] for name in names), row["is_total"])
 
-    usage = "entry_kind = 'usage'"
+    usage = "entry_kind = 'usage' AND meter <> 'idle_microhour'"  # the time of a machine is no call
     alone = all(row["calls"] == row["single"] for row in rows)
     shared = (
         {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,8 +16,9 @@ from embedctl.ledger import budgets, spool
 from embedctl.ledger.budgets import Budget
 from embedctl.ledger.database import Connection
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.reports import report
+from embedctl.reports import anomalies, forecast, report
 from embedctl.reports.prometheus_queries import QUERIES
+from embedctl.reports.query import ReportQuery
 
 FILE_NAME = "embedctl_usage.prom"
 CIRCUIT_STATES = ("closed", "half_open", "open", "dead")
@@ -78,12 +80,51 @@ def collect(
     waiting = sum(path.stat().st_size for path in spool.pending(paths.spool))
     found.append(Metric("embedctl_ledger_spool_pending_bytes", "gauge", "Events that wait.", [({}, waiting)]))
     found.append(_prices_age(connection, now))
+    budgets_set = list(budgets_set)
     used: list[Sample] = [
         ({"workspace": each.budget.workspace, "period": each.budget.period}, float(each.used_ratio))
         for each in budgets.standings(connection, budgets_set, now=now)
     ]
     found.append(Metric("embedctl_budget_used_ratio", "gauge", "Spent and at risk, of the budget.", used))
+    found += _pattern_metrics(connection, budgets_set, by_workspace=by_workspace, now=now)
     return [*found, *_job_metrics(jobs), _circuit_metric(connection, circuits), *_count_metrics(counts)]
+
+
+def _pattern_metrics(
+    connection: Connection, budgets_set: Iterable[Budget], *, by_workspace: bool, now: datetime
+) -> list[Metric]:
+    """Where the month ends, and how many days were far from the pattern; nothing where history is too short."""
+    question = ReportQuery(by=["workspace"] if by_workspace else [])
+    month = forecast.forecast(connection, question, budgets_set=budgets_set, now=now)
+    groups = [
+        ({"workspace": str(group.get("workspace", "*"))}, group)
+        for group in (month.groups if by_workspace else [month.totals])
+    ]
+    ends = (("", "Expected cost of this month (UTC)."), ("_low", "Lower end of its 90 % interval."),
+            ("_high", "Upper end of its 90 % interval."))  # fmt: skip
+    found = [
+        Metric(
+            f"embedctl_usage_month_projected{end}_usd", "gauge", sentence,
+            [(labels, group[f"cost{end or '_projected'}"]) for labels, group in groups],
+        )
+        for end, sentence in ends
+    ]  # fmt: skip
+    ratios: list[Sample] = [
+        (
+            {"workspace": each.standing.budget.workspace, "period": each.standing.budget.period},
+            None
+            if each.projected is None or not each.standing.budget.amount
+            else float(each.projected / each.standing.budget.amount),
+        )
+        for each in month.budgets
+    ]
+    found.append(Metric("embedctl_budget_projected_ratio", "gauge", "Expected at the period's end.", ratios))
+    days = Counter(
+        each.key[0] if each.key else "*" for each in anomalies.anomalies(connection, question, now=now).found
+    )
+    strange: list[Sample] = [(labels, days[labels["workspace"]]) for labels, _ in groups]
+    sentence = "How many of the last 7 days are far from the pattern of the 8 weeks before."
+    return [*found, Metric("embedctl_usage_anomalies", "gauge", sentence, strange)]
 
 
 def _count_metrics(counts: tuple[int, int] | None) -> list[Metric]:

@@ -23,7 +23,8 @@ QUERIES: tuple[tuple[str, Literal["counter", "gauge"], str, tuple[str, ...], str
     ),
     (
         "embedctl_usage_calls_total", "counter", "Attempts by status.", ("workspace", "provider", "model", "status"),
-        "SELECT {w}, provider, model, status, count(*) FROM usage_event WHERE entry_kind = 'usage' GROUP BY ALL",
+        "SELECT {w}, provider, model, status, count(*) FROM usage_event "
+        "WHERE entry_kind = 'usage' AND meter <> 'idle_microhour' GROUP BY ALL",
     ),
     (
         "embedctl_usage_unpriced_tokens", "gauge", "Tokens whose price nobody knows yet.", ("provider", "model"),

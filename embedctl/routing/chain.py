@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from embedctl import providers
-from embedctl.backends.onnx import folders
-from embedctl.backends.onnx.folders import Folder
+from embedctl.backends import folders
+from embedctl.backends import local as local_models
+from embedctl.backends.folders import Folder
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.providers import catalog
 from embedctl.providers._contract import RequestOptions as WireOptions
 from embedctl.providers.catalog import ModelEntry, ProviderEntry
-from embedctl.records import UNOBSERVED, Observer, Warned, expanded
+from embedctl.records import BY_THE_HOUR, UNOBSERVED, Observer, Warned, expanded
 from embedctl.routing import allow, credentials, input_types
 from embedctl.routing.endpoint import BatchTerms, Endpoint, check_usable
 from embedctl.routing.fallback import ChainEntry, Excluded, allowed, require
@@ -156,15 +157,14 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         )
     options = settings.options
     local = providers.is_local(protocol_name)
-    folder = _folder(settings, model) if local and not (entry and entry.bundled) else None
+    folder = _folder(settings, protocol_name, model) if local and not (entry and entry.bundled) else None
     if folder is not None:
-        entry = _weights_of(provider, model)
+        entry = _weights_of(provider, model) if folder.protocol == "onnx" else None
     width, sent, policy = _width(entry, folder, options, f"{provider}:{model}")
     told_apart = entry is not None and options.input_type in entry.input_types
     place = credentials.place(settings, provider, protocol_name, protocol, time.time() if now_s is None else now_s)
     said = InputTypeSent() if local else input_types.sent(place, protocol, entry, options.input_type)
     asked = settings.models.get(f"{provider}:{model}") or settings.models.get(model)
-    free = own.free if own.free is not None else bool(built_in and built_in.free)
     return Endpoint(
         provider=provider,
         model=model,
@@ -176,7 +176,8 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         place=place,
         protocol=protocol,
         local=local,
-        price_as="free" if free else own.price_as or (built_in.price_as if built_in and not own.base_url else None),
+        price_as=_price_as(provider, own, built_in),
+        per_hour=own.per_hour,
         limits=credentials.limits(own, None if local else entry, protocol),
         rate_limits=credentials.rate_limits(settings, provider, local=local),
         timeout_s=credentials.timeout_s(settings, provider),
@@ -193,9 +194,9 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         dimensions=width,
         policy=policy,
         normalise=bool(entry and entry.normalized is False) or policy == "reduce",
-        normalized=True if local else (entry.normalized if entry else None),
+        normalized=folder.normalized if folder else True if local else (entry.normalized if entry else None),
         max_tokens=own.max_tokens or (folder.max_tokens if folder else entry.max_tokens if entry else None),
-        tokenizer=f"file:{folder.path / 'tokenizer.json'}" if folder else entry.tokenizer if entry else None,
+        tokenizer=_tokenizer(folder) if folder else entry.tokenizer if entry else None,
         usage_mode=(asked.usage_mode if asked else None) or (entry.usage_mode if entry else "auto"),
         fallback_tokenizer=(asked.fallback_tokenizer if asked else None) or settings.token_usage.fallback_tokenizer,
         truncation=options.on_too_long if options.on_too_long in ("truncate", "mean") else "none",
@@ -215,7 +216,22 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
     )
 
 
-def _folder(settings: Settings, model: str) -> Folder:
+def _price_as(provider: str, own: ProviderSettings, built_in: ProviderEntry | None) -> str | None:
+    """Whose prices apply.
+
+    Raises:
+        ConfigurationInvalid: The settings say several things of what it costs.
+    """
+    said = [key for key in ("free", "per_hour", "price_as") if getattr(own, key)]
+    if own.per_hour is not None:
+        if len(said) > 1:
+            raise ConfigurationInvalid(f"[providers.{provider}]: {' and '.join(said)} exclude each other")
+        return BY_THE_HOUR
+    free = own.free if own.free is not None else bool(built_in and built_in.free)
+    return "free" if free else own.price_as or (built_in.price_as if built_in and not own.base_url else None)
+
+
+def _folder(settings: Settings, protocol: str, model: str) -> Folder:
     """What lies where a local model's name points.
 
     Raises:
@@ -225,9 +241,14 @@ def _folder(settings: Settings, model: str) -> Folder:
     if path is None:
         raise ConfigurationInvalid(
             f"there is no local model {model!r} here",
-            hint=f"`embedctl models pull {model}` fetches one; a folder is named by its path: -m onnx:./FOLDER",
+            hint=f"`embedctl models pull {model}` fetches one; a folder is named by its path: -m {protocol}:./FOLDER",
         )
-    return folders.read(path)
+    return local_models.read(protocol, path)
+
+
+def _tokenizer(folder: Folder) -> str:
+    """Who counts as the model does: a static model sees no special tokens."""
+    return f"{'plain' if folder.protocol == 'static' else 'file'}:{folder.path / 'tokenizer.json'}"
 
 
 def _weights_of(provider: str, model: str) -> ModelEntry | None:

@@ -20,8 +20,8 @@ from embedctl.settings import ProviderSettings, Settings
 # fmt: off
 _NOT_FOR_PROTOCOLS = frozenset({
     "protocol", "base_url", "api_key_env", "models", "model", "requests_per_minute", "tokens_per_minute", "concurrency",
-    "burst", "timeout_s", "price_as", "free", "insecure", "ca_file", "headers", "user", "max_items", "max_tokens",
-    "max_bytes", "jwt_secret_env", "jwt_subject", "pin", "options",
+    "burst", "timeout_s", "price_as", "free", "per_hour", "insecure", "ca_file", "headers", "user", "max_items",
+    "max_tokens", "max_bytes", "jwt_secret_env", "jwt_subject", "pin", "options",
 })
 # fmt: on
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
 from embedctl.backends.http import urls
@@ -42,7 +43,8 @@ class Endpoint:
         model: As asked for; what the ledger calls it.
         wire_model: As the provider calls it.
         canonical: The weights; "PROVIDER:MODEL" where the catalog does not know them.
-        price_as: A catalog provider, "free", or None: no price.
+        price_as: A catalog provider, "free", "hour", or None: no price.
+        per_hour: USD per hour of its machine, where that is what it costs.
         dimensions: Width of the vectors that are written, None until the first answer.
         policy: How that width is reached: native, reduce, pad or ignore.
         normalise: Vectors are divided by their length here, because the provider does not.
@@ -63,6 +65,7 @@ class Endpoint:
     protocol: WireProtocol
     local: bool
     price_as: str | None
+    per_hour: Decimal | None
     limits: Limits
     rate_limits: RateLimits
     timeout_s: float

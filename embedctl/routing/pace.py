@@ -1,16 +1,17 @@
 """How often requests may go where a provider refuses some of them: a rate that is found by trying. Pure.
 
 Growth and cuts follow RFC 9438 (CUBIC) and the adaptive mode of the AWS SDKs (botocore `retries/adaptive.py`), which
-applies it to a rate of requests: one multiplicative cut per congestion event, back to the last good rate within a
-set time, slowly around it, then by the cube of the time. What differs, and why:
+applies it to a rate of requests: one multiplicative cut per congestion event, back to the last good rate, linearly
+around it (the RFC's Reno-friendly region), then by the cube of the time. What differs, and why:
 
 - Nothing is paced until refusals are more than isolated (a CUSUM of them), and no rate is made up: the first one is
   what got through. PCC (Dong et al., NSDI 2015) tolerates a loss of 5 % for the same reason.
 - The first cut is a trial. A limit lets through what is below it. Refusals that go on at less than what got through
   (Wald's sequential test) do not depend on the rate, and nothing is paced any more; BBR likewise keeps its rate under a
   loss that does not depend on it.
-- Later cuts are small, and the time back grows with the share of refusals: all processes that share a limit see the
-  same share, so that they grow alike and end with like shares of it, however many they are.
+- Until its first cut a held rate doubles (slow start, RFC 5681), after each cut at a quarter of the speed.
+- The growth is the same for all who share a limit: it depends on the share of refusals alone, which all of them see
+  alike (as in TFRC, RFC 5348). Cuts are in proportion. So they end with like shares, however many they are.
 - While nothing at all gets through, single requests look whether that is over: a limit of so many a minute, or an
   outage. Afterwards it goes on as before; after the second time in a row, with what got through over all of that time.
 
@@ -24,23 +25,31 @@ import math
 from embedctl.routing.bucket import Bucket
 
 ISOLATED = 0.08  # refusals per answer that are no sign of a limit
-EVIDENCE = 4.0  # refusals beyond these that are one
+EVIDENCE = 8.0  # refusals beyond these that are one
 OUTCOMES = 20  # before anything is concluded
 
 TRIAL_CUT = 0.85
-CLEAN = 0.25  # of the suspected share of refusals: what a limit would still refuse below it
-LEAST_SUSPECTED, LARGEST_SUSPECTED = 0.04, 0.15
-SURE = 4.0  # log likelihood ratio
+CLEAN = 0.2  # of the suspected share of refusals: what a limit would still refuse below it
+LUCK = 0.6  # of the share of refusals when they were many: that moment was no lucky one
+LEAST_SUSPECTED, LARGEST_SUSPECTED = 0.04, 0.4
+SURE = 5.0  # log likelihood ratio
 LIMIT_SHARE = 0.5  # what refuses more than half of all is a limit
 LARGEST_NORMAL = 0.35
 FALLS, MOST_FALLS = 2, 4  # failed trials until refusals are known not to depend on the rate: normally, and after many
 
-CUT = 0.95
+CUT = 0.9
 SEVERE_SHARE, SEVERE_CUT = 0.3, 1 / 1.5  # of the last dozen or so: far above the limit
-BACK_S, BACK_REQUESTS = 1.0, 12.0  # to the last good rate where refusals are few, and at least so many requests
-USUAL_SHARE, LARGEST_SHARE = 0.015, 0.055  # of refusals; back_s grows with the cube of it
+OFTEN, SELDOM = 0.045, 0.0155  # refusals a second of each process, where they are few, and where they are many
+FEW, MANY_REFUSED = 0.012, 0.03  # of all
+BACK_S, BACK_REQUESTS = 1.0, 22.0  # to the last good rate at least; requests: where the limit is ours alone
+VERY_SLOW, VERY_OFTEN = 0.12, 0.055  # requests a second, and share of refusals: as if it were
+PRIOR, PRIOR_SHARE = 50.0, 0.045  # outcomes that count before there are any, and their share of refusals
+MEMORY, MEMORY_S = 3000.0, 300.0  # outcomes or seconds after which one counts for a third
+EARLY, REGULAR = 0.8, 6  # of back_s; so many refusals in a row that were not early: the limit is ours alone
+DOUBLED_S, DOUBLED_REQUESTS = 1.0, 16.0  # the rate, until it is cut; after that, this share of it is come back to
+DOUBLED_TO, DOUBLED_LESS = 0.75, 4.0  # each cut makes it so many times slower
 STEADY = 4.0  # times back_s without a refusal, then by the cube
-FALLEN = 0.15  # of the largest rate: another trial
+FALLEN = 0.1  # of the largest rate: as before it was held back
 MANY_SHARE, MANY = 0.2, 8.0  # so many refusals beyond this many per answer: another trial too
 
 BLOCKED_AFTER = 10  # refusals and no answer
@@ -88,7 +97,8 @@ class Pace:
         self._full_at = now
         self._excess = 0.0
         self._outcomes = 0  # since nothing is paced
-        self._share = USUAL_SHARE  # of refusals, over some hundred outcomes
+        self._judged = self._refused = 0.0  # outcomes at rates that were held, and refusals among them; old ones fade
+        self._judged_at = now
         self._normal = 0.0  # share of refusals that no cut has helped against
         self._good = 0.0  # the last good rate
         self._cut_at = -math.inf
@@ -101,6 +111,10 @@ class Pace:
         self._doubt = self._suspected = 0.0
         self._recent = self._many = 0.0
         self._peak = 0.0
+        self._back_s = BACK_S
+        self._regular = 0  # refusals in a row that came when the last good rate was reached again
+        self._got_once = 0.0  # per second, when the rate was cut first
+        self._double_s = math.inf
         self._answers = self._refusals = 0  # of requests sent since the cut, while the rate was below the last good one
         self._in_a_row = 0  # refusals
         self._refused_first = 0
@@ -158,7 +172,7 @@ class Pace:
                 self._unblock(now, self.blocked_since)
         self._excess = max(0.0, self._excess - max(ISOLATED, 2.5 * self._normal))
         if self._bucket and not self._trial:
-            self._share -= self._share / 400
+            self._judge(now, 0.0)
             self._many = max(0.0, self._many - MANY_SHARE)
         if number > self._cut_after:
             if self._trial:
@@ -166,6 +180,7 @@ class Pace:
                 if self._doubt <= -SURE * (1 + min(1, self._falls)):
                     self._trial, self._normal = False, 0.0
                     self._good, self._cut_at, self._recent = self._rate, now, 0.0
+                    self._aim()
             self._recent -= self._recent / 16
             self._since_cut += cost
             self._answers += 1
@@ -180,7 +195,7 @@ class Pace:
             self._refused_since, self._refused_first = now, number
             self._before_blocked = (self._bucket.per_second, self._good) if self._bucket else None
         if self._bucket and not self._trial:
-            self._share = min(LARGEST_SHARE, self._share + (1 - self._share) / 400)
+            self._judge(now, 1.0)
             self._many += 1
         if self._in_a_row >= BLOCKED_AFTER:
             self._block(now)
@@ -197,6 +212,13 @@ class Pace:
             else:
                 self._cut(now)
 
+    def _judge(self, now: float, refused: float) -> None:
+        """One outcome at a rate that is held."""
+        kept = min(1 - 1 / MEMORY, math.exp(min(0.0, self._judged_at - now) / MEMORY_S))
+        self._judged_at = now
+        self._judged = self._judged * kept + 1
+        self._refused = self._refused * kept + refused
+
     def _free(self, now: float) -> None:
         """Nothing is held back any more."""
         self._bucket, self._trial = None, False
@@ -211,11 +233,30 @@ class Pace:
             return  # nothing is known: whatever gets through next will tell
         share = self._unpaced
         self._tried_answers = self._tried_refusals = 0
-        self._falls, self._most_falls = 0, FALLS if share <= LIMIT_SHARE else MOST_FALLS
+        self._falls, self._most_falls = 0, FALLS
+        self._got_once, self._double_s = math.inf, max(DOUBLED_S, DOUBLED_REQUESTS * self._cost / rate)
         self._try(now, rate, share)
+        if share > LIMIT_SHARE:
+            self._trial = False
+            self._aim()
+
+    def _aim(self) -> None:
+        """How long it takes to get back to the last good rate.
+
+        A rate r grows by (1 - CUT) r / back_s a second; its refusals, p r of them, take (1 - CUT) r each.
+        With back_s = r p / often² it grows by what depends on p alone, which all who share a limit see alike, while who
+        sends more loses more: they end with like shares (Chiu and Jain 1989), and each is refused `often`.
+        """
+        good = self._good / self._cost
+        share = (self._refused + PRIOR * PRIOR_SHARE) / (self._judged + PRIOR)
+        few = math.log(MANY_REFUSED / share) / math.log(MANY_REFUSED / FEW)
+        often = SELDOM * (OFTEN / SELDOM) ** min(1.0, max(0.0, few))
+        very_slow = good < VERY_SLOW and (share > VERY_OFTEN or self._cost > 1)  # texts are counted: requests are few
+        alone = self._regular >= REGULAR or very_slow
+        self._back_s = max(BACK_S, good * share / often**2, BACK_REQUESTS / good if alone else 0.0)
 
     def _try(self, now: float, rate: float, share: float) -> None:
-        self._doubt, self._suspected = 0.0, min(LARGEST_SUSPECTED, max(LEAST_SUSPECTED, share))
+        self._doubt, self._suspected = 0.0, min(LARGEST_SUSPECTED, max(LEAST_SUSPECTED, LUCK * share))
         self._good = max(SLOWEST, rate)
         self._trial = True
         self._many = 0.0
@@ -240,7 +281,11 @@ class Pace:
 
     def _cut(self, now: float) -> None:
         """A congestion event."""
+        if self._in_a_row == 1:
+            self._regular = 0 if now - self._cut_at < EARLY * self._back_s else self._regular + 1
         self._recent += (1 - self._recent) / 16
+        if self._in_a_row > 1 and self._recent <= SEVERE_SHARE:
+            return  # the same event: nothing has got through since
         rate = self._rate
         if self._recent > SEVERE_SHARE:
             self._recent = 0.0
@@ -248,12 +293,19 @@ class Pace:
         else:
             self._good = max(SLOWEST, rate)
             self._peak = max(self._peak, rate)
-            if rate < FALLEN * self._peak or self._many >= MANY:
-                self._falls, self._most_falls = 0, 1 if self._many < MANY else FALLS
+            if self._many >= MANY:
+                self._falls, self._most_falls = 0, FALLS
                 self._tried_answers = self._tried_refusals = 0
-                self._try(now, rate, self._share if self._many < MANY else 2 * MANY_SHARE)
+                self._try(now, rate, 2 * MANY_SHARE)
                 return
+            if rate < FALLEN * self._peak:
+                self._normal = min(LARGEST_NORMAL, self._refused / max(1.0, self._judged))
+                self._free(now)
+                return
+        self._got_once = min(self._got_once, DOUBLED_TO * rate)
+        self._double_s *= DOUBLED_LESS
         self._start_over(now)
+        self._aim()
         self._set(now, CUT * self._good)
 
     def _start_over(self, now: float) -> None:
@@ -268,9 +320,10 @@ class Pace:
     def _grow(self, now: float) -> None:
         if self._bucket is None or self._trial:
             return
-        back_s = max(BACK_S * (1 + (self._share / USUAL_SHARE) ** 3), BACK_REQUESTS * self._cost / self._good)
-        at = (now - self._cut_at) / back_s
-        rate = self._good * (1 + (1 - CUT) * (at - 1 + max(0.0, at - STEADY) ** 3))
+        self._aim()
+        at = (now - self._cut_at) / self._back_s
+        rate = self._good * (1 + (1 - CUT) * (at - 1) + max(0.0, at - STEADY) ** 3)
+        rate = max(rate, min(self._got_once, self._good * CUT * 2 ** min(20.0, (now - self._cut_at) / self._double_s)))
         if self._idle > IDLE / 2 and at > 1:
             if self._idle > IDLE:
                 self._free(now)
@@ -299,6 +352,7 @@ class Pace:
         elif blocked_s >= SHORT_S and self._before_blocked is not None:
             per_second, self._good = self._before_blocked
             self._trial, self._peak, self._recent = False, self._good, 0.0
+            self._aim()
             self._bucket = None
             self._start_over(now)
             self._set(now, per_second)

@@ -9,7 +9,11 @@ from embedctl.records import Observer, Paced, Waiting
 NEWS = 1.5
 """Times another pace than the last one told."""
 
-NEWS_AFTER_S = 10.0
+NEWS_AFTER_S = 2.0
+"""The first figures are guesses: whoever watches sees what becomes of them."""
+
+OVER_AFTER_S = 10.0
+"""So that it is not over, and begins, again and again."""
 
 
 class Waits:
@@ -40,7 +44,10 @@ class Waits:
         if told is None:
             if per_second is None:
                 return
-        elif now - at < NEWS_AFTER_S or (per_second is not None and 1 / NEWS < per_second / told < NEWS):
+        elif per_second is None:
+            if now - at < OVER_AFTER_S:
+                return
+        elif now - at < NEWS_AFTER_S or 1 / NEWS < per_second / told < NEWS:
             return
         if per_second is None:
             del self._paces[endpoint]

@@ -39,7 +39,7 @@ from embedctl.records import (
 )
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import check_usable
-from embedctl.runs import wiring
+from embedctl.runs import foundations, wiring
 from embedctl.runs.receipt import Spending
 from embedctl.runs.registry import RunEntry, RunRegistry, home_trust
 from embedctl.settings import Settings
@@ -121,13 +121,14 @@ async def embed(
         journal = Journal.open(
             folder,
             secret=trust.secret,
-            spool=wiring.spool(settings),
+            spool=foundations.spool(settings),
             sync_intents=any(one.price_as != "free" for one in chain.endpoints),
             dimensions=first.dimensions or 0,
         )
         stack.push_async_callback(partial(journal.close, published=True))
         caller = Caller(run_id=answers.run_id, workspace_id=options.workspace, tags=options.tag)
-        limits = wiring.packed_limits(embedder.router.limits(route), first, options, concurrency=1)
+        stack.push_async_callback(foundations.charge_idle, embedder.router, caller, journal, money, told)
+        limits = foundations.packed_limits(embedder.router.limits(route), first, options, concurrency=1)
         for packed in _requests(Packer(limits, purpose=purpose), texts, options.workspace):
             outcomes = await embedder.embed(packed.request, route=route, caller=caller, journal=journal, budget=money)
             for outcome in outcomes:

@@ -80,6 +80,11 @@ def usable(endpoint: Endpoint, source: inputs.Source | None) -> BatchApi:
     """
     if endpoint.local:
         raise ConfigurationInvalid(f"{endpoint.id} runs here: there is no Batch API", hint="run it with --mode online")
+    if endpoint.per_hour is not None:
+        raise ConfigurationInvalid(
+            f"{endpoint.id} costs by the hour, not by the token: batches are no cheaper",
+            hint="run it with --mode online",
+        )
     api = batch_api(endpoint.place, endpoint.wire_model, endpoint.batch.wanted)
     sends_tokens = source is not None and source.is_tokens and endpoint.takes_tokens and not endpoint.prefix
     if sends_tokens and not api.capabilities.takes_tokens:

@@ -21,7 +21,7 @@ from embedctl.outputs.stream import StreamOutput
 from embedctl.records import UNOBSERVED, Observer, Observers, RowCounts, Warned, format_duration, utc_now
 from embedctl.routing import chain as chains
 from embedctl.routing.endpoint import check_usable
-from embedctl.runs import batching, intake, wiring
+from embedctl.runs import batching, foundations, intake, wiring
 from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Spending
 from embedctl.runs.registry import RunEntry, RunRegistry, home_trust
@@ -99,7 +99,7 @@ def cancel(
         found = batching.left(run.folder, copies, trust)
         if not found.pending:
             raise InputMissing(f"no batch of {run.job_id or run.run_id} is under way", hint="see `embedctl batch list`")
-        prices = RunPrices(wiring.ledger_paths(settings).price_file, utc_now())
+        prices = RunPrices(foundations.ledger_paths(settings).price_file, utc_now())
         done.spending = Spending(prices.price)
         done.batches, done.texts = len(found.pending), sum(one.texts for one in found.pending)
         chain = chains.chain(settings, observer=observer)
@@ -107,7 +107,7 @@ def cancel(
         batching.check_same_space(found, chain.first, None)
         output = StreamOutput(state, io.BytesIO(), disk=disk) if gone else FolderOutput(Path(run.output), trust, disk)
         give = segment_owners.routed(
-            state, wiring.spool(settings, disk), trust, ledger=settings.paths.ledger, disk=disk
+            state, foundations.spool(settings, disk), trust, ledger=settings.paths.ledger, disk=disk
         )
         plan = RunPlan(
             job=JobRequest(settings=settings, inputs=(), kind="folder", job=run.job_id or None, command="batch cancel"),

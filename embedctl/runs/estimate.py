@@ -18,13 +18,16 @@ from embedctl.outputs import Existing
 from embedctl.planning.packer import PackedRequest
 from embedctl.records import UNOBSERVED, Observer, Progressed
 from embedctl.routing.endpoint import Endpoint
-from embedctl.runs import wiring
+from embedctl.runs import foundations, wiring
 from embedctl.runs.progress import EVERY_S
 from embedctl.settings.options import Options
 from embedctl.storage.token_count_cache import RunCounts
 
 SAMPLE_TEXTS = 1000
 """So many texts are counted exactly; all of them, when there are no more."""
+
+FIRST_TEXTS = 20
+"""So many are counted for what is said before the end."""
 
 Z_95 = 1.96
 """Two-sided 95 % of the normal distribution."""
@@ -42,6 +45,7 @@ class Estimate:
         seconds: At the least, at the limits per minute; None without limits.
         mode: What the run would use: "online" or "batch"; `mode_reason` says why.
         seconds_batch: At the most, as the provider promises; None where it has no Batch API for this.
+        per_hour: Of the place's machine, where that is what it costs: how long it takes nobody knows.
     """
 
     model: str
@@ -65,6 +69,7 @@ class Estimate:
     mode_reason: str | None = None
     seconds_batch: float | None = None
     currency: str = "USD"
+    per_hour: Decimal | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -77,6 +82,7 @@ class _TokenSample:
 
     chance: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - no secret depends on it
     texts: list[str] = field(default_factory=list)
+    density: float = 0.0
     seen: int = 0
     all_texts: int = 0
     content_bytes: int = 0
@@ -95,6 +101,14 @@ class _TokenSample:
                 self.texts.append(str(text))
             elif (place := self.chance.randrange(self.seen)) < SAMPLE_TEXTS:
                 self.texts[place] = str(text)
+
+    def tokens_so_far(self, counter: tokens.Counter) -> int:
+        """About; from the first texts, which are counted once."""
+        if not self.density and self.texts:
+            first = self.texts[:FIRST_TEXTS]
+            first_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in first)
+            self.density = sum(counter.count(first)) / max(1, first_bytes)
+        return self.known_tokens + round(self.density * self.content_bytes)
 
     def tokens(self, counter: tokens.Counter, kept: RunCounts) -> tuple[int, int]:
         """Tokens of all texts, and half the width of their 95 % interval: 0 when all of them were counted."""
@@ -131,16 +145,24 @@ def estimate(
     """
     sample = _TokenSample()
     rows = failed = skipped = requests = 0
-    told = clock()
+    counter = tokens.counter(endpoint.tokenizer, endpoint.fallback_tokenizer)
+    unit, batch = price("standard"), price("batch")
+    told, is_chunking = clock(), False
 
-    def tell(within: int) -> None:
+    def tell() -> None:
         nonlocal told
         if (now := clock()) - told >= EVERY_S:
-            told = now
-            observer.notify(_read_so_far(source, rows + within, chunking=within > 0))
+            told, so_far = now, sample.tokens_so_far(counter)
+            money = None if unit is None else cost(so_far, unit)
+            observer.notify(_so_far(source, rows, is_chunking, sample.all_texts, so_far, money))
+
+    def cut(rows_cut: int) -> None:
+        nonlocal rows, is_chunking
+        rows, is_chunking = rows_cut, True
+        tell()
 
     packing = wiring.packer(source, endpoint, options)
-    packing.limits = wiring.packed_limits(endpoint.limits, endpoint, options)
+    packing.limits = foundations.packed_limits(endpoint.limits, endpoint, options)
     with tempfile.TemporaryDirectory(prefix="embedctl-") as name:
         wiring.check_source(source, options, Path(name))
         with wiring.planner(
@@ -151,15 +173,15 @@ def estimate(
             Path(name),
             existing=existing,
             denied=denied,
-            cut=tell,
+            cut=cut,
         ) as planner:
             blocks: Iterator[Any] = source.blocks()
             for block in blocks:
                 slice_ = planner.open_slice(0, block.first_row)
                 for packed in planner.take(block, slice_):
                     sample.take(packed)
-                rows += len(block)
-                tell(0)
+                rows = block.first_row + len(block)
+                tell()
                 lost = {one.row for one in slice_.failures if not one.skipped} | {
                     slice_.row_of[at] for at, place in enumerate(slice_.rows) if place in slice_.refusals
                 }
@@ -168,9 +190,8 @@ def estimate(
             for packed in packing.rest():
                 sample.take(packed)
             requests, reused, duplicates = packing.packed, planner.reused, planner.duplicates
-    total, error = sample.tokens(tokens.counter(endpoint.tokenizer, endpoint.fallback_tokenizer), endpoint.counts)
+    total, error = sample.tokens(counter, endpoint.counts)
     endpoint.counts.close()
-    unit, batch = price("standard"), price("batch")
     low, high = max(0, total - error), total + error
     return Estimate(
         model=endpoint.id,
@@ -190,21 +211,25 @@ def estimate(
         cost_high=None if unit is None else cost(high, unit),
         cost_batch=None if batch is None else cost(total, batch),
         seconds=_seconds(endpoint, requests, sample.all_texts, total),
+        per_hour=endpoint.per_hour,
     )
 
 
-def _read_so_far(source: inputs.Source, rows: int, *, chunking: bool) -> Progressed:
+def _so_far(
+    source: inputs.Source, rows: int, is_chunking: bool, texts: int, tokens_so_far: int, money: Decimal | None
+) -> Progressed:
     total = source.rows_hint
     return Progressed(
         rows=rows,
         rows_total=total,
         in_flight=0,
-        tokens=0,
-        cost=None,
-        phase="chunking" if chunking else "reading",
+        tokens=tokens_so_far,
+        cost=money,
+        phase="chunking" if is_chunking else "reading",
         rows_read=rows,
         documents=source.is_document,
         share_read=min(1.0, rows / total) if total else source.share_read,
+        texts=texts,
     )
 
 

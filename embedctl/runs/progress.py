@@ -18,13 +18,13 @@ EVERY_S = 0.25
 
 
 class UnderWay:
-    """Work that has no outcome yet and may take long: a block that is cut into texts, requests to a local model.
+    """Work that has no outcome yet and may take long: rows that are cut into texts, requests to a local model.
 
     Args:
         proceed: Raises when the run is told to stop.
 
     Attributes:
-        rows: Of the block that is cut; `is_chunking` once rows are cut into chunks at all.
+        rows: Of the input, that are cut; `is_chunking` once rows are cut into chunks at all.
         texts, tokens: Of requests, that a local model is done with.
     """
 
@@ -34,7 +34,7 @@ class UnderWay:
         self.rows = self.texts = self.tokens = 0
 
     def cut(self, rows: int) -> None:
-        """So many rows of the block are cut; may raise, and no more are."""
+        """So many rows of the input are cut; may raise, and no more are."""
         self.is_chunking, self.rows = True, rows
         self._proceed()
 
@@ -68,48 +68,52 @@ class Progress:
     def told(self) -> Progressed:
         """How far it is now."""
         slices = self.slices
-        planned = slices.texts_published + self.planner.texts
+        begun = slices.texts_published + self.planner.texts
         waiting = self.planner.asked - slices.texts_settled
-        texts = max(0, planned - waiting + min(self.under_way.texts, waiting))
-        within = self.under_way.rows if slices.rows_cut < slices.rows_planned else 0
-        rows = slices.rows_cut + within
-        share = self._share(rows)
-        total, is_exact = self._total(planned, share)
+        texts = max(0, begun - waiting + min(self.under_way.texts, waiting))
+        rows, planned = slices.planned
+        total, is_exact = self._total(begun, rows, planned)
+        rows_read = max(rows, self.under_way.rows)
         return Progressed(
-            rows=slices.rows_cut if not planned else slices.rows_cut * texts // planned,
+            rows=rows if not begun else rows * min(texts, begun) // begun,
             rows_total=self.source.rows_hint,
             in_flight=self.in_flight(),
             tokens=self.spending.tokens + self.under_way.tokens,
             cost=self.spending.known_cost,
-            phase=self._phase(planned),
-            rows_read=rows,
+            phase=self._phase(begun),
+            rows_read=rows_read,
             documents=self.source.is_document,
-            share_read=share,
+            share_read=self._share(rows_read),
             texts=texts,
             texts_total=total,
             is_exact=is_exact,
         )
 
-    def _phase(self, planned: int) -> Phase:
-        if planned:
+    def _phase(self, begun: int) -> Phase:
+        if begun:
             return "embedding"
         return "chunking" if self.under_way.is_chunking else "reading"
 
     def _share(self, rows: int) -> float | None:
-        """How much of the input is read and cut, 0 to 1."""
+        """How much of the input is so many rows, 0 to 1."""
         if self.slices.ended:
             return 1.0
         total = self.source.rows_hint
         return min(1.0, rows / total) if total else self.source.share_read
 
-    def _total(self, planned: int, share: float | None) -> tuple[int | None, bool]:
-        """Texts of the whole input, and whether they are counted."""
-        rows = self.source.rows_hint
-        if share == 1.0:
-            return planned, True
-        if rows is not None and not self.under_way.is_chunking:  # a row is a text at most
-            return rows - max(0, self.slices.rows_cut - planned), True
-        return (round(planned / share), False) if planned and share else (None, False)
+    def _total(self, begun: int, rows: int, planned: int) -> tuple[int | None, bool]:
+        """Texts of the whole input, and whether they are counted.
+
+        Args:
+            begun: Texts that there are.
+            rows: That have become `planned` texts.
+        """
+        hint, share = self.source.rows_hint, self._share(rows)
+        if self.slices.ended or (share == 1.0 and begun == planned):
+            return begun, True
+        if hint is not None and not self.under_way.is_chunking:  # a row is a text at most
+            return hint - max(0, rows - planned), True
+        return (max(begun, round(planned / share)), False) if planned and share else (None, False)
 
     async def tell(self, observer: Observer) -> None:
         """Tell it until cancelled: whoever watches sees that something is done also while no answer comes."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from embedctl.errors import EmbedctlError, worst
 from embedctl.ledger.prices.price import cost
-from embedctl.records import AttemptEnded, Event, RowCounts, RowFailed, Space, UsageEvent
+from embedctl.records import IDLE_METER, AttemptEnded, Event, RowCounts, RowFailed, Space, UsageEvent
 
 MOST_WORKSPACES = 1000
 """In a receipt; the ledger has all of them."""
@@ -78,7 +78,11 @@ class Spending:
             self.count(event.event)
 
     def count(self, event: UsageEvent) -> None:
-        """Count one ended attempt."""
+        """Count one ended attempt, or the time of a machine that no attempt was charged."""
+        if event.meter == IDLE_METER:
+            for one in (self, self.workspaces.setdefault(event.workspace_id, Share())):
+                _add(one, event, None)
+            return
         self.requests += event.attempt == 1
         self.attempts += 1
         price = self.unit_price(event.provider, event.model, event.price_as, event.price_tier)

@@ -38,7 +38,7 @@ from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint, check_usable
-from embedctl.runs import batching, estimate, intake, resume, savings, target, wiring
+from embedctl.runs import batching, estimate, foundations, intake, resume, savings, target, wiring
 from embedctl.runs.batching import Bought, Choice
 from embedctl.runs.estimate import Estimate
 from embedctl.runs.executor import Executor, InProcess
@@ -88,10 +88,10 @@ class Run:
         self._ingest = ingest
         self._segment_bytes = segment_bytes
         self._options = job.settings.options
-        self._ledger = wiring.ledger_paths(job.settings)
+        self._ledger = foundations.ledger_paths(job.settings)
         self._prices = RunPrices(self._ledger.price_file, utc_now())
         self._record = RunRecord(job, self.run_id)
-        self._spool = wiring.spool(job.settings, disk)
+        self._spool = foundations.spool(job.settings, disk)
         self.spending = Spending(self._prices.price)
         self.batches = Bought()
         self._failures = FailureReasons()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,9 @@ from embedctl.planning.slice import Slice
 from embedctl.records import Outcome, RowCounts
 
 OPEN_SLICES = 2
+
+PLANNED_S = 0.1
+"""What a block's rows have become is handed on after this time, while more of them are planned."""
 
 
 class RowsDiffer(InputChanged):
@@ -44,7 +48,6 @@ class OpenSlices:
 
     Attributes:
         rows_planned: Rows read.
-        rows_cut: Those of them that have become texts.
         texts_settled: Texts that have their outcome.
         texts_refused: That will have no vector.
         texts_published: Of slices that were published before.
@@ -70,7 +73,7 @@ class OpenSlices:
         self._handed_on: Slice | None = None
         self.ended = self._stopping = False
         self._rows = rows
-        self.rows_planned = self.rows_cut = 0
+        self.rows_planned = self._rows_published = 0
         self.texts_settled = self.texts_refused = self.texts_published = 0
 
     async def requests(self, blocks: Iterator[Any]) -> AsyncIterator[PackedRequest]:
@@ -82,8 +85,11 @@ class OpenSlices:
                 await self._gate.acquire()
                 slice_ = self._planner.open_slice(number, block.first_row)
                 self._open.append(slice_)
-            for request in self._asked_for(slice_, await asyncio.to_thread(self._planned, block, slice_)):
-                yield request
+            planned, is_over = self._planner.take(block, slice_), False
+            while not is_over:
+                requests, is_over = await asyncio.to_thread(_some, planned)
+                for request in self._asked_for(slice_, requests):
+                    yield request
             if slice_.full(self._width()):
                 for request in self._close(slice_):
                     yield request
@@ -116,7 +122,7 @@ class OpenSlices:
                 )
             self._rows.add(published.counts)
             self.texts_published += published.counts.vectors
-            self.rows_cut = self.rows_planned
+            self._rows_published = self.rows_planned
             number += 1
         return number
 
@@ -127,11 +133,6 @@ class OpenSlices:
             self.rows_planned += len(block)
             self._see(block)
         return block
-
-    def _planned(self, block: Any, slice_: Slice) -> list[PackedRequest]:
-        requests = list(self._planner.take(block, slice_))
-        self.rows_cut = self.rows_planned
-        return requests
 
     def _close(self, slice_: Slice) -> list[PackedRequest]:
         """The requests that were not full; the slice takes no more rows."""
@@ -179,7 +180,23 @@ class OpenSlices:
         handed_on = [self._handed_on] if self._handed_on is not None else []
         return self._rows.vectors + sum(slice_.kept for slice_ in [*handed_on, *self._open])
 
+    @property
+    def planned(self) -> tuple[int, int]:
+        """Rows, and the texts that they have become."""
+        rows, texts = self._planner.planned
+        return self._rows_published + rows, self.texts_published + texts
+
     def stop(self) -> None:
         """Nothing more is read: `complete` ends with the slices that are complete by now."""
         self._stopping = True
         self._changed.set()
+
+
+def _some(planned: Iterator[PackedRequest]) -> tuple[list[PackedRequest], bool]:
+    """The requests of the next PLANNED_S seconds, and whether these were the last ones."""
+    until, some = time.monotonic() + PLANNED_S, []
+    for request in planned:
+        some.append(request)
+        if time.monotonic() >= until:
+            return some, False
+    return some, True

@@ -34,27 +34,23 @@ from embedctl.journal import Journal, Recovered, Spool, Trust
 from embedctl.journal.batches import Batch, BatchLog
 from embedctl.journal.batches import Found as FoundBatches
 from embedctl.journal.rescue import JOURNAL
-from embedctl.ledger import spool as spools
-from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import Existing, Output, parquet
 from embedctl.outputs.assemble import Purchases, SegmentNumbers
 from embedctl.outputs.parquet import Layout
 from embedctl.outputs.publisher import Publisher
-from embedctl.planning import packer as packers
 from embedctl.planning.chunks import REASON_WORDS, is_bad_row
 from embedctl.planning.duplicate_ids import DuplicateIds
 from embedctl.planning.packer import PackedRequest, Packer
 from embedctl.planning.planner import JOURNAL_FILES, Planner
 from embedctl.planning.text_rules import text_rules
 from embedctl.providers._batch_places import BatchApi
-from embedctl.records import TEXT_HASH_BYTES, Limits, Observer, Observers, RowCounts, Space, Warned, utc_now
-from embedctl.routing.breaker import Thresholds
+from embedctl.records import TEXT_HASH_BYTES, Limits, Observer, Observers, RowCounts, Space, Warned
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import AdaptiveLimiter, Limiter
 from embedctl.routing.retry import Policy
-from embedctl.runs import intake, resume
+from embedctl.runs import foundations, resume
 from embedctl.runs.job import JobRequest
 from embedctl.runs.pipeline import Tools
 from embedctl.runs.progress import Progress, UnderWay
@@ -145,20 +141,6 @@ def packer(opened: inputs.Source, endpoint: Endpoint, options: Options) -> Packe
     return Packer(Limits(), purpose=options.purpose, token_arrays=sends_tokens)
 
 
-def packed_limits(known: Limits, endpoint: Endpoint, options: Options, *, concurrency: int | None = None) -> Limits:
-    """What one request may hold.
-
-    Args:
-        concurrency: Requests at once; None: the endpoint's.
-    """
-    return packers.packed_limits(
-        known,
-        batch_size=options.batch_size,
-        dimensions=endpoint.dimensions,
-        concurrency=endpoint.rate_limits.concurrency if concurrency is None else concurrency,
-    )
-
-
 @contextmanager
 def planner(
     opened: inputs.Source,
@@ -213,21 +195,6 @@ def planner(
 # ── what is asked and paid ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ledger_paths(settings: Settings) -> LedgerPaths:
-    """Where spending goes."""
-    return LedgerPaths.of(settings.paths)
-
-
-def spool(settings: Settings, disk: Disk = storage.DISK) -> Spool:
-    """Takes the events of a segment to the ledger's spool."""
-    return lambda spool_id, events: spools.publish(settings.paths.spool, spool_id, events, disk=disk)
-
-
-def taking_in(settings: Settings, observer: Observer) -> Callable[[], object]:
-    """Puts what was spent by now into the ledger, dead runs' spending included; before budgets are looked up."""
-    return lambda: intake.take_in(settings.paths, wait_s=spend_limits.LEDGER_WAIT_S, now=utc_now(), observer=observer)
-
-
 def reservations(
     settings: Settings,
     chain: FallbackChain,
@@ -251,7 +218,7 @@ def reservations(
         BudgetReached, Locked, WrongUsage: See `budgets.limits.reservations`.
     """
     return spend_limits.reservations(
-        ledger_paths(settings),
+        foundations.ledger_paths(settings),
         settings,
         chain.endpoints,
         partial(prices.of, tier=tier),
@@ -259,7 +226,7 @@ def reservations(
         believed,
         run_id=run_id,
         state=state,
-        take_in=taking_in(settings, observer),
+        take_in=foundations.taking_in(settings, observer),
         spent=spent,
     )
 
@@ -289,28 +256,6 @@ def router(
         jitter=random.random,
         connections=connections,
         sleep=sleep,
-        observer=observer,
-    )
-
-
-def server_router(
-    settings: Settings,
-    observer: Observer,
-    limiter: Callable[[Endpoint, Callable[[float], None]], Limiter],
-    thresholds: Thresholds,
-) -> Router:
-    """All endpoints of a server: nobody waits for one that is ill. To be closed.
-
-    Args:
-        limiter: Makes that of an endpoint.
-    """
-    return Router(
-        hints_file=settings.paths.home / "hints.json",
-        limiter=limiter,
-        max_wait_s=0.0,
-        jitter=random.random,
-        connections=settings.serve.in_flight,
-        thresholds=thresholds,
         observer=observer,
     )
 
@@ -426,7 +371,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             packing, under_way = packer(plan.source, first, options), UnderWay(stop.proceed)
 
             def limits(known: Limits) -> None:
-                packing.limits = packed_limits(known, first, options)
+                packing.limits = foundations.packed_limits(known, first, options)
 
             asked = router(job.settings, plan.observer, connections=first.rate_limits.concurrency, sleep=stop.sleep)
             turns = Turns(first.rate_limits.concurrency)
@@ -498,8 +443,9 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 copies=None if state.is_relative_to(job.settings.paths.journal) else job.settings.paths.attempts,
             )
             stack.push_async_callback(close_journal)
-            stack.callback(plan.output.close)
             caller = Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag)
+            stack.push_async_callback(foundations.charge_idle, asked, caller, journal, money, plan.observer)
+            stack.callback(plan.output.close)
             shared = cache(job, plan.prices.of(endpoint), plan.observer)
             if shared is not None:
                 stack.callback(shared.close)

@@ -43,6 +43,7 @@ from embedctl.server.state import ServerState
 MAX_HEADERS = 100
 MAX_URL_BYTES = 8 << 10
 SERVICE = "embedctl"
+_MOST_NAMED = 256
 
 _OPEN = {"/livez", "/readyz", "/api/v1/embeddings/health"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
@@ -367,6 +368,8 @@ class Endpoints:
             headers["X-Embeddings-Fallback-From"] = served.fallback_from.partition(":")[0]
         if served.policy is not None:
             headers["X-Embeddings-Dimensions-Policy"] = served.policy
+        if served.cut:
+            headers["X-Embedctl-Truncated"] = ",".join(map(str, served.cut[:_MOST_NAMED]))
         if served.budget_warning is not None:
             headers["X-Embedctl-Budget-Warning"] = served.budget_warning
         if self._state.serve.cost_headers:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import sys
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import h11
 import orjson
@@ -21,7 +21,44 @@ from embedctl.settings import ServeSettings
 MAX_HEADER_BYTES = 64 << 10
 _SPARE_FILES = 128  # for journal, caches and providers
 _MOST_CONNECTIONS = 10_000
+_SMALL_BYTES = 64 << 10
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+
+
+class _Joined:
+    """A transport that sends the small pieces of a moment, a head and its body, as one.
+
+    Args:
+        transport: What it writes to, and is in all else.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+
+    def write(self, piece: bytes) -> None:
+        """Send it, at the latest when whoever runs now has nothing more to send."""
+        if len(piece) > _SMALL_BYTES:
+            self._flush()
+            self._transport.write(piece)
+        elif piece:
+            if not self._pieces:
+                self._loop.call_soon(self._flush)
+            self._pieces.append(piece)
+
+    def close(self) -> None:
+        """Send what waits, and close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            self._transport.write(b"".join(pieces))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Connection(H11Protocol):
@@ -38,6 +75,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """A deadline for the first request's headers; too many connections are not taken."""
         super().connection_made(transport)
+        self.transport = cast("asyncio.Transport", _Joined(transport, self.loop))
         if len(self.connections) > self.most:
             self._phase = "full"
             transport.abort()

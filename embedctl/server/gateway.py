@@ -12,7 +12,6 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -26,32 +25,33 @@ from embedctl.embedding.attempt import AttemptRecord
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import DeadlinePassed, EmbedctlError, ModelNotFound
-from embedctl.journal import Journal
 from embedctl.planning.packer import PackedRequest, Packer
 from embedctl.records import (
-    TEXT_HASH_BYTES,
     Outcome,
     Purpose,
     Request,
-    UsageEvent,
     format_money,
     new_operation_id,
 )
-from embedctl.runs import wiring
+from embedctl.runs import foundations
 from embedctl.runs.receipt import Spending
 from embedctl.server import encoding, model_names, refusals, texts, turns
 from embedctl.server.admission import KeyRates, Slot
 from embedctl.server.authentication import Client
 from embedctl.server.fields import Asked
+from embedctl.server.keeping import Answers, Keeping
 from embedctl.server.refusals import Refused
 from embedctl.server.served_routes import ServedRoute, ServedRoutes
 from embedctl.server.shifts import Shift
 from embedctl.server.spending import CallGuard
 from embedctl.server.texts import Texts
 from embedctl.settings import ServeSettings
-from embedctl.storage.vector_cache import CachedVector, VectorCache
+from embedctl.storage.vector_cache import VectorCache
 
 _BYTES_A_TOKEN = 4
+_FEW = 4
+"""So many texts are looked up in the cache at once: that takes less time than a thread does to begin."""
+
 _MOST_ROUNDS = 3
 """How often one who waited for another call's purchase looks again when that was given up."""
 
@@ -84,6 +84,7 @@ class Served:
         tokens: Of all inputs.
         hits: Inputs whose vectors were not bought for this request.
         policy: How the width was reached that was asked for; None when none was.
+        cut: Places of inputs that were cut to what the model takes.
         provider_s: Seconds in which a provider was at work.
         budget_warning: Which budget is used to four fifths or more; None when none is.
     """
@@ -97,6 +98,7 @@ class Served:
     operation_id: str
     spending: Spending
     policy: str | None
+    cut: Sequence[int]
     provider_s: float
     budget_warning: str | None
 
@@ -126,63 +128,6 @@ class _Call:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
-class _Kept:
-    """A journal that remembers which vectors it was given, so that they are not lost when the call fails later."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self.answers: list[tuple[Any, UsageEvent, bytes, NDArray[np.float32], Any, str]] = []
-
-    async def intend(self, event: UsageEvent) -> None:
-        await self._journal.intend(event)
-
-    async def settle(self, event: UsageEvent) -> None:
-        await self._journal.settle(event)
-
-    async def answer(
-        self, event: UsageEvent, hashes: bytes, vectors: NDArray[np.float32], tokens_each: Any = None, extra: Any = None
-    ) -> Any:
-        ref = await self._journal.answer(event, hashes, vectors, tokens_each, extra)
-        if extra is not None:  # not a probe's
-            self.answers.append((ref, event, hashes, vectors, tokens_each, extra["space_id"]))
-        return ref
-
-    def release(self, segment_id: str, vectors: int | None = None) -> None:
-        self._journal.release(segment_id, vectors)
-
-
-class Keeping:
-    """Puts vectors into the cache: what comes while it writes is written together, in one thread."""
-
-    def __init__(self, cache: VectorCache | None) -> None:
-        self._cache = cache
-        self._waiting: list[tuple[str, Sequence[bytes], Sequence[CachedVector]]] = []
-        self._written: asyncio.Future[None] | None = None
-        self._writer: asyncio.Task[None] | None = None
-
-    async def put(self, space_id: str, hashes: Sequence[bytes], hits: Sequence[CachedVector]) -> None:
-        """They are in the cache when this returns, as far as it takes them."""
-        self._waiting.append((space_id, hashes, hits))
-        if self._written is None:
-            self._written = asyncio.get_running_loop().create_future()
-        written = self._written
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write())
-        await asyncio.shield(written)
-
-    async def _write(self) -> None:
-        try:
-            while self._waiting and self._cache is not None:
-                some, written = self._waiting, self._written
-                self._waiting, self._written = [], None
-                with suppress(Exception):  # what is not kept is bought again
-                    await asyncio.to_thread(self._cache.put_all, some)
-                if written is not None and not written.done():
-                    written.set_result(None)
-        finally:
-            self._writer = None
-
-
 class Gateway:
     """Serves requests, one by one, for all clients of this process.
 
@@ -208,7 +153,7 @@ class Gateway:
         self._embedder = embedder
         self.routes = routes
         self._cache = cache
-        self._kept = Keeping(cache)
+        self._keeping = Keeping(cache)
         self._rates = rates
         self._shift = shift
         self._scope = scope
@@ -227,6 +172,7 @@ class Gateway:
         """Wait until nothing is under way, but no longer than so; whether nothing is."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
+        await self._keeping.flush()
         return not self._tasks
 
     async def embed(
@@ -302,7 +248,7 @@ class Gateway:
         ):
             return
         for endpoint in route.chain.endpoints:
-            if shift.prices.of(endpoint) is None:
+            if endpoint.per_hour is None and shift.prices.of(endpoint) is None:
                 raise Refused("price_unknown", f"{endpoint.id} has no price, so the budget cannot hold", param="model")
 
     async def _prepared(self, asked: Asked, route: ServedRoute) -> Texts:
@@ -332,12 +278,14 @@ class Gateway:
             if not missing:
                 break
             flights = await self._flown(call, missing)
-            done = await asyncio.gather(*(asyncio.shield(one) for one in flights.values()), return_exceptions=True)
-            for text_hash, result in zip(flights, done, strict=True):
-                if isinstance(result, Vector):
-                    found[text_hash] = result
-                elif not (isinstance(result, DeadlinePassed) and text_hash not in call.bought):
-                    raise self._placed(call, text_hash, result)
+            if flying := [one for one in flights.values() if not one.done()]:
+                await asyncio.wait(flying)
+            for text_hash, flight in flights.items():
+                error = flight.exception()
+                if error is None:
+                    found[text_hash] = flight.result()
+                elif not (isinstance(error, DeadlinePassed) and text_hash not in call.bought):
+                    raise self._placed(call, text_hash, error)
         if any(one not in found for one in call.texts.hashes):
             raise Refused("overloaded", "the call that was waited for was given up", retry_after_s=1.0)
         return found
@@ -378,7 +326,9 @@ class Gateway:
         if self._cache is None or space is None or not wanted:
             return {}
         scoped = self._scope(space.space_id, call.client.workspace)
-        found = await asyncio.to_thread(self._cache.look_up, scoped, wanted, space.dimensions)
+        found = self._cache.glance(scoped, wanted, space.dimensions) if len(wanted) <= _FEW else None
+        if found is None:
+            found = await asyncio.to_thread(self._cache.look_up, scoped, wanted, space.dimensions)
         return {
             text_hash: Vector(vector=hit.vector, provider=hit.provider, model=hit.model, tokens=hit.tokens)
             for text_hash, hit in found.items()
@@ -421,7 +371,7 @@ class Gateway:
 
     def _packed(self, call: _Call, places: Sequence[int]) -> list[PackedRequest]:
         endpoint, wire = call.route.first, call.texts
-        limits = wiring.packed_limits(
+        limits = foundations.packed_limits(
             self._embedder.router.memory.limits(endpoint), endpoint, self.routes.settings.options
         )
         packer = Packer(limits, purpose=call.purpose, token_arrays=wire.are_tokens)
@@ -445,7 +395,7 @@ class Gateway:
     ) -> None:
         """Buy the texts of one request, tell all who wait for them, and keep them."""
         mine = {call.texts.hashes[at]: flights[call.texts.hashes[at]] for at in packed.ordinals}
-        kept = _Kept(call.shift.journal)
+        kept = Answers(call.shift.journal)
         try:
             outcomes = await self._asked(call, packed.request, kept)
             for outcome in outcomes:
@@ -459,11 +409,8 @@ class Gateway:
             self._bug(bug)
             _fail(mine, Refused("internal_error", "something went wrong here; the request's id leads to the log"))
         finally:
-            try:
-                await asyncio.shield(self._remember(call, kept))
-            finally:
-                for text_hash in mine:
-                    self._flights.pop((*call.scope, text_hash), None)
+            _fail(mine, DeadlinePassed("the call that bought it brought nothing"))  # whoever is not told by now
+            self._remember(call, kept, mine)
 
     async def _asked(self, call: _Call, request: Request, journal: AttemptRecord) -> list[Outcome]:
         policy = call.route.policy(call.deadline, max(0.0, call.deadline - self._clock()))
@@ -505,15 +452,19 @@ class Gateway:
                     )
                 )
 
-    async def _remember(self, call: _Call, kept: _Kept) -> None:
-        """Put what was answered into the cache; the journal need not hold it any longer."""
-        for ref, event, hashes, vectors, tokens_each, space_id in kept.answers:
-            if self._cache is not None:
-                each = tokens_each or ((event.tokens_total,) if len(vectors) == 1 else (None,) * len(vectors))
-                hits = [CachedVector(event.provider, event.model, each[i], row) for i, row in enumerate(vectors)]
-                known = [hashes[at : at + TEXT_HASH_BYTES] for at in range(0, len(hashes), TEXT_HASH_BYTES)]
-                await self._kept.put(self._scope(space_id, call.client.workspace), known, hits)
-            kept.release(ref.segment, len(vectors))
+    def _remember(self, call: _Call, kept: Answers, flights: Mapping[bytes, asyncio.Future[Vector]]) -> None:
+        """What was answered goes into the cache; who asks for it before it is there gets it from here."""
+        told = [one for one, flight in flights.items() if flight.exception() is None]
+        for text_hash in flights.keys() - set(told):
+            self._flights.pop((*call.scope, text_hash), None)
+        call.shift.begin()
+
+        def done() -> None:
+            for text_hash in told:
+                self._flights.pop((*call.scope, text_hash), None)
+            call.shift.end()
+
+        kept.keep(self._keeping, lambda space_id: self._scope(space_id, call.client.workspace), done)
 
     # what it came to
 
@@ -539,6 +490,7 @@ class Gateway:
             operation_id=call.operation_id,
             spending=call.guard.spending,
             policy=call.route.first.policy if asked.dimensions is not None else None,
+            cut=call.texts.cut,
             provider_s=call.guard.provider_s,
             budget_warning=self._warning(call),
         )

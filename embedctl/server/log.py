@@ -32,10 +32,14 @@ LONGEST = 128
 """Characters of a string that a client sent."""
 
 _MOST_WAITING = 10_000
+_TOGETHER_S = 0.02
+"""What comes meanwhile is written at once: each time that the thread wakes up, requests wait for it."""
 
 
 def shown(text: str, longest: int = LONGEST) -> str:
     """A foreign string for a log: cut, and without anything that could forge a line or steer a terminal."""
+    if len(text) <= longest and text.isprintable():
+        return text
     return "".join(one if one.isprintable() else "?" for one in text[:longest])
 
 
@@ -48,7 +52,8 @@ class Log:
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file or sys.stderr
-        self._lines: queue.Queue[bytes | None] = queue.Queue(_MOST_WAITING)
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
         self._dropped = 0
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
@@ -57,10 +62,10 @@ class Log:
         """One line; fields that are None are left out."""
         line: dict[str, Any] = {"time": utc_now().isoformat(timespec="milliseconds"), "event": event}
         line |= {name: value for name, value in fields.items() if value is not None}
-        try:
-            self._lines.put_nowait(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE))
-        except queue.Full:
+        if self._lines.qsize() >= _MOST_WAITING:
             self._dropped += 1
+            return
+        self._lines.put(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE))
 
     def bug(self, error: BaseException, request_id: str = "") -> None:
         """An exception that none should be: where it was, without values: those can be keys or texts."""
@@ -94,10 +99,8 @@ class Log:
         """Write what waits, for a moment at most."""
         if self._dropped:
             self.say("log_dropped", lines=self._dropped)
-        try:
-            self._lines.put(None, timeout=1)
-        except queue.Full:
-            return
+        self._closing.set()
+        self._lines.put(None)
         self._thread.join(timeout=2)
 
     def _write(self) -> None:
@@ -111,6 +114,7 @@ class Log:
                 self._file.buffer.write(b"".join(lines))
                 self._file.flush()
             if line is not None:
+                self._closing.wait(_TOGETHER_S)
                 line = self._lines.get()
 
 

@@ -69,7 +69,13 @@ def _unknown(model: str) -> Refused:
 
 def _check_provider(settings: Settings, name: str) -> None:
     if name not in names.known_providers(settings):
-        raise Refused("unknown_provider", f"unknown provider: {name!r}", param="provider")
+        raise _no_provider(name, "provider")
+
+
+def _no_provider(name: str, param: str) -> Refused:
+    if any(one.provider == name for one in catalog.models()):
+        return Refused("provider_unsupported", f"provider {name!r} is known, and not wired here", param=param)
+    return Refused("unknown_provider", f"unknown provider: {name!r}", param=param)
 
 
 def _prefix(settings: Settings, model: str) -> tuple[str | None, str]:
@@ -81,7 +87,7 @@ def _prefix(settings: Settings, model: str) -> tuple[str | None, str]:
     if catalog.named(model) or _is_configured(settings, model):
         return None, model
     if colon and "/" not in head:
-        raise Refused("unknown_provider", f"unknown provider: {head!r}", param="model")
+        raise _no_provider(head, "model")
     head, slash, rest = model.partition("/")
     return (head, rest) if slash and head in known else (None, model)
 

@@ -22,14 +22,14 @@ CODES: Mapping[str, tuple[int, str]] = {
             "invalid_json", "invalid_input_type", "empty_input", "too_many_inputs", "invalid_token_array",
             "input_too_long", "unknown_provider", "invalid_model", "invalid_encoding_format", "invalid_dimensions",
             "invalid_user", "invalid_input_kind", "invalid_purpose", "invalid_provider", "unknown_parameter",
-            "provider_model_mismatch", "text_refused", "invalid_timeout",
+            "provider_model_mismatch", "text_refused",
         ),
         (400, "invalid_request_error"),
     ),
     **dict.fromkeys(("missing_key", "invalid_key", "expired_key", "invalid_token"), (401, "authentication_error")),
     **dict.fromkeys(("budget_exceeded", "price_unknown"), (402, "insufficient_quota")),
     **dict.fromkeys(
-        ("provider_denied", "model_denied", "admin_required", "workspace_denied", "host_denied", "origin_denied"),
+        ("provider_denied", "model_denied", "admin_required", "host_denied", "origin_denied"),
         (403, "permission_error"),
     ),
     **dict.fromkeys(("model_not_found", "not_found"), (404, "invalid_request_error")),
@@ -44,6 +44,7 @@ CODES: Mapping[str, tuple[int, str]] = {
         (429, "rate_limit_error"),
     ),
     "internal_error": (500, "server_error"),
+    "provider_unsupported": (501, "server_error"),
     **dict.fromkeys(("provider_malformed_response", "space_mismatch", "provider_refused"), (502, "upstream_error")),
     **dict.fromkeys(
         ("provider_unavailable", "circuit_open", "fallback_exhausted", "missing_provider_credentials",
@@ -57,7 +58,7 @@ CODES: Mapping[str, tuple[int, str]] = {
 
 HOPELESS = frozenset({
     "budget_exceeded", "price_unknown", "missing_provider_credentials", "provider_credentials_rejected",
-    "provider_quota_exhausted", "space_mismatch", "storage_failed", "provider_refused",
+    "provider_quota_exhausted", "space_mismatch", "storage_failed", "provider_refused", "provider_unsupported",
 })  # fmt: skip
 """Codes whose request comes to nothing again when it is repeated."""
 

@@ -202,6 +202,7 @@ class ServedRoutes:
                 workspace_column=None,
                 dimensions=key.dimensions,
                 input_type=key.input_type or options.input_type,
+                on_too_long="truncate" if options.on_too_long == "truncate" else "fail",
                 fallback="off" if off or options.fallback == "off" else "same-space",
             ),
         )

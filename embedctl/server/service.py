@@ -20,13 +20,14 @@ from embedctl import storage
 from embedctl.budgets.limits import KeyBudget
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.router import Router
+from embedctl.embedding.usage_events import Caller
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, Locked, ProviderError, QuotaExhausted
 from embedctl.records import Observers, utc_now
 from embedctl.routing.breaker import Thresholds
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.learned_file import QUOTA_HOLD_S
 from embedctl.routing.limiter import AdaptiveLimiter, FairTurn, Limiter
-from embedctl.runs import wiring
+from embedctl.runs import foundations
 from embedctl.server import app as apps
 from embedctl.server import keys, recovered, shifts
 from embedctl.server.admission import Admission, KeyRates
@@ -136,6 +137,7 @@ class Service:
         self._metrics = Metrics()
         self._observer = Observers(log, self._metrics)
         self._shift: Shift | None = None
+        self._asked: Router | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._shift_began = 0.0
         self._soon: float | None = None
@@ -243,12 +245,13 @@ class Service:
                     settings.paths.cache, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, observer=log
                 )
                 stack.callback(cache.close)
+                await asyncio.to_thread(cache.open)
             await asyncio.to_thread(
                 recovered.quietly, settings, cache, self._scope, lambda text: log.say("recovered", message=text)
             )
             await self._open_shift(self._ring)
             stack.push_async_callback(self._close_shift)
-            router = self._router(settings)
+            router = self._asked = self._router(settings)
             embedder = Embedder(router, observer=self._observer, keep_bodies=False)
             stack.push_async_callback(embedder.aclose)
             counts = self._counts(settings)
@@ -296,7 +299,7 @@ class Service:
             turn = FairTurn(current_key)
             return AdaptiveLimiter(endpoint.rate_limits, longest_gate_s=deadline_s, waiting=waiting, turn=turn)
 
-        return wiring.server_router(settings, self._observer, limiter, Thresholds(revive_s=_revived_after_s))
+        return foundations.server_router(settings, self._observer, limiter, Thresholds(revive_s=_revived_after_s))
 
     @staticmethod
     def _counts(settings: Settings) -> RunCounts:
@@ -320,7 +323,7 @@ class Service:
         self._shift = await asyncio.to_thread(shifts.opened, self._settings, _key_budgets(ring), self._log)
         self._metrics.prices = self._shift.prices
         self._shift_began = time.monotonic()
-        self._budgets_seen = _seen(wiring.ledger_paths(self._settings).limits)
+        self._budgets_seen = _seen(foundations.ledger_paths(self._settings).limits)
         if before is not None:
             task = asyncio.create_task(self._close(before))
             self._closing.add(task)
@@ -328,9 +331,15 @@ class Service:
 
     async def _close(self, shift: Shift) -> None:
         try:
-            await shift.close()
+            await shift.close(self._charge_idle)
         except EmbedctlError as problem:
             self._log.say("shift_not_closed", message=problem.message)
+
+    async def _charge_idle(self, shift: Shift) -> None:
+        """What machines that cost by the hour came to beside the calls: the service's own workspace pays."""
+        if self._asked is not None:
+            caller = Caller(run_id=shift.run_id, workspace_id=self._settings.options.workspace)
+            await foundations.charge_idle(self._asked, caller, shift.journal, shift.money, self._metrics)
 
     async def _close_shift(self) -> None:
         shift, self._shift = self._shift, None
@@ -348,7 +357,7 @@ class Service:
             return True
         if self._soon is not None and now >= self._soon:
             return True
-        if _seen(wiring.ledger_paths(self._settings).limits) != self._budgets_seen:
+        if _seen(foundations.ledger_paths(self._settings).limits) != self._budgets_seen:
             return True
         return shift.ends is not None and (utc_now() >= shift.ends or now - self._shift_began >= SHIFT_S)
 

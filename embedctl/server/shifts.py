@@ -7,7 +7,7 @@ anew at what the ledger knows, while the calls of the last one end under it. One
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,10 +23,13 @@ from embedctl.journal import Journal
 from embedctl.journal.rescue import JOURNAL, LOCK
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.records import Observer, utc_now, uuid7
-from embedctl.runs import wiring
+from embedctl.runs import foundations
 from embedctl.runs.registry import RunEntry, RunRegistry, home_trust
 from embedctl.settings import Settings
 from embedctl.storage import locks
+
+_AT_ONCE_BYTES = 64 << 10
+"""Of frames that the loop writes itself: a few vectors."""
 
 COMMAND = "serve"
 """Of a server's entries in the registry of runs."""
@@ -63,8 +66,11 @@ class Shift:
         if not self.calls:
             self._idle.set()
 
-    async def close(self) -> None:
+    async def close(self, charge_idle: Callable[[Shift], Awaitable[None]]) -> None:
         """Wait for its calls, hand what they came to to the spool, and leave nothing.
+
+        Args:
+            charge_idle: Accounts for what machines came to beside those calls.
 
         Raises:
             StorageFailed: The disk refused; recovery will do it.
@@ -73,6 +79,7 @@ class Shift:
             self._idle.clear()
             await self._idle.wait()
         try:
+            await charge_idle(self)
             await self.journal.close(published=True)
         finally:
             await asyncio.to_thread(self._leave)
@@ -113,7 +120,7 @@ def opened(settings: Settings, keys: Sequence[KeyBudget], observer: Observer) ->
         registry.register(entry)
         prices = RunPrices(paths.price_file, utc_now())
         money, ends = spend_limits.of_server(
-            wiring.ledger_paths(settings),
+            foundations.ledger_paths(settings),
             settings,
             keys,
             prices.of,
@@ -121,12 +128,13 @@ def opened(settings: Settings, keys: Sequence[KeyBudget], observer: Observer) ->
             trust,
             run_id=str(run_id),
             state=folder,
-            take_in=wiring.taking_in(settings, observer),
+            take_in=foundations.taking_in(settings, observer),
         )
         journal = Journal.open(
             folder / JOURNAL,
             secret=trust.secret,
-            spool=wiring.spool(settings),
+            spool=foundations.spool(settings),
             sync_intents=settings.serve.durability == "sync",
+            at_once_bytes=_AT_ONCE_BYTES,
         )
         return Shift(run_id, journal, money, prices, ends, 0, entry, registry, folder, stack.pop_all())

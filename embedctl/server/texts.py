@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from embedctl import tokens
+from embedctl.planning import splitter
 from embedctl.records import text_hash, tokens_hash
 from embedctl.routing.endpoint import Endpoint
 from embedctl.server.fields import Asked
@@ -27,6 +28,7 @@ class Texts:
         hashes: One 16-byte hash each.
         sizes: UTF-8 bytes of each.
         tokens: Of each, where they are known: arrays were counted by who sent them.
+        cut: Places of those whose end was left out, because they were too long.
     """
 
     wire: Sequence[str] | Sequence[Sequence[int]]
@@ -34,6 +36,7 @@ class Texts:
     sizes: Sequence[int]
     tokens: Sequence[int] | None = None
     are_tokens: bool = False
+    cut: Sequence[int] = ()
 
 
 def are_large(asked: Asked, endpoint: Endpoint) -> bool:
@@ -64,13 +67,22 @@ def prepared(asked: Asked, route: ServedRoute, *, cl100k: bool) -> Texts:
     if asked.token_arrays:
         return _of_arrays(asked, route, known or (tokens.counter(tokens.FALLBACK) if cl100k else None))
     wire = [f"{endpoint.prefix}{text}" for text in asked.inputs] if endpoint.prefix else [*map(str, asked.inputs)]
-    encoded = [text.encode("utf-8") for text in wire]
-    sizes = [len(one) for one in encoded]
+    sizes = [len(text.encode("utf-8")) for text in wire]
+    cut: list[int] = []
     if endpoint.max_tokens is not None and known is not None:
         doubtful = [place for place, size in enumerate(sizes) if size > endpoint.max_tokens]
         counted = endpoint.counts.of(known, [wire[place] for place in doubtful]) if doubtful else []
-        _check_lengths(endpoint, dict(zip(doubtful, counted, strict=True)))
-    return Texts(wire, [text_hash(text) for text in wire], sizes)
+        cut = _too_long(endpoint, dict(zip(doubtful, counted, strict=True)))
+        for place in cut:
+            wire[place] = _shortened(wire[place], endpoint, endpoint.max_tokens, known)
+            sizes[place] = len(wire[place].encode("utf-8"))
+    return Texts(wire, [text_hash(text) for text in wire], sizes, cut=cut)
+
+
+def _shortened(text: str, endpoint: Endpoint, limit: int, counter: tokens.Counter) -> str:
+    """Its beginning, as `--on-too-long truncate` cuts it."""
+    measure = tokens.splitter_source(endpoint.tokenizer, endpoint.fallback_tokenizer)
+    return splitter.truncated(text, limit - counter.count([""])[0], measure)
 
 
 def _of_arrays(asked: Asked, route: ServedRoute, counter: tokens.Counter | None) -> Texts:
@@ -83,10 +95,13 @@ def _of_arrays(asked: Asked, route: ServedRoute, counter: tokens.Counter | None)
                 raise Refused(
                     "invalid_token_array", f"{array[at]} is no token of {endpoint.model}", param=f"input[{place}][{at}]"
                 )
+    cut = _too_long(endpoint, dict(enumerate(map(len, arrays))))
+    for place in cut:
+        arrays[place] = arrays[place][: endpoint.max_tokens]
     counts = [len(array) for array in arrays]
-    _check_lengths(endpoint, dict(enumerate(counts)))
     if route.sends_tokens:
-        return Texts(arrays, [*map(tokens_hash, arrays)], [_BYTES_A_TOKEN * n for n in counts], counts, are_tokens=True)
+        sizes = [_BYTES_A_TOKEN * n for n in counts]
+        return Texts(arrays, [*map(tokens_hash, arrays)], sizes, counts, are_tokens=True, cut=cut)
     if counter is None:
         raise Refused(
             "invalid_token_array",
@@ -97,15 +112,20 @@ def _of_arrays(asked: Asked, route: ServedRoute, counter: tokens.Counter | None)
     if "" in wire:
         raise Refused("invalid_token_array", "the tokens are no text", param=f"input[{wire.index('')}]")
     sizes = [len(text.encode("utf-8", "surrogatepass")) for text in wire]
-    return Texts(wire, [text_hash(text) for text in wire], sizes, counts)
+    return Texts(wire, [text_hash(text) for text in wire], sizes, counts, cut=cut)
 
 
-def _check_lengths(endpoint: Endpoint, counts: dict[int, int]) -> None:
+def _too_long(endpoint: Endpoint, counts: dict[int, int]) -> list[int]:
+    """Places of those to be cut; none when nothing is too long.
+
+    Raises:
+        Refused: Something is, and nothing may be cut.
+    """
     limit = endpoint.max_tokens
     if limit is None:
-        return
+        return []
     too_long = [{"index": place, "tokens": count} for place, count in counts.items() if count > limit]
-    if too_long:
+    if too_long and endpoint.truncation != "truncate":
         raise Refused(
             "input_too_long",
             f"One or more inputs exceed max tokens {limit} for model {endpoint.model}: "
@@ -113,3 +133,4 @@ def _check_lengths(endpoint: Endpoint, counts: dict[int, int]) -> None:
             param=f"input[{too_long[0]['index']}]",
             details=too_long,
         )
+    return [one["index"] for one in too_long]

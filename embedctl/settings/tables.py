@@ -23,6 +23,7 @@ _LONG_WORD = re.compile(r"[A-Za-z0-9]{20,}")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
 _LONGEST_DAYS = 36_500
 _MOST_PLACES = 100
+_MOST_DECIMALS = 9
 _OF_HTTP = frozenset({"connection", "content-length", "expect", "te", "trailer", "transfer-encoding", "upgrade"})
 
 
@@ -66,6 +67,16 @@ def is_header_name(value: str) -> str | None:
     return "must be no header that HTTP itself needs" if value.lower() in _OF_HTTP else None
 
 
+def hourly(value: Decimal) -> str | None:
+    """A price per hour, exact in millionths of an hour as the ledger keeps amounts."""
+    is_exact = is_amount(value) and int(value.as_tuple().exponent) >= -_MOST_DECIMALS
+    return (
+        None
+        if is_exact and 0 < value <= 10**6
+        else f"must be an amount above 0, with at most {_MOST_DECIMALS} decimals"
+    )
+
+
 def ruled(default: Any, rule: Rule) -> Any:
     """A field with a rule; None needs none."""
     return field(default=default, metadata={"rule": rule})
@@ -85,6 +96,7 @@ class ProviderSettings:
         batch_max_inputs: Texts of one batch.
         batch_enqueued_tokens: Of all batches in flight together; 0 = no limit.
         free: This place costs nothing.
+        per_hour: USD per hour that its machine runs, whatever it is asked; calls are charged their share of its time.
         insecure: Allow plain http to a host that is not loopback.
         body, each, vectors, index, ids, tokens, error, path, key_header: The json protocol's template and JMESPath
             expressions.
@@ -104,6 +116,7 @@ class ProviderSettings:
     timeout_s: float | None = ruled(None, between(0.001, 10**9))
     price_as: str | None = None
     free: bool | None = None
+    per_hour: Decimal | None = ruled(None, hourly)
     region: str | None = None
     insecure: bool = False
     ca_file: str | None = None

@@ -68,6 +68,16 @@ class SqliteCache:
         self._lock = threading.Lock()
         self._seen = CacheStats()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the file was opened, and is of use."""
+        return self._connection is not None and not self._broken
+
+    def open(self) -> None:
+        """Open the file now."""
+        if self._connection is None:
+            self.do(lambda _: None, None)
+
     def do(self, work: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
         """What `work` gives, as one transaction; `otherwise`, and a word of it, when the file is of no use."""
         with self._lock:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
+from embedctl import terminal
 from embedctl.errors import InputInvalid, WrongUsage, nearest
 from embedctl.reports import charts
 from embedctl.vectors.files import Stored
@@ -17,7 +19,9 @@ from embedctl.vectors.files import Stored
 MOST_WORDS = 10
 """Words of a column that get a colour of their own; the others share one."""
 
-_TEXT_LETTERS = 200
+_TEXT_LETTERS = (200, 160, 130, 100, 80, 60, 50, 40, 30, 24, 18, 12)
+_ID_LETTERS = (80, 50, 30, 20, 12, 8, 5, 3)
+_MOST_BYTES = 1_400_000  # of a page's points; its script takes some 80 kB
 _ALL_THE_SAME = 1e-5
 """Variance of vectors of length 1 that is nothing but rounding."""
 
@@ -110,35 +114,44 @@ def points(stored: Stored, axes: Axes, *, colour: str | None, most: int) -> Poin
 
 
 def as_page(drawn: Points, axes: Axes, *, title: str, colour: str | None) -> str:
-    """The map as HTML that loads nothing from elsewhere.
-
-    Raises:
-        ExtraMissing: plotly is not installed.
-    """
-    hover = [
-        f"<b>{charts.plain(name)}</b> · {chunk}<br>{_wrapped(text)}"
-        for name, chunk, text in zip(drawn.ids, drawn.chunk_indexes, drawn.texts, strict=True)
+    """The map as HTML that loads nothing from elsewhere; texts are cut until it weighs little."""
+    groups = _groups(drawn.colours, len(drawn.ids), colour)
+    order = np.concatenate([rows for _, rows, _ in groups]).tolist()
+    numbers = groups[0][2]
+    ends = [(float(low), float(high)) for low, high in zip(drawn.places.min(0), drawn.places.max(0), strict=True)]
+    places = [_steps(drawn.places[order, axis], ends[axis]) for axis in (0, 1)]
+    ids, id_letters = _within([_line(drawn.ids[row]) for row in order], _ID_LETTERS, _MOST_BYTES // 2)
+    chunks = [drawn.chunk_indexes[row] for row in order]
+    values: dict[str, Any] = {
+        "title": terminal.safe(title),
+        "colour": None if colour is None else _line(colour),
+        "axes": [_axis(axes, 0), _axis(axes, 1)],
+        "ranges": ends,
+        "groups": _spans(groups),
+        "x": places[0],
+        "y": places[1],
+        "ids": ids,
+        "chunks": chunks if any(chunks) else None,
+        "values": None if numbers is None else [None if number != number else _digits(number) for number in numbers],
+        "texts": None,
+        "notes": [],
+    }
+    if id_letters < _ID_LETTERS[0]:
+        values["notes"].append(f"Ids are cut after {id_letters} letters, so that the page weighs little.")
+    if any(text is not None for text in drawn.texts):
+        left = _MOST_BYTES - len(_json(values).encode())
+        texts, letters = _within([_line(drawn.texts[row] or "") for row in order], _TEXT_LETTERS, left)
+        values["texts"] = texts if letters else None
+        if not letters:
+            values["notes"].append("Texts are left out, so that the page weighs little: draw fewer --points.")
+        elif letters < _TEXT_LETTERS[0]:
+            values["notes"].append(f"Texts are cut after {letters} letters, so that the page weighs little.")
+    body = [
+        '<main><div class="filters" id="filters" role="group" aria-label="Search"></div>',
+        '<noscript><p class="warn">The map needs JavaScript; it loads nothing.</p></noscript>',
+        '<div class="cards" id="charts"></div></main>',
     ]
-    traces = []
-    for name, rows, values in _groups(drawn.colours, len(hover), colour):
-        marker: dict[str, Any] = {"size": 6, "opacity": 0.75}
-        if values is not None:
-            bar = {"title": {"text": charts.plain(name)}}
-            marker |= {"color": values, "colorscale": "Viridis", "showscale": True, "colorbar": bar}
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": charts.plain(name),
-                "x": drawn.places[rows, 0].round(5).tolist(),
-                "y": drawn.places[rows, 1].round(5).tolist(),
-                "text": [hover[row] for row in rows],
-                "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
-                "marker": marker,
-            }
-        )
-    layout = _layout(title, axes, colour, legend=len(traces) > 1)
-    return charts.page(title, [charts.figure({"data": traces, "layout": layout}, "map")], "html,body{height:100%}")
+    return charts.page(title, body, script=charts.own("map.js"), values={"page": _json(values)})
 
 
 def as_png(sink: BinaryIO, drawn: Points, axes: Axes, *, title: str, colour: str | None) -> None:
@@ -154,20 +167,43 @@ def as_png(sink: BinaryIO, drawn: Points, axes: Axes, *, title: str, colour: str
     charts.scatter_png(sink, groups, title=title, axes=(_axis(axes, 0), _axis(axes, 1)))
 
 
-def _layout(title: str, axes: Axes, colour: str | None, *, legend: bool) -> dict[str, Any]:
-    return {
-        "title": {"text": charts.plain(title), "font": {"size": 16}},
-        "xaxis": {"title": {"text": _axis(axes, 0)}, "gridcolor": _GREY, "zerolinecolor": _GREY},
-        "yaxis": {"title": {"text": _axis(axes, 1)}, "gridcolor": _GREY, "zerolinecolor": _GREY},
-        "hovermode": "closest",
-        "showlegend": legend,
-        "legend": {"title": {"text": charts.plain(colour or "")}},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": "#888"},
-        "hoverlabel": {"align": "left"},
-        "modebar": {"bgcolor": "rgba(0,0,0,0)"},
-    }
+def _spans(groups: Sequence[tuple[str, NDArray[np.int64], Any]]) -> list[dict[str, Any]]:
+    """Names of groups, and where each stands among the points."""
+    spans: list[dict[str, Any]] = []
+    first = 0
+    for index, (name, rows, _) in enumerate(groups):
+        spans.append({"name": _line(name), "first": first, "count": len(rows), "rest": index >= MOST_WORDS})
+        first += len(rows)
+    return spans
+
+
+def _steps(places: NDArray[np.float32], ends: tuple[float, float]) -> list[int]:
+    """Places as 65535ths of their range: finer than any screen, and short."""
+    low, high = ends
+    whole: list[int] = np.rint((places.astype(np.float64) - low) / ((high - low) or 1.0) * 65535).astype(int).tolist()
+    return whole
+
+
+def _within(lines: list[str], letters: Sequence[int], most: int) -> tuple[list[str], int]:
+    """Lines cut after as many letters, of those given, as make them take `most` bytes in a page; 0 if none do."""
+    for count in letters:
+        cut = [line if len(line) <= count else line[: count - 1] + "…" for line in lines]
+        if len(_json(cut).encode()) <= most:
+            return cut, count
+    return [], 0
+
+
+def _line(text: object) -> str:
+    """A text as one line that is safe to show."""
+    return terminal.safe(" ".join(str(text).split())[: _TEXT_LETTERS[0] + 1])
+
+
+def _json(value: object) -> str:
+    return charts.inline(orjson.dumps(value).decode())
+
+
+def _digits(number: float) -> float:
+    return float(f"{number:.6g}")
 
 
 def _groups(
@@ -218,14 +254,3 @@ def _check_column(stored: Stored, name: str) -> None:
 
 def _axis(axes: Axes, which: int) -> str:
     return f"{('first', 'second')[which]} direction ({axes.shares[which]:.0%} of the variance)"
-
-
-def _wrapped(text: str | None) -> str:
-    if text is None:
-        return ""
-    line = " ".join(text.split())
-    line = line if len(line) <= _TEXT_LETTERS else line[: _TEXT_LETTERS - 1] + "…"
-    return "<br>".join(charts.plain(line[at : at + 60]) for at in range(0, len(line), 60))
-
-
-_GREY = "rgba(128,128,128,.25)"

@@ -454,9 +454,11 @@ def test_a_workspace_column_splits_the_bill() -> None:
         '{"id": 1, "text": "one", "team": "acme"}\n{"id": 2, "text": "two", "team": "beta"}\n'
         '{"id": 3, "text": "three", "team": null}\n'
     )
-    done = embedctl("embed", "t.jsonl", "--text-column", "text", "--workspace-column", "team", "-q")
+    done = embedctl("embed", "t.jsonl", "--text-column", "text", "--workspace-column", "team")
 
     assert done.code == 0, done.err
+    assert "paid in USD by acme 0.00, beta 0.00, default 0.00" in done.err
+    assert "paid by default" not in done.err
     assert ledger("select workspace_id, sum(input_count) from usage_event group by all order by all") == [
         ("acme", 1),
         ("beta", 1),

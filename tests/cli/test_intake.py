@@ -32,6 +32,8 @@ READERS = {
     "drift": ["drift"],
     "explain": ["explain", str(uuid7())],
     "diff": ["diff", "--from", "2026-10", "--to", "2026-11"],
+    "forecast": ["forecast"],
+    "anomalies": ["anomalies"],
     "export": ["export", "-o", "focus.csv"],
     "backup": ["backup", "copy.duckdb"],
 }

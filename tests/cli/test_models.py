@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from embedctl.cli import app
 from embedctl.tokens import ASSETS
+from tests.support import static_models
 from tests.support.running import user_settings
 from tests.support.wire.client import Wire
 
@@ -442,3 +443,126 @@ def test_pull_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert ended.exit_code == 78
     assert "pip install 'huggingface-hub>=0.30'" in ended.stderr
+
+
+# ── static models ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_static_folder(here: Path) -> None:
+    """A folder that model2vec saved is a model: vectors, tokens, cost 0, and a space that its files make."""
+    folder = static_models.saved(here / "words")
+    Path("a.txt").write_text("The cell is charged.")
+
+    ended = run("embed", "a.txt", "-m", f"static:{folder}", "-o", "one.parquet", "--json")
+
+    said = orjson.loads(ended.stdout)
+    space = orjson.loads(pq.read_metadata("one.parquet").metadata[b"embedctl"])["space"]
+    assert (ended.exit_code, said["vectors"], said["tokens"], said["cost"]) == (0, 1, 5, "0.00")
+    assert (said["usage_source"], said["dimensions"]) == ("native", static_models.WIDTH)
+    assert re.fullmatch(r"static:words@[0-9a-f]{16}", space["model"])
+    assert space["normalized"] is True
+    assert pq.read_table("one.parquet")["embedding_tokens"].to_pylist() == [5]
+
+
+def test_another_table_is_another_space(here: Path) -> None:
+    """An output goes on with the same files under any path of that name, and never with another table."""
+    folder = static_models.saved(here / "words")
+    embedded(f"static:{folder}", "one.parquet")
+    shutil.move(folder, here / "elsewhere" / "words")
+    again = run("embed", "a.txt", "-m", "static:elsewhere/words", "-o", "one.parquet", "--json")
+    static_models.saved(here / "elsewhere" / "words", embeddings=static_models.table(seed=8))
+    other = run("embed", "a.txt", "-m", "static:elsewhere/words", "-o", "one.parquet")
+
+    assert (again.exit_code, orjson.loads(again.stdout)["reused"]) == (0, 1)
+    assert other.exit_code == 73
+
+
+def test_rows_without_a_vector_of_a_static_model(here: Path) -> None:
+    """Too long, blank, and of no known word: each such row is named with its reason; the others have vectors."""
+    folder = static_models.saved(here / "words", config={"max_length": 6})
+    texts = ["noon", "", "xyzzy", "noon " * 7, "parcels leave", "日本 日本", "short"]
+    Path("rows.jsonl").write_bytes(
+        b"".join(orjson.dumps({"id": i, "text": text}) + b"\n" for i, text in enumerate(texts))
+    )
+
+    ended = run("embed", "rows.jsonl", "-m", f"static:{folder}", "-o", "one.parquet", "--json")
+
+    failures = [orjson.loads(line) for line in Path("one.parquet.failures.jsonl").read_bytes().splitlines()]
+    assert ended.exit_code == 3
+    assert {one["id"]: one["reason"] for one in failures} == {
+        1: "blank",
+        2: "text_refused",
+        3: "too_long",
+        5: "text_refused",
+    }
+    assert pq.read_table("one.parquet")["id"].to_pylist() == [0, 4, 6]
+
+
+def test_a_static_folder_is_no_onnx_model(here: Path) -> None:
+    """A static model that is asked for as an ONNX one says how it is called."""
+    folder = static_models.saved(here / "words")
+    Path("a.txt").write_text("A short text.")
+
+    ended = run("embed", "a.txt", "-m", f"onnx:{folder}")
+
+    assert ended.exit_code == 78
+    assert f"-m static:{folder}" in ended.stderr
+
+
+def test_pull_of_a_static_model(monkeypatch: pytest.MonkeyPatch, clean_environment: Path, here: Path) -> None:
+    """A repository that model2vec made is fetched without its ONNX export; then static:OWNER/NAME is a model."""
+    published = static_models.files(static_models.saved(here / "published"))
+    with hub({**published, "onnx/model.onnx": b"not wanted", "pytorch_model.bin": b"not wanted"}) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        ended = run("models", "pull", "me/model", "--json")
+
+    assert ended.exit_code == 0, ended.output
+    said = orjson.loads(ended.stdout)
+    place = clean_environment / "models" / "me--model"
+    assert (said["model"], said["dimensions"], said["max_tokens"]) == ("static:me/model", static_models.WIDTH, 512)
+    assert static_models.files(place) == published
+    np.testing.assert_array_equal(
+        embedded("static:me/model", "one.parquet"), embedded(f"static:{here / 'published'}", "two.parquet")
+    )
+
+
+@pytest.mark.parametrize("tensors", [{"head": static_models.table()}, {"embeddings": static_models.table()[0]}])
+def test_pull_of_a_static_model_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, clean_environment: Path, here: Path, tensors: dict[str, Any]
+) -> None:
+    """What is published as a static model and holds no table is refused, and leaves nothing behind."""
+    with hub(static_models.files(static_models.saved(here / "published", **tensors))) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        ended = run("models", "pull", "me/model")
+
+    assert ended.exit_code == 78
+    assert "me/model/model.safetensors" in ended.stderr
+    assert not list((clean_environment / "models").glob("*"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("list",), ("list", "--provider", "static"), ("show", "static:minishlab/potion-base-8M"),
+     ("choose", "--speed", "fastest"), ("choose", "--cost", "free")],
+)  # fmt: skip
+def test_what_static_models_lose_is_said(words: tuple[str, ...]) -> None:
+    """Where a static model is listed, shown or would fit, it is said what it loses against a small transformer."""
+    said = orjson.loads(run("models", *words, "--json").stdout)
+
+    assert [line for line in said["warnings"] if "82 % of all-MiniLM-L6-v2's retrieval score" in line]
+    assert "82 % of all-MiniLM-L6-v2's" in " ".join(run("models", *words).stdout.split())
+
+
+@pytest.mark.parametrize("words", [("list", "--provider", "openai"), ("choose", "--quality", "highest")])
+def test_nothing_is_lost_where_none_is(words: tuple[str, ...]) -> None:
+    """No word of it where there is no static model."""
+    assert not any("static" in line for line in orjson.loads(run("models", *words, "--json").stdout)["warnings"])
+
+
+def test_warmup_of_a_static_model(here: Path) -> None:
+    """A static model is warmed up like any that runs here."""
+    folder = static_models.saved(here / "words")
+
+    assert (
+        orjson.loads(run("models", "warmup", f"static:{folder}", "--json").stdout)["dimensions"] == static_models.WIDTH
+    )

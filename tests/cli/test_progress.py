@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import signal
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedctl.cli._progress import ProgressDisplay, Throughput
-from embedctl.records import Paced, PhaseBegan, Progressed
+from embedctl.records import Paced, PhaseBegan, Progressed, Waiting
 from tests.support.processes import MODEL, World, Zygote, sentence
 from tests.support.terminals import run_on
 from tests.support.wire.client import Wire
@@ -75,13 +78,14 @@ def test_something_is_shown_before_the_first_answer(world: World) -> None:
 
 
 def test_documents_are_chunked_then_embedded(world: World, documents: Path) -> None:
-    """With the bundled model files are counted while they are chunked, then their texts, also within a request."""
+    """With the bundled model files are counted while they are chunked, and their texts, also within a request."""
     with run_on(["embed", "docs", "-o", "docs.parquet"], world.folder, world.environment) as screen:
         assert screen.end() == 0, screen.seen
 
     cut = numbers(screen.seen, r"chunking ([\d,]+) of 60 files")
     done = numbers(screen.seen, r"embedding ([\d,]+) of [\d,]+ texts")
-    (texts,) = set(numbers(screen.seen, r"embedding [\d,]+ of ([\d,]+) texts"))
+    texts = numbers(screen.seen, r"embedding [\d,]+ of ([\d,]+) texts")[-1]
+    assert texts == pq.read_metadata(world.folder / "docs.parquet").num_rows
     assert cut == sorted(cut)
     assert done == sorted(done)
     assert [one for one in done if 0 < one < texts]
@@ -173,22 +177,26 @@ def test_a_second_signal_says_what_is_kept(world: World) -> None:
 
 @given(st.lists(st.integers(0, 500), min_size=4, max_size=100), st.integers(1, 10**6))
 def test_the_time_left_has_bounds(steps: list[int], left: int) -> None:
-    """The time left lies between its bounds, which meet when the pace never changes."""
+    """The time left lies between its bounds, which meet when the pace never changes; it counts from the first text."""
     pace, texts = Throughput(), 0
     for second, step in enumerate(steps):
         texts += step
         pace.see(float(second), texts, 3 * texts)
     per_second, tokens = pace.per_second
     bounds = pace.left(left)
+    begun = list(itertools.dropwhile(lambda step: step == 0, steps[1:]))
 
     assert tokens == pytest.approx(3 * per_second)
-    if not per_second:
+    if len(begun) < 3:
         assert bounds is None
+        return
+    assert per_second == pytest.approx(sum(begun) / len(begun) if len(steps) <= 60 else per_second)
+    if not per_second:
         return
     assert bounds is not None
     assert bounds[0] <= left / per_second * (1 + 1e-9)
     assert bounds[1] >= left / per_second * (1 - 1e-9)
-    if len(set(steps[1:])) == 1:
+    if len(set(begun)) == 1:
         assert bounds[0] == pytest.approx(bounds[1])
 
 
@@ -214,6 +222,40 @@ def test_headlines(event: Any, headline: str) -> None:
     display.notify(event)
 
     assert display.headline() == headline
+
+
+def test_details_of_what_is_read() -> None:
+    """While files are read: their rate, what they have become, what that costs, and the time left for the rest."""
+    now = [0.0]
+    display = ProgressDisplay(shown=False, clock=lambda: now[0])
+    for second in range(6):
+        now[0] = float(second)
+        done = {"texts": 8 * second, "tokens": 200 * second, "cost": Decimal("0.001") * second}
+        display.notify(at(phase="chunking", rows_read=4 * second, documents=True, share_read=0.04 * second, **done))
+
+    assert display.headline() == "chunking 20 of 100 files, 20 %"
+    assert display.details() == ["4.0 files/s", "40 texts so far", "about 1,000 tokens", "0.0050 USD", "20 s left"]
+
+
+def test_files_are_read_beside_the_embedding() -> None:
+    """What is still to be read stands behind what is embedded, until there is nothing more."""
+    display = ProgressDisplay(shown=False)
+    display.notify(at(texts=5, texts_total=900, rows_read=30, documents=True, share_read=0.3))
+    assert display.details()[-1] == "30 of 100 files read"
+    display.notify(at(texts=5, texts_total=300, is_exact=True, rows_read=100, documents=True, share_read=1.0))
+    assert not any("read" in one for one in display.details())
+
+
+def test_why_nothing_is_sent() -> None:
+    """A wait stands below with its reason and the time that is left of it, until it is over; a short one does not."""
+    now = [0.0]
+    display = ProgressDisplay(shown=False, clock=lambda: now[0])
+    display.notify(Waiting("corp", "too many requests.", 30.0))
+    display.notify(Waiting("eu", "too many requests", 0.2))
+    now[0] = 10.0
+    assert display.paced() == ["corp: too many requests; retry in 20 s"]
+    now[0] = 30.0
+    assert display.paced() == []
 
 
 def test_why_the_pace_is_cut() -> None:

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from embedctl.backends import local
+from tests.support import static_models
 from tests.support.running import embedctl
 
 WIDTH = 384
@@ -200,3 +202,29 @@ def test_the_ledgers_least_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     assert head[8:12] == b"DUCK"
     assert int.from_bytes(head[12:20], "little") <= 65
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
+@pytest.mark.parametrize("how", ["float32", "float64", "int8", "mapped"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_static_models_agree_with_model2vec(tmp_path: Path, kind: str, how: str, normalize: bool) -> None:
+    """A folder that model2vec saves gives the vectors that model2vec gives, to float32 rounding."""
+    model2vec = library("model2vec")
+    tokenizer = static_models.tokenizer(kind)
+    count = tokenizer.get_vocab_size()
+    rows = static_models.table(count)
+    quantised = (
+        {"weights": np.linspace(0.1, 2, count, dtype=np.float32), "token_mapping": np.arange(count) % 3}
+        if how == "mapped"
+        else {}
+    )
+    rows = rows if how == "mapped" else (rows * 20).astype(how)
+    saved = model2vec.StaticModel(rows, tokenizer, normalize=normalize, **quantised)
+    saved.save_pretrained(tmp_path)
+    texts = ["the cell is charged", "parcels leave at noon", "les colis partent à midi, some words", "noon " * 300]
+
+    found = local.load("static", tmp_path, None).embed(texts)[0]
+    theirs = model2vec.StaticModel.from_pretrained(tmp_path).encode(texts, max_length=None)
+
+    np.testing.assert_allclose(found, theirs, rtol=1e-5, atol=2e-6 * np.abs(theirs).max())
+    assert local.protocol_of(tmp_path) == "static"

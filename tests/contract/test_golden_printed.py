@@ -212,6 +212,9 @@ def test_usage(world: World) -> None:
         ("estimate", "rows.parquet", *RUN, "--tier", "batch"),
         ("diff", "estimate.json"),
         ("diff", "--from", "yesterday", "--to", "today"),
+        ("forecast",),
+        ("forecast", "--by", "workspace"),
+        ("anomalies",),
         ("doctor",),
         ("sql", f"{sums} all"),
     ]
@@ -415,6 +418,7 @@ def test_tables_have_their_columns(world: World) -> None:
         "models show onnx:all-MiniLM-L6-v2", "providers list", "prices list", "prices check", "vectors info out",
         "vectors verify out", "cache stats", "config show", "doctor", "usage report", "usage jobs", "usage drift",
         "usage budget list", "usage estimate lines.txt -m house:tiny", "usage diff estimate.json", "usage doctor",
+        "usage forecast", "usage anomalies",
     ]  # fmt: skip
     found = {words: world.run(*words.split(), "--format", "csv").out.partition("\n")[0] for words in asked}
 

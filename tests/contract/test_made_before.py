@@ -201,11 +201,13 @@ def test_its_runs_are_listed(before: Before) -> None:
     outputs = {str(before.folder / output): name for name, (output, _) in OUTPUTS.items()}
 
     assert [(outputs[run["output"]], run["job"], run["state"]) for run in runs] == [
+        ("cut file", None, "interrupted"),
         ("cut", "weekly", "interrupted"),
         ("renewed", None, "interrupted"),
         ("swapped", None, "failed"),
         ("renewed", None, "completed"),
         ("swapped", None, "completed"),
+        ("file", None, "completed"),
         ("finished", "nightly", "partial"),
     ]
     assert embedctl("batch", "status", "weekly", "--json").json["state"] == "interrupted"

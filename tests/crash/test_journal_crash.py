@@ -94,8 +94,9 @@ def no_threads_left() -> Iterator[None]:
 class World:
     """A folder with an output, a provider that keeps its own books, and a ledger."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, at_once_bytes: int = 0) -> None:
         self.folder = folder
+        self.at_once_bytes = at_once_bytes
         self.spool = folder / "spool"
         self.parts = folder / "out"
         self.journal = folder / "state" / "journal"
@@ -134,6 +135,7 @@ class World:
             recovered=recovered,
             disk=disk,
             segment_bytes=1,  # every intent that finds another in the segment opens a new one
+            at_once_bytes=self.at_once_bytes,
         )
         places = {
             hashed: answer.place.row(index)
@@ -286,12 +288,19 @@ def _loaded(path: Path) -> object:
 
 
 def sweep(
-    tmp_path: Path, *, torn: bool, power: bool = False, step: int = 1, start: int = 1, first_only: bool = False
+    tmp_path: Path,
+    *,
+    torn: bool,
+    power: bool = False,
+    step: int = 1,
+    start: int = 1,
+    first_only: bool = False,
+    at_once_bytes: int = 0,
 ) -> tuple[int, list[str]]:
     """Crash at every operation, once more while recovering, then finish; crash points tried and violations seen."""
     violations: list[str] = []
     for tried, at in enumerate(itertools.count(start, step), 1):
-        world = World(tmp_path / f"{torn}{power}{at}")
+        world = World(tmp_path / f"{torn}{power}{at}", at_once_bytes)
         graves = world.folder / "graves" if power else None
         lived = world.run(CrashingDisk(at, torn=torn, graveyard=graves, seed=at))
         if power:
@@ -311,18 +320,19 @@ def sweep(
     raise AssertionError("no sweep ends without a run that lives")
 
 
-@pytest.mark.parametrize("torn", [False, True])
-def test_a_crash_at_any_operation_loses_and_doubles_nothing(tmp_path: Path, torn: bool) -> None:
+@pytest.mark.parametrize(("torn", "at_once_bytes"), [(False, 0), (True, 0), (True, 1 << 16)])
+def test_a_crash_at_any_operation_loses_and_doubles_nothing(tmp_path: Path, torn: bool, at_once_bytes: int) -> None:
     """Killed at any durable operation, and again while recovering, a run ends exact: rows, vectors and bill."""
-    points, violations = sweep(tmp_path, torn=torn)
+    points, violations = sweep(tmp_path, torn=torn, at_once_bytes=at_once_bytes)
 
     assert violations == []
     assert points > 80
 
 
-def test_losing_the_power_loses_no_charge_and_no_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once_bytes", [0, 1 << 16])
+def test_losing_the_power_loses_no_charge_and_no_row(tmp_path: Path, at_once_bytes: int) -> None:
     """When unsynced bytes and names are lost, kept, torn or zeroed at random, every charge has one event."""
-    points, violations = sweep(tmp_path, torn=False, power=True)
+    points, violations = sweep(tmp_path, torn=False, power=True, at_once_bytes=at_once_bytes)
 
     assert violations == []
     assert points > 80

@@ -60,21 +60,25 @@ class Load:
 def rounds(wire: Wire, folder: Path, number: int, seed: int) -> None:
     """Kill a server under load so many times; look at what is free after each, and at the bill in the end."""
     chance = random.Random(seed)
-    write_settings(folder, "[serve]\ngrace_s = 0\ndrain_s = 5\ndeadline_s = 10\n")
+    write_settings(folder, "[serve]\ngrace_s = 0\ndrain_s = 5\n")
     env = environment(folder, wire)
     keys = [make_key(folder, env, "--in-flight", 64, workspace=name) for name in ("one", "two")]
     wire.plan(faults=FAULTS, seed=seed, latency_s=0.01)
     known: list[tuple[str, str]] = []
+    killed = 0
     for count in range(number):
         with started(folder, env) as server:
             for text, key in chance.sample(known, min(5, len(known))):
-                assert server.embed(text, key=key).headers["x-embedctl-cache"] == "hit"
+                reply = server.embed(text, key=key)
+                assert reply.headers.get("x-embedctl-cache") == "hit", (count, text, reply)
             load = Load(server, keys, [sentence(count * 40 % 4000 + n) for n in range(60)])
             clients = [threading.Thread(target=load.ask, args=(seed * 1000 + count * 10 + n,)) for n in range(6)]
             for client in clients:
                 client.start()
             time.sleep(chance.uniform(0.1, 1.2))  # when the kill comes is chance, and what holds must not depend on it
-            server.process.send_signal(chance.choice((signal.SIGKILL, signal.SIGTERM)))
+            fate = chance.choice((signal.SIGKILL, signal.SIGTERM))
+            killed += fate == signal.SIGKILL
+            server.process.send_signal(fate)
             server.process.wait(30)
             load.stopped.set()
             for client in clients:
@@ -88,6 +92,8 @@ def rounds(wire: Wire, folder: Path, number: int, seed: int) -> None:
         found, billed = bill(server), wire.billed()
         workspaces = {row[0] for row in server.ledger("SELECT DISTINCT workspace_id FROM usage_event")}
 
+    row = (seed, f"{killed} SIGKILL, {number - killed} SIGTERM", len(wire.truth()), found.attempts, found.hits)
+    print(*row, found.confirmed, billed, found.confirmed + found.unknown, sep=" | ")  # `pytest --long -s` shows it
     assert found.confirmed <= billed <= found.confirmed + found.unknown
     assert found.attempts >= len(wire.truth())
     assert found.hits > 0

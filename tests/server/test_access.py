@@ -256,6 +256,7 @@ def test_a_token_is_as_good_as_a_key(server: Serving) -> None:
 BAD_TOKENS = {
     "expired": ({"exp": 1_000_000}, "expired_key"),
     "not yet": ({"nbf": 4_000_000_000}, "invalid_token"),
+    "made later": ({"iat": 4_000_000_000, "exp": 4_000_000_600}, "invalid_token"),
     "no exp": ({"exp": None}, "invalid_token"),
     "no sub": ({"sub": None}, "invalid_token"),
     "a number": ({"sub": 7}, "invalid_token"),
@@ -449,6 +450,19 @@ def test_hangup_reloads_settings_and_keeps_them_when_they_are_wrong(tmp_path: Pa
         until(lambda: any(one["event"] == "not_reloaded" for one in found.log()))
 
         assert found.embed("a", key=key).status == 403
+
+
+def test_hangup_changes_a_provider_s_pace(tmp_path: Path, wire: Wire) -> None:
+    """A provider's own pace is another after SIGHUP, also where it was asked before."""
+    slow = "[serve]\ndeadline_s = 1\n[providers.openai]\nrequests_per_minute = {}\nburst = 1\n"
+    with serving(tmp_path / "g", wire, settings=slow.format(1)) as found:
+        assert found.embed("the one of this minute").status == 200
+        assert found.embed("comes too early").status in (429, 503, 504)
+        write_settings(found.folder, slow.format(60_000))
+        found.process.send_signal(signal.SIGHUP)
+        until(lambda: found.embed(f"after the change {os.urandom(4).hex()}").status == 200)
+
+        assert [found.embed(f"and another {n}").status for n in range(5)] == [200] * 5
 
 
 # ── what must not get out ────────────────────────────────────────────────────────────────────────────────────────────

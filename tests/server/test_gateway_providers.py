@@ -36,6 +36,7 @@ def two_places(second: Wire) -> str:
 
 
 FAILING: list[tuple[Any, int, str]] = [
+    ({"fault": "status", "status": 405}, 502, "provider_refused"),
     ({"fault": "status", "status": 500}, 503, "provider_unavailable"),
     ({"fault": "status", "status": 503}, 503, "provider_unavailable"),
     ("reset_before", 504, "deadline_exceeded"),
@@ -65,7 +66,7 @@ def test_a_provider_s_failure_has_its_code(wire: Wire, tmp_path: Path, fault: An
         assert (reply.status, reply.code) == (status, code)
         assert reply.json["error"]["type"] in ("upstream_error", "rate_limit_error")
         assert requests <= 1 + 3
-        hopeless = "provider_credentials_rejected", "provider_quota_exhausted", "space_mismatch"
+        hopeless = "provider_credentials_rejected", "provider_quota_exhausted", "space_mismatch", "provider_refused"
         assert (reply.headers.get("x-should-retry") == "false") == (code in hopeless)
         assert bill(server).attempts == requests
 

@@ -224,6 +224,9 @@ WRONG: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"input_type": "poem"}, 400, "invalid_input_kind", "input_type"),
     ({"purpose": "fun"}, 400, "invalid_purpose", "purpose"),
     ({"provider": "nobody"}, 400, "unknown_provider", "provider"),
+    ({"provider": 7}, 400, "invalid_provider", "provider"),
+    ({"provider": "perplexity"}, 501, "provider_unsupported", "provider"),
+    ({"model": "vertex:gemini-embedding-001"}, 501, "provider_unsupported", "model"),
     ({"model": "openai:" + MODEL, "provider": "onnx"}, 400, "provider_model_mismatch", "model"),
     ({"api_base": "http://example.org"}, 400, "unknown_parameter", "api_base"),
     ({"base_url": "http://example.org"}, 400, "unknown_parameter", "base_url"),
@@ -241,7 +244,7 @@ def test_a_wrong_field_is_named(
     error = reply.json["error"]
 
     assert (reply.status, error["code"], error["param"]) == (status, code, param)
-    assert error["type"] == "invalid_request_error"
+    assert error["type"] == ("server_error" if status == 501 else "invalid_request_error")
     assert error["message"]
     assert ("detail" in reply.json) == (door == "/api/v1")
     assert wire.truth() == []
@@ -280,6 +283,23 @@ def test_too_long_is_told_by_index_in_both_dresses(server: Serving, wire: Wire) 
     assert plain.json["error"]["param"] == "input[1]"
     assert "maximum context length is 8191 tokens" in plain.json["error"]["message"]
     assert wire.truth() == []
+
+
+def test_too_long_is_cut_where_the_operator_says_so(wire: Wire, tmp_path: Path) -> None:
+    """With `on_too_long = "truncate"` the end is left out, a header says of which, and a space of its own keeps it."""
+    texts = ["short enough", "word " * 9000, "word " * 9001]
+    with serving(tmp_path / "g", wire) as server:
+        assert server.embed(texts[:1]).headers["x-embedctl-cache"] == "miss"
+    (tmp_path / "g" / "log").unlink()
+    with serving(tmp_path / "g", wire, settings='on_too_long = "truncate"\n') as server:
+        reply, arrays = server.embed(texts), server.embed([[5] * 9000, [6]])
+
+    assert (reply.status, arrays.status) == (200, 200)
+    assert reply.headers["x-embedctl-truncated"] == "1,2"
+    assert arrays.headers["x-embedctl-truncated"] == "0"
+    assert reply.headers["x-embedctl-cache"].startswith("partial; hits=1/3")  # both long ones begin alike
+    assert reply.json["usage"]["prompt_tokens"] <= 2 * 8191 + 10
+    assert all(one["status"] == 200 for one in wire.truth())
 
 
 def test_the_sum_has_no_limit_of_its_own(server: Serving, wire: Wire) -> None:

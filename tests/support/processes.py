@@ -142,7 +142,8 @@ class World:
     @property
     def constants(self) -> dict[str, Any]:
         """What is other than usual in its processes."""
-        return {"embedctl.planning.slice:SLOT_BYTES": self.slot_bytes, **(HURRY if self.hurried else {})}
+        calm = {"embedctl.planning.slice:SLICE_BYTES": self.slot_bytes, "embedctl.cli._progress:FIRST_LINE_S": 3600.0}
+        return {**calm, **(HURRY if self.hurried else {})}
 
     @property
     def run_with(self) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def started(folder: Path, env: dict[str, str], *flags: object) -> Iterator[Servi
     assert process.stdout is not None
     try:
         line = process.stdout.readline().decode()
-        assert line.startswith("listening on http://"), (folder / "log").read_text()
+        assert line.startswith("listening on http"), (folder / "log").read_text()
         yield Serving(process, line.split()[-1], folder, env)
     finally:
         if process.poll() is None:

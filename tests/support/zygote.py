@@ -20,7 +20,7 @@ from typing import Any
 
 def main() -> None:
     from embedctl import cli
-    from embedctl.cli import _run
+    from embedctl.runs import run
 
     warm(cli.app)
     for line in sys.stdin:
@@ -30,7 +30,7 @@ def main() -> None:
             answer = os.waitstatus_to_exitcode(status)
         elif (answer := os.fork()) == 0:
             become(order)
-            _run.Run = functools.partial(_run.Run, **order["run"])  # type: ignore[misc,assignment]
+            run.Run = functools.partial(run.Run, **order["run"])  # type: ignore[misc,assignment]
             code = 70
             try:
                 cli.app(order["args"])
@@ -49,6 +49,7 @@ def main() -> None:
 LOADED = (
     "anyio._backends._asyncio",
     "embedctl.cli.batch.run",
+    "embedctl.cli._run",
     "embedctl.cli.embed",
     "embedctl.cli.usage.report",
     "embedctl.ledger.ingest",
@@ -91,7 +92,9 @@ def become(order: dict[str, Any]) -> None:
     for name, value in order["constants"].items():
         module, _, path = name.partition(":")
         *owners, last = path.split(".")
-        setattr(functools.reduce(getattr, owners, importlib.import_module(module)), last, value)
+        owner = functools.reduce(getattr, owners, importlib.import_module(module))
+        assert hasattr(owner, last), name
+        setattr(owner, last, value)
     sys.argv = ["embedctl", *order["args"]]
 
 

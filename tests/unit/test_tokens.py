@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from embedctl import tokens
 from embedctl.backends.onnx import local_model
 from embedctl.errors import ConfigurationInvalid
+from embedctl.reports import charts
 from tests.support import places
 
 REFERENCE = json.loads((places.REFERENCE / "minilm.json").read_text("utf-8"))
@@ -185,7 +186,8 @@ def test_loopback_is_all_these_tests_may_reach() -> None:
         probe.connect(("192.0.2.1", 9))
 
 
-BUNDLED_FILES = ("minilm/model.onnx", "minilm/tokenizer.json", "tiktoken/9b5ad71b2ce5302211f9c61530b329a4922fc6a4")
+BUNDLED_FILES = ("minilm/model.onnx", "minilm/tokenizer.json", "tiktoken/9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
+                 "uplot/uplot.min.js", "uplot/uplot.min.css")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BUNDLED_FILES)
@@ -225,6 +227,8 @@ def _load_afresh(name: str) -> None:
     """Load what needs this file, as a new process does."""
     if name.endswith(".onnx"):
         local_model.load.__wrapped__(None, 256)
+    elif name.startswith("uplot"):
+        (charts.library if name.endswith(".js") else charts.style).__wrapped__()
     else:
         tokens._load.__wrapped__(tokens.BUNDLED if name.startswith("minilm") else "tiktoken:cl100k_base")
 

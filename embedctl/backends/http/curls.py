@@ -322,7 +322,8 @@ class _Exchange:
         easy.setopt(pycurl.FOLLOWLOCATION, False)
         easy.setopt(pycurl.HEADEROPT, pycurl.HEADER_SEPARATE)
         lines = [name + (b": " + value if value else b";") for name, value in request.headers.raw]
-        lines += [name + b":" for name in _OWN_HEADERS if name.decode() not in request.headers]
+        said = {name.lower() for name, _ in request.headers.raw}
+        lines += [name + b":" for name in _OWN_HEADERS if name.lower() not in said]
         easy.setopt(pycurl.HTTPHEADER, lines)
         if request.method == "POST":
             easy.setopt(pycurl.POST, True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from embedctl.backends.onnx import folders
 from embedctl.errors import ConfigurationInvalid, TextTooLong
-from embedctl.tokens import asset, tokenizer_file
+from embedctl.tokens import asset, model_tokenizer
 
 BATCH_TOKENS = 512
 """Padded tokens of one inference call; larger batches were measured slower (facts/performance.md, B)."""
@@ -34,7 +34,7 @@ class LocalModel:
         self._session = _session(folders.weights_in(folder))
         self._pooling = folders.pooling_of(folder)
         self._inputs = {entry.name for entry in self._session.get_inputs()}
-        self._tokenizer = tokenizer_file(folder / "tokenizer.json")
+        self._tokenizer = model_tokenizer(folder / "tokenizer.json")
         self._max_tokens = max_tokens
         self._workers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="inference")
 

@@ -45,7 +45,11 @@ def _row(settings: Settings, book: PriceBook, provider: str, name: str, why: str
     except EmbedctlError:
         return None
     price = book.price_at(endpoint.price_as, name, at=utc_now(), place=provider)
-    costs = "free" if endpoint.price_as == "free" else format_money(price.usd_per_million) if price else None
+    costs = format_money(price.usd_per_million) if price else None
+    if endpoint.per_hour is not None:
+        costs = f"{format_money(endpoint.per_hour)} an hour"
+    elif endpoint.price_as == "free":
+        costs = "free"
     lists = allow.lists(settings, settings.options.workspace)
     return {
         "provider": provider,

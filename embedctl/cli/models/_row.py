@@ -24,15 +24,18 @@ def row(model: ModelEntry, settings: Settings, book: PriceBook) -> dict[str, Any
         "canonical": model.canonical,
         "dimensions": model.dimensions,
         "max_tokens": model.max_tokens,
-        "usd_per_million": _price(model, book),
+        "usd_per_million": _price(model, settings, book),
         "status": model.status,
         "allowed": bool(allowed([entry], lists)[0]),
         "default": default is not None and default.id == model.id,
     }
 
 
-def _price(model: ModelEntry, book: PriceBook) -> str | None:
-    """USD per million tokens now, or "free"; None where nobody knows."""
+def _price(model: ModelEntry, settings: Settings, book: PriceBook) -> str | None:
+    """USD per million tokens now, "free", or so much an hour; None where nobody knows."""
+    own = settings.providers.get(model.provider)
+    if own is not None and own.per_hour is not None:
+        return f"{format_money(own.per_hour)} an hour"
     provider = catalog.providers().get(model.provider)
     if provider is None:
         return None

@@ -69,7 +69,7 @@ def choose(
         "chosen": best["model"],
         "why": choice.why,
         "candidates": rows,
-        "warnings": unmet,
+        "warnings": [*unmet, *choice.lost],
     }
     columns = [
         terminal.Column("model", "Model"),
@@ -84,7 +84,7 @@ def choose(
         ),
         terminal.Column("key", "Key"),
     ]
-    footer = [f"chosen: {best['model']} ({choice.why})", *(f"! {line}" for line in unmet)]
+    footer = [f"chosen: {best['model']} ({choice.why})", *(f"! {line}" for line in (*unmet, *choice.lost))]
     content = terminal.Table(columns=columns, rows=rows, envelope=envelope, footer=footer)
     terminal.table(content, "json" if as_json else form)
 

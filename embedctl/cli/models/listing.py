@@ -37,6 +37,7 @@ def list_models(
     from embedctl.cli.models import _own
     from embedctl.cli.models._row import row
     from embedctl.providers import catalog
+    from embedctl.providers.catalog import choosing
     from embedctl.routing import allow
     from embedctl.routing.names import known_providers
 
@@ -54,12 +55,13 @@ def list_models(
     own = [one for one in _own.rows(loaded, book) if provider in (None, one["provider"])]
     rows = [*own, *(row(model, loaded, book) for model in models)]
     lists = allow.lists(loaded, loaded.options.workspace)
+    lost = [choosing.STATIC] if any(one["provider"] == "static" for one in rows) else []
     envelope = {
         "schema_version": 1,
         "data": rows,
         "allowed_providers": _allowed_by_all(rule.providers for rule in lists),
         "allowed_models": _allowed_by_all(rule.models for rule in lists),
-        "warnings": [],
+        "warnings": lost,
     }
     columns = [
         terminal.Column("model", "Model"),
@@ -71,7 +73,8 @@ def list_models(
         terminal.Column("allowed", "Allowed"),
         terminal.Column("default", "Default"),
     ]
-    terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)
+    content = terminal.Table(columns=columns, rows=rows, envelope=envelope, footer=[f"! {line}" for line in lost])
+    terminal.table(content, "json" if as_json else form)
 
 
 def _allowed_by_all(lists: Iterable[frozenset[str] | None]) -> list[str] | None:

@@ -14,13 +14,15 @@ app = typer.Typer()
 
 @app.command(epilog="Example: embedctl models pull sentence-transformers/all-mpnet-base-v2")
 def pull(
-    name: Annotated[str, typer.Argument(help="A Hugging Face repository with an ONNX model.", metavar="OWNER/NAME")],
+    name: Annotated[
+        str, typer.Argument(help="A Hugging Face repository with an ONNX or model2vec model.", metavar="OWNER/NAME")
+    ],
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit (default: main).")] = None,
     as_json: JsonFlag = False,
     config: ConfigFlag = None,
 ) -> None:
-    """Fetch a Hugging Face ONNX model, to be used as onnx:OWNER/NAME."""
-    from embedctl.backends.onnx import hub
+    """Fetch a Hugging Face ONNX or model2vec model, to be used as onnx:OWNER/NAME or static:OWNER/NAME."""
+    from embedctl.backends import hub
 
     loaded = settings.load(config=config)
     pulled = hub.pull(name, loaded.paths.models, revision=revision, endpoint=loaded.environment.get("HF_ENDPOINT"))
@@ -28,7 +30,7 @@ def pull(
     if as_json:
         terminal.result(
             {
-                "model": f"onnx:{name}",
+                "model": f"{pulled.protocol}:{name}",
                 "path": str(pulled.path),
                 "bytes": size,
                 "dimensions": pulled.dimensions,
@@ -38,5 +40,6 @@ def pull(
         )
         return
     width = f"{pulled.dimensions} dimensions" if pulled.dimensions else "a width that its first vector will tell"
-    terminal.notice(f"onnx:{name}: {size / 1e6:,.1f} MB, {width}, texts up to {pulled.max_tokens} tokens")
-    terminal.notice(f"use it: embedctl embed FILE -m onnx:{name}")
+    longest = f"texts up to {pulled.max_tokens} tokens" if pulled.max_tokens else "texts of any length"
+    terminal.notice(f"{pulled.protocol}:{name}: {size / 1e6:,.1f} MB, {width}, {longest}")
+    terminal.notice(f"use it: embedctl embed FILE -m {pulled.protocol}:{name}")

@@ -31,6 +31,7 @@ def show(
     from embedctl.cli._prices import price_book
     from embedctl.cli.models._row import row
     from embedctl.providers import catalog
+    from embedctl.providers.catalog import choosing
     from embedctl.routing.names import asked_for
 
     loaded = settings.load(flags={"model": model}, config=config, ledger=ledger)
@@ -48,9 +49,11 @@ def show(
         {"fact": key, "value": _text(value), "sure": "UNVERIFIED" if key in unverified else ""}
         for key, value in facts.items()
     ]
-    envelope = {"schema_version": 1, "model": facts, "unverified": list(unverified), "warnings": []}
+    lost = [choosing.STATIC] if provider == "static" else []
+    envelope = {"schema_version": 1, "model": facts, "unverified": list(unverified), "warnings": lost}
     columns = [terminal.Column("fact", "Fact"), terminal.Column("value", "Value"), terminal.Column("sure", "How sure")]
-    terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)
+    content = terminal.Table(columns=columns, rows=rows, envelope=envelope, footer=[f"! {line}" for line in lost])
+    terminal.table(content, "json" if as_json else form)
 
 
 def _of_own_place(settings: Settings, book: PriceBook, provider: str, name: str) -> dict[str, Any]:

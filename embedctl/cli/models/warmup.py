@@ -22,7 +22,7 @@ def warmup(
     config: ConfigFlag = None,
 ) -> None:
     """Load a local model and time its first vector."""
-    from embedctl.backends.onnx import local_model
+    from embedctl.backends import local
     from embedctl.routing import chain
     from embedctl.routing.names import asked_for
 
@@ -34,7 +34,7 @@ def warmup(
             f"{endpoint.id} does not run here", hint=f"`embedctl providers test {endpoint.provider}` asks it"
         )
     started = time.perf_counter()
-    running = local_model.load(endpoint.folder, endpoint.max_tokens or 512)
+    running = local.load(endpoint.place.protocol, endpoint.folder, endpoint.max_tokens)
     there = time.perf_counter()
     vectors, _ = running.embed([endpoint.prefix + _TEXT])
     first = time.perf_counter()

@@ -20,6 +20,8 @@ app = Group(
         "budget": "budget",
         "estimate": "estimate",
         "diff": "diff",
+        "forecast": "forecast",
+        "anomalies": "anomalies",
         "ingest": "ingest",
         "rates": "rates",
         "doctor": "doctor",

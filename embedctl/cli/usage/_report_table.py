@@ -47,8 +47,14 @@ def written_to(place: Path | None, *, overwrite: bool) -> Iterator[None]:
     terminal.notice(f"written to {place}")
 
 
-def print_report(report: Report, form: terminal.Format, notes: Sequence[str] = (), look: Look | None = None) -> None:
-    """Print a report; `notes` stand among its warnings."""
+def print_report(
+    report: Report,
+    form: terminal.Format,
+    notes: Sequence[str] = (),
+    look: Look | None = None,
+    asides: Sequence[str] = (),
+) -> None:
+    """Print a report; `notes` stand among its warnings, `asides` below a table only."""
     look = look or Look()
     warnings = list(dict.fromkeys([*report.warnings, *notes]))
     envelope = report.envelope() | {"warnings": warnings}
@@ -75,7 +81,7 @@ def print_report(report: Report, form: terminal.Format, notes: Sequence[str] = (
             envelope=envelope,
             title=_title(report),
             totals=totals if report.question.by else None,
-            footer=[f"! {line}" for line in warnings],
+            footer=[*asides, *(f"! {line}" for line in warnings)],
         ),
         form,
     )

@@ -13,6 +13,17 @@ Workspace = Annotated[str, typer.Option("--workspace", "-w", autocompletion=_com
 EACH = "\0each"
 """What a bare --workspace stands for: group by it."""
 
+WorkspaceOrEach = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--workspace",
+        "-w",
+        autocompletion=_completion.workspaces,
+        metavar="[NAME]",
+        help="Only this workspace (repeatable); bare: group by it.",
+    ),
+]
+
 
 class BareWorkspace(TyperCommand):
     """A command whose --workspace may stand without a value."""
@@ -31,3 +42,11 @@ def with_values(args: list[str]) -> list[str]:
         if word in ("--workspace", "-w") and (following is None or following.startswith("-")):
             filled.append(EACH)
     return filled
+
+
+def split_workspaces(given: list[str] | None, by: list[str] | None) -> tuple[list[str], list[str]]:
+    """(names to filter by, keys to group by) of --workspace and --by."""
+    names = given or []
+    keys = ["workspace"] if EACH in names else []
+    keys += [key.strip() for text in by or [] for key in text.split(",") if key.strip()]
+    return [name for name in names if name != EACH], list(dict.fromkeys(keys))

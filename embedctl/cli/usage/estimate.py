@@ -75,14 +75,14 @@ def estimate(
     )
     if save is not None:
         named.write(save, terminal.document(estimated.as_dict()), overwrite=overwrite)
-    warnings = (
-        []
-        if cost is not None
-        else [
+    warnings = []
+    if expected.per_hour is not None:
+        warnings = [f"{expected.model} costs {expected.per_hour:f} USD for each hour that its machine runs: unknown"]
+    elif cost is None:
+        warnings = [
             f"{expected.model} has no {tier} price: the cost is unknown until `embedctl prices set` tells one, "
             f"or price_as under [providers.{provider}] whose prices apply"
         ]
-    )
     keys = ("rows", "texts", "requests", "tokens", "tokens_low", "tokens_high", "cost", "cost_low", "cost_high")
     terminal.table(
         terminal.Table(

@@ -90,9 +90,7 @@ def _flags(
     ] = "day",
     html: Annotated[
         Path | None,
-        typer.Option(
-            "--html", help="Write a page with charts to this file instead (needs embedctl[charts]).", metavar="FILE"
-        ),
+        typer.Option("--html", help="Write a page with charts to this file instead.", metavar="FILE"),
     ] = None,
     output: Annotated[
         Path | None,
@@ -115,7 +113,8 @@ def _flags(
 
 def _report(by: list[str], given: dict[str, Any]) -> None:
     """Ask, print, and fail under --strict when the answer is incomplete."""
-    from embedctl.ledger import database
+    from embedctl.ledger import budgets, database
+    from embedctl.reports.outlook import outlook
     from embedctl.reports.report import report as ask
     from embedctl.runs.pending import pending
 
@@ -134,10 +133,15 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
     else:
         with database.reader(opened.paths, now=opened.now) as connection:
             report = ask(connection, question, now=opened.now)
+            comes = outlook(
+                connection, question, budgets_set=budgets.configured(opened.settings.workspaces), now=opened.now
+            )
+        notes = [*comes.warnings, *notes]
+        asides = [comes.month_end] if comes.month_end and given["cost"] in ("effective", "both") else []
         report = replace(report, pending=waiting.as_dict() if waiting else None)
         look = Look(given["cost"], given["corrections"] == "split", given["compact"], given["exact"])
         with written_to(given["output"], overwrite=given["overwrite"]):
-            print_report(report, form, notes, look)
+            print_report(report, form, notes, look, asides)
     if given["strict"] and report.incomplete:
         _ledger.after_result(
             RowsFailed("some usage has no price, an old one, or no outcome (--strict)", hint="the warnings name it")
@@ -220,13 +224,17 @@ def _write_file(opened: _ledger.Opened, question: ReportQuery, notes: list[str],
 
 def _write_page(opened: _ledger.Opened, question: ReportQuery, notes: list[str], given: dict[str, Any]) -> Report:
     """The report as a page with charts."""
-    from embedctl.ledger import database
-    from embedctl.reports import charts, html
+    from embedctl.ledger import budgets, database
+    from embedctl.reports import html
+    from embedctl.reports.outlook import outlook
+    from embedctl.reports.page_content import content as ask
 
-    charts.require("plotly")
+    grouped = bool(given["by"]) or given["breakdown"] or EACH in (given["workspace"] or [])
     with database.reader(opened.paths, now=opened.now) as connection:
-        content = html.content(connection, question, now=opened.now)
-    html.write(content, given["html"], notes, overwrite=given["overwrite"])
+        extra = budgets.configured(opened.settings.workspaces)
+        content = ask(connection, question, budgets_set=extra, grouped=grouped, now=opened.now)
+        comes = outlook(connection, question, budgets_set=extra, now=opened.now)
+    html.write(content, given["html"], [*comes.warnings, *notes], overwrite=given["overwrite"])
     terminal.notice(f"report written to {given['html']}")
     return content.whole
 

@@ -16,6 +16,7 @@ _DIRECTIVE = re.compile(
     r"|:[\w-]+:( .*)?|<!--.*-->|---)\s*"
 )
 """Lines of reStructuredText, front matter and HTML that name or steer, and say nothing."""
+_LINK_TARGET = re.compile(r"\s*\.\. _[^:]+: +\S+\s*")
 _MARKDOWN_HEADING = re.compile(r"\s*#{1,6}\s+(.+?)\s*#*\s*")
 _LEAST_LETTERS = 3
 
@@ -36,11 +37,16 @@ class Passage:
 def passage(text: str, words: Sequence[str], width: int, *, full: bool = False) -> Passage:
     """A text as its heading and wrapped lines: all of them, or the LINES in which most of the words stand.
 
+    Where not all is asked for, rulers and link targets are left out.
+
     Args:
         words: As `wanted` finds them.
         width: Cells of a line.
     """
     heading, rest = _headed(text)
+    if not full:
+        saying = [line for line in rest.splitlines() if not (_RULER.fullmatch(line) or _LINK_TARGET.fullmatch(line))]
+        rest = "\n".join(saying) if any(map(str.strip, saying)) else rest
     lines = [
         line
         for paragraph in re.split(r"\n\s*\n", rest)

@@ -37,7 +37,8 @@ def draw(
     if kind not in (".html", ".png"):
         raise WrongUsage(f"{output} is neither .html nor .png", hint="name it map.html or map.png")
     named.check_free(output, overwrite=overwrite)
-    charts.require("plotly" if kind == ".html" else "matplotlib")
+    if kind == ".png":
+        charts.require_pictures()
     stored = open_stored(file)
     axes = picture.principal(stored)
     points = picture.points(stored, axes, colour=color, most=most)

@@ -16,6 +16,12 @@ from embedctl.providers.catalog import ModelEntry
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _QUALITIES = ("very high", "high", "medium", "low")
 
+STATIC = (
+    "static models (static:minishlab/potion-retrieval-32M …) embed thousands of texts per CPU second, and lose by it: "
+    "the best keeps about 82 % of all-MiniLM-L6-v2's retrieval score"
+)
+"""Source: model2vec, results/README.md, "Retrieval Results" (2026-05-29): 35.06 of 42.92."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
@@ -35,18 +41,20 @@ class Choice:
         offers: The weights chosen, as each provider offers them; the best place first.
         why: The rule that decided.
         unmet: Wishes that the choice does not fulfil, as sentences.
+        lost: What the fastest models lose, where one is chosen or would fit, as sentences.
     """
 
     offers: tuple[ModelEntry, ...]
     why: str
     unmet: tuple[str, ...]
+    lost: tuple[str, ...] = ()
 
 
 def choose(wish: Wish, allowed: Callable[[ModelEntry], bool]) -> Choice:
     """The weights that a wish leads to, and who serves them; no offers where no list allows one."""
     why, offers = _for_many_languages(wish) or _decided(wish)
     kept = tuple(one for one in offers if allowed(one))
-    return Choice(kept, why, tuple(_unmet(wish, kept[0])) if kept else ())
+    return Choice(kept, why, tuple(_unmet(wish, kept[0])), _lost(wish, kept)) if kept else Choice((), why, ())
 
 
 def _decided(wish: Wish) -> tuple[str, Sequence[ModelEntry]]:
@@ -94,6 +102,13 @@ def _low_cost() -> list[ModelEntry]:
         if one.cost_class == "low" and one.quality in _QUALITIES and one.served and one.status == "active"
     ]
     return sorted(rated, key=lambda one: _QUALITIES.index(one.quality or "low"))
+
+
+def _lost(wish: Wish, kept: Sequence[ModelEntry]) -> tuple[str, ...]:
+    chosen = [one for one in kept if one.provider == "static"]
+    if not (chosen or wish.cost == "free" or wish.speed == "fastest"):
+        return ()
+    return (STATIC, *(f"{one.id}: {one.notes}" for one in chosen))
 
 
 def _is_free(one: ModelEntry) -> bool:

@@ -552,7 +552,7 @@ def test_module_is_whole(name: str) -> None:
     assert isinstance(module.BASE_URL_VARIABLES, tuple)
     assert module.BASE_URL is None or not module.BASE_URL.endswith("/")
     assert isinstance(module.TAKES_TOKENS, bool)
-    assert providers.is_local(name) == (name == "onnx")
+    assert providers.is_local(name) == (name in ("onnx", "static"))
 
 
 def test_unknown_protocol() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -172,3 +173,35 @@ def test_no_order_of_events_passes_the_limit(steps: list[tuple[int, str, int]], 
         asyncio.run(till.settle(reservation, event("yes", tokens)))
     assert allowance.reserved == 0
     assert allowance.spent <= limit
+
+
+HOURLY = '[providers.gpu]\nprotocol = "openai"\nbase_url = "http://127.0.0.1:9/v1"\nper_hour = 36\ntimeout_s = 10\n'
+
+
+def test_a_machines_idle_time_counts_before_it_is_a_line(tmp_path: Path) -> None:
+    """At 0.01 USD a second: 10 s are set aside for an attempt, and the time since the first one counts as spent."""
+    config = tmp_path / "config.toml"
+    config.write_text(HOURLY)
+    place = chain.endpoint(user_settings.load(config=config), "gpu", "any")
+    now = [0.0]
+    limit = reservations.SpendLimit("--max-cost", Decimal("0.30"))
+    money = reservations.Reservations(lambda _: None, [limit], clock=lambda: now[0])
+    request = Request(operation_id="o", texts=["a"], hashes=b"\0" * 16, content_bytes=1)
+
+    async def attempt(start: float, charged: str) -> Decimal:
+        now[0] = start
+        held = await money.reserve(place, request)
+        aside = limit.reserved
+        await money.settle(held, replace(event("yes", 0), cost_provider=Decimal(charged)))
+        return aside
+
+    async def run() -> None:
+        assert await attempt(0, "0.02") == Decimal("0.10")
+        assert await attempt(15, "0.02") == Decimal("0.10")  # 0.02 charged, 0.13 idle by now
+        with pytest.raises(BudgetReached):
+            await attempt(21, "0.02")  # 0.21 by now, and 0.10 more would pass it
+        assert limit.spent == Decimal("0.04")
+        await money.charge(replace(event("yes", 0), cost_provider=Decimal("0.13")))
+        assert (limit.spent, limit.reserved) == (Decimal("0.17"), 0)
+
+    asyncio.run(run())

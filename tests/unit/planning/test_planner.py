@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from embedctl.inputs.block import REASONS, Block
 from embedctl.outputs import assemble, parquet
+from embedctl.planning import planner
 from embedctl.planning.chunks import REASON_WORDS, TextRules
 from embedctl.planning.packer import PackedRequest, Packer
 from embedctl.planning.planner import JOURNAL_FILES, Planner
@@ -98,6 +99,8 @@ def take(
     columns: pa.Schema = COLUMNS,
     token_arrays: bool = False,
     denied: dict[str, str] | None = None,
+    cut: Callable[[int], None] = lambda rows: None,
+    each: Callable[[PackedRequest], None] = lambda one: None,
 ) -> Taken:
     """Blocks through a real intake, packer and index."""
     with HashIndex(tmp_path) as index, HashIndex(tmp_path) as seen:
@@ -113,9 +116,13 @@ def take(
             columns=lambda block, at, chunks, texts: parquet.row_batch(block, at, chunks, texts, columns),
             failed_before=failed_before or {},
             denied=denied or {},
+            cut=cut,
         )
         slice_ = intake.open_slice(0, 0)
-        requests = [one for block in blocks for one in intake.take(block, slice_)]
+        requests: list[PackedRequest] = []
+        for one in (one for block in blocks for one in intake.take(block, slice_)):
+            each(one)
+            requests.append(one)
         requests += intake.close(slice_)
     found = Taken(slice_, requests, intake)
     for batch in slice_.batches:
@@ -183,6 +190,52 @@ def test_every_row_gives_vectors_or_a_failure(tmp_path: Path, data: st.DataObjec
     assert len(set(hashes)) == len(hashes)
     assert hashes == [text_hash(text) for text in taken.sent]
     assert all(text.startswith(words.prefix) and text.strip() for text in taken.sent)
+
+
+CHUNKED = wording(chunked=lambda text, row_id: by_words(text, LIMIT))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(ROW, max_size=40), characters=st.integers(1, 60))
+def test_parts_of_a_block_are_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[str | None], characters: int
+) -> None:
+    """A block that is chunked a part at a time gives the same rows, requests, failures and hash as all at once."""
+    monkeypatch.setattr(planner, "CHUNKED_AT_ONCE", 1 << 20)
+    whole = take(tmp_path, block(*rows), words=CHUNKED)
+    monkeypatch.setattr(planner, "CHUNKED_AT_ONCE", characters)
+    parts = take(tmp_path, block(*rows), words=CHUNKED)
+
+    assert (parts.ids, parts.indexes, parts.texts) == (whole.ids, whole.indexes, whole.texts)
+    assert parts.sent == whole.sent
+    assert parts.slice_.rows_hash == whole.slice_.rows_hash
+    assert (parts.slice_.failures, parts.slice_.failed_bytes) == (whole.slice_.failures, whole.slice_.failed_bytes)
+    assert (parts.slice_.rows, parts.slice_.row_of) == (whole.slice_.rows, whole.slice_.row_of)
+    assert parts.intake.planned == whole.intake.planned == (len(rows), whole.intake.texts)
+
+
+def test_a_chunk_has_the_id_of_its_row(tmp_path: Path) -> None:
+    """Also where rows without text and rows of several chunks leave as many chunks as there are rows."""
+    taken = take(tmp_path, block(None, "a b c d e f g h", "x", "", "y z"), words=CHUNKED)
+
+    assert taken.ids == ["r1", "r1", "r2", "r4"]
+    assert take(tmp_path, block(None, "a b c d e f g h"), words=CHUNKED).ids == ["r1", "r1"]
+
+
+def test_chunks_are_sent_while_others_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first request of a large block of documents goes before the last one is cut."""
+    monkeypatch.setattr(planner, "CHUNKED_AT_ONCE", 100)
+    rows_cut, rows_cut_by_then = [0], []
+    take(
+        tmp_path,
+        block(*(f"document {number} has some words" for number in range(60)), first_row=7),
+        words=CHUNKED,
+        cut=lambda rows: rows_cut.__setitem__(0, rows),
+        each=lambda one: rows_cut_by_then.append(rows_cut[0]),
+    )
+
+    assert rows_cut == [7 + 59]
+    assert 7 < rows_cut_by_then[0] < 7 + 10
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

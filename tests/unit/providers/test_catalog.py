@@ -87,7 +87,7 @@ def test_provider_is_consistent(place: catalog.ProviderEntry) -> None:
 def test_builtin_providers() -> None:
     """The built-in providers are those of the documentation."""
     listed = (
-        "openai azure cohere voyage google mistral jina huggingface onnx local_api together fireworks deepinfra "
+        "openai azure cohere voyage google mistral jina huggingface onnx static local_api together fireworks deepinfra "
         "nomic bedrock tei ollama tldw"
     )
 
@@ -266,7 +266,7 @@ def test_free_providers_need_no_price() -> None:
     """A provider that is free has no price to be taken from anyone."""
     free = {name for name, place in PROVIDERS.items() if place.free}
 
-    assert free == {"onnx", "tei", "ollama"}
+    assert free == {"onnx", "static", "tei", "ollama"}
     assert not free & {one.provider for one in PRICES}
 
 

@@ -24,7 +24,9 @@ from tests.support.simulating import (
     tokens,
 )
 
-SEEDS = (1, 2)
+SEEDS = (71, 72)
+"""The policy's constants were chosen with seeds from 1000 on; these were only looked at afterwards."""
+
 IN_FLIGHT = 16
 
 
@@ -83,9 +85,9 @@ def most(latency_s: float) -> float:
 
 
 @pytest.mark.parametrize("latency_s", [0.05, 0.3, 2.0, 10.0])
-@pytest.mark.parametrize("share", [0.01, 0.03, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.05, 0.1, 0.2, 0.3])
 def test_random_refusals_cost_what_they_cost(share: float, latency_s: float, counted: Callable[[object], None]) -> None:
-    """Where refusals do not depend on the rate, a run gets 0.9 of what is not refused, and 0.8 with bad luck."""
+    """Where refusals do not depend on the rate, a run gets 0.9 of what is not refused."""
     seconds = min(3000.0, max(150.0, 6_000 / most(latency_s)))
     found = row(
         lambda: Provider(latency_s=latency_s, refuses=share),
@@ -95,7 +97,7 @@ def test_random_refusals_cost_what_they_cost(share: float, latency_s: float, cou
     )
     counted(found)
 
-    assert found.goodput >= 0.8
+    assert found.goodput >= 0.9
     assert found.given_up == 0
 
 
@@ -114,6 +116,9 @@ LIMITS = {
     "40 a second": (lambda: TokenBucket(40, 40), 40.0, {}),
     "20 a second": (lambda: TokenBucket(20, 20), 20.0, {}),
     "20 a second after a burst of 300": (lambda: TokenBucket(20, 300), 20.0, {}),
+    "40 a second, three at once": (lambda: TokenBucket(40, 3), 40.0, {}),
+    "1 a second": (lambda: TokenBucket(1, 1), 1.0, {"seconds": 2400, "settled": 300}),
+    "12 in a minute": (lambda: TokenBucket(0.2, 1), 0.2, {"seconds": 7200, "settled": 900}),
     "5 a second": (lambda: TokenBucket(5, 5), 5.0, {"seconds": 900, "settled": 120}),
     "200 a second": (lambda: TokenBucket(200, 200), 200.0, {"latency_s": 0.05, "seconds": 150, "settled": 30}),
     "2 a second, 2 s": (lambda: TokenBucket(2, 2), 2.0, {"latency_s": 2.0, "seconds": 1500, "settled": 200}),
@@ -164,7 +169,7 @@ def test_headers_are_kept_without_a_refusal(counted: Callable[[object], None]) -
 
 
 def test_texts_are_the_measure_where_a_provider_counts_texts(counted: Callable[[object], None]) -> None:
-    """A hundred texts a minute in requests of twenty, as Gemini's free tier counts them: 0.8 of it."""
+    """A hundred texts a minute in requests of twenty, as Gemini's free tier counts them: 0.9 of it, nearly."""
     found = row(
         lambda: Provider([SlidingWindow(100, 60, items)], amount=items, hint="exact"),
         100 / 60,
@@ -174,30 +179,41 @@ def test_texts_are_the_measure_where_a_provider_counts_texts(counted: Callable[[
     )
     counted(found)
 
-    assert found.goodput >= 0.8
+    assert found.goodput >= 0.88
+    assert found.refused <= 0.15
     assert found.given_up == 0
 
 
 @pytest.mark.parametrize(
-    ("processes", "per_second", "refused_at_most", "least"),
-    [(2, 20, 0.05, 0.5), (2, 40, 0.05, 0.5), (5, 40, 0.05, 0.4), (10, 80, 0.05, 0.2), (20, 160, 0.05, 0.1)],
+    ("processes", "per_second", "hint"),
+    [
+        (2, 20, "none"),
+        (2, 40, "none"),
+        (5, 40, "none"),
+        (5, 25, "seconds"),
+        (10, 15, "none"),
+        (10, 80, "none"),
+        (20, 160, "none"),
+        (20, 500 / 60, "none"),
+        (20, 500 / 60, "seconds"),
+    ],
 )
 def test_processes_on_one_key_share_a_limit(
-    processes: int, per_second: float, refused_at_most: float, least: float, counted: Callable[[object], None]
+    processes: int, per_second: float, hint: str, counted: Callable[[object], None]
 ) -> None:
-    """Processes that know nothing of each other get 0.85 of a limit together; two get half of their shares or more."""
+    """Processes that know nothing of each other get 0.85 of a limit together, and the poorest half of its share."""
     found = row(
-        lambda: Provider([TokenBucket(per_second, per_second)]),
+        lambda: Provider([TokenBucket(per_second, per_second)], hint=hint),
         per_second,
         processes=processes,
-        seconds=900,
-        settled=300,
+        seconds=900 if per_second > processes else 2400,
+        settled=300 if per_second > processes else 600,
     )
     counted(found)
 
     assert found.goodput >= 0.85
-    assert found.refused <= refused_at_most
-    assert found.least_share >= least
+    assert found.refused <= (0.05 if per_second > processes else 0.06)  # at 0.4 requests a second each
+    assert found.least_share >= 0.5
 
 
 def test_who_comes_later_gets_its_share(counted: Callable[[object], None]) -> None:

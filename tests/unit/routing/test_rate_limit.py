@@ -216,7 +216,7 @@ def test_a_rate_is_learnt_from_what_got_through() -> None:
     """When refusals are many the rate is 0.85 of what got through lately."""
     pace = Pace(0.0)
     now = served(pace, 0.0, 40.0, 10)
-    refused(pace, now, 6)
+    refused(pace, now, 8)
 
     assert pace.per_second == pytest.approx(8.5, rel=0.1)
     assert 0 < pace.ready_in(now, 1.0) <= 6 / 8
@@ -227,10 +227,11 @@ def test_a_rate_is_cut_once_for_requests_sent_together() -> None:
     pace = Pace(0.0)
     now = served(pace, 0.0, 40.0, 10)
     together = [pace.take(now, 1.0) for _ in range(30)]
-    for number in together[:6]:
+    for number in together[:8]:
         pace.throttled(now, number)
     once = pace.per_second
-    for number in together[6:9]:
+    for answered, number in zip(together[8:16], together[16:24], strict=True):
+        pace.succeeded(now + 0.1, 1.0, answered)
         pace.throttled(now + 0.1, number)
 
     assert once is not None

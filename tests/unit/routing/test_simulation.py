@@ -18,10 +18,10 @@ def limited(per_minute: float, retry_after_s: float | None, **about: object) -> 
 @pytest.mark.parametrize(
     ("processes", "per_minute", "retry_after_s", "waste", "use", "fair"),
     [
-        pytest.param(1, 1500, 1.0, 0.03, 0.90, 0.99, id="alone"),
-        pytest.param(5, 1500, 1.0, 0.06, 0.95, 0.7, id="5 processes"),
-        pytest.param(20, 500, 1.0, 0.25, 0.95, 0.5, id="20 processes"),
-        pytest.param(20, 500, None, 0.28, 0.95, 0.5, id="20 processes, no Retry-After"),
+        pytest.param(1, 1500, 1.0, 0.01, 0.95, 0.99, id="alone"),
+        pytest.param(5, 1500, 1.0, 0.03, 0.95, 0.85, id="5 processes"),
+        pytest.param(20, 500, 1.0, 0.22, 0.95, 0.6, id="20 processes"),
+        pytest.param(20, 500, None, 0.26, 0.95, 0.6, id="20 processes, no Retry-After"),
     ],
 )
 def test_processes_that_share_a_limit_waste_little_of_it(
@@ -29,7 +29,7 @@ def test_processes_that_share_a_limit_waste_little_of_it(
 ) -> None:
     """Processes that share a limit and know nothing of each other use most of it and share it; the start included."""
     provider = limited(per_minute, retry_after_s)
-    everybody = simulate(provider, processes, seed=1, seconds=TEN_MINUTES)
+    everybody = simulate(provider, processes, seed=71, seconds=TEN_MINUTES)
     refused = provider.throttled / (provider.throttled + provider.answers)
     used = provider.served / (per_minute / 60 * TEN_MINUTES)
     shares = [process.served for process in everybody]

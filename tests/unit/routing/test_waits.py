@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedctl.records import Event, Paced
-from embedctl.routing.waits import NEWS_AFTER_S, Waits
+from embedctl.routing.waits import NEWS_AFTER_S, OVER_AFTER_S, Waits
 from embedctl.terminal import is_warning, sentence
 
 
@@ -26,7 +26,7 @@ def test_a_pace_is_told_when_it_begins_changes_and_ends() -> None:
     now[0] = NEWS_AFTER_S + 1
     waits.pace("corp:e5", 20.0, "requests")
     waits.pace("corp:e5", 200.0, "requests")
-    now[0] = 3 * NEWS_AFTER_S
+    now[0] = 2 * NEWS_AFTER_S + OVER_AFTER_S
     waits.pace("corp:e5", None, "requests")
     waits.pace("corp:e5", None, "requests")
 

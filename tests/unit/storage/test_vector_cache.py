@@ -189,3 +189,22 @@ def test_busy_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert set(kept.look_up(SPACE, [digest(n) for n in (1, 2, 3)], 4)) == {digest(1), digest(3)}
     assert observer.warned == []
     kept.close()
+
+
+def test_a_glance_waits_for_nobody(tmp_path: Path) -> None:
+    """It finds what a look-up finds, also while somebody writes; before the file is open it finds nothing out."""
+    kept, hashes = cache(tmp_path), [digest(3), digest(4)]
+    before = kept.glance("space", hashes, 4)
+    kept.open()
+    kept.put("space", hashes[:1], [hit(3)])
+    writer = sqlite3.connect(tmp_path / "cache.sqlite", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    found = kept.glance("space", hashes, 4)
+    writer.execute("ROLLBACK")
+    writer.close()
+
+    assert before is None
+    assert found is not None
+    assert [*found] == hashes[:1]
+    assert found[hashes[0]].vector.tolist() == [3, 3, 3, 3]
+    kept.close()

@@ -17,13 +17,14 @@ from embedctl.cli.vectors._passages import LINES, marked, passage, wanted
         (".. _using-on-unix:\n\nUsing Python\n------------\n\nA b c", "Using Python", "A b c"),
         (".. index:: pair; x\n\nPlain text", None, "Plain text"),
         ("-----\n\n<!-- note -->\nPlain", None, "Plain"),
-        ("Plain\ntext\n====", None, "Plain text ===="),
+        ("Plain\ntext\n====", None, "Plain text"),
+        ("See\n\n.. _Apache: https://example.org/\n\nWhy?\n====\n\nSo.", None, "See Why? So."),
         ("----", None, "----"),
         ("", None, ""),
     ],
 )
 def test_what_says_nothing_is_left_out(text: str, heading: str | None, begins: str) -> None:
-    """A text begins with its heading, without the rulers and directives before it."""
+    """A text begins with its heading, without the rulers and directives before it, nor rulers and targets in it."""
     found = passage(text, [], 80)
 
     assert found.heading == heading

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from embedctl.backends.onnx import folders
-from embedctl.backends.onnx.folders import Folder
+from embedctl.backends import folders, local
+from embedctl.backends.folders import Folder
 from embedctl.errors import (
     ConfigurationInvalid,
     EmbedctlError,
@@ -22,15 +23,19 @@ from embedctl.errors import (
 from embedctl.records import expanded
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WANTED = (
-    "model.onnx", "model.onnx_data", "onnx/model.onnx", "onnx/model.onnx_data", "tokenizer.json",
-    "tokenizer_config.json", "config.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
-    "LICENSE*", "README.md",
+_SETTINGS = (
+    "tokenizer.json", "tokenizer_config.json", "config.json", "modules.json", "sentence_bert_config.json",
+    "1_Pooling/config.json", "LICENSE*", "README.md",
 )  # fmt: skip
+_WEIGHTS = {
+    "onnx": ("model.onnx", "model.onnx_data", "onnx/model.onnx", "onnx/model.onnx_data"),
+    "static": ("model.safetensors",),
+}
+"""By what runs them: a repository may hold the same model in many forms, of which one is fetched."""
 
 
 def pull(name: str, pulled: Path, *, revision: str | None = None, endpoint: str | None = None) -> Folder:
-    """Fetch a repository's ONNX model; it appears whole or not at all.
+    """Fetch a repository's ONNX or static model; it appears whole or not at all.
 
     Args:
         name: OWNER/NAME.
@@ -49,9 +54,11 @@ def pull(name: str, pulled: Path, *, revision: str | None = None, endpoint: str 
     unfinished = place.with_name(f".{place.name}.part")
     try:
         pulled.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _fetch(name, unfinished, revision, endpoint)
+        commit = _fetch(name, unfinished, _SETTINGS, revision, endpoint)
+        protocol = local.protocol_of(unfinished)
+        _fetch(name, unfinished, _WEIGHTS[protocol], commit, endpoint)
         shutil.rmtree(unfinished / ".cache", ignore_errors=True)
-        _checked(name, unfinished)
+        _check(name, unfinished, protocol)
         shutil.rmtree(place, ignore_errors=True)
         unfinished.replace(place)
     except OSError as error:
@@ -59,21 +66,23 @@ def pull(name: str, pulled: Path, *, revision: str | None = None, endpoint: str 
     except EmbedctlError:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    return folders.read(place)
+    return local.read(protocol, place)
 
 
-def _fetch(name: str, into: Path, revision: str | None, endpoint: str | None) -> None:
+def _fetch(name: str, into: Path, files: Sequence[str], revision: str | None, endpoint: str | None) -> str:
+    """Fetch files of one commit; which one that was."""
     if expanded("~") == Path("~"):  # a user without a home folder: the library wants one when it is imported
         os.environ.setdefault("HF_HOME", str(into / ".cache" / "huggingface"))
     try:
-        from huggingface_hub import errors, snapshot_download
+        from huggingface_hub import HfApi, errors, snapshot_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
         raise ExtraMissing("fetching models needs huggingface_hub, which is not installed", extra="hub") from None
     disable_progress_bars()
     try:
+        commit = HfApi(endpoint=endpoint).repo_info(name, revision=revision).sha or revision
         snapshot_download(
-            name, revision=revision, local_dir=into, allow_patterns=list(_WANTED), endpoint=endpoint, max_workers=4
+            name, revision=commit, local_dir=into, allow_patterns=list(files), endpoint=endpoint, max_workers=4
         )
     except errors.GatedRepoError:
         raise KeyRejected(
@@ -91,11 +100,14 @@ def _fetch(name: str, into: Path, revision: str | None, endpoint: str | None) ->
         raise NotSent(
             f"Hugging Face cannot be reached: {type(error).__name__}", hint="is the network up? proxies are honoured"
         ) from None
+    return commit or "main"
 
 
-def _checked(name: str, place: Path) -> None:
+def _check(name: str, place: Path, protocol: str) -> None:
     try:
-        folders.read(place)
+        local.read(protocol, place)
     except ConfigurationInvalid as error:
         said = error.message.replace(str(place), name)
-        raise ConfigurationInvalid(said, hint="choose a repository with an ONNX export (onnx/model.onnx)") from None
+        raise ConfigurationInvalid(
+            said, hint="choose a repository with an ONNX export (onnx/model.onnx), or one that model2vec made"
+        ) from None

@@ -1,0 +1,1 @@
+"""One look-up in a static model: a table of vectors, one per token. The door to safetensors."""
