@@ -18,6 +18,7 @@ from typing import Any, Literal
 from embedctl import __version__
 from embedctl.errors import EmbedctlError, Locked, install_command
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.runs.pending import pending
 from embedctl.runs.registry import OPEN, RunRegistry
 from embedctl.settings import Settings
 
@@ -77,6 +78,7 @@ def checks(settings: Settings, *, online: bool, now: datetime) -> Iterator[Check
     yield _spool(settings, now)
     yield _ledger(settings, now)
     yield _runs(settings)
+    yield from _batches(settings)
     yield extras()
     yield _proxy(settings)
 
@@ -267,6 +269,17 @@ def _runs(settings: Settings) -> Check:
         return Check("jobs", "ok", told, facts=facts)
     names = ", ".join(run.output for run in stopped[:3]) + (", …" if len(stopped) > 3 else "")
     return Check("jobs", "note", f"{told}; {len(stopped)} interrupted: {names}", "the same command goes on", facts)
+
+
+def _batches(settings: Settings) -> Iterator[Check]:
+    """What is under way at providers; nothing where nothing is."""
+    waiting = pending(settings.paths)
+    if waiting is None:
+        return
+    until = "" if waiting.results_until is None else f"; to be collected by {waiting.results_until:%Y-%m-%d %H:%M} UTC"
+    words = waiting.sentence().partition(": not included")[0] + until
+    hint = "the same command collects them; `embedctl batch list --status waiting` names it"
+    yield Check("batches", "note", words, hint, waiting.as_dict())
 
 
 def extras(found: Callable[[str], Any] = util.find_spec) -> Check:

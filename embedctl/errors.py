@@ -12,6 +12,7 @@ EmbedctlError                              70  (a bug, when raised bare)
 ├── OutputRefused                          73
 ├── StorageFailed                          74
 ├── Temporary                              75
+│   ├── BatchesPending                     75
 │   ├── Locked                             75
 │   ├── DeadlinePassed                     75
 │   └── NoProviderNow                      75
@@ -165,6 +166,12 @@ class Locked(Temporary):
     """Another process holds it."""
 
     word = "locked"
+
+
+class BatchesPending(Temporary):
+    """Batches at a provider are not over: the next run collects them."""
+
+    word = "waiting"
 
 
 class DeadlinePassed(Temporary):

@@ -613,7 +613,7 @@ class AttemptEnded:
     encoding: str | None = None
 
 
-Phase = Literal["reading", "chunking", "embedding", "writing", "accounting"]
+Phase = Literal["reading", "chunking", "embedding", "batches", "writing", "accounting"]
 """What a run does most of all: `reading` is also looking at what is there, `accounting` is the ledger."""
 
 
@@ -678,6 +678,26 @@ class Inferred:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchesProgressed:
+    """How far the batches at a provider are.
+
+    Attributes:
+        batches: That are not over; all else is of these.
+        lines_done: As the provider says.
+        cost_at_risk: USD at most; None when nobody knows.
+        seconds: Since the oldest was planned.
+    """
+
+    batches: int
+    lines_done: int
+    lines: int
+    texts: int
+    tokens: int
+    cost_at_risk: Decimal | None
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class RowFailed:
     """A row of an output that has no failures file was skipped, or has failed."""
@@ -689,6 +709,7 @@ Concern = Literal[
     "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "ledger", "duplicate_ids",
     "cache", "learned_file", "input", "folder_gone", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
     "other_model", "input_type_lost", "bad_file", "bad_row", "left_out", "telemetry", "count_cache",
+    "batch_mode", "batch_unseen", "batch_twin", "batch_line", "batch_files",
 ]  # fmt: skip
 
 
@@ -710,7 +731,7 @@ class Warned:
 
 Event = (
     Waiting | Paced | GaveUp | FellBack | LimitLearned | BudgetLow | OperationBegan | OperationEnded | AttemptEnded
-    | ColumnsChosen | PhaseBegan | Progressed | Inferred | RowFailed | Warned
+    | ColumnsChosen | PhaseBegan | Progressed | BatchesProgressed | Inferred | RowFailed | Warned
 )  # fmt: skip
 
 

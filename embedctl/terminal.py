@@ -523,6 +523,12 @@ _CONCERNS = {
     "left_out": "left out: {subject}: {detail}",
     "telemetry": "telemetry: {detail}",
     "count_cache": "the token count cache {subject} is not used: {detail}; tokens are counted here",
+    "batch_mode": "{subject}: {detail}",
+    "batch_unseen": "how batch {subject} stands is not known now: {detail}",
+    "batch_twin": "the provider has a second batch {subject} with the same mark: it is cancelled, and what it did is "
+    "counted",
+    "batch_line": "a result of batch {subject} is passed over: {detail}",
+    "batch_files": "files of batch {subject} stay at the provider: {detail}",
     "input_differs": "the input is not what an interrupted run read: it is planned anew, known texts are reused",
 }
 
@@ -617,7 +623,9 @@ _REASONS = {
 
 def receipt(done: Receipt) -> None:
     """The end of a run, for people, on stderr."""
-    if done.unfinished is not None:
+    if done.batch is not None and done.batch["pending"]:
+        notice(under_way(done.batch))
+    elif done.unfinished is not None:
         notice(f"stopped after {done.seconds:.1f} s: {kept(done.unfinished)}")
     else:
         notice(_receipt_rows(done))
@@ -626,6 +634,10 @@ def receipt(done: Receipt) -> None:
         about = f": {words} ({help_})" if words else ""
         notice(f"failed: {count:,} {reason}{about}")
     notice(_receipt_usage(done))
+    if done.batch is not None and done.batch["saved"]:
+        from embedctl.records import format_cents
+
+        notice(f"batches: {format_cents(done.batch['saved'])} USD less than online")
     if not _pays_alone(done):
         notice(_receipt_workspaces(done))
     if done.output and done.output_is_there and done.error is None:
@@ -645,6 +657,15 @@ _LEFT_OUT = {
     "link_outside": "behind a link that leads out",
     "unreadable": "unreadable",
 }
+
+
+def under_way(batch: Mapping[str, Any]) -> str:
+    """What is under way at a provider: "2 batches under way, 40 texts, 0.12 USD at risk; the same command collects"."""
+    from embedctl.records import format_cents
+
+    many = "1 batch" if batch["pending"] == 1 else f"{batch['pending']:,} batches"
+    cost = "cost unknown" if batch["cost_at_risk"] is None else f"{format_cents(batch['cost_at_risk'])} USD at risk"
+    return f"{many} under way, {several(batch['texts'], 'text')}, {cost}; the same command collects what is done"
 
 
 def kept(unfinished: Unfinished) -> str:
@@ -695,6 +716,14 @@ def estimate(found: Estimate) -> None:
         from embedctl.records import format_duration
 
         lines.append(f"at least {format_duration(found.seconds)} at the limits per minute")
+    if found.seconds_batch is not None:
+        from embedctl.records import format_duration
+
+        lines.append(f"in batches: within {format_duration(found.seconds_batch)}, most take minutes")
+    if found.mode == "batch":
+        lines.append("it would be sent in batches")
+    elif found.mode_reason is not None:
+        lines.append(f"it would be asked online: {found.mode_reason}")
     out("\n".join([*map(safe, lines), "nothing was sent"]) + "\n")
 
 

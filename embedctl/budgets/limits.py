@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
@@ -15,6 +15,7 @@ from embedctl.budgets.reservations import Reservations, SpendLimit, UnitPrice, r
 from embedctl.budgets.shared import SharedBudget, Sums
 from embedctl.errors import Locked, OutputRefused, WrongUsage
 from embedctl.journal import Trust, recover
+from embedctl.journal.batches import known
 from embedctl.journal.rescue import JOURNAL, LOCK, rescue
 from embedctl.ledger import budget_copy, segment_owners, spool
 from embedctl.ledger.paths import LedgerPaths
@@ -59,10 +60,12 @@ def reservations(
     run_id: str,
     state: Path,
     take_in: Callable[[], object],
+    spent: Decimal = Decimal(0),
 ) -> Reservations:
     """What this run may spend: --max-cost, and what is left of its workspaces' budgets. To be closed.
 
     Args:
+        spent: By this run so far.
         take_in: Puts what was spent by now into the ledger, dead runs' spending included.
         state: The run's state folder, whose lock it holds.
 
@@ -72,11 +75,12 @@ def reservations(
         WrongUsage: A budget that blocks, and a model without a price.
     """
     options = settings.options
-    allowances = [] if options.max_cost is None else [SpendLimit("--max-cost", options.max_cost)]
+    allowances = [] if options.max_cost is None else [SpendLimit("--max-cost", options.max_cost, spent)]
+    standings = partial(_standings, paths, settings, take_in, trust=trust, state=state)
     prices = {endpoint.id: endpoint.per_hour or unit_price(endpoint) for endpoint in endpoints}
     if all(price == 0 for price in prices.values()) or not (budget_copy.there_are(paths) or _has_budget(settings)):
         return Reservations(unit_price, allowances, observer)
-    budgets, purse = _standings(paths, settings, take_in), None
+    budgets, purse = standings(), None
     if any(one.budget.action == "block" for one in budgets):
         unpriced = next((name for name, price in prices.items() if price is None), None)
         if unpriced is not None and not options.allow_unpriced:
@@ -86,7 +90,7 @@ def reservations(
             )
         purse = SharedBudget(paths.budgets, run_id, state)
         names = {one.budget.workspace for one in budgets}
-        budgets = purse.join(names, partial(_is_settled, paths, trust), partial(_standings, paths, settings, take_in))
+        budgets = purse.join(names, partial(_is_settled, paths, trust), standings)
     alone = options.workspace_column is None
     allowances += _allowances(budgets, purse, alone=alone, tenants=not alone, observer=observer)
     return Reservations(unit_price, allowances, observer, purse)
@@ -135,7 +139,7 @@ def of_server(
     """
     if not (keys or budget_copy.there_are(paths) or _has_budget(settings)):
         return Reservations(unit_price, (), observer), None
-    standing = partial(_all_standings, paths, settings, keys, take_in)
+    standing = partial(_all_standings, paths, settings, keys, take_in, trust=trust)
     budgets = standing()
     purse = None
     if any(one.budget.action == "block" for one in budgets):
@@ -152,11 +156,13 @@ def _all_standings(
     keys: Sequence[KeyBudget],
     take_in: Callable[[], object],
     without_runs: Collection[str] = (),
+    *,
+    trust: Trust,
 ) -> Sequence[BudgetStatus]:
     from embedctl.ledger import budgets
     from embedctl.ledger.database import reader
 
-    found = [*_standings(paths, settings, take_in, without_runs, everybody=True)]
+    found = [*_standings(paths, settings, take_in, without_runs, trust=trust, everybody=True)]
     if keys:
         now = utc_now()
         with reader(paths, wait_s=LEDGER_WAIT_S, now=now) as connection:
@@ -179,9 +185,15 @@ def _standings(
     take_in: Callable[[], object],
     without_runs: Collection[str] = (),
     *,
+    trust: Trust,
+    state: Path | None = None,
     everybody: bool = False,
 ) -> Sequence[BudgetStatus]:
-    """How the budgets of this run's workspaces (or of `everybody`) stand, everything spent by now included."""
+    """How the budgets of this run's workspaces (or of `everybody`) stand, everything spent by now included.
+
+    What waits at a provider in batches counts as well, but for those of living runs and of `state`: whoever works with
+    them has set that aside.
+    """
     from embedctl.ledger import budgets  # duckdb takes longer to import than a free run takes
     from embedctl.ledger.database import reader
 
@@ -190,7 +202,27 @@ def _standings(
     only = None if everybody or settings.options.workspace_column else settings.options.workspace
     own = [one for one in budgets.configured(settings.workspaces) if only in (None, one.workspace)]
     with reader(paths, wait_s=LEDGER_WAIT_S, now=now) as connection:
-        return budgets.standings(connection, own, workspace=only, now=now, without_runs=sorted(without_runs))
+        found = budgets.standings(connection, own, workspace=only, now=now, without_runs=sorted(without_runs))
+    waiting = _waiting(settings.paths.batches, paths, trust, state)
+    return [
+        replace(
+            one, spent=replace(one.spent, at_risk=one.spent.at_risk + waiting.get(one.budget.workspace, Decimal(0)))
+        )
+        for one in found
+    ]
+
+
+def _waiting(copies: Path, paths: LedgerPaths, trust: Trust, state: Path | None) -> dict[str, Decimal]:
+    """Workspace → what batches come to that nobody works with now."""
+    found: dict[str, Decimal] = {}
+    for _, batches, living in known(copies, trust):
+        for one in batches:
+            others = not living and one.pending and one.ledger == str(paths.database.absolute())
+            if others and (state is None or one.folder != str(state.absolute())):
+                for workspace in one.risk:
+                    cost = one.cost_at_risk(workspace) or Decimal(0)
+                    found[workspace] = found.get(workspace, Decimal(0)) + cost
+    return found
 
 
 def _is_settled(paths: LedgerPaths, trust: Trust, state: Path) -> bool:

@@ -135,7 +135,15 @@ class Reservations:
         """USD per million tokens of an endpoint now; 0 when it is free, None when nobody knows."""
         return self._unit_price(endpoint)
 
-    async def reserve(self, endpoint: Endpoint, request: Request, *, also: Collection[str] = ()) -> Reservation:
+    async def reserve(
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        *,
+        also: Collection[str] = (),
+        patient: bool = True,
+        anyway: bool = False,
+    ) -> Reservation:
         """Set the most that an attempt can cost aside; counted exactly only when money is short.
 
         Waits while money is short, but some of it is set aside for what is in flight: most of that comes back. In a
@@ -143,6 +151,8 @@ class Reservations:
 
         Args:
             also: Accounts that pay beside the request's workspace.
+            patient: Else money that may come back is not waited for.
+            anyway: It is being spent already, whatever the limits are.
 
         Raises:
             BudgetReached: It could pass a limit, and nothing that is set aside comes back.
@@ -153,7 +163,9 @@ class Reservations:
         while True:
             settled = self._settled
             async with self._one_at_a_time:
-                reservation = await asyncio.to_thread(self._reserve, endpoint, request, price, mine)
+                reservation = await asyncio.to_thread(
+                    self._reserve, endpoint, request, price, mine, patient=patient, anyway=anyway
+                )
             if reservation is not None:
                 return reservation
             with suppress(TimeoutError):
@@ -161,7 +173,14 @@ class Reservations:
                     await settled.wait()
 
     def _reserve(
-        self, endpoint: Endpoint, request: Request, price: Decimal, mine: tuple[SpendLimit, ...]
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        price: Decimal,
+        mine: tuple[SpendLimit, ...],
+        *,
+        patient: bool = True,
+        anyway: bool = False,
     ) -> Reservation | None:
         """The reservation; None when there is too little now, but something that is set aside may come back."""
         short: list[SpendLimit] = []
@@ -174,7 +193,7 @@ class Reservations:
         for amount in self._amounts(endpoint, request, price):
             with self._counted(mine) as purse:
                 short = [one for one in mine if not one.fits(amount + standing)]
-                if not short:
+                if not short or anyway:
                     for one in mine:
                         one.reserved += amount
                     if machine is not None:
@@ -184,7 +203,7 @@ class Reservations:
                         for account in reservation.accounts:
                             purse.add(account, reserved=amount)
                     return reservation
-        if self._comes_back(short):
+        if patient and self._comes_back(short):
             return None
         for one in short:
             self._warn(one, due=one.is_tenants)

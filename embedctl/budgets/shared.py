@@ -79,6 +79,7 @@ class SharedBudget:
         self._run_id = run_id
         self._mine = Share(str(folder.absolute()))
         self._bases: Mapping[str, Decimal] = {}
+        self._begun = False
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         except OSError as refusal:
@@ -179,5 +180,8 @@ class SharedBudget:
             sums = Sums()  # no run of ours wrote that
         for key, base in self._bases.items():
             sums.bases.setdefault(key, base)
+        if not self._begun and (before := sums.shares.get(self._run_id)) is not None:
+            self._mine.spent = dict(before.spent)  # in batches, by this same run
+        self._begun = True
         sums.shares[self._run_id] = self._mine
         return sums

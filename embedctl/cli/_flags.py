@@ -35,16 +35,20 @@ LedgerFlag = Annotated[
 ]
 
 
-def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def with_options(command: Callable[..., Any], *, name: str | None = None) -> Callable[..., Any]:
     """`command` with a flag for every field of Options; it gets those that were given as `flags`.
 
     In a command that has a --format of its own, the option of this name is --input-format.
+
+    Args:
+        name: Of the command, where it has options that others have not.
     """
     hints = typing.get_type_hints(Options)
     own_names = inspect.signature(command).parameters
     taken = {"format": "input_format"} if "form" in own_names else {}
-    parameters = [_parameter(entry, hints[entry.name], taken.get(entry.name, entry.name)) for entry in fields(Options)]
-    option_names = {taken.get(entry.name, entry.name): entry.name for entry in fields(Options)}
+    entries = [entry for entry in fields(Options) if entry.metadata["only"] in (None, name)]
+    parameters = [_parameter(entry, hints[entry.name], taken.get(entry.name, entry.name)) for entry in entries]
+    option_names = {taken.get(entry.name, entry.name): entry.name for entry in entries}
 
     def wrapper(**given: Any) -> Any:
         flags = {option_names[p.name]: given.pop(p.name) for p in parameters}

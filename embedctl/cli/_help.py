@@ -20,7 +20,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Accounts": ("workspace_column", "tag", "purpose", "allow_unpriced", "ledger"),
     "Providers": ("provider", "fallback", "insecure"),
     "Pace": (
-        "concurrency", "batch_size", "rpm", "tpm", "burst", "retries", "timeout", "max_wait", "deadline",
+        "concurrency", "batch_size", "rpm", "tpm", "burst", "retries", "timeout", "max_wait", "deadline", "mode",
+        "wait", "batch_min_inputs", "keep_remote_files",
     ),
     "Reruns": ("reuse", "retry_failed", "cache"),
     "Command": ("config", "no_progress", "verbose", "help"),

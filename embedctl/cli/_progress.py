@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from embedctl import terminal
 
 if TYPE_CHECKING:
-    from embedctl.records import Event, Paced, Phase, Progressed, Waiting
+    from embedctl.records import BatchesProgressed, Event, Paced, Phase, Progressed, Waiting
 
 SHOWN_AFTER_S = 0.4
 """What takes less needs no progress: most reruns."""
@@ -41,6 +41,7 @@ DOING = {
     "reading": "reading",
     "chunking": "chunking",
     "embedding": "embedding",
+    "batches": "waiting for",
     "writing": "writing the output",
     "accounting": "taking usage into the ledger",
 }
@@ -94,6 +95,7 @@ class ProgressDisplay:
         self._pace, self._reading = Throughput(), Throughput()
         self._phase: Phase = "reading"
         self._last: Progressed | None = None
+        self._batches: BatchesProgressed | None = None
         self._paced: dict[str, Paced] = {}
         self._waiting: dict[str, tuple[Waiting, float]] = {}  # and until when
         self._over = threading.Event()
@@ -132,6 +134,8 @@ class ProgressDisplay:
                 self._pace.see(self._clock(), event.texts, event.tokens)
             else:
                 self._reading.see(self._clock(), event.rows_read, event.tokens)
+        elif isinstance(event, records.BatchesProgressed):
+            self._phase, self._batches = "batches", event
         elif isinstance(event, records.Paced):
             self._paced.pop(event.endpoint, None)
             if event.per_second is not None:
@@ -180,6 +184,9 @@ class ProgressDisplay:
         at = self._last
         if self._phase in ("writing", "accounting"):
             return 1.0
+        if self._phase == "batches":
+            batches = self._batches
+            return batches.lines_done / batches.lines if batches is not None and batches.lines else None
         if at is None or self._phase != "embedding":
             return None if at is None else at.share_read
         return None if at.texts_total is None else min(1.0, at.texts / max(1, at.texts_total))
@@ -187,6 +194,9 @@ class ProgressDisplay:
     def headline(self) -> str:
         """What is done, and how far that is: "chunking 120 of 497 files", "embedding 6,331 of 20,000 texts, 31 %"."""
         at, doing = self._last, DOING[self._phase]
+        if self._phase == "batches" and (batches := self._batches) is not None:
+            many = "1 batch" if batches.batches == 1 else f"{batches.batches:,} batches"
+            return f"{doing} {many}, {batches.lines_done:,} of {batches.lines:,} lines done"
         if at is None or self._phase in ("writing", "accounting"):
             return doing
         if self._phase == "embedding":
@@ -199,6 +209,8 @@ class ProgressDisplay:
     def details(self) -> list[str]:
         """Rates, money, and the time that is left with its bounds."""
         at = self._last
+        if self._phase == "batches":
+            return self._of_batches()
         if at is None or self._phase in ("writing", "accounting"):
             return []
         return self._of_embedding(at) if self._phase == "embedding" else self._of_reading(at)
@@ -216,6 +228,14 @@ class ProgressDisplay:
         if at.share_read is not None and at.share_read < 1:
             told.append(f"{_rows(at)} read")
         return told
+
+    def _of_batches(self) -> list[str]:
+        from embedctl.records import format_cents, format_duration
+
+        if (batches := self._batches) is None:
+            return []
+        cost = "cost unknown" if batches.cost_at_risk is None else f"{format_cents(batches.cost_at_risk)} USD"
+        return [f"{batches.texts:,} texts", f"{cost} at risk", f"since {format_duration(batches.seconds)}"]
 
     def _of_reading(self, at: Progressed) -> list[str]:
         """Of what is read, and of a dry run, which does nothing else."""

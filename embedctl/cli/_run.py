@@ -19,7 +19,7 @@ import typer
 from embedctl import terminal
 from embedctl.cli._progress import ProgressDisplay
 from embedctl.cli._telemetry import watched
-from embedctl.errors import Interrupted, Terminated, WrongUsage
+from embedctl.errors import BatchesPending, Interrupted, Terminated, WrongUsage
 
 if TYPE_CHECKING:
     from embedctl.inputs import Query
@@ -88,6 +88,7 @@ def execute(
             command=command,
             resume=shlex.join(["embedctl", *sys.argv[1:]]),
             stream=sys.stdout.buffer if kind == "stream" else None,
+            waits=sys.stderr.isatty(),
             stdin=sys.stdin.buffer if "-" in inputs and not sys.stdin.isatty() else None,
             **about,
         )
@@ -114,9 +115,9 @@ def _say(receipt: Receipt, talk: Talk) -> None:
         terminal.result(receipt.as_dict())
     elif not talk.quiet:
         terminal.receipt(receipt)
-    if receipt.error is not None:
+    if receipt.error is not None and not isinstance(receipt.error, BatchesPending):  # that is no error, and told
         terminal.error(receipt.error, as_json=False)
-    elif talk.quiet and receipt.exit_code:
+    elif talk.quiet and receipt.failed:
         terminal.failed_rows(receipt)
     if receipt.exit_code:
         raise typer.Exit(receipt.exit_code)

@@ -131,6 +131,17 @@ class CachedEmbedder:
         return arrived
 
 
+async def unknown_to(cache: VectorCache, space: Space, packed: PackedRequest) -> PackedRequest | None:
+    """A request without the texts that the cache has; None when it has all of them."""
+    hashes = _each(packed.request.hashes)
+    found = await asyncio.to_thread(cache.look_up, space.space_id, hashes, space.dimensions)
+    missing = [place for place, text_hash in enumerate(hashes) if text_hash not in found]
+    if not missing or len(missing) == len(hashes):
+        return packed if missing else None
+    ordinals = tuple(packed.ordinals[place] for place in missing)
+    return replace(packed, request=_chosen(packed.request, missing), ordinals=ordinals)
+
+
 def _each(hashes: bytes) -> list[bytes]:
     return [hashes[start : start + TEXT_HASH_BYTES] for start in range(0, len(hashes), TEXT_HASH_BYTES)]
 

@@ -149,7 +149,7 @@ class Router:
         if found is None:
             breaker = Breaker(endpoint.provider, endpoint.wire_model, jitter=self._jitter, thresholds=self._thresholds)
             self._states[key] = EndpointState(
-                transport=None if endpoint.local else self._transport(endpoint),
+                transport=None if endpoint.local else self.transport(endpoint),
                 limiter=self._limiter(endpoint, waiting),
                 rate_limits=endpoint.rate_limits,
                 breaker=breaker,
@@ -171,7 +171,8 @@ class Router:
         left = [(endpoint, machine.rest()) for endpoint, machine in self._machines.values()]
         return [usage_events.idle(caller, endpoint, microhours) for endpoint, microhours in left if microhours]
 
-    def _transport(self, endpoint: Endpoint) -> Transport:
+    def transport(self, endpoint: Endpoint) -> Transport:
+        """The connections to an endpoint."""
         from embedctl.backends.http.transport import Transport  # the HTTP client: not for runs that stay here
 
         key = (endpoint.insecure, endpoint.ca_file)

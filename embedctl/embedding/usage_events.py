@@ -134,7 +134,7 @@ def failed(event: UsageEvent, endpoint: Endpoint, request: Request, error: Provi
         tokens, tokenizer_id = usage.exact(endpoint, request)
         return replace(ended, tokens_estimated=tokens, tokenizer_id=tokenizer_id)
     if error.billable == "yes":
-        return _counted(ended, usage.unusable(endpoint, request, error.tokens_native))
+        return counted(ended, usage.unusable(endpoint, request, error.tokens_native))
     return ended
 
 
@@ -169,7 +169,7 @@ def answered(
         odd_cost = str(wire.cost)
     reasons = [NO_USAGE] if used.mode == "native" and used.tokens_native is None else []
     reasons += [f"not believed: a cost of {odd_cost}"] if odd_cost is not None else []
-    return _counted(
+    return counted(
         event,
         used,
         occurred_at=utc_now(),
@@ -224,7 +224,8 @@ def _milliseconds(seconds: float) -> int:
     return min(max(round(seconds * 1000), 0), _MOST_INTEGER)
 
 
-def _counted(event: UsageEvent, used: Usage, **more: Any) -> UsageEvent:
+def counted(event: UsageEvent, used: Usage, **more: Any) -> UsageEvent:
+    """An attempt that is billed for this usage."""
     return replace(
         event,
         tokens_total=used.tokens_total,

@@ -15,12 +15,12 @@ checksum, which the mac covers: a keyed hash of them would cost more CPU than al
 may write here may change the vectors of a published part as well. Money, texts and tokens are under the mac alone.
 
 **Kinds.** The first frame of each file is its `head`: `{"format": 2, "segment", "file": "intents" | "answers" |
-"attempts", "secret": "home", "key", "host"}`. `intent`, `outcome` and `answer` carry an event. To come, without another
-format:
+"attempts" | "batches", "secret": "home", "key", "host"}`. `intent`, `outcome` and `answer` carry an event. What a run
+has of batches at its provider stands in a file of its own (`batches.py`), in frames that have a member `batch` in place
+of `event`: `planned`, `uploaded`, `creating`, `submitted`, `collected`, `cleaned` and `dropped`; the first of a batch
+holds its text hashes. To come, without another format:
 
-- heads of shards on an object store say `"secret": "job"` (it stands in the job's plan), `"shard"` and `"generation"`;
-- the provider's Batch API: `planned`, `creating`, `submitted` (`{"batch", "provider", "texts", "price_tier"}`),
-  `collected`, with a member `batch` in place of `event`.
+- heads of shards on an object store say `"secret": "job"` (it stands in the job's plan), `"shard"` and `"generation"`.
 
 A version that meets a kind which it does not know leaves that segment alone: it is neither spooled nor removed.
 """
@@ -33,7 +33,7 @@ import socket
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -49,13 +49,17 @@ if TYPE_CHECKING:
     from embedctl.storage import Buffer
 
 Kind = Literal["intent", "outcome", "answer"]
-FileKind = Literal["intents", "answers", "attempts"]
-"""The last is the copy of a segment that stands in the home, without vectors and text hashes."""
+FileKind = Literal["intents", "answers", "attempts", "batches"]
+"""`attempts` is the copy of a segment that stands in the home, without vectors and text hashes."""
+
+Step = Literal["planned", "uploaded", "creating", "submitted", "collected", "cleaned", "dropped"]
+"""How far a batch at a provider is, see `batches.py`."""
 
 FORMAT = 2
 """Part of every file name: a journal of a later format is left alone, not taken for a broken one."""
 
 KINDS = ("intent", "outcome", "answer")
+STEPS = ("planned", "uploaded", "creating", "submitted", "collected", "cleaned", "dropped")
 
 ENTRY_KINDS = ("usage", "cache_hit")
 """What a journal may say; corrections, credits and the like are entered by hand, never found in a folder."""
@@ -85,6 +89,7 @@ class Draft:
 
     Attributes:
         vectors: float32, shape (n, D), C order; None for frames without.
+        alone: It is an answer that no intent announced, see `draft_collected`.
     """
 
     kind: Kind
@@ -92,6 +97,7 @@ class Draft:
     json: bytes
     hashes: bytes = b""
     vectors: NDArray[np.float32] | None = None
+    alone: bool = False
 
     @property
     def most_bytes(self) -> int:
@@ -122,6 +128,20 @@ class Frame:
     def count(self) -> int:
         """How many vectors it holds."""
         return len(self.hashes) // TEXT_HASH_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFrame:
+    """A step of a batch, as read back.
+
+    Attributes:
+        batch: The JSON of its state from then on.
+        hashes: Of its texts, where the frame holds them.
+    """
+
+    step: str
+    batch: bytes
+    hashes: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +207,18 @@ def draft_answer(
     if made.most_bytes > _MOST:
         raise InvariantBroken(f"an answer of {vectors.nbytes} bytes is too large for the journal")
     return made
+
+
+def draft_collected(
+    event: UsageEvent,
+    hashes: bytes = b"",
+    vectors: NDArray[np.float32] | None = None,
+    tokens_each: Sequence[int] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Draft:
+    """What a line of a batch came to: no intent announced it, its batch did."""
+    made = draft("outcome", event) if vectors is None else draft_answer(event, hashes, vectors, tokens_each, extra)
+    return replace(made, alone=True)
 
 
 @dataclass(slots=True)
@@ -256,6 +288,16 @@ class Keyed:
         }
         return b"".join(self._framed(orjson.dumps(about), b"", None, 0, 0, 0).buffers)
 
+    def placed_step(self, step: Step, batch: bytes, hashes: bytes, offset: int) -> Placed:
+        """A step of a batch, at `offset`.
+
+        Args:
+            batch: JSON.
+        """
+        count = len(hashes) // TEXT_HASH_BYTES
+        json = b'{"kind":"%s","count":%d,"batch":%s}' % (step.encode(), count, batch)
+        return self._framed(json, hashes, None, offset, 0, 0)
+
     def placed(self, made: Draft, offset: int, intents: int, tokens: int) -> Placed:
         """A frame that will stand at `offset`.
 
@@ -291,6 +333,7 @@ class _Wire(msgspec.Struct):
 
     kind: str
     event: UsageEvent | None = None
+    batch: msgspec.Raw = msgspec.Raw()
     count: int = 0
     dimensions: int = 0
     tokens_each: tuple[int, ...] | None = None
@@ -373,6 +416,7 @@ class Scan:
         valid: Frames that check, so far, the head included.
         gaps: Stretches that cannot be read, once the iteration is over.
         unknown_kinds: Frames of a later version's kinds.
+        steps: Frames of batches.
         torn: Bytes at the end of a frame that was not written to its end when the process died.
         intents: Of the segment, by the last frame; likewise `tokens`.
     """
@@ -384,6 +428,7 @@ class Scan:
         self._tries = 0
         self.valid = 0
         self.unknown_kinds = 0
+        self.steps: list[BatchFrame] = []
         self.torn = 0
         self.intents = self.tokens = 0
         self.gaps: list[Gap] = []
@@ -406,6 +451,8 @@ class Scan:
             self.valid += 1
             if isinstance(wire, Frame):
                 yield wire
+            elif isinstance(wire, BatchFrame):
+                self.steps.append(wire)
             elif wire != "head":
                 self.unknown_kinds += 1
 
@@ -432,7 +479,7 @@ class Scan:
         else:
             self.gaps.append(Gap(end, rest, last=True))
 
-    def _checked(self, offset: int) -> tuple[Frame | str, int, int, int] | None:
+    def _checked(self, offset: int) -> tuple[Frame | BatchFrame | str, int, int, int] | None:
         """The frame at `offset`, or the kind of one without an event; its size and its sums."""
         head = pread(self._fd, offset, _HEAD.size)
         if len(head) < _HEAD.size or not head.startswith(MAGIC):
@@ -463,6 +510,8 @@ class Scan:
                 return None
         self._tries -= 1
         size = _HEAD.size + length
+        if wire.kind in STEPS and len(memoryview(wire.batch)) and self._keyed.file == "batches":
+            return BatchFrame(wire.kind, bytes(wire.batch), hashes), size, intents, tokens
         if wire.event is None or wire.kind not in KINDS:
             return wire.kind, size, intents, tokens
         frame = decoded(json, hashes, body + json_length, checksum=checksum)

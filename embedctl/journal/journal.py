@@ -177,6 +177,24 @@ class Journal:
             raise InvariantBroken("an answer was written nowhere")
         return place
 
+    async def collect(
+        self,
+        event: UsageEvent,
+        hashes: bytes = b"",
+        vectors: NDArray[np.float32] | None = None,
+        tokens_each: Sequence[int] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> VectorRef | None:
+        """A line of a batch has ended, with vectors or (None) without; its batch was its intent.
+
+        Arguments as of `answer`. Whoever collects a batch twice gives a line the same event id.
+
+        Raises:
+            StorageFailed: It could not be written: the batch is not collected.
+        """
+        draft = frames.draft_collected(event, hashes, vectors, tokens_each, extra)
+        return await self._written(Append(draft, _waiter(), 0 if vectors is None else draft.most_bytes))
+
     def read(self, place: VectorRef) -> NDArray[np.float32]:
         """Vectors of this run or a taken-over one: float32, shape (n, D), read-only, mapped from the file.
 

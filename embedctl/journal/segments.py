@@ -19,7 +19,7 @@ from uuid import UUID
 
 from embedctl.errors import StorageFailed
 from embedctl.journal import frames, old_frames
-from embedctl.journal.frames import Begun, Draft, FileKind, Keyed, Placed
+from embedctl.journal.frames import Begun, Draft, FileKind, Keyed, Placed, Step
 from embedctl.records import UsageEvent, VectorRef, uuid7
 from embedctl.storage import Buffer, Disk, locks
 
@@ -78,6 +78,14 @@ class Log:
         self.end, self.dirty = end, True
         self._begun.intents, self._begun.tokens = intents, tokens
         return placed
+
+    def append_step(self, step: Step, batch: bytes, hashes: bytes) -> None:
+        """Put a step of a batch at the end; as `append`."""
+        head = [] if self.end else [self._keyed.head()]
+        end = self.end + sum(map(len, head))
+        placed = self._keyed.placed_step(step, batch, hashes, end)
+        self._disk.write(self._open_fd, [*head, *placed.buffers], self.end, self.path)
+        self.end, self.dirty = end + placed.size, True
 
     def reserve(self, more_bytes: int) -> None:
         """Make sure that `more_bytes` can still be written on a full disk, where the file system can promise it."""

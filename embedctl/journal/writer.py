@@ -235,7 +235,8 @@ class Writer:
             return results, unsynced
         intents = [entry for entry in entries if entry.draft.kind == "intent"]
         begun = {entry.event_id for entry in intents}
-        ends = [entry for entry in entries if entry.draft.kind != "intent"]
+        ends = [entry for entry in entries if entry.draft.kind != "intent" and not entry.draft.alone]
+        self._commit_collected([entry for entry in entries if entry.draft.alone], results)
         self._commit_ends([entry for entry in ends if entry.event_id not in begun], results)
         self._commit_intents(intents, results, unsynced)
         self._commit_ends([entry for entry in ends if entry.event_id in begun], results)  # cancelled at once
@@ -266,6 +267,28 @@ class Writer:
                     except StorageFailed as again:
                         self._where[entry.event_id] = segment
                         results.append((entry.waiter, None, again))
+
+    def _commit_collected(self, entries: list[Append], results: list[Result]) -> None:
+        """Ends that no intent announced."""
+        for entry in entries:
+            try:
+                if self._stop is not None:
+                    raise InvariantBroken("the journal is closed")
+                if self.failure is not None:
+                    raise _refusal(self.failure)
+                segment = self._segment_for(entry.answer_bytes)
+                log = segment.intents if entry.draft.vectors is None else segment.answers
+                if log is None:
+                    raise InvariantBroken("a line was collected into a segment of a dead process")
+                segment.expect(entry.draft.event, 0)
+                try:
+                    self._append_ends(segment, log, [entry], results)
+                except StorageFailed:
+                    segment.forget(entry.event_id)
+                    raise
+            except EmbedctlError as error:
+                self.failure = self.failure or error
+                results.append((entry.waiter, None, error))
 
     def _append_ends(self, segment: Segment, log: Log, entries: list[Append], results: list[Result]) -> None:
         drafts = [entry.draft for entry in entries]

@@ -5,7 +5,7 @@ Every row leaves a trace: a target, or a failure with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any, cast
@@ -43,8 +43,10 @@ class Planner:
             for theirs.
         columns: Makes the record batch of some rows: (block, positions, chunk indexes, texts).
         cut: See `Chunks`.
+        own_files: Files of `known` that this run itself has made, in batches.
 
     Attributes:
+        reused: Targets that are known, but for `own`, those from `own_files`.
         planned: Rows, and the targets that they have become; `texts` may be ahead of it.
     """
 
@@ -61,7 +63,9 @@ class Planner:
         denied: Mapping[str, str] = MappingProxyType({}),
         tenants: frozenset[str] = frozenset(),
         cut: Callable[[int], None] = lambda rows: None,
+        own_files: Collection[int] = (),
     ) -> None:
+        self._own_files = np.array(sorted(own_files), np.int64)
         self._candidates = Chunks(options, wording, denied, cut)
         self._is_chunking = wording.chunked is not None
         self._prefix = wording.prefix
@@ -72,7 +76,7 @@ class Planner:
         self._failed_before = failed_before
         self._tenants = tenants
         self._ordinal = 0
-        self.reused = 0
+        self.reused = self.own = 0
         self.duplicates = 0
         self.refused = self.asked = 0
         self.planned = (0, 0)
@@ -207,6 +211,16 @@ class Planner:
             return one.digest
         return blake2b(one.digest + payer.encode(), digest_size=TEXT_HASH_BYTES).digest()
 
+    def keys_of(self, digests: bytes, payers: Sequence[str]) -> bytes:
+        """What `seen` knows texts by that these workspaces pay for."""
+        each = [digests[at : at + TEXT_HASH_BYTES] for at in range(0, len(digests), TEXT_HASH_BYTES)]
+        if not self._tenants:
+            return digests
+        return b"".join(
+            blake2b(digest + payer.encode(), digest_size=TEXT_HASH_BYTES).digest() if payer in self._tenants else digest
+            for digest, payer in zip(each, payers, strict=True)
+        )
+
     def _keys(self, chunks: Sequence[Chunk], digests: bytes) -> bytes:
         return b"".join(map(self._key, chunks)) if self._tenants else digests
 
@@ -214,7 +228,9 @@ class Planner:
         """Wanted vectors that are known, one after the other."""
         if not len(places):
             return
-        self.reused += len(places)
+        own = np.isin(places["file"].astype(np.int64), self._own_files).sum() if len(self._own_files) else 0
+        self.own += int(own)
+        self.reused += len(places) - int(own)
         self._ordinal += len(places)
         files = places["file"]
         where = np.where(files < JOURNAL_FILES, np.uint8(VectorSource.PART), np.uint8(VectorSource.JOURNAL))

@@ -10,6 +10,7 @@ A protocol module has
 - `answer(status, headers, body, request) -> WireAnswer`, or an error of our tree raised;
 - optionally `input_type_word(place, model, input_type) -> str | None`, where requests have a field for input types:
   how it says one, "" where that is said by leaving the field out, None where the place has no such field;
+- optionally a Batch API, as `_batch.py` has it, or `BATCH_REFUSED`: why there is none that could be used;
 - optionally `probe(place) -> HttpRequest` and `limits(body) -> Limits`, for servers that say what they take.
 
 It does not wait, retry, price, or check shapes: the call point does that once, for all. Nor does it cut and clean

@@ -36,10 +36,10 @@ def read(
         raise
     except Exception as error:  # a protocol's file need not think of everything that a server may send
         raise _foreign.unusable(f"the answer cannot be read ({type(error).__name__})") from error
-    return _cleaned(wire, request)
+    return cleaned(wire, request)
 
 
-def _cleaned(wire: WireAnswer, request: HttpRequest) -> WireAnswer:
+def cleaned(wire: WireAnswer, request: HttpRequest) -> WireAnswer:
     changed: dict[str, Any] = {}
     for field in _STRINGS:
         said = getattr(wire, field)

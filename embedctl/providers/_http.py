@@ -22,6 +22,7 @@ _REQUEST_IDS = (
     "x-litellm-call-id",
 )
 _NO_READING: Mapping[str, Any] = {}
+_BOUNDARY = "embedctl-part"
 
 
 def base(place: Provider, default: str | None) -> str:
@@ -100,14 +101,47 @@ def post(
     return HttpRequest(url=url, body=packed, headers=_headers(place, secret, auth, headers), reading=reading)
 
 
-def get(place: Provider, url: str, secret: Secret | None) -> HttpRequest:
-    """A GET with the key as a bearer token, for probes."""
-    found = _headers(place, secret, "bearer", {})
-    return HttpRequest(
-        url=url,
-        method="GET",
-        headers={name: value for name, value in found.items() if name != "content-type"},
-    )
+def get(
+    place: Provider,
+    url: str,
+    secret: Secret | None,
+    *,
+    auth: Auth = "bearer",
+    headers: Mapping[str, str] = _NO_READING,
+    reading: Mapping[str, Any] = _NO_READING,
+    method: Literal["GET", "DELETE"] = "GET",
+) -> HttpRequest:
+    """A request without a body, with the key the protocol's way."""
+    found = _headers(place, secret, auth, headers)
+    sent = {name: value for name, value in found.items() if name != "content-type"}
+    return HttpRequest(url=url, method=method, headers=sent, reading=reading)
+
+
+def multipart(
+    place: Provider,
+    url: str,
+    parts: Sequence[tuple[str, bytes]],
+    kind: str,
+    secret: Secret | None,
+    *,
+    auth: Auth = "bearer",
+    headers: Mapping[str, str] = _NO_READING,
+) -> HttpRequest:
+    """A POST of several parts, each with its own header lines.
+
+    The boundary cannot occur in them: what is sent this way has no carriage return, and its lines begin otherwise.
+
+    Args:
+        parts: Header lines without their end, and content.
+        kind: "form-data" or "related".
+    """
+    pieces: list[bytes] = []
+    for lines, content in parts:
+        pieces += [f"--{_BOUNDARY}\r\n{lines}\r\n\r\n".encode(), content, b"\r\n"]
+    pieces.append(f"--{_BOUNDARY}--\r\n".encode())
+    found = _headers(place, secret, auth, headers)
+    found["content-type"] = f"multipart/{kind}; boundary={_BOUNDARY}"
+    return HttpRequest(url=url, body=b"".join(pieces), headers=found)
 
 
 def _headers(place: Provider, secret: Secret | None, auth: Auth, extra: Mapping[str, str]) -> dict[str, str]:

@@ -21,6 +21,8 @@ KEY_VARIABLES = ("AZURE_OPENAI_API_KEY", "AZURE_API_KEY", "AZURE_OPENAI_AD_TOKEN
 BASE_URL = None
 BASE_URL_VARIABLES = ("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE")
 TAKES_TOKENS = True
+BATCH_REFUSED = "Azure OpenAI runs no embedding model in its Batch API"
+"""Source: MicrosoftDocs/azure-ai-docs, batch FAQ of 2026-03-19 (facts/batch_apis.md 3)."""
 
 API_VERSION = "2024-10-21"
 """The last dated version that is generally available."""

@@ -19,6 +19,10 @@ KEY_VARIABLES = ("CO_API_KEY", "COHERE_API_KEY")
 BASE_URL = "https://api.cohere.com"
 BASE_URL_VARIABLES = ("CO_API_URL", "COHERE_API_BASE")
 TAKES_TOKENS = False
+BATCH_REFUSED = (
+    "a cancelled embed job of Cohere is charged and delivers nothing, and no price of its batches is published"
+)
+"""Source: cohere 7.3.1, cohere-developer-experience @e814c8a (facts/batch_apis.md 7; 2026-11-25)."""
 
 INPUT_TYPES: Mapping[InputType | None, str] = {
     None: "search_document",  # the field is required

@@ -18,6 +18,8 @@ KEY_VARIABLES = ("JINA_AI_API_KEY", "JINA_API_KEY", "JINA_AI_TOKEN")
 BASE_URL = "https://api.jina.ai/v1"
 BASE_URL_VARIABLES = ("JINA_AI_API_BASE",)
 TAKES_TOKENS = False
+BATCH_REFUSED = "a batch of Jina carries no mark: one whose answer is lost could not be found again"
+"""Source: tryAGI/Jina @2a3f424, made from Jina's OpenAPI (facts/batch_apis.md 9; 2026-11-25)."""
 
 TASKS: Mapping[str, Mapping[InputType, str]] = {
     "jina-embeddings-v2": {},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -33,6 +34,9 @@ _NAMES = {
 
 _NOT_AS_DESCRIBED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, csv.Error)
 """What reading JSON or CSV of another shape ends with, or of no shape that has an end."""
+
+_BATCH = re.compile(r"^batch[\s:,-]+|[\s(-]+batch\b\)?", re.IGNORECASE)
+"""What was bought in batches is an item of its own in a provider's costs, and the same model in its usage."""
 
 _MOST_PAGES = 1000
 _PAGE_CHARACTERS = 1000  # of the mark of a page
@@ -103,7 +107,7 @@ def fetch_openai(fetch: Fetch, within: Range) -> list[Billed]:
         for row in costs:
             item = _foreign.shown(row.get("line_item") or "")
             if "embedding" in item:
-                named = {**row, "model": item.partition(",")[0].strip()}
+                named = {**row, "model": _BATCH.sub("", item).partition(",")[0].strip()}
                 found.append(_billed(named, "costs", name=_cut_name))
     except InputInvalid as error:
         raise AnswerUnusable(error.message) from None

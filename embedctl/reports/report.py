@@ -32,6 +32,7 @@ class Report:
         groups: One mapping per group: its keys, and the measures of `totals`.
         warnings: What is missing in the numbers, in sentences.
         incomplete: Whether something has no price, an old one, or no outcome (`--strict`).
+        pending: Batches under way, which are in no total; None when there are none.
     """
 
     question: ReportQuery
@@ -41,6 +42,7 @@ class Report:
     totals: Mapping[str, Any]
     warnings: Sequence[str]
     incomplete: bool
+    pending: Mapping[str, Any] | None = None
 
     def envelope(self) -> dict[str, Any]:
         """The JSON document of every report."""
@@ -59,6 +61,7 @@ class Report:
             "groups": [dict(group) for group in self.groups],
             "totals": dict(self.totals),
             "warnings": list(self.warnings),
+            **({} if self.pending is None else {"pending": dict(self.pending)}),
         }
 
 

@@ -16,7 +16,7 @@ from embedctl.providers._contract import RequestOptions as WireOptions
 from embedctl.providers.catalog import ModelEntry, ProviderEntry
 from embedctl.records import BY_THE_HOUR, UNOBSERVED, Observer, Warned, expanded
 from embedctl.routing import allow, credentials, input_types
-from embedctl.routing.endpoint import Endpoint, check_usable
+from embedctl.routing.endpoint import BatchTerms, Endpoint, check_usable
 from embedctl.routing.fallback import ChainEntry, Excluded, allowed, require
 from embedctl.routing.input_types import InputTypeSent
 from embedctl.routing.names import asked_for, checked_provider, default_model, known_providers
@@ -204,6 +204,13 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         folder=folder.path if folder else None,
         key_variable=own.api_key_env,
         key_source=credentials.key_source(settings.environment, credentials.key_variables(settings, provider)),
+        batch=BatchTerms(
+            wanted=own.batch,
+            grace_s=own.batch_grace_s,
+            poll_s=own.batch_poll_s,
+            max_inputs=own.batch_max_inputs,
+            enqueued_tokens=own.batch_enqueued_tokens,
+        ),
     )
 
 

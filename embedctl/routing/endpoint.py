@@ -19,6 +19,23 @@ from embedctl.storage.token_count_cache import RunCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchTerms:
+    """How a provider's Batch API is used, as the settings say (`[providers.NAME] batch…`).
+
+    Attributes:
+        wanted: Whether the place speaks it; None: as its protocol says.
+        grace_s, poll_s: Seconds.
+        enqueued_tokens: 0 = no limit; None: the provider's lowest tier.
+    """
+
+    wanted: bool | None = None
+    grace_s: float = 120.0
+    poll_s: float = 30.0
+    max_inputs: int = 10_000
+    enqueued_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """One provider serving one model, with everything a request needs.
 
@@ -71,6 +88,7 @@ class Endpoint:
     folder: Path | None = None
     key_variable: str | None = None
     key_source: str | None = None
+    batch: BatchTerms = BatchTerms()
     counts: RunCounts = field(default_factory=RunCounts, compare=False, repr=False)
 
     @property

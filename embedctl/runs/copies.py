@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID
 
+from embedctl.embedding import batch_lines
+from embedctl.journal import batches
 from embedctl.journal.commands import Spool
 from embedctl.journal.recovery import recover_copy
 from embedctl.journal.rescue import JOURNAL
@@ -80,6 +82,32 @@ def _run_of(run_ids: list[UUID | None], runs: RunRegistry) -> RunEntry | None:
 
 def _is_there(state: Path, segment_id: str) -> bool:
     return (state / JOURNAL / f"{segment_id}{INTENTS}").exists()
+
+
+def give_up_batches(copies: Path, spool: Spool, trust: Trust, *, ledger: Path, now: float, disk: Disk = DISK) -> int:
+    """Book what batches of removed folders may have cost, once their results are gone; how many events were put.
+
+    Until then `batch cancel` collects them, and they are told as under way. Files that say nothing more are removed.
+
+    Args:
+        copies: Where they are told of: `Paths.batches`.
+        now: Unix seconds.
+    """
+    put = 0
+    if not copies.is_dir():
+        return 0
+    check_own_folder(copies)
+    for path, said, living in batches.known(copies, trust):
+        if living or not said or any(Path(one.folder).is_dir() for one in said):
+            continue
+        pending = [one for one in said if one.pending]
+        if any(one.lost_at > now or one.ledger != str(ledger.absolute()) for one in pending):
+            continue
+        events = [event for one in pending for event in batch_lines.given_up(one)]
+        if events and spool(path.name.removesuffix(batches.BATCHES), events):
+            put += len(events)
+        disk.unlink(path)
+    return put
 
 
 def vanished(runs: RunRegistry) -> list[RunEntry]:

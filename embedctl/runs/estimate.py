@@ -43,6 +43,8 @@ class Estimate:
         tokens: Of `texts`; with 95 % between tokens_low and tokens_high.
         cost_batch: The same through the provider's own batch interface, where it has a price.
         seconds: At the least, at the limits per minute; None without limits.
+        mode: What the run would use: "online" or "batch"; `mode_reason` says why.
+        seconds_batch: At the most, as the provider promises; None where it has no Batch API for this.
         per_hour: Of the place's machine, where that is what it costs: how long it takes nobody knows.
     """
 
@@ -63,6 +65,9 @@ class Estimate:
     cost_high: Decimal | None
     cost_batch: Decimal | None
     seconds: float | None
+    mode: str = "online"
+    mode_reason: str | None = None
+    seconds_batch: float | None = None
     currency: str = "USD"
     per_hour: Decimal | None = None
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from embedctl import storage
 from embedctl.ledger import missing, spool
 from embedctl.ledger.paths import LedgerPaths
-from embedctl.records import UNOBSERVED, Observer
+from embedctl.records import UNOBSERVED, Observer, utc_now
 from embedctl.settings import Paths
 from embedctl.storage import DISK, Disk, locks
 
@@ -76,7 +76,7 @@ def ingest(paths: Paths, *, wait_s: float, now: datetime, rebuild: bool, observe
 def recover(paths: Paths, *, observer: Observer = UNOBSERVED, disk: Disk = DISK) -> int:
     """Spool what runs have spent that died and were not resumed; how many events that were."""
     from embedctl.routing import circuits  # reports start without
-    from embedctl.runs.copies import recover_copies
+    from embedctl.runs.copies import give_up_batches, recover_copies
     from embedctl.runs.registry import RunRegistry, home_trust, recover_dead, sweep
 
     for folder in (paths.runs, paths.spool):
@@ -94,6 +94,7 @@ def recover(paths: Paths, *, observer: Observer = UNOBSERVED, disk: Disk = DISK)
         observer=observer,
         disk=disk,
     )
+    put += give_up_batches(paths.batches, publish, trust, ledger=paths.ledger, now=utc_now().timestamp(), disk=disk)
     sweep(paths.journal, disk=disk)
     circuits.sweep(paths.home / "circuits")
     return put

@@ -22,6 +22,7 @@ class JobRequest:
         vectors: How `stream` shows vectors.
         stdin: What "-" means; None when it is a terminal.
         query: What is asked instead of `inputs`.
+        waits: Batches are waited for where no option says so: somebody looks on.
     """
 
     settings: Settings
@@ -37,3 +38,4 @@ class JobRequest:
     stream: BinaryIO | None = None
     stdin: BinaryIO | None = None
     query: Query | None = None
+    waits: bool = False

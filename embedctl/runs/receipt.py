@@ -51,9 +51,10 @@ class Spending:
         texts: That `tokens` were answered for.
         unpriced: Whether something billed has no price, so that `cost` is a lower bound.
         workspaces: Who pays what of it.
+        saved_by_tier: USD that it cost less than at the standard price; None when nobody knows.
     """
 
-    unit_price: Callable[[str, str, str | None], Decimal | None]
+    unit_price: Callable[[str, str, str | None, str], Decimal | None]
     requests: int = 0
     attempts: int = 0
     tokens: int = 0
@@ -69,6 +70,7 @@ class Spending:
     providers: dict[str, None] = field(default_factory=dict)
     fallback_from: str | None = None
     last_error: str | None = None
+    saved_by_tier: Decimal | None = None
 
     def notify(self, event: Event) -> None:
         """Count an attempt that has ended."""
@@ -83,7 +85,7 @@ class Spending:
             return
         self.requests += event.attempt == 1
         self.attempts += 1
-        price = self.unit_price(event.provider, event.model, event.price_as)
+        price = self.unit_price(event.provider, event.model, event.price_as, event.price_tier)
         if event.status == "ok":
             self.providers.setdefault(event.provider)
             self.sources.add(event.usage_source)
@@ -95,8 +97,15 @@ class Spending:
         if event.billable == "yes":
             self.tokens_estimated += event.tokens_total if event.usage_source == "fallback" else 0
             self.texts += event.input_count if event.status == "ok" else 0
+            if event.price_tier != "standard":
+                self._count_saved(event, price)
         for one in (self, self.workspaces.setdefault(event.workspace_id, Share())):
             _add(one, event, price)
+
+    def _count_saved(self, event: UsageEvent, price: Decimal | None) -> None:
+        standard = self.unit_price(event.provider, event.model, event.price_as, "standard")
+        if price is not None and standard is not None:
+            self.saved_by_tier = (self.saved_by_tier or Decimal(0)) + cost(event.tokens_total, standard - price)
 
     @property
     def known_cost(self) -> Decimal | None:
@@ -211,6 +220,7 @@ class Receipt:
     currency: str = "USD"
     workspaces: tuple[Mapping[str, Any], ...] = ()
     failed_reasons: Mapping[str, int] = field(default_factory=dict)
+    batch: Mapping[str, Any] | None = None
     output_is_there: bool = True
     error: EmbedctlError | None = None
     unfinished: Unfinished | None = None
@@ -224,7 +234,7 @@ _RECEIPT_FIELDS = tuple(
     "run_id job workspace model providers fallback_from dimensions dimension_policy space_id usage_source rows "  # noqa: SIM905
     "vectors reused duplicates failed skipped left_out requests attempts tokens tokens_estimated tokens_unknown cost "
     "cost_is_lower_bound cost_at_risk cost_saved currency seconds output failures failed_reasons exit_code retryable "
-    "resume workspaces".split()
+    "resume workspaces batch".split()
 )
 
 
@@ -248,6 +258,7 @@ def build_receipt(
     resume: str | None,
     left_out: Mapping[str, Any],
     unfinished: Unfinished | None = None,
+    batch: Mapping[str, Any] | None = None,
 ) -> Receipt:
     """The receipt of a run that came to its end, or to `failure`.
 
@@ -295,6 +306,7 @@ def build_receipt(
         retryable=failure.retryable if failure else False,
         resume=resume if failure is not None and failure.exit_code in RESUMABLE else None,
         workspaces=_payers(spending),
+        batch=batch,
         output_is_there=output_is_there,
         failed_reasons=dict(failed_reasons),
         error=failure,

@@ -56,10 +56,13 @@ class Registration:
         )
 
     def begin(self) -> None:
-        """Register; runs of this output that never said their end are dead, for we hold their lock."""
+        """Register; runs of this output that never said their end are dead, for we hold their lock.
+
+        What one of them waits for is ours to collect.
+        """
         entries = self._registry.all()
         for run in entries:
-            if run.state in registry.OPEN and run.folder == self._entry.folder:
+            if run.state in (*registry.OPEN, "waiting") and run.folder == self._entry.folder:
                 self._registry.update(run, state="interrupted")
         for run in entries[KEPT_RUNS:]:
             if run.finished_at is not None and not any((run.folder / JOURNAL).glob("*")):
@@ -81,14 +84,28 @@ class Registration:
         entry, cost, problem = self._entry, _cost(self._spending), self._spending.last_error
         self._background(lambda: self._registry.update(entry, counts=counts, cost_usd=cost, last_error=problem))
 
-    def end(self, rows: RowCounts, spending: Spending, failure: EmbedctlError | None, exit_code: int) -> None:
-        """It has ended, one way or the other."""
+    def end(
+        self,
+        rows: RowCounts,
+        spending: Spending,
+        failure: EmbedctlError | None,
+        exit_code: int,
+        *,
+        waiting: bool = False,
+    ) -> None:
+        """It has ended, one way or the other.
+
+        Args:
+            waiting: Batches of it are under way.
+        """
         self._background.close()
         state: State = "completed" if failure is None else "failed"
         if failure is not None and exit_code in RESUMABLE:
             state = "interrupted"
         elif failure is None and rows.failed:
             state = "partial"
+        if failure is not None and waiting:
+            state = "waiting"
         self._entry = self._registry.finish(
             self._entry,
             state,

@@ -24,12 +24,12 @@ from embedctl.settings import LEDGER_NAME, Paths
 from embedctl.storage import DISK, Disk, check_own, publish, read_small, remove_tree, replace
 from embedctl.storage.locks import RECOVERY, hold, is_held
 
-State = Literal["accepted", "running", "completed", "partial", "failed", "interrupted"]
+State = Literal["accepted", "running", "completed", "partial", "failed", "interrupted", "waiting"]
 
 MOST_BYTES = 1 << 20
 """Of an entry."""
 
-UNFINISHED: tuple[State, ...] = ("accepted", "running", "interrupted", "failed")
+UNFINISHED: tuple[State, ...] = ("accepted", "running", "interrupted", "failed", "waiting")
 """States of a run that may have left a journal."""
 
 OPEN: tuple[State, ...] = ("accepted", "running")

@@ -16,6 +16,7 @@ from embedctl.budgets import limits as spend_limits
 from embedctl.errors import EmbedctlError, Locked
 from embedctl.inputs.left_out import LeftOut, LeftOutFile
 from embedctl.journal import Spool
+from embedctl.journal.batches import Found
 from embedctl.journal.rescue import JOURNAL, rescue
 from embedctl.ledger import segment_owners
 from embedctl.ledger.prices.run_prices import RunPrices
@@ -36,8 +37,9 @@ from embedctl.records import (
 from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
-from embedctl.routing.endpoint import check_usable
-from embedctl.runs import estimate, foundations, intake, resume, savings, target, wiring
+from embedctl.routing.endpoint import Endpoint, check_usable
+from embedctl.runs import batching, estimate, foundations, intake, resume, savings, target, wiring
+from embedctl.runs.batching import Bought, Choice
 from embedctl.runs.estimate import Estimate
 from embedctl.runs.executor import Executor, InProcess
 from embedctl.runs.intake import Ingest
@@ -91,6 +93,7 @@ class Run:
         self._record = RunRecord(job, self.run_id)
         self._spool = foundations.spool(job.settings, disk)
         self.spending = Spending(self._prices.price)
+        self.batches = Bought()
         self._failures = FailureReasons()
         self._left_out = LeftOut()
         self._progress: Progress | None = None
@@ -161,7 +164,9 @@ class Run:
         denied = allow.denied(self.job.settings, endpoint.in_chain)
         existing = output.peek(self._record.bind(source, endpoint, tuple(denied)))
         price = partial(self._prices.of, endpoint)
-        return estimate.estimate(source, endpoint, self._options, existing, denied, price, self._observer)
+        chosen = self._choice(endpoint, source)
+        found = estimate.estimate(source, endpoint, self._options, existing, denied, price, self._observer)
+        return found if self.job.kind != "folder" else batching.with_choice(found, endpoint, source, chosen)
 
     def _chain(self) -> FallbackChain:
         """Who may be asked; a warning for each key that others could read."""
@@ -188,9 +193,12 @@ class Run:
         existing = self._existing(output, source, chain, tuple(denied))
         if existing.finished is not None:
             self._hand_over(output)
+            if self.job.kind == "folder":
+                batching.forget(batching.left(output.state, self.job.settings.paths.batches, self._trust), self._disk)
             self._record.rows = existing.finished
             self._record.rows.reused, self._record.rows.duplicates = existing.finished.vectors, 0
         else:
+            chosen = self._choice(chain.first, source)
             plan = RunPlan(
                 job=self.job,
                 run_id=self.run_id,
@@ -209,7 +217,7 @@ class Run:
                 disk=self._disk,
                 segment_bytes=self._segment_bytes,
             )
-            run_async(self._send(plan, entry))
+            run_async(self._send(plan, entry, chosen))
         output.tidy()
         segment_owners.forget(output.state, self._disk)
 
@@ -249,12 +257,68 @@ class Run:
             existing.space = resume.space_of_journal(existing, spaces, where, overwrite=request.overwrite)
         return existing
 
-    async def _send(self, plan: RunPlan, entry: Registration) -> None:
+    async def _send(self, plan: RunPlan, entry: Registration, chosen: Choice) -> None:
         """Send what is left to send, and finish the output.
 
         Raises:
+            BatchesPending: Batches are under way, and nobody waits for them.
             EmbedctlError: Why it stopped; what was bought is in the journal.
         """
+        if self.job.kind != "folder":
+            return await self._send_the_rest(plan, entry)
+        with self.stop.heeded():
+            await self._send_the_rest(await self._bought(plan, entry, chosen), entry)
+        batching.forget(self._batches_left(plan), self._disk)
+        return None
+
+    def _choice(self, endpoint: Endpoint, source: inputs.Source) -> Choice:
+        """Only a folder can wait for batches."""
+        if self.job.kind != "folder":
+            return Choice(None)
+        return batching.choice(endpoint, self._options, source, self._prices)
+
+    def _batches_left(self, plan: RunPlan) -> Found:
+        return batching.left(plan.output.state, self.job.settings.paths.batches, self._trust)
+
+    async def _bought(self, plan: RunPlan, entry: Registration, chosen: Choice) -> RunPlan:
+        """What is to be bought in batches; the plan for the rest, once none is under way.
+
+        Raises:
+            BatchesPending, EmbedctlError: As `batching.buy`.
+        """
+        found, endpoint, options = self._batches_left(plan), plan.chain.first, self._options
+        self.batches.why, self.batches.chosen = chosen.why, chosen.api is not None
+        if options.mode == "auto" and chosen.api is None:
+            self._observer.notify(Warned("batch_mode", endpoint.id, chosen.why))
+        if chosen.api is None and not any(
+            one.step in ("creating", "submitted", "collected") for one in found.batches.values()
+        ):
+            batching.forget(found, self._disk)
+            return plan
+        batching.check_same_space(found, endpoint, plan.existing.space)
+        self.batches.chosen = True
+        api = chosen.api or batching.usable(endpoint, None)
+        waits = self.job.waits if options.mode != "online" else False
+        patient = waits if options.wait is None else options.wait
+        begin = partial(self._begin, plan, entry)
+        async with wiring.opened_batches(plan, begin, api, found, patient=patient) as resources:
+            answers = resources.answers
+            try:
+                await batching.buy(
+                    answers,
+                    resources.lines,
+                    patient=patient,
+                    submits=chosen.api is not None and resources.may_submit,
+                    min_inputs=chosen.min_inputs,
+                )
+            finally:
+                self.batches.pending, self.batches.submitted = answers.pending, answers.submitted
+        self._record.rows = RowCounts()
+        existing = self._existing(plan.output, plan.source, plan.chain, tuple(plan.denied))
+        return replace(plan, existing=existing, rows=self._record.rows, after_batches=True)
+
+    async def _send_the_rest(self, plan: RunPlan, entry: Registration) -> None:
+        """Send what nobody has, and finish the output."""
         try:
             await self._attempt(plan, entry)
         except RowsDiffer:  # before anything was sent: what is published comes first
@@ -315,7 +379,7 @@ class Run:
     def _sign_off(self, entry: Registration, failure: EmbedctlError | None, exit_code: int) -> None:
         """Say in the registry how it ended; the output is what it is, whether that can be written or not."""
         try:
-            entry.end(self._record.rows, self.spending, failure, exit_code)
+            entry.end(self._record.rows, self.spending, failure, exit_code, waiting=bool(self.batches.pending))
         except EmbedctlError as refusal:
             self._observer.notify(Warned("not_registered", detail=refusal.message))
 
@@ -403,6 +467,7 @@ class Run:
             failed_reasons=self._reasons(output),
             failure=failure,
             resume=self.job.resume,
+            batch=self.batches.as_dict(self.spending.saved_by_tier),
             left_out=self._left_out.as_dict(),
             unfinished=self.unfinished(),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Any
 import orjson
 
 from embedctl.errors import InputMissing
+from embedctl.journal.batches import Batch, known
 from embedctl.outputs import FAILURES, STATE_FOLDER, parts_of
 from embedctl.outputs.failures import MOST_LINE
 from embedctl.outputs.parquet import Part
-from embedctl.runs.registry import OPEN, RunEntry, RunRegistry
+from embedctl.runs.registry import OPEN, RunEntry, RunRegistry, home_trust
+from embedctl.settings import Paths
 
 COMMANDS = ("batch run", "embed")
 """What embeds inputs; searches, tests and the like are registered for their spending alone."""
@@ -61,6 +63,39 @@ def status(run: RunEntry, now: datetime) -> dict[str, Any]:
         "counts": dict(run.counts),
         "exit_code": run.exit_code,
         "last_error": run.last_error,
+    }
+
+
+def remote_batches(paths: Paths, run: RunEntry) -> list[dict[str, Any]]:
+    """What a run has under way at its provider, as it was when somebody last looked."""
+    trust = home_trust(paths, make=False)
+    folder = str(run.folder.absolute())
+    found = [one for _, batches, _ in known(paths.batches, trust) for one in batches]
+    return [batch_row(one) for one in found if one.pending and one.folder == folder]
+
+
+def batch_row(one: Batch) -> dict[str, Any]:
+    """A batch as a table shows it."""
+
+    def moment(seconds: float | None) -> datetime | None:
+        return None if not seconds else datetime.fromtimestamp(seconds, UTC)
+
+    return {
+        "provider": one.provider,
+        "model": one.model,
+        "batch_id": one.batch_id,
+        "mark": one.mark,
+        "step": one.step,
+        "status": one.status or None,
+        "lines_done": one.lines_done,
+        "lines": one.lines_total,
+        "texts": one.texts,
+        "tokens": one.tokens,
+        "cost_at_risk": one.cost_at_risk(),
+        "planned_at": moment(one.planned_at),
+        "expires_at": moment(one.expires_at),
+        "results_until": moment(one.results_until),
+        "output": one.output,
     }
 
 

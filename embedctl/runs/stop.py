@@ -23,7 +23,10 @@ class StopSignal:
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
-        """While requests are sent by the running loop; afterwards nothing can be stopped any more."""
+        """While requests are sent by the running loop; afterwards nothing can be stopped any more. May be nested."""
+        if self._loop is not None:
+            yield
+            return
         self._loop = asyncio.get_running_loop()
         try:
             yield

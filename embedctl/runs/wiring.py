@@ -8,21 +8,31 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
+
+import numpy as np
 
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
-from embedctl.budgets.reservations import Reservations
+from embedctl.budgets.reservations import Reservations, SpendLimit
 from embedctl.embedding.answers import OnlineAnswers, Turns
-from embedctl.embedding.cached import CachedEmbedder
+from embedctl.embedding.batch_answers import BatchAnswers, line_limits
+from embedctl.embedding.batch_calls import BatchCalls
+from embedctl.embedding.batch_lines import TIER
+from embedctl.embedding.cached import CachedEmbedder, unknown_to
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
-from embedctl.errors import InputInvalid
+from embedctl.errors import BudgetReached, InputInvalid
 from embedctl.inputs.columns import is_name, matching
-from embedctl.journal import Journal, Spool, Trust
+from embedctl.journal import Journal, Recovered, Spool, Trust
+from embedctl.journal.batches import Batch, BatchLog
+from embedctl.journal.batches import Found as FoundBatches
 from embedctl.journal.rescue import JOURNAL
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import Existing, Output, parquet
@@ -31,10 +41,11 @@ from embedctl.outputs.parquet import Layout
 from embedctl.outputs.publisher import Publisher
 from embedctl.planning.chunks import REASON_WORDS, is_bad_row
 from embedctl.planning.duplicate_ids import DuplicateIds
-from embedctl.planning.packer import Packer
-from embedctl.planning.planner import Planner
+from embedctl.planning.packer import PackedRequest, Packer
+from embedctl.planning.planner import JOURNAL_FILES, Planner
 from embedctl.planning.text_rules import text_rules
-from embedctl.records import Limits, Observer, Observers, RowCounts, Space, Warned
+from embedctl.providers._batch_places import BatchApi
+from embedctl.records import TEXT_HASH_BYTES, Limits, Observer, Observers, RowCounts, Space, Warned
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import AdaptiveLimiter, Limiter
@@ -49,7 +60,7 @@ from embedctl.runs.stop import StopSignal
 from embedctl.settings import Settings
 from embedctl.settings.options import Options
 from embedctl.storage import Disk
-from embedctl.storage.hash_index import HashIndex
+from embedctl.storage.hash_index import LOCATION, HashIndex
 from embedctl.storage.vector_cache import VectorCache
 
 # ── what is read ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -145,6 +156,7 @@ def planner(
     tenants: frozenset[str] = frozenset(),
     columns: Callable[[Any, list[int], list[int], list[str] | None], Any] | None = None,
     cut: Callable[[int], None] = lambda rows: None,
+    own_run: UUID | None = None,
 ) -> Iterator[Planner]:
     """Steps 2 and 3, with indexes of known and of seen texts, closed at the end.
 
@@ -155,12 +167,16 @@ def planner(
         tenants: Workspaces whose rows fail once their budget is used up.
         columns: Makes the record batch of some rows; None: the columns of the output.
         cut: Told how many rows of a block are cut into chunks; may raise, and no more are.
+        own_run: Which of the answers that are there are not reused, because this run has bought them.
     """
     existing = existing or Existing()
+    segments = segments or SegmentNumbers()
     fields = row_columns(opened, options) if columns is None else None
     with HashIndex(folder) as known, HashIndex(folder) as seen:
         space_id = existing.space.space_id if existing.space else None
-        resume.index(existing, space_id, known, segments or SegmentNumbers(), purchases or Purchases())
+        resume.index(existing, space_id, known, segments, purchases or Purchases())
+        answers = existing.recovered.answers if existing.recovered and own_run else ()
+        own = {JOURNAL_FILES + segments.number(one.place.segment) for one in answers if one.event.run_id == own_run}
         yield Planner(
             options=options,
             wording=text_rules(endpoint, options, opened),
@@ -172,6 +188,7 @@ def planner(
             denied=denied or {},
             tenants=tenants,
             cut=cut,
+            own_files=own,
         )
 
 
@@ -187,11 +204,15 @@ def reservations(
     *,
     run_id: str,
     state: Path,
+    tier: str = "standard",
+    spent: Decimal = Decimal(0),
 ) -> Reservations:
     """What may be spent: --max-cost, and what is left of the workspaces' budgets. To be closed.
 
     Args:
         state: The state folder whose lock the caller holds.
+        tier: Whose prices are reserved.
+        spent: By this run so far.
 
     Raises:
         BudgetReached, Locked, WrongUsage: See `budgets.limits.reservations`.
@@ -200,12 +221,13 @@ def reservations(
         foundations.ledger_paths(settings),
         settings,
         chain.endpoints,
-        prices.of,
+        partial(prices.of, tier=tier),
         observer,
         believed,
         run_id=run_id,
         state=state,
         take_in=foundations.taking_in(settings, observer),
+        spent=spent,
     )
 
 
@@ -275,6 +297,7 @@ class RunPlan:
         denied: Workspaces of rows that may not use the model → why.
         segment_bytes: Of the journal.
         facts: Space, rows written, rows read and their hash → metadata of a part or file.
+        after_batches: What can be had through them is there: --deadline was for them, and what they cost is spent.
         observer: Told of everything, the spending's own counting included.
     """
 
@@ -294,6 +317,7 @@ class RunPlan:
     rows: RowCounts
     disk: Disk = storage.DISK
     segment_bytes: int = 64 << 20
+    after_batches: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,6 +384,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             )
             stack.push_async_callback(embedder.aclose)
             deadline = time.monotonic() + options.deadline if options.deadline is not None else None
+            deadline = None if plan.after_batches and options.mode != "online" else deadline
             route = asked.route(
                 plan.chain,
                 mode=options.fallback,
@@ -369,12 +394,25 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             )
             stack.callback(route.close)
             limits(asked.limits(route))
-            money = reservations(
-                job.settings, plan.chain, plan.prices, plan.observer, plan.trust, run_id=str(plan.run_id), state=state
-            )
+            try:
+                money = reservations(
+                    job.settings,
+                    plan.chain,
+                    plan.prices,
+                    plan.observer,
+                    plan.trust,
+                    run_id=str(plan.run_id),
+                    state=state,
+                    spent=plan.spending.cost + plan.spending.cost_at_risk,
+                )
+            except BudgetReached as reached:
+                if not plan.after_batches or not isinstance(reached.limit, SpendLimit):
+                    raise
+                money = Reservations(plan.prices.of, [reached.limit], plan.observer)  # nothing more, but what is there
             stack.callback(money.close)
             endpoint = await asked.ask(route)
             spool_segment = begin()
+            bought_in_batches = plan.spending.texts
             purchases, segments = Purchases(), SegmentNumbers()
             plans = stack.enter_context(
                 planner(
@@ -388,6 +426,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     segments=segments,
                     denied=plan.denied,
                     tenants=money.tenants,
+                    own_run=plan.run_id if plan.after_batches else None,
                     cut=under_way.cut,
                 )
             )
@@ -464,7 +503,10 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     facts=lambda written, counts, rows_hash: plan.facts(resources.space, written, counts, rows_hash),
                 ),
                 stop=stop,
-                counted=lambda: (plans.reused + cached.hits, plans.duplicates),
+                counted=lambda: (
+                    plans.reused + cached.hits,
+                    plans.duplicates + max(0, plans.own - bought_in_batches),
+                ),
                 settled=under_way.settled,
                 rows=plan.rows,
             )
@@ -478,3 +520,205 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             stack.callback(telling.cancel)
             yield resources
             finished = True
+
+
+# ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchResources:
+    """What is open while a run works with batches.
+
+    Attributes:
+        lines: Plans the whole input: what is neither there nor in a batch, as lines.
+        may_submit: Something may be spent.
+    """
+
+    answers: BatchAnswers
+    lines: Callable[[], AsyncIterator[PackedRequest]]
+    may_submit: bool
+
+
+SHAPES_THE_SPACE = ("dimensions", "dimension_policy", "input_type", "on_too_long")
+"""Options that whoever collects a batch must have as its run had them."""
+
+
+class _NoColumns:
+    """Rows of the output are of no interest while lines are planned."""
+
+    nbytes = 0
+
+
+@asynccontextmanager
+async def opened_batches(
+    plan: RunPlan,
+    begin: Callable[[], Spool],
+    api: BatchApi,
+    left: FoundBatches,
+    *,
+    patient: bool,
+) -> AsyncIterator[BatchResources]:
+    """Everything a run buys batches with, closed in the opposite order.
+
+    Args:
+        begin: As of `opened`.
+        left: What earlier runs of this output have under way.
+        patient: Whether it waits for them.
+    """
+    job, options, state, stop = plan.job, plan.job.settings.options, plan.output.state, plan.stop
+    recovered = plan.existing.recovered
+    with stop.heeded():
+        async with AsyncExitStack() as stack:
+            asked = router(job.settings, plan.observer, connections=8, sleep=stop.sleep)
+            stack.push_async_callback(asked.aclose)
+            route = asked.route(
+                plan.chain, mode="off", policy=policy(options), space=plan.existing.space, limits_changed=_ignored
+            )
+            stack.callback(route.close)
+            endpoint = await asked.ask(route)
+            leg = route.first
+            calls = BatchCalls(
+                endpoint,
+                asked.transport(endpoint),
+                api.protocol,
+                api.capabilities,
+                retries=options.retries,
+                sleep=stop.sleep,
+                jitter=random.random,
+            )
+            try:
+                money = reservations(
+                    job.settings,
+                    plan.chain,
+                    plan.prices,
+                    plan.observer,
+                    plan.trust,
+                    run_id=str(plan.run_id),
+                    state=state,
+                    tier=TIER,
+                    spent=plan.spending.cost + plan.spending.cost_at_risk,
+                )
+                may_submit = True
+            except BudgetReached:
+                if not left.pending:
+                    raise
+                money, may_submit = Reservations(partial(plan.prices.of, tier=TIER)), False  # what is bought is read
+            stack.callback(money.close)
+            spool_segment = begin()
+            had = stack.enter_context(HashIndex(state))
+            space_id = plan.existing.space.space_id if plan.existing.space else None
+            resume.index(plan.existing, space_id, had, SegmentNumbers(), Purchases())
+            journal = Journal.open(
+                state / JOURNAL,
+                secret=plan.trust.secret,
+                spool=spool_segment,
+                recovered=recovered,
+                disk=plan.disk,
+                segment_bytes=plan.segment_bytes,
+                dimensions=endpoint.dimensions or 0,
+                copies=None if state.is_relative_to(job.settings.paths.journal) else job.settings.paths.attempts,
+            )
+            log = BatchLog(state / JOURNAL, job.settings.paths.batches, secret=plan.trust.secret, disk=plan.disk)
+            stack.callback(log.close)
+            stack.push_async_callback(journal.close)
+            stack.callback(plan.output.close)
+
+            def remember(hashes: bytes) -> None:
+                had.add(hashes, np.zeros(len(hashes) // TEXT_HASH_BYTES, LOCATION))
+
+            space = plan.existing.space or endpoint.space()
+            shared = cache(job, plan.prices.of(endpoint), plan.observer)
+            if shared is not None:
+                stack.callback(shared.close)
+            answers = BatchAnswers(
+                calls,
+                route=route,
+                leg=leg,
+                log=log,
+                journal=journal,
+                budget=money,
+                caller=Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag),
+                observer=plan.observer,
+                folder=state,
+                about=Batch(
+                    mark="",
+                    provider=endpoint.provider,
+                    model=endpoint.model,
+                    space_id=space.space_id if space else None,
+                    account=endpoint.account,
+                    price_as=endpoint.price_as,
+                    folder=str(state.absolute()),
+                    output=str(plan.output.place.absolute()),
+                    ledger=str(job.settings.paths.ledger.absolute()),
+                    run_id=plan.run_id,
+                    job_id=job.job,
+                    purpose=options.purpose,
+                    options={name: getattr(options, name) for name in SHAPES_THE_SPACE},
+                ),
+                known=_collected(recovered),
+                had=remember,
+                patient=patient,
+                deadline_s=options.deadline,
+                sleep=stop.sleep,
+                proceed=stop.proceed,
+            )
+            await answers.take_over([*left.batches.values()])
+            for path in left.paths:
+                plan.disk.unlink(path)
+
+            async def not_cached(packed: PackedRequest) -> PackedRequest | None:
+                if shared is None or space is None:
+                    return packed
+                return await unknown_to(shared, space, packed)
+
+            async def lines() -> AsyncIterator[PackedRequest]:
+                packing = packer(plan.source, endpoint, options)
+                packing.limits = line_limits(calls, asked.limits(route), batch_size=options.batch_size)
+                with HashIndex(state) as seen:
+                    planner_ = Planner(
+                        options=options,
+                        wording=text_rules(endpoint, options, plan.source),
+                        packer=packing,
+                        known=had,
+                        seen=seen,
+                        columns=lambda block, at, chunks, texts: _NoColumns(),
+                        failed_before=plan.existing.failed,
+                        denied=plan.denied,
+                        tenants=money.tenants,
+                    )
+                    for batch in answers.pending:
+                        keys = planner_.keys_of(batch.hashes, batch.payers)
+                        seen.add(keys, np.zeros(len(keys) // TEXT_HASH_BYTES, LOCATION))
+                    blocks: Iterator[Any] = plan.source.blocks()
+                    while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+                        stop.proceed()
+                        slice_ = planner_.open_slice(0, block.first_row)
+                        for packed in await asyncio.to_thread(_taken, planner_, block, slice_):
+                            if (asked_for := await not_cached(packed)) is not None:
+                                yield asked_for
+                    for packed in packing.rest():
+                        if (asked_for := await not_cached(packed)) is not None:
+                            yield asked_for
+
+            try:
+                yield BatchResources(answers=answers, lines=lines, may_submit=may_submit)
+            finally:
+                await journal.close()  # what was spent is on its way to the ledger: now its files may go
+                if not stop.reasons:
+                    await answers.clean(keep_files=options.keep_remote_files)
+
+
+def _collected(recovered: Recovered | None) -> dict[UUID, bool]:
+    """Events of lines that are in the journal, and whether their vectors are."""
+    if recovered is None:
+        return {}
+    found = {event.event_id: False for event in recovered.events if event.batch_id}
+    return found | {one.event.event_id: True for one in recovered.answers if one.event.batch_id}
+
+
+def _taken(planner_: Planner, block: Any, slice_: Any) -> list[PackedRequest]:
+    return list(planner_.take(block, slice_))
+
+
+def _ignored(limits: Limits) -> None:
+    """Lines have limits of their own."""

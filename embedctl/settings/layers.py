@@ -80,6 +80,11 @@ class Paths:
         return self.home / "attempts"
 
     @property
+    def batches(self) -> Path:
+        """What runs have of batches at their providers, once more."""
+        return self.home / "batches"
+
+    @property
     def cache(self) -> Path:
         """The shared vector cache."""
         return self.home / "cache.sqlite"

@@ -21,9 +21,20 @@ NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?\Z")
 
 
-def option(default: Any, description: str, *, short: str | None = None, metavar: str | None = None) -> Any:
-    """A field of Options: its default, and what its flag says in --help."""
-    about = {"help": description, "short": short, "metavar": metavar}
+def option(
+    default: Any,
+    description: str,
+    *,
+    short: str | None = None,
+    metavar: str | None = None,
+    only: str | None = None,
+) -> Any:
+    """A field of Options: its default, and what its flag says in --help.
+
+    Args:
+        only: The one command that has the flag.
+    """
+    about = {"help": description, "short": short, "metavar": metavar, "only": only}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=about)
     return field(default=default, metadata=about)
@@ -99,6 +110,16 @@ class Options:
     timeout: float = option(120.0, "Timeout of one request, e.g. 90 or 2m.", metavar="TIME")
     max_wait: float = option(600.0, "Maximum wait for a rate-limited provider.", metavar="TIME")
     deadline: float | None = option(None, "Stop after this time; the run stays resumable.", metavar="TIME")
+    mode: Literal["online", "batch", "auto"] = option(
+        "online", "Ask at once, or through the provider's Batch API, cheaper within a day.", only="batch run"
+    )
+    wait: bool | None = option(
+        None, "Wait for batches; else exit 75 while any is pending. [default: on a terminal]", only="batch run"
+    )
+    batch_min_inputs: int = option(
+        1000, "With --mode auto: fewer texts than so many are asked for at once.", only="batch run"
+    )
+    keep_remote_files: bool = option(False, "Leave the files of batches at the provider.", only="batch run")
     insecure: bool = option(False, "Allow plain http to another machine: texts and keys are sent unencrypted.")
     vector_type: Literal["fixed", "list"] = option(
         "fixed", "Parquet type of the vectors: fixed-size or variable-size list."
@@ -145,7 +166,7 @@ def checked_name(name: str, what: str) -> str:
 
 _LEAST = {
     "chunk_size": 1, "chunk_overlap": 0, "dimensions": 1, "batch_size": 1, "concurrency": 1, "rpm": 0, "tpm": 0,
-    "burst": 1, "retries": 0, "max_cost": 0, "max_row_bytes": 1,
+    "burst": 1, "retries": 0, "max_cost": 0, "max_row_bytes": 1, "batch_min_inputs": 0,
 }  # fmt: skip
 _MOST = 10**15
 MOST_TAGS, MOST_TAG = 20, 200

@@ -97,6 +97,11 @@ class ProviderSettings:
         models: Canonical name → name on the wire.
         timeout_s: Seconds one request may take.
         price_as: Whose catalog prices apply; a place of one's own has none until told.
+        batch: Whether it speaks its protocol's Batch API; None: as the protocol says for the place.
+        batch_grace_s: How long a batch may be missing from its provider's list before it was surely never made.
+        batch_poll_s: Seconds between two looks at a batch; up to ten times as many, the longer nothing changes.
+        batch_max_inputs: Texts of one batch.
+        batch_enqueued_tokens: Of all batches in flight together; 0 = no limit.
         free: This place costs nothing.
         per_hour: USD per hour that its machine runs, whatever it is asked; calls are charged their share of its time.
         insecure: Allow plain http to a host that is not loopback.
@@ -123,6 +128,11 @@ class ProviderSettings:
     insecure: bool = False
     ca_file: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict, metadata={"rule": are_headers})
+    batch: bool | None = None
+    batch_grace_s: float = ruled(120.0, between(0, 10**6))
+    batch_poll_s: float = ruled(30.0, between(0.001, 86_400))
+    batch_max_inputs: int = ruled(10_000, between(1, 10**9))
+    batch_enqueued_tokens: int | None = ruled(None, between(0, 10**15))
     user: str | None = None
     api_version: str | None = None
     max_items: int | None = ruled(None, between(1, 10**9))

@@ -66,7 +66,7 @@ def test_the_ten_of_every_day_come_first() -> None:
 
 def test_a_default_is_shown() -> None:
     """Each option of a run that has a value when nothing is said shows it, as it would be given."""
-    found, context = command(("embed",))
+    found, context = command(("batch", "run"))
     told = {param.name: (param.get_help_record(context) or ("", ""))[1] for param in found.get_params(context)}
     silent = [
         entry.name

@@ -435,7 +435,7 @@ def leaves(*path: str) -> Iterator[tuple[str, str]]:
         yield from leaves(*path, name)
 
 
-WITHOUT = {"models pull": "asks another machine"}
+WITHOUT = {"models pull": "asks another machine", "batch cancel": "needs a batch: tests/cli/test_batch_mode.py"}
 
 
 def test_every_json_is_looked_at() -> None:

@@ -50,6 +50,11 @@ class Small:
     books: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
+    def config(self) -> str:
+        """The settings file; "" without one."""
+        return ""
+
+    @property
     def output(self) -> Path:
         return self.folder / ("out" if self.kind == "folder" else "out.parquet")
 
@@ -71,7 +76,7 @@ class Small:
     def order(self, model: str = MODEL, **about: Any) -> JobRequest:
         environment = {
             "EMBEDCTL_HOME": str(self.folder / "home"),
-            "EMBEDCTL_CONFIG": "",
+            "EMBEDCTL_CONFIG": self.config,
             "HOME": str(self.folder),
             "OPENAI_API_KEY": "sk-test",
             "OPENAI_BASE_URL": self.wire.base_url(),

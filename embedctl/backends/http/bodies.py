@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Callable, Mapping
 from io import BytesIO
+from typing import BinaryIO
 
 import httpx
 
@@ -40,6 +42,29 @@ async def body_of(response: httpx.Response, headers: Mapping[str, str], max_byte
     if body is not None and (failed or len(body) <= most):
         return body[:most]
     raise AnswerUnusable(f"{host} sent an answer larger than {most} bytes", status=response.status_code)
+
+
+async def pour(response: httpx.Response, headers: Mapping[str, str], into: BinaryIO, max_bytes: int, host: str) -> int:
+    """The decoded body into a file, piece by piece; how many bytes. Written in threads.
+
+    Raises:
+        AnswerUnusable: It is too large, or in an encoding that was not asked for.
+        httpx.TransportError: It broke off.
+    """
+    decode = _decoder(headers.get("content-encoding", "identity").strip().lower(), host)
+    stream = response.stream
+    assert isinstance(stream, Body)  # noqa: S101 - our transport gives no other
+    size = 0
+    async for chunk in stream:
+        try:
+            piece = chunk if decode is None else decode(chunk, max_bytes + 1 - size)
+        except zlib.error:
+            raise AnswerUnusable(f"{host} sent an answer whose encoding is broken") from None
+        size += len(piece)
+        if size > max_bytes:
+            raise AnswerUnusable(f"{host} sent an answer larger than {max_bytes} bytes", status=response.status_code)
+        await asyncio.to_thread(into.write, piece)
+    return size
 
 
 async def _decoded(stream: Body, decode: Callable[[bytes, int], bytes], most: int, host: str) -> bytes:

@@ -59,12 +59,12 @@ class Curls(httpx.AsyncBaseTransport):
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, GET or POST, and read the head of its answer; its body comes from its stream, a `Body`.
+        """Send a GET, POST or DELETE, and read the head of its answer; its body comes from its stream, a `Body`.
 
         Raises:
             httpx.TransportError: No head came, or the request cannot be sent.
         """
-        if request.method not in ("GET", "POST"):
+        if request.method not in ("GET", "POST", "DELETE"):
             raise httpx.LocalProtocolError(f"{request.method} is not spoken here")
         exchange = _Exchange(request, await request.aread(), proxied=self._proxy is not None)
         self._start(exchange)
@@ -328,6 +328,8 @@ class _Exchange:
         if request.method == "POST":
             easy.setopt(pycurl.POST, True)
             easy.setopt(pycurl.POSTFIELDS, self._content)
+        elif request.method == "DELETE":
+            easy.setopt(pycurl.CUSTOMREQUEST, "DELETE")
         easy.setopt(pycurl.OPENSOCKETFUNCTION, self._open)
         easy.setopt(pycurl.PREREQFUNCTION, before)
         easy.setopt(pycurl.HEADERFUNCTION, self._header)

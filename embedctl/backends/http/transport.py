@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from embedctl.backends.http import alone as alone  # isort: skip  # before httpx
@@ -21,7 +22,7 @@ import certifi
 import httpx
 
 from embedctl.backends.http import urls
-from embedctl.backends.http.bodies import MAX_ERROR_BYTES, body_of
+from embedctl.backends.http.bodies import MAX_ERROR_BYTES, body_of, pour
 from embedctl.backends.http.curls import Curls
 from embedctl.backends.http.translation import WORDS, translated
 from embedctl.errors import AnswerLost, AnswerUnusable, ConfigurationInvalid, NotSent, ProviderError, RedirectRefused
@@ -94,13 +95,23 @@ class Transport:
         self._clients: dict[tuple[str, str | None], Curls] = {}
         self._trust: bytes | None = None
 
-    async def send(self, request: HttpRequest, *, timeout_s: float = 120.0, max_bytes: int = MAX_BYTES) -> HttpResponse:
+    async def send(
+        self,
+        request: HttpRequest,
+        *,
+        timeout_s: float = 120.0,
+        max_bytes: int = MAX_BYTES,
+        into: BinaryIO | None = None,
+        moves: bool = False,
+    ) -> HttpResponse:
         """Send one request and read its answer, whatever its status (but for redirects).
 
         Args:
-            request: GET or POST.
+            request: GET, POST or DELETE.
             timeout_s: For the whole exchange; waiting for a turn is not part of it.
             max_bytes: Decoded size of an answer.
+            into: Where the body of a success goes, piece by piece, in place of the answer's `body`.
+            moves: A redirect is an answer like others, without a body; it is followed by nobody here.
 
         Raises:
             NotSent: Nothing of the request was written.
@@ -116,7 +127,7 @@ class Transport:
             started = self._clock()
             try:
                 async with asyncio.timeout(timeout_s):
-                    status, headers, body = await _exchange(way, request, progress, max_bytes)
+                    status, headers, body = await _exchange(way, request, progress, max_bytes, into)
             except TimeoutError:
                 raise _lost(progress, f"{host} took more than {timeout_s:g} s") from None
             except (httpx.HTTPError, httpx.StreamError, OSError) as problem:
@@ -125,7 +136,7 @@ class Transport:
                 problem.message = label(problem.message, request) or host
                 raise
             seconds = self._clock() - started
-        if 300 <= status < 400:
+        if 300 <= status < 400 and not moves:
             target = (label(_host_of(headers.get("location", "")), request) or "itself")[:_HOST_CHARACTERS]
             raise RedirectRefused(
                 f"{host} redirects to {target}; keys and texts do not follow",
@@ -192,7 +203,7 @@ class _Way:
 
 
 async def _exchange(
-    way: _Way, request: HttpRequest, progress: _Progress, max_bytes: int
+    way: _Way, request: HttpRequest, progress: _Progress, max_bytes: int, into: BinaryIO | None
 ) -> tuple[int, Mapping[str, str], bytes]:
     """Status, headers and decoded body."""
     for name, value in request.headers.items():
@@ -212,6 +223,9 @@ async def _exchange(
     try:
         headers = {name.lower(): value for name, value in response.headers.items()}
         if 300 <= response.status_code < 400:
+            return response.status_code, headers, b""
+        if into is not None and response.status_code < 300:
+            await pour(response, headers, into, max_bytes, way.host)
             return response.status_code, headers, b""
         return response.status_code, headers, await body_of(response, headers, max_bytes, way.host)
     finally:

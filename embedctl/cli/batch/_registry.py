@@ -11,6 +11,7 @@ from embedctl.cli import _completion
 
 if TYPE_CHECKING:
     from embedctl.runs.registry import RunRegistry
+    from embedctl.settings import Paths
 
 Job = Annotated[
     str,
@@ -30,7 +31,13 @@ JobOrOutput = Annotated[
 
 def registry(config: Path | None) -> RunRegistry:
     """The registry that the settings name."""
-    from embedctl import settings
     from embedctl.runs.registry import RunRegistry
 
-    return RunRegistry(settings.load(config=config).paths.runs)
+    return RunRegistry(paths(config).runs)
+
+
+def paths(config: Path | None) -> Paths:
+    """Where the settings say that state lives."""
+    from embedctl import settings
+
+    return settings.load(config=config).paths

@@ -11,7 +11,7 @@ from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, one_of
 from embedctl.cli.batch._registry import registry
 
 app = typer.Typer()
-_STATES = ["accepted", "running", "completed", "partial", "failed", "interrupted"]
+_STATES = ["accepted", "running", "completed", "partial", "failed", "interrupted", "waiting"]
 
 
 @app.command("list", epilog="Example: embedctl batch list --status failed --status interrupted")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ app = typer.Typer()
     cls=GroupedFlags,
     epilog="Example: embedctl batch run tickets.parquet -o tickets/ -m openai:text-embedding-3-small -w acme",
 )
-@with_options
+@partial(with_options, name="batch run")
 def run(
     inputs: Annotated[
         list[str] | None,

@@ -9,7 +9,7 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
-from embedctl.cli.batch._registry import Job, registry
+from embedctl.cli.batch._registry import Job, paths, registry
 from embedctl.records import format_duration, format_money
 
 app = typer.Typer()
@@ -23,13 +23,16 @@ def status(
     as_json: JsonFlag = False,
     config: ConfigFlag = None,
 ) -> None:
-    """Show how a run stands: state, progress, rates, cost so far, last error."""
+    """Show how a run stands: state, progress, rates, cost so far, last error, batches at its provider."""
     from embedctl.records import utc_now
+    from embedctl.runs.status import remote_batches, whereabouts
     from embedctl.runs.status import status as status_of
-    from embedctl.runs.status import whereabouts
 
     run = registry(config).find(job)
-    answer = status_of(run, utc_now()) if row_id is None else whereabouts(run, row_id)
+    if row_id is None:
+        answer = {**status_of(run, utc_now()), "batches": remote_batches(paths(config), run)}
+    else:
+        answer = whereabouts(run, row_id)
     lines = _row_lines(answer) if row_id is not None else _run_lines(answer)
     rows = [{"key": key, "value": value} for key, value in lines.items() if value]
     columns = [terminal.Column("key", "Run"), terminal.Column("value", answer.get("run_id") or run.job_id)]
@@ -63,8 +66,24 @@ def _run_lines(answer: Mapping[str, Any]) -> dict[str, str]:
         if ended is None
         else f"{ended.isoformat(' ', 'seconds')}, after {format_duration(answer['seconds'])}",
         "output": answer["output"],
+        **{f"batch {number}": _batch_line(one) for number, one in enumerate(answer["batches"], 1)},
         "last error": answer["last_error"] or "",
     }
+
+
+def _batch_line(one: Mapping[str, Any]) -> str:
+    """A batch at its provider: how it stands, what is at risk, and until when its results can be had."""
+    until = one["results_until"] or one["expires_at"]
+    cost = one["cost_at_risk"]
+    parts = [
+        f"{one['provider']} {one['batch_id'] or 'unknown yet'}",
+        one["status"] or one["step"],
+        f"{one['lines_done'] or 0:,} of {one['lines']:,} lines",
+        f"{one['texts']:,} texts, {one['tokens']:,} tokens",
+        "cost unknown" if cost is None else f"{format_money(cost)} USD at risk",
+        "" if until is None else f"expires {until.isoformat(' ', 'minutes')}",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def _row_lines(answer: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -87,6 +88,16 @@ def budget_check(
         _ledger.after_result(BudgetWarning(f"budget past its warning line: {', '.join(names['warn'])}"))
 
 
+def _with_batches(one: BudgetStatus, opened: _ledger.Opened) -> BudgetStatus:
+    """What is under way in batches is at risk as well."""
+    from embedctl.runs.pending import pending
+
+    waiting = pending(opened.settings.paths, (one.budget.workspace,), ledger=str(opened.paths.database.absolute()))
+    if waiting is None or waiting.cost_at_risk is None:
+        return one
+    return replace(one, spent=replace(one.spent, at_risk=one.spent.at_risk + waiting.cost_at_risk))
+
+
 def _print_standings(
     ledger: Path | None, config: Path | None, workspace: str | None, form: terminal.Format
 ) -> Sequence[BudgetStatus]:
@@ -98,6 +109,7 @@ def _print_standings(
     extra = budgets.configured(opened.settings.workspaces)
     with database.reader(opened.paths, now=opened.now) as connection:
         standings = budgets.standings(connection, extra, workspace=workspace, now=opened.now)
+    standings = [_with_batches(one, opened) for one in standings]
     keys = ("workspace", "period", "amount", "spent", "at_risk", "remaining", "used", "action", "state")
     rows = [each.as_dict() for each in standings]
     terminal.table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -115,12 +116,16 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
     from embedctl.ledger import budgets, database
     from embedctl.reports.outlook import outlook
     from embedctl.reports.report import report as ask
+    from embedctl.runs.pending import pending
 
     form = _ledger.chosen_format(given["form"], given["as_json"])
     _refuse_contradictions(given, form)
     opened = _ledger.opened(given["ledger"], given["config"])
     question = _question(by, given, opened)
     notes = [] if given["no_ingest"] else _ledger.take_in(opened)
+    mine = str(opened.paths.database.absolute())
+    waiting = pending(opened.settings.paths, question.only.get("workspace", ()), ledger=mine)
+    notes += [waiting.sentence()] if waiting else []
     if given["html"] is not None:
         report = _write_page(opened, question, notes, given)
     elif form in _FILES:
@@ -133,6 +138,7 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
             )
         notes = [*comes.warnings, *notes]
         asides = [comes.month_end] if comes.month_end and given["cost"] in ("effective", "both") else []
+        report = replace(report, pending=waiting.as_dict() if waiting else None)
         look = Look(given["cost"], given["corrections"] == "split", given["compact"], given["exact"])
         with written_to(given["output"], overwrite=given["overwrite"]):
             print_report(report, form, notes, look, asides)

@@ -35,6 +35,7 @@ class ModelEntry:
         field_input_type: Whether the input type travels in a field of the request.
         normalized: Whether vectors arrive with length 1; None where nobody says.
         status: "retired": requests fail.
+        batch: Whether the provider's Batch API serves it; None where nobody says.
         served: Whether a built-in provider can be asked for it.
         retires: ISO date on which it stops.
         quality: As the API guide rates it; None where it does not. `speed` likewise.
@@ -59,6 +60,7 @@ class ModelEntry:
     field_input_type: bool = False
     normalized: bool | None = None
     status: Status = "active"
+    batch: bool | None = None
     served: bool = True
     retires: str | None = None
     quality: str | None = None

@@ -25,6 +25,8 @@ class ProviderEntry:
         requests_count_items: The rate counts texts, not requests.
         fallback: Default chain, of providers or provider:model.
         takes_tokens: Whether token arrays may be sent; None = as the protocol says.
+        batch: Whether its own address has a Batch API for embeddings.
+        batch_refused: Why it has none that can be used, whatever the user says; None: nothing is against it.
         options: For the protocol; the user's own come on top.
     """
 
@@ -42,6 +44,8 @@ class ProviderEntry:
     default_model: str | None = None
     fallback: tuple[str, ...] = ()
     takes_tokens: bool | None = None
+    batch: bool = False
+    batch_refused: str | None = None
     options: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
+from tests.contract.providers.batching import Batches
 from tests.support.wire.client import Wire, expected, started
 
 TEXTS = ["alpha", "beta gamma", "delta\nepsilon"]
@@ -130,3 +132,95 @@ def test_ollama(wire: Wire) -> None:
 
     same(found.embeddings, "all-minilm")
     assert found.prompt_eval_count == wire.truth()[-1]["tokens_billed"]
+
+
+def test_openai_batches(wire: Wire) -> None:
+    """The openai client uploads, creates, lists, reads and cancels batches; each line is what its client would read."""
+    openai = client("openai")
+    sdk = openai.OpenAI(api_key=KEY, base_url=wire.base_url("openai"), max_retries=0)
+    wire.reset()
+    wire.plan(batch={"batches": [{}, {"polls": 9}]}, poison=["bad"])
+    ours = Batches(wire, "openai", KEY)
+    file = sdk.files.create(file=("ec-1.jsonl", ours.lines([*TEXTS, "bad"])), purpose="batch")
+
+    made, other = (
+        sdk.batches.create(
+            input_file_id=file.id,
+            endpoint="/v1/embeddings",
+            completion_window="24h",
+            metadata={"embedctl_batch": f"ec-{number}"},
+        )
+        for number in (1, 2)
+    )
+    ended = sdk.batches.retrieve(made.id)
+
+    assert (made.status, ended.status) == ("validating", "completed")
+    assert (ended.request_counts.completed, ended.request_counts.failed) == (1, 1)
+    assert ended.usage.total_tokens == wire.billed()
+    assert [one.metadata["embedctl_batch"] for one in sdk.batches.list(limit=1)] == ["ec-2", "ec-1"]
+    assert [one.filename for one in sdk.files.list(purpose="batch")][-1] == "ec-1.jsonl"
+    (line,) = map(orjson.loads, sdk.files.content(ended.output_file_id).text.splitlines())
+    read = openai.types.CreateEmbeddingResponse.model_validate(line["response"]["body"])
+    assert read.usage.total_tokens == ended.usage.total_tokens
+    (refused,) = map(orjson.loads, sdk.files.content(ended.error_file_id).text.splitlines())
+    assert refused["response"]["status_code"] == 400
+    assert sdk.batches.cancel(other.id).status == "cancelled"
+    assert sdk.files.delete(file.id).deleted
+
+
+def test_mistralai_batches(wire: Wire) -> None:
+    """The mistralai client uploads, creates, lists by metadata, reads and cancels jobs."""
+    sdk = client("mistralai.client").Mistral(api_key=KEY, server_url=wire.base_url("mistral").removesuffix("/v1"))
+    wire.reset()
+    wire.plan(batch={"batches": [{}, {"polls": 9, "cancel_polls": 1}]})
+    content = Batches(wire, "mistral", KEY).lines(TEXTS)
+    file = sdk.files.upload(file={"file_name": "ec-1.jsonl", "content": content}, purpose="batch")
+
+    made, other = (
+        sdk.batch.jobs.create(
+            input_files=[file.id],
+            model="codestral-embed",
+            endpoint="/v1/embeddings",
+            metadata={"embedctl_batch": f"ec-{number}"},
+        )
+        for number in (1, 2)
+    )
+    ended = sdk.batch.jobs.get(job_id=made.id)
+
+    assert (made.status, ended.status) == ("QUEUED", "SUCCESS")
+    assert (ended.total_requests, ended.succeeded_requests, ended.failed_requests) == (1, 1, 0)
+    assert [one.id for one in sdk.batch.jobs.list(metadata={"embedctl_batch": "ec-1"}).data] == [made.id]
+    assert [one.filename for one in sdk.files.list(purpose="batch").data][-1] == "ec-1.jsonl"
+    (line,) = map(orjson.loads, sdk.files.download(file_id=ended.output_file).read().splitlines())
+    same([one["embedding"] for one in line["response"]["body"]["data"]], "codestral-embed")
+    assert sdk.batch.jobs.cancel(job_id=other.id).status == "CANCELLATION_REQUESTED"
+    assert sdk.files.delete(file_id=file.id).deleted
+
+
+def test_google_genai_batches(wire: Wire) -> None:
+    """The google-genai client creates, lists, reads and cancels batches of a file that was uploaded under its name."""
+    genai = client("google.genai")
+    sdk = genai.Client(api_key=KEY, http_options={"base_url": wire.base_url("google")})
+    wire.reset()
+    wire.plan(batch={"batches": [{}, {"polls": 9, "cancel_polls": 9}]})
+    ours = Batches(wire, "google", KEY)
+    file = ours.upload("ec-1", ours.lines(TEXTS))
+
+    made, other = (
+        sdk.batches.create_embeddings(
+            model="gemini-embedding-001", src={"file_name": f"files/{file.id}"}, config={"display_name": f"ec-{number}"}
+        )
+        for number in (1, 2)
+    )
+    ended = sdk.batches.get(name=made.name)
+
+    assert (made.state.name, ended.state.name) == ("JOB_STATE_PENDING", "JOB_STATE_SUCCEEDED")
+    assert [one.display_name for one in sdk.batches.list()] == ["ec-2", "ec-1"]
+    found = sdk.files.get(name=f"files/{file.id}")
+    assert (found.display_name, found.size_bytes) == ("ec-1", file.bytes)
+    lines = [orjson.loads(line) for line in sdk.files.download(file=ended.dest.file_name).splitlines()]
+    assert [line["key"] for line in lines] == ["line-0", "line-1", "line-2"]
+    same([line["response"]["embedding"]["values"] for line in lines], "gemini-embedding-001")
+    sdk.batches.cancel(name=other.name)
+    assert sdk.batches.get(name=other.name).state.name == "JOB_STATE_RUNNING"
+    sdk.files.delete(name=f"files/{file.id}")

@@ -25,6 +25,7 @@ BASES = {
     "jina": "/v1",
     "nomic": "/v1",
     "tldw": "/api/v1",
+    "deepinfra": "/v1/openai",
 }
 
 
@@ -57,6 +58,18 @@ class Wire:
     def billed(self) -> int:
         """Tokens on the invoice."""
         return sum(one["tokens_billed"] for one in self.truth())
+
+    def batches(self) -> dict[str, Any]:
+        """{"uploads": […], "batches": […]}: all since the last reset, as `Register.truth` has it."""
+        return orjson.loads(self._call("/_batches"))
+
+    def invoice(self) -> dict[str, Any]:
+        """{"models": {model: {tier: tokens}}, "texts": {hash: {tier: times}}}; tiers are standard and batch."""
+        return orjson.loads(self._call("/_invoice"))
+
+    def bought(self, text: str) -> dict[str, int]:
+        """How often one text was billed, at each tier."""
+        return self.invoice()["texts"].get(hash_of(text), {"standard": 0, "batch": 0})
 
     def _call(self, path: str, body: bytes | None = None) -> bytes:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=body)

@@ -533,7 +533,14 @@ def dialect(
 
 
 DIALECTS = [
-    dialect("openai", "/v1", r"(?:/p/openai)?/v1/embeddings", openai_read, listed, openai_refuse),
+    dialect(
+        "openai",
+        "/v1",
+        r"(?:(?:/p/openai)?/v1|/p/deepinfra/v1/openai)/embeddings",
+        openai_read,
+        listed,
+        openai_refuse,
+    ),
     dialect("gateway", "/v1", r"/p/gateway/v1/embeddings", gateway_read, listed, openai_refuse),
     dialect(
         "azure",

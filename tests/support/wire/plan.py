@@ -4,7 +4,8 @@
      "faults": {"reset_after": 0.05, "rate": {"p": 0.1, "form": "ms", "seconds": 0.2}}, "seed": 7,
      "latency_s": 0.01, "dimensions": 8, "spaces": {"model": "another space"}, "keys": ["sk-good"],
      "poison": ["bad text"], "poison_kind": "poison|bad|server", "max_items": 96,
-     "max_tokens": 8191, "max_request_tokens": 300000, "max_bytes": 2000000}
+     "max_tokens": 8191, "max_request_tokens": 300000, "max_bytes": 2000000,
+     "batch": {...}}                                                     of the Batch APIs: batches.py
 
 Faults: rate quota status unauthorized forbidden not_found too_large too_long redirect reset_before reset_after hang
 hang_before drip truncated html count extra empty shuffled duplicate no_index no_index_0 index_from_1 usage_missing
@@ -40,6 +41,7 @@ class Plan:
     max_request_tokens: int | None = None
     max_bytes: int | None = None
     protocols: list[str] | None = None
+    batch: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._chance = random.Random(self.seed)

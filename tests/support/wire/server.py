@@ -2,7 +2,8 @@
 
 A provider NAME is at `http://127.0.0.1:PORT/p/NAME` + the tail its base_url has (`base_url`); plain `/v1/embeddings`
 is openai too. POST /_plan sets what goes wrong (plan.py), GET /_truth says what was asked, answered and billed,
-POST /_reset forgets both.
+GET /_batches what was uploaded and made (batches.py), GET /_invoice how often each text was billed at which tier,
+POST /_reset forgets all.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import time
 from dataclasses import asdict, dataclass
 from email.utils import formatdate
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 
 from tests.support.wire import vectors
+from tests.support.wire.batch_service import BatchService, Lost
+from tests.support.wire.batches import Batch, Line
 from tests.support.wire.dialects import DIALECTS, TEI_INFO, Asked, Bad, Dialect, Work
 from tests.support.wire.plan import Plan
 
@@ -48,6 +52,9 @@ class Billed:
     input_type: str | None = None
     dimensions: int | None = None
     key: str | None = None
+    tier: str = "standard"
+    batch: str | None = None
+    line: str | None = None
 
 
 @dataclass
@@ -68,6 +75,7 @@ class Server:
     def __init__(self) -> None:
         self.plan = Plan()
         self.truth: list[Billed] = []
+        self.batches = BatchService(self._bill_line)
         self._servers: list[asyncio.Server] = []
 
     async def start(self, port: int = 0) -> int:
@@ -79,6 +87,7 @@ class Server:
     async def stop(self) -> None:
         for server in self._servers:
             server.close()
+        self.batches.register.close()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -87,7 +96,7 @@ class Server:
                 await self._respond(request, writer)
                 if request.headers.get("connection", "").lower() == "close":
                     break
-        except Reset:
+        except (Reset, Lost):
             reset(writer)
         except (ConnectionError, asyncio.IncompleteReadError, TimeoutError, asyncio.CancelledError):
             pass
@@ -96,6 +105,11 @@ class Server:
                 writer.close()
 
     async def _respond(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        if called := self.batches.route(request.method, request.path):
+            one, match, what = called
+            answer = await self.batches.answer(one, match, what, request.headers, request.path, request.body)
+            await send(writer, *answer)
+            return
         if request.path.startswith("/_") or request.method == "GET":
             await send(writer, *self._control(request))
             return
@@ -108,10 +122,19 @@ class Server:
     def _control(self, request: Request) -> tuple[int, dict[str, str], Any]:
         if request.path == "/_plan" and request.method == "POST":
             self.plan = Plan(**orjson.loads(request.body))
+            self.batches.set_plan(self.plan)
             return 200, {}, {}
         if request.path == "/_reset":
             self.plan, self.truth = Plan(), []
+            self.batches.register.clear()
+            self.batches.set_plan(self.plan)
             return 200, {}, {}
+        if request.path.startswith("/_signed/"):
+            return self.batches.signed(request.path.removeprefix("/_signed/"), request.headers)
+        if request.path == "/_batches":
+            return 200, {}, self.batches.register.truth()
+        if request.path == "/_invoice":
+            return 200, {}, invoice(self.truth)
         if request.path == "/_truth":
             return 200, {}, {"requests": [asdict(one) for one in self.truth]}
         if request.path == "/p/tei/info":
@@ -211,6 +234,12 @@ class Server:
             body = b" " * int(step.get("bytes", 200_000_000)) + body
         await send(writer, 200, work.headers, body, over_s=step.get("seconds", 2) if fault == "drip" else 0)
 
+    def _bill_line(self, batch: Batch, line: Line) -> None:
+        dialect = next(one for one in DIALECTS if one.name == batch.dialect)
+        self._remember(dialect, line.asked, 200, line.tokens, "ok", batch.key)
+        billed = self.truth[-1]
+        billed.tier, billed.batch, billed.line = "batch", batch.id, line.id
+
     def _remember(self, one: Dialect, asked: Asked, status: int, tokens: int, fault: str, key: str) -> None:
         hashes = [
             blake2b(
@@ -234,6 +263,21 @@ class Server:
                 key=key[-4:] if key else None,
             )
         )
+
+
+def invoice(truth: list[Billed]) -> dict[str, Any]:
+    """What was billed: tokens by model and tier, and by text how often at which tier."""
+    texts: dict[str, dict[str, int]] = {}
+    models: dict[str, dict[str, int]] = {}
+    for one in truth:
+        if not one.tokens_billed:
+            continue
+        spent = models.setdefault(one.model, {"standard": 0, "batch": 0})
+        spent[one.tier] += one.tokens_billed
+        for text_hash in one.text_hashes:
+            times = texts.setdefault(text_hash, {"standard": 0, "batch": 0})
+            times[one.tier] += 1
+    return {"models": models, "texts": texts}
 
 
 def spoil(work: Work, step: dict[str, Any]) -> None:
@@ -357,11 +401,13 @@ async def send(
     writer: asyncio.StreamWriter, status: int, headers: dict[str, str], body: Any, over_s: float = 0
 ) -> None:
     """Write one answer; in twenty pieces over `over_s` seconds when that is not 0."""
-    packed = body if isinstance(body, bytes) else orjson.dumps(body)
+    packed = body if isinstance(body, bytes) else b"" if isinstance(body, Path) else orjson.dumps(body)
     sent = {"content-type": "application/json", "date": formatdate(usegmt=True), **headers}
-    sent["content-length"] = str(len(packed))
+    sent["content-length"] = str(body.stat().st_size if isinstance(body, Path) else len(packed))
     lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}", *(f"{n}: {v}" for n, v in sent.items())]
     writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n")
+    if isinstance(body, Path):
+        await send_file(writer, body)
     pieces = 20 if over_s else 1
     step = max(1, math.ceil(len(packed) / pieces))
     for start in range(0, len(packed), step):
@@ -370,6 +416,14 @@ async def send(
         if over_s:
             await asyncio.sleep(min(over_s, MAX_HANG_S) / pieces)
     await writer.drain()
+
+
+async def send_file(writer: asyncio.StreamWriter, path: Path) -> None:
+    """A file, piece by piece: results may be larger than memory should be."""
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            writer.write(piece)
+            await writer.drain()
 
 
 def reset(writer: asyncio.StreamWriter) -> None:

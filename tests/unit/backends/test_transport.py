@@ -1116,3 +1116,35 @@ def test_an_error_shows_neither_key_nor_path() -> None:
 
     assert all(KEY not in repr(each) and "/v1/embeddings" not in str(each) for each in chain)
     assert KEY not in repr(post("https://api.example/"))
+
+
+# ── to the disk ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("answer", [ok(b"x" * 3_000_000), chunked(b"x" * 3_000_000, 70_000)])
+def test_a_body_goes_to_a_file(answer: bytes, tmp_path: Path) -> None:
+    """A body that is streamed to a file arrives there byte for byte, and is not held in memory."""
+    with (tmp_path / "body").open("wb") as into:
+        response, _ = exchange(says(answer), into=into)
+
+    assert response.body == b""
+    assert (tmp_path / "body").read_bytes() == b"x" * 3_000_000
+
+
+def test_a_body_for_a_file_is_capped_and_an_error_s_is_not_written(tmp_path: Path) -> None:
+    """More than the cap is refused; what an error says is its body, not the file's."""
+    with (tmp_path / "body").open("wb") as into:
+        assert isinstance(failure(says(ok(b"x" * 101)), into=into, max_bytes=100), AnswerUnusable)
+    with (tmp_path / "other").open("wb") as into:
+        response, _ = exchange(says(ok(b"why", status="404 Not Found")), into=into)
+
+    assert (response.status, response.body) == (404, b"why")
+    assert (tmp_path / "other").read_bytes() == b""
+
+
+def test_a_redirect_may_be_an_answer() -> None:
+    """Where a redirect is asked for, it is told with its location, and nobody follows it."""
+    response, server = exchange(says(ok(b"", "Location: https://example.com/x", status="302 Found")), moves=True)
+
+    assert (response.status, response.headers["location"]) == (302, "https://example.com/x")
+    assert server.connections == 1

@@ -284,7 +284,7 @@ def test_what_fails_is_an_error_of_httpx(act: Act | None, error: type[Exception]
             with pytest.raises(httpx.TransportError) as caught:
                 await client.get(url)
             with pytest.raises(httpx.LocalProtocolError):
-                await client.delete(url)
+                await client.put(url)
 
         assert type(caught.value) is error
 

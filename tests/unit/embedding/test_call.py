@@ -147,7 +147,7 @@ def test_native_mode_without_a_count(wire: Wire, tmp_path: Path) -> None:
     with duckdb.connect(str(paths.database), read_only=True) as ledger:
         rows = ledger.execute("SELECT billable, tokens_total, cost, cost_status, reason FROM usage_event").fetchall()
     assert rows == [("yes", 0, None, "unpriced", "native usage missing")]
-    spending = Spending(lambda provider, model, price_as: Decimal("0.02"))
+    spending = Spending(lambda provider, model, price_as, tier: Decimal("0.02"))
     spending.count(done.events[0])
     assert spending.unpriced
 

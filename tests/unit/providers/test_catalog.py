@@ -207,7 +207,7 @@ def test_prices() -> None:
         assert Decimal(0) < price.usd_per_million < Decimal(10)
         assert price.usd_per_million == round(price.usd_per_million, 9)
         assert price.source_ref
-        assert price.valid_from == datetime(2026, 11, 21, tzinfo=UTC)
+        assert price.valid_from in {datetime(2026, 11, day, tzinfo=UTC) for day in (21, 25)}
 
 
 def test_price_confidence() -> None:
@@ -222,6 +222,37 @@ def test_price_confidence() -> None:
     assert found["voyage", "voyage-4", "batch", "*"] == ("0.0402", "derived")
     assert found["azure", "text-embedding-3-large", "standard", "eu"][0] == "0.143"
     assert found["deepinfra", "intfloat/multilingual-e5-large", "standard", "*"] == ("0.01", "listed")
+
+
+@pytest.mark.parametrize(
+    ("provider", "discount"),
+    [("openai", "0.5"), ("google", "0.5"), ("mistral", "0.5"), ("voyage", "0.33"), ("deepinfra", "0.2")],
+)
+def test_batch_prices(provider: str, discount: str) -> None:
+    """Each model that a Batch API serves has a batch price there, its own provider's discount below the list price."""
+    found = {(one.model, one.tier): one.usd_per_million for one in PRICES if one.provider == provider}
+    served = [
+        one.name for one in MODELS if one.provider == provider and one.batch is not False and one.status != "retired"
+    ]
+
+    priced = [name for name in served if (name, "standard") in found]
+
+    assert PROVIDERS[provider].batch
+    assert priced
+    for name in priced:
+        assert found[name, "batch"] == found[name, "standard"] * (1 - Decimal(discount))
+
+
+def test_models_of_batches_say_where_that_is_known() -> None:
+    """Whether a Batch API serves a model has a source, or is said to be unverified where its provider has one."""
+    for one in MODELS:
+        place = PROVIDERS.get(one.provider)
+        if one.batch is not None:
+            assert place is not None
+            assert place.batch
+            assert one.sources["batch"]
+        elif place is not None and place.batch and one.status != "retired":
+            assert "batch" in one.unverified, one.id
 
 
 def test_one_price_at_a_time() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from embedctl.cli import app
 from embedctl.ledger.paths import LedgerPaths
+from embedctl.ledger.periods import Range
+from embedctl.reports.provider_export import fetch_openai
 from tests.support.ledger_events import event, one, place, take
 
 KEY = "sk-admin-0123456789abcdef"
@@ -164,3 +166,20 @@ def test_without_an_admin_key(reconcile: Callable[..., Any], monkeypatch: pytest
     assert "OPENAI_ADMIN_KEY" in json.loads(told.stdout)["message"]
     assert "--file" in json.loads(told.stdout)["hint"]
     assert CliRunner().invoke(app, ["usage", "reconcile", "--provider", "voyage"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "item",
+    [f"{SMALL}, input", f"{SMALL}, batch input", f"Batch: {SMALL}, input", f"{SMALL} (batch), input", f"{SMALL}-batch"],
+)
+def test_what_was_bought_in_batches_is_the_same_model(item: str) -> None:
+    """A line of the costs that tells batches from the rest counts for the model that they were of."""
+    result = {"amount": {"value": 1, "currency": "usd"}, "line_item": item, "project_id": "proj_1"}
+    page = {"data": [{"start_time": 1_700_000_000, "results": [result]}], "has_more": False}
+
+    def fetch(path: str, query: Sequence[tuple[str, str]]) -> bytes:
+        return json.dumps(page if path.endswith("costs") else {"data": [], "has_more": False}).encode()
+
+    (billed,) = fetch_openai(fetch, Range(datetime(2023, 11, 1, tzinfo=UTC), datetime(2023, 12, 1, tzinfo=UTC)))
+
+    assert billed.model == SMALL

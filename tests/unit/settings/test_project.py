@@ -123,9 +123,9 @@ def test_tables_of_the_users_are_refused_by_name(tmp_path: Path, text: str) -> N
 
 def test_a_key_that_nobody_knows_is_named(tmp_path: Path) -> None:
     """A misspelt key of a project's file is an error that names the nearest."""
-    said = refusal(tmp_path, "modle = 'x'")
+    said = refusal(tmp_path, "modal = 'x'")
 
-    assert "unknown key 'modle'" in said.message
+    assert "unknown key 'modal'" in said.message
     assert said.hint == "did you mean 'model'?"
 
 
