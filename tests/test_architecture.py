@@ -71,6 +71,17 @@ def test_every_module_stands_in_a_room() -> None:
     assert {path.stem for path in SOURCE.glob("*.py")} == ROOMS_APART
 
 
+def test_a_class_name_has_one_meaning() -> None:
+    """No two classes of the package have the same name: who reads one knows which."""
+    found: dict[str, list[str]] = {}
+    for module, tree in modules(SOURCE):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(module)
+
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
 def modules(folder: Path) -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(folder.rglob("*.py")):
         yield str(path.relative_to(folder)), ast.parse(path.read_text("utf-8"))

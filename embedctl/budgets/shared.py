@@ -37,7 +37,7 @@ _MOST_USD = Decimal(10) ** 13
 
 
 @dataclass(slots=True)
-class Share:
+class BudgetShare:
     """One run's part, in USD by workspace.
 
     Attributes:
@@ -59,7 +59,7 @@ class Sums:
     """
 
     bases: dict[str, Decimal] = field(default_factory=dict)
-    shares: dict[str, Share] = field(default_factory=dict)
+    shares: dict[str, BudgetShare] = field(default_factory=dict)
 
     def spent(self, workspace: str, period: str) -> Decimal:
         """What is gone of a budget."""
@@ -77,7 +77,7 @@ class SharedBudget:
     def __init__(self, path: Path, run_id: str, folder: Path) -> None:
         self._path = path
         self._run_id = run_id
-        self._mine = Share(str(folder.absolute()))
+        self._mine = BudgetShare(str(folder.absolute()))
         self._bases: Mapping[str, Decimal] = {}
         self._begun = False
         try:

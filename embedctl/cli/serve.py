@@ -44,7 +44,7 @@ def serve(
     if port is not None and not 0 <= port <= 65_535:
         raise WrongUsage(f"--port {port} is no port", hint="0 takes a free one")
     try:
-        from embedctl.server.log import Log
+        from embedctl.server.log import AccessLog
         from embedctl.server.service import Listening, Service
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in _OF_EXTRA:
@@ -60,7 +60,7 @@ def serve(
     listening = Listening(
         host=first.serve.host, port=first.serve.port, certificate=certificate, key=key, behind_tls=behind_tls
     )
-    log = Log()
+    log = AccessLog()
     try:
         service = Service(load, listening, log=log, ready=lambda address: terminal.out(f"listening on {address}\n"))
         if not listening.is_loopback and certificate is None and not behind_tls:

@@ -13,7 +13,7 @@ from embedctl.inputs import arrow_rows
 from embedctl.inputs.arrow_rows import checked
 from embedctl.inputs.block import Block, InputFile, ReadOptions
 from embedctl.inputs.columns import Columns
-from embedctl.inputs.table import UNREADABLE, Bad, Table
+from embedctl.inputs.table import UNREADABLE, Bad, InputTable
 
 NAME = "arrow"
 SUFFIXES = (".arrow", ".arrows", ".feather", ".ipc")
@@ -30,7 +30,7 @@ def looks_like(head: bytes) -> bool:
     return head.startswith(_FILE_MAGIC) or (head.startswith(_STREAM_MARK) and head[7:8] == b"\0")
 
 
-def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[Table]:
+def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[InputTable]:
     """A look at each file's schema."""
     for file in files:
         try:
@@ -39,7 +39,7 @@ def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Itera
         except UNREADABLE as error:
             bad(file, error)
         else:
-            yield Table(files=(file,), schema=schema, rows=None)
+            yield InputTable(files=(file,), schema=schema, rows=None)
 
 
 def rows(file: InputFile, columns: Columns, options: ReadOptions, seen: None, first_row: int) -> Iterator[Block]:

@@ -21,7 +21,7 @@ from embedctl.inputs.csv_dialect import Dialect
 from embedctl.inputs.csv_structure import Piece, Pieces, Record
 from embedctl.inputs.decoding import Utf8Stream
 from embedctl.inputs.objects import not_text
-from embedctl.inputs.table import UNREADABLE, Bad, Table
+from embedctl.inputs.table import UNREADABLE, Bad, InputTable
 
 NAME = "csv"
 SUFFIXES = (".csv",)
@@ -37,14 +37,16 @@ def looks_like(head: bytes) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class CsvLook:
     """What the look into a file found."""
 
     dialect: Dialect
     pieces: Pieces
 
 
-def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad, usual: bytes | None = None) -> Iterator[Table]:
+def schemas(
+    files: Sequence[InputFile], options: ReadOptions, bad: Bad, usual: bytes | None = None
+) -> Iterator[InputTable]:
     """The columns of each file, with the types that the first values look like (null where they are empty).
 
     A quote that is never closed, or a first row that never ends, is a broken structure; the line is named.
@@ -59,15 +61,15 @@ def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad, usual: b
             bad(file, error)
 
 
-def _table(file: InputFile, options: ReadOptions, usual: bytes | None) -> Table:
+def _table(file: InputFile, options: ReadOptions, usual: bytes | None) -> InputTable:
     with text.opened(file, options, by_row=True) as stream:
         head = stream.take(HEAD_BYTES)
         dialect = csv_dialect.sniffed(head, len(head) < HEAD_BYTES, options, file.label, usual)
         if dialect is None:
-            return Table(files=(file,), schema=pa.schema([]), rows=0, is_typeless=True)
+            return InputTable(files=(file,), schema=pa.schema([]), rows=0, is_typeless=True)
         found = _structure(file, dialect, head, stream, options)
     types = zip(dialect.names, dialect.types, strict=True)
-    return Table(files=(file,), schema=pa.schema(types), rows=None, is_typeless=True, seen=Seen(dialect, found))
+    return InputTable(files=(file,), schema=pa.schema(types), rows=None, is_typeless=True, seen=CsvLook(dialect, found))
 
 
 def _structure(file: InputFile, dialect: Dialect, head: bytes, stream: Utf8Stream, options: ReadOptions) -> Pieces:
@@ -94,7 +96,9 @@ def _structure(file: InputFile, dialect: Dialect, head: bytes, stream: Utf8Strea
         ) from broken
 
 
-def rows(file: InputFile, columns: Columns, options: ReadOptions, seen: Seen | None, first_row: int) -> Iterator[Block]:
+def rows(
+    file: InputFile, columns: Columns, options: ReadOptions, seen: CsvLook | None, first_row: int
+) -> Iterator[Block]:
     """Rows of one file, in order; one with more or fewer values than the first row cannot be read."""
     if seen is None:
         return

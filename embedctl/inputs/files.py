@@ -104,7 +104,7 @@ def _paths(argument: str, options: ReadOptions, left_out: LeftOut) -> Iterator[t
     folder = Path(argument)
     while glob.has_magic(str(folder)):
         folder = folder.parent
-    root = _Root(folder, left_out)
+    root = _FolderRoot(folder, left_out)
     parts = Path(argument).relative_to(folder).parts
     matches = sorted(set(_matches(folder, parts, root)))
     ours = {parent for parent in {match.parent for match in matches} if _is_ours(parent)}
@@ -129,7 +129,7 @@ class _Entry:
     is_file: bool
 
 
-class _Root:
+class _FolderRoot:
     """A folder whose links are followed only to files below it; those that lead elsewhere are noted, once each."""
 
     def __init__(self, path: Path, left_out: LeftOut) -> None:
@@ -158,7 +158,7 @@ class _Root:
         return inside
 
 
-def _matches(start: Path, pattern: Sequence[str], root: _Root) -> Iterator[Path]:
+def _matches(start: Path, pattern: Sequence[str], root: _FolderRoot) -> Iterator[Path]:
     """Files that the parts of a pattern mean, as `glob` has them; no link leads out, no linked folder is entered.
 
     Not by recursion: a folder may be deeper than Python's stack.
@@ -236,7 +236,7 @@ def _missing(argument: str, cause: Exception) -> InputMissing:
 
 def _folder(start: Path, options: ReadOptions, left_out: LeftOut) -> list[Path]:
     """Files of known kinds below a folder, sorted; no hidden ones, none that a symbolic link leads outside to."""
-    root = _Root(start, left_out)
+    root = _FolderRoot(start, left_out)
     files: list[Path] = []
     waiting = [start]
     while waiting:

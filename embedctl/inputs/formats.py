@@ -10,7 +10,7 @@ from embedctl.errors import WrongUsage, nearest
 from embedctl.inputs import arrow, csv_tables, json_lines, parquet, text, tsv
 from embedctl.inputs.block import Block, InputFile, ReadOptions
 from embedctl.inputs.columns import Columns
-from embedctl.inputs.table import Bad, Table
+from embedctl.inputs.table import Bad, InputTable
 
 
 class Format(Protocol):
@@ -31,7 +31,7 @@ class Format(Protocol):
     def looks_like(self, head: bytes) -> bool:
         """Whether a file that begins so, and whose name says nothing, is one."""
 
-    def schemas(self, files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[Table]:
+    def schemas(self, files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[InputTable]:
         """A look into each file: its columns, and what else is worth knowing before anything is sent.
 
         Args:

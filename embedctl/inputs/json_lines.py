@@ -19,7 +19,7 @@ from embedctl.inputs.block import Block, InputFile, ReadOptions, Reason, pieces
 from embedctl.inputs.columns import Columns
 from embedctl.inputs.json_numbers import Number, dumps
 from embedctl.inputs.objects import ObjectRun, called, last_objects, runs
-from embedctl.inputs.table import UNREADABLE, Bad, Table
+from embedctl.inputs.table import UNREADABLE, Bad, InputTable
 from embedctl.records import RowId
 
 NAME = "jsonl"
@@ -105,7 +105,7 @@ class _Field:
         return pa.list_(pa.int64()) if seen == {list} and self.tokens else pa.struct([])
 
 
-def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[Table]:
+def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[InputTable]:
     """One table of all files, with the fields of all objects.
 
     An array that is no JSON, and a file in which no line is an object, are broken.
@@ -124,7 +124,7 @@ def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Itera
     schema = pa.schema([(name, seen.type()) for name, seen in looks.fields.items()])
     seen = Seen(frozenset(looks.fields), looks.is_all)
     rows = looks.count if looks.is_all else None
-    yield Table(files=tuple(able), schema=schema, rows=rows, nested_as_text=True, seen=seen)
+    yield InputTable(files=tuple(able), schema=schema, rows=rows, nested_as_text=True, seen=seen)
 
 
 @dataclass(slots=True)

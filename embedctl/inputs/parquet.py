@@ -16,7 +16,7 @@ from embedctl.inputs import arrow_rows, row_bytes
 from embedctl.inputs.arrow_rows import checked
 from embedctl.inputs.block import ROWS_PER_BLOCK, Block, InputFile, ReadOptions
 from embedctl.inputs.columns import Columns
-from embedctl.inputs.table import UNREADABLE, Bad, Table
+from embedctl.inputs.table import UNREADABLE, Bad, InputTable
 
 BUFFER_BYTES = 1 << 20  # read a column chunk piece by piece, however large the row group
 BATCH_BYTES = 32 << 20
@@ -35,7 +35,7 @@ def looks_like(head: bytes) -> bool:
     return head.startswith(b"PAR1")
 
 
-def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[Table]:
+def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[InputTable]:
     """A look at each file's footer."""
     for file in files:
         try:
@@ -43,7 +43,7 @@ def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Itera
         except UNREADABLE as error:
             bad(file, error)
         else:
-            yield Table(files=(file,), schema=found, rows=count)
+            yield InputTable(files=(file,), schema=found, rows=count)
 
 
 def rows(file: InputFile, columns: Columns, options: ReadOptions, seen: None, first_row: int) -> Iterator[Block]:

@@ -23,11 +23,11 @@ from embedctl.inputs.left_out import LeftOut
 from embedctl.inputs.query import LABEL as QUERY
 from embedctl.inputs.query import Query
 from embedctl.inputs.row_ids import can_be_id
-from embedctl.inputs.table import UNREADABLE, Table
+from embedctl.inputs.table import UNREADABLE, InputTable
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TablePart:
     """How a file of a table is read.
 
     Attributes:
@@ -59,7 +59,7 @@ class Source:
     files: tuple[InputFile, ...]
     options: ReadOptions
     columns: Columns | None = None
-    parts: Mapping[str, Part] = field(default_factory=dict)
+    parts: Mapping[str, TablePart] = field(default_factory=dict)
     rows_hint: int | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
     warnings: tuple[str, ...] = ()
@@ -248,11 +248,11 @@ def _tables(files: Sequence[InputFile], options: ReadOptions, left_out: LeftOut)
     if not tables:
         return source
     columns = _columns(tables, options)
-    parts = {file.label: Part(_own(table, columns), table.seen) for table in tables for file in table.files}
+    parts = {file.label: TablePart(_own(table, columns), table.seen) for table in tables for file in table.files}
     return replace(source, columns=columns, parts=parts)
 
 
-def _looked_into(files: Sequence[InputFile], options: ReadOptions, source: Source) -> list[Table]:
+def _looked_into(files: Sequence[InputFile], options: ReadOptions, source: Source) -> list[InputTable]:
     """The tables of all files that can be read, in the order of reading where a table is a file.
 
     Raises:
@@ -264,7 +264,7 @@ def _looked_into(files: Sequence[InputFile], options: ReadOptions, source: Sourc
         refused.append(error)
         source._bad(file, error)
 
-    found: list[Table] = []
+    found: list[InputTable] = []
     for name in dict.fromkeys(file.kind for file in files):
         found += formats.FORMATS[name].schemas([file for file in files if file.kind == name], options, bad)
     if refused and not any(table.files for table in found):
@@ -274,7 +274,7 @@ def _looked_into(files: Sequence[InputFile], options: ReadOptions, source: Sourc
     return sorted(found, key=lambda table: order[table.files[0].label])
 
 
-def _columns(tables: Sequence[Table], options: ReadOptions) -> Columns:
+def _columns(tables: Sequence[InputTable], options: ReadOptions) -> Columns:
     """What all tables together are read for."""
     partitions = list(dict.fromkeys(name for table in tables for file in table.files for name, _ in file.partitions))
     own_names = {name for table in tables for name in table.schema.names}
@@ -311,7 +311,7 @@ def _columns(tables: Sequence[Table], options: ReadOptions) -> Columns:
     return columns
 
 
-def _joined(tables: Sequence[Table]) -> tuple[pa.Schema, dict[str, str]]:
+def _joined(tables: Sequence[InputTable]) -> tuple[pa.Schema, dict[str, str]]:
     """The columns of all tables, each with a type that holds what all of them hold; and how the others differ."""
     types: dict[str, pa.DataType] = {}
     labels: dict[str, str] = {}
@@ -336,7 +336,7 @@ def _joined(tables: Sequence[Table]) -> tuple[pa.Schema, dict[str, str]]:
     return pa.schema([*types.items(), *((one.name, one.type) for one in doubled)]), differing
 
 
-def _own(table: Table, columns: Columns) -> Columns:
+def _own(table: InputTable, columns: Columns) -> Columns:
     """The columns as one table has them; those that it lacks are left out, those without any value take their type."""
     types = {one.name: pa.string() if table.is_typeless else read_columns.plain(one.type) for one in table.schema}
     kept, parts = (

@@ -19,7 +19,7 @@ UNREADABLE = (InputInvalid, InputMissing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
+class InputTable:
     """One table: of one file, or of several whose values have no types but those that they show.
 
     Attributes:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from embedctl.inputs import csv_tables
 from embedctl.inputs.block import InputFile, ReadOptions
 from embedctl.inputs.csv_tables import rows as rows
-from embedctl.inputs.table import Bad, Table
+from embedctl.inputs.table import Bad, InputTable
 
 NAME = "tsv"
 SUFFIXES = (".tsv", ".tab")
@@ -20,6 +20,6 @@ def looks_like(head: bytes) -> bool:
     return False
 
 
-def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[Table]:
+def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Iterator[InputTable]:
     """As CSV's."""
     return csv_tables.schemas(files, options, bad, b"\t")

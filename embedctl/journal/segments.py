@@ -294,7 +294,7 @@ class Segment:
                 log.close()
 
 
-class _Answered:
+class _AnswersIndex:
     """The answers of one file, in order: where their vectors are, and which of them were checked."""
 
     def __init__(self, path: Path) -> None:
@@ -332,7 +332,7 @@ class Views:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._answered: dict[str, _Answered] = {}
+        self._answered: dict[str, _AnswersIndex] = {}
 
     def expect(self, segment: str, name: str, start: int, size: int, checksum: int) -> None:
         """Vectors are there.
@@ -343,7 +343,7 @@ class Views:
             size: In bytes.
         """
         if segment not in self._answered:
-            self._answered[segment] = _Answered(self._folder / name)
+            self._answered[segment] = _AnswersIndex(self._folder / name)
         self._answered[segment].add(start, size, checksum)
 
     def read(self, place: VectorRef) -> NDArray[np.float32]:

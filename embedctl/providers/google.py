@@ -95,7 +95,7 @@ class _GoogleBody(msgspec.Struct, rename="camel", gc=False):
     usage_metadata: Any = None
 
 
-class _Line(msgspec.Struct, gc=False):
+class _BatchLine(msgspec.Struct, gc=False):
     key: Any = None
     response: msgspec.Raw = msgspec.Raw()
     error: msgspec.Raw = msgspec.Raw()
@@ -109,7 +109,7 @@ class _One(msgspec.Struct, rename="camel", gc=False):
 
 
 _BODY = msgspec.json.Decoder(_GoogleBody)
-_LINE = msgspec.json.Decoder(_Line)
+_LINE = msgspec.json.Decoder(_BatchLine)
 _ONE = msgspec.json.Decoder(_One)
 
 

@@ -35,7 +35,7 @@ SHORTEST_DEADLINE_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ModeChoice:
     """How a run gets its answers.
 
     Attributes:
@@ -49,27 +49,27 @@ class Choice:
     why: str = ""
 
 
-def choice(endpoint: Endpoint, options: Options, source: inputs.Source | None, prices: RunPrices) -> Choice:
+def choice(endpoint: Endpoint, options: Options, source: inputs.Source | None, prices: RunPrices) -> ModeChoice:
     """Whether batches can be used, and are.
 
     Raises:
         ConfigurationInvalid: They are asked for, and cannot be used here.
     """
     if options.mode == "online":
-        return Choice(None)
+        return ModeChoice(None)
     try:
         api = usable(endpoint, source)
     except ConfigurationInvalid as refusal:
         if options.mode == "batch":
             raise
-        return Choice(None, why=refusal.message)
+        return ModeChoice(None, why=refusal.message)
     if options.mode == "batch":
-        return Choice(api)
+        return ModeChoice(api)
     if options.deadline is not None and options.deadline < SHORTEST_DEADLINE_S:
-        return Choice(None, why=f"--deadline is shorter than {format_duration(SHORTEST_DEADLINE_S)}")
+        return ModeChoice(None, why=f"--deadline is shorter than {format_duration(SHORTEST_DEADLINE_S)}")
     if prices.of(endpoint, TIER) is None and prices.of(endpoint) != 0:
-        return Choice(None, why=f"nobody knows what a batch at {endpoint.provider} costs")
-    return Choice(api, options.batch_min_inputs)
+        return ModeChoice(None, why=f"nobody knows what a batch at {endpoint.provider} costs")
+    return ModeChoice(api, options.batch_min_inputs)
 
 
 def usable(endpoint: Endpoint, source: inputs.Source | None) -> BatchApi:
@@ -94,7 +94,7 @@ def usable(endpoint: Endpoint, source: inputs.Source | None) -> BatchApi:
     return api
 
 
-def with_choice(found: Estimate, endpoint: Endpoint, source: inputs.Source, chosen: Choice) -> Estimate:
+def with_choice(found: Estimate, endpoint: Endpoint, source: inputs.Source, chosen: ModeChoice) -> Estimate:
     """An estimate that says how its run would get its answers, and how long batches may take."""
     try:
         window_s: float | None = usable(endpoint, source).capabilities.window_s
@@ -263,4 +263,4 @@ def _pending(answers: BatchAnswers) -> BatchesPending:
     )
 
 
-__all__ = ["Bought", "Choice", "buy", "check_same_space", "choice", "forget", "left", "usable"]
+__all__ = ["Bought", "ModeChoice", "buy", "check_same_space", "choice", "forget", "left", "usable"]

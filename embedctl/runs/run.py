@@ -39,7 +39,7 @@ from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint, check_usable
 from embedctl.runs import batching, estimate, foundations, intake, resume, savings, target, wiring
-from embedctl.runs.batching import Bought, Choice
+from embedctl.runs.batching import Bought, ModeChoice
 from embedctl.runs.estimate import Estimate
 from embedctl.runs.executor import Executor, InProcess
 from embedctl.runs.intake import Ingest
@@ -257,7 +257,7 @@ class Run:
             existing.space = resume.space_of_journal(existing, spaces, where, overwrite=request.overwrite)
         return existing
 
-    async def _send(self, plan: RunPlan, entry: Registration, chosen: Choice) -> None:
+    async def _send(self, plan: RunPlan, entry: Registration, chosen: ModeChoice) -> None:
         """Send what is left to send, and finish the output.
 
         Raises:
@@ -271,16 +271,16 @@ class Run:
         batching.forget(self._batches_left(plan), self._disk)
         return None
 
-    def _choice(self, endpoint: Endpoint, source: inputs.Source) -> Choice:
+    def _choice(self, endpoint: Endpoint, source: inputs.Source) -> ModeChoice:
         """Only a folder can wait for batches."""
         if self.job.kind != "folder":
-            return Choice(None)
+            return ModeChoice(None)
         return batching.choice(endpoint, self._options, source, self._prices)
 
     def _batches_left(self, plan: RunPlan) -> Found:
         return batching.left(plan.output.state, self.job.settings.paths.batches, self._trust)
 
-    async def _bought(self, plan: RunPlan, entry: Registration, chosen: Choice) -> RunPlan:
+    async def _bought(self, plan: RunPlan, entry: Registration, chosen: ModeChoice) -> RunPlan:
         """What is to be bought in batches; the plan for the rest, once none is under way.
 
         Raises:

@@ -102,7 +102,7 @@ class Slot:
 
     __slots__ = ("_admission", "_client", "_holders", "bytes")
 
-    def __init__(self, admission: Admission, client: Client, size: int) -> None:
+    def __init__(self, admission: AdmissionQueue, client: Client, size: int) -> None:
         self._admission = admission
         self._client = client
         self._holders = 1
@@ -124,7 +124,7 @@ class Slot:
             self._admission.leave(self._client, self.bytes)
 
 
-class Admission:
+class AdmissionQueue:
     """Requests in flight, and those that wait for it.
 
     Args:

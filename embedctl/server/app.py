@@ -34,7 +34,7 @@ from embedctl.server.admission import Slot
 from embedctl.server.authentication import Client
 from embedctl.server.connections import MAX_HEADER_BYTES
 from embedctl.server.fields import Asked
-from embedctl.server.gateway import Served
+from embedctl.server.gateway import CallResult
 from embedctl.server.log import shown
 from embedctl.server.metrics import CONTENT_TYPE
 from embedctl.server.refusals import Refused
@@ -75,7 +75,7 @@ class Exchange:
         return self.client
 
 
-class Pieces(Response):
+class PiecewiseResponse(Response):
     """A JSON answer that is made piece by piece; the loop goes on between them."""
 
     media_type = "application/json"
@@ -270,7 +270,7 @@ class Endpoints:
             pieces = [b'{"object":"list","data":']
             pieces += await _in_turns(encoding.data(served.vectors, base64=asked.base64))
             pieces.append(b"," + orjson.dumps(tail)[1:])
-            return Pieces(_joined(pieces), headers, slot)
+            return PiecewiseResponse(_joined(pieces), headers, slot)
 
     async def batch(self, request: Request) -> Response:
         """POST /embeddings/batch."""
@@ -281,7 +281,7 @@ class Endpoints:
             pieces = [b'{"embeddings":']
             pieces += await _in_turns(encoding.lists(served.vectors))
             pieces.append(b"," + orjson.dumps(tail)[1:])
-            return Pieces(_joined(pieces), headers, slot)
+            return PiecewiseResponse(_joined(pieces), headers, slot)
 
     @asynccontextmanager
     async def _admitted(self, request: Request) -> AsyncIterator[tuple[bytes, Slot]]:
@@ -315,7 +315,7 @@ class Endpoints:
                 seconds = min(seconds, float(said))
         return _exchange(request).started + seconds
 
-    async def _embedded(self, request: Request, asked: Asked, slot: Slot) -> tuple[Served, dict[str, str]]:
+    async def _embedded(self, request: Request, asked: Asked, slot: Slot) -> tuple[CallResult, dict[str, str]]:
         state, exchange = self._state, _exchange(request)
         for name in asked.ignored:
             state.ignored(name)
@@ -347,7 +347,7 @@ class Endpoints:
         }
         return served, self._said(exchange, served)
 
-    def _said(self, exchange: Exchange, served: Served) -> dict[str, str]:
+    def _said(self, exchange: Exchange, served: CallResult) -> dict[str, str]:
         """The headers of an answer."""
         count = len(served.vectors)
         spending = served.spending

@@ -56,14 +56,14 @@ class Client:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
+class DefaultRates:
     """What every key may that does not say otherwise."""
 
     rpm: int | None = None
     burst: int = 10
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Rates:
+    def of(cls, environment: Mapping[str, str]) -> DefaultRates:
         """The API guide's variables; no limit while none of them says that there is one."""
         on = {environment.get(name, "").lower() for name in ("RATE_LIMIT_ENABLED", "EMBEDDINGS_RATE_LIMIT")}
         if not on & {"1", "true", "on", "yes"}:
@@ -93,7 +93,7 @@ class Keyring:
     verifier: Verifier | None = None
     local: Client | None = None
     workspace: str = "default"
-    rates: Rates = field(default_factory=Rates)
+    rates: DefaultRates = field(default_factory=DefaultRates)
     key_in_flight: int = 16
     require_x_api_key: bool = False
     now: Callable[[], datetime] = utc_now

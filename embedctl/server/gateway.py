@@ -39,7 +39,7 @@ from embedctl.server import encoding, model_names, refusals, texts, turns
 from embedctl.server.admission import KeyRates, Slot
 from embedctl.server.authentication import Client
 from embedctl.server.fields import Asked
-from embedctl.server.keeping import Answers, Keeping
+from embedctl.server.keeping import Keeping, KeepingJournal
 from embedctl.server.refusals import Refused
 from embedctl.server.served_routes import ServedRoute, ServedRoutes
 from embedctl.server.shifts import Shift
@@ -76,7 +76,7 @@ class Vector:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class CallResult:
     """What a request came to.
 
     Attributes:
@@ -104,7 +104,7 @@ class Served:
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
+class _ServedCall:
     """One request on its way.
 
     Attributes:
@@ -177,7 +177,7 @@ class Gateway:
 
     async def embed(
         self, client: Client, asked: Asked, slot: Slot, *, x_provider: str | None, deadline: float
-    ) -> Served:
+    ) -> CallResult:
         """Vectors of all inputs of a request.
 
         Args:
@@ -213,7 +213,7 @@ class Gateway:
 
     def _call(
         self, client: Client, asked: Asked, route: ServedRoute, wire: Texts, slot: Slot, deadline: float
-    ) -> _Call:
+    ) -> _ServedCall:
         shift = self._shift()
         self._check_priced(shift, client, route)
         purpose: Purpose = "query" if "query" in (asked.purpose, asked.input_type) else "ingest"
@@ -224,7 +224,7 @@ class Gateway:
             hashed = hashlib.sha256(asked.user.encode()).hexdigest()[:32]
             tags["user"] = asked.user if self.serve.user == "keep" else hashed
         input_type = asked.input_type if route.tells_types_apart else None
-        return _Call(
+        return _ServedCall(
             client=client,
             route=route,
             texts=wire,
@@ -258,7 +258,7 @@ class Gateway:
 
     # vectors, wherever they are
 
-    async def _in_time(self, call: _Call) -> dict[bytes, Vector]:
+    async def _in_time(self, call: _ServedCall) -> dict[bytes, Vector]:
         """All vectors, or the deadline: what is on the wire by then ends without its client."""
         left_s = call.deadline - self._clock()
         try:
@@ -271,7 +271,7 @@ class Gateway:
                 task.cancel()
             raise Refused("overloaded", "nothing could be sent in time", retry_after_s=1.0) from None
 
-    async def _obtained(self, call: _Call) -> dict[bytes, Vector]:
+    async def _obtained(self, call: _ServedCall) -> dict[bytes, Vector]:
         found: dict[bytes, Vector] = {}
         for _ in range(_MOST_ROUNDS):
             missing = [one for one in dict.fromkeys(call.texts.hashes) if one not in found]
@@ -290,13 +290,13 @@ class Gateway:
             raise Refused("overloaded", "the call that was waited for was given up", retry_after_s=1.0)
         return found
 
-    def _placed(self, call: _Call, text_hash: bytes, error: BaseException) -> BaseException:
+    def _placed(self, call: _ServedCall, text_hash: bytes, error: BaseException) -> BaseException:
         """The error of a text, with its place in this request."""
         if isinstance(error, _TextRefusedError):
             return refusals.of_text(error.refusal, call.texts.hashes.index(text_hash))
         return error
 
-    async def _flown(self, call: _Call, missing: Sequence[bytes]) -> dict[bytes, asyncio.Future[Vector]]:
+    async def _flown(self, call: _ServedCall, missing: Sequence[bytes]) -> dict[bytes, asyncio.Future[Vector]]:
         """Who brings each missing text: another call that is at it, or this one: from the cache, then for money."""
         loop = asyncio.get_running_loop()
         flights: dict[bytes, asyncio.Future[Vector]] = {}
@@ -320,7 +320,7 @@ class Gateway:
             raise
         return flights
 
-    async def _look_up(self, call: _Call, wanted: Sequence[bytes]) -> dict[bytes, Vector]:
+    async def _look_up(self, call: _ServedCall, wanted: Sequence[bytes]) -> dict[bytes, Vector]:
         """What the cache has of these texts."""
         space = call.route.space
         if self._cache is None or space is None or not wanted:
@@ -334,7 +334,7 @@ class Gateway:
             for text_hash, hit in found.items()
         }
 
-    def _begin(self, call: _Call, flights: Mapping[bytes, asyncio.Future[Vector]]) -> None:
+    def _begin(self, call: _ServedCall, flights: Mapping[bytes, asyncio.Future[Vector]]) -> None:
         """Begin to buy these texts.
 
         Raises:
@@ -369,7 +369,7 @@ class Gateway:
         for task in tasks:
             task.add_done_callback(done)
 
-    def _packed(self, call: _Call, places: Sequence[int]) -> list[PackedRequest]:
+    def _packed(self, call: _ServedCall, places: Sequence[int]) -> list[PackedRequest]:
         endpoint, wire = call.route.first, call.texts
         limits = foundations.packed_limits(
             self._embedder.router.memory.limits(endpoint), endpoint, self.routes.settings.options
@@ -391,11 +391,11 @@ class Gateway:
         return [replace(one, request=replace(one.request, operation_id=call.operation_id)) for one in found]
 
     async def _bought(
-        self, call: _Call, packed: PackedRequest, flights: Mapping[bytes, asyncio.Future[Vector]]
+        self, call: _ServedCall, packed: PackedRequest, flights: Mapping[bytes, asyncio.Future[Vector]]
     ) -> None:
         """Buy the texts of one request, tell all who wait for them, and keep them."""
         mine = {call.texts.hashes[at]: flights[call.texts.hashes[at]] for at in packed.ordinals}
-        kept = Answers(call.shift.journal)
+        kept = KeepingJournal(call.shift.journal)
         try:
             outcomes = await self._asked(call, packed.request, kept)
             for outcome in outcomes:
@@ -412,7 +412,7 @@ class Gateway:
             _fail(mine, DeadlinePassed("the call that bought it brought nothing"))  # whoever is not told by now
             self._remember(call, kept, mine)
 
-    async def _asked(self, call: _Call, request: Request, journal: AttemptRecord) -> list[Outcome]:
+    async def _asked(self, call: _ServedCall, request: Request, journal: AttemptRecord) -> list[Outcome]:
         policy = call.route.policy(call.deadline, max(0.0, call.deadline - self._clock()))
         route = call.route.copy()
         try:
@@ -422,7 +422,7 @@ class Gateway:
         finally:
             call.route.learn(route)
 
-    def _translated(self, call: _Call, problem: EmbedctlError) -> BaseException:
+    def _translated(self, call: _ServedCall, problem: EmbedctlError) -> BaseException:
         """For those who wait: a deadline is the buyer's own, a model that the catalog knows nobody's fault who asks."""
         if isinstance(problem, DeadlinePassed):
             return problem
@@ -431,7 +431,11 @@ class Gateway:
         return refusals.of_error(problem)
 
     def _tell(
-        self, call: _Call, hashes: Sequence[bytes], outcome: Outcome, flights: Mapping[bytes, asyncio.Future[Vector]]
+        self,
+        call: _ServedCall,
+        hashes: Sequence[bytes],
+        outcome: Outcome,
+        flights: Mapping[bytes, asyncio.Future[Vector]],
     ) -> None:
         answer = outcome.answer
         if answer is None:
@@ -452,7 +456,9 @@ class Gateway:
                     )
                 )
 
-    def _remember(self, call: _Call, kept: Answers, flights: Mapping[bytes, asyncio.Future[Vector]]) -> None:
+    def _remember(
+        self, call: _ServedCall, kept: KeepingJournal, flights: Mapping[bytes, asyncio.Future[Vector]]
+    ) -> None:
         """What was answered goes into the cache; who asks for it before it is there gets it from here."""
         told = [one for one, flight in flights.items() if flight.exception() is None]
         for text_hash in flights.keys() - set(told):
@@ -468,7 +474,7 @@ class Gateway:
 
     # what it came to
 
-    async def _served(self, call: _Call, asked: Asked, vectors: Mapping[bytes, Vector]) -> Served:
+    async def _served(self, call: _ServedCall, asked: Asked, vectors: Mapping[bytes, Vector]) -> CallResult:
         bought: set[bytes] = set()
         hits: list[int] = []
         for place, text_hash in enumerate(call.texts.hashes):
@@ -480,7 +486,7 @@ class Gateway:
         if hits:
             await self._book(call, hits, vectors, counts)
         first = next((vectors[one] for one in call.texts.hashes if one in bought), vectors[call.texts.hashes[0]])
-        return Served(
+        return CallResult(
             vectors=[vectors[one].vector for one in call.texts.hashes],
             provider=first.provider,
             model=first.model,
@@ -495,14 +501,16 @@ class Gateway:
             budget_warning=self._warning(call),
         )
 
-    def _warning(self, call: _Call) -> str | None:
+    def _warning(self, call: _ServedCall) -> str | None:
         limits = call.shift.money.concerned(call.client.workspace, key_account(call.client.id))
         for one in limits:
             if one.spent >= one.amount * _WARN_AT:
                 return f"{one.name}: {format_money(one.spent)} of {format_money(one.amount)} USD"
         return None
 
-    async def _counts(self, call: _Call, places: Sequence[int], vectors: Mapping[bytes, Vector]) -> dict[int, int]:
+    async def _counts(
+        self, call: _ServedCall, places: Sequence[int], vectors: Mapping[bytes, Vector]
+    ) -> dict[int, int]:
         """Tokens of inputs that were not bought: the count that is kept, else one made here."""
         known = {at: vectors[call.texts.hashes[at]].tokens for at in places}
         found = {at: count for at, count in known.items() if count is not None}
@@ -523,7 +531,7 @@ class Gateway:
         return found
 
     async def _book(
-        self, call: _Call, places: Sequence[int], vectors: Mapping[bytes, Vector], counts: Mapping[int, int]
+        self, call: _ServedCall, places: Sequence[int], vectors: Mapping[bytes, Vector], counts: Mapping[int, int]
     ) -> None:
         """An event for what was not bought, one for each maker of vectors. Nothing of it is billed."""
         makers: dict[tuple[str, str], list[int]] = {}
@@ -543,7 +551,7 @@ class Gateway:
             event = usage_events.from_cache(call.caller, call.route.first, hit, provider, model, saved)
             await call.shift.journal.note(event)
 
-    def _ended(self, call: _Call) -> None:
+    def _ended(self, call: _ServedCall) -> None:
         call.shift.end()
 
 

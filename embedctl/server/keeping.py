@@ -24,7 +24,7 @@ MOST_BYTES = 4 << 20
 _Some = tuple[str, Sequence[bytes], Sequence[CachedVector]]
 
 
-class _Answered(NamedTuple):
+class _Given(NamedTuple):
     """As the journal took it, and where it put it."""
 
     place: Any
@@ -35,12 +35,12 @@ class _Answered(NamedTuple):
     space_id: str
 
 
-class Answers:
+class KeepingJournal:
     """A journal that remembers which vectors it was given, so that they are not lost when the call fails later."""
 
     def __init__(self, journal: AttemptRecord) -> None:
         self._journal = journal
-        self._answers: list[_Answered] = []
+        self._answers: list[_Given] = []
         self.intend = journal.intend
         self.settle = journal.settle
         self.release = journal.release
@@ -51,7 +51,7 @@ class Answers:
         """See Journal."""
         place = await self._journal.answer(event, hashes, vectors, tokens_each, extra)
         if extra is not None:  # not a probe's
-            self._answers.append(_Answered(place, event, hashes, vectors, tokens_each, extra["space_id"]))
+            self._answers.append(_Given(place, event, hashes, vectors, tokens_each, extra["space_id"]))
         return place
 
     def keep(self, keeping: Keeping, scope: Callable[[str], str], then: Callable[[], None]) -> None:

@@ -43,7 +43,7 @@ def shown(text: str, longest: int = LONGEST) -> str:
     return "".join(one if one.isprintable() else "?" for one in text[:longest])
 
 
-class Log:
+class AccessLog:
     """Takes lines; what comes faster than it can be written is dropped and counted.
 
     Args:
@@ -121,7 +121,7 @@ class Log:
 class ForLibraries(logging.Handler):
     """What libraries log, as lines of the same kind."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: AccessLog) -> None:
         super().__init__(logging.WARNING)
         self._log = log
 
@@ -130,7 +130,7 @@ class ForLibraries(logging.Handler):
         self._log.say("library", name=record.name, level=record.levelname, message=shown(record.getMessage(), 300))
 
 
-def take_libraries(log: Log) -> None:
+def take_libraries(log: AccessLog) -> None:
     """Their warnings go here; nothing of theirs is printed otherwise."""
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
         logger = logging.getLogger(name)

@@ -105,7 +105,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
+class RefusalBody:
     """What is sent in place of vectors."""
 
     status: int
@@ -113,7 +113,7 @@ class Body:
     headers: list[tuple[str, str]] = field(default_factory=list)
 
 
-def body(refused: Refused, *, openai: bool, allow: str = "") -> Body:
+def body(refused: Refused, *, openai: bool, allow: str = "") -> RefusalBody:
     """A refusal as JSON and headers.
 
     Args:
@@ -148,10 +148,12 @@ def body(refused: Refused, *, openai: bool, allow: str = "") -> Body:
             "error": "input_too_long", "message": refused.message, "details": list(refused.details),
             "detail": refused.message,
         }  # fmt: skip
-        return Body(refused.status, content, headers)
+        return RefusalBody(refused.status, content, headers)
     if refused.details:
         error["details"] = list(refused.details)
-    return Body(refused.status, {"error": error} if openai else {"error": error, "detail": refused.message}, headers)
+    return RefusalBody(
+        refused.status, {"error": error} if openai else {"error": error, "detail": refused.message}, headers
+    )
 
 
 def clean(text: str) -> str:

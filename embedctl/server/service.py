@@ -30,12 +30,12 @@ from embedctl.routing.limiter import AdaptiveLimiter, FairTurn, Limiter
 from embedctl.runs import foundations
 from embedctl.server import app as apps
 from embedctl.server import keys, recovered, shifts
-from embedctl.server.admission import Admission, KeyRates
-from embedctl.server.authentication import Client, Failures, Keyring, Rates
+from embedctl.server.admission import AdmissionQueue, KeyRates
+from embedctl.server.authentication import Client, DefaultRates, Failures, Keyring
 from embedctl.server.connections import MAX_HEADER_BYTES, protocol
 from embedctl.server.gateway import Gateway
 from embedctl.server.jwt_tokens import Verifier
-from embedctl.server.log import Log, take_libraries
+from embedctl.server.log import AccessLog, take_libraries
 from embedctl.server.metrics import Metrics
 from embedctl.server.served_routes import ServedRoutes
 from embedctl.server.shifts import Shift
@@ -95,7 +95,7 @@ def keyring(settings: Settings) -> Keyring:
         single=keys.digest(single) if single else None,
         verifier=Verifier.of(serve.jwt, settings.environment) if serve.jwt is not None else None,
         workspace=settings.options.workspace,
-        rates=Rates.of(settings.environment),
+        rates=DefaultRates.of(settings.environment),
         key_in_flight=serve.key_in_flight,
         require_x_api_key=serve.require_x_api_key,
     )
@@ -126,7 +126,7 @@ class Service:
     """
 
     def __init__(
-        self, load: Callable[[], Settings], listening: Listening, *, log: Log, ready: Callable[[str], None]
+        self, load: Callable[[], Settings], listening: Listening, *, log: AccessLog, ready: Callable[[str], None]
     ) -> None:
         self._load = load
         self._listening = listening
@@ -277,7 +277,7 @@ class Service:
             yield ServerState(
                 gateway=gateway,
                 router=router,
-                admission=Admission(
+                admission=AdmissionQueue(
                     most=settings.serve.in_flight,
                     most_bytes=settings.serve.bytes_in_flight,
                     queue=settings.serve.queue,

@@ -10,10 +10,10 @@ from typing import Any
 from embedctl.embedding.router import Router
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.routing.breaker import State
-from embedctl.server.admission import Admission, KeyRates
+from embedctl.server.admission import AdmissionQueue, KeyRates
 from embedctl.server.authentication import Failures, Keyring
 from embedctl.server.gateway import Gateway
-from embedctl.server.log import Log, shown
+from embedctl.server.log import AccessLog, shown
 from embedctl.server.metrics import Metrics
 from embedctl.settings import ServeSettings, Settings
 from embedctl.storage.vector_cache import VectorCache
@@ -34,11 +34,11 @@ class ServerState:
 
     gateway: Gateway
     router: Router
-    admission: Admission
+    admission: AdmissionQueue
     rates: KeyRates
     failures: Failures
     keyring: Keyring
-    log: Log
+    log: AccessLog
     metrics: Metrics
     cache: VectorCache | None
     prices: Callable[[], RunPrices]

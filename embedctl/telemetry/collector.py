@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from embedctl.errors import install_command
 from embedctl.records import Event, Observer, Observers, PhaseBegan, UsageEvent, Warned
 from embedctl.telemetry.conventions import PriceOf
-from embedctl.telemetry.operations import Operation, Operations
+from embedctl.telemetry.operations import Operations, OperationSpan
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -117,7 +117,7 @@ class Collector:
         self._observer = observer
         self._price_of = price_of
         self._operations = Operations(self._add)
-        self._waiting: deque[Operation] = deque(maxlen=MOST_WAITING)
+        self._waiting: deque[OperationSpan] = deque(maxlen=MOST_WAITING)
         self._wake, self._ready, self._over = threading.Event(), threading.Event(), threading.Event()
         self._flush = self._closing = self._failing = self._told = False
         threading.Thread(target=self._work, name="telemetry", daemon=True).start()
@@ -140,7 +140,7 @@ class Collector:
         if not self._over.is_set():
             self._tell(f"{self._wanted.place} has not answered in time; what was not sent is lost")
 
-    def _add(self, operation: Operation) -> None:
+    def _add(self, operation: OperationSpan) -> None:
         self._waiting.append(operation)
         self._wake.set()
 

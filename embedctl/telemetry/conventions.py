@@ -15,7 +15,7 @@ from decimal import Decimal
 
 from embedctl.ledger.prices.price import cost
 from embedctl.records import AttemptEnded, UsageEvent
-from embedctl.telemetry.operations import Operation
+from embedctl.telemetry.operations import OperationSpan
 
 Value = str | bool | int | float | tuple[str, ...]
 Attributes = dict[str, Value]
@@ -45,12 +45,12 @@ _PROVIDERS = {
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,99}\Z")
 
 
-def span_name(operation: Operation) -> str:
+def span_name(operation: OperationSpan) -> str:
     """`{gen_ai.operation.name} {gen_ai.request.model}`."""
     return f"{OPERATION} {operation.last.event.model}"
 
 
-def span_attributes(operation: Operation, price_of: PriceOf) -> Attributes:
+def span_attributes(operation: OperationSpan, price_of: PriceOf) -> Attributes:
     """Of an operation's span.
 
     `gen_ai.usage.input_tokens` is what the provider reported, and of two numbers the billed one; a count made here has

@@ -16,7 +16,7 @@ NANOSECONDS = 1_000_000_000
 
 
 @dataclass(slots=True)
-class Operation:
+class OperationSpan:
     """A request seen across its attempts and fallbacks.
 
     Attributes:
@@ -75,16 +75,16 @@ class Operations:
         now_ns: Unix time.
     """
 
-    def __init__(self, over: Callable[[Operation], None], now_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, over: Callable[[OperationSpan], None], now_ns: Callable[[], int] = time.time_ns) -> None:
         self._over = over
         self._now_ns = now_ns
-        self._open: dict[str, Operation] = {}
+        self._open: dict[str, OperationSpan] = {}
 
     def notify(self, event: Event) -> None:
         """As an observer."""
         match event:
             case OperationBegan(operation_id):
-                self._open.setdefault(operation_id, Operation()).under_way += 1
+                self._open.setdefault(operation_id, OperationSpan()).under_way += 1
             case AttemptEnded(usage):
                 if (operation := self._open.get(usage.operation_id)) is not None:
                     operation.add(event)

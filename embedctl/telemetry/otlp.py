@@ -24,7 +24,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from embedctl import __version__
 from embedctl.telemetry import conventions
 from embedctl.telemetry.conventions import PriceOf
-from embedctl.telemetry.operations import NANOSECONDS, Operation, span_of
+from embedctl.telemetry.operations import NANOSECONDS, OperationSpan, span_of
 
 Saw = Callable[[bool], None]
 """Told whether the collector took something."""
@@ -54,7 +54,7 @@ class _Metrics(OTLPMetricExporter):
         return result
 
 
-class _Said(logging.Handler):
+class _LogListener(logging.Handler):
     """What the SDK logs is not printed: it may hold a header. While it is set up, it means an odd variable; later,
     of its exporters, that something was not taken.
     """
@@ -84,7 +84,7 @@ class Pipeline:
     def __init__(
         self, *, traces: bool, metrics: bool, price_of: PriceOf, saw: Saw, ignored: Callable[[], None]
     ) -> None:
-        said = _Said(saw, ignored)
+        said = _LogListener(saw, ignored)
         logger = logging.getLogger("opentelemetry")
         logger.handlers, logger.propagate = [said], False
         self._price_of = price_of
@@ -119,14 +119,14 @@ class Pipeline:
 
         said.is_set_up = True
 
-    def record(self, operation: Operation) -> None:
+    def record(self, operation: OperationSpan) -> None:
         """One that is over."""
         if self._traces is not None:
             self._span(operation)
         if self._metrics is not None:
             self._measure(operation)
 
-    def _span(self, operation: Operation) -> None:
+    def _span(self, operation: OperationSpan) -> None:
         span = self._tracer.start_span(
             conventions.span_name(operation),
             kind=SpanKind.CLIENT,
@@ -151,7 +151,7 @@ class Pipeline:
                 span.set_status(Status(StatusCode.ERROR))
         span.end(operation.ended_ns)
 
-    def _measure(self, operation: Operation) -> None:
+    def _measure(self, operation: OperationSpan) -> None:
         error: conventions.Attributes = {} if operation.error is None else {"error.type": operation.error}
         seconds = (operation.ended_ns - operation.began_ns) / NANOSECONDS
         self._duration.record(seconds, conventions.metric_attributes(operation.last) | error)

@@ -16,7 +16,7 @@ import pytest
 from embedctl.server.admission import KeyRates
 from embedctl.server.app import Door
 from embedctl.server.authentication import Client, Keyring
-from embedctl.server.log import Log
+from embedctl.server.log import AccessLog
 from embedctl.server.metrics import Metrics
 from embedctl.server.state import ServerState
 from embedctl.settings import ServeSettings
@@ -222,7 +222,7 @@ def test_a_bug_is_told_without_values() -> None:
         raise RuntimeError(f"about {secret}")
 
     file = io.TextIOWrapper(io.BytesIO())
-    log = Log(file)
+    log = AccessLog(file)
     state = ServerState(
         gateway=cast("Any", type("G", (), {"serve": ServeSettings()})()), router=cast("Any", None),
         admission=cast("Any", None), rates=KeyRates(), failures=cast("Any", None),

@@ -24,7 +24,7 @@ BATCH_TOKENS = 512
 """Padded tokens of one inference call; larger batches were measured slower (facts/performance.md, B)."""
 
 
-class LocalModel:
+class OnnxModel:
     """A model folder: `model.onnx` and `tokenizer.json`; pooled as the folder says, unit length.
 
     Thread-safe; one inference thread per core, each with one intra-op thread.
@@ -121,7 +121,7 @@ def _session(path: Path) -> Any:
 
 
 @cache
-def load(folder: Path | None, max_tokens: int) -> LocalModel:
+def load(folder: Path | None, max_tokens: int) -> OnnxModel:
     """The model in `folder`, loaded once per process; None is the bundled one.
 
     Raises:
@@ -130,4 +130,4 @@ def load(folder: Path | None, max_tokens: int) -> LocalModel:
     if folder is None:
         asset("minilm/tokenizer.json")
         folder = asset("minilm/model.onnx").parent
-    return LocalModel(folder, max_tokens)
+    return OnnxModel(folder, max_tokens)

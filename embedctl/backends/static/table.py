@@ -26,7 +26,7 @@ _ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class VectorTable:
     """Vectors of tokens.
 
     Attributes:
@@ -68,7 +68,7 @@ def shape(path: Path) -> tuple[int, int]:
         return _shape(path, file)
 
 
-def load(path: Path) -> Table:
+def load(path: Path) -> VectorTable:
     """The table of a file.
 
     Raises:
@@ -86,7 +86,7 @@ def load(path: Path) -> Table:
         raise ConfigurationInvalid(f"{path} contains NaN or infinity")
     if mapping is not None and (not len(mapping) or mapping.min() < 0 or mapping.max() >= rows):
         raise ConfigurationInvalid(f"{path} maps tokens to rows that it does not hold: there are {rows}")
-    return Table(table, weights, mapping)
+    return VectorTable(table, weights, mapping)
 
 
 def _shape(path: Path, file: Any) -> tuple[int, int]:

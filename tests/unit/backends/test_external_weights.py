@@ -52,7 +52,7 @@ def test_weights_beside_the_model_are_read(folder: Path) -> None:
     """A model whose weights lie in a second file of its folder is loaded."""
     (folder / "model.onnx").write_bytes(graph("inside.bin"))
 
-    local_model.LocalModel(folder, 256)
+    local_model.OnnxModel(folder, 256)
 
 
 @pytest.mark.parametrize("location", ["../../secret.bin", "./../../secret.bin", "link.bin", "/secret.bin", "{secret}"])
@@ -61,4 +61,4 @@ def test_weights_elsewhere_are_refused(folder: Path, location: str) -> None:
     secret = folder.parent.parent / "secret.bin"
     (folder / "model.onnx").write_bytes(graph(location.format(secret=secret)))
     with pytest.raises(ConfigurationInvalid, match="not a model that onnxruntime can load"):
-        local_model.LocalModel(folder, 256)
+        local_model.OnnxModel(folder, 256)

@@ -26,13 +26,13 @@ TEXTS: list[str] = REFERENCE["texts"]
 
 
 @pytest.fixture(scope="module")
-def model() -> local_model.LocalModel:
+def model() -> local_model.OnnxModel:
     """The bundled model, loaded once."""
     return local_model.load(None, 256)
 
 
 @pytest.fixture(scope="module")
-def vectors(model: local_model.LocalModel) -> NDArray[np.float32]:
+def vectors(model: local_model.OnnxModel) -> NDArray[np.float32]:
     """All reference texts, embedded together."""
     return model.embed(TEXTS)[0]
 
@@ -62,7 +62,7 @@ def test_the_reference_covers_what_texts_are_like() -> None:
 
 
 def test_a_vector_does_not_depend_on_its_batch_mates(
-    model: local_model.LocalModel, vectors: NDArray[np.float32]
+    model: local_model.OnnxModel, vectors: NDArray[np.float32]
 ) -> None:
     """A text alone has the vector it has among sixty others: cosine at least 0.99999."""
     for place in range(0, len(TEXTS), 4):
@@ -71,9 +71,7 @@ def test_a_vector_does_not_depend_on_its_batch_mates(
         assert float(alone @ vectors[place]) >= 0.99999
 
 
-def test_each_text_gets_its_own_vector_in_any_order(
-    model: local_model.LocalModel, vectors: NDArray[np.float32]
-) -> None:
+def test_each_text_gets_its_own_vector_in_any_order(model: local_model.OnnxModel, vectors: NDArray[np.float32]) -> None:
     """Row i is the vector of texts[i] although texts are sorted by length inside; the nearest reference is itself."""
     order = np.random.default_rng(7).permutation(len(TEXTS))[:30]
     shuffled = model.embed([TEXTS[place] for place in order])[0]
@@ -82,7 +80,7 @@ def test_each_text_gets_its_own_vector_in_any_order(
 
 
 def test_vectors_have_unit_length_and_tokens_are_counted(
-    model: local_model.LocalModel, vectors: NDArray[np.float32]
+    model: local_model.OnnxModel, vectors: NDArray[np.float32]
 ) -> None:
     """Every vector is float32 of length 1, 384 wide; the tokens of each text are told, special ones included."""
     counts = model.embed(TEXTS[:10])[1]
@@ -92,7 +90,7 @@ def test_vectors_have_unit_length_and_tokens_are_counted(
     assert list(counts) == REFERENCE["tokens"][:10]
 
 
-def test_a_text_of_256_tokens_goes_and_of_257_is_too_long(model: local_model.LocalModel) -> None:
+def test_a_text_of_256_tokens_goes_and_of_257_is_too_long(model: local_model.OnnxModel) -> None:
     """The model's limit is kept to the token; nothing is ever cut, and the error says which text and how long."""
     fits = " ".join(["word"] * 254)
     found, counts = model.embed([fits])
@@ -104,7 +102,7 @@ def test_a_text_of_256_tokens_goes_and_of_257_is_too_long(model: local_model.Loc
     assert caught.value.details == ({"index": 1, "tokens": 257, "max_tokens": 256},)
 
 
-def test_no_texts_make_no_vectors(model: local_model.LocalModel) -> None:
+def test_no_texts_make_no_vectors(model: local_model.OnnxModel) -> None:
     """An empty request has an empty answer."""
     found, counts = model.embed([])
 
@@ -124,7 +122,7 @@ def test_batches_hold_every_text_once_and_stay_small(lengths: list[int]) -> None
     assert longest == sorted(longest)
 
 
-def test_threads_may_share_a_model(model: local_model.LocalModel, vectors: NDArray[np.float32]) -> None:
+def test_threads_may_share_a_model(model: local_model.OnnxModel, vectors: NDArray[np.float32]) -> None:
     """Four threads that embed at the same time get the vectors that one gets."""
     start = threading.Barrier(4)
 
@@ -139,7 +137,7 @@ def test_threads_may_share_a_model(model: local_model.LocalModel, vectors: NDArr
         assert ((part * vectors[number * 8 : number * 8 + 8]).sum(axis=1) >= 0.99999).all()
 
 
-def test_a_model_is_loaded_once(model: local_model.LocalModel) -> None:
+def test_a_model_is_loaded_once(model: local_model.OnnxModel) -> None:
     """Asking again for the same model gives the same one."""
     assert local_model.load(None, 256) is model
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedctl.routing.limiter import FairTurn
-from embedctl.server.admission import Admission, KeyRates
+from embedctl.server.admission import AdmissionQueue, KeyRates
 from embedctl.server.authentication import Client
 from embedctl.server.refusals import Refused
 
@@ -87,7 +87,7 @@ def test_places_are_bounded_and_come_back(most: int, queue: int, steps: list[tup
     seen: list[tuple[int, int]] = []
     codes: set[str] = set()
 
-    async def one(admission: Admission, name: str, size: int) -> None:
+    async def one(admission: AdmissionQueue, name: str, size: int) -> None:
         try:
             slot = await admission.enter(client(name), size, wait_s=5)
         except Refused as refused:
@@ -99,8 +99,8 @@ def test_places_are_bounded_and_come_back(most: int, queue: int, steps: list[tup
         finally:
             slot.release()
 
-    async def run() -> Admission:
-        admission = Admission(most=most, most_bytes=100, queue=queue, jitter=lambda: 0.0)
+    async def run() -> AdmissionQueue:
+        admission = AdmissionQueue(most=most, most_bytes=100, queue=queue, jitter=lambda: 0.0)
         tasks = []
         for name, size, cancelled in steps:
             tasks.append(asyncio.create_task(one(admission, name, size)))
@@ -121,7 +121,7 @@ def test_a_place_is_held_by_all_who_hold_it() -> None:
     """A place comes back when the last holder lets go of it; what it grew by comes back with it."""
 
     async def run() -> None:
-        admission = Admission(most=1, most_bytes=100, queue=1)
+        admission = AdmissionQueue(most=1, most_bytes=100, queue=1)
         slot = await admission.enter(client("a"), 10, wait_s=1)
         slot.hold()
         slot.grow(500)

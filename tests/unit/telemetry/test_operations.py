@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from embedctl.records import AttemptEnded, Event, OperationBegan, OperationEnded
 from embedctl.telemetry import conventions
 from embedctl.telemetry.collector import Wanted
-from embedctl.telemetry.operations import MOST_ATTEMPTS, Operation, Operations
+from embedctl.telemetry.operations import MOST_ATTEMPTS, Operations, OperationSpan
 from tests.support.ledger_events import event
 
 SENT = "http://u:CANARY@collector.example:4318/path"
@@ -22,9 +22,9 @@ SENT = "http://u:CANARY@collector.example:4318/path"
 class Heard:
     """Operations that are over."""
 
-    over: list[Operation] = field(default_factory=list)
+    over: list[OperationSpan] = field(default_factory=list)
 
-    def of(self, *events: Event) -> list[Operation]:
+    def of(self, *events: Event) -> list[OperationSpan]:
         operations = Operations(self.over.append)
         for one in events:
             operations.notify(one)
