@@ -475,11 +475,18 @@ def live_progress(described: Callable[[], tuple[str, float | None, Sequence[str]
 
 
 class TerminalObserver:
-    """Says on stderr what happens: warnings unless quiet, everything else with -v, progress on a line of its own."""
+    """Says on stderr what happens: warnings unless quiet, everything else with -v, progress on a line of its own.
 
-    def __init__(self, *, verbose: bool = False, quiet: bool = False, progress: Observer | None = None) -> None:
+    Args:
+        notices: Whether choices are said; programs, who asked for JSON, have not asked for these.
+    """
+
+    def __init__(
+        self, *, verbose: bool = False, quiet: bool = False, notices: bool = True, progress: Observer | None = None
+    ) -> None:
         self._verbose = verbose
         self._quiet = quiet
+        self._notices = notices and not quiet
         self._progress = progress
 
     def notify(self, event: Event) -> None:
@@ -491,7 +498,7 @@ class TerminalObserver:
         if is_warning(event):
             if not self._quiet:
                 warning(words)
-        elif self._verbose or (is_notice(event) and not self._quiet):
+        elif self._verbose or (self._notices and is_notice(event)):
             notice(words)
 
 

@@ -92,7 +92,9 @@ def execute(
             stdin=sys.stdin.buffer if "-" in inputs and not sys.stdin.isatty() else None,
             **about,
         )
-        observer = terminal.TerminalObserver(verbose=talk.verbose, quiet=talk.quiet, progress=display)
+        observer = terminal.TerminalObserver(
+            verbose=talk.verbose, quiet=talk.quiet, notices=not talk.as_json, progress=display
+        )
         if dry_run:
             estimate, receipt = Run(job, observer).estimate(), None
         else:

@@ -50,3 +50,14 @@ def test_nothing_is_said_of_what_was_named() -> None:
     pq.write_table(pa.table({"text": ["red sun"], "id": [1]}), "plain.parquet")
     assert "text: " not in embedctl("embed", "plain.parquet", "--dry-run").err
     assert "text: text, id: id\n" in embedctl("embed", "plain.parquet", "--dry-run", "-v").err
+
+
+def test_programs_hear_of_no_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --json stderr is silent: which columns were chosen is for people."""
+    monkeypatch.chdir(tmp_path)
+    Path("table.csv").write_text("id,body\n1,one\n2,two\n")
+    told = embedctl("embed", "table.csv", "--no-progress")
+    silent = embedctl("embed", "table.csv", "--json", "-o", "other.parquet", "--no-progress")
+
+    assert (told.code, told.err.startswith("text: body, id: id\n")) == (0, True)
+    assert (silent.code, silent.err) == (0, "")

@@ -27,8 +27,8 @@ from tests.support.wire import client
 
 KEY = "sk-never-to-be-seen-0123456789"
 ALWAYS = [
-    "version", "home", "ledger folder", "settings", "model", "provider onnx", "other providers", "remembered", "cache",
-    "spool", "ledger", "jobs", "extras", "proxy",
+    "version", "home", "ledger folder", "settings", "model", "provider onnx", "provider static", "other providers",
+    "remembered", "cache", "spool", "ledger", "jobs", "extras", "proxy",
 ]  # fmt: skip
 
 

@@ -76,7 +76,7 @@ BAD = {
     ),
     "column that is not text": (["numbers.jsonl", "--text-column", "n"], 65, "'n'", "columns"),
     "duplicate ids": (
-        ["table.csv", "--unique-ids"],
+        ["table.csv", "--text-column", "body", "--id-column", "id", "--unique-ids"],
         65,
         "1 rows have an id that another row has, the first is '1'",
         "make ids unique",
@@ -199,7 +199,7 @@ def test_another_encoding_can_be_named() -> None:
 
 def test_duplicate_ids_are_a_warning_with_the_count() -> None:
     """Rows with one id are embedded all the same, and the reader is told how many there are."""
-    done = embedctl("embed", "table.csv", "--text-column", "body")
+    done = embedctl("embed", "table.csv", "--text-column", "body", "--id-column", "id")
 
     assert done.code == 0
     assert done.err.startswith("warning: 1 rows have an id that another row has, the first is '1'\n")
