@@ -118,6 +118,7 @@ def test_the_receipt_for_programs_agrees_with_the_file_and_the_ledger() -> None:
         "retryable",
         "resume",
         "workspaces",
+        "batch",
     ]
     counts = [receipt[name] for name in ("rows", "vectors", "duplicates", "failed", "skipped")]
     assert counts == [4, 3, 1, 0, 1]

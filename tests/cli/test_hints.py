@@ -134,6 +134,7 @@ def test_flags_of_hints_are_there() -> None:
 
 
 _PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b|\bX\b|[{}<>…$|]|\.\.\.")
+_SETTING = re.compile(r"[a-z_]+ = ")
 
 
 def whole_commands() -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -141,7 +142,11 @@ def whole_commands() -> Iterator[tuple[str, tuple[str, ...]]]:
     for place, words in hints():
         for code in _CODE.findall(words):
             path = shlex.split(code)[1:] if code.startswith("embedctl ") else code.split()
-            if path and not _PLACEHOLDER.search(code) and command(tuple(path[:1])) is not None:
+            if (
+                path
+                and not (_PLACEHOLDER.search(code) or _SETTING.match(code))
+                and command(tuple(path[:1])) is not None
+            ):
                 yield place, tuple(path)
 
 
