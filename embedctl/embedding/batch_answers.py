@@ -15,7 +15,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from pathlib import Path
 from uuid import UUID
 
@@ -41,7 +40,7 @@ from embedctl.journal import Journal
 from embedctl.journal.batches import Batch, BatchLog, Line, new_mark
 from embedctl.planning.packer import PackedRequest
 from embedctl.providers._batch import BatchState
-from embedctl.records import BatchesProgressed, Limits, Observer, Request, Warned
+from embedctl.records import BatchesProgressed, Limits, Observer, Request, Warned, total_cost
 
 MOST_OPEN = 50
 """Batches in flight, where their provider does not say how many."""
@@ -658,8 +657,6 @@ class BatchAnswers:
 
     def _tell(self) -> None:
         batches = self.pending
-        costs = [batch.cost_at_risk() for batch in batches]
-        known = [cost for cost in costs if cost is not None]
         self._observer.notify(
             BatchesProgressed(
                 batches=len(batches),
@@ -667,7 +664,7 @@ class BatchAnswers:
                 lines=sum(batch.lines_total for batch in batches),
                 texts=sum(batch.texts for batch in batches),
                 tokens=sum(batch.tokens for batch in batches),
-                cost_at_risk=sum(known, Decimal(0)) if len(known) == len(costs) else None,
+                cost_at_risk=total_cost(batch.cost_at_risk() for batch in batches),
                 seconds=max(0.0, self._clock() - min((one.planned_at for one in batches), default=self._clock())),
             )
         )

@@ -24,7 +24,7 @@ from embedctl.journal.rescue import JOURNAL
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.planning.packer import PackedRequest
 from embedctl.providers._batch_places import BatchApi, batch_api
-from embedctl.records import Space, format_duration
+from embedctl.records import Space, format_duration, total_cost
 from embedctl.routing.endpoint import Endpoint
 from embedctl.runs.estimate import Estimate
 from embedctl.settings.options import Options
@@ -163,9 +163,7 @@ class Bought:
     @property
     def cost_at_risk(self) -> Decimal | None:
         """USD that they come to at most; None when nobody knows."""
-        costs = [one.cost_at_risk() for one in self.pending]
-        known = [cost for cost in costs if cost is not None]
-        return sum(known, Decimal(0)) if len(known) == len(costs) else None
+        return total_cost(one.cost_at_risk() for one in self.pending)
 
     def as_dict(self, saved: Decimal | None) -> dict[str, object] | None:
         """For the receipt; None where batches had nothing to do with it.

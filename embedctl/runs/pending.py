@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from embedctl.records import format_usd
+from embedctl.records import format_usd, total_cost
 from embedctl.settings import Paths
 
 
@@ -70,14 +70,13 @@ def pending(paths: Paths, workspaces: Collection[str] = (), *, ledger: str | Non
     names = set(workspaces)
     tokens = sum(count for one in found for name, count in one.risk.items() if not names or name in names)
     costs = [one.cost_at_risk(name) for one in found for name in one.risk if not names or name in names]
-    amounts = [cost for cost in costs if cost is not None]
     ends = [one.results_until or one.expires_at for one in found]
     until = min((end for end in ends if end), default=None)
     return Pending(
         batches=len(found),
         texts=sum(one.texts for one in found),
         tokens=tokens,
-        cost_at_risk=sum(amounts, Decimal(0)) if len(amounts) == len(costs) else None,
+        cost_at_risk=total_cost(costs),
         providers=sorted({one.provider for one in found}),
         results_until=None if until is None else datetime.fromtimestamp(until, UTC),
     )

@@ -14,7 +14,7 @@ from embedctl.cli import _completion, _ledger
 from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag, OverwriteFlag
 from embedctl.cli.usage._period import Last, Month
 from embedctl.cli.usage._report_table import Look, print_report, written_to
-from embedctl.cli.usage._workspace import EACH, BareWorkspace
+from embedctl.cli.usage._workspace import EACH, BareWorkspace, WorkspaceOrEach
 from embedctl.errors import RowsFailed, WrongUsage
 
 if TYPE_CHECKING:
@@ -25,16 +25,7 @@ _FILES = ("parquet", "focus")
 
 
 def _flags(
-    workspace: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--workspace",
-            "-w",
-            autocompletion=_completion.workspaces,
-            metavar="[NAME]",
-            help="Only this workspace (repeatable); bare: group by it.",
-        ),
-    ] = None,
+    workspace: WorkspaceOrEach = None,
     everyone: Annotated[bool, typer.Option("--all", help="All workspaces (the default, said aloud).")] = False,
     by: Annotated[
         list[str] | None,
