@@ -39,6 +39,7 @@ from embedctl.server.log import shown
 from embedctl.server.metrics import CONTENT_TYPE
 from embedctl.server.refusals import Refused
 from embedctl.server.state import ServerState
+from embedctl.telemetry import trace_context
 
 MAX_HEADERS = 100
 MAX_URL_BYTES = 8 << 10
@@ -320,6 +321,9 @@ class Endpoints:
         for name in asked.ignored:
             state.ignored(name)
         exchange.about |= {"model": shown(asked.model or "") or None, "inputs": len(asked.inputs)}
+        if (parent := trace_context.parsed(request.headers.getlist("traceparent"))) is not None:
+            trace_context.PARENT.set(parent)
+            exchange.about["trace"] = parent.trace_id
         served = await state.gateway.embed(
             exchange.who,
             asked,

@@ -6,14 +6,16 @@ a path or anything else that a client says.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 
 from embedctl.ledger.prices.price import cost
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.records import AttemptEnded, Event, FellBack, UsageEvent
+from embedctl.routing.breaker import Snapshot
 from embedctl.storage.token_count_cache import CountStore
 from embedctl.telemetry.prometheus import CONTENT_TYPE as CONTENT_TYPE
-from embedctl.telemetry.prometheus import Live, count_cache
+from embedctl.telemetry.prometheus import Live, circuits, count_cache
 
 MOST_WORKSPACES = 500
 OTHER = "other"
@@ -44,6 +46,10 @@ class Metrics:
         """Tell what this process looks up in a store of token counts, too."""
         name = "redis" if store.place else "local"
         self._live.asked(lambda: count_cache([(name, store.seen())]))
+
+    def circuits_of(self, snapshots: Callable[[], Iterable[Snapshot]]) -> None:
+        """Tell how this process's circuits stand, too."""
+        self._live.asked(lambda: [circuits((one.provider, one.model, one.state.value) for one in snapshots())])
 
     def notify(self, event: Event) -> None:
         """An attempt has ended, or somebody took over."""
