@@ -76,6 +76,7 @@ class World:
             "HOME": self.folder,
             "XDG_CONFIG_HOME": self.folder / "config",
             "EMBEDCTL_HOME": self.folder / "state",
+            "EMBEDCTL_CANARY": "off",
             "HOUSE_KEY": "sk-house-0123456789",
         }.items():
             monkeypatch.setenv(name, str(value))
