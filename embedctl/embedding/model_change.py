@@ -20,7 +20,7 @@ SAME_LENGTH = 0.01
 RANKED_TEXTS = 8
 """So many texts at least are ranked; of fewer, cosines alone decide."""
 
-_MEAN_RANKS, _LEAST_RANKS = 0.998, 0.99
+_MEAN_RANKS, _LEAST_RANKS = 0.9985, 0.99
 
 
 @dataclass(frozen=True, slots=True)
