@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.embedding.model_change import RANKED_TEXTS, SAME_COSINE, Comparison, compare, ranks_agree
-from embedctl.errors import EmbedctlError, ModelChanged, SpaceMismatch
+from embedctl.errors import EmbedctlError, ModelChanged, ProviderError, SpaceMismatch
 from embedctl.records import Observer, Space, Warned, utc_now
 from embedctl.routing import canaries
 from embedctl.routing.canaries import TEXTS, Canaries, HostRecord, Verdict, host_of
@@ -53,6 +53,7 @@ class CanaryWatch:
         locked: Nothing may differ, the version's name included.
         hosts: Who may be asked; None: who passes.
         sample: Of the output's own texts.
+        waits: Also for the first canaries of all: what they are written to ends with the call.
         asked_as: Host → how the canaries are asked for, where the endpoint embeds questions and they are documents.
     """
 
@@ -65,6 +66,7 @@ class CanaryWatch:
     hosts: frozenset[str] | None = None
     sample: Sample = no_sample
     asked_as: Mapping[str, Endpoint] = field(default_factory=dict)
+    waits: bool = False
     clock: Callable[[], datetime] = utc_now
     seen: dict[str, Canaries] = field(default_factory=dict)
     _passed: dict[str, str] = field(default_factory=dict)
@@ -132,7 +134,13 @@ class CanaryWatch:
         own = record.first if record else None
         before = self.reference or (own if home == host else self.seen[home])
         if before is None:
-            self._begin(endpoint, path, host, ask)
+            first = self._first(endpoint, path, host, ask)
+            if self.waits:
+                await first
+                return
+            task = asyncio.create_task(first)
+            self._beside.add(task)
+            task.add_done_callback(self._beside.discard)
             return
         if record is not None and self.when == "daily" and record.last.at[:10] == self._today():
             now, asked = record.last, False
@@ -141,20 +149,17 @@ class CanaryWatch:
         await self._judge(endpoint, path, before, now, record, ask, asked=asked)
         self.seen[host] = now
 
-    def _begin(self, endpoint: Endpoint, path: Path, host: str, ask: Ask) -> None:
-        """The first canaries of a space: there is nothing that could differ yet, so nobody waits for them."""
-
-        async def travel() -> None:
-            try:
-                now = await self._asked(endpoint, host, ask)
-                await self._remember(endpoint, path, now, None, "first")
-                self.seen[host] = now
-            except EmbedctlError as error:
-                self.observer.notify(Warned("canary", endpoint.id, error.message))
-
-        task = asyncio.create_task(travel())
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
+    async def _first(self, endpoint: Endpoint, path: Path, host: str, ask: Ask) -> None:
+        """The first canaries of a space: there is nothing that could differ yet, so a run does not wait for them."""
+        try:
+            now = await self._asked(endpoint, host, ask)
+        except ProviderError as error:
+            self.observer.notify(Warned("canary", endpoint.id, error.message))
+        except EmbedctlError:
+            pass  # whatever ends the run says so itself
+        else:
+            await self._remember(endpoint, path, now, None, "first")
+            self.seen[host] = now
 
     async def _asked(self, endpoint: Endpoint, host: str, ask: Ask) -> Canaries:
         vectors, version = await ask([endpoint.prefix + text for text in TEXTS])

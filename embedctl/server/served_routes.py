@@ -247,6 +247,7 @@ class ServedRoutes:
             reference=lock.canaries if lock else None,
             hosts=frozenset(lock.hosts) if lock and lock.hosts else None,
             asked_as=asked_as,
+            waits=True,
         )
 
     def _asking(self, key: RouteKey) -> Settings:

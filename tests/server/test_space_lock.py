@@ -43,9 +43,14 @@ def test_serve_obeys_a_lock(tmp_path: Path) -> None:
         (folder / "space.lock").write_text(json.dumps(lock))
         with serving.started(folder, env) as server:
             unlike = server.ask("POST", "/v1/embeddings", asked | {"input": "Where does it leave?"})
+            model.restore()
+            first = server.ask("POST", "/v1/embeddings", {"model": "mini:our-own-model", "input": "Hello."})
+            first_asked = list(model.asked)
+            server.stop()
             booked = server.ledger("SELECT DISTINCT purpose FROM usage_event ORDER BY 1")
 
     assert (refused.status, refused.json["error"]["code"], sent) == (502, "space_mismatch", [])
     assert (answered.status, again.status, looked, once) == (200, 200, 1, 1)
     assert (unlike.status, "prefixes" in unlike.json["error"]["message"]) == (502, True)
+    assert (first.status, first_asked) == (200, [list(TEXTS), ["Hello."]])  # there is no lock of that model
     assert booked == [("ingest",), ("test",)]
