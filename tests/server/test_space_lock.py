@@ -43,14 +43,30 @@ def test_serve_obeys_a_lock(tmp_path: Path) -> None:
         (folder / "space.lock").write_text(json.dumps(lock))
         with serving.started(folder, env) as server:
             unlike = server.ask("POST", "/v1/embeddings", asked | {"input": "Where does it leave?"})
-            model.restore()
-            first = server.ask("POST", "/v1/embeddings", {"model": "mini:our-own-model", "input": "Hello."})
-            first_asked = list(model.asked)
             server.stop()
             booked = server.ledger("SELECT DISTINCT purpose FROM usage_event ORDER BY 1")
 
     assert (refused.status, refused.json["error"]["code"], sent) == (502, "space_mismatch", [])
     assert (answered.status, again.status, looked, once) == (200, 200, 1, 1)
     assert (unlike.status, "prefixes" in unlike.json["error"]["message"]) == (502, True)
-    assert (first.status, first_asked) == (200, [list(TEXTS), ["Hello."]])  # there is no lock of that model
     assert booked == [("ingest",), ("test",)]
+
+
+def test_the_first_canaries_of_a_served_model_come_first(tmp_path: Path) -> None:
+    """A model that was never asked is asked for its canaries, then for the text; both are on the caller's account."""
+    folder = tmp_path / "world"
+    folder.mkdir()
+    with served() as model:
+        text = f'[providers.mini]\nprotocol = "openai"\nbase_url = "{model.base_url}"\napi_key_env = "OPENAI_API_KEY"\n'
+        serving.write_settings(folder, text)
+        env = serving.environment(folder, None, EMBEDCTL_CANARY="daily")
+        with serving.started(folder, env) as server:
+            asked = {"model": "mini:all-MiniLM-L6-v2", "input": "When does the ferry leave?"}
+            answers = [server.ask("POST", "/v1/embeddings", asked | {"input": text}) for text in ("One.", "Two.")]
+            server.stop()
+            booked = server.ledger("SELECT purpose, sum(tokens_total) FROM usage_event GROUP BY ALL ORDER BY 1")
+
+    assert [one.status for one in answers] == [200, 200]
+    assert model.asked == [list(TEXTS), ["One."], ["Two."]]
+    assert [one[0] for one in booked] == ["ingest", "test"]
+    assert sum(one[1] for one in booked) == model.tokens
