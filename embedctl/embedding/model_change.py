@@ -1,6 +1,6 @@
 """Whether a model is still the one that made some vectors: pure comparisons of what it makes of the same texts.
 
-Thresholds were measured with the bundled model (tests/unit/embedding/test_model_change.py): half precision, of numbers
+Thresholds were measured with the bundled model (tests/cli/test_drift.py): half precision, of numbers
 or of whole layers, is above 0.99999; eight bits of the weights, another pooling, prefix or tokenizer are below 0.999.
 """
 
