@@ -17,6 +17,7 @@ EmbedctlError                              70  (a bug, when raised bare)
 │   ├── DeadlinePassed                     75
 │   └── NoProviderNow                      75
 ├── NotAllowed                             77
+├── ModelChanged                           76
 ├── ConfigurationInvalid                   78
 │   └── ExtraMissing                       78
 ├── Interrupted                           130
@@ -191,6 +192,13 @@ class NotAllowed(EmbedctlError):
 
     exit_code = 77
     word = "not_allowed"
+
+
+class ModelChanged(EmbedctlError):
+    """A model makes other vectors than it did before, or is not the one that a `space.lock` names."""
+
+    exit_code = 76
+    word = "model_changed"
 
 
 class ConfigurationInvalid(EmbedctlError):

@@ -32,6 +32,7 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("EMBEDCTL_HOME", str(home / "embedctl"))
+    monkeypatch.setenv("EMBEDCTL_CANARY", "off")  # tests count requests; those about canaries ask for them
     return home / "embedctl"
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_UP, Decimal
@@ -125,6 +126,12 @@ class Reservations:
         self._hours: dict[str, _Hours] = {}
         self._settled = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
+
+    def at(self, unit_price: UnitPrice) -> Reservations:
+        """The same limits, for calls at other prices, while nobody spends under these."""
+        other = copy(self)
+        other._unit_price = unit_price
+        return other
 
     @property
     def tenants(self) -> frozenset[str]:

@@ -71,6 +71,7 @@ class Operation:
 
     Attributes:
         aside: Its vectors go into no output: a probe.
+        patient: A probe that is tried as often as a row's request is.
         floats: Vectors are asked for as floats, whatever the line does.
         asked_base64: The last attempt asked for base64.
         blamed: It was found out that one of its texts is bad.
@@ -79,6 +80,7 @@ class Operation:
     wait_budget: WaitBudget
     attempts: int = 0
     probe: bool = False
+    patient: bool = False
     floats: bool = False
     asked_base64: bool = False
     isolating: bool = False

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.embedding import usage_events
+from embedctl.embedding.canary import CanaryWatch
 from embedctl.embedding.endpoint_state import EndpointState
 from embedctl.embedding.leg import Leg
 from embedctl.embedding.machine_time import MachineTime
@@ -117,6 +118,7 @@ class Router:
         policy: Policy,
         space: Space | None = None,
         space_probe: SpaceProbe | None = None,
+        canary: CanaryWatch | None = None,
         limits_changed: Callable[[Limits], None] = lambda limits: None,
     ) -> Route:
         """A route for one output or client. To be closed.
@@ -124,6 +126,7 @@ class Router:
         Args:
             space: That the output already holds; None while it holds none.
             space_probe: That routes to the same space share; None: one of its own.
+            canary: Looks at an endpoint before it is asked for anything else.
         """
         legs = [Leg(endpoint, self._state(endpoint)) for endpoint in chain.endpoints]
         return Route(
@@ -131,8 +134,9 @@ class Router:
             mode=mode,
             policy=policy,
             legs=legs,
-            space_probe=space_probe or SpaceProbe(self.memory),
+            space_probe=space_probe or SpaceProbe(self.memory, canary),
             space=space,
+            canary=canary,
             limits_changed=limits_changed,
         )
 

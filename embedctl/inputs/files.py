@@ -25,7 +25,7 @@ from embedctl.inputs.decoding import CHUNK_BYTES, codec
 from embedctl.inputs.formats import SUFFIXES
 from embedctl.inputs.left_out import LeftOut
 
-OURS = (".embeddings.parquet", ".failures.jsonl")  # in a folder, what an earlier run wrote is no input
+OURS = (".embeddings.parquet", ".failures.jsonl", ".space.lock")  # in a folder, what an earlier run wrote is no input
 STATE_FOLDER = "_embedctl"
 """A folder that holds one is an output of ours: its parts are no input, unless they are named."""
 

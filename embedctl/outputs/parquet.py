@@ -285,6 +285,24 @@ def is_precise(path: Path, dtype: Dtype) -> bool:
     return bool(element in (pa.float32(), _ELEMENTS[dtype]))
 
 
+@dataclass(frozen=True, slots=True)
+class SampledRows:
+    """Some rows of a file.
+
+    Attributes:
+        hashes: Of the texts as they were sent, 16 bytes each.
+        vectors: float32, shape (n, D).
+    """
+
+    texts: list[str]
+    hashes: bytes
+    vectors: NDArray[np.float32]
+
+
+_SAMPLED_FROM = 256
+"""Rows that are read for it: all of a row group would be some 100 MB."""
+
+
 class Part:
     """A file of ours, opened only while something is read from it: its hashes, and its vectors by row."""
 
@@ -315,6 +333,27 @@ class Part:
                 column = batch.column(0)
                 start = column.offset * TEXT_HASH_BYTES
                 yield column.buffers()[1].to_pybytes()[start : start + len(column) * TEXT_HASH_BYTES]
+
+    def sample(self, most: int, most_characters: int) -> SampledRows:
+        """Different texts near the file's begin, with the vectors it holds of them; none where it keeps no texts."""
+        columns = ["text", "embedding_text_hash", "embedding"]
+        with self._file() as file:
+            if not set(columns) <= set(file.schema_arrow.names):
+                return SampledRows([], b"", np.empty((0, self._dimensions), np.float32))
+            for batch in file.iter_batches(_SAMPLED_FROM, columns=columns):
+                texts = batch.column("text").to_pylist()
+                first: dict[str, int] = {}
+                for at, text in enumerate(texts):
+                    if text and len(text) <= most_characters:
+                        first.setdefault(text, at)
+                chosen = sorted(first.values())
+                chosen = chosen[:: max(1, len(chosen) // most)][:most]
+                rows = batch.take(pa.array(chosen, pa.int64()))
+                hashes = b"".join(rows.column("embedding_text_hash").to_pylist())
+                return SampledRows(
+                    [texts[at] for at in chosen], hashes, matrix(rows.column("embedding"), self._dimensions)
+                )
+        return SampledRows([], b"", np.empty((0, self._dimensions), np.float32))
 
     def rows_of(self, row_id: str) -> list[dict[str, Any]]:
         """What the file says of the row with this id, one mapping per chunk, without vector and text."""

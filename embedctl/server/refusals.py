@@ -195,7 +195,7 @@ def of_error(error: errors.EmbedctlError) -> Refused:
             )
         case errors.NotSent() | errors.ServerFailed():
             return Refused("provider_unavailable", message, retry_after_s=wait_s or 1.0)
-        case errors.SpaceMismatch():
+        case errors.SpaceMismatch() | errors.ModelChanged():
             return Refused("space_mismatch", message)
         case errors.AnswerUnusable() | errors.RedirectRefused():
             return Refused("provider_malformed_response", message)

@@ -266,7 +266,7 @@ class Service:
             rates = KeyRates()
             gateway = Gateway(
                 embedder,
-                ServedRoutes(settings, router, counts, lambda text: log.say("chain", message=text)),
+                ServedRoutes(settings, router, counts, lambda text: log.say("chain", message=text), self._observer),
                 cache,
                 rates,
                 shift=self._current,

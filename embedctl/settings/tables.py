@@ -247,6 +247,7 @@ class ServeSettings:
         grace_s, drain_s: After SIGTERM: seconds in which it still listens, then in which requests may end.
         hosts: What a Host header may name beside the address that is listened on; checked on loopback only.
         origins: Web pages that may ask, as `https://host`.
+        locks: Files `space.lock`: vectors of their models must fit those of the outputs they were made of.
     """
 
     host: str = "127.0.0.1"
@@ -272,6 +273,7 @@ class ServeSettings:
     drain_s: float = ruled(30.0, between(0, 3600))
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    locks: tuple[str, ...] = ()
     jwt: JwtSettings | None = None
 
 

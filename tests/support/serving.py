@@ -135,6 +135,7 @@ def environment(folder: Path, wire: Wire | None, **more: str) -> dict[str, str]:
         "HOME": str(folder / "home"),
         "XDG_CONFIG_HOME": str(folder / "config"),
         "EMBEDCTL_HOME": str(folder / "state"),
+        "EMBEDCTL_CANARY": "off",
         "OPENAI_API_KEY": "sk-provider-0123456789abcdef",
     }
     if wire is not None:
