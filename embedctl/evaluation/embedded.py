@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl import inputs, tokens
-from embedctl.errors import InputInvalid
+from embedctl.errors import InputInvalid, InvariantBroken
 from embedctl.evaluation.candidates import Candidate, with_cap
 from embedctl.evaluation.queries import Item, Query, QuerySet
 from embedctl.planning.chunks import Chunks
@@ -101,9 +101,12 @@ def cut(items: Sequence[Item], candidate: Candidate, source: inputs.Source) -> C
     found = Chunks(options, rules, {}).of(block, Slice(0, 0, 0))
     texts = [endpoint.prefix + str(chunk.text) for chunk in found]
     positions = [chunk.position for chunk in found]
+    starts = np.searchsorted(positions, np.arange(len(items))).tolist()
+    if [positions[start] for start in starts if start < len(positions)] != list(range(len(items))):
+        raise InvariantBroken(f"an item has no text for {endpoint.id}")
     return Cut(
         texts=texts,
-        starts=[positions.index(place) for place in range(len(items))],
+        starts=starts,
         bytes=sum(chunk.content_bytes for chunk in found),
         tokens=rules.counter.count(texts),
         tokenizer_id=rules.counter.tokenizer_id,
