@@ -24,6 +24,7 @@ from embedctl.evaluation.retrieval import Quality
 from embedctl.evaluation.words import words
 from embedctl.ledger.prices.price import cost
 from embedctl.outputs.parquet import quantised
+from embedctl.planning import splitter
 from embedctl.planning.packer import packed_limits
 from embedctl.records import UNOBSERVED, Observer, format_money
 from embedctl.runs.estimate import seconds_at_limits
@@ -34,6 +35,7 @@ HOURS_A_MONTH = 730
 
 Dtype = Literal["float32", "int8"]
 _BYTES: dict[Dtype, int] = {"float32": 4, "int8": 1}
+_SHORT = range(1, splitter.DEFAULT_SIZE)  # limits that make chunks smaller
 BASELINE = "keywords (BM25)"
 _DECIMALS = 9  # of amounts that are no whole number of tokens' prices
 
@@ -326,7 +328,7 @@ def _notes(candidate: Candidate, found: Embedded, expected: Expected, asked: Seq
     endpoint, name = candidate.endpoint, candidate.endpoint.id
     notes = []
     if len(found.cut.texts) > items:
-        limit = f" (it takes {endpoint.max_tokens:,} tokens)" if endpoint.max_tokens else ""
+        limit = f" (it takes {endpoint.max_tokens:,} tokens)" if (endpoint.max_tokens or 0) in _SHORT else ""
         notes.append(
             f"{name}: {items:,} items are {len(found.cut.texts):,} texts{limit}; an item's score is its best text's"
         )

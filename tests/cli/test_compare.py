@@ -208,19 +208,19 @@ def test_nothing_is_bought_twice_and_all_is_booked(wire: Wire) -> None:
 
 
 def test_max_cost_holds_for_all_candidates_together(wire: Wire) -> None:
-    """--max-cost ends it with 4 before it is passed; with more money it goes on where it was."""
-    user_settings(
-        f'batch_size = 10\n[providers.lab]\nprotocol = "openai"\nbase_url = "{wire.base_url()}"\nprice_as = "openai"\n'
-    )
-    flags = ("--candidates", f"{MODEL},lab:text-embedding-3-large", "--json")
-    capped = compare("ships.jsonl", *flags, "--max-cost", "0.0001")
-    spent = ledger("SELECT sum(cost) FROM usage_event")[0][0]
+    """--max-cost ends it with 4 before it is passed, whichever candidate is asked; with more money it goes on there."""
+    place = f'[providers.lab]\nprotocol = "openai"\nbase_url = "{wire.base_url()}"\nprice_as = "openai"\n'
+    user_settings(f"batch_size = 10\n{place}")
+    flags = ("--candidates", "lab:text-embedding-3-large,lab:text-embedding-3-small", "--json")
+    capped = compare("ships.jsonl", *flags, "--max-cost", "0.00023")  # either alone would cost less
+    spent = ledger("SELECT sum(cost), count(DISTINCT model) FROM usage_event WHERE cost > 0")
     whole = compare("ships.jsonl", *flags, "--max-cost", "1")
+    bought = [(one["model"], text) for one in wire.truth() for text in one["text_hashes"]]
 
     assert (capped.code, capped.json["error"]) == (4, "budget_reached")
-    assert 0 < spent <= Decimal("0.0001")
+    assert Decimal("0.0002") < spent[0][0] <= Decimal("0.00023")
+    assert spent[0][1] == 2
     assert whole.code == 0, whole.err
-    bought = [(one["model"], text) for one in wire.truth() for text in one["text_hashes"]]
     assert len(bought) == len(set(bought)) == 4 * ROWS
 
 
