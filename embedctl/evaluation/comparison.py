@@ -19,7 +19,7 @@ from embedctl.evaluation.bm25 import KeywordIndex
 from embedctl.evaluation.candidates import Candidate
 from embedctl.evaluation.collection import Sampled
 from embedctl.evaluation.embedded import Cut, Embedded, check_questions, cut, embedded, unit
-from embedctl.evaluation.queries import Query, QuerySet
+from embedctl.evaluation.queries import QuerySet, Question
 from embedctl.evaluation.retrieval import Quality
 from embedctl.evaluation.words import words
 from embedctl.ledger.prices.price import cost
@@ -200,7 +200,7 @@ def compare(
 
 
 def _variants(
-    candidate: Candidate, found: Embedded, expected: Expected, queries: Sequence[Query], asked: Sequence[int]
+    candidate: Candidate, found: Embedded, expected: Expected, queries: Sequence[Question], asked: Sequence[int]
 ) -> list[Variant]:
     made = []
     dtypes: tuple[Dtype, ...] = ("float32", "int8")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from embedctl import inputs, tokens
 from embedctl.errors import InputInvalid, InvariantBroken
 from embedctl.evaluation.candidates import Candidate, with_cap
-from embedctl.evaluation.queries import Item, Query, QuerySet
+from embedctl.evaluation.queries import Item, QuerySet, Question
 from embedctl.planning.chunks import Chunks
 from embedctl.planning.slice import Slice
 from embedctl.planning.text_rules import text_rules
@@ -114,7 +114,7 @@ def cut(items: Sequence[Item], candidate: Candidate, source: inputs.Source) -> C
     )
 
 
-def check_questions(queries: Sequence[Query], endpoint: Endpoint) -> None:
+def check_questions(queries: Sequence[Question], endpoint: Endpoint) -> None:
     """A question must be short enough for the model: none is cut.
 
     Raises:

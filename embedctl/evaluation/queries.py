@@ -46,7 +46,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class Question:
     """A question.
 
     Attributes:
@@ -71,7 +71,7 @@ class QuerySet:
     """
 
     items: tuple[Item, ...]
-    queries: tuple[Query, ...]
+    queries: tuple[Question, ...]
     source: Literal["known_items", "file"]
     duplicates: int
     near_duplicates: int
@@ -155,7 +155,7 @@ def _collected(
     ambiguous = {key for key, found in targets.items() if len(found) > 1} if source == "known_items" else set()
     near = nearly_alike([items[place].text for place in kept])
     queries = [
-        Query(text, tuple(targets[key]), _left_out(near, targets[key]))
+        Question(text, tuple(targets[key]), _left_out(near, targets[key]))
         for key, text in texts.items()
         if key not in ambiguous
     ]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.evaluation.queries import Query
+from embedctl.evaluation.queries import Question
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -53,7 +53,7 @@ class Quality:
         return {**{name: round(self.mean(name), 4) for name in MEASURES}, "intervals": intervals}
 
 
-def quality(scores: Scores, queries: Sequence[Query]) -> Quality:
+def quality(scores: Scores, queries: Sequence[Question]) -> Quality:
     """How well the queries' targets are ranked.
 
     Recall@k: the share of a query's targets among the first k. MRR: 1 / the rank of the first of them. Items of equal
@@ -70,7 +70,7 @@ def quality(scores: Scores, queries: Sequence[Query]) -> Quality:
     return Quality(found)
 
 
-def _ranks(scores: NDArray[np.float32], query: Query) -> NDArray[np.float64]:
+def _ranks(scores: NDArray[np.float32], query: Question) -> NDArray[np.float64]:
     """Rank of each target, from 1; infinite for one without a vector."""
     if query.left_out:
         scores = scores.copy()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from embedctl.backends import local
 from embedctl.evaluation import bm25, retrieval
-from embedctl.evaluation.queries import Query
+from embedctl.evaluation.queries import Question
 from tests.support import static_models
 from tests.support.running import embedctl
 
@@ -235,11 +235,13 @@ def test_static_models_agree_with_model2vec(tmp_path: Path, kind: str, how: str,
 # ── what `models compare` computes, computed by others ───────────────────────────────────────────────────────────────
 
 
-def ranking(queries: int = 60, items: int = 40) -> tuple[NDArray[np.float32], list[Query]]:
+def ranking(queries: int = 60, items: int = 40) -> tuple[NDArray[np.float32], list[Question]]:
     """Scores without equals, and one to three targets for each query."""
     draw = np.random.default_rng(11)
     scores = draw.permuted(np.tile(np.arange(items, dtype=np.float32), (queries, 1)), axis=1)
-    return scores, [Query(str(n), tuple(draw.choice(items, 1 + n % 3, replace=False).tolist())) for n in range(queries)]
+    return scores, [
+        Question(str(n), tuple(draw.choice(items, 1 + n % 3, replace=False).tolist())) for n in range(queries)
+    ]
 
 
 def test_figures_are_those_of_trec_eval() -> None:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from embedctl.evaluation import bm25, retrieval
-from embedctl.evaluation.queries import Query
+from embedctl.evaluation.queries import Question
 
 
-def measured(scores: NDArray[np.float32], queries: list[Query]) -> retrieval.Quality:
+def measured(scores: NDArray[np.float32], queries: list[Question]) -> retrieval.Quality:
     return retrieval.quality(lambda first, last: scores[first:last], queries)
 
 
@@ -29,7 +29,7 @@ def test_figures_are_those_of_a_sorted_list(data: st.DataObject) -> None:
     scores = data.draw(
         st.lists(st.sampled_from([-math.inf, 0.0, 0.25, 0.5, 0.75, 1.0]), min_size=count, max_size=count)
     )
-    found = measured(np.array([scores], np.float32), [Query("q", tuple(targets), left_out)])
+    found = measured(np.array([scores], np.float32), [Question("q", tuple(targets), left_out)])
 
     ranks = []
     for target in targets:
@@ -42,7 +42,7 @@ def test_figures_are_those_of_a_sorted_list(data: st.DataObject) -> None:
 def test_more_queries_than_fit_at_once() -> None:
     """Queries are ranked some at a time, and each by its own scores."""
     scores = np.random.default_rng(1).random((600, 30), np.float32)
-    queries = [Query(str(n), (n % 30,)) for n in range(600)]
+    queries = [Question(str(n), (n % 30,)) for n in range(600)]
     ranks = [1 + int((row > row[n % 30]).sum()) for n, row in enumerate(scores)]
 
     assert measured(scores, queries).each["mrr"].tolist() == [1 / rank for rank in ranks]
