@@ -26,7 +26,7 @@ FEW_ITEMS = 200
 _SENTENCE_END = re.compile(r"[.!?…](?=\s)|[。！？]")
 _LETTERS = {"title": (3, 300), "sentence": (20, 300)}
 """Least and most of what may be a query."""
-_LEAST_REST = 40
+_LEAST_REST = 20
 """Letters of a text that is to be found."""
 
 Kind = Literal["title", "heading", "sentence"]
