@@ -139,6 +139,14 @@ class VectorCache:
                     stale.append(text_hash)
         return found, stale
 
+    def space_ids(self) -> set[str]:
+        """Spaces that it has vectors of."""
+
+        def select(connection: sqlite3.Connection) -> set[str]:
+            return {space_id for (space_id,) in connection.execute("SELECT DISTINCT space_id FROM entry")}
+
+        return self._cache.do(select, set())
+
     def put(self, space_id: str, hashes: Sequence[bytes], hits: Sequence[CachedVector]) -> None:
         """Keep these vectors; what is too old or too much goes."""
         self.put_all([(space_id, hashes, hits)])

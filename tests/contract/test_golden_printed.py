@@ -289,6 +289,18 @@ def test_prices(world: World) -> None:
     check("printed_prices", printed)
 
 
+def compared(world: World, *flags: str) -> Ran:
+    """`models compare`, in a home of its own: what it asks stands in no other report."""
+    rows = [
+        {"id": n, "title": f"Day {n}", "text": f"The ship of day {n} carries {n} sacks of {n} kinds."}
+        for n in range(24)
+    ]
+    (world.folder / "ships.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBEDCTL_HOME", str(world.folder / "compared"))
+        return world.run("models", "compare", "ships.jsonl", "--candidates", "onnx:all-MiniLM-L6-v2", *flags)
+
+
 def test_models(world: World) -> None:
     """The bundled model is shown as it was; others are data, and keep their shape."""
     chosen = world.run("models", "choose", "lines.txt", "--cost", "free", "--json").json
@@ -298,6 +310,7 @@ def test_models(world: World) -> None:
         "models show onnx:all-MiniLM-L6-v2": {**bundled, "model": {**bundled["model"], "also_served_by": "<str>"}},
         "models show": kinds(world.run("models", "show", "openai:text-embedding-3-small", "--json").json),
         "models choose": {**chosen, "candidates": kinds(chosen["candidates"])},
+        "models compare": kinds(compared(world, "--json").json),
         "models warmup": world.says("models", "warmup", "--json"),
     }
 
@@ -437,6 +450,7 @@ def test_tables_have_their_columns(world: World) -> None:
         "usage forecast", "usage anomalies",
     ]  # fmt: skip
     found = {words: world.run(*words.split(), "--format", "csv").out.partition("\n")[0] for words in asked}
+    found["models compare"] = compared(world, "--format", "csv").out.partition("\n")[0]
 
     check("printed_columns", found)
 
