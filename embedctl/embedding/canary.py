@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embedctl.embedding.model_change import RANKED_TEXTS, SAME_COSINE, Comparison, compare, ranks_agree
+from embedctl.embedding.model_change import RANKED_TEXTS, SAME_COSINE, Difference, compare, ranks_agree
 from embedctl.errors import EmbedctlError, ModelChanged, ProviderError, SpaceMismatch
 from embedctl.records import Observer, Space, Warned, utc_now
 from embedctl.routing import canaries
@@ -246,7 +246,7 @@ def _was_settled(record: HostRecord | None, before: Canaries, now: Canaries) -> 
     return all(compare(one.vectors, other.vectors).cosine >= SAME_COSINE for one, other in pairs)
 
 
-def _said(endpoint: Endpoint, before: Canaries, now: Canaries, found: Comparison) -> str:
+def _said(endpoint: Endpoint, before: Canaries, now: Canaries, found: Difference) -> str:
     """What is compared, and how it came out."""
     who = endpoint.id if now.host == before.host else f"{now.host} beside {before.host}"
     what = found.what or "the same vectors under another name"

@@ -24,7 +24,7 @@ _MEAN_RANKS, _LEAST_RANKS = 0.9985, 0.99
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Difference:
     """How vectors of the same texts compare.
 
     Attributes:
@@ -41,19 +41,19 @@ class Comparison:
         return self.what is not None and DOUBTFUL_COSINE <= self.cosine < SAME_COSINE
 
 
-def compare(before: NDArray[np.float32], now: NDArray[np.float32]) -> Comparison:
+def compare(before: NDArray[np.float32], now: NDArray[np.float32]) -> Difference:
     """Compare vectors of the same texts, shape (n, D): their width, their lengths, their directions."""
     if before.shape != now.shape:
-        return Comparison(0.0, f"{now.shape[1]} dimensions instead of {before.shape[1]}")
+        return Difference(0.0, f"{now.shape[1]} dimensions instead of {before.shape[1]}")
     lengths, were = (np.linalg.norm(one.astype(np.float64), axis=1) for one in (now, before))
     cosine = round(float(np.clip((np.einsum("ij,ij->i", before, now) / (lengths * were)).min(), -1, 1)), 6)
     if cosine < SAME_COSINE:
-        return Comparison(cosine, f"cosine {cosine:.4f}")
+        return Difference(cosine, f"cosine {cosine:.4f}")
     ratio = lengths / were
     if np.abs(ratio - 1).max() > SAME_LENGTH:
         worst = float(ratio[np.abs(ratio - 1).argmax()])
-        return Comparison(cosine, f"vectors {worst:.3g} times as long: they are normalised in another way")
-    return Comparison(cosine)
+        return Difference(cosine, f"vectors {worst:.3g} times as long: they are normalised in another way")
+    return Difference(cosine)
 
 
 def ranks_agree(before: NDArray[np.float32], now: NDArray[np.float32]) -> bool:
