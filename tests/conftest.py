@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -68,6 +69,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="long: run with --long"))
 
 
+def pytest_collection_finish() -> None:
+    """What stays until the end is no garbage: thousands of tests are looked through once, not at every collection."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What tests have counted, behind their results; also those that ran in other processes."""
     passed = [report for report in terminalreporter.getreports("passed") if report.when == "call"]
@@ -91,7 +98,7 @@ def wire() -> Iterator[Wire]:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def forks() -> Iterator[Zygote]:
     """Real processes of embedctl without the price of their imports."""
     with zygote() as process:
