@@ -54,11 +54,11 @@ class Forked:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        if self.returncode is None:
-            with _LOCK:
+        with _LOCK:  # it is told once
+            if self.returncode is None:
                 told = _zygote().ask({"poll": self.pid})
-            self.returncode = None if told == RUNS else told
-        return self.returncode
+                self.returncode = None if told == RUNS else told
+            return self.returncode
 
     def wait(self, timeout: float = 600) -> int:
         until = time.monotonic() + timeout
