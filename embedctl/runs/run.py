@@ -407,7 +407,9 @@ class Run:
     def _sign_off(self, entry: Registration, failure: EmbedctlError | None, exit_code: int) -> None:
         """Say in the registry how it ended; the output is what it is, whether that can be written or not."""
         try:
-            entry.end(self._record.rows, self.spending, failure, exit_code, waiting=bool(self.batches.pending))
+            reached = None if self._progress is None or not self._keeps else self._progress.told()
+            rows, waiting = self._record.rows, bool(self.batches.pending)
+            entry.end(rows, self.spending, failure, exit_code, reached=reached, waiting=waiting)
         except EmbedctlError as refusal:
             self._observer.notify(Warned("not_registered", detail=refusal.message))
 
