@@ -61,11 +61,13 @@ def reservations(
     state: Path,
     take_in: Callable[[], object],
     spent: Decimal = Decimal(0),
+    key: KeyBudget | None = None,
 ) -> Reservations:
     """What this run may spend: --max-cost, and what is left of its workspaces' budgets. To be closed.
 
     Args:
         spent: By this run so far.
+        key: Of a service, through which all of it is spent; its tag `key` says so too.
         take_in: Puts what was spent by now into the ledger, dead runs' spending included.
         state: The run's state folder, whose lock it holds.
 
@@ -76,9 +78,12 @@ def reservations(
     """
     options = settings.options
     allowances = [] if options.max_cost is None else [SpendLimit("--max-cost", options.max_cost, spent)]
-    standings = partial(_standings, paths, settings, take_in, trust=trust, state=state)
+    keys = [] if key is None else [key]
+    standings = partial(_run_standings, paths, settings, keys, take_in, trust=trust, state=state)
     prices = {endpoint.id: endpoint.per_hour or unit_price(endpoint) for endpoint in endpoints}
-    if all(price == 0 for price in prices.values()) or not (budget_copy.there_are(paths) or _has_budget(settings)):
+    if all(price == 0 for price in prices.values()) or not (
+        keys or budget_copy.there_are(paths) or _has_budget(settings)
+    ):
         return Reservations(unit_price, allowances, observer)
     budgets, purse = standings(), None
     if any(one.budget.action == "block" for one in budgets):
@@ -93,7 +98,7 @@ def reservations(
         budgets = purse.join(names, partial(_is_settled, paths, trust), standings)
     alone = options.workspace_column is None
     allowances += _allowances(budgets, purse, alone=alone, tenants=not alone, observer=observer)
-    return Reservations(unit_price, allowances, observer, purse)
+    return Reservations(unit_price, allowances, observer, purse, also=[one.account for one in keys])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,10 +164,30 @@ def _all_standings(
     *,
     trust: Trust,
 ) -> Sequence[BudgetStatus]:
+    found = _standings(paths, settings, take_in, without_runs, trust=trust, everybody=True)
+    return [*found, *_of_keys(paths, keys, without_runs)]
+
+
+def _run_standings(
+    paths: LedgerPaths,
+    settings: Settings,
+    keys: Sequence[KeyBudget],
+    take_in: Callable[[], object],
+    without_runs: Collection[str] = (),
+    *,
+    trust: Trust,
+    state: Path,
+) -> Sequence[BudgetStatus]:
+    found = _standings(paths, settings, take_in, without_runs, trust=trust, state=state)
+    return [*found, *_of_keys(paths, keys, without_runs)]
+
+
+def _of_keys(paths: LedgerPaths, keys: Sequence[KeyBudget], without_runs: Collection[str]) -> list[BudgetStatus]:
+    """How the budgets of keys stand, with all that the ledger knows by now."""
     from embedctl.ledger import budgets
     from embedctl.ledger.database import reader
 
-    found = [*_standings(paths, settings, take_in, without_runs, trust=trust, everybody=True)]
+    found = []
     if keys:
         now = utc_now()
         with reader(paths, wait_s=LEDGER_WAIT_S, now=now) as connection:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -451,8 +451,12 @@ class Endpoints:
         return _json(found, 200 if trouble is None else 503)
 
 
-def app(state: ServerState) -> Starlette:
-    """The ASGI application."""
+def app(state: ServerState, more: Sequence[Route] = ()) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        more: What it serves beside vectors.
+    """
     endpoints = Endpoints(state)
     routes = []
     for door in ("/api/v1", "/v1"):
@@ -471,6 +475,7 @@ def app(state: ServerState) -> Starlette:
         Route("/livez", endpoints.live, methods=["GET"]),
         Route("/readyz", endpoints.ready, methods=["GET"]),
     ]
+    routes += more
     middleware = [Middleware(Door, state=state)]
     if state.serve.origins:
         cors = Middleware(
