@@ -63,7 +63,7 @@ class Steps:
 
     Attributes:
         before: Makes the run's input; returns what changes of the job: its inputs, or its end.
-        after: Makes of what is there what is shown, when it is completed or cancelled; the same.
+        after: Makes of what is there what is shown at the end of the run; the same.
     """
 
     before: Callable[[Job], Awaitable[dict[str, Any]]]
@@ -385,14 +385,19 @@ class JobQueue:
             if not job.inputs:  # nothing of it can be embedded
                 await self._ended(job, "completed", **await self._shown(job, "completed"))
                 return
-        if job.state == "running" and job.tries and await asyncio.to_thread(children.is_at_work, folder):
-            await self._followed(job)
-            said = folder / f"receipt-{job.tries}.json"
-            ended = await asyncio.to_thread(children.ended, 0, said, folder / "log")
-            ended = Ended(int(ended.said.get("exit_code", -9)), ended.said, ended.complained)
-        else:
+        ended = await self._left(job, folder) if job.state == "running" and job.tries else None
+        if ended is None:
             ended = await self._child_ran(job, folder)
         await self._judged(self.store.job(job.id) or job, ended)
+
+    async def _left(self, job: Job, folder: Path) -> Ended | None:
+        """How a child ended that another server has started; None where it came to no end of its own."""
+        followed = await asyncio.to_thread(children.is_at_work, folder)
+        await self._followed(job)
+        found = await asyncio.to_thread(children.ended, -9, folder / f"receipt-{job.tries}.json", folder / "log")
+        code = int(found.said.get("exit_code", found.code))
+        stopped = code < 0 or code in (130, 143)
+        return None if stopped and not followed else replace(found, code=code)
 
     async def _child_ran(self, job: Job, folder: Path) -> Ended:
         job = await self._changed(
@@ -435,7 +440,8 @@ class JobQueue:
                 await self._again(job)
         else:
             code = _CODES.get(ended.code, "internal_error")
-            await self._ended(job, "failed", code=code, message=self._why(job, ended), exit_code=ended.code)
+            more = await self._shown(job, "failed")
+            await self._ended(job, "failed", code=code, message=self._why(job, ended), exit_code=ended.code, **more)
 
     async def _shown(self, job: Job, state: State) -> dict[str, Any]:
         """What changes of a job that ends so, once that is made which it shows."""
