@@ -7,6 +7,7 @@ those only the ones of providers that the job may ask.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import sys
@@ -20,7 +21,6 @@ import orjson
 
 from embedctl import providers, storage
 from embedctl.errors import ConfigurationInvalid, EmbedctlError
-from embedctl.journal.rescue import LOCK
 from embedctl.providers import catalog
 from embedctl.routing import chain as chains
 from embedctl.routing import credentials
@@ -34,8 +34,6 @@ _SEEN = frozenset(
 )
 _SEEN_BEGINNINGS = ("EMBEDCTL_", "LC_", "XDG_", "OTEL_")
 _MOST_SAID = 1 << 20
-
-_STATE = "_embedctl"  # `outputs.STATE_FOLDER`, which takes Arrow to import
 
 Form = Literal["parquet", "jsonl", "base64"]
 """How a result is shown."""
@@ -110,18 +108,25 @@ class Child:
         self._log = log
 
     @classmethod
-    async def start(cls, argv: Sequence[str], env: Mapping[str, str], said: Path, log: Path) -> Child:
+    async def start(
+        cls, argv: Sequence[str], env: Mapping[str, str], said: Path, log: Path, *, mark: Path | None = None
+    ) -> Child:
         """Start it.
 
         Args:
             said, log: Files of its stdout, made anew, and of its stderr, which grows.
+            mark: A file that is locked as long as it lives, and says which process it is.
 
         Raises:
-            OSError: It cannot be started.
+            OSError: It cannot be started, or another one lives under this mark.
         """
         out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         err = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        held: list[int] = []
         try:
+            if mark is not None:
+                held.append(os.open(mark, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+                fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)  # the child has it, too: it ends with the last one
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 env=dict(env),
@@ -129,10 +134,14 @@ class Child:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                pass_fds=held,
             )
+            for fd in held:
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, orjson.dumps({"pid": process.pid}), 0)
         finally:
-            os.close(out)
-            os.close(err)
+            for fd in (out, err, *held):
+                os.close(fd)
         return cls(process, said, log)
 
     async def wait(self) -> Ended:
@@ -161,19 +170,19 @@ def ended(code: int, said: Path, log: Path) -> Ended:
     return Ended(code, _object(said), _complaint(log))
 
 
-def lock_of(folder: Path) -> Path:
-    """Held by the run that writes a job's vectors, while it lives."""
-    return folder / OUTPUT / _STATE / LOCK
+def mark_of(folder: Path) -> Path:
+    """Locked while a child lives that runs this job."""
+    return folder / "child.lock"
 
 
 def is_at_work(folder: Path) -> bool:
-    """Whether a run lives that writes this job's vectors, whoever started it."""
-    return locks.is_held(lock_of(folder))
+    """Whether a child lives that runs this job, whoever started it."""
+    return locks.is_held(mark_of(folder))
 
 
 def stop_foreign(folder: Path) -> None:
-    """Ask a run to stop that another server has started; only while it holds the job's lock."""
-    path = lock_of(folder)
+    """Ask a child to stop that another server has started; only while it lives."""
+    path = mark_of(folder)
     with suppress(OSError, ValueError, KeyError, TypeError):
         pid = int(orjson.loads(storage.read_small(path, max_bytes=_MOST_SAID, follow=False))["pid"])
         if pid > 1 and locks.is_held(path):

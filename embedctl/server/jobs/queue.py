@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from embedctl import storage
-from embedctl.errors import EmbedctlError, Locked
+from embedctl.errors import EmbedctlError, Locked, StorageFailed
 from embedctl.records import format_money, utc_now
 from embedctl.routing import chain as chains
 from embedctl.runs import foundations
@@ -404,7 +404,11 @@ class JobQueue:
             job, state="running", tries=job.tries + 1, again_at=None, started_at=job.started_at or self.store.clock()
         )
         argv = self.run_command(job)
-        child = await Child.start(argv, self.environment(job), folder / f"receipt-{job.tries}.json", folder / "log")
+        said, mark = folder / f"receipt-{job.tries}.json", children.mark_of(folder)
+        try:
+            child = await Child.start(argv, self.environment(job), said, folder / "log", mark=mark)
+        except OSError as problem:
+            raise StorageFailed(f"a job's process cannot be started: {problem.strerror}") from problem
         self._children[job.id] = child
         if self._stopping or (self.store.job(job.id) or job).cancel:
             child.ask_to_stop()
