@@ -289,6 +289,9 @@ def test_a_media_item_is_embedded_once(server: Serving, key: str, wire: Wire) ->
     for job in both.json["job_ids"]:
         ended(server, key, job, f"{path}/embeddings/jobs")
     status = ask(server, "GET", f"{path}/123/embeddings/status", key).json
+    search = {"query": "The text of a media item.", "top_k": 1}
+    nearest = ask(server, "POST", f"{path}/embeddings/search", key, search).json
+    foreign = ask(server, "POST", f"{path}/embeddings/search", server.key(workspace="other"), search).json
     gone = ask(server, "DELETE", f"{path}/123/embeddings", key)
     after = ask(server, "GET", f"{path}/123/embeddings/status", key).json
 
@@ -300,9 +303,14 @@ def test_a_media_item_is_embedded_once(server: Serving, key: str, wire: Wire) ->
     assert (both.status, both.json["status"], both.json["submitted"]) == (202, "partial", 2)
     assert both.json["failure_reasons"] == {"125": "media_not_found"}
     assert (status["has_embeddings"], status["embedding_count"], status["embedding_model"]) == (True, 1, MODEL)
+    assert nearest["count"] == 1
+    assert nearest["results"][0]["metadata"]["media_id"] == "123"
+    assert nearest["results"][0]["document"] == "The text of a media item."
+    assert nearest["results"][0]["distance"] == pytest.approx(0.0, abs=1e-6)
+    assert foreign == {"results": [], "count": 0}
     assert gone.json["status"] == "success"
     assert not after["has_embeddings"]
-    assert wire.bought("The text of a media item.") == {"standard": 1, "batch": 0}
+    assert wire.bought("The text of a media item.") == {"standard": 2, "batch": 0}  # once as a query
 
 
 @pytest.mark.parametrize("media_id", ["..", "a.b", "..%2fsecret", "%2e%2e%2fsecret", "a*", "-x", "a" * 200, "nothing"])

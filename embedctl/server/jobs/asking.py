@@ -33,7 +33,7 @@ KNOWN = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class JobOptions:
     """What a job does with its input.
 
     Attributes:
@@ -66,7 +66,7 @@ class Wanted:
         return [*found, f"--mode={self.mode}"]
 
 
-def wanted(said: Mapping[str, Any]) -> Wanted:
+def wanted(said: Mapping[str, Any]) -> JobOptions:
     """Fields of a body, or of a query string, where everything is text.
 
     Raises:
@@ -78,7 +78,7 @@ def wanted(said: Mapping[str, Any]) -> Wanted:
     priority = numbers.pop("priority")
     if priority is not None and priority > 100:
         raise _wrong("priority", "must be a whole number from 0 to 100")
-    return Wanted(
+    return JobOptions(
         model=_name(said.get("model"), "model"),
         provider=_name(said.get("provider"), "provider"),
         input_type=fields.input_type(said.get("input_type")),
@@ -172,7 +172,7 @@ def idempotency_key(said: str | None) -> str | None:
     return said
 
 
-def target(settings: Settings, client: Client, asked: Wanted, header: str | None = None) -> model_names.Target:
+def target(settings: Settings, client: Client, asked: JobOptions, header: str | None = None) -> model_names.Target:
     """What is embedded with.
 
     Raises:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from embedctl import storage
 from embedctl.server.authentication import Client
 from embedctl.server.jobs import asking, batch_lines, children, uploads
-from embedctl.server.jobs.asking import Wanted
+from embedctl.server.jobs.asking import JobOptions
 from embedctl.server.jobs.paths import Jobs, client_of, json_answer
 from embedctl.server.jobs.queue import Steps
 from embedctl.server.jobs.store import Job, StoredFile, new_id
@@ -249,7 +249,7 @@ class BatchPaths:
             return {"batch": about}
         try:
             client = self._client(job)
-            wanted = Wanted(
+            wanted = JobOptions(
                 model=said["model"], provider=said["provider"], dimensions=said["dimensions"],
                 input_type=said["input_type"], mode=self._queue.settings.mode,
                 text_column="tokens" if said["token_arrays"] else "text", id_column="id",

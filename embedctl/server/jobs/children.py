@@ -43,7 +43,7 @@ OUTPUT = "out"
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ChildEnd:
     """A child that has ended.
 
     Attributes:
@@ -144,7 +144,7 @@ class Child:
                 os.close(fd)
         return cls(process, said, log)
 
-    async def wait(self) -> Ended:
+    async def wait(self) -> ChildEnd:
         """How it ended."""
         code = await self._process.wait()
         return await asyncio.to_thread(ended, code, self._said, self._log)
@@ -165,9 +165,9 @@ def result_name(form: Form) -> str:
     return "result.parquet" if form == "parquet" else f"result.{form}.jsonl"
 
 
-def ended(code: int, said: Path, log: Path) -> Ended:
+def ended(code: int, said: Path, log: Path) -> ChildEnd:
     """How a child ended that wrote these files."""
-    return Ended(code, _object(said), _complaint(log))
+    return ChildEnd(code, _object(said), _complaint(log))
 
 
 def mark_of(folder: Path) -> Path:

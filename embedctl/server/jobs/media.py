@@ -8,19 +8,22 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from embedctl.server.authentication import Client
-from embedctl.server.jobs import asking
-from embedctl.server.jobs.asking import Wanted
-from embedctl.server.jobs.paths import Input, Jobs, client_of, file_digest, json_answer, listing
+from embedctl.server.fields import Asked
+from embedctl.server.jobs import asking, children
+from embedctl.server.jobs.asking import JobOptions
+from embedctl.server.jobs.paths import JobInput, Jobs, client_of, file_digest, json_answer, listing
 from embedctl.server.jobs.store import Job
 from embedctl.server.refusals import Refused
 
@@ -28,6 +31,7 @@ MEDIA = "/api/v1/media"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
 _MOST_IDS = 1000
 _MOST_FILES = 1000
+MOST_FOUND = 100
 _KIND = frozenset({"media"})
 _KNOWN = frozenset({
     "embedding_model", "embedding_provider", "chunk_size", "chunk_overlap", "force_regenerate", "priority",
@@ -48,6 +52,7 @@ class MediaPaths:
         jobs = f"{MEDIA}/embeddings/jobs"
         return [
             Route(f"{MEDIA}/embeddings/batch", self.batch, methods=["POST"]),
+            Route(f"{MEDIA}/embeddings/search", self.search, methods=["POST"]),
             Route(jobs, self.listed, methods=["GET"]),
             Route(f"{jobs}/{{id}}", self.one, methods=["GET"]),
             Route(f"{MEDIA}/{{media_id}}/embeddings/status", self.status, methods=["GET"]),
@@ -87,7 +92,7 @@ class MediaPaths:
             client, "media", wanted, target, given, key=key, anew=anew, media_id=name, flags=["--split=document"]
         )
 
-    def _input(self, client: Client, media_id: str) -> Input:
+    def _input(self, client: Client, media_id: str) -> JobInput:
         """The files of a media id.
 
         Raises:
@@ -113,7 +118,7 @@ class MediaPaths:
             raise missing
         files.sort()
         marks = [(path.name, file_digest(path)) for path in files]
-        return Input(asking.fingerprint(media_id, marks), files=tuple(files))
+        return JobInput(asking.fingerprint(media_id, marks), files=tuple(files))
 
     async def batch(self, request: Request) -> Response:
         """POST /media/embeddings/batch: several media, a job for each."""
@@ -167,6 +172,73 @@ class MediaPaths:
     def _of(self, client: Client, media_id: str) -> list[Job]:
         return [job for job in self._store.jobs(client.workspace, _KIND) if job.media_id == media_id]
 
+    async def search(self, request: Request) -> Response:
+        """POST /media/embeddings/search: the chunks of this workspace's media that are nearest to a query."""
+        client = self._jobs.begin(request)
+        said = await self._jobs.body(request)
+        asking.check_known(said, frozenset({"query", "top_k", "media_ids", "embedding_model", "embedding_provider"}))
+        query, count = said.get("query"), said.get("top_k", 10)
+        if not isinstance(query, str) or not query.strip():
+            raise Refused("empty_input", "query must be some words", param="query")
+        if type(count) is not int or not 1 <= count <= MOST_FOUND:
+            raise Refused("invalid_job", f"top_k must be a whole number from 1 to {MOST_FOUND}", param="top_k")
+        jobs = await self._searched(client, said)
+        if not jobs:
+            return json_answer({"results": [], "count": 0})
+        vector = await self._query_vector(request, client, jobs[0], query)
+        folders = {str(job.media_id): str(self._store.folder(job.id) / children.OUTPUT) for job in jobs}
+        asked = {"folders": folders, "query": vector.tolist(), "count": count}
+        with tempfile.TemporaryDirectory(prefix="search-", dir=self._store.root) as folder:
+            path = Path(folder) / "asked.json"
+            await asyncio.to_thread(path.write_bytes, orjson.dumps(asked))
+            argv = children.program("embedctl.server.jobs.search", str(path))
+            ended = await self._jobs.queue.help(argv, path.parent, self._jobs.queue.environment(jobs[0]), "found")
+        if ended.code:
+            raise Refused("storage_failed", "the vectors cannot be searched now", reason=ended.complained)
+        found = ended.said["results"]
+        return json_answer({"results": found, "count": len(found)})
+
+    async def _searched(self, client: Client, said: Mapping[str, Any]) -> list[Job]:
+        """The newest job of each media item, of one model: the one that is named, else that of the newest of all.
+
+        Raises:
+            Refused: A media item that is named has no vectors.
+        """
+        newest: dict[str, Job] = {}
+        for job in self._store.jobs(client.workspace, _KIND):
+            if job.state == "completed" and job.counts.get("vectors"):
+                newest.setdefault(str(job.media_id), job)
+        ids = said.get("media_ids")
+        if ids is not None:
+            if not isinstance(ids, list) or len(ids) > _MOST_IDS:
+                raise Refused("invalid_job", "media_ids must be a list of ids", param="media_ids")
+            named = [checked_id(one) for one in ids]
+            for name in named:
+                if name not in newest:
+                    raise Refused("media_not_found", f"media item {name!r} has no embeddings")
+            newest = {name: newest[name] for name in named}
+        found = sorted(newest.values(), key=lambda job: job.created_at, reverse=True)
+        if not found:
+            return []
+        model = (found[0].provider, found[0].model)
+        if said.get("embedding_model") is not None or said.get("embedding_provider") is not None:
+            wanted = asking.wanted({"model": said.get("embedding_model"), "provider": said.get("embedding_provider")})
+            target = await self._jobs.target(client, wanted)
+            model = (target.provider, target.model)
+        return [job for job in found if (job.provider, job.model) == model]
+
+    async def _query_vector(self, request: Request, client: Client, job: Job, query: str) -> Any:
+        """The query's vector, accounted as one of its key's calls."""
+        state = self._jobs.state
+        deadline = request.scope["exchange"].started + state.serve.deadline_s
+        asked = Asked(inputs=[query], model=f"{job.provider}:{job.model}", input_type="query", purpose="query")
+        slot = await state.admission.enter(client, len(query) * 4, wait_s=deadline - state.clock())
+        try:
+            served = await state.gateway.embed(client, asked, slot, x_provider=None, deadline=deadline)
+        finally:
+            slot.release()
+        return served.vectors[0]
+
     async def delete(self, request: Request) -> Response:
         """DELETE /media/{id}/embeddings: the vectors of a media item; the item itself stays."""
         client = self._jobs.begin(request)
@@ -202,7 +274,7 @@ def checked_id(value: Any) -> str:
     return name
 
 
-def _wanted(said: Mapping[str, Any]) -> Wanted:
+def _wanted(said: Mapping[str, Any]) -> JobOptions:
     named = {
         "model": said.get("embedding_model"),
         "provider": said.get("embedding_provider"),

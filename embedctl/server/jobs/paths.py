@@ -29,8 +29,8 @@ from embedctl.runs.registry import RunRegistry
 from embedctl.server import fields, refusals
 from embedctl.server.authentication import Client
 from embedctl.server.jobs import asking, children, uploads
-from embedctl.server.jobs.asking import Wanted
-from embedctl.server.jobs.children import Ended, Form
+from embedctl.server.jobs.asking import JobOptions
+from embedctl.server.jobs.children import ChildEnd, Form
 from embedctl.server.jobs.queue import JobQueue
 from embedctl.server.jobs.store import Job, Kind, new_id
 from embedctl.server.model_names import Target
@@ -59,7 +59,7 @@ def json_answer(content: Any, status: int = 200, headers: Mapping[str, str] | No
 
 
 @dataclass(frozen=True, slots=True)
-class Input:
+class JobInput:
     """What a new job reads: files in its own folder, or the server's.
 
     Attributes:
@@ -119,7 +119,7 @@ class Jobs:
             raise Refused("unsupported_media_type", "the body must be application/json")
         return await asyncio.to_thread(fields.read_object, bytes(found))
 
-    async def target(self, client: Client, wanted: Wanted, header: str | None = None) -> Target:
+    async def target(self, client: Client, wanted: JobOptions, header: str | None = None) -> Target:
         """What is embedded with.
 
         Raises:
@@ -142,9 +142,9 @@ class Jobs:
         self,
         client: Client,
         kind: Kind,
-        wanted: Wanted,
+        wanted: JobOptions,
         target: Target,
-        given: Input,
+        given: JobInput,
         *,
         key: str | None = None,
         anew: bool = False,
@@ -182,7 +182,7 @@ class Jobs:
                 self.queue.store.remove(job.id)
                 raise
 
-    async def estimate(self, client: Client, wanted: Wanted, target: Target, given: Input) -> Mapping[str, Any]:
+    async def estimate(self, client: Client, wanted: JobOptions, target: Target, given: JobInput) -> Mapping[str, Any]:
         """What a job would take; nothing of it stays.
 
         Raises:
@@ -200,7 +200,7 @@ class Jobs:
         finally:
             self.queue.store.remove(job.id)
 
-    async def _within_budget(self, client: Client, job: Job, wanted: Wanted) -> Job:
+    async def _within_budget(self, client: Client, job: Job, wanted: JobOptions) -> Job:
         """The job with what it will about cost, where that must be known before it begins.
 
         Raises:
@@ -308,7 +308,7 @@ class Jobs:
         return path
 
 
-def _placed(job: Job, folder: Path, given: Input) -> Job:
+def _placed(job: Job, folder: Path, given: JobInput) -> Job:
     """The job with its input in its folder."""
     storage.DISK.make_folder(folder)
     if not given.name:
@@ -321,7 +321,7 @@ def _placed(job: Job, folder: Path, given: Input) -> Job:
     return replace(job, inputs=[str(path)])
 
 
-def _refused(ended: Ended, folder: Path) -> Refused:
+def _refused(ended: ChildEnd, folder: Path) -> Refused:
     """Why there is no estimate."""
     said = str(ended.said.get("message") or ended.complained or "it cannot be embedded")
     message = said.replace(f"{folder}/", "").replace(str(folder), "the input")
@@ -400,7 +400,7 @@ class JobPaths:
         headers = {"Location": f"{JOBS}/{job.id}"}
         return json_answer(await self._jobs.shown(job), 202 if is_new or job.is_open else 200, headers)
 
-    async def _uploaded(self, request: Request, path: Path, *, is_parquet: bool) -> Input:
+    async def _uploaded(self, request: Request, path: Path, *, is_parquet: bool) -> JobInput:
         most = self._queue.settings.upload_bytes
         uploads.check_length(request, most)
         size = await uploads.save(request, path, most)
@@ -408,17 +408,17 @@ class JobPaths:
             raise Refused("empty_input", "the body is empty")
         await asyncio.to_thread(uploads.check_parquet if is_parquet else uploads.check_json_lines, path)
         digest = await asyncio.to_thread(file_digest, path)
-        return Input(digest, name="input.parquet" if is_parquet else "input.jsonl", moved=path)
+        return JobInput(digest, name="input.parquet" if is_parquet else "input.jsonl", moved=path)
 
-    async def _said(self, said: Mapping[str, Any], client: Client) -> Input:
+    async def _said(self, said: Mapping[str, Any], client: Client) -> JobInput:
         texts, source = said.get("texts"), said.get("source")
         if (texts is None) == (source is None):
             raise Refused("invalid_input_type", "either texts or source says what is embedded", param="texts")
         if source is None:
             content = await asyncio.to_thread(asking.texts, texts)
-            return Input(asking.fingerprint(content.decode()), name="input.jsonl", content=content)
+            return JobInput(asking.fingerprint(content.decode()), name="input.jsonl", content=content)
         path = await asyncio.to_thread(self._source, source, client)
-        return Input(await asyncio.to_thread(file_digest, path), files=(path,))
+        return JobInput(await asyncio.to_thread(file_digest, path), files=(path,))
 
     def _source(self, source: Any, client: Client) -> Path:
         """A file below one of the folders that the settings name for it.
@@ -485,7 +485,7 @@ class JobPaths:
         """POST …/retry: go on with one that failed or was cancelled, or try its failed rows again."""
         client = self._jobs.begin(request)
         job = self._found(request)
-        await self._jobs.target(client, Wanted(model=f"{job.provider}:{job.model}"))
+        await self._jobs.target(client, JobOptions(model=f"{job.provider}:{job.model}"))
         if job.workspace != client.workspace:
             raise Refused("job_not_found", "only its own workspace goes on with a job")
         return json_answer(await self._jobs.shown(await self._queue.retry(job, client)), 202)

@@ -20,13 +20,12 @@ from typing import Any
 
 from embedctl import storage
 from embedctl.errors import EmbedctlError, Locked, StorageFailed
-from embedctl.records import format_money, utc_now
+from embedctl.records import utc_now
 from embedctl.routing import chain as chains
-from embedctl.runs import foundations
 from embedctl.server import refusals
 from embedctl.server.authentication import Client, Keyring
 from embedctl.server.jobs import children
-from embedctl.server.jobs.children import Child, Ended
+from embedctl.server.jobs.children import Child, ChildEnd
 from embedctl.server.jobs.store import Job, JobStore, State
 from embedctl.server.log import AccessLog
 from embedctl.server.refusals import Refused
@@ -46,7 +45,7 @@ LONGEST_WAIT = 10
 """Of `again_s`: the longer a job waits, the less often is looked."""
 
 ACCOUNTS_S = 30
-_LEDGER_WAIT_S = 20
+_TOGETHER = 200
 _EXPIRES_S = 600.0
 
 _CODES = {
@@ -175,7 +174,7 @@ class JobQueue:
         self._wake.set()
         return job
 
-    async def help(self, argv: Sequence[str], folder: Path, env: Mapping[str, str], name: str) -> Ended:
+    async def help(self, argv: Sequence[str], folder: Path, env: Mapping[str, str], name: str) -> ChildEnd:
         """Run a short child of a job, no more than so many at once; how it ended.
 
         Raises:
@@ -390,7 +389,7 @@ class JobQueue:
             ended = await self._child_ran(job, folder)
         await self._judged(self.store.job(job.id) or job, ended)
 
-    async def _left(self, job: Job, folder: Path) -> Ended | None:
+    async def _left(self, job: Job, folder: Path) -> ChildEnd | None:
         """How a child ended that another server has started; None where it came to no end of its own."""
         followed = await asyncio.to_thread(children.is_at_work, folder)
         await self._followed(job)
@@ -399,7 +398,7 @@ class JobQueue:
         stopped = code < 0 or code in (130, 143)
         return None if stopped and not followed else replace(found, code=code)
 
-    async def _child_ran(self, job: Job, folder: Path) -> Ended:
+    async def _child_ran(self, job: Job, folder: Path) -> ChildEnd:
         job = await self._changed(
             job, state="running", tries=job.tries + 1, again_at=None, started_at=job.started_at or self.store.clock()
         )
@@ -416,7 +415,7 @@ class JobQueue:
         self._children.pop(job.id, None)
         return ended
 
-    async def _judged(self, job: Job, ended: Ended) -> None:
+    async def _judged(self, job: Job, ended: ChildEnd) -> None:
         """What a run's end means for its job."""
         said = ended.said
         self._log.say("job", job=job.id, workspace=job.workspace, act="run_ended", code=ended.code)
@@ -452,7 +451,7 @@ class JobQueue:
         steps = self.steps.get(job.kind)
         return {} if steps is None else await steps.after(replace(job, state=state))
 
-    def _why(self, job: Job, ended: Ended) -> str:
+    def _why(self, job: Job, ended: ChildEnd) -> str:
         """In words for the client: without the server's paths."""
         words = str(ended.said.get("message") or ended.complained or f"the run ended with exit code {ended.code}")
         for path in (*job.inputs, str(self.store.folder(job.id))):
@@ -486,28 +485,20 @@ class JobQueue:
 
     async def _account(self) -> None:
         """What ended jobs came to, as the ledger has it; asked again as long as it cannot be read."""
-        waiting = [one for one in self.store.jobs() if not one.is_open and not one.accounted]
+        waiting = [one.id for one in self.store.jobs() if not one.is_open and not one.accounted][:_TOGETHER]
+        folder = self.store.root / "accounts"
+        await asyncio.to_thread(storage.DISK.make_folder, folder)
+        argv = children.program("embedctl.server.jobs.accounts", *self._flags, *waiting)
+        env = children.environment(self._settings(), "", "")
         try:
-            costs = await asyncio.to_thread(self._costs, [one.id for one in waiting])
-        except EmbedctlError as problem:
-            self._log.say("jobs_not_accounted", message=problem.message)
+            ended = await self.help(argv, folder, env, "said")
+        except Refused as refused:
+            ended = ChildEnd(75, {}, refused.message)
+        if ended.code:
+            self._log.say("jobs_not_accounted", message=ended.complained or None)
             await asyncio.sleep(ACCOUNTS_S)
             return
-        for job in waiting:
-            current = self.store.job(job.id)
+        for name in waiting:
+            current = self.store.job(name)
             if current is not None and not current.is_open:
-                await asyncio.to_thread(self.store.change, job.id, accounted=True, **costs[job.id])
-
-    def _costs(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        from embedctl.ledger import budgets
-        from embedctl.ledger.database import reader
-
-        settings = self._settings()
-        foundations.taking_in(settings, self._log)()
-        found = {}
-        with reader(foundations.ledger_paths(settings), wait_s=_LEDGER_WAIT_S, now=utc_now()) as connection:
-            for name in names:
-                spent = budgets.spent_by_job(connection, name)
-                cost = None if spent.cost is None else format_money(spent.cost)
-                found[name] = {"tokens": spent.tokens, "cost_usd": cost, "at_risk_usd": format_money(spent.at_risk)}
-        return found
+                await asyncio.to_thread(self.store.change, name, accounted=True, **ended.said[name])
