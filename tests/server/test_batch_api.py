@@ -25,6 +25,7 @@ grace_s = 0
 again_s = 0.2
 mode = "online"
 upload_bytes = 200000
+workspace_bytes = 1048576
 """
 BOUNDARY = "a-boundary-of-a-form"
 
@@ -301,3 +302,16 @@ def test_what_is_no_batch(server: Serving, key: str) -> None:
     assert create(server, key, file, metadata={"a": 1}).status == 400
     assert create(server, key, file, colour="blue").code == "unknown_parameter"
     assert ask(server, "GET", "/v1/batches/batch_nothing", key).code == "job_not_found"
+
+
+def test_a_workspace_has_so_much_room(server: Serving) -> None:
+    """Beyond it nothing new is taken, until something is deleted; others are not concerned."""
+    full, other = server.key(workspace="full"), server.key(workspace="empty")
+    files = [upload(server, full, b"x" * 199_999).json["id"] for _ in range(6)]
+    refused = upload(server, full, b"x")
+    beside = upload(server, other, b"x")
+    ask(server, "DELETE", f"/v1/files/{files[0]}", full)
+    after = upload(server, full, b"x")
+
+    assert (refused.status, refused.code) == (413, "body_too_large")
+    assert beside.status == after.status == 200

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from embedctl.storage.locks import is_held
 from tests.support.serving import MODEL, Reply, Serving, serving
 from tests.support.wire.client import Wire, expected
 
@@ -401,3 +402,20 @@ def test_a_revoked_key_s_job_stops(server: Serving, wire: Wire) -> None:
         assert found["error"]["code"] == "invalid_key"
     else:
         assert found["status"] == "completed"  # it was faster
+
+
+def test_so_many_jobs_are_worked_on_at_once(server: Serving, key: str, wire: Wire) -> None:
+    """Two, and the others wait: never more processes than the settings say."""
+    wire.reset()
+    wire.plan(latency_s=1.0)
+    bodies = [{"model": MODEL, "texts": texts(f"number {n} of many"), "priority": n} for n in range(3)]
+    jobs = [ask(server, "POST", JOBS, key, body).json["id"] for body in bodies]
+    seen = []
+    while (states := [ask(server, "GET", f"{JOBS}/{job}", key).json["status"] for job in jobs]) != ["completed"] * 3:
+        assert "failed" not in states
+        living = [is_held(server.home / "jobs" / job / "child.lock") for job in jobs]
+        seen.append((states.count("processing"), sum(living)))
+        time.sleep(0.1)
+    wire.plan()
+
+    assert max(seen) == (2, 2)

@@ -64,7 +64,10 @@ class BatchPaths:
 
     async def upload(self, request: Request) -> Response:
         """POST /files."""
-        client = self._jobs.begin(request)
+        async with self._jobs.admitted(request) as client:
+            return await self._uploaded(request, client)
+
+    async def _uploaded(self, request: Request, client: Client) -> Response:
         most = self._queue.settings.upload_bytes
         uploads.check_length(request, most + (64 << 10))
         await self._queue.check_room(client.workspace)

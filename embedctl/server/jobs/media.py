@@ -62,10 +62,10 @@ class MediaPaths:
 
     async def create(self, request: Request) -> Response:
         """POST /media/{id}/embeddings."""
-        client = self._jobs.begin(request)
-        said = await self._jobs.body(request)
-        asking.check_known(said, _KNOWN)
-        job, is_new = await self._made(client, request.path_params["media_id"], said, request)
+        async with self._jobs.admitted(request) as client:
+            said = await self._jobs.body(request)
+            asking.check_known(said, _KNOWN)
+            job, is_new = await self._made(client, request.path_params["media_id"], said, request)
         message = "Embedding generation started" if is_new else "This is embedded already, or is being embedded"
         content = {
             "media_id": (await self._jobs.shown(job))["media_id"],
@@ -122,7 +122,10 @@ class MediaPaths:
 
     async def batch(self, request: Request) -> Response:
         """POST /media/embeddings/batch: several media, a job for each."""
-        client = self._jobs.begin(request)
+        async with self._jobs.admitted(request) as client:
+            return await self._several(request, client)
+
+    async def _several(self, request: Request, client: Client) -> Response:
         said = await self._jobs.body(request)
         asking.check_known(said, _KNOWN | {"media_ids"})
         ids = said.get("media_ids")

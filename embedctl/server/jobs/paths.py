@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -45,11 +45,18 @@ _PARQUETS = frozenset({"application/vnd.apache.parquet", "application/x-parquet"
 _STATUS = {"queued": "queued", "running": "processing", "waiting": "processing"}
 _MOST_LISTED = 200
 _MOST_SAID = 1 << 20
+_A_PLACE = 1 << 20  # bytes of memory that one of these requests takes, about
 
 
 def client_of(request: Request) -> Client:
-    """Who asks; the door has found that out."""
+    """Who asks; the door has found that out.
+
+    Raises:
+        Refused: It may look at metrics, and at nothing else.
+    """
     who: Client = request.scope["exchange"].who
+    if who.role == "metrics":
+        raise Refused("admin_required", "this key is for metrics alone")
     return who
 
 
@@ -80,8 +87,8 @@ class Jobs:
     def __init__(self, state: ServerState, queue: JobQueue) -> None:
         self.state = state
         self.queue = queue
-        self._making: dict[tuple[str, str], asyncio.Lock] = {}
-        self._adding = asyncio.Lock()
+        self._making: dict[str, asyncio.Lock] = {}
+        self._adding: dict[str, asyncio.Lock] = {}
 
     # before anything is read
 
@@ -94,10 +101,22 @@ class Jobs:
         if self.state.draining:
             raise Refused("draining", "the server is stopping", retry_after_s=1.0)
         client = client_of(request)
-        if client.role == "metrics":
-            raise Refused("admin_required", "this key is for metrics alone")
         self.state.rates.take(client)
         return client
+
+    @asynccontextmanager
+    async def admitted(self, request: Request) -> AsyncIterator[Client]:
+        """The same, with a place in flight: for what takes its time.
+
+        Raises:
+            Refused: As `begin`; or too much is in flight.
+        """
+        client = self.begin(request)
+        slot = await self.state.admission.enter(client, _A_PLACE, wait_s=self.state.serve.deadline_s)
+        try:
+            yield client
+        finally:
+            slot.release()
 
     async def body(self, request: Request) -> dict[str, Any]:
         """A JSON object; an empty body is an empty one.
@@ -161,8 +180,10 @@ class Jobs:
             Refused: Its budget does not have it, or there is no room.
         """
         told = [*wanted.flags(), *flags]
+        if target.pinned and not self.state.serve.pinned_fallback:
+            told.append("--fallback=off")
         mark = asking.fingerprint(kind, given.fingerprint, target.provider, target.model, told)
-        async with self._adding:
+        async with _alone(self._adding, f"{client.workspace}/{key or mark}"):
             before = self.queue.store.same(client.workspace, mark, key)
             if before is not None and not anew:
                 return before, False
@@ -231,7 +252,7 @@ class Jobs:
         argv = self.queue.run_command(job, "--dry-run")
         ended = await self.queue.help(argv, folder, self.queue.environment(job), "estimate")
         if ended.code or not ended.said.get("dry_run"):
-            raise _refused(ended, folder)
+            raise _refused(ended, [*job.inputs, str(folder)])
         return ended.said
 
     # what is shown
@@ -297,7 +318,7 @@ class Jobs:
         if job.state != "completed":
             raise Refused("not_finished", f"the job is {job.state}: there is no result, and `retry` goes on with it")
         path = self.queue.store.folder(job.id) / children.result_name(form)
-        async with self._making.setdefault((job.id, form), asyncio.Lock()):
+        async with _alone(self._making, f"{job.id}/{form}"):
             if not path.exists():
                 if not job.counts.get("vectors"):
                     raise Refused("not_found", "no row of the job has a vector; its failures say why")
@@ -306,6 +327,18 @@ class Jobs:
                 if ended.code:
                     raise Refused("storage_failed", "the result cannot be made", reason=ended.complained)
         return path
+
+
+@asynccontextmanager
+async def _alone(locks: dict[str, asyncio.Lock], name: str) -> AsyncIterator[None]:
+    """One at a time under a name; others wait."""
+    lock = locks.setdefault(name, asyncio.Lock())
+    try:
+        async with lock:
+            yield
+    finally:
+        if not lock.locked():
+            locks.pop(name, None)
 
 
 def _placed(job: Job, folder: Path, given: JobInput) -> Job:
@@ -321,10 +354,11 @@ def _placed(job: Job, folder: Path, given: JobInput) -> Job:
     return replace(job, inputs=[str(path)])
 
 
-def _refused(ended: ChildEnd, folder: Path) -> Refused:
-    """Why there is no estimate."""
-    said = str(ended.said.get("message") or ended.complained or "it cannot be embedded")
-    message = said.replace(f"{folder}/", "").replace(str(folder), "the input")
+def _refused(ended: ChildEnd, paths: Sequence[str]) -> Refused:
+    """Why there is no estimate, without the server's paths."""
+    message = said = str(ended.said.get("message") or ended.complained or "it cannot be embedded")
+    for path in paths:
+        message = message.replace(f"{path}/", "").replace(path, "the input")
     match ended.code:
         case 2:
             return Refused("invalid_dimensions" if "dimensions" in said else "invalid_job", message)
@@ -368,7 +402,10 @@ class JobPaths:
 
     async def create(self, request: Request) -> Response:
         """POST /embeddings/jobs: texts or a source in JSON, or JSON Lines or Parquet with the fields in the query."""
-        client = self._jobs.begin(request)
+        async with self._jobs.admitted(request) as client:
+            return await self._created(request, client)
+
+    async def _created(self, request: Request, client: Client) -> Response:
         key = asking.idempotency_key(request.headers.get("idempotency-key"))
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         header = request.headers.get("x-provider") or None
@@ -388,6 +425,8 @@ class JobPaths:
                 said = await self._jobs.body(request)
                 asking.check_known(said, asking.KNOWN | {"texts", "source"})
                 wanted = asking.wanted(said)
+                if "texts" in said:
+                    wanted = replace(wanted, text_column="text", id_column="id")
                 target = await self._jobs.target(client, wanted, header)
                 given = await self._said(said, client)
             if wanted.dry_run:

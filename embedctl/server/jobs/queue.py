@@ -201,9 +201,17 @@ class JobQueue:
         folder = self.store.folder(job.id)
         words = ["batch", "run", *job.inputs, f"--output={folder / children.OUTPUT}", f"--job={job.id}"]
         words += ["--json", "--no-progress", "--no-wait", f"--model={job.provider}:{job.model}"]
+        words.append("--fallback=off" if self._settings().options.fallback == "off" else "--fallback=same-space")
         words += [f"--workspace={job.workspace}", *self._paid_by(job), *self._shared_rate(job), *job.flags]
         words += ["--retry-failed"] if job.retry_failed else []
+        if self._is_pinned(job):
+            words.append("--fallback=off")
         return children.command(*words, *self._flags, *more)
+
+    def _is_pinned(self, job: Job) -> bool:
+        """Whether nobody may take over: who does may be one that its key may not ask."""
+        key = self._keyring().keys.get(job.key)
+        return key is not None and (key.models is not None or key.providers is not None)
 
     def _paid_by(self, job: Job) -> list[str]:
         """Whose key pays, and what of its budget every run of it sees."""
@@ -213,8 +221,6 @@ class JobQueue:
         key = self._keyring().keys.get(job.key)
         if key is not None and key.budget is not None:
             found.append(f"--key-budget={job.key}={key.budget:f}/{key.budget_period}")
-        if key is not None and (key.models is not None or key.providers is not None):
-            found.append("--fallback=off")  # who takes over may be one that the key may not ask
         return found
 
     def _shared_rate(self, job: Job) -> list[str]:
