@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedctl.storage.locks import is_held
-from tests.support.serving import MODEL, Reply, Serving, serving
+from tests.support.serving import MODEL, Reply, Serving, serving, until
 from tests.support.wire.client import Wire, expected
 
 JOBS = "/api/v1/embeddings/jobs"
@@ -384,24 +384,24 @@ def test_what_a_child_is_told_is_nobody_s_secret(server: Serving, key: str, wire
     assert set(modes.values()) == {0}, modes
 
 
-def test_a_revoked_key_s_job_stops(server: Serving, wire: Wire) -> None:
-    """Its running child ends, what is left of it is not bought, and the job says why."""
+def test_a_revoked_key_s_job_stops(server: Serving, key: str, wire: Wire) -> None:
+    """Its running child ends, and the job says why; another key of its workspace may go on, and buys nothing again."""
     wire.reset()
-    wire.plan(latency_s=0.5)
-    gone = server.key(workspace="acme")
-    body = {"model": MODEL, "texts": texts(*[f"{n} {'word ' * 3000}" for n in range(2)])}
-    admin = server.key("--role", "admin")
-    job = ask(server, "POST", f"{JOBS}?model={MODEL}", gone, body)
-    assert job.status == 202, job
+    wire.plan(latency_s=3.0)
+    gone = server.key()
+    words = ["a text of a key that goes", "and another"]
+    job = ask(server, "POST", JOBS, gone, {"model": MODEL, "texts": texts(*words)}).json["id"]
+    until(lambda: len(wire.truth()) == 1, seconds=60)
     server.run("keys", "revoke", gone.split("_")[1])
-    found = ended(server, admin, job.json["id"])
+    found = ended(server, key, job)
     wire.plan()
+    retried = ask(server, "POST", f"{JOBS}/{job}/retry", key)
+    again = ended(server, key, job)
 
-    assert ask(server, "GET", f"{JOBS}/{job.json['id']}", gone).status == 401
-    if found["status"] == "failed":
-        assert found["error"]["code"] == "invalid_key"
-    else:
-        assert found["status"] == "completed"  # it was faster
+    assert ask(server, "GET", f"{JOBS}/{job}", gone).status == 401
+    assert (found["status"], found["error"]["code"]) == ("failed", "invalid_key")
+    assert (retried.status, again["status"], again["embedding_count"]) == (202, "completed", 2)
+    assert [wire.bought(word)["standard"] for word in words] == [1, 1]
 
 
 def test_so_many_jobs_are_worked_on_at_once(server: Serving, key: str, wire: Wire) -> None:
