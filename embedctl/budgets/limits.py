@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -165,7 +165,7 @@ def _all_standings(
     trust: Trust,
 ) -> Sequence[BudgetStatus]:
     found = _standings(paths, settings, take_in, without_runs, trust=trust, everybody=True)
-    return [*found, *_of_keys(paths, keys, without_runs)]
+    return [*found, *_of_keys(paths, keys, without_runs, _waiting(settings.paths.batches, paths, trust, None))]
 
 
 def _run_standings(
@@ -179,11 +179,13 @@ def _run_standings(
     state: Path,
 ) -> Sequence[BudgetStatus]:
     found = _standings(paths, settings, take_in, without_runs, trust=trust, state=state)
-    return [*found, *_of_keys(paths, keys, without_runs)]
+    return [*found, *_of_keys(paths, keys, without_runs, _waiting(settings.paths.batches, paths, trust, state))]
 
 
-def _of_keys(paths: LedgerPaths, keys: Sequence[KeyBudget], without_runs: Collection[str]) -> list[BudgetStatus]:
-    """How the budgets of keys stand, with all that the ledger knows by now."""
+def _of_keys(
+    paths: LedgerPaths, keys: Sequence[KeyBudget], without_runs: Collection[str], waiting: Mapping[str, Decimal]
+) -> list[BudgetStatus]:
+    """How the budgets of keys stand, with all that the ledger knows by now, and what waits at providers."""
     from embedctl.ledger import budgets
     from embedctl.ledger.database import reader
 
@@ -195,6 +197,7 @@ def _of_keys(paths: LedgerPaths, keys: Sequence[KeyBudget], without_runs: Collec
                 spent = budgets.spent(
                     connection, one.workspace, one.period, now=now, without_runs=sorted(without_runs), key=one.key_id
                 )
+                spent = replace(spent, at_risk=spent.at_risk + waiting.get(one.account, Decimal(0)))
                 budget = budgets.Budget(workspace=one.account, amount=one.amount, period=one.period)
                 found.append(budgets.BudgetStatus(budget=budget, spent=spent))
     return found
@@ -238,7 +241,7 @@ def _standings(
 
 
 def _waiting(copies: Path, paths: LedgerPaths, trust: Trust, state: Path | None) -> dict[str, Decimal]:
-    """Workspace → what batches come to that nobody works with now."""
+    """Workspace, or account of a key → what batches come to that nobody works with now."""
     found: dict[str, Decimal] = {}
     for _, batches, living in known(copies, trust):
         for one in batches:
@@ -246,7 +249,9 @@ def _waiting(copies: Path, paths: LedgerPaths, trust: Trust, state: Path | None)
             if others and (state is None or one.folder != str(state.absolute())):
                 for workspace in one.risk:
                     cost = one.cost_at_risk(workspace) or Decimal(0)
-                    found[workspace] = found.get(workspace, Decimal(0)) + cost
+                    through = [key_account(str(one.options["key"]))] if "key" in one.options else []
+                    for account in (workspace, *through):
+                        found[account] = found.get(account, Decimal(0)) + cost
     return found
 
 

@@ -659,7 +659,10 @@ async def opened_batches(
                     run_id=plan.run_id,
                     job_id=job.job,
                     purpose=options.purpose,
-                    options={name: getattr(options, name) for name in SHAPES_THE_SPACE},
+                    options={
+                        **{name: getattr(options, name) for name in SHAPES_THE_SPACE},
+                        **({} if job.key_budget is None else {"key": job.key_budget.key_id}),
+                    },
                 ),
                 known=_collected(recovered),
                 had=remember,
