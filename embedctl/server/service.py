@@ -207,6 +207,7 @@ class Service:
                 keeping = asyncio.create_task(self._keep(state))
                 try:
                     await self._stop.wait()
+                    queue.stop()
                     await self._drain(state, server, serving)
                 finally:
                     keeping.cancel()

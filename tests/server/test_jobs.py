@@ -405,17 +405,26 @@ def test_a_revoked_key_s_job_stops(server: Serving, key: str, wire: Wire) -> Non
 
 
 def test_so_many_jobs_are_worked_on_at_once(server: Serving, key: str, wire: Wire) -> None:
-    """Two, and the others wait: never more processes than the settings say."""
+    """Two, and the others wait: never more processes than the settings say. What has not ended has no result: 409."""
     wire.reset()
     wire.plan(latency_s=1.0)
     bodies = [{"model": MODEL, "texts": texts(f"number {n} of many"), "priority": n} for n in range(3)]
     jobs = [ask(server, "POST", JOBS, key, body).json["id"] for body in bodies]
-    seen = []
+    seen: list[tuple[int, int]] = []
+    unfinished: list[Reply] = []
     while (states := [ask(server, "GET", f"{JOBS}/{job}", key).json["status"] for job in jobs]) != ["completed"] * 3:
         assert "failed" not in states
         living = [is_held(server.home / "jobs" / job / "child.lock") for job in jobs]
+        if not seen:
+            unfinished = [
+                ask(server, "GET", f"{JOBS}/{jobs[0]}/result", key),
+                ask(server, "GET", f"{JOBS}/{jobs[0]}/failures", key),
+                ask(server, "POST", f"{JOBS}/{jobs[0]}/retry", key),
+                ask(server, "DELETE", f"{JOBS}/{jobs[0]}", key),
+            ]
         seen.append((states.count("processing"), sum(living)))
         time.sleep(0.1)
     wire.plan()
 
     assert max(seen) == (2, 2)
+    assert {(one.status, one.code) for one in unfinished} == {(409, "not_finished")}

@@ -126,7 +126,7 @@ class JobQueue:
 
     async def check_room(self, workspace: str) -> None:
         """Raises Refused when a workspace has as many jobs as it may, or takes as much room on the disk."""
-        waiting = sum(one.is_open for one in self.store.jobs(workspace))
+        waiting = sum(one.workspace == workspace for one in self.store.open_jobs())
         if waiting >= self.settings.queue:
             raise Refused("overloaded", f"{waiting} jobs of this workspace have not ended", retry_after_s=60)
         used, most = await asyncio.to_thread(self.store.used_bytes, workspace), self.settings.workspace_bytes
@@ -245,18 +245,22 @@ class JobQueue:
             self._log.say("jobs_elsewhere", message=held.message)
             return
         await asyncio.to_thread(self.store.open)
-        for job in self.store.jobs():
+        for job in self.store.open_jobs():
             if job.state == "running":
                 self._log.say("job", job=job.id, workspace=job.workspace, act="resumed")
         self._looking = asyncio.create_task(self._look())
 
-    async def close(self, seconds: float) -> None:
+    def stop(self) -> None:
         """Let children end: what they have asked for is kept, and the next server goes on with them."""
         self._stopping = True
         if self._looking is not None:
             self._looking.cancel()
         for child in self._children.values():
             child.ask_to_stop()
+
+    async def close(self, seconds: float) -> None:
+        """The same, and wait until they have."""
+        self.stop()
         tasks = [*self._working.values()]
         if tasks:
             _, left = await asyncio.wait(tasks, timeout=max(1.0, seconds))
@@ -286,21 +290,20 @@ class JobQueue:
 
     async def _looked(self) -> None:
         now = self.store.clock()
-        for job in [one for one in self.store.jobs() if one.is_open]:
+        for job in self.store.open_jobs():
             if not self._is_paid(job) and not job.cancel and job.id in self._working:
                 self._stop_child(job)
             if job.id not in self._working and (job.cancel or not self._is_paid(job)):
                 self._begin(job, self._given_up)
         ready = [
             one
-            for one in self.store.jobs()
-            if one.is_open and one.id not in self._working and (one.again_at is None or one.again_at <= now)
+            for one in self.store.open_jobs()
+            if one.id not in self._working and (one.again_at is None or one.again_at <= now)
         ]
         order = sorted(ready, key=lambda one: (one.state != "running", -one.priority, one.created_at))
         for job in order[: max(0, self.settings.at_once - len(self._working))]:
             self._begin(job, self._worked)
-        waiting = any(not one.is_open and not one.accounted for one in self.store.jobs())
-        if waiting and (self._accounting is None or self._accounting.done()):
+        if self.store.unaccounted() and (self._accounting is None or self._accounting.done()):
             self._accounting = asyncio.create_task(self._account())
         if now - self._expired_at > _EXPIRES_S:
             self._expired_at = now
@@ -491,7 +494,7 @@ class JobQueue:
 
     async def _account(self) -> None:
         """What ended jobs came to, as the ledger has it; asked again as long as it cannot be read."""
-        waiting = [one.id for one in self.store.jobs() if not one.is_open and not one.accounted][:_TOGETHER]
+        waiting = self.store.unaccounted()[:_TOGETHER]
         folder = self.store.root / "accounts"
         await asyncio.to_thread(storage.DISK.make_folder, folder)
         argv = children.program("embedctl.server.jobs.accounts", *self._flags, *waiting)

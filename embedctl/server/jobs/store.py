@@ -136,6 +136,8 @@ class JobStore:
         self.clock = clock
         self._jobs: dict[str, Job] = {}
         self._files: dict[str, StoredFile] = {}
+        self._open: set[str] = set()
+        self._unaccounted: set[str] = set()
         self._lock = threading.RLock()
 
     def open(self) -> None:
@@ -155,7 +157,7 @@ class JobStore:
         names = [name for name, _, is_folder in found if is_folder and _ID.match(name)]
         for name in names:
             if (job := _loaded(self.root / name / RECORD, Job)) is not None and job.id == name:
-                self._jobs[name] = job
+                self._take(job)
             elif (file := _loaded(self.root / name / FILE, StoredFile)) is not None and file.id == name:
                 self._files[name] = file
 
@@ -185,8 +187,13 @@ class JobStore:
         with self._lock:
             job = replace(job, updated_at=self.clock())
             storage.replace(storage.DISK, self.folder(job.id) / RECORD, orjson.dumps(asdict(job)))
-            self._jobs[job.id] = job
+            self._take(job)
             return job
+
+    def _take(self, job: Job) -> None:
+        self._jobs[job.id] = job
+        for names, holds in ((self._open, job.is_open), (self._unaccounted, not job.is_open and not job.accounted)):
+            (names.add if holds else names.discard)(job.id)
 
     def change(self, job_id: str, **changes: Any) -> Job:
         """The job with these fields changed."""
@@ -206,6 +213,16 @@ class JobStore:
                 if workspace in (None, one.workspace) and (kinds is None or one.kind in kinds)
             ]
         return sorted(found, key=lambda one: (one.created_at, one.id), reverse=True)
+
+    def open_jobs(self) -> list[Job]:
+        """Those that have not ended."""
+        with self._lock:
+            return [self._jobs[name] for name in self._open]
+
+    def unaccounted(self) -> list[str]:
+        """Those that have ended, and nobody has asked yet what they came to."""
+        with self._lock:
+            return [*self._unaccounted]
 
     def same(self, workspace: str, fingerprint: str, idempotency_key: str | None) -> Job | None:
         """The newest job that a request means which was made before.
@@ -266,6 +283,8 @@ class JobStore:
         """A job or a file, with all that is in its folder."""
         with self._lock:
             self._jobs.pop(name, None)
+            self._open.discard(name)
+            self._unaccounted.discard(name)
             self._files.pop(name, None)
         with suppress(EmbedctlError):
             storage.remove_tree(storage.DISK, self.folder(name))
