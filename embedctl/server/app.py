@@ -30,6 +30,7 @@ from embedctl.providers import catalog
 from embedctl.records import format_money, utc_now
 from embedctl.routing import chain as chains
 from embedctl.server import encoding, fields, model_names, refusals
+from embedctl.server.admin import Admin
 from embedctl.server.admission import Slot
 from embedctl.server.authentication import Client
 from embedctl.server.connections import MAX_HEADER_BYTES
@@ -335,6 +336,7 @@ class Endpoints:
             overhead_s=max(0.0, seconds - served.provider_s),
             hits=served.hits,
             arrays=asked.token_arrays,
+            policy=served.policy,
         )
         cost = served.spending.known_cost
         exchange.about |= {
@@ -467,6 +469,7 @@ def app(state: ServerState) -> Starlette:
         Route(f"{guide}/models", endpoints.models, methods=["GET"]),
         Route(f"{guide}/models/{{id:path}}", endpoints.model, methods=["GET"]),
         Route(f"{guide}/health", endpoints.health, methods=["GET"]),
+        *Admin(state, endpoints._admitted, endpoints._deadline).routes(),
         Route("/metrics", endpoints.prometheus, methods=["GET"]),
         Route("/livez", endpoints.live, methods=["GET"]),
         Route("/readyz", endpoints.ready, methods=["GET"]),

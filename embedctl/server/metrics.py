@@ -11,12 +11,18 @@ from decimal import Decimal
 from embedctl.ledger.prices.price import cost
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.records import AttemptEnded, Event, FellBack, UsageEvent
+from embedctl.runs.receipt import Spending
 from embedctl.storage.token_count_cache import CountStore
 from embedctl.telemetry.prometheus import CONTENT_TYPE as CONTENT_TYPE
 from embedctl.telemetry.prometheus import Live, count_cache
 
 MOST_WORKSPACES = 500
 OTHER = "other"
+
+_TOLD = ("embedding_requests_total", "embedding_provider_failures_total", "embedding_fallbacks_total",
+         "embedding_policy_denied_total", "embedding_dimension_adjustments_total", "embedding_token_inputs_total",
+         "embedding_cache_hits_total", "embedctl_serve_rejected_total")  # fmt: skip
+"""Counters of the summary for admins, which leaves their first word out."""
 
 
 class Metrics:
@@ -26,6 +32,7 @@ class Metrics:
         self._live = live = Live()
         self._workspaces: set[str] = set()
         self.prices: RunPrices | None = None
+        self.spending = Spending(self.price)
         self._requests = live.counter("embedding_requests_total")
         self._seconds = live.histogram("embedding_request_duration_seconds")
         self._overhead = live.histogram("embedctl_serve_overhead_seconds")
@@ -35,6 +42,7 @@ class Metrics:
         self._active = live.gauge("active_embedding_requests")
         self._denied = live.counter("embedding_policy_denied_total")
         self._arrays = live.counter("embedding_token_inputs_total")
+        self._adjusted = live.counter("embedding_dimension_adjustments_total")
         self._rejected = live.counter("embedctl_serve_rejected_total")
         self._tokens = live.counter("embedctl_serve_tokens_total")
         self._cost = live.counter("embedctl_serve_cost_usd_total")
@@ -58,6 +66,7 @@ class Metrics:
         return self.prices.price(provider, model, price_as, tier) if self.prices else None
 
     def _attempt(self, event: UsageEvent) -> None:
+        self.spending.count(event)
         price = self.price(event.provider, event.model, event.price_as)
         if event.status != "ok":
             self._failures.labels(event.provider, event.model, event.error_class or event.status).inc()
@@ -73,12 +82,24 @@ class Metrics:
         elif event.billable == "unknown" and price is not None:
             self._at_risk.inc(float(cost(event.tokens_estimated or 0, price)))
 
-    def served(self, *, provider: str, model: str, seconds: float, overhead_s: float, hits: int, arrays: bool) -> None:
+    def served(
+        self,
+        *,
+        provider: str,
+        model: str,
+        seconds: float,
+        overhead_s: float,
+        hits: int,
+        arrays: bool,
+        policy: str | None = None,
+    ) -> None:
         """A request got its vectors."""
         self._requests.labels(provider, model, "200").inc()
         self._seconds.observe(seconds)
         self._overhead.observe(overhead_s)
         self._hits.inc(hits)
+        if policy in ("reduce", "pad"):
+            self._adjusted.labels(provider, model, policy).inc()
         self._arrays.labels("tokens" if arrays else "text").inc()
 
     def refused(self, code: str, status: int) -> None:
@@ -87,6 +108,13 @@ class Metrics:
         if status == 403:
             self._denied.labels(code.removesuffix("_denied")).inc()
         self._requests.labels(OTHER, OTHER, str(status)).inc()
+
+    def totals(self) -> dict[str, int]:
+        """Counters without their labels."""
+        return {
+            name.removeprefix("embedctl_serve_").removeprefix("embedding_"): int(self._live.total(name))
+            for name in _TOLD
+        }
 
     def text(self, active: int) -> bytes:
         """All of it, as Prometheus reads it."""

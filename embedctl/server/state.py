@@ -18,6 +18,9 @@ from embedctl.server.metrics import Metrics
 from embedctl.settings import ServeSettings, Settings
 from embedctl.storage.vector_cache import VectorCache
 
+WORST = (State.CLOSED, State.HALF_OPEN, State.OPEN, State.DEAD)
+"""States of circuits, the worst last."""
+
 _A_VECTOR = 1536 * 4
 
 
@@ -75,9 +78,8 @@ class ServerState:
 
     def circuits(self) -> dict[str, dict[str, Any]]:
         """Provider → the worst of its circuits."""
-        order = (State.CLOSED, State.HALF_OPEN, State.OPEN, State.DEAD)
         found: dict[str, dict[str, Any]] = {}
-        for one in sorted(self.router.snapshots(), key=lambda snapshot: order.index(snapshot.state)):
+        for one in sorted(self.router.snapshots(), key=lambda snapshot: WORST.index(snapshot.state)):
             found[one.provider] = {"state": one.state.value, "failure_count": one.failures}
         return found
 

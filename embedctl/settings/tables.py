@@ -247,6 +247,8 @@ class ServeSettings:
         grace_s, drain_s: After SIGTERM: seconds in which it still listens, then in which requests may end.
         hosts: What a Host header may name beside the address that is listened on; checked on loopback only.
         origins: Web pages that may ask, as `https://host`.
+        downloads: Models of the hub that admins may have fetched beside those of the catalog: `OWNER/NAME`, `OWNER/*`.
+        pages: Whether `/docs` and `/dashboard` are there.
     """
 
     host: str = "127.0.0.1"
@@ -272,6 +274,8 @@ class ServeSettings:
     drain_s: float = ruled(30.0, between(0, 3600))
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    downloads: tuple[str, ...] = ()
+    pages: bool = True
     jwt: JwtSettings | None = None
 
 

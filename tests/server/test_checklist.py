@@ -93,6 +93,15 @@ CHECKLIST = {
     "answers: Host and Origin": ["test_rebinding_and_web_pages_are_refused"],
     "answers: nothing to strangers": ["test_everything_but_health_wants_a_key"],
     "admin: metrics have their role": ["test_metrics_are_for_their_role"],
+    "admin: a role of its own": ["test_admin_is_a_role_of_its_own"],
+    "admin: every act is an event": ["test_every_act_is_in_the_log"],
+    "admin: only listed names are fetched, into the configured root": [
+        "test_what_cannot_be_fetched",
+        "test_a_listed_model_is_fetched_and_serves",
+        "test_lists_hold_for_fetching_too",
+        "test_what_cannot_be_warmed_up",
+    ],
+    "admin: acts are rate-limited": ["test_acts_are_rate_limited"],
     "budgets: reserved before, settled after, key, workspace and server": [
         "test_parallel_calls_stay_within_a_key_s_budget",
         "test_a_workspace_s_budget_holds_and_a_model_without_a_price_is_refused",
