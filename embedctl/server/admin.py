@@ -32,7 +32,7 @@ from embedctl.server.gateway import CallResult
 from embedctl.server.log import shown
 from embedctl.server.model_names import Target
 from embedctl.server.refusals import Refused
-from embedctl.server.state import WORST, ServerState
+from embedctl.server.state import ServerState, worst_last
 
 ACTS_A_MINUTE = 30
 """Of all admins together: resets, removals, loads."""
@@ -115,7 +115,7 @@ class Admin:
         """Provider → how the worst of its circuits stands, and each of them."""
         found: dict[str, dict[str, Any]] = {}
         thresholds = self._state.router.thresholds
-        for one in sorted(self._state.router.snapshots(), key=lambda each: WORST.index(each.state)):
+        for one in sorted(self._state.router.snapshots(), key=worst_last):
             row = self._circuit(one)
             models = [*found.get(one.provider, {"models": []})["models"], {"model": one.model, **row}]
             found[one.provider] = {"name": one.provider, **row, "settings": _settings(thresholds), "models": models}

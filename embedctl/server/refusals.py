@@ -29,7 +29,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     **dict.fromkeys(("missing_key", "invalid_key", "expired_key", "invalid_token"), (401, "authentication_error")),
     **dict.fromkeys(("budget_exceeded", "price_unknown"), (402, "insufficient_quota")),
     **dict.fromkeys(
-        ("provider_denied", "model_denied", "admin_required", "host_denied", "origin_denied"),
+        ("provider_denied", "model_denied", "admin_required", "workspace_denied", "host_denied", "origin_denied"),
         (403, "permission_error"),
     ),
     **dict.fromkeys(("model_not_found", "breaker_not_found", "not_found"), (404, "invalid_request_error")),

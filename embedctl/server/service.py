@@ -289,6 +289,7 @@ class Service:
                 metrics=self._metrics,
                 cache=cache,
                 prices=lambda: self._current().prices,
+                journal=lambda: self._current().journal,
                 loopback=self._listening.is_loopback,
                 behind_tls=self._listening.behind_tls,
                 disk_trouble=self._disk_trouble,

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embedctl.embedding.router import Router
+from embedctl.journal import Journal
 from embedctl.ledger.prices.run_prices import RunPrices
-from embedctl.routing.breaker import State
+from embedctl.routing.breaker import Snapshot, State
 from embedctl.server.admission import AdmissionQueue, KeyRates
 from embedctl.server.authentication import Failures, Keyring
 from embedctl.server.gateway import Gateway
@@ -20,6 +21,12 @@ from embedctl.storage.vector_cache import VectorCache
 
 WORST = (State.CLOSED, State.HALF_OPEN, State.OPEN, State.DEAD)
 """States of circuits, the worst last."""
+
+
+def worst_last(one: Snapshot) -> tuple[int, int]:
+    """Sorts circuits."""
+    return WORST.index(one.state), one.failures
+
 
 _A_VECTOR = 1536 * 4
 
@@ -45,6 +52,7 @@ class ServerState:
     metrics: Metrics
     cache: VectorCache | None
     prices: Callable[[], RunPrices]
+    journal: Callable[[], Journal]
     loopback: bool
     behind_tls: bool
     disk_trouble: Callable[[], str | None]
@@ -79,7 +87,7 @@ class ServerState:
     def circuits(self) -> dict[str, dict[str, Any]]:
         """Provider → the worst of its circuits."""
         found: dict[str, dict[str, Any]] = {}
-        for one in sorted(self.router.snapshots(), key=lambda snapshot: WORST.index(snapshot.state)):
+        for one in sorted(self.router.snapshots(), key=worst_last):
             found[one.provider] = {"state": one.state.value, "failure_count": one.failures}
         return found
 
