@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from embedctl import terminal
-from embedctl.errors import EmbedctlError, Locked, WrongUsage
+from embedctl.errors import EmbedctlError, InvariantBroken, Locked, StorageFailed, WrongUsage
 from embedctl.records import utc_now
 from embedctl.runs import foundations, intake
 from embedctl.server import answers, refusals
@@ -144,16 +144,25 @@ class Accounts:
                 return
             began = utc_now()
             try:
-                held_since = await self._state.journal().seal()
+                held_since = await self._sealed()
                 self._notes = await asyncio.to_thread(self._take_in)
-            except Locked as busy:
-                self._notes = [f"{busy.message}: what was spent since is not included"]
+            except (Locked, StorageFailed):
+                self._notes = ["the ledger is in use, or cannot be written: what was spent since is not included"]
             except EmbedctlError as problem:
                 raise refusals.of_error(problem) from None
             else:
                 late_s = 0.0 if held_since is None else max(0.0, now - held_since)
                 self._as_of = began - timedelta(seconds=late_s)
             self._looked_at = self._state.clock()
+
+    async def _sealed(self) -> float | None:
+        """What has ended is in the spool; since when what shares a segment with something under way is not."""
+        held: list[float] = []
+        for journal in self._state.journals():
+            with suppress(InvariantBroken):  # closed meanwhile: then all of it is there
+                since = await journal.seal()
+                held += [] if since is None else [since]
+        return min(held, default=None)
 
     def _take_in(self) -> list[str]:
         settings = self._state.settings

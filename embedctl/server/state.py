@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ class ServerState:
         loopback: Only this machine can reach it.
         behind_tls: What is in front says who asks.
         starting, draining: It takes no requests yet, or none any more.
+        journals: That of now, and those whose last calls end.
         disk_trouble: Why nothing can be written down; None when all is well.
     """
 
@@ -52,7 +53,7 @@ class ServerState:
     metrics: Metrics
     cache: VectorCache | None
     prices: Callable[[], RunPrices]
-    journal: Callable[[], Journal]
+    journals: Callable[[], Sequence[Journal]]
     loopback: bool
     behind_tls: bool
     disk_trouble: Callable[[], str | None]

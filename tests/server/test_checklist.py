@@ -246,7 +246,7 @@ def test_a_bug_is_told_without_values() -> None:
         gateway=cast("Any", type("G", (), {"serve": ServeSettings()})()), router=cast("Any", None),
         admission=cast("Any", None), rates=KeyRates(), failures=cast("Any", None),
         keyring=Keyring().with_local(Client(id="", workspace="default", role="admin")), log=log, metrics=Metrics(),
-        cache=None, prices=cast("Any", None), journal=cast("Any", None), loopback=True, behind_tls=False,
+        cache=None, prices=cast("Any", None), journals=cast("Any", None), loopback=True, behind_tls=False,
         disk_trouble=lambda: None,
     )  # fmt: skip
     sent: list[dict[str, Any]] = []

@@ -172,3 +172,19 @@ def test_a_ledger_that_is_none_is_told_so(wire: Wire, tmp_path: Path) -> None:
         assert str(tmp_path) not in told.body.decode()
         assert found.embed("served").status == 200
         assert MODEL in found.embed("served").body.decode()
+
+
+def test_nothing_is_missed_while_accounts_are_handed_over(wire: Wire, tmp_path: Path) -> None:
+    """Budgets that change again and again begin new stretches of accounts; each answer is whole all the same."""
+    wire.reset()
+    with serving(tmp_path / "g", wire) as found:
+        key = found.key("--role", "admin")
+        said = {"Authorization": f"Bearer {key}"}
+        for number in range(6):
+            done = found.run("usage", "budget", "set", "-w", "acme", "--amount", str(100 + number))
+            assert done.returncode == 0, done.stderr
+            assert found.embed(f"text {number}", key=key).status == 200
+            replies = [found.ask("GET", USAGE, **said) for _ in range(5)]
+            assert {one.status for one in replies} == {200}
+        until(lambda: found.ask("GET", USAGE, **said).json["totals"]["calls"] == 6)
+        assert found.ask("GET", USAGE, **said).json["totals"]["tokens"] == wire.billed()
