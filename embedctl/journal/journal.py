@@ -126,7 +126,7 @@ class Journal:
             await self._written(entry)
         except asyncio.CancelledError:
             never = replace(event, status="cancelled", billable="no", error_class="not_sent", tokens_total=0)
-            self._writer.put(Append(frames.draft("outcome", never), _waiter()))
+            self._put(Append(frames.draft("outcome", never), _waiter()))
             raise
 
     async def note(self, event: UsageEvent) -> None:
@@ -137,8 +137,12 @@ class Journal:
         """
         begun, ended = (Append(frames.draft(kind, event), _waiter()) for kind in ("intent", "outcome"))
         if not self._writer.write_now(begun, ended):
-            self._writer.put(begun, ended)
-        await begun.waiter
+            self._put(begun, ended)
+        try:
+            await begun.waiter
+        finally:
+            if ended.waiter.done():
+                _heard(ended.waiter)
         await ended.waiter
 
     async def settle(self, event: UsageEvent) -> None:
@@ -226,6 +230,7 @@ class Journal:
             StorageFailed: It may not be.
         """
         waiter = _waiter()
+        waiter.add_done_callback(_heard)
         self._writer.put(Sync(waiter))
         await waiter
 
@@ -254,13 +259,20 @@ class Journal:
         """
         if self._closing is None:
             self._closing = _waiter()
+            self._closing.add_done_callback(_heard)
             self._writer.put(Close(self._closing, published))
         await asyncio.shield(self._closing)
 
     async def _written(self, entry: Append) -> VectorRef | None:
         if not self._writer.write_now(entry):
-            self._writer.put(entry)
+            self._put(entry)
         return await entry.waiter
+
+    def _put(self, *entries: Append) -> None:
+        """Hand over. Errors nobody hears any more (the caller was cancelled) are not reported twice."""
+        for entry in entries:
+            entry.waiter.add_done_callback(_heard)
+        self._writer.put(*entries)
 
 
 def _taken_over(folder: Path, found: RecoveredSegment) -> Segment:
@@ -275,7 +287,10 @@ def _taken_over(folder: Path, found: RecoveredSegment) -> Segment:
 
 
 def _waiter() -> asyncio.Future[VectorRef | None]:
-    """What the writer answers. Errors nobody hears any more (the caller was cancelled) are not reported twice."""
-    waiter: asyncio.Future[VectorRef | None] = asyncio.get_running_loop().create_future()
-    waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return waiter
+    """What the writer answers."""
+    return asyncio.get_running_loop().create_future()
+
+
+def _heard(waiter: asyncio.Future[VectorRef | None]) -> None:
+    if not waiter.cancelled():
+        waiter.exception()

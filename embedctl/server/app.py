@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,11 +42,14 @@ from embedctl.server.metrics import CONTENT_TYPE
 from embedctl.server.pages import PATHS, Pages
 from embedctl.server.refusals import Refused
 from embedctl.server.state import ServerState
+from embedctl.telemetry import trace_context
 
 MAX_HEADERS = 100
 MAX_URL_BYTES = 8 << 10
 SERVICE = "embedctl"
 _MOST_NAMED = 256
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 _OPEN = {"/livez", "/readyz", "/api/v1/embeddings/health", *PATHS}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
@@ -59,6 +62,7 @@ class Exchange:
     """One request, beside what Starlette knows of it.
 
     Attributes:
+        headers: Of the request, by name in lower case.
         client: Who asks; None while that is not known.
         openai: Errors are told as OpenAI does.
         about: For the log.
@@ -67,6 +71,7 @@ class Exchange:
     request_id: str
     started: float
     openai: bool
+    headers: dict[str, str]
     client: Client | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -102,11 +107,17 @@ class PiecewiseResponse(Response):
 
 
 class Door:
-    """What every request passes: headers, credentials, and one way for everything to end."""
+    """What every request passes: headers, credentials, and one way for everything to end.
 
-    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+    Args:
+        app: Whatever is asked for but for `posts`.
+        posts: Path → what answers a POST there: those that come by the thousand go past all that looks for a path.
+    """
+
+    def __init__(self, app: ASGIApp, state: ServerState, posts: Mapping[str, Endpoint] | None = None) -> None:
         self._app = app
         self._state = state
+        self._posts = posts or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve it; nothing that is raised leaves here."""
@@ -119,6 +130,7 @@ class Door:
             request_id=said if _REQUEST_ID.match(said) else secrets.token_hex(12),
             started=self._state.clock(),
             openai=scope["path"].startswith("/v1/"),
+            headers=headers,
         )
         scope["exchange"] = exchange
         status = 0
@@ -154,7 +166,12 @@ class Door:
         self._check(scope, headers)
         if scope["path"] not in _OPEN or headers.get("authorization") or headers.get("x-api-key"):
             exchange.client = self._client(scope, headers)
-        await self._app(scope, receive, send)
+        endpoint = self._posts.get(scope["path"]) if scope["method"] == "POST" else None
+        if endpoint is None:
+            await self._app(scope, receive, send)
+        else:
+            answer = await endpoint(Request(scope, receive, send))
+            await answer(scope, receive, send)
 
     def _check(self, scope: Scope, headers: dict[str, str]) -> None:
         size = sum(len(name) + len(value) for name, value in scope["headers"])
@@ -265,7 +282,7 @@ class Endpoints:
         """POST /embeddings."""
         async with self._admitted(request) as (body, slot):
             asked = fields.asked(body, ignore_unknown=self._state.serve.unknown_parameters == "ignore")
-            if asked.input_type is None and (said := request.headers.get("x-input-type")):
+            if asked.input_type is None and (said := _exchange(request).headers.get("x-input-type")):
                 asked = _with_input_type(asked, said)
             served, headers = await self._embedded(request, asked, slot)
             name = served.model if served.provider == "openai" else f"{served.provider}:{served.model}"
@@ -293,13 +310,14 @@ class Endpoints:
         if state.draining:
             raise Refused("draining", "the server is stopping", retry_after_s=1.0)
         state.rates.take(exchange.who)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        headers = exchange.headers
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if not (kind in ("application/json", "text/json") or kind.endswith("+json")):
             raise Refused("unsupported_media_type", "the body must be application/json")
-        if request.headers.get("content-encoding", "identity") != "identity":
+        if headers.get("content-encoding", "identity") != "identity":
             raise Refused("unsupported_media_type", "the body must not be compressed")
         most = state.serve.body_bytes
-        length = request.headers.get("content-length", "")
+        length = headers.get("content-length", "")
         size = int(length) if length.isdigit() and len(length) < 20 else most
         if size > most:
             raise _too_large(most)
@@ -311,9 +329,9 @@ class Endpoints:
 
     def _deadline(self, request: Request) -> float:
         """When its client stops waiting: a header shortens it, and never lengthens it."""
-        seconds = self._state.serve.deadline_s
+        seconds, headers = self._state.serve.deadline_s, _exchange(request).headers
         for name in ("x-embedctl-timeout", "x-stainless-read-timeout"):
-            said = request.headers.get(name, "")
+            said = headers.get(name, "")
             if _SECONDS.match(said) and float(said) > 0:
                 seconds = min(seconds, float(said))
         return _exchange(request).started + seconds
@@ -323,11 +341,15 @@ class Endpoints:
         for name in asked.ignored:
             state.ignored(name)
         exchange.about |= {"model": shown(asked.model or "") or None, "inputs": len(asked.inputs)}
+        if "traceparent" in exchange.headers:
+            parent = trace_context.parsed(request.headers.getlist("traceparent"))
+            trace_context.PARENT.set(parent)
+            exchange.about["trace"] = parent.trace_id if parent is not None else None
         served = await state.gateway.embed(
             exchange.who,
             asked,
             slot,
-            x_provider=request.headers.get("x-provider") or None,
+            x_provider=exchange.headers.get("x-provider") or None,
             deadline=self._deadline(request),
         )
         seconds = state.clock() - exchange.started
@@ -478,7 +500,8 @@ def app(state: ServerState) -> Starlette:
         Route("/livez", endpoints.live, methods=["GET"]),
         Route("/readyz", endpoints.ready, methods=["GET"]),
     ]
-    middleware = [Middleware(Door, state=state)]
+    posts = {f"{door}/embeddings": endpoints.embeddings for door in ("/api/v1", "/v1")}
+    middleware = [Middleware(Door, state=state, posts=posts)]
     if state.serve.origins:
         cors = Middleware(
             CORSMiddleware,

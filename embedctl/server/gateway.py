@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -376,7 +376,7 @@ class Gateway:
         limits = foundations.packed_limits(
             self._embedder.router.memory.limits(endpoint), endpoint, self.routes.settings.options
         )
-        packer = Packer(limits, purpose=call.purpose, token_arrays=wire.are_tokens)
+        packer = Packer(limits, purpose=call.purpose, token_arrays=wire.are_tokens, operation_id=call.operation_id)
         found = []
         for place in places:
             full = packer.add(
@@ -389,8 +389,7 @@ class Gateway:
             )
             if full is not None:
                 found.append(full)
-        found += packer.rest()
-        return [replace(one, request=replace(one.request, operation_id=call.operation_id)) for one in found]
+        return [*found, *packer.rest()]
 
     async def _bought(
         self, call: _ServedCall, packed: PackedRequest, flights: Mapping[bytes, asyncio.Future[Vector]]

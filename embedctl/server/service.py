@@ -257,6 +257,7 @@ class Service:
             await self._open_shift(self._ring)
             stack.push_async_callback(self._close_shift)
             router = self._asked = self._router(settings)
+            self._metrics.circuits_of(router.snapshots)
             embedder = Embedder(router, observer=self._observer, keep_bodies=False)
             stack.push_async_callback(embedder.aclose)
             counts = self._counts(settings)

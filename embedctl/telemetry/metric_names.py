@@ -36,6 +36,8 @@ METRICS: Mapping[str, MetricName] = {
     "embedding_token_count_cache_misses_total": MetricName("counter", "Texts whose tokens were counted.", ("store",)),
     "embedding_token_count_cache_lookup_seconds": MetricName(
         "summary", "Of look-ups, each of any number of texts.", ("store",)),
+    "embedding_provider_circuit_state": MetricName(
+        "gauge", "0 closed, 1 half open, 2 open, 3 dead; the worst of a model's.", _MODEL),
     # of the ledger
     "embedctl_usage_tokens_total": MetricName("counter", "Confirmed tokens.", (*_WHO, "source")),
     "embedctl_usage_cost_usd_total": MetricName("counter", "Known cost of usage.", _WHO),
@@ -63,8 +65,6 @@ METRICS: Mapping[str, MetricName] = {
         "gauge", "How many of the last 7 days are far from the pattern of the 8 weeks before.", ("workspace",)),
     "embedctl_job_last_success_timestamp_seconds": MetricName("gauge", "Last run that ended with 0.", ("job",)),
     "embedctl_job_last_exit_code": MetricName("gauge", "Of the last run that ended.", ("job",)),
-    "embedding_provider_circuit_state": MetricName(
-        "gauge", "0 closed, 1 half open, 2 open, 3 dead, in any run.", _MODEL),
     # of the service
     "embedding_requests_total": MetricName("counter", "Requests answered.", (*_MODEL, "status")),
     "embedding_request_duration_seconds": MetricName("histogram", "Of requests."),
