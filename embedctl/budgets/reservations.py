@@ -107,6 +107,7 @@ class Reservations:
 
     Args:
         purse: Where budgets are shared with other runs; None: nobody else spends under these allowances.
+        also: Accounts that pay beside each request's workspace.
     """
 
     def __init__(
@@ -116,11 +117,13 @@ class Reservations:
         observer: Observer = UNOBSERVED,
         purse: SharedBudget | None = None,
         clock: Callable[[], float] = time.monotonic,
+        also: Sequence[str] = (),
     ) -> None:
         self._unit_price = unit_price
         self._allowances = tuple(allowances)
         self._observer = observer
         self._purse = purse
+        self._also = tuple(also)
         self._clock = clock
         self._hours: dict[str, _Hours] = {}
         self._settled = asyncio.Event()
@@ -269,7 +272,17 @@ class Reservations:
 
     def concerned(self, *accounts: str) -> tuple[SpendLimit, ...]:
         """The limits that what these accounts spend counts against."""
-        return tuple(one for one in self._allowances if one.counts(accounts))
+        paying = (*accounts, *self._also)
+        return tuple(one for one in self._allowances if one.counts(paying))
+
+    def tightest(self, *accounts: str) -> SpendLimit | None:
+        """Of the limits that hold what these accounts spend, the one with the least left, as it stands now.
+
+        Takes its time: the shared file is read.
+        """
+        mine = [one for one in self.concerned(*accounts) if one.blocks]
+        with self._counted(mine):
+            return min(mine, key=lambda one: one.amount - one.spent - one.reserved, default=None)
 
     @staticmethod
     def _amounts(endpoint: Endpoint, request: Request, price: Decimal) -> Iterator[Decimal]:

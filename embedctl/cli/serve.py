@@ -16,8 +16,8 @@ from embedctl.settings import Settings
 
 app = typer.Typer()
 
-_OF_EXTRA = ("starlette", "uvicorn", "h11", "anyio", "jwt")
-_MISSING = "`embedctl serve` needs its extra: starlette, uvicorn, PyJWT"
+_OF_EXTRA = ("starlette", "uvicorn", "h11", "anyio", "jwt", "python_multipart")
+_MISSING = "`embedctl serve` needs its extra: starlette, uvicorn, PyJWT, python-multipart"
 
 
 @app.command(epilog="Example: embedctl serve --port 8000")
@@ -60,9 +60,17 @@ def serve(
     listening = Listening(
         host=first.serve.host, port=first.serve.port, certificate=certificate, key=key, behind_tls=behind_tls
     )
+    given = {"config": config, "ledger": ledger}
+    flags = [f"--{name}={path.absolute()}" for name, path in given.items() if path is not None]
     log = AccessLog()
     try:
-        service = Service(load, listening, log=log, ready=lambda address: terminal.out(f"listening on {address}\n"))
+        service = Service(
+            load,
+            listening,
+            log=log,
+            ready=lambda address: terminal.out(f"listening on {address}\n"),
+            flags=flags,
+        )
         if not listening.is_loopback and certificate is None and not behind_tls:
             log.say("no_tls", message="keys and texts are sent unencrypted: --cert and --key, or --behind-tls")
         asyncio.run(service.run())

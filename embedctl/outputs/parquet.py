@@ -402,3 +402,59 @@ def matrix(column: pa.ChunkedArray | pa.Array, dimensions: int) -> NDArray[np.fl
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     parts = [np.asarray(chunk.flatten()).astype(np.float32, copy=False).reshape(-1, dimensions) for chunk in chunks]
     return np.concatenate(parts) if parts else np.empty((0, dimensions), np.float32)
+
+
+_FOR_MACHINES = ("embedding", "embedding_text_hash", "embedding_operation_id")
+
+
+def embedded_rows(path: Path, rows: int = 512) -> Iterator[tuple[dict[str, list[Any]], NDArray[np.float32]]]:
+    """The rows of a file of ours in order, some at a time: columns as JSON knows them, and vectors, float32, (n, D).
+
+    Raises:
+        StorageFailed: The file is damaged.
+    """
+    try:
+        with _opened(path) as whole, pq.ParquetFile(whole, page_checksum_verification=True) as file:
+            names = [name for name in file.schema_arrow.names if name not in _FOR_MACHINES]
+            for batch in file.iter_batches(rows, columns=[*names, "embedding"]):
+                column = batch.column("embedding")
+                width = len(column[0]) if len(column) else 0
+                yield {name: plain(batch.column(name)) for name in names}, matrix(column, width)
+    except (pa.ArrowException, OSError) as damage:
+        raise StorageFailed(f"{path} cannot be read: {str(damage).splitlines()[0]}") from damage
+
+
+def concatenate(parts: Sequence[Path], sink: BinaryIO) -> None:
+    """The rows of all parts of an output as one file; a row group is in memory at a time.
+
+    Raises:
+        StorageFailed: A part is damaged.
+    """
+    written: pq.ParquetWriter | None = None
+    of_all: dict[bytes, bytes] = {}
+    try:
+        total = sum(pq.read_metadata(os.fsencode(part).decode(errors="surrogateescape")).num_rows for part in parts)
+        for part in parts:
+            with _opened(part) as whole, pq.ParquetFile(whole, page_checksum_verification=True) as file:
+                if written is None:
+                    schema = file.schema_arrow
+                    said = orjson.loads((schema.metadata or {})[METADATA_KEY])
+                    of_all = {**(schema.metadata or {}), METADATA_KEY: orjson.dumps({**said, "rows": total})}
+                    words = [one.name for one in schema if pa.types.is_dictionary(one.type)]
+                    codecs = {_leaf(one): "zstd" for one in schema if one.name != "embedding"}
+                    written = pq.ParquetWriter(
+                        sink,
+                        schema.with_metadata(of_all),
+                        compression={**codecs, "embedding.list.element": "none"},
+                        use_dictionary=words,
+                        write_page_checksum=True,
+                        store_schema=True,
+                    )
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group)
+                    written.write_table(table.replace_schema_metadata(of_all), row_group_size=ROW_GROUP_ROWS)
+    except (pa.ArrowException, OSError, KeyError, ValueError) as damage:
+        raise StorageFailed(f"an output cannot be read: {str(damage).splitlines()[0]}") from damage
+    finally:
+        if written is not None:
+            written.close()

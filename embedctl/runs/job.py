@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from embedctl.budgets.limits import KeyBudget
 from embedctl.inputs import Query
 from embedctl.settings import Settings
 
@@ -23,6 +24,7 @@ class JobRequest:
         stdin: What "-" means; None when it is a terminal.
         query: What is asked instead of `inputs`.
         waits: Batches are waited for where no option says so: somebody looks on.
+        key_budget: Of the service's key that pays for it beside its workspace.
     """
 
     settings: Settings
@@ -39,3 +41,4 @@ class JobRequest:
     stdin: BinaryIO | None = None
     query: Query | None = None
     waits: bool = False
+    key_budget: KeyBudget | None = None

@@ -18,6 +18,7 @@ import numpy as np
 
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
+from embedctl.budgets.limits import KeyBudget
 from embedctl.budgets.reservations import Reservations, SpendLimit
 from embedctl.embedding.answers import OnlineAnswers, Turns
 from embedctl.embedding.batch_answers import BatchAnswers, line_limits
@@ -206,6 +207,7 @@ def reservations(
     state: Path,
     tier: str = "standard",
     spent: Decimal = Decimal(0),
+    key: KeyBudget | None = None,
 ) -> Reservations:
     """What may be spent: --max-cost, and what is left of the workspaces' budgets. To be closed.
 
@@ -213,6 +215,7 @@ def reservations(
         state: The state folder whose lock the caller holds.
         tier: Whose prices are reserved.
         spent: By this run so far.
+        key: Of a service, that pays for all of it.
 
     Raises:
         BudgetReached, Locked, WrongUsage: See `budgets.limits.reservations`.
@@ -228,6 +231,7 @@ def reservations(
         state=state,
         take_in=foundations.taking_in(settings, observer),
         spent=spent,
+        key=key,
     )
 
 
@@ -404,6 +408,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     run_id=str(plan.run_id),
                     state=state,
                     spent=plan.spending.cost + plan.spending.cost_at_risk,
+                    key=job.key_budget,
                 )
             except BudgetReached as reached:
                 if not plan.after_batches or not isinstance(reached.limit, SpendLimit):
@@ -597,6 +602,7 @@ async def opened_batches(
                     state=state,
                     tier=TIER,
                     spent=plan.spending.cost + plan.spending.cost_at_risk,
+                    key=job.key_budget,
                 )
                 may_submit = True
             except BudgetReached:
@@ -653,7 +659,10 @@ async def opened_batches(
                     run_id=plan.run_id,
                     job_id=job.job,
                     purpose=options.purpose,
-                    options={name: getattr(options, name) for name in SHAPES_THE_SPACE},
+                    options={
+                        **{name: getattr(options, name) for name in SHAPES_THE_SPACE},
+                        **({} if job.key_budget is None else {"key": job.key_budget.key_id}),
+                    },
                 ),
                 known=_collected(recovered),
                 had=remember,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -477,8 +477,12 @@ class Endpoints:
         return _json(found, 200 if trouble is None else 503)
 
 
-def app(state: ServerState) -> Starlette:
-    """The ASGI application."""
+def app(state: ServerState, more: Sequence[Route] = ()) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        more: What it serves beside vectors.
+    """
     endpoints = Endpoints(state)
     routes = []
     for door in ("/api/v1", "/v1"):
@@ -500,6 +504,7 @@ def app(state: ServerState) -> Starlette:
         Route("/livez", endpoints.live, methods=["GET"]),
         Route("/readyz", endpoints.ready, methods=["GET"]),
     ]
+    routes += more
     posts = {f"{door}/embeddings": endpoints.embeddings for door in ("/api/v1", "/v1")}
     middleware = [Middleware(Door, state=state, posts=posts)]
     if state.serve.origins:

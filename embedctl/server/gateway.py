@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.budgets.limits import key_account
+from embedctl.budgets.reservations import Reservations
 from embedctl.embedding import usage, usage_events
 from embedctl.embedding.attempt import AttemptRecord
 from embedctl.embedding.call import Embedder
@@ -167,6 +168,11 @@ class Gateway:
     def purchases(self) -> int:
         """Under way, also for clients that have gone."""
         return len(self._tasks)
+
+    @property
+    def money(self) -> Reservations:
+        """What may be spent now."""
+        return self._shift().money
 
     async def drained(self, seconds: float) -> bool:
         """Wait until nothing is under way, but no longer than so; whether nothing is."""

@@ -50,6 +50,8 @@ class Operation:
         takes: Schema of its body, and an example; None: it has none.
         answers: Schema of what it answers, and an example; a media type's name where that is no JSON.
         refuses: Codes beside those that every operation with a key, or with a body, has.
+        status: Of what it answers.
+        takes_media: What its body may be.
     """
 
     group: str
@@ -62,6 +64,8 @@ class Operation:
     takes: tuple[Any, Any] | None = None
     answers: tuple[Any, Any] | str
     refuses: Sequence[str] = ()
+    status: int = 200
+    takes_media: Sequence[str] = ("application/json",)
 
 
 def _object(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None, *, open_: bool = False) -> Any:
@@ -313,6 +317,72 @@ SCHEMAS: Mapping[str, Any] = {
             "warnings": _list(_TEXT),
         }
     ),
+    "Job": _object(
+        {
+            "id": _TEXT,
+            "object": {"const": "embedding.job"},
+            "status": {"enum": ["queued", "processing", "completed", "failed", "cancelled"]},
+            "embedding_model": _TEXT,
+            "progress_percent": _REAL,
+            "error": {"type": ["object", "string", "null"]},
+            "tokens": {"type": ["integer", "null"]},
+            "cost_usd": _MONEY,
+            "at_risk_usd": _MONEY,
+        },
+        open_=True,
+    ),
+    "Jobs": _object(
+        {
+            "data": _list(_ref("Job")),
+            "pagination": _object({"limit": _NUMBER, "offset": _NUMBER, "count": _NUMBER, "total": _NUMBER}),
+        }
+    ),
+    "JobRequest": _object(
+        {},
+        {
+            "texts": _list(_object({"id": {"type": ["string", "integer"]}, "text": _TEXT})),
+            "source": {"type": "string", "description": "files of the server's, below a configured root"},
+            "mode": {"enum": ["online", "batch", "auto"]},
+            "dry_run": {"type": "boolean", "description": "say what it would cost, and do nothing (200)"},
+        },
+        open_=True,
+    ),
+    "Deleted": _object({"deleted": {"const": True}, "id": _TEXT, "object": _TEXT}),
+    "MediaJobRequest": _object(
+        {},
+        {
+            "embedding_model": _MAYBE_TEXT,
+            "embedding_provider": _MAYBE_TEXT,
+            "chunk_size": _NUMBER,
+            "chunk_overlap": _NUMBER,
+            "force_regenerate": _YES,
+            "priority": _NUMBER,
+        },
+        open_=True,
+    ),
+    "MediaJob": _object(
+        {
+            "media_id": {"type": ["integer", "string"]},
+            "status": {"const": "accepted"},
+            "message": _TEXT,
+            "job_id": _TEXT,
+        },
+        open_=True,
+    ),
+    "MediaStatus": _object(
+        {
+            "media_id": {"type": ["integer", "string"]},
+            "has_embeddings": _YES,
+            "embedding_count": _NUMBER,
+            "embedding_model": _MAYBE_TEXT,
+            "last_generated": {"type": ["integer", "null"]},
+            "job_id": _MAYBE_TEXT,
+        }
+    ),
+    "Found": _object({"results": _list(_ANY), "count": _NUMBER}),
+    "File": _object({"id": _TEXT, "object": {"const": "file"}, "status": _TEXT}, open_=True),
+    "OpenAIBatch": _object({"id": _TEXT, "object": {"const": "batch"}, "status": _TEXT}, open_=True),
+    "Page": _object({"object": {"const": "list"}, "data": _list(_ANY), "has_more": _YES}, open_=True),
     "Error": _object(
         {
             "error": {
@@ -403,6 +473,115 @@ _MEASURED = {
     "calls": 40, "operations": 39, "errors": 1, "success_rate": 0.975,
 }  # fmt: skip
 
+_JOB = {
+    "id": "job_0a1b2c", "object": "embedding.job", "media_id": None, "status": "queued", "embedding_model": _MODEL,
+    "progress_percent": 0.0, "error": None, "tokens": None, "cost_usd": None, "at_risk_usd": None,
+}  # fmt: skip
+_JOB_PAGE = {"data": [_JOB], "pagination": {"limit": 50, "offset": 0, "count": 1, "total": 1}}
+_FILE = {"id": "file-0a1b2c", "object": "file", "status": "processed", "purpose": "batch"}
+_BATCH = {"id": "batch_0a1b2c", "object": "batch", "status": "validating", "endpoint": "/v1/embeddings"}
+_JOBS = f"{_GUIDE}/jobs"
+_MEDIA = "/api/v1/media"
+_OF_MAKING = (*_OF_NAMES, "invalid_job", "idempotency_mismatch", "invalid_dimensions", "budget_exceeded",
+              "price_unknown", "missing_provider_credentials", "storage_failed", "empty_input", "too_many_inputs",
+              "invalid_input_type")  # fmt: skip
+_OF_LISTS = {"status": "Only these.", "limit": "At most 200.", "offset": "How many to leave out first."}
+_OF_PAGES = {"after": "The id after which to go on.", "limit": "How many."}
+_IDEMPOTENT = {"Idempotency-Key": "The same key again: the same job."}
+
+
+def _job(method: Any, path: str, summary: str, answer: Any = None, **more: Any) -> Operation:
+    refuses = (
+        "job_not_found",
+        "rate_limited",
+        "draining",
+        "storage_failed",
+        "admin_required",
+        *more.pop("refuses", ()),
+    )
+    return Operation(group="Jobs", method=method, path=path, summary=summary, answers=answer or (_ref("Job"), _JOB),
+                     refuses=refuses, **more)  # fmt: skip
+
+
+def _media(method: Any, path: str, summary: str, answer: Any, **more: Any) -> Operation:
+    refuses = ("media_not_found", "rate_limited", "draining", "admin_required", *more.pop("refuses", ()))
+    return Operation(
+        group="Media", method=method, path=_MEDIA + path, summary=summary, answers=answer, refuses=refuses, **more
+    )
+
+
+def _batches(door: str) -> list[Operation]:
+    page: Any = (_ref("Page"), {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False})
+    shared = ("rate_limited", "draining", "admin_required", "storage_failed")
+    table: list[tuple[Any, str, str, Any, dict[str, Any]]] = [
+        ("POST", "/files", "Upload lines for a batch", (_ref("File"), _FILE), {
+            "takes": (_ANY, {"purpose": "batch", "file": "lines"}), "takes_media": ("multipart/form-data",),
+            "refuses": ("invalid_file", "not_finished")}),
+        ("GET", "/files", "Files of the workspace", page, {"parameters": {**_OF_PAGES, "purpose": "Only these."}}),
+        ("GET", "/files/{id}", "One of them", (_ref("File"), _FILE), {"refuses": ("file_not_found",)}),
+        ("GET", "/files/{id}/content", "What is in it", "application/jsonl", {"refuses": ("file_not_found",)}),
+        ("DELETE", "/files/{id}", "Remove it",
+         (_ref("Deleted"), {"id": "file-0a1b2c", "object": "file", "deleted": True}),
+         {"refuses": ("file_not_found", "not_finished")}),
+        ("POST", "/batches", "Embed the lines of a file, whoever serves the model", (_ref("OpenAIBatch"), _BATCH), {
+            "takes": (_ANY, {"input_file_id": "file-0a1b2c", "endpoint": "/v1/embeddings", "completion_window": "24h"}),
+            "headers": _IDEMPOTENT,
+            "refuses": ("file_not_found", "invalid_file", "invalid_job", "idempotency_mismatch")}),
+        ("GET", "/batches", "Batches of the workspace", page, {"parameters": _OF_PAGES}),
+        ("GET", "/batches/{id}", "One of them", (_ref("OpenAIBatch"), _BATCH), {"refuses": ("job_not_found",)}),
+        ("POST", "/batches/{id}/cancel", "End it", (_ref("OpenAIBatch"), _BATCH), {"refuses": ("job_not_found",)}),
+    ]  # fmt: skip
+    found = []
+    for method, path, summary, answer, more in table:
+        refuses = (*shared, *more.pop("refuses", ()))
+        found.append(
+            Operation(
+                group="Files and batches", method=method, path=door + path, summary=summary, answers=answer,
+                refuses=refuses, **more,
+            )
+        )  # fmt: skip
+    return found
+
+
+_OF_JOBS: Sequence[Operation] = (
+    _job("POST", _JOBS, "Embed texts, a file, or files of the server's in the background", status=202,
+         takes=(_ref("JobRequest"), {"texts": [{"id": "1", "text": "one text"}], "model": _MODEL}), headers=_IDEMPOTENT,
+         takes_media=("application/json", "application/jsonl", "application/vnd.apache.parquet"),
+         refuses=(*_OF_MAKING, "invalid_file")),
+    _job("GET", _JOBS, "Jobs of the workspace, the newest first", (_ref("Jobs"), _JOB_PAGE), parameters=_OF_LISTS,
+         refuses=("invalid_job", "unknown_parameter")),
+    _job("GET", f"{_JOBS}/{{id}}", "How far one is"),
+    _job("GET", f"{_JOBS}/{{id}}/result", "Its vectors, as Parquet or JSON Lines", "application/octet-stream",
+         parameters={"format": "parquet or jsonl"}, refuses=("not_finished",)),
+    _job("GET", f"{_JOBS}/{{id}}/failures", "Rows without a vector, with reasons", "application/jsonl",
+         refuses=("not_finished",)),
+    _job("POST", f"{_JOBS}/{{id}}/cancel", "End it; what was bought is kept"),
+    _job("POST", f"{_JOBS}/{{id}}/retry", "Go on with one that has ended, failed rows too", refuses=("not_finished",)),
+    _job("DELETE", f"{_JOBS}/{{id}}", "Remove it, and what it has made",
+         (_ref("Deleted"), {"id": "job_0a1b2c", "object": "embedding.job", "deleted": True}),
+         refuses=("not_finished",)),
+    _media("POST", "/{media_id}/embeddings", "Embed a media item in the background",
+           (_ref("MediaJob"), {"media_id": 123, "status": "accepted", "message": "Embedding generation started",
+                               "job_id": "mej_0a1b2c"}),
+           status=202, headers=_IDEMPOTENT, takes=(_ref("MediaJobRequest"), {"chunk_size": 1000, "chunk_overlap": 200}),
+           refuses=_OF_MAKING),
+    _media("POST", "/embeddings/batch", "Embed several", (_ANY, {"status": "accepted", "job_ids": ["mej_0a1b2c"]}),
+           status=202, takes=(_ANY, {"media_ids": [123, 124]}), refuses=_OF_MAKING),
+    _media("POST", "/embeddings/search", "Chunks of the workspace's media that are nearest to some words",
+           (_ref("Found"), {"results": [], "count": 0}), takes=(_ANY, {"query": "some words", "top_k": 10}),
+           refuses=(*_OF_MAKING, *_OF_CALLS)),
+    _media("GET", "/{media_id}/embeddings/status", "Whether an item has vectors",
+           (_ref("MediaStatus"), {"media_id": 123, "has_embeddings": True, "embedding_count": 12,
+                                  "embedding_model": _MODEL, "last_generated": 1795694400, "job_id": "mej_0a1b2c"})),
+    _media("DELETE", "/{media_id}/embeddings", "Remove an item's vectors; the item stays",
+           (_ANY, {"status": "success", "message": "Embeddings of media item 123 deleted"}), refuses=("not_finished",)),
+    _media("GET", "/embeddings/jobs", "Media jobs of the workspace", (_ref("Jobs"), _JOB_PAGE), parameters=_OF_LISTS,
+           refuses=("invalid_job", "unknown_parameter")),
+    _media("GET", "/embeddings/jobs/{id}", "How far one is", (_ref("Job"), _JOB), refuses=("job_not_found",)),
+    *_batches("/v1"),
+    *_batches("/api/v1"),
+)  # fmt: skip
+
 OPERATIONS: Sequence[Operation] = (
     _vectors("/v1"),
     _vectors("/api/v1"),
@@ -452,6 +631,7 @@ OPERATIONS: Sequence[Operation] = (
         ),
         refuses=("model_not_found", "unknown_provider", "provider_model_mismatch"),
     ),
+    *_OF_JOBS,
     Operation(
         group="Usage",
         method="GET",
@@ -685,7 +865,7 @@ def _described(one: Operation) -> dict[str, Any]:
         "tags": [one.group],
         "summary": one.summary,
         "description": _WHO[one.who],
-        "responses": {"200": {"description": "The answer.", "content": {media: content}}, **_refused(one)},
+        "responses": {str(one.status): {"description": "The answer.", "content": {media: content}}, **_refused(one)},
     }
     if parameters:
         found["parameters"] = parameters
@@ -693,7 +873,7 @@ def _described(one: Operation) -> dict[str, Any]:
         schema, example = one.takes
         found["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": schema, "example": example}},
+            "content": {kind: {"schema": schema, "example": example} for kind in one.takes_media},
         }
     if one.who == "anybody":
         found["security"] = []

@@ -12,6 +12,7 @@ from openapi_spec_validator import validate
 
 from embedctl.server import app as apps
 from embedctl.server import openapi
+from embedctl.server.jobs import routes as job_routes
 from embedctl.server.openapi import OPERATIONS, Operation
 from embedctl.server.refusals import CODES
 from embedctl.settings import ServeSettings
@@ -34,6 +35,14 @@ def check(schema: Any, value: Any) -> None:
     Draft202012Validator(whole, format_checker=FormatChecker()).validate(value)
 
 
+class NoQueue:
+    """What paths of jobs hold on to when they are made; none of it is used here."""
+
+    is_elsewhere = False
+    store = None
+    steps: dict[str, Any] = {}  # noqa: RUF012 - nothing is put there that matters
+
+
 def test_it_is_a_description() -> None:
     """It is valid OpenAPI 3.1, and each operation has an id of its own."""
     document = openapi.document()
@@ -47,7 +56,8 @@ def test_it_is_a_description() -> None:
 def test_each_route_is_described_and_the_reverse() -> None:
     """Every method of every route is in it, and it has none that is no route."""
     state = type("State", (), {"serve": ServeSettings(), "clock": lambda: 0.0})()
-    routes = apps.app(cast("Any", state)).routes
+    queue = NoQueue()
+    routes = apps.app(cast("Any", state), job_routes.routes(cast("Any", state), cast("Any", queue))).routes
     there = {
         (method, re.sub(r":path}", "}", cast("Any", route).path))
         for route in routes
@@ -74,12 +84,18 @@ def test_its_examples_are_what_it_says(one: Operation) -> None:
         if isinstance(about, tuple):
             check(*about)
     for status, answer in described["responses"].items():
-        if status != "200":
+        if int(status) >= 400:
             content = answer["content"]["application/json"]
             check(content["schema"], content["example"])
 
 
-@pytest.mark.parametrize("one", OPERATIONS, ids=lambda one: f"{one.method} {one.path}")
+OF_SOMETHING = [one for one in OPERATIONS if one.group in ("Jobs", "Media", "Files and batches")]
+"""What is about a job, a file or a media item that there is not here: tests of jobs make some."""
+
+TRIED = [one for one in OPERATIONS if one not in OF_SOMETHING or (one.method == "GET" and "{" not in one.path)]
+
+
+@pytest.mark.parametrize("one", TRIED, ids=lambda one: f"{one.method} {one.path}")
 def test_a_server_answers_as_it_says(one: Operation, server: Serving) -> None:
     """The example of each operation, sent to a server, is answered with 200 and as its schema says."""
     names = {"id": MODEL, "name": "openai", "provider": "openai"}

@@ -239,7 +239,7 @@ def test_without_its_extra_it_says_what_is_missing(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
 
     assert done.returncode == 78
-    assert "needs its extra: starlette, uvicorn, PyJWT" in done.stderr
+    assert "needs its extra: starlette, uvicorn, PyJWT, python-multipart" in done.stderr
     assert "hint: " in done.stderr
 
 
