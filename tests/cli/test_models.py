@@ -376,6 +376,17 @@ def test_pull_of_nothing(
     assert not list((clean_environment / "models").glob("*"))
 
 
+def test_a_damaged_file_is_not_pulled(monkeypatch: pytest.MonkeyPatch, clean_environment: Path) -> None:
+    """Weights that are not the ones whose digest the hub names are refused, and nothing of them stays."""
+    with hub(published(), damaged="onnx/model.onnx") as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        ended = run("models", "pull", "me/model")
+
+    assert ended.exit_code == 78, ended.output
+    assert "onnx/model.onnx of me/model is not the file that the hub names" in ended.stderr
+    assert not list((clean_environment / "models").glob("*"))
+
+
 def test_pull_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without huggingface_hub the command says what is missing and how to install it."""
     import sys

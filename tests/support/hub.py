@@ -6,15 +6,19 @@ import http.server
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha1
+from hashlib import sha1, sha256
 from typing import Any
 
 import orjson
 
 
 @contextmanager
-def hub(files: dict[str, bytes]) -> Iterator[str]:
-    """A hub with one repository, me/model."""
+def hub(files: dict[str, bytes], *, damaged: str = "") -> Iterator[str]:
+    """A hub with one repository, me/model.
+
+    Args:
+        damaged: A file of which other bytes come than it names.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -28,6 +32,7 @@ def hub(files: dict[str, bytes]) -> Iterator[str]:
                 self._send(orjson.dumps(_tree(files)))
             elif path.startswith(f"/me/model/resolve/{'c' * 40}/") and path.split("/", 5)[5] in files:
                 content = files[path.split("/", 5)[5]]
+                content = content[:-1] + b"?" if path.split("/", 5)[5] == damaged else content
                 self._send(content, {"etag": f'"{sha1(content).hexdigest()}"', "x-repo-commit": "c" * 40})
             else:
                 self._send(b'{"error": "Repository not found"}', {"x-error-code": "RepoNotFound"}, status=404)
@@ -55,8 +60,20 @@ def hub(files: dict[str, bytes]) -> Iterator[str]:
         server.server_close()
 
 
-def _siblings(files: dict[str, bytes]) -> list[dict[str, str]]:
-    return [{"rfilename": name} for name in files]
+def _siblings(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    """Weights are large files, whose digest the hub names."""
+    return [
+        {"rfilename": name}
+        | (
+            {
+                "size": len(content),
+                "lfs": {"size": len(content), "sha256": sha256(content).hexdigest(), "pointerSize": 1},
+            }
+            if name.endswith((".onnx", ".safetensors"))
+            else {}
+        )
+        for name, content in files.items()
+    ]
 
 
 def _tree(files: dict[str, bytes]) -> list[dict[str, Any]]:
