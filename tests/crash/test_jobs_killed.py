@@ -167,7 +167,7 @@ def rounds(wire: Wire, folder: Path, number: int, seed: int, tell: Callable[[obj
     write_settings(folder, SETTINGS)
     env = environment(folder, wire)
     key = make_key(folder, env)
-    wire.plan(faults=FAULTS, seed=seed, latency_s=0.1)
+    wire.plan(faults=FAULTS, seed=seed, latency_s=0.3)
     jobs: list[str] = []
     fates = {"server": 0, "child": 0, "both": 0}
     children = 0
@@ -204,7 +204,7 @@ def rounds(wire: Wire, folder: Path, number: int, seed: int, tell: Callable[[obj
 def test_the_invoice_holds_under_kills(wire: Wire, tmp_path: Path, counted: Callable[[object], None]) -> None:
     """A few of them, with a provider that fails."""
     wire.reset()
-    rounds(wire, tmp_path, 3, 5, counted)
+    rounds(wire, tmp_path, 3, 30, counted)
 
 
 @pytest.mark.long

@@ -38,7 +38,8 @@ sources = {{ shared = "{folder}/shared" }}
 @pytest.fixture(scope="module")
 def server(wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     folder = tmp_path_factory.mktemp("g")
-    with serving(folder, wire, settings=SETTINGS.format(folder=folder)) as found:
+    others = {"VOYAGE_API_KEY": "pa-of-another-provider", "SINGLE_USER_API_KEY": "the-admin-s-own-key"}
+    with serving(folder, wire, settings=SETTINGS.format(folder=folder), **others) as found:
         yield found
 
 
@@ -377,9 +378,9 @@ def test_what_a_child_is_told_is_nobody_s_secret(server: Serving, key: str, wire
     assert key.encode() not in arguments + seen
     assert b"one that takes" not in arguments
     assert b"OPENAI_API_KEY=sk-provider" in seen
-    assert b"VOYAGE_API_KEY" not in seen
-    assert b"SINGLE_USER" not in seen
-    assert server.home.stat().st_mode & 0o077 == 0 or (server.home / "jobs").stat().st_mode & 0o077 == 0
+    assert b"pa-of-another" not in seen
+    assert b"the-admin-s" not in seen
+    assert (server.home / "jobs").stat().st_mode & 0o077 == 0
     modes = {path.name: path.stat().st_mode & 0o077 for path in folder.iterdir() if path.is_file()}
     assert set(modes.values()) == {0}, modes
 
