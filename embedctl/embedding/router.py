@@ -94,11 +94,11 @@ class Router:
         observer: Observer = UNOBSERVED,
     ) -> None:
         self._limiter = limiter
-        self._thresholds = thresholds
+        self.thresholds = thresholds or Thresholds()
         self._max_wait_s = max_wait_s
         self._jitter = jitter
         self._connections = connections
-        self._clock, self._sleep, self._observer = clock, sleep, observer
+        self._clock, self._wall, self._sleep, self._observer = clock, wall, sleep, observer
         self._moved = asyncio.Event()
         self._transports: dict[tuple[bool, Path | None], Transport] = {}
         self._background = Background()
@@ -151,7 +151,7 @@ class Router:
         if found is not None and found.rate_limits != endpoint.rate_limits:  # a service's settings changed meanwhile
             found.rate_limits, found.limiter = endpoint.rate_limits, self._limiter(endpoint, waiting)
         if found is None:
-            breaker = Breaker(endpoint.provider, endpoint.wire_model, jitter=self._jitter, thresholds=self._thresholds)
+            breaker = Breaker(endpoint.provider, endpoint.wire_model, jitter=self._jitter, thresholds=self.thresholds)
             self._states[key] = EndpointState(
                 transport=None if endpoint.local else self.transport(endpoint),
                 limiter=self._limiter(endpoint, waiting),
@@ -304,7 +304,7 @@ class Router:
         """Close a provider's circuits, and forget that it asked to be left alone; how many circuits it has."""
         mine = [(endpoint, state) for endpoint, state in self._endpoints if endpoint.provider == provider]
         for endpoint, state in mine:
-            state.breaker.reset()
+            state.breaker.reset(self._clock())
             self.memory.answers_again(endpoint)
         if mine:
             self._wake()
@@ -407,6 +407,10 @@ class Router:
     def snapshots(self) -> list[Snapshot]:
         """How every breaker stands."""
         return [state.breaker.snapshot(self._clock()) for _, state in self._endpoints]
+
+    def moment(self, at: float) -> float:
+        """A time of a snapshot, as epoch seconds."""
+        return self._wall() - (self._clock() - at)
 
 
 def _another_model(endpoint: Endpoint, said: str | None) -> SpaceMismatch | None:

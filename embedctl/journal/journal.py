@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedctl.errors import InvariantBroken
 from embedctl.journal import frames
-from embedctl.journal.commands import Append, Close, Release, Spool, Sync
+from embedctl.journal.commands import Append, Close, Release, Seal, Spool, Sync
 from embedctl.journal.recovery import Recovered, RecoveredSegment
 from embedctl.journal.segments import Segment, Views
 from embedctl.journal.writer import Writer
@@ -233,6 +233,20 @@ class Journal:
         waiter.add_done_callback(_heard)
         self._writer.put(Sync(waiter))
         await waiter
+
+    async def seal(self) -> float | None:
+        """What has ended by now is in the spool when this returns, but for what shares a segment with what has not.
+
+        Returns:
+            When the oldest segment began that is held up so, by the journal's clock; None: there is none.
+
+        Raises:
+            EmbedctlError: The journal has failed, or is closed.
+        """
+        command = Seal(_waiter())
+        self._writer.put(command)
+        await command.waiter
+        return command.held_since
 
     async def close(self, *, published: bool = False) -> None:
         """Hand everything to the spool and end. Attempts nobody ended count as interrupted. May be called twice.

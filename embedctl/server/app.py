@@ -30,6 +30,8 @@ from embedctl.providers import catalog
 from embedctl.records import format_money, utc_now
 from embedctl.routing import chain as chains
 from embedctl.server import encoding, fields, model_names, refusals
+from embedctl.server.accounts import Accounts
+from embedctl.server.admin import Admin
 from embedctl.server.admission import Slot
 from embedctl.server.authentication import Client
 from embedctl.server.connections import MAX_HEADER_BYTES
@@ -37,6 +39,7 @@ from embedctl.server.fields import Asked
 from embedctl.server.gateway import CallResult
 from embedctl.server.log import shown
 from embedctl.server.metrics import CONTENT_TYPE
+from embedctl.server.pages import PATHS, Pages
 from embedctl.server.refusals import Refused
 from embedctl.server.state import ServerState
 from embedctl.telemetry import trace_context
@@ -48,7 +51,7 @@ _MOST_NAMED = 256
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-_OPEN = {"/livez", "/readyz", "/api/v1/embeddings/health"}
+_OPEN = {"/livez", "/readyz", "/api/v1/embeddings/health", *PATHS}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,6})?\Z")
@@ -357,6 +360,7 @@ class Endpoints:
             overhead_s=max(0.0, seconds - served.provider_s),
             hits=served.hits,
             arrays=asked.token_arrays,
+            policy=served.policy,
         )
         cost = served.spending.known_cost
         exchange.about |= {
@@ -493,6 +497,9 @@ def app(state: ServerState, more: Sequence[Route] = ()) -> Starlette:
         Route(f"{guide}/models", endpoints.models, methods=["GET"]),
         Route(f"{guide}/models/{{id:path}}", endpoints.model, methods=["GET"]),
         Route(f"{guide}/health", endpoints.health, methods=["GET"]),
+        *Admin(state, endpoints._admitted, endpoints._deadline).routes(),
+        *Accounts(state).routes(),
+        *Pages(state).routes(),
         Route("/metrics", endpoints.prometheus, methods=["GET"]),
         Route("/livez", endpoints.live, methods=["GET"]),
         Route("/readyz", endpoints.ready, methods=["GET"]),

@@ -79,6 +79,37 @@ def asked_in_batch(body: bytes, *, ignore_unknown: bool = False) -> Asked:
     return Asked(inputs=inputs, ignored=ignored, **_common(fields))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedModel:
+    """A request about a model, not for vectors.
+
+    Attributes:
+        paid: It may cost something.
+    """
+
+    model: str | None = None
+    provider: str | None = None
+    paid: bool = False
+
+
+def asked_of_model(body: bytes, *known: str) -> AskedModel:
+    """The request of `/embeddings/models/warmup` and its like.
+
+    Args:
+        known: Fields beside `model` and `provider`.
+
+    Raises:
+        Refused: As `asked`.
+    """
+    fields = read_object(body)
+    _unknown(fields, {"model", "provider", *known}, ignore=False)
+    model = _name(fields.get("model"), "model")
+    paid = fields.get("paid", False)
+    if not isinstance(paid, bool):
+        raise Refused("invalid_parameter", "paid must be true or false", param="paid")
+    return AskedModel(model=model, provider=_name(fields.get("provider"), "provider"), paid=paid)
+
+
 def read_object(body: bytes) -> dict[str, Any]:
     """A body's JSON object.
 

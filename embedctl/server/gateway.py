@@ -225,6 +225,8 @@ class Gateway:
         purpose: Purpose = "query" if "query" in (asked.purpose, asked.input_type) else "ingest"
         if asked.purpose == "ingest":
             purpose = "ingest"
+        if asked.purpose == "test":
+            purpose = "test"
         tags = {"key": client.id} if client.id else {}
         if asked.user and self.serve.user != "drop":
             hashed = hashlib.sha256(asked.user.encode()).hexdigest()[:32]

@@ -14,12 +14,18 @@ from embedctl.ledger.prices.price import cost
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.records import AttemptEnded, Event, FellBack, UsageEvent
 from embedctl.routing.breaker import Snapshot
+from embedctl.runs.receipt import Spending
 from embedctl.storage.token_count_cache import CountStore
 from embedctl.telemetry.prometheus import CONTENT_TYPE as CONTENT_TYPE
 from embedctl.telemetry.prometheus import Live, circuits, count_cache
 
 MOST_WORKSPACES = 500
 OTHER = "other"
+
+_TOLD = ("embedding_requests_total", "embedding_provider_failures_total", "embedding_fallbacks_total",
+         "embedding_policy_denied_total", "embedding_dimension_adjustments_total", "embedding_token_inputs_total",
+         "embedding_cache_hits_total", "embedctl_serve_rejected_total")  # fmt: skip
+"""Counters of the summary for admins, which leaves their first word out."""
 
 
 class Metrics:
@@ -29,6 +35,7 @@ class Metrics:
         self._live = live = Live()
         self._workspaces: set[str] = set()
         self.prices: RunPrices | None = None
+        self.spending = Spending(self.price)
         self._requests = cache(live.counter("embedding_requests_total").labels)
         self._seconds = live.histogram("embedding_request_duration_seconds")
         self._overhead = live.histogram("embedctl_serve_overhead_seconds")
@@ -38,6 +45,7 @@ class Metrics:
         self._active = live.gauge("active_embedding_requests")
         self._denied = cache(live.counter("embedding_policy_denied_total").labels)
         self._arrays = cache(live.counter("embedding_token_inputs_total").labels)
+        self._adjusted = cache(live.counter("embedding_dimension_adjustments_total").labels)
         self._rejected = cache(live.counter("embedctl_serve_rejected_total").labels)
         self._tokens = cache(live.counter("embedctl_serve_tokens_total").labels)
         self._cost = cache(live.counter("embedctl_serve_cost_usd_total").labels)
@@ -65,6 +73,7 @@ class Metrics:
         return self.prices.price(provider, model, price_as, tier) if self.prices else None
 
     def _attempt(self, event: UsageEvent) -> None:
+        self.spending.count(event)
         price = self.price(event.provider, event.model, event.price_as)
         if event.status != "ok":
             self._failures(event.provider, event.model, event.error_class or event.status).inc()
@@ -80,7 +89,17 @@ class Metrics:
         elif event.billable == "unknown" and price is not None:
             self._at_risk.inc(float(cost(event.tokens_estimated or 0, price)))
 
-    def served(self, *, provider: str, model: str, seconds: float, overhead_s: float, hits: int, arrays: bool) -> None:
+    def served(
+        self,
+        *,
+        provider: str,
+        model: str,
+        seconds: float,
+        overhead_s: float,
+        hits: int,
+        arrays: bool,
+        policy: str | None = None,
+    ) -> None:
         """A request got its vectors."""
         self._requests(provider, model, "200").inc()
         self._seconds.observe(seconds)
@@ -94,6 +113,13 @@ class Metrics:
         if status == 403:
             self._denied(code.removesuffix("_denied")).inc()
         self._requests(OTHER, OTHER, str(status)).inc()
+
+    def totals(self) -> dict[str, int]:
+        """Counters without their labels."""
+        return {
+            name.removeprefix("embedctl_serve_").removeprefix("embedding_"): int(self._live.total(name))
+            for name in _TOLD
+        }
 
     def text(self, active: int) -> bytes:
         """All of it, as Prometheus reads it."""

@@ -151,6 +151,7 @@ class Service:
         self._shift: Shift | None = None
         self._asked: Router | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._ending: set[Shift] = set()
         self._shift_began = 0.0
         self._soon: float | None = None
         self._keys_seen: tuple[int, int] | None = None
@@ -311,6 +312,7 @@ class Service:
                 metrics=self._metrics,
                 cache=cache,
                 prices=lambda: self._current().prices,
+                journals=lambda: [one.journal for one in (*self._ending, self._shift) if one is not None],
                 loopback=self._listening.is_loopback,
                 behind_tls=self._listening.behind_tls,
                 disk_trouble=self._disk_trouble,
@@ -357,10 +359,13 @@ class Service:
             task.add_done_callback(self._closing.discard)
 
     async def _close(self, shift: Shift) -> None:
+        self._ending.add(shift)
         try:
             await shift.close(self._charge_idle)
         except EmbedctlError as problem:
             self._log.say("shift_not_closed", message=problem.message)
+        finally:
+            self._ending.discard(shift)
 
     async def _charge_idle(self, shift: Shift) -> None:
         """What machines that cost by the hour came to beside the calls: the service's own workspace pays."""

@@ -296,6 +296,8 @@ class ServeSettings:
         hosts: What a Host header may name beside the address that is listened on; checked on loopback only.
         origins: Web pages that may ask, as `https://host`.
         locks: Files `space.lock`: vectors of their models must fit those of the outputs they were made of.
+        downloads: Models of the hub that admins may have fetched beside those of the catalog: `OWNER/NAME`, `OWNER/*`.
+        pages: Whether `/docs` and `/dashboard` are there.
         media: Files of a media id, as `/data/{workspace}/{media_id}.*`; None: there are no media.
         guide_status: Media jobs are accepted with 200 as the API guide has it, not with 202.
     """
@@ -324,6 +326,8 @@ class ServeSettings:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     locks: tuple[str, ...] = ()
+    downloads: tuple[str, ...] = ()
+    pages: bool = True
     media: str | None = ruled(None, names_media)
     guide_status: bool = False
     jobs: JobSettings = field(default_factory=JobSettings)

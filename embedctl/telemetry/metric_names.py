@@ -73,6 +73,8 @@ METRICS: Mapping[str, MetricName] = {
     "active_embedding_requests": MetricName("gauge", "In flight."),
     "embedding_policy_denied_total": MetricName("counter", "Requests that a list forbade.", ("policy_type",)),
     "embedding_token_inputs_total": MetricName("counter", "Inputs by kind.", ("mode",)),
+    "embedding_dimension_adjustments_total": MetricName(
+        "counter", "Requests whose vectors were cut or filled up to the width asked for.", (*_MODEL, "method")),
     "embedctl_serve_rejected_total": MetricName("counter", "Requests refused.", ("code",)),
     "embedctl_serve_tokens_total": MetricName("counter", "Tokens billed.", (*_WHO, "source")),
     "embedctl_serve_cost_usd_total": MetricName("counter", "USD billed.", _WHO),

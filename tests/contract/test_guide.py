@@ -647,6 +647,39 @@ def test_health_and_models(world: World) -> None:
     assert health["cache_stats"].keys() == {"size", "max_size", "ttl_seconds"}
 
 
+ADMIN_EXAMPLES = """
+curl -X GET "http://localhost:8000/api/v1/embeddings/providers-config"
+curl -X GET "http://localhost:8000/api/v1/embeddings/models"
+curl -X GET "http://localhost:8000/api/v1/embeddings/models/text-embedding-3-small"
+curl -X POST "http://localhost:8000/api/v1/embeddings/models/warmup" -d '{"model": "all-MiniLM-L6-v2"}'
+curl -X POST "http://localhost:8000/api/v1/embeddings/models/download" -d '{"model": "all-MiniLM-L6-v2"}'
+curl -X GET "http://localhost:8000/api/v1/embeddings/circuit-breakers"
+curl -X POST "http://localhost:8000/api/v1/embeddings/circuit-breakers/openai/reset"
+curl -X GET "http://localhost:8000/api/v1/embeddings/metrics"
+"""
+
+
+def test_administration(world: World) -> None:
+    """What the guide lists for admins: a single user acts as one, a tenant's key does not."""
+    world.shell(curl("/embeddings", '{"input": "Hello world", "model": "text-embedding-3-small"}'))
+    told = []
+    for example in ADMIN_EXAMPLES.strip().splitlines():
+        said = f'{example} -H "Content-Type: application/json" -H "X-API-KEY: $SINGLE_USER_API_KEY"'
+        told.append(world.shell(said))
+        refused = world.shell(said.replace("$SINGLE_USER_API_KEY", "$JWT_OR_API_KEY"))
+        assert (refused.get("error") or {}).get("code") == (
+            None if "GET" in said and "/models" in said else "admin_required"
+        )
+    providers, models, model, warmed, downloaded, circuits, reset, metrics = told
+
+    assert {"openai", "huggingface", "onnx", "local_api"} <= {one["name"] for one in providers["providers"]}
+    assert model["model"] in [one["model"] for one in models["data"]]
+    assert warmed["status"] == downloaded["status"] == "ok"
+    assert circuits["openai"]["state"] == "closed"
+    assert "openai" in reset["message"]
+    assert metrics["counters"]["requests_total"] >= 1
+
+
 # ── SDKs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
