@@ -286,9 +286,14 @@ class FolderOutput:
         )
         continued = same and record.get("state") == "running" and _is_whole(self, replacing=bool(record["replacing"]))
         there.recovered = journal_of(self.state, self.trust, there.notes, self.disk)
-        metadata = [parquet.read_metadata(path) for path in parts]
-        there.damaged = [path for path, found in zip(parts, metadata, strict=True) if found is None]
-        found = next(filter(None, metadata), None)
+        found, vectors = None, 0
+        for path in parts:  # one at a time: a part of an older version names every file of the input
+            part = parquet.read_metadata(path)
+            if part is None:
+                there.damaged.append(path)
+                continue
+            found = found or part
+            vectors += part["rows"] if isinstance(part.get("rows"), int) else 0
         if parts and not request.overwrite and (found is not None or "space_id" not in record):
             check_space(found, request.space, self.folder)
         if found is not None and not (request.overwrite and request.space != Space(**found["space"])):
@@ -296,7 +301,6 @@ class FolderOutput:
         if not request.retry_failed:
             there.failed = failures.of([self.failures_path, *sorted(self.failed.glob("*.jsonl"))])
         complete = same and record.get("state") == "complete" and len(parts) == record.get("parts")
-        vectors = sum(one["rows"] for one in metadata if one is not None and isinstance(one.get("rows"), int))
         if complete and not there.damaged and (not request.overwrite or has_begun(there.recovered)):
             counts = row_counts(record.get("counts"))
             if counts is not None and counts.vectors == vectors:

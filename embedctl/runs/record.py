@@ -82,7 +82,13 @@ class RunRecord:
         extra = {"binding": self.binding, "counts": asdict(counts), "options": self._shaping()}
         if rows_hash is not None:
             extra["rows_hash"] = rows_hash
-        return parquet.metadata(space, run_id=str(self.run_id), source=self._seen_at_start, rows=written, extra=extra)
+        return parquet.metadata(space, run_id=str(self.run_id), source=self.input, rows=written, extra=extra)
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """What a part says of the input: a digest, however many files it has. Their names would stand in each part."""
+        files = self._seen_at_start.get("files", [])
+        return {"digest": resume.digest(self._seen_at_start), "count": len(files)}
 
     def as_dict(self, output: Output, state: str) -> dict[str, Any]:
         """The content of run.json."""

@@ -475,7 +475,8 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             stack.push_async_callback(answers.aclose)
             open_slices = OpenSlices(
                 plans,
-                lambda: resources.width,
+                first.dimensions,
+                lambda: resources.width is not None,
                 lambda number: published_slice(plan.existing, number),
                 see,
                 plan.rows,
