@@ -89,6 +89,7 @@ class InputFile:
         digest: blake2b-128 of the content where it came through a pipe, else None.
         spooled: Unnamed copy of a pipe that is gone when this object is.
         position: How far it is read, where it is text.
+        groups: First row group that is read of it, and the first that is not; None: all of it.
     """
 
     path: Path
@@ -102,6 +103,7 @@ class InputFile:
     digest: str | None = None
     spooled: object | None = None
     position: Position = field(default_factory=Position, compare=False, repr=False)
+    groups: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

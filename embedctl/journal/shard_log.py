@@ -54,14 +54,23 @@ def boot_time() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-def folder_of(ordinal: int) -> str:
+def label(ordinal: int, generation: int = 1) -> str:
+    """How a shard is called in names of objects; in the order of the input when sorted.
+
+    Args:
+        generation: Of the plan: of the first one nothing is said.
+    """
+    return f"{ordinal:05d}" if generation == 1 else f"g{generation:04d}-{ordinal:05d}"
+
+
+def folder_of(shard: str) -> str:
     """Where a shard's log and answers are."""
-    return f"{SHARDS}{ordinal:05d}/"
+    return f"{SHARDS}{shard}/"
 
 
-def done_name(ordinal: int) -> str:
+def done_name(shard: str) -> str:
     """What says that a shard is done."""
-    return f"{DONE}{ordinal:05d}.json"
+    return f"{DONE}{shard}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,7 @@ class ShardLog:
     """The log of one shard, in the hands of this worker once `claim` has said so. From any thread.
 
     Args:
+        shard: Its label.
         worker: Id of this worker, new for each run.
         lease_s: After so long without an entry of its own a worker looks whether the shard is still its own.
         clock: Goes on while the machine is suspended.
@@ -132,7 +142,7 @@ class ShardLog:
     def __init__(
         self,
         store: Store,
-        ordinal: int,
+        shard: str,
         worker: str,
         *,
         lease_s: float,
@@ -140,8 +150,8 @@ class ShardLog:
         clock: Callable[[], float] = boot_time,
     ) -> None:
         self.store = store
-        self.ordinal = ordinal
-        self.folder = folder_of(ordinal)
+        self.shard = shard
+        self.folder = folder_of(shard)
         self.worker = worker
         self.lease_s = lease_s
         self.patience = patience or Patience()
@@ -221,7 +231,7 @@ class ShardLog:
                 except (StoreUnreachable, StorageFailed):  # who has something to say will find out
                     continue
 
-        self._beating = threading.Thread(target=beat, name=f"shard-{self.ordinal:05d}-beat", daemon=True)
+        self._beating = threading.Thread(target=beat, name=f"shard-{self.shard}-beat", daemon=True)
         self._beating.start()
 
     def release(self, *, drained: bool) -> None:
@@ -253,10 +263,10 @@ class ShardLog:
         Raises:
             StorageFailed: It is missing, or none.
         """
-        found = read_entry(self.store, self.ordinal, number)
+        found = read_entry(self.store, self.shard, number)
         if found is None:
             raise StorageFailed(
-                f"{self.store.url}: entry {number} of shard {self.ordinal} is gone",
+                f"{self.store.url}: entry {number} of shard {self.shard} is gone",
                 hint="the store has lost what it had acknowledged, or somebody removed it",
             )
         return found
@@ -277,18 +287,18 @@ class ShardLog:
 
     def _put(self, number: int, about: Mapping[str, Any], body: bytes = b"") -> bool:
         content = orjson.dumps({**about, "by": self.worker}) + b"\n" + body
-        return self.put(_entry_name(self.ordinal, number), content)
+        return self.put(_entry_name(self.shard, number), content)
 
     def _look_again(self) -> None:
         """Nothing was said for longer than a lease: others may have ended the job, and removed the log."""
-        last, done = _entry_name(self.ordinal, self._next - 1), done_name(self.ordinal)
+        last, done = _entry_name(self.shard, self._next - 1), done_name(self.shard)
         gone = self.patience.with_(lambda: self.store.stat(last)) is None
         if gone or self.patience.with_(lambda: self.store.stat(done)) is not None:
             self._lose()
 
     def _lose(self) -> None:
         self._lost = ShardLost(
-            f"another worker has taken shard {self.ordinal} of {self.store.url} over: nothing more is sent for it",
+            f"another worker has taken shard {self.shard} of {self.store.url} over: nothing more is sent for it",
             hint="run the same command again: it takes what is free; --lease says how long a worker may be silent",
         )
         self.check()
@@ -308,27 +318,27 @@ class Tail:
     is_drained: bool
 
 
-def tail(store: Store, ordinal: int) -> Tail | None:
+def tail(store: Store, shard: str) -> Tail | None:
     """The end of a shard's log; None: nobody has it."""
-    folder = f"{folder_of(ordinal)}log/"
+    folder = f"{folder_of(shard)}log/"
     numbers = [int(digits) for name in store.list(folder) if (digits := name.removeprefix(folder)).isdecimal()]
-    entry = read_entry(store, ordinal, max(numbers)) if numbers else None  # None: the job has just been finished
+    entry = read_entry(store, shard, max(numbers)) if numbers else None  # None: the job has just been finished
     return None if entry is None else Tail(entry.number, str(entry.about.get("by", "")), entry.is_drained)
 
 
-def is_there(store: Store, ordinal: int, number: int) -> bool:
+def is_there(store: Store, shard: str, number: int) -> bool:
     """Whether a log has an entry of this number."""
-    return store.stat(_entry_name(ordinal, number)) is not None
+    return store.stat(_entry_name(shard, number)) is not None
 
 
-def read_entry(store: Store, ordinal: int, number: int) -> Entry | None:
+def read_entry(store: Store, shard: str, number: int) -> Entry | None:
     """One entry of a log; None where it is not there.
 
     Raises:
         StorageFailed: Something else stands there.
     """
     try:
-        head, _, body = store.read(_entry_name(ordinal, number)).partition(b"\n")
+        head, _, body = store.read(_entry_name(shard, number)).partition(b"\n")
     except FileNotFoundError:
         return None
     try:
@@ -336,11 +346,11 @@ def read_entry(store: Store, ordinal: int, number: int) -> Entry | None:
     except orjson.JSONDecodeError:
         about = None
     if not isinstance(about, dict):
-        raise StorageFailed(f"{store.url}: entry {number} of shard {ordinal} is no entry of a log")
+        raise StorageFailed(f"{store.url}: entry {number} of shard {shard} is no entry of a log")
     return Entry(number, about, body)
 
 
-def _entry_name(ordinal: int, number: int) -> str:
+def _entry_name(shard: str, number: int) -> str:
     if number < 0:
         raise InvariantBroken(f"entry {number} of a log")
-    return f"{folder_of(ordinal)}log/{number:010d}"
+    return f"{folder_of(shard)}log/{number:010d}"
