@@ -155,7 +155,7 @@ class FolderOutput:
         if self.replacing and finished.same_as is not None and self.disk.hard_link(finished.same_as.path, path):
             self.disk.sync_folder(self.into)
             return path
-        content = _parquet(finished.tables, finished.layout, finished.facts)
+        content = parquet_content(finished.tables, finished.layout, finished.facts)
         if not LocalStore(self.into, self.disk, OUTPUT_MODE).put_if_absent(path.name, content):
             raise OutputRefused(f"another process created {path} during this run", hint="run the same command again")
         return path
@@ -335,7 +335,9 @@ def _joined(paths: Sequence[Path]) -> Callable[[BinaryIO], None]:
     return content
 
 
-def _parquet(tables: Iterator[Any], layout: Layout, facts: Facts) -> Callable[[BinaryIO], None]:
+def parquet_content(tables: Iterator[Any], layout: Layout, facts: Facts) -> Callable[[BinaryIO], None]:
+    """Writes a part."""
+
     def content(file: BinaryIO) -> None:
         rows = 0
         part = parquet.writer(file, layout)

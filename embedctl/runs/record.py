@@ -107,6 +107,11 @@ class RunRecord:
             "at": utc_now(),
         }
 
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """Options that decide what stands in the output."""
+        return self._shaping()
+
     def _shaping(self) -> dict[str, Any]:
         """Options that decide what stands in the output; `vectors verify` and `vectors search` read them."""
         options = self.job.settings.options
