@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from embedctl.errors import ConfigurationInvalid, EmbedctlError, InvariantBroken, StorageFailed
+from embedctl.errors import ConfigurationInvalid, EmbedctlError, StorageFailed
 from embedctl.journal import frames
 from embedctl.journal.segments import ANSWERS, INTENTS
 from embedctl.journal.shard_log import Entry, ShardLog
@@ -54,7 +54,7 @@ class ShippingDisk(Disk):
         self._intents = threading.Lock()
         self._answers = threading.Condition()
         self._due: deque[_Shipped] = deque()
-        self._failure: EmbedctlError | None = None
+        self._failure: BaseException | None = None
         self._closed = False
         self._told: Callable[[], object] = lambda: None
         self._uploader = threading.Thread(target=self._upload, name="journal-uploader", daemon=True)
@@ -132,11 +132,8 @@ class ShippingDisk(Disk):
                     file.shipped = start + len(piece)
                     self._answers.notify_all()
                 self._told()
-        except EmbedctlError as error:
+        except BaseException as error:  # whoever waits must learn of it, whatever it is
             self._fail(error)
-        except BaseException as bug:
-            self._fail(InvariantBroken(f"what was answered cannot be kept: {bug!r}"))
-            raise
 
     def _next_piece(self) -> tuple[_Shipped, int, bytes] | None:
         with self._answers:
@@ -158,7 +155,7 @@ class ShippingDisk(Disk):
                 self.check()
                 self._answers.wait()
 
-    def _fail(self, error: EmbedctlError) -> None:
+    def _fail(self, error: BaseException) -> None:
         with self._answers:
             self._failure = error
             self._answers.notify_all()
@@ -166,8 +163,10 @@ class ShippingDisk(Disk):
 
     def check(self) -> None:
         """Raise why answers get to the store no more, when they do not."""
-        if self._failure is not None:
+        if isinstance(self._failure, EmbedctlError):
             raise type(self._failure)(self._failure.message, hint=self._failure.hint)
+        if self._failure is not None:
+            raise self._failure
         if self._closed:
             raise StorageFailed("the journal's way to the store is closed")
 

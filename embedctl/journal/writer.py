@@ -366,7 +366,11 @@ class Writer:
         begun: list[_Begun] = []
         while self._unsynced:  # only ever appended to by the writer
             begun.append(self._unsynced.pop(0))
-        self._sync_begun(begun)
+        try:
+            self._sync_begun(begun)
+        except BaseException as error:  # they are in no group of the writer any more
+            answer([(entry.waiter, None, error) for _, entries in begun for entry in entries])
+            raise
 
     def _synced(self, segments: Sequence[Segment]) -> None:
         for segment in segments:

@@ -28,7 +28,7 @@ from embedctl.runs import store_plan, store_usage
 from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt
 from embedctl.runs.store_run import StoreRun
-from embedctl.storage.store import LocalStore, Store, StoredObject
+from embedctl.storage.store import PROBES, LocalStore, Store, StoredObject
 from tests.support.crashed_runs import MODEL, WIDTH, Small
 from tests.support.crashing import Crashed
 from tests.support.wire.client import expected
@@ -109,6 +109,8 @@ class ForgetfulStore(CrashingStore):
         self._told: set[tuple[str, str | None]] = set()
 
     def put_if_absent(self, name: str, content: Any, *, write_id: str | None = None) -> bool:
+        if name.startswith(PROBES):
+            return self.inner.put_if_absent(name, content, write_id=write_id)
         with self.lock:
             put = self.inner.put_if_absent(name, content, write_id=write_id)
             if put:
@@ -165,7 +167,10 @@ class StoreWorld(Small):
         for name in store.list("part-"):
             table = pq.read_table(pa.BufferReader(store.read(name)), columns=["embedding_text_hash"])
             found |= {digest.hex() for digest in table.column(0).to_pylist()}
+        done = store_plan.done_ordinals(store, plan) if plan else set()
         for shard in plan.shards if plan else ():
+            if shard.ordinal in done:
+                continue
             end = tail(store, plan.label(shard))
             if end is None:
                 continue
