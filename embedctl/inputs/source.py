@@ -143,9 +143,10 @@ class Source:
         return next((name for name, one in columns if not one.null_count and len(one.unique()) == len(one)), None)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the files look like at this moment: `{"files": [{name, size, mtime_ns | blake2b}]}`; a query's words.
+        """What files look like at this moment: `{"files": [{name, size, mtime_ns | blake2b | etag}]}`; a query's words.
 
-        Of what came through a pipe, the content's hash; size -1 where a file is gone.
+        Of what came through a pipe, the content's hash; size -1 where a file is gone. Of an object, what it was when it
+        was listed: nothing else is read.
         """
         if self.query is not None:
             return {"files": [], "query": self.query.fingerprint()}
@@ -223,7 +224,7 @@ class Source:
         if self.options.on_bad_file == "fail" or isinstance(error, InputChanged):
             raise error
         stands = f"; its first {rows_read:,} rows stand" if rows_read else ""
-        name = file.label if file.digest else read_files.printable(file.path)
+        name = file.label if file.digest else read_files.place(file)
         self.left_out.add(name, "unreadable", error.message + stands)
 
     def _table(self, file: InputFile, columns: Columns, first_row: int) -> Iterator[Block]:
@@ -405,6 +406,8 @@ def _differ(how: str) -> InputInvalid:
 def _seen_now(file: InputFile) -> dict[str, Any]:
     if file.digest is not None:
         return {"name": file.label, "size": file.size_bytes, "blake2b": file.digest}
+    if file.stored is not None:  # every read of it says what it must be
+        return {"name": file.stored.url, "size": file.size_bytes, "etag": file.stored.etag}
     try:
         status = file.path.stat()
     except OSError:

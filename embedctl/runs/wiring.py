@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -96,12 +96,13 @@ def source(job: JobRequest, output: Output, spool: Path | None) -> inputs.Source
     Raises:
         OutputRefused: The output would replace an input.
     """
-    reading = read_options(job.settings.options, spool, output.own_files())
+    reading = replace(read_options(job.settings.options, spool, output.own_files()), stores=job.settings.stores)
     if job.query is not None:
         return inputs.open_query(job.query, reading)
     opened = inputs.open_input(job.inputs, reading, stdin=job.stdin)
     for file in opened.files:
-        output.check_input(file.path, file.label)
+        if file.stored is None:
+            output.check_input(file.path, file.label)
     return opened
 
 

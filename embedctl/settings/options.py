@@ -148,6 +148,9 @@ class Options:
     unique_ids: bool = option(False, "Fail on duplicate ids.")
     cache: bool | None = option(None, "Use the shared vector cache. [default: on for `embed` with a paid model]")
     max_row_bytes: int = option(104_857_600, "Maximum size of a row in bytes; a longer one fails.")
+    store_option: Mapping[str, str] = option(
+        {}, "How an object store is reached, like endpoint=https://…; repeatable.", metavar="K=V"
+    )
 
 
 def seconds(text: str | float) -> float:

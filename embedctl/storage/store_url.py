@@ -59,10 +59,10 @@ class StoreUrl:
         return replace(self, path=path)
 
 
-def is_url(text: str) -> bool:
-    """Whether it is an address of some kind, and no path: `SCHEME://…`, or what a path library made of one."""
+def is_store_url(text: str) -> bool:
+    """Whether it is the address of a store, and no path."""
     match = _ADDRESS.fullmatch(text)
-    return match is not None and match[1].lower() != "file" and len(match[1]) > 1
+    return match is not None and match[1].lower() in ("s3", "gs", "az", "abfss", "hf")
 
 
 def parse(text: str) -> StoreUrl:

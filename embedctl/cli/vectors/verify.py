@@ -128,6 +128,8 @@ def _input(
     findings: Findings,
 ) -> Input:
     """The input, read as it was when the output was made."""
+    from dataclasses import replace
+
     from embedctl.inputs import open_input, open_query
     from embedctl.vectors import against
     from embedctl.vectors.verify import Input
@@ -137,8 +139,9 @@ def _input(
     if not exact:
         why = "it does not say how it was made" if shaped is None else "its model is not configured here"
         findings.add("not_checked", str(stored.path), f"only ids are compared with the input: {why}", wrong=False)
-    options = flags.load(shaped or {}).options
-    read = against.read_options(options, folder)
+    loaded = flags.load(shaped or {})
+    options = loaded.options
+    read = replace(against.read_options(options, folder), stores=loaded.stores)
     return Input(
         source=open_input(inputs, read) if isinstance(inputs, list) else open_query(inputs, read),
         options=options,
