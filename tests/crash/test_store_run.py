@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from embedctl.errors import EmbedctlError
+from embedctl.journal.segments import INTENTS
+from embedctl.journal.shipping import ShippingDisk
 from embedctl.planning import slice as slices
 from embedctl.runs.receipt import Receipt
 from tests.support.processes import sentence
@@ -116,3 +120,30 @@ def test_without_the_read_back_a_job_is_not_done(world: StoreWorld) -> None:
     ended = world.work(ForgetfulStore(world.place, reads_back=False), flags={"wait": False})
 
     assert not isinstance(ended, Receipt) or ended.exit_code != 0
+
+
+def ships_after_sending(disk: ShippingDisk, fd: int, path: Path) -> None:
+    """A mutant: an intent gets to the store some time after its request has gone out."""
+    if path.name.endswith(INTENTS):
+        threading.Timer(0.05, lambda: keep(disk, fd, path)).start()
+    else:
+        keep(disk, fd, path)
+
+
+keep = ShippingDisk.sync
+
+
+@pytest.mark.long
+def test_checks_bite(world: StoreWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that ships after sending is found out: its requests are on the invoice and in no ledger."""
+    monkeypatch.setattr(ShippingDisk, "sync", ships_after_sending)
+
+    with pytest.raises((AssertionError, EmbedctlError)):
+        end_everywhere(world, 30)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_dies_everywhere(world: StoreWorld, counted: Callable[[object], None]) -> None:
+    """The same at every single change, before and after."""
+    counted(f"{end_everywhere(world, None)} times")
