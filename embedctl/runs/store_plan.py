@@ -8,9 +8,11 @@ word: it is checked here, where it is read, and nowhere else.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
+from uuid import UUID
 
 import msgspec
 import orjson
@@ -20,7 +22,7 @@ from embedctl.journal.shard_log import DONE, SHARDS, Tail, done_name, label, tai
 from embedctl.outputs.parts import StoredPart
 from embedctl.planning.shards import Shard
 from embedctl.records import RowCounts, Space
-from embedctl.storage.store import Store
+from embedctl.storage.store import PROBES, Store
 
 PLAN = "_embedctl/plan.json"
 INPUTS = "_embedctl/inputs.parquet"
@@ -28,6 +30,8 @@ SPACE = "_embedctl/space.json"
 MANIFESTS = "_embedctl/manifest/"
 USAGE = "_embedctl/usage/"
 FAILURES = "failures/"
+
+OLD_PROBE_S = 3600.0
 
 FORMAT = 1
 """Of plan, done and manifest; a later one is left to later versions."""
@@ -213,9 +217,18 @@ def finish(store: Store, plan: StorePlan) -> Manifest:
     made = manifest(store, plan)
     if not store.list(MANIFESTS):
         store.put_if_absent(f"{MANIFESTS}{1:08d}.json", encoded(made))
-    for name in store.list(SHARDS):
+    for name in [*store.list(SHARDS), *filter(_is_old, store.list(PROBES))]:
         store.remove(name)
     return made
+
+
+def _is_old(probe: str) -> bool:
+    """Whether a trial's object was left by a dead worker: one that is at work has just made it."""
+    try:
+        made_at = UUID(probe.removeprefix(PROBES)).int >> 80
+    except ValueError:
+        return False
+    return made_at < (time.time() - OLD_PROBE_S) * 1000
 
 
 def _read(store: Store, name: str, kind: type[_Record]) -> _Record | None:
