@@ -39,7 +39,7 @@ DONE = "_embedctl/done/"
 PATIENCE_S = 600.0
 """How long a store that cannot be reached is tried again before the run ends, resumable."""
 
-PATIENCE_TOLD_TO_STOP_S = 20.0
+PATIENCE_TOLD_TO_STOP_S = 10.0
 
 _FIRST_WAIT_S = 0.1
 _MOST_WAIT_S = 5.0

@@ -64,9 +64,16 @@ class RunRecord:
             rereads=not source.is_known_unread,
         )
 
-    def check_unchanged(self, source: inputs.Source) -> None:
-        """Raise InputChanged when a file is not what it was at the start."""
-        if source.fingerprint() != self._seen_at_start:
+    def check_unchanged(self, source: inputs.Source, numbers: Sequence[int] | None = None) -> None:
+        """Raise InputChanged when a file is not what it was at the start.
+
+        Args:
+            numbers: Of the files that `source` is of the whole input; None: it is all of it.
+        """
+        before = self._seen_at_start
+        if numbers is not None:
+            before = {**before, "files": [before["files"][number] for number in numbers]}
+        if source.fingerprint() != before:
             raise InputChanged("the input changed while it was read", hint="run the same command again")
 
     def facts(self, space: Space | None, written: int, counts: RowCounts, rows_hash: str | None) -> bytes:

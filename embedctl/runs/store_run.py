@@ -429,7 +429,7 @@ class StoreRun(Run):
             try:
                 async for _ in self._executor.run((shard,), resources.tools):
                     pass
-                await asyncio.to_thread(self._finish_shard, run, resources, source)
+                await asyncio.to_thread(self._finish_shard, run, resources, shard)
             finally:
                 self._record.space = resources.space
         return run.rows
@@ -447,8 +447,8 @@ class StoreRun(Run):
     def _risk(self, plan: StorePlan, source: inputs.Source) -> Decimal | None:
         return None
 
-    def _finish_shard(self, run: RunPlan, resources: Resources, source: inputs.Source) -> None:
-        self._record.check_unchanged(source)
+    def _finish_shard(self, run: RunPlan, resources: Resources, shard: Shard) -> None:
+        self._record.check_unchanged(run.source, [file for file, _ in shard.pieces] if shard.pieces else None)
         run.output.finish(
             None if resources.width is None else resources.layout(resources.width),
             lambda written: self._record.facts(resources.space, written, run.rows, None),
