@@ -16,6 +16,8 @@ EmbedctlError                              70  (a bug, when raised bare)
 │   ├── Locked                             75
 │   ├── DeadlinePassed                     75
 │   ├── NoProviderNow                      75
+│   ├── ShardLost                          75  another worker has taken the shard over: nothing more is sent
+│   ├── ShardsHeld                         75  the rest is other workers' (--no-wait)
 │   └── StoreUnreachable                   75
 ├── NotAllowed                             77
 ├── StoreDenied                            77
@@ -186,6 +188,18 @@ class NoProviderNow(Temporary):
     """Every provider of the chain is throttled, ill or waiting."""
 
     word = "no_provider_now"
+
+
+class ShardLost(Temporary):
+    """Another worker has taken the shard over: nothing more may be sent for it."""
+
+    word = "shard_lost"
+
+
+class ShardsHeld(Temporary):
+    """What is left to do is in the hands of other workers, and nobody waits for them."""
+
+    word = "shards_held"
 
 
 class StoreUnreachable(Temporary):

@@ -105,6 +105,7 @@ class InputFile:
         spooled: Unnamed copy of a pipe that is gone when this object is.
         stored: The object that it is, where it is in a store.
         position: How far it is read, where it is text.
+        groups: First row group that is read of it, and the first that is not; None: all of it.
     """
 
     path: Path
@@ -119,6 +120,7 @@ class InputFile:
     spooled: object | None = None
     stored: StoredInput | None = None
     position: Position = field(default_factory=Position, compare=False, repr=False)
+    groups: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

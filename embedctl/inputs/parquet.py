@@ -62,6 +62,16 @@ def schema(file: InputFile) -> tuple[pa.Schema, int]:
         return table.schema_arrow, table.metadata.num_rows
 
 
+def group_rows(file: InputFile) -> list[int]:
+    """Rows of each row group, by its footer.
+
+    Raises:
+        InputInvalid: It is no Parquet file, or a damaged one.
+    """
+    with checked(file.label, NOT_PARQUET), _opened(file, []) as table:
+        return [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+
+
 def blocks(file: InputFile, columns: Columns, options: ReadOptions, first_row: int) -> Iterator[Block]:
     """Rows of one file, in order.
 
@@ -71,7 +81,7 @@ def blocks(file: InputFile, columns: Columns, options: ReadOptions, first_row: i
     with checked(file.label, NOT_PARQUET):
         table = _opened(file, [], columns=columns)
     with table:
-        for group in range(table.num_row_groups):
+        for group in range(*(file.groups or (0, table.num_row_groups))):
             seen = 0
             for batch in _batches(file, table, group, columns):
                 for block in arrow_rows.blocks(batch, first_row, columns, options, file.label):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from embedctl.errors import InvariantBroken
 from embedctl.journal import frames
@@ -32,13 +32,21 @@ _FRAME_BYTES = 4096
 """Room kept for what an answer's frame holds beside vectors and hashes."""
 
 
+class Backlog(Protocol):
+    """Answers that are written and not yet where they last."""
+
+    async def kept(self, ref: VectorRef) -> None:
+        """Returns at once, or when so few are left that another request may be sent."""
+
+
 class Journal:
     """One run's record in one folder, under the lock of the run's output. For one event loop."""
 
-    def __init__(self, writer: Writer, views: Views, dimensions: int) -> None:
+    def __init__(self, writer: Writer, views: Views, dimensions: int, backlog: Backlog | None = None) -> None:
         self._writer = writer
         self._views = views
         self._dimensions = dimensions
+        self._backlog = backlog
         self._closing: asyncio.Future[VectorRef | None] | None = None
 
     @classmethod
@@ -57,6 +65,7 @@ class Journal:
         clock: Callable[[], float] = time.monotonic,
         copies: Path | None = None,
         at_once_bytes: int = 0,
+        backlog: Backlog | None = None,
     ) -> Journal:
         """Begin a new record, and take over what `recover` found in the folder.
 
@@ -72,6 +81,8 @@ class Journal:
                 None where the journal is in the home itself.
             at_once_bytes: Groups of frames up to this size are written in the loop's own thread while the disk is
                 quick and nothing is to be synced; 0: all are written in a thread of the journal.
+            backlog: Of a `disk` that is far away: to sync takes long there, and answers last later than they are
+                written. An answer is told when there is room for it.
 
         Raises:
             OutputRefused: A folder cannot be made.
@@ -103,8 +114,9 @@ class Journal:
             segments=[_taken_over(folder, segment) for segment in taken],
             copies=copies,
             at_once_bytes=at_once_bytes,
+            far=backlog is not None,
         )
-        return cls(writer, views, dimensions)
+        return cls(writer, views, dimensions, backlog)
 
     @property
     def failed(self) -> bool:
@@ -175,6 +187,8 @@ class Journal:
         place = await self._written(Append(draft, _waiter()))
         if place is None:
             raise InvariantBroken("an answer was written nowhere")
+        if self._backlog is not None:
+            await self._backlog.kept(place)
         return place
 
     async def collect(

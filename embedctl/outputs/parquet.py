@@ -229,6 +229,25 @@ def metadata(
     )
 
 
+def listing(columns: Mapping[str, Sequence[Any]]) -> bytes:
+    """A small table as a Parquet file, the same bytes for the same values."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_listing(content: bytes) -> dict[str, list[Any]]:
+    """The columns of a small table.
+
+    Raises:
+        OutputRefused: It is none.
+    """
+    try:
+        return dict(pq.read_table(io.BytesIO(content)).to_pydict())
+    except (pa.ArrowException, OSError) as damage:
+        raise OutputRefused(f"a list of inputs cannot be read: {str(damage).splitlines()[0]}") from damage
+
+
 def writer(sink: BinaryIO | str | Path, layout: Layout) -> pq.ParquetWriter:
     """A Parquet writer for `layout`: vectors plain and uncompressed (int8: dictionary, zstd), page checksums on."""
     vectors = "embedding.list.element"

@@ -64,9 +64,16 @@ class RunRecord:
             rereads=not source.is_known_unread,
         )
 
-    def check_unchanged(self, source: inputs.Source) -> None:
-        """Raise InputChanged when a file is not what it was at the start."""
-        if source.fingerprint() != self._seen_at_start:
+    def check_unchanged(self, source: inputs.Source, numbers: Sequence[int] | None = None) -> None:
+        """Raise InputChanged when a file is not what it was at the start.
+
+        Args:
+            numbers: Of the files that `source` is of the whole input; None: it is all of it.
+        """
+        before = self._seen_at_start
+        if numbers is not None:
+            before = {**before, "files": [before["files"][number] for number in numbers]}
+        if source.fingerprint() != before:
             raise InputChanged("the input changed while it was read", hint="run the same command again")
 
     def facts(self, space: Space | None, written: int, counts: RowCounts, rows_hash: str | None) -> bytes:
@@ -82,7 +89,13 @@ class RunRecord:
         extra = {"binding": self.binding, "counts": asdict(counts), "options": self._shaping()}
         if rows_hash is not None:
             extra["rows_hash"] = rows_hash
-        return parquet.metadata(space, run_id=str(self.run_id), source=self._seen_at_start, rows=written, extra=extra)
+        return parquet.metadata(space, run_id=str(self.run_id), source=self.input, rows=written, extra=extra)
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """What a part says of the input: a digest, however many files it has. Their names would stand in each part."""
+        files = self._seen_at_start.get("files", [])
+        return {"digest": resume.digest(self._seen_at_start), "count": len(files)}
 
     def as_dict(self, output: Output, state: str) -> dict[str, Any]:
         """The content of run.json."""
@@ -100,6 +113,11 @@ class RunRecord:
             "counts": asdict(self.rows),
             "at": utc_now(),
         }
+
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """Options that decide what stands in the output."""
+        return self._shaping()
 
     def _shaping(self) -> dict[str, Any]:
         """Options that decide what stands in the output; `vectors verify` and `vectors search` read them."""

@@ -34,6 +34,7 @@ from embedctl.journal import Journal, Recovered, Spool, Trust
 from embedctl.journal.batches import Batch, BatchLog
 from embedctl.journal.batches import Found as FoundBatches
 from embedctl.journal.rescue import JOURNAL
+from embedctl.journal.shipping import ShippingBacklog, ShippingDisk
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import Existing, Output, parquet
 from embedctl.outputs.assemble import Purchases, SegmentNumbers
@@ -290,10 +291,28 @@ def cache(job: JobRequest, price: object, observer: Observer) -> VectorCache | N
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shipping:
+    """A journal that is kept on a store.
+
+    Attributes:
+        disk: Of the journal alone.
+        secret: Makes its frames evidence to all workers of the job.
+        most_unshipped: Answers that may be on their way while requests are sent.
+    """
+
+    disk: ShippingDisk
+    secret: bytes
+    most_unshipped: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
     """What a run does, before anything of it is open.
 
     Attributes:
+        shipping: The journal is on a store; None: it is in the output's folder.
+        held: State folder whose lock the run holds; None: the output's.
+        spent_before: By earlier runs of the same job, in USD, where that counts against --max-cost.
         existing: What was there when it began.
         denied: Workspaces of rows that may not use the model → why.
         segment_bytes: Of the journal.
@@ -319,6 +338,14 @@ class RunPlan:
     disk: Disk = storage.DISK
     segment_bytes: int = 64 << 20
     after_batches: bool = False
+    shipping: Shipping | None = None
+    held: Path | None = None
+    spent_before: Decimal = Decimal(0)
+
+    @property
+    def width(self) -> int | None:
+        """Dimensions that slices are cut by: known before anything is asked."""
+        return self.chain.first.dimensions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -403,8 +430,8 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     plan.observer,
                     plan.trust,
                     run_id=str(plan.run_id),
-                    state=state,
-                    spent=plan.spending.cost + plan.spending.cost_at_risk,
+                    state=plan.held or state,
+                    spent=plan.spending.cost + plan.spending.cost_at_risk + plan.spent_before,
                 )
             except BudgetReached as reached:
                 if not plan.after_batches or not isinstance(reached.limit, SpendLimit):
@@ -432,16 +459,18 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 )
             )
             ids = stack.enter_context(DuplicateIds(plan.source, state))
+            far = plan.shipping
             journal = Journal.open(
                 state / JOURNAL,
-                secret=plan.trust.secret,
+                secret=far.secret if far else plan.trust.secret,
                 spool=spool_segment,
                 recovered=plan.existing.recovered,
-                disk=plan.disk,
+                disk=far.disk if far else plan.disk,
+                backlog=ShippingBacklog(far.disk, far.most_unshipped) if far else None,
                 sync_intents=any(one.price_as != "free" for one in plan.chain.endpoints),
                 segment_bytes=plan.segment_bytes,
                 dimensions=endpoint.dimensions or 0,
-                copies=None if state.is_relative_to(job.settings.paths.journal) else job.settings.paths.attempts,
+                copies=None if far or state.is_relative_to(job.settings.paths.journal) else job.settings.paths.attempts,
             )
             stack.push_async_callback(close_journal)
             caller = Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag)
@@ -476,7 +505,8 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             stack.push_async_callback(answers.aclose)
             open_slices = OpenSlices(
                 plans,
-                lambda: resources.width,
+                plan.width,
+                lambda: far is not None or resources.width is not None,
                 lambda number: published_slice(plan.existing, number),
                 see,
                 plan.rows,

@@ -55,6 +55,7 @@ LOADED = (
     "embedctl.ledger.ingest",
     "embedctl.backends.onnx.local_model",
     "embedctl.providers.onnx",
+    "embedctl.runs.store_run",
     "embedctl.inputs.parquet",
     "embedctl.backends.http.transport",
     "importlib.readers",
