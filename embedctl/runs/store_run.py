@@ -57,10 +57,13 @@ from embedctl.runs.run import Run, RunAsync
 from embedctl.runs.store_plan import INPUTS, PLAN, SPACE, USAGE, Manifest, ShardDone, StorePlan
 from embedctl.runs.wiring import Resources, RunPlan, Shipping
 from embedctl.storage import locks
-from embedctl.storage.store import Store, check_refuses
+from embedctl.storage.store import Store, check_refuses, remove_all
 
 MOST_POLL_S = 5.0
 """How long it takes at most until the shards of other workers are looked at again."""
+
+AHEAD_SHARE = 2
+"""Of so many requests in flight, one more has its intent on the way to the store meanwhile."""
 
 UNSHIPPED_SHARE = 4
 """One answer in so many requests in flight may be on its way to the store while others are sent."""
@@ -419,7 +422,9 @@ class StoreRun(Run):
             rows=RowCounts(),
             disk=self._disk,
             segment_bytes=self._segment_bytes,
-            shipping=Shipping(disk=disk, secret=trusted.secret, most_unshipped=unshipped),
+            shipping=Shipping(
+                disk=disk, secret=trusted.secret, most_unshipped=unshipped, ahead=max(2, concurrency // AHEAD_SHARE)
+            ),
             held=self.job.scratch / str(self.run_id),
             spent_before=self._spent_before,
         )
@@ -476,9 +481,7 @@ class StoreRun(Run):
         self._done[shard.ordinal] = done
         self._own.reused += counts.reused
         self._own.duplicates += counts.duplicates
-        for folder in ("answers/", "failed/"):
-            for name in self._patience.with_(lambda f=folder: self._store.list(f"{log.folder}{f}")):  # type: ignore[misc]
-                self._patience.with_(lambda n=name: self._store.remove(n))  # type: ignore[misc]
+        self._patience.with_(lambda: remove_all(self._store, _served(self._store, log.folder)))
 
     def _fix_space(self, space: Space) -> None:
         """The job's vectors are of this space, from the first part on.
@@ -600,6 +603,11 @@ def _listing(source: inputs.Source, sizes: Sequence[inputs.FileSize]) -> bytes:
             "row_groups": [list(one.group_rows) if one.group_rows is not None else None for one in sizes],
         }
     )
+
+
+def _served(store: Store, folder: str) -> list[str]:
+    """What only served the work on a shard; its log stays."""
+    return [name for kind in ("answers/", "failed/") for name in store.list(f"{folder}{kind}")]
 
 
 def _first(objects: Iterator[Any], count: int) -> Iterator[Any]:
