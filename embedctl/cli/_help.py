@@ -15,6 +15,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Input": (
         "split", "template", "keep", "format", "delimiter", "header", "encoding", "sql", "attach", "chunk_size",
         "chunk_overlap", "on_too_long", "on_blank", "on_bad_row", "on_bad_file", "unique_ids", "max_row_bytes",
+        "store_option",
     ),
     "Vectors": ("input_type", "dimensions", "dimension_policy", "force", "dtype", "vector_type", "vectors"),
     "Accounts": ("workspace_column", "tag", "purpose", "allow_unpriced", "ledger"),

@@ -19,7 +19,7 @@ from embedctl.inputs.table import UNREADABLE, Bad, InputTable
 from embedctl.storage.store_file import READ_AHEAD
 
 BUFFER_BYTES = 1 << 20  # read a column chunk piece by piece, however large the row group
-READ_AHEAD_ALL = 64 << 20  # of a table in a store, in the buffers of all columns
+WHOLE_GROUP_BYTES = 64 << 20  # a row group in a store that is not larger is read at once, others piece by piece
 BATCH_BYTES = 32 << 20
 MOST_BATCH_BYTES = 128 << 20  # above, the columns' longest values together count: a resume counts by older blocks
 BATCH_ROWS_DICTIONARY = 65_536  # each batch costs a look at its whole dictionary
@@ -79,7 +79,7 @@ def blocks(file: InputFile, columns: Columns, options: ReadOptions, first_row: i
         InputInvalid: A row group is damaged (it is named).
     """
     with checked(file.label, NOT_PARQUET):
-        table = _opened(file, [], buffer_bytes=_buffer_bytes(file, columns))
+        table = _opened(file, [], columns=columns)
     with table:
         for group in range(*(file.groups or (0, table.num_row_groups))):
             seen = 0
@@ -99,32 +99,42 @@ def _opened(
     int96: str | None = None,
     *,
     metadata: pq.FileMetaData | None = None,
-    buffer_bytes: int = BUFFER_BYTES,
+    columns: Columns | None = None,
 ) -> pq.ParquetFile:
     """A reader.
 
     Args:
         metadata: The footer, where it was read before.
+        columns: What will be read to the end.
     """
     if int96 is None:
         with _opened(file, [], "ns") as fine:
             metadata, int96 = fine.metadata, _int96_unit(file, fine)
+    buffer_bytes, is_whole = BUFFER_BYTES, False
+    if file.stored is not None and columns is not None and metadata is not None:
+        is_whole = _most_bytes(metadata, columns) <= WHOLE_GROUP_BYTES
+        buffer_bytes = max(BUFFER_BYTES, min(READ_AHEAD, WHOLE_GROUP_BYTES // max(1, len(columns.names))))
     return pq.ParquetFile(
         raw.arrow_file(file, ahead=0),
         metadata=metadata,
         read_dictionary=list(as_dictionary),
         buffer_size=buffer_bytes,
-        pre_buffer=False,
+        pre_buffer=is_whole,
         page_checksum_verification=True,
         coerce_int96_timestamp_unit=int96,
     )
 
 
-def _buffer_bytes(file: InputFile, columns: Columns) -> int:
-    """Bytes of a column chunk that are read at a time: of a store more, as each read is a request."""
-    if file.stored is None:
-        return BUFFER_BYTES
-    return max(BUFFER_BYTES, min(READ_AHEAD, READ_AHEAD_ALL // max(1, len(columns.names))))
+def _root(chunk: Any) -> str:
+    return str(chunk.path_in_schema).split(".", 1)[0]
+
+
+def _most_bytes(metadata: pq.FileMetaData, columns: Columns) -> int:
+    """What is read of the largest row group."""
+    names = set(columns.names)
+    groups = (metadata.row_group(at) for at in range(metadata.num_row_groups))
+    chunks = ((group.column(at) for at in range(group.num_columns)) for group in groups)
+    return max((sum(one.total_compressed_size for one in each if _root(one) in names) for each in chunks), default=0)
 
 
 def _int96_unit(file: InputFile, fine: pq.ParquetFile) -> str:

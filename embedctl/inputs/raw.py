@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 from typing import BinaryIO, cast
 
 import pyarrow as pa
 
 from embedctl.inputs.block import InputFile
-from embedctl.storage.store_file import READ_AHEAD, StoreFile
+from embedctl.storage.store_file import READ_AHEAD, StoreFile, ViewedFile
 
 
 def opened(file: InputFile, *, ahead: int = READ_AHEAD) -> BinaryIO:
@@ -31,4 +30,5 @@ def arrow_file(file: InputFile, *, ahead: int = READ_AHEAD) -> pa.NativeFile:
     """As `opened`, for Arrow."""
     if file.stored is None:
         return pa.OSFile(os.fsencode(file.path))  # text might be taken for a URI, and must be UTF-8
-    return pa.PythonFile(cast("io.RawIOBase", opened(file, ahead=ahead)), "r")
+    one = file.stored
+    return pa.PythonFile(ViewedFile(one.store, one.name, one.size, one.etag, url=one.url, ahead=ahead), "r")

@@ -33,6 +33,7 @@ from embedctl.errors import (
 )
 from embedctl.records import uuid7
 from embedctl.storage import store_options
+from embedctl.storage.disk import Buffer
 from embedctl.storage.files import Content
 from embedctl.storage.store import StoredObject
 from embedctl.storage.store_url import StoreUrl
@@ -152,16 +153,20 @@ class ObjectStore:
 
     def read(self, name: str) -> bytes:
         """An object's bytes, in pieces when it is large."""
-        first = self._get(name, 0, _PIECE, None)
-        if len(first[0]) < _PIECE:
-            return first[0]
-        pieces, found = [first[0]], first[1]
+        first, found = self._get(name, 0, _PIECE, None)
+        if len(first) < _PIECE:
+            return bytes(first)
+        pieces = [first]
         for start in range(_PIECE, found.size, _PIECE):
             pieces.append(self._get(name, start, start + _PIECE, found.etag)[0])
         return b"".join(pieces)
 
     def read_range(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes:
         """A part of an object."""
+        return bytes(self.view(name, start, end, etag=etag))
+
+    def view(self, name: str, start: int, end: int, *, etag: str | None = None) -> Buffer:
+        """A part of an object, as it came."""
         return self._get(name, start, end, etag)[0] if end > start else b""
 
     def stat(self, name: str) -> StoredObject | None:
@@ -213,7 +218,7 @@ class ObjectStore:
         with self._told(f"remove {name}"), suppress(FileNotFoundError):
             obstore.delete(self._client, name)
 
-    def _get(self, name: str, start: int, end: int, etag: str | None) -> tuple[bytes, StoredObject]:
+    def _get(self, name: str, start: int, end: int, etag: str | None) -> tuple[Buffer, StoredObject]:
         import obstore
         from obstore.exceptions import PreconditionError
 
@@ -223,7 +228,7 @@ class ObjectStore:
                 if etag is not None:
                     options["if_match"] = etag if etag.startswith("W/") else f'"{etag}"'
                 answer = obstore.get(self._client, name, options=cast("Any", options))
-                return bytes(answer.bytes()), _stored(answer.meta)
+                return memoryview(answer.bytes()), _stored(answer.meta)
         except PreconditionError:
             raise InputChanged(f"{self.url}/{name} changed while it was read") from None
         except _BeyondTheEnd:

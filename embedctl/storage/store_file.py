@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 from embedctl.errors import InputChanged
+from embedctl.storage.disk import Buffer
 from embedctl.storage.store import Store
 
 READ_AHEAD = 8 << 20
@@ -35,7 +36,7 @@ class StoreFile(io.RawIOBase):
         self._url = url
         self._ahead = ahead
         self._at = 0
-        self._fetched = b""
+        self._fetched: Buffer = b""
         self._fetched_at = 0
 
     def readable(self) -> bool:
@@ -58,6 +59,10 @@ class StoreFile(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         """As many bytes as that, fewer only at the end; all that are left when negative."""
+        return bytes(self.view(size))
+
+    def view(self, size: int | None = -1) -> Buffer:
+        """As `read`, in memory that may be shared with what was read before."""
         end = self._size if size is None or size < 0 else min(self._size, self._at + size)
         if end <= self._at:
             return b""
@@ -69,7 +74,7 @@ class StoreFile(io.RawIOBase):
                 return content
             self._fetched = self._fetch(self._at, min(self._size, self._at + self._ahead))
             self._fetched_at, start = self._at, 0
-        content = self._fetched[start : start + end - self._at]
+        content = memoryview(self._fetched)[start : start + end - self._at]
         self._at = end
         return content
 
@@ -79,15 +84,23 @@ class StoreFile(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # BufferedReader hands a memoryview
         """Fill a buffer."""
-        content = self.read(len(buffer))
+        content = self.view(len(buffer))
         buffer[: len(content)] = content
         return len(content)
 
-    def _fetch(self, start: int, end: int) -> bytes:
+    def _fetch(self, start: int, end: int) -> Buffer:
         try:
-            content = self._store.read_range(self._name, start, end, etag=self._etag)
+            content = self._store.view(self._name, start, end, etag=self._etag)
         except FileNotFoundError:
             raise InputChanged(f"{self._url} vanished while it was read") from None
         if len(content) != end - start:
             raise InputChanged(f"{self._url} changed while it was read: it is shorter than it was listed")
         return content
+
+
+class ViewedFile(StoreFile):
+    """As `StoreFile`, for who takes any memory for bytes, as Arrow does."""
+
+    def read(self, size: int | None = -1) -> Buffer:  # type: ignore[override]
+        """As many bytes as that, uncopied."""
+        return self.view(size)

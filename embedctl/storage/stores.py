@@ -6,14 +6,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.storage import store_options
+from embedctl.storage.store import Store
 from embedctl.storage.store_url import StoreUrl, parse
-
-if TYPE_CHECKING:
-    from embedctl.storage.object_store import ObjectStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +43,16 @@ class Stores:
             store_options.check_option(name, value, "--store-option")
         return {**options, **self.given}
 
-    def open(self, url: StoreUrl, *, scratch: Path | None = None) -> ObjectStore:
+    def open(self, url: StoreUrl, *, scratch: Path | None = None) -> Store:
         """What is under an address, to be read and, but for hf://, to be written.
 
         Raises:
             ExtraMissing, ConfigurationInvalid, StoreDenied: It cannot be opened.
         """
+        if url.scheme == "hf":
+            from embedctl.storage.hub_dataset import HubDataset
+
+            return HubDataset(url)
         from embedctl.storage.object_store import ObjectStore
 
         return ObjectStore(url, self.options_of(url), scratch=scratch)

@@ -22,7 +22,7 @@ BUCKET = "bucket"
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    objects: dict[str, tuple[bytes, dict[str, str], int]]
+    objects: dict[str, tuple[bytes, dict[str, str], int, str]]  # content, metadata, generation, entity tag
     lock: threading.Lock
     overwrites: bool
 
@@ -56,8 +56,10 @@ class _Handler(BaseHTTPRequestHandler):
             before = self.objects.get(name)
             if before and self.headers.get("x-goog-if-generation-match") == "0" and not self.overwrites:
                 return self._refuse(412, "PreconditionFailed")
-            self.objects[name] = (body, kept, before[2] + 1 if before else 1)
-        return self._answer(200, ETag=_etag(self.objects[name]), x_goog_generation=str(self.objects[name][2]))
+            generation = before[2] + 1 if before else 1
+            etag = f'"{hashlib.sha256(body + str(generation).encode()).hexdigest()[:32]}"'
+            self.objects[name] = (body, kept, generation, etag)
+        return self._answer(200, ETag=etag, x_goog_generation=str(generation))
 
     def do_GET(self) -> None:
         bucket, name, query = self._place()
@@ -68,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.objects.get(name)
         if found is None:
             return self._refuse(404, "NoSuchKey")
-        etag = _etag(found)
+        etag = found[3]
         if (wanted := self.headers.get("If-Match")) and wanted != etag:
             return self._refuse(412, "PreconditionFailed")
         body, headers = found[0], {
@@ -112,17 +114,13 @@ class _Handler(BaseHTTPRequestHandler):
             rows.append((name, self.objects[name]))
         text = "".join(
             f"<Contents><Key>{escape(name)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
-            f"<Size>{len(found[0])}</Size><ETag>{escape(_etag(found))}</ETag></Contents>"
+            f"<Size>{len(found[0])}</Size><ETag>{escape(found[3])}</ETag></Contents>"
             for name, found in rows
         )
         text += "".join(f"<CommonPrefixes><Prefix>{escape(one)}</Prefix></CommonPrefixes>" for one in sorted(folders))
         if more is not None:
             text += f"<NextContinuationToken>{escape(more)}</NextContinuationToken>"
         self._answer(200, f"<?xml version='1.0'?><ListBucketResult>{text}</ListBucketResult>".encode())
-
-
-def _etag(found: tuple[bytes, dict[str, str], int]) -> str:
-    return f'"{hashlib.sha256(found[0] + str(found[2]).encode()).hexdigest()[:32]}"'
 
 
 def main() -> None:

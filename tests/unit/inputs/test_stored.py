@@ -256,7 +256,7 @@ class _Memory:
         self.content = content
         self.requests = 0
 
-    def read_range(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes:
+    def view(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes:
         self.requests += 1
         return self.content[start:end]
 
