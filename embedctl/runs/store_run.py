@@ -42,6 +42,7 @@ from embedctl.journal.shard_log import (
 from embedctl.journal.shipping import ShippingDisk, fetch
 from embedctl.ledger import budget_copy, identity
 from embedctl.ledger import spool as spools
+from embedctl.ledger.prices.price import cost
 from embedctl.outputs import Existing, Output, parquet
 from embedctl.outputs.shard import FAILURES_FOLDER, ShardOutput, failures_name
 from embedctl.planning import shards
@@ -49,7 +50,7 @@ from embedctl.planning.shards import Shard, Unit
 from embedctl.records import AtRisk, Observers, PhaseBegan, RowCounts, Space, UsageEvent, Warned, utc_now, uuid7
 from embedctl.routing import allow
 from embedctl.routing.chain import FallbackChain
-from embedctl.runs import resume, store_plan, store_usage, wiring
+from embedctl.runs import foundations, resume, store_plan, store_usage, wiring
 from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt, Spending
 from embedctl.runs.registration import Registration
@@ -96,7 +97,7 @@ class StoreRun(Run):
         self._living: set[str] = set()
         self._done: dict[int, ShardDone] = {}
         self._own = RowCounts()
-        self._worked = False
+        self._worked = self._said_risk = False
         self._space: Space | None = None
         self._manifest: Manifest | None = None
         self._spent_before = Decimal(0)
@@ -428,7 +429,9 @@ class StoreRun(Run):
             held=self.job.scratch / str(self.run_id),
             spent_before=self._spent_before,
         )
-        begin = partial(self._begin_shard, entry, out.log, AtRisk(concurrency + unshipped, self._risk(plan, source)))
+        risk = None if self._said_risk else self._risk(chain, part, concurrency + unshipped)
+        self._said_risk = True
+        begin = partial(self._begin_shard, entry, out.log, risk)
         async with wiring.opened(run, begin) as resources:
             self._progress = resources.progress
             try:
@@ -439,9 +442,10 @@ class StoreRun(Run):
                 self._record.space = resources.space
         return run.rows
 
-    def _begin_shard(self, entry: Registration, log: ShardLog, risk: AtRisk) -> Spool:
+    def _begin_shard(self, entry: Registration, log: ShardLog, risk: AtRisk | None) -> Spool:
         entry.running()
-        self._observer.notify(risk)
+        if risk is not None:
+            self._observer.notify(risk)
 
         def give(segment_id: str, events: Sequence[UsageEvent]) -> bool:
             """What another holder's recovery has put there already stays: it has our intents."""
@@ -449,8 +453,17 @@ class StoreRun(Run):
 
         return give
 
-    def _risk(self, plan: StorePlan, source: inputs.Source) -> Decimal | None:
-        return None
+    def _risk(self, chain: FallbackChain, source: inputs.Source, requests: int) -> AtRisk:
+        """What a dead worker's requests cost once more, by the first rows of the input."""
+        price, limits = self._prices.of(chain.first), chain.first.protocol.LIMITS
+        block = next(source.blocks(), None) if price else None
+        texts = [text for text in block.texts if text] if block is not None else []
+        if not price or not texts:
+            return AtRisk(requests, None)
+        tokens = max(1, sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // 4 // len(texts))
+        packed = foundations.packed_limits(limits, chain.first, self._options)
+        most = [packed.items or 1, (packed.tokens or tokens) // tokens, (packed.bytes or tokens * 4) // (tokens * 4)]
+        return AtRisk(requests, cost(requests * max(1, min(most)) * tokens, price))
 
     def _finish_shard(self, run: RunPlan, resources: Resources, shard: Shard) -> None:
         self._record.check_unchanged(run.source, [file for file, _ in shard.pieces] if shard.pieces else None)
