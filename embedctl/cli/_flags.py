@@ -29,6 +29,10 @@ _COMPLETED = {
     "provider": _completion.providers,
     "workspace": _completion.workspaces,
 }
+StoreOptionFlag = Annotated[
+    list[str] | None,
+    typer.Option("--store-option", help="How an object store is reached, like region=…; repeatable.", metavar="K=V"),
+]
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
 LedgerFlag = Annotated[
     Path | None, typer.Option("--ledger", help="Ledger file. [default: as `embedctl config show` says]")

@@ -322,7 +322,7 @@ class ObjectStore:
     def _unusable(self, refusal: Exception) -> EmbedctlError:
         """What is wrong with settings or credentials, before any request: the library's words may hold a secret."""
         said = str(refusal).lower()
-        if "account" in said and "name" in said and self._url.scheme == "az":
+        if "missingaccount" in said:
             return ConfigurationInvalid(
                 f"{self._url.root}: no storage account is named",
                 hint="set AZURE_STORAGE_ACCOUNT_NAME, or give abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…",

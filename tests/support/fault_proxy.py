@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Fault = Literal["drop answer", "drop request", "conflict", "unavailable", "slow"]
+Fault = Literal["drop answer", "drop request", "conflict", "unavailable", "denied", "slow"]
+
+_ANSWERS: dict[Fault, tuple[int, str]] = {
+    "conflict": (409, "ConditionalRequestConflict"),
+    "unavailable": (503, "SlowDown"),
+    "denied": (403, "AccessDenied"),
+}
 
 
 @dataclass
@@ -60,8 +66,8 @@ def fault_proxy(upstream: int) -> Iterator[FaultProxy]:
                 return self._hang_up()
             if fault == "slow":
                 time.sleep(proxy.slow_s)
-            if fault in ("conflict", "unavailable"):
-                status, code = (409, "ConditionalRequestConflict") if fault == "conflict" else (503, "SlowDown")
+            if fault in _ANSWERS:
+                status, code = _ANSWERS[fault]
                 said = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(said)))
