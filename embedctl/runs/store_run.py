@@ -218,8 +218,8 @@ class StoreRun(Run):
             differences.append(self._differing_input(source))
         raise OutputRefused(
             f"{self._store.url} is the output of another job: {'; '.join(differences) or 'its workspaces differ'}",
-            hint="run it with the input and options it was begun with, or choose another -o: "
-            "what changed since is embedded under a new prefix",
+            hint="run it with the input and options it was begun with, or choose another -o: an output on a store is "
+            "not changed by a rerun yet",
         )
 
     def _differing_input(self, source: inputs.Source) -> str:
@@ -462,8 +462,9 @@ class StoreRun(Run):
             return AtRisk(requests, None)
         tokens = max(1, sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // 4 // len(texts))
         packed = foundations.packed_limits(limits, chain.first, self._options)
-        most = [packed.items or 1, (packed.tokens or tokens) // tokens, (packed.bytes or tokens * 4) // (tokens * 4)]
-        return AtRisk(requests, cost(requests * max(1, min(most)) * tokens, price))
+        most = [(packed.items, 1), (packed.tokens, tokens), (packed.bytes, 4 * tokens)]
+        fits = min((limit // each for limit, each in most if limit is not None), default=1)
+        return AtRisk(requests, cost(requests * max(1, fits) * tokens, price))
 
     def _finish_shard(self, run: RunPlan, resources: Resources, shard: Shard) -> None:
         self._record.check_unchanged(run.source, [file for file, _ in shard.pieces] if shard.pieces else None)
