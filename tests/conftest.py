@@ -103,6 +103,7 @@ def forks() -> Iterator[Zygote]:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[StoreServer]:
     """A real S3 interface, by moto, with a bucket."""
+    pytest.importorskip("moto", reason="moto is not installed (extra `dev`)")
     with s3_server() as server:
         yield server
 

@@ -175,7 +175,7 @@ class ObjectStore:
 
         try:
             with self._told(f"look at {name}"):
-                return _stored(obstore.head(self._client, name))
+                return _stored(obstore.head(self._client, name), name)
         except FileNotFoundError:
             return None
 
@@ -228,7 +228,7 @@ class ObjectStore:
                 if etag is not None:
                     options["if_match"] = etag if etag.startswith("W/") else f'"{etag}"'
                 answer = obstore.get(self._client, name, options=cast("Any", options))
-                return memoryview(answer.bytes()), _stored(answer.meta)
+                return memoryview(answer.bytes()), _stored(answer.meta, name)
         except PreconditionError:
             raise InputChanged(f"{self.url}/{name} changed while it was read") from None
         except _BeyondTheEnd:
@@ -303,6 +303,7 @@ class ObjectStore:
         }
         try:
             if self._url.scheme == "s3":
+                config.setdefault("disable_bulk_delete", "true")  # a gateway's answer to it cannot be read
                 given = store_options.profile(config)
                 return store.S3Store(self._url.bucket, config=cast("Any", config), credential_provider=given, **shared)
             if self._url.scheme == "gs":
@@ -397,9 +398,16 @@ class _BeyondTheEnd(Exception):  # noqa: N818 - a condition, caught where it is 
     """A range behind the last byte."""
 
 
-def _stored(found: Any) -> StoredObject:
+def _stored(found: Any, name: str | None = None) -> StoredObject:
+    """What the library says of an object.
+
+    Args:
+        name: As it was asked for: before 0.12 the library answers with the prefix before it.
+    """
     etag = found.get("e_tag")
-    return StoredObject(found["path"], found["size"], _BARE.sub(r"\1", etag) if etag else None)  # Azure lists them bare
+    return StoredObject(
+        name or found["path"], found["size"], _BARE.sub(r"\1", etag) if etag else None
+    )  # Azure lists them bare
 
 
 def _rounded(seconds: float) -> float:

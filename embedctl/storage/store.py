@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from embedctl.errors import InputChanged, OutputRefused
+from embedctl.errors import EmbedctlError, InputChanged, OutputRefused
 from embedctl.records import uuid7
 from embedctl.storage.disk import DISK, Buffer, Disk
 from embedctl.storage.files import TEMPORARY_PREFIX, Content, publish
@@ -114,15 +115,22 @@ def check_refuses(store: Store) -> None:
         OutputRefused: The store overwrites: two workers would both own a shard.
     """
     name = f"{PROBES}{uuid7()}"
+    store.put_if_absent(name, b"embedctl asks whether this can be created twice\n")
     try:
-        store.put_if_absent(name, b"embedctl asks whether this can be created twice\n")
-        if store.put_if_absent(name, b"it can\n"):
-            raise OutputRefused(
-                f"{store.url} does not refuse to overwrite (If-None-Match): two workers would both own a shard",
-                hint="use a store, or a version of its server, that does; or --no-share for one worker without claims",
-            )
-    finally:
+        overwrites = store.put_if_absent(name, b"it can\n")
+    except EmbedctlError:
+        with suppress(EmbedctlError):
+            store.remove(name)
+        raise
+    if not overwrites:
         store.remove(name)
+        return
+    with suppress(EmbedctlError):
+        store.remove(name)
+    raise OutputRefused(
+        f"{store.url} does not refuse to overwrite (If-None-Match): two workers would both own a shard",
+        hint="use a store, or a version of its server, that does; or --no-share for one worker without claims",
+    )
 
 
 @dataclass(frozen=True, slots=True)
