@@ -22,10 +22,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Providers": ("provider", "fallback", "insecure"),
     "Pace": (
         "concurrency", "batch_size", "rpm", "tpm", "burst", "retries", "timeout", "max_wait", "deadline", "mode",
-        "wait", "batch_min_inputs", "keep_remote_files",
+        "wait", "batch_min_inputs", "keep_remote_files", "shard_rows", "lease", "share",
     ),
     "Reruns": ("reuse", "retry_failed", "cache"),
-    "Command": ("config", "no_progress", "verbose", "help"),
+    "Command": ("state", "config", "no_progress", "verbose", "help"),
 }  # fmt: skip
 """Title → flags by the names of their parameters, in the order of `--help`. The first title holds ten of `embed`."""
 

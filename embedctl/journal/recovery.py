@@ -178,6 +178,8 @@ def recover(folder: Path, trust: Trust, *, fenced: bool = False) -> Recovered:
             files = [
                 _read(path, segment_id, kind, trust, fenced=fenced) for path, kind in zip(paths, _KINDS, strict=True)
             ]
+            if fenced:  # what an answer counts and the intents do not hold was not on its way yet: nothing was sent
+                files[1].intents = files[1].tokens = 0
             if any(one.living for one in files):
                 living.append(segment_id)
             elif any(one.newer for one in files):

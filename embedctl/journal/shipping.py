@@ -194,33 +194,52 @@ class ShippingDisk(Disk):
         self._files.clear()
 
 
-class ShippingBacklog:
-    """Holds back who has an answer while too many others are on their way. For one event loop.
+class ShippingTurnstile:
+    """Lets requests go whose intents are on the store. For one event loop.
+
+    What a dead worker loses is what was sent and is not on the store: never more than both limits together.
 
     Args:
-        most: Answers that may be on their way while requests are sent: with those in flight, what a dead worker loses.
+        most_sent: Requests in flight.
+        most_unshipped: Answers on their way while another request is sent.
+        proceed: Raises when nothing more may be sent.
     """
 
-    def __init__(self, disk: ShippingDisk, most: int) -> None:
+    def __init__(
+        self, disk: ShippingDisk, *, most_sent: int, most_unshipped: int, proceed: Callable[[], object]
+    ) -> None:
         self._disk = disk
-        self._most = most
+        self._most_sent = most_sent
+        self._most_unshipped = most_unshipped
+        self._proceed = proceed
         self._loop = asyncio.get_running_loop()
         self._moved = asyncio.Event()
-        self._waiting: deque[tuple[str, int]] = deque()
+        self._sent = 0
+        self._unshipped: deque[tuple[str, int]] = deque()
         disk.tell(self._tell)
 
-    async def kept(self, ref: VectorRef) -> None:
-        """Returns at once, or when so few are left that another request may be sent."""
-        self._waiting.append((ref.segment, ref.offset + ref.count * ref.dimensions * 4))
-        while self._left() > self._most:
+    async def enter(self) -> None:
+        """Returns when the request may be sent; raises why not."""
+        while True:
+            self._proceed()
+            self._disk.check()
+            if self._sent < self._most_sent and self._left() <= self._most_unshipped:
+                self._sent += 1
+                return
             self._moved.clear()
-            if self._left() > self._most:
-                await self._moved.wait()
-        self._disk.check()
+            await self._moved.wait()
+
+    def leave(self, ref: VectorRef | None = None) -> None:
+        """A request is over; where its answer is, if it brought one."""
+        self._sent -= 1
+        if ref is not None:
+            self._unshipped.append((ref.segment, ref.offset + ref.count * ref.dimensions * 4))
+        self._moved.set()
 
     def _left(self) -> int:
-        self._waiting = deque(one for one in self._waiting if not self._disk.has(*one))
-        return len(self._waiting)
+        while self._unshipped and self._disk.has(*self._unshipped[0]):  # they get there in this order, nearly
+            self._unshipped.popleft()
+        return len(self._unshipped)
 
     def _tell(self) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits

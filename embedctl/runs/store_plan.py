@@ -22,7 +22,7 @@ from embedctl.journal.shard_log import DONE, SHARDS, Tail, done_name, label, tai
 from embedctl.outputs.parts import StoredPart
 from embedctl.planning.shards import Shard
 from embedctl.records import RowCounts, Space
-from embedctl.storage.store import PROBES, Store
+from embedctl.storage.store import PROBES, Store, remove_all
 
 PLAN = "_embedctl/plan.json"
 INPUTS = "_embedctl/inputs.parquet"
@@ -217,8 +217,7 @@ def finish(store: Store, plan: StorePlan) -> Manifest:
     made = manifest(store, plan)
     if not store.list(MANIFESTS):
         store.put_if_absent(f"{MANIFESTS}{1:08d}.json", encoded(made))
-    for name in [*store.list(SHARDS), *filter(_is_old, store.list(PROBES))]:
-        store.remove(name)
+    remove_all(store, [*store.list(SHARDS), *filter(_is_old, store.list(PROBES))])
     return made
 
 

@@ -42,6 +42,7 @@ from embedctl.journal.shard_log import (
 from embedctl.journal.shipping import ShippingDisk, fetch
 from embedctl.ledger import budget_copy, identity
 from embedctl.ledger import spool as spools
+from embedctl.ledger.prices.price import cost
 from embedctl.outputs import Existing, Output, parquet
 from embedctl.outputs.shard import FAILURES_FOLDER, ShardOutput, failures_name
 from embedctl.planning import shards
@@ -49,7 +50,7 @@ from embedctl.planning.shards import Shard, Unit
 from embedctl.records import AtRisk, Observers, PhaseBegan, RowCounts, Space, UsageEvent, Warned, utc_now, uuid7
 from embedctl.routing import allow
 from embedctl.routing.chain import FallbackChain
-from embedctl.runs import resume, store_plan, store_usage, wiring
+from embedctl.runs import foundations, resume, store_plan, store_usage, wiring
 from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt, Spending
 from embedctl.runs.registration import Registration
@@ -57,10 +58,13 @@ from embedctl.runs.run import Run, RunAsync
 from embedctl.runs.store_plan import INPUTS, PLAN, SPACE, USAGE, Manifest, ShardDone, StorePlan
 from embedctl.runs.wiring import Resources, RunPlan, Shipping
 from embedctl.storage import locks
-from embedctl.storage.store import Store, check_refuses
+from embedctl.storage.store import Store, check_refuses, remove_all
 
 MOST_POLL_S = 5.0
 """How long it takes at most until the shards of other workers are looked at again."""
+
+AHEAD_SHARE = 2
+"""Of so many requests in flight, one more has its intent on the way to the store meanwhile."""
 
 UNSHIPPED_SHARE = 4
 """One answer in so many requests in flight may be on its way to the store while others are sent."""
@@ -93,7 +97,7 @@ class StoreRun(Run):
         self._living: set[str] = set()
         self._done: dict[int, ShardDone] = {}
         self._own = RowCounts()
-        self._worked = False
+        self._worked = self._said_risk = False
         self._space: Space | None = None
         self._manifest: Manifest | None = None
         self._spent_before = Decimal(0)
@@ -214,8 +218,8 @@ class StoreRun(Run):
             differences.append(self._differing_input(source))
         raise OutputRefused(
             f"{self._store.url} is the output of another job: {'; '.join(differences) or 'its workspaces differ'}",
-            hint="run it with the input and options it was begun with, or choose another -o: "
-            "what changed since is embedded under a new prefix",
+            hint="run it with the input and options it was begun with, or choose another -o: an output on a store is "
+            "not changed by a rerun yet",
         )
 
     def _differing_input(self, source: inputs.Source) -> str:
@@ -419,11 +423,15 @@ class StoreRun(Run):
             rows=RowCounts(),
             disk=self._disk,
             segment_bytes=self._segment_bytes,
-            shipping=Shipping(disk=disk, secret=trusted.secret, most_unshipped=unshipped),
+            shipping=Shipping(
+                disk=disk, secret=trusted.secret, most_unshipped=unshipped, ahead=max(2, concurrency // AHEAD_SHARE)
+            ),
             held=self.job.scratch / str(self.run_id),
             spent_before=self._spent_before,
         )
-        begin = partial(self._begin_shard, entry, out.log, AtRisk(concurrency + unshipped, self._risk(plan, source)))
+        risk = None if self._said_risk else self._risk(chain, part, concurrency + unshipped)
+        self._said_risk = True
+        begin = partial(self._begin_shard, entry, out.log, risk)
         async with wiring.opened(run, begin) as resources:
             self._progress = resources.progress
             try:
@@ -434,9 +442,10 @@ class StoreRun(Run):
                 self._record.space = resources.space
         return run.rows
 
-    def _begin_shard(self, entry: Registration, log: ShardLog, risk: AtRisk) -> Spool:
+    def _begin_shard(self, entry: Registration, log: ShardLog, risk: AtRisk | None) -> Spool:
         entry.running()
-        self._observer.notify(risk)
+        if risk is not None:
+            self._observer.notify(risk)
 
         def give(segment_id: str, events: Sequence[UsageEvent]) -> bool:
             """What another holder's recovery has put there already stays: it has our intents."""
@@ -444,8 +453,18 @@ class StoreRun(Run):
 
         return give
 
-    def _risk(self, plan: StorePlan, source: inputs.Source) -> Decimal | None:
-        return None
+    def _risk(self, chain: FallbackChain, source: inputs.Source, requests: int) -> AtRisk:
+        """What a dead worker's requests cost once more, by the first rows of the input."""
+        price, limits = self._prices.of(chain.first), chain.first.protocol.LIMITS
+        block = next(source.blocks(), None) if price else None
+        texts = [text for text in block.texts if text] if block is not None else []
+        if not price or not texts:
+            return AtRisk(requests, None)
+        tokens = max(1, sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // 4 // len(texts))
+        packed = foundations.packed_limits(limits, chain.first, self._options)
+        most = [(packed.items, 1), (packed.tokens, tokens), (packed.bytes, 4 * tokens)]
+        fits = min((limit // each for limit, each in most if limit is not None), default=1)
+        return AtRisk(requests, cost(requests * max(1, fits) * tokens, price))
 
     def _finish_shard(self, run: RunPlan, resources: Resources, shard: Shard) -> None:
         self._record.check_unchanged(run.source, [file for file, _ in shard.pieces] if shard.pieces else None)
@@ -476,9 +495,7 @@ class StoreRun(Run):
         self._done[shard.ordinal] = done
         self._own.reused += counts.reused
         self._own.duplicates += counts.duplicates
-        for folder in ("answers/", "failed/"):
-            for name in self._patience.with_(lambda f=folder: self._store.list(f"{log.folder}{f}")):  # type: ignore[misc]
-                self._patience.with_(lambda n=name: self._store.remove(n))  # type: ignore[misc]
+        self._patience.with_(lambda: remove_all(self._store, _served(self._store, log.folder)))
 
     def _fix_space(self, space: Space) -> None:
         """The job's vectors are of this space, from the first part on.
@@ -600,6 +617,11 @@ def _listing(source: inputs.Source, sizes: Sequence[inputs.FileSize]) -> bytes:
             "row_groups": [list(one.group_rows) if one.group_rows is not None else None for one in sizes],
         }
     )
+
+
+def _served(store: Store, folder: str) -> list[str]:
+    """What only served the work on a shard; its log stays."""
+    return [name for kind in ("answers/", "failed/") for name in store.list(f"{folder}{kind}")]
 
 
 def _first(objects: Iterator[Any], count: int) -> Iterator[Any]:

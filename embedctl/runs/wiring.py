@@ -34,7 +34,7 @@ from embedctl.journal import Journal, Recovered, Spool, Trust
 from embedctl.journal.batches import Batch, BatchLog
 from embedctl.journal.batches import Found as FoundBatches
 from embedctl.journal.rescue import JOURNAL
-from embedctl.journal.shipping import ShippingBacklog, ShippingDisk
+from embedctl.journal.shipping import ShippingDisk, ShippingTurnstile
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import Existing, Output, parquet
 from embedctl.outputs.assemble import Purchases, SegmentNumbers
@@ -239,17 +239,20 @@ def router(
     *,
     connections: int,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ahead: int = 0,
 ) -> Router:
     """All endpoints of this process. To be closed.
 
     Args:
         connections: Most at once to one host.
+        ahead: Requests that are prepared beside those in flight.
         sleep: Waits, and raises when the run is told to stop.
     """
     max_wait_s = settings.options.max_wait
 
     def limiter(endpoint: Endpoint, waiting: Callable[[float], None]) -> Limiter:
-        return AdaptiveLimiter(endpoint.rate_limits, sleep=sleep, longest_gate_s=max_wait_s, waiting=waiting)
+        limits = replace(endpoint.rate_limits, concurrency=endpoint.rate_limits.concurrency + ahead)
+        return AdaptiveLimiter(limits, sleep=sleep, longest_gate_s=max_wait_s, waiting=waiting)
 
     return Router(
         hints_file=settings.paths.home / "hints.json",
@@ -298,11 +301,17 @@ class Shipping:
         disk: Of the journal alone.
         secret: Makes its frames evidence to all workers of the job.
         most_unshipped: Answers that may be on their way while requests are sent.
+        ahead: Requests whose intents are on their way while others are in flight.
     """
 
     disk: ShippingDisk
     secret: bytes
     most_unshipped: int
+    ahead: int
+
+
+def _turnstile(far: Shipping, most_sent: int, stop: StopSignal) -> ShippingTurnstile:
+    return ShippingTurnstile(far.disk, most_sent=most_sent, most_unshipped=far.most_unshipped, proceed=stop.proceed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,8 +410,11 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             def limits(known: Limits) -> None:
                 packing.limits = foundations.packed_limits(known, first, options)
 
-            asked = router(job.settings, plan.observer, connections=first.rate_limits.concurrency, sleep=stop.sleep)
-            turns = Turns(first.rate_limits.concurrency)
+            far = plan.shipping
+            ahead = far.ahead if far else 0
+            connections = first.rate_limits.concurrency
+            asked = router(job.settings, plan.observer, connections=connections, sleep=stop.sleep, ahead=ahead)
+            turns = Turns(connections + ahead)
             embedder = Embedder(
                 asked,
                 sleep=turns.giving(stop.sleep),
@@ -459,14 +471,13 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 )
             )
             ids = stack.enter_context(DuplicateIds(plan.source, state))
-            far = plan.shipping
             journal = Journal.open(
                 state / JOURNAL,
                 secret=far.secret if far else plan.trust.secret,
                 spool=spool_segment,
                 recovered=plan.existing.recovered,
                 disk=far.disk if far else plan.disk,
-                backlog=ShippingBacklog(far.disk, far.most_unshipped) if far else None,
+                turnstile=_turnstile(far, first.rate_limits.concurrency, stop) if far else None,
                 sync_intents=any(one.price_as != "free" for one in plan.chain.endpoints),
                 segment_bytes=plan.segment_bytes,
                 dimensions=endpoint.dimensions or 0,
@@ -501,7 +512,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                             why = block.messages.get(at) or REASON_WORDS[reason]
                             plan.observer.notify(Warned("bad_row", str(block.ids[at]), why))
 
-            answers = OnlineAnswers(cached, endpoint.rate_limits.concurrency, failed=stop.because, turns=turns)
+            answers = OnlineAnswers(cached, endpoint.rate_limits.concurrency + ahead, failed=stop.because, turns=turns)
             stack.push_async_callback(answers.aclose)
             open_slices = OpenSlices(
                 plans,

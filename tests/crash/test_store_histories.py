@@ -129,7 +129,7 @@ def test_another_job_is_refused(job: StoreStory) -> None:
 def test_many_kills(gone: str, tmp_path: Path, wire: Wire, forks: Zygote, s3: StoreServer, counted: Tell) -> None:
     """The same for many kills at any moment."""
     again = kills = 0
-    for seed in range(12):
+    for seed in range(6):
         with story(tmp_path / str(seed), wire, forks, s3, seed=seed) as (job, chance):
             for _ in range(4):
                 job.kill(chance.randrange(1, 7))

@@ -8,7 +8,7 @@ import typer
 
 from embedctl import settings, terminal
 from embedctl.cli import _ledger
-from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag, pairs
+from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag, StoreOptionFlag, pairs
 from embedctl.cli.usage._wait import Wait
 from embedctl.errors import WrongUsage
 
@@ -38,10 +38,7 @@ def ingest(
     lease: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="With --seal: a worker that is silent for so long is dead.")
     ] = 60.0,
-    store_option: Annotated[
-        list[str] | None,
-        typer.Option("--store-option", metavar="K=V", help="How the store is reached, like region=…; repeatable."),
-    ] = None,
+    store_option: StoreOptionFlag = None,
     as_json: JsonFlag = False,
     ledger: LedgerFlag = None,
     config: ConfigFlag = None,
