@@ -86,6 +86,10 @@ class CrashingStore:
         self._look()
         return self.inner.read_range(name, start, end, etag=etag)
 
+    def view(self, name: str, start: int, end: int, *, etag: str | None = None) -> Any:
+        self._look()
+        return self.inner.view(name, start, end, etag=etag)
+
     def stat(self, name: str) -> StoredObject | None:
         self._look()
         return self.inner.stat(name)
