@@ -5,8 +5,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterator, Sequence
 
 from embedctl.errors import InputMissing
 from embedctl.inputs import kinds
@@ -20,6 +19,7 @@ OURS = (".embeddings.parquet", ".failures.jsonl")
 """In a folder, what an earlier run wrote is no input."""
 STATE_FOLDER = "_embedctl"
 """A folder that holds one is an output of ours: its parts are no input, unless they are named."""
+_PART = re.compile(r"part-[\dg-]+\.parquet")
 
 
 Found = tuple[StoredInput, str, bool]
@@ -79,53 +79,79 @@ def _matching(store: Store, url: StoreUrl, options: ReadOptions, left_out: LeftO
     # What stands before the first sign of a pattern narrows the listing: nothing else of a bucket is asked for.
     begun = re.split(r"[*?\[]", pattern[0], maxsplit=1)[0]
     objects = list(store.objects(prefix + begun))
+    outputs = _outputs(store, [one for one in objects if fits(one.name[len(prefix) :])])
     hidden = any(part.startswith(".") for part in pattern)
-    found = [
-        one
-        for one in _visible(objects, len(prefix), hidden=hidden, ours=pattern[-1].endswith(OURS))
-        if fits(one.name[len(prefix) :])
-    ]
+    ours = pattern[-1].endswith(OURS)
+    visible = _visible(objects, len(prefix), hidden=hidden, ours=ours, outputs=outputs)
+    found = [one for one in visible if fits(one.name[len(prefix) :])]
     if not found:
         raise InputMissing(f"no object matches {url}", hint="check the pattern; ** matches folders of any depth")
     yield from ((_stored(store, url, one), one.name[len(prefix) :], False) for one in found)
 
 
-def _fits(pattern: Sequence[str]) -> Any:
-    """Whether a name fits a pattern that is cut at its slashes."""
-    text = ""
-    for at, part in enumerate(pattern):
-        last = at == len(pattern) - 1
-        if part == "**":
-            text += ".+" if last else "(?:[^/]+/)*"
-        else:
-            # As `fnmatch` has it, within a part of a name.
-            text += fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z").replace(".*", "[^/]*")
-            text += "" if last else "/"
-    return re.compile(text, re.DOTALL).fullmatch
+def _fits(pattern: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a name fits a pattern that is cut at its slashes; `**` is any folders, at the end any file below."""
+    tests = [None if part == "**" else re.compile(fnmatch.translate(part)).match for part in pattern]
+    end = len(tests)
+
+    def fits(name: str) -> bool:
+        reached = {0}
+        for part in name.split("/"):
+            for at in sorted(reached):
+                while at < end - 1 and tests[at] is None:  # no folder at all
+                    at += 1
+                    reached.add(at)
+            after = set()
+            for at in reached - {end}:
+                if (test := tests[at]) is None:
+                    after |= {at, end} if at == end - 1 else {at}
+                elif test(part):
+                    after.add(at + 1)
+            reached = after
+        return end in reached
+
+    return fits
 
 
 def _visible(
-    objects: Sequence[StoredObject], skip: int, *, hidden: bool = False, ours: bool = False
+    objects: Sequence[StoredObject],
+    skip: int,
+    *,
+    hidden: bool = False,
+    ours: bool = False,
+    outputs: Container[str] = (),
 ) -> list[StoredObject]:
     """Without what is hidden, what marks a folder, and what an earlier run wrote; sorted.
 
     Args:
         skip: Characters before the part of a name that is looked at.
         ours: Files of earlier runs are meant.
+        outputs: Folders, with their slash, that are known to be outputs of ours.
     """
-    outputs = {one.name.partition(f"{STATE_FOLDER}/")[0] for one in objects if f"/{STATE_FOLDER}/" in f"/{one.name}"}
+    folders = {one.name[: at + 1] for one in objects for at, char in enumerate(one.name) if char == "/" and at >= skip}
+    inside = {one.removesuffix(f"{STATE_FOLDER}/") for one in folders if f"/{one}".endswith(f"/{STATE_FOLDER}/")}
+    inside.discard(objects[0].name[:skip] if objects else "")  # who names an output means its parts
     kept = []
     for one in sorted(objects, key=lambda one: one.name):
         parts = one.name[skip:].split("/")
-        folder = one.name[: len(one.name) - len(parts[-1])]
-        if STATE_FOLDER in parts or any(folder.startswith(output) for output in outputs):
+        above = [one.name[: skip + at + 1] for at, char in enumerate(one.name[skip:]) if char == "/"]
+        if STATE_FOLDER in parts or any(folder in inside or folder in outputs for folder in above):
+            continue
+        if one.name[: len(one.name) - len(parts[-1])] in outputs:
             continue
         if (not hidden and any(part.startswith(".") for part in parts)) or (not ours and one.name.endswith(OURS)):
             continue
-        if one.name.endswith("/") or (not one.size and any(other.name.startswith(f"{one.name}/") for other in objects)):
+        if one.name.endswith("/") or (not one.size and f"{one.name}/" in folders):
             continue
         kept.append(one)
     return kept
+
+
+def _outputs(store: Store, objects: Sequence[StoredObject]) -> set[str]:
+    """Folders of these objects that are outputs of ours: those with names like our parts' are asked for their state."""
+    folders = {one.name.rpartition("/")[0] for one in objects if _PART.fullmatch(one.name.rpartition("/")[2])}
+    asked = {f"{folder}/" if folder else "" for folder in folders}
+    return {one for one in asked if next(iter(store.objects(f"{one}{STATE_FOLDER}/")), None) is not None}
 
 
 def _stored(store: Store, url: StoreUrl, found: StoredObject) -> StoredInput:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import pytest
 
-from embedctl.errors import InputChanged, OutputRefused, StoreUnreachable
+from embedctl.errors import InputChanged, InputMissing, OutputRefused, StoreUnreachable
 from embedctl.storage.object_store import ObjectStore
 from embedctl.storage.store import PROBES, LocalStore, Store, check_refuses
 from tests.support.fault_proxy import FaultProxy
@@ -224,6 +224,26 @@ def test_an_overloaded_store_is_asked_again(faulty_s3: tuple[StoreServer, FaultP
 
     assert store.put_if_absent("entry", b"mine")
     assert store.read("entry") == b"mine"
+
+
+def test_a_store_that_cannot_create_alone_is_refused(faulty_s3: tuple[StoreServer, FaultProxy]) -> None:
+    """A store that says 501 to the condition of a put cannot be an output: 73."""
+    server, proxy = faulty_s3
+    proxy.always = "not implemented"
+
+    with pytest.raises(OutputRefused, match="cannot create without overwriting") as refused:
+        server.open(retries=0).put_if_absent("entry", b"mine")
+    assert refused.value.exit_code == 73
+
+
+def test_an_output_without_its_bucket_cannot_be_created(on_server: StoreServer) -> None:
+    """Nothing can be put where no bucket is, and nothing is there."""
+    store = on_server.open(on_server.root.replace("bucket", "no-such-bucket").replace("container", "no-such-one"))
+
+    with pytest.raises(OutputRefused, match="there is no such bucket"):
+        store.put_if_absent("entry", b"mine")
+    with pytest.raises(InputMissing, match="there is no such bucket"):
+        store.list()
 
 
 def test_a_store_that_stays_away_is_given_up(faulty_s3: tuple[StoreServer, FaultProxy]) -> None:

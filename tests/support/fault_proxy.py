@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Fault = Literal["drop answer", "drop request", "conflict", "unavailable", "denied", "slow"]
+Fault = Literal["drop answer", "drop request", "conflict", "unavailable", "denied", "not implemented", "slow"]
 
 _ANSWERS: dict[Fault, tuple[int, str]] = {
     "conflict": (409, "ConditionalRequestConflict"),
     "unavailable": (503, "SlowDown"),
     "denied": (403, "AccessDenied"),
+    "not implemented": (501, "NotImplemented"),
 }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import io
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedctl.errors import InputChanged, InputMissing, StoreDenied, WrongUsage
+from embedctl.errors import InputChanged, InputInvalid, InputMissing, StoreDenied, WrongUsage
 from embedctl.inputs import ReadOptions, Source, open_input
+from embedctl.inputs.stored import _fits
 from embedctl.storage.object_store import ObjectStore
 from embedctl.storage.store_file import StoreFile
 from embedctl.storage.store_url import is_store_url, parse
@@ -30,7 +33,12 @@ FILES = {
     "docs/picture.png": b"\x89PNG",
     "docs/old/_embedctl/plan.json": b"{}",
     "docs/old/part-000000.txt": b"an output's",
+    "docs/folder.txt": b"",
+    "docs/empty": b"",
+    "docs/empty/.keep": b"",
     "docs2/other.md": b"# not below docs/",
+    "out/_embedctl/plan.json": b"{}",
+    "out/part-00000-000000.parquet": b"an output's",
 }
 
 
@@ -72,12 +80,12 @@ def opened(url: str, stores: Stores, **options: Any) -> Source:
 @pytest.mark.parametrize(
     ("behind", "labels"),
     [
-        ("/docs/", ["a.md", "deep/c.txt", "deep/er/b.md"]),
-        ("/docs", ["a.md", "deep/c.txt", "deep/er/b.md"]),
+        ("/docs/", ["a.md", "deep/c.txt", "deep/er/b.md", "folder.txt"]),
+        ("/docs", ["a.md", "deep/c.txt", "deep/er/b.md", "folder.txt"]),
         ("/docs/*.md", ["a.md"]),
         ("/docs/*/*.txt", ["deep/c.txt"]),
         ("/docs/**/*.md", ["a.md", "deep/er/b.md"]),
-        ("/docs/**", ["a.md", "deep/c.txt", "deep/er/b.md", "picture.png"]),
+        ("/docs/**", ["a.md", "deep/c.txt", "deep/er/b.md", "folder.txt", "picture.png"]),
         ("/do*/*.md", ["docs/a.md", "docs2/other.md"]),
         ("/docs/deep/c.txt", ["c.txt"]),
         ("/docs/[ab].md", ["a.md"]),
@@ -93,10 +101,32 @@ def test_an_address_means_what_a_path_would(filled: tuple[str, Stores], behind: 
     ] == labels
 
 
+@settings(max_examples=150)
+@given(
+    names=st.sets(st.text("ab/.", min_size=1, max_size=6), max_size=8),
+    pattern=st.lists(st.sampled_from(["**", "*", "?", "a", "b*", "[!a]", "a?", "*a*b*"]), min_size=1, max_size=4),
+)
+def test_a_pattern_fits_what_it_fits_on_a_disk(names: set[str], pattern: list[str]) -> None:
+    """The names that a pattern of a store fits are those that `glob` gives for files of these names."""
+    files = {name for name in names if all(part not in ("", ".", "..") for part in name.split("/"))}
+    files = {name for name in files if not any(other.startswith(f"{name}/") for other in files)}
+    with TemporaryDirectory() as folder:
+        for name in files:
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / name).touch()
+        text = "/".join(pattern)
+        there = set(glob.glob(text, root_dir=folder, recursive=True, include_hidden=True))
+    fits = _fits(pattern)
+
+    assert {name for name in files if fits(name)} == there & files
+
+
 def test_a_folder_of_a_store_reads_as_one_of_a_disk(filled: tuple[str, Stores], tmp_path: Path) -> None:
     """Ids, texts, and what is left out are the same, wherever the files are."""
     url, stores = filled
     for name, content in FILES.items():
+        if name == "docs/empty":  # marks a folder
+            continue
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     here, there = opened(str(tmp_path / "docs"), Stores()), opened(f"{url}/docs/", stores)
@@ -106,6 +136,38 @@ def test_a_folder_of_a_store_reads_as_one_of_a_disk(filled: tuple[str, Stores], 
     assert [one.label.removeprefix(url) for one in there.left_out] == [
         one.label.removeprefix(str(tmp_path)) for one in here.left_out
     ]
+
+
+def test_parts_of_an_output_are_an_input_only_where_they_are_named(filled: tuple[str, Stores]) -> None:
+    """The folder of an output, or a part of it, is the user's word; a pattern that fits its parts is not."""
+    url, stores = filled
+
+    for behind in ("/out/", "/out/part-00000-000000.parquet"):
+        with pytest.raises(InputInvalid, match="not a Parquet file"):
+            opened(url + behind, stores)
+    for behind in ("/out/part-*.parquet", "/*/part-*.parquet", "/**/*.parquet"):
+        with pytest.raises(InputMissing, match="no object matches"):
+            opened(url + behind, stores)
+
+
+def test_a_table_is_read_in_few_requests(s3: StoreServer, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a table footers are asked for, and each row group by itself: not every mebibyte of every column."""
+    table = pa.table({"id": range(40_000), "text": [f"{n:0100}" for n in range(40_000)]})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=20_000, compression="none", use_dictionary=False)
+    url = s3.new()
+    s3.open(url).put_if_absent("t.parquet", sink.getvalue())
+    asked: list[int] = []
+    view = ObjectStore.view
+
+    def counted(self: ObjectStore, name: str, start: int, end: int, *, etag: str | None = None) -> Any:
+        asked.append(end - start)
+        return view(self, name, start, end, etag=etag)
+
+    monkeypatch.setattr(ObjectStore, "view", counted)
+    assert len(rows(opened(f"{url}/t.parquet", stores))) == 40_000
+    assert len(asked) <= 8
+    assert sum(asked) < 1.2 * len(sink.getvalue())
 
 
 @pytest.mark.parametrize("behind", ["/nothing/", "/docs/*.csv", "/docs/none.md", "/docs/deep/x/"])
