@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 from uuid import UUID
@@ -33,6 +33,7 @@ class RunRecord:
     Attributes:
         space: Of its vectors; None while it is not known.
         rows: What became of rows so far.
+        binding: Of the input as it is and all that shapes the output; `terms` of the latter alone.
     """
 
     job: JobRequest
@@ -40,6 +41,7 @@ class RunRecord:
     space: Space | None = None
     rows: RowCounts = field(default_factory=RowCounts)
     binding: str = ""
+    terms: str = ""
     _seen_at_start: dict[str, Any] = field(default_factory=dict)
 
     def bind(self, source: inputs.Source, first: Endpoint, denied: Sequence[str]) -> OutputRequest:
@@ -54,6 +56,7 @@ class RunRecord:
             shaping["barred"] = sorted(denied)
         self._seen_at_start = source.fingerprint()
         self.binding = resume.binding(self._seen_at_start, shaping)
+        self.terms = resume.digest(shaping)
         return OutputRequest(
             space=space,
             binding=self.binding,
@@ -92,10 +95,15 @@ class RunRecord:
         return parquet.metadata(space, run_id=str(self.run_id), source=self.input, rows=written, extra=extra)
 
     @property
+    def files(self) -> Sequence[Mapping[str, Any]]:
+        """The input's files as they were bound: name, size, and what changes with their content."""
+        found: Sequence[Mapping[str, Any]] = self._seen_at_start.get("files", [])
+        return found
+
+    @property
     def input(self) -> dict[str, Any]:
         """What a part says of the input: a digest, however many files it has. Their names would stand in each part."""
-        files = self._seen_at_start.get("files", [])
-        return {"digest": resume.digest(self._seen_at_start), "count": len(files)}
+        return {"digest": resume.digest(self._seen_at_start), "count": len(self.files)}
 
     def as_dict(self, output: Output, state: str) -> dict[str, Any]:
         """The content of run.json."""

@@ -25,7 +25,7 @@ from embedctl.records import RowCounts, Space
 from embedctl.storage.store import PROBES, Store, remove_all
 
 PLAN = "_embedctl/plan.json"
-INPUTS = "_embedctl/inputs.parquet"
+PLANS = "_embedctl/plan"
 SPACE = "_embedctl/space.json"
 MANIFESTS = "_embedctl/manifest/"
 USAGE = "_embedctl/usage/"
@@ -48,6 +48,7 @@ class StorePlan:
         generation: 1, and one more for each change of the input.
         version: Of embedctl.
         binding: Of the input as listed and all options that shape the output: equal for all workers.
+        terms: Of all options that shape the output, without the input.
         input: Digest and number of files; `inputs.parquet` lists them.
         options: Those that shape the output.
         model: As it was asked for; `width` of its vectors where that is known before anything is asked.
@@ -68,6 +69,7 @@ class StorePlan:
     secret: str
     shard_rows: int
     shards: Sequence[Shard]
+    terms: str = ""
     width: int | None = None
     generation: int = 1
     limited: bool = False
@@ -122,14 +124,27 @@ def encoded(record: object) -> bytes:
     return orjson.dumps(asdict(record), option=orjson.OPT_INDENT_2, default=str)  # type: ignore[call-overload]
 
 
-def read_plan(store: Store) -> StorePlan | None:
-    """The plan of the job on a store; None: there is none.
+def plan_name(generation: int) -> str:
+    """The name of a plan."""
+    return PLAN if generation == 1 else f"{PLANS}-{generation:04d}.json"
+
+
+def inputs_name(generation: int) -> str:
+    """The name of what lists the input files of a plan."""
+    return "_embedctl/inputs.parquet" if generation == 1 else f"_embedctl/inputs-{generation:04d}.parquet"
+
+
+def read_plan(store: Store, generation: int | None = None) -> StorePlan | None:
+    """A plan of the job on a store (default: the newest); None: there is none.
 
     Raises:
         OutputRefused: Something else stands there.
         ConfigurationInvalid: A later version made it.
     """
-    return _read(store, PLAN, StorePlan)
+    if generation is None:
+        digits = (name.removeprefix(f"{PLANS}-").removesuffix(".json") for name in store.list(PLANS))
+        generation = max((int(one) for one in digits if one.isdecimal()), default=1)
+    return _read(store, plan_name(generation), StorePlan)
 
 
 def read_done(store: Store, plan: StorePlan, shard: Shard) -> ShardDone | None:
@@ -147,10 +162,15 @@ def done_ordinals(store: Store, plan: StorePlan) -> set[int]:
     return {shard.ordinal for shard in plan.shards if done_name(plan.label(shard)) in names}
 
 
-def read_manifest(store: Store) -> Manifest | None:
-    """The newest manifest; None: the job is not finished. Raises as `read_plan`."""
-    names = sorted(store.list(MANIFESTS))
-    return _read(store, names[-1], Manifest) if names else None
+def manifest_name(generation: int) -> str:
+    """The name of a manifest."""
+    return f"{MANIFESTS}{generation:08d}.json"
+
+
+def read_manifest(store: Store, plan: StorePlan | None = None) -> Manifest | None:
+    """The manifest of a plan (default: the newest); None: it is not finished. Raises as `read_plan`."""
+    plan = plan or read_plan(store)
+    return None if plan is None else _read(store, manifest_name(plan.generation), Manifest)
 
 
 def read_space(store: Store) -> Space | None:
@@ -215,10 +235,21 @@ def finish(store: Store, plan: StorePlan) -> Manifest:
     A log goes only now: a number that was freed before would let a sleeping worker in again.
     """
     made = manifest(store, plan)
-    if not store.list(MANIFESTS):
-        store.put_if_absent(f"{MANIFESTS}{1:08d}.json", encoded(made))
-    remove_all(store, [*store.list(SHARDS), *filter(_is_old, store.list(PROBES))])
+    store.put_if_absent(manifest_name(plan.generation), encoded(made))
+    own = f"{SHARDS}g{plan.generation:04d}-" if plan.generation > 1 else SHARDS
+    logs = [name for name in store.list(SHARDS) if name.startswith(own) and (plan.generation > 1 or "/g" not in name)]
+    remove_all(store, [*logs, *filter(_is_old, store.list(PROBES)), *_superseded(store, plan.generation, made)])
     return made
+
+
+def _superseded(store: Store, generation: int, made: Manifest) -> list[str]:
+    """Parts and failures that earlier manifests name, and this one does not."""
+    before: set[str] = set()
+    for number in range(1, generation):
+        earlier = _read(store, manifest_name(number), Manifest)
+        if earlier is not None:
+            before |= {part.name for part in earlier.parts} | set(earlier.failures)
+    return sorted(before - {part.name for part in made.parts} - set(made.failures))
 
 
 def _is_old(probe: str) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import orjson
 
@@ -43,11 +43,23 @@ from embedctl.journal.shipping import ShippingDisk, fetch
 from embedctl.ledger import budget_copy, identity
 from embedctl.ledger import spool as spools
 from embedctl.ledger.prices.price import cost
-from embedctl.outputs import Existing, Output, parquet
+from embedctl.outputs import Existing, Output, failures, parquet
+from embedctl.outputs.parquet import Part
 from embedctl.outputs.shard import FAILURES_FOLDER, ShardOutput, failures_name
 from embedctl.planning import shards
 from embedctl.planning.shards import Shard, Unit
-from embedctl.records import AtRisk, Observers, PhaseBegan, RowCounts, Space, UsageEvent, Warned, utc_now, uuid7
+from embedctl.records import (
+    AtRisk,
+    Observers,
+    PhaseBegan,
+    Refusal,
+    RowCounts,
+    Space,
+    UsageEvent,
+    Warned,
+    utc_now,
+    uuid7,
+)
 from embedctl.routing import allow
 from embedctl.routing.chain import FallbackChain
 from embedctl.runs import foundations, resume, store_plan, store_usage, wiring
@@ -55,10 +67,11 @@ from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt, Spending
 from embedctl.runs.registration import Registration
 from embedctl.runs.run import Run, RunAsync
-from embedctl.runs.store_plan import INPUTS, PLAN, SPACE, USAGE, Manifest, ShardDone, StorePlan
+from embedctl.runs.store_plan import SPACE, USAGE, Manifest, ShardDone, StorePlan, inputs_name, plan_name
 from embedctl.runs.wiring import Resources, RunPlan, Shipping
 from embedctl.storage import locks
-from embedctl.storage.store import Store, check_refuses, remove_all
+from embedctl.storage.store import Store, StoredObject, check_refuses, remove_all
+from embedctl.storage.store_file import StoreFile
 
 MOST_POLL_S = 5.0
 """How long it takes at most until the shards of other workers are looked at again."""
@@ -99,6 +112,8 @@ class StoreRun(Run):
         self._own = RowCounts()
         self._worked = self._said_risk = False
         self._space: Space | None = None
+        self._before: StorePlan | None = None
+        self._marks: list[tuple[str, int, str]] = []
         self._manifest: Manifest | None = None
         self._spent_before = Decimal(0)
 
@@ -127,6 +142,7 @@ class StoreRun(Run):
         source = self._source(output, None)
         denied = allow.denied(self.job.settings, chain.first.in_chain)
         self._record.bind(source, chain.first, tuple(denied))
+        self._marks = list(_marks(self._record.files))
         plan = self._agreed(source, chain)
         if len(plan.shards) > 1 and self._options.unique_ids:
             raise WrongUsage(
@@ -134,12 +150,13 @@ class StoreRun(Run):
                 hint="check the ids before, or give --shard-rows so that one shard holds them all",
             )
         wiring.check_source(source, self._options, output.state)
-        self._manifest = self._patience.with_(lambda: store_plan.read_manifest(self._store))
+        self._manifest = self._patience.with_(lambda: store_plan.read_manifest(self._store, plan))
         if self._manifest is not None:
             self._patience.with_(lambda: store_plan.finish(self._store, plan))  # whoever made it may have died then
         else:
             self._space = self._patience.with_(lambda: store_plan.read_space(self._store))
             self._spent_before = self._spent_by_others()
+            self._carry_over(plan)
             run_async(self._work(plan, source, chain, denied, entry))
         assert self._manifest is not None  # noqa: S101 - the work ends with it
         self._record.rows = store_plan.total([self._manifest.counts])
@@ -159,9 +176,18 @@ class StoreRun(Run):
         found = self._patience.with_(lambda: store_plan.read_plan(self._store))
         if found is None:
             self._check_nothing_else()
-            found = self._made(source, chain)
-        self._check_same(found, source)
+            found = self._made(source, chain, after=None)
+        elif self._is_changed(found):
+            found = self._made(source, chain, after=found)
+        self._check_same(found)
         return found
+
+    def _is_changed(self, found: StorePlan) -> bool:
+        """Whether the job is finished, and nothing but its input has changed since."""
+        same = found.terms == self._record.terms and self._options.shard_rows in (None, found.shard_rows)
+        if found.binding == self._record.binding or not same:
+            return False
+        return self._patience.with_(lambda: store_plan.read_manifest(self._store, found)) is not None
 
     def _check_nothing_else(self) -> None:
         for one in self._patience.with_(lambda: list(_first(self._store.objects(), 100))):
@@ -171,13 +197,19 @@ class StoreRun(Run):
                     hint="choose a new prefix: nothing under it is touched",
                 )
 
-    def _made(self, source: inputs.Source, chain: FallbackChain) -> StorePlan:
-        """A new plan, or that of who was faster."""
-        rows = self._options.shard_rows or shards.SHARD_ROWS
+    def _made(self, source: inputs.Source, chain: FallbackChain, after: StorePlan | None) -> StorePlan:
+        """A new plan, or that of who was faster.
+
+        Args:
+            after: The finished one whose input has changed.
+        """
+        rows = after.shard_rows if after is not None else self._options.shard_rows or shards.SHARD_ROWS
+        generation = after.generation + 1 if after is not None else 1
         sizes = source.sizes()
         cut = shards.cut(list(_units(sizes)), self._record.binding, rows)
         if source.numbers_rows and len(cut) > 1 and any(size.group_rows is None for size in sizes):
             cut = _counted(source, cut)
+        cut = tuple(replace(one, key=self._key(one, source)) for one in cut)
         made = StorePlan(
             job_id=str(uuid7()),
             version=__version__,
@@ -191,18 +223,27 @@ class StoreRun(Run):
             shard_rows=rows,
             shards=cut,
             width=chain.first.dimensions,
+            terms=self._record.terms,
+            generation=generation,
             limited=self._is_limited(),
             job=self.job.job,
             at=utc_now().isoformat(),
         )
-        listing = _listing(source, sizes)
-        if not self._put(INPUTS, listing) and self._patience.with_(lambda: self._store.read(INPUTS)) != listing:
-            self._patience.with_(lambda: self._store.remove(INPUTS))  # of one who died before the plan was there
-            self._put(INPUTS, listing)
-        self._put(PLAN, store_plan.encoded(made))
+        listing = _listing(self._marks, sizes)
+        name = inputs_name(generation)
+        if not self._put(name, listing) and self._patience.with_(lambda: self._store.read(name)) != listing:
+            self._patience.with_(lambda: self._store.remove(name))  # of one who died before the plan was there
+            self._put(name, listing)
+        self._put(plan_name(generation), store_plan.encoded(made))
         return self._patience.with_(lambda: store_plan.plan_of(self._store))
 
-    def _check_same(self, found: StorePlan, source: inputs.Source) -> None:
+    def _key(self, shard: Shard, source: inputs.Source) -> str:
+        """Equal for shards of the same rows with the same options, whatever else the input holds."""
+        pieces = [(*self._marks[file], groups) for file, groups in shard.pieces]
+        first_row = shard.first_row if source.numbers_rows else None
+        return resume.digest({"terms": self._record.terms, "pieces": pieces, "first_row": first_row})
+
+    def _check_same(self, found: StorePlan) -> None:
         """Refuse a plan that is not of this job, naming what differs."""
         asked = self._options.shard_rows
         if found.binding == self._record.binding and asked in (None, found.shard_rows):
@@ -215,20 +256,26 @@ class StoreRun(Run):
         if asked not in (None, found.shard_rows):
             differences.append(f"shard_rows is {found.shard_rows} there, {asked} here")
         if found.input != self._record.input:
-            differences.append(self._differing_input(source))
+            differences.append(self._differing_input(found))
         raise OutputRefused(
             f"{self._store.url} is the output of another job: {'; '.join(differences) or 'its workspaces differ'}",
-            hint="run it with the input and options it was begun with, or choose another -o: an output on a store is "
-            "not changed by a rerun yet",
+            hint="run it with the options it was begun with (and, as long as it is not finished, the input), "
+            "or choose another -o",
         )
 
-    def _differing_input(self, source: inputs.Source) -> str:
+    def _listed(self, generation: int) -> dict[str, list[Any]]:
+        """The input files of a plan; nothing where the list is gone."""
         try:
-            there = parquet.read_listing(self._patience.with_(lambda: self._store.read(INPUTS)))
+            return parquet.read_listing(self._patience.with_(lambda: self._store.read(inputs_name(generation))))
         except (FileNotFoundError, OutputRefused):
+            return {}
+
+    def _differing_input(self, found: StorePlan) -> str:
+        there = self._listed(found.generation)
+        if not there:
             return "its input differs"
         before = set(zip(there.get("name", []), there.get("size", []), there.get("mark", []), strict=False))
-        now = set(_marks(source))
+        now = set(self._marks)
         names = sorted({name for name, _, _ in before ^ now})
         return f"the input differs in {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
 
@@ -248,6 +295,69 @@ class StoreRun(Run):
             for event in spools.events(content):
                 spending.count(event)
         return spending.cost + spending.cost_at_risk
+
+    # reruns
+
+    def _carry_over(self, plan: StorePlan) -> None:
+        """Shards whose rows are as they were are done: their parts are only named again."""
+        self._before = self._earlier(plan)
+        if self._before is None:
+            return
+        keys = {shard.key: shard for shard in self._before.shards}
+        done = self._patience.with_(lambda: store_plan.done_ordinals(self._store, plan))
+        for shard in plan.shards:
+            same = keys.get(shard.key)
+            if same is None or shard.ordinal in done:
+                continue
+            had = self._done_before(same)
+            if had is not None:
+                again = replace(had, ordinal=shard.ordinal, worker=str(self.run_id), at=utc_now().isoformat())
+                if self._put(done_name(plan.label(shard)), store_plan.encoded(again)):
+                    self._own.reused += had.counts.vectors
+
+    def _earlier(self, plan: StorePlan) -> StorePlan | None:
+        if plan.generation == 1:
+            return None
+        return self._patience.with_(lambda: store_plan.read_plan(self._store, plan.generation - 1))
+
+    def _done_before(self, shard: Shard) -> ShardDone | None:
+        assert self._before is not None  # noqa: S101 - asked for its shards
+        before = self._before
+        return self._patience.with_(lambda: store_plan.read_done(self._store, before, shard))
+
+    def _known_before(self, shard: Shard) -> tuple[list[Part], dict[bytes, Refusal]]:
+        """Parts whose vectors may be taken for a shard that has changed, and texts that were refused: those of shards
+        that had one of its files, and of its neighbours.
+        """
+        if self._before is None or self._space is None:
+            return [], {}
+        names = self._listed(self._before.generation).get("name", [])
+        own = {self._marks[file][0] for file, _ in shard.pieces}
+        parts: list[Part] = []
+        refused: dict[bytes, Refusal] = {}
+        for one in self._before.shards:
+            near = abs(one.ordinal - shard.ordinal) <= 1
+            if not near and not any(file < len(names) and names[file] in own for file, _ in one.pieces):
+                continue
+            done = self._done_before(one)
+            for part in done.parts if done else ():
+                found = self._patience.with_(lambda n=part.name: self._store.stat(n))  # type: ignore[misc]
+                if found is not None and self._options.reuse:
+                    parts.append(self._part(found, self._space.dimensions))
+            if done is not None and done.failures is not None:
+                with suppress(FileNotFoundError):
+                    content = self._patience.with_(lambda n=done.failures: self._store.read(n))  # type: ignore[misc]
+                    refused.update(failures.of_lines(content.splitlines(keepends=True)))
+        return parts, refused
+
+    def _part(self, found: StoredObject, dimensions: int) -> Part:
+        url = f"{self._store.url}/{found.name}"
+
+        def opened() -> BinaryIO:
+            file = StoreFile(self._store, found.name, found.size, found.etag, url=url)
+            return cast("BinaryIO", file)
+
+        return Part(Path(url), dimensions, opened)
 
     # the work
 
@@ -394,8 +504,11 @@ class StoreRun(Run):
         """Send what nobody has; what became of the shard's rows."""
         trusted = store_usage.trust(plan)
         recovered = await asyncio.to_thread(partial(recover, out.state / JOURNAL, trusted, fenced=True))
+        parts, failed = await asyncio.to_thread(self._known_before, shard)
         existing = Existing(
             space=self._space,
+            parts=parts,
+            failed=failed,
             recovered=recovered,
             done={number: part.counts for number, part in out.parts.items()},
             rows_hashes={n: part.rows_hash for n, part in out.parts.items() if part.rows_hash is not None},
@@ -544,8 +657,8 @@ class StoreRun(Run):
             self._record.rows = store_plan.total([done.counts for done in self._done.values()])
         receipt = super()._receipt(output, failure, seconds, chain)
         there = any(done.failures for done in self._done.values()) or bool(self._manifest and self._manifest.failures)
-        failures = f"{self._store.url}/{FAILURES_FOLDER}" if there else None
-        return replace(receipt, output=self._store.url, output_is_there=True, failures=failures)
+        listed = f"{self._store.url}/{FAILURES_FOLDER}" if there else None
+        return replace(receipt, output=self._store.url, output_is_there=True, failures=listed)
 
 
 def refuse_what_stores_cannot(job: JobRequest) -> None:
@@ -598,22 +711,19 @@ def _counted(source: inputs.Source, cut: Sequence[Shard]) -> tuple[Shard, ...]:
     return tuple(found)
 
 
-def _marks(source: inputs.Source) -> Iterator[tuple[str, int, str]]:
-    """What an input file is known by: name, size, and a mark that changes with its content."""
-    for one in source.fingerprint()["files"]:
+def _marks(files: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, int, str]]:
+    """What each input file is known by: name, size, and a mark that changes with its content."""
+    for one in files:
         mark = next((str(one[key]) for key in ("etag", "blake2b", "mtime_ns") if one.get(key) is not None), "")
         yield one["name"], one["size"], mark
 
 
-def _listing(source: inputs.Source, sizes: Sequence[inputs.FileSize]) -> bytes:
-    names, sizes_bytes, marks = (
-        (list(column) for column in zip(*_marks(source), strict=True)) if source.files else ([],) * 3
-    )
+def _listing(marks: Sequence[tuple[str, int, str]], sizes: Sequence[inputs.FileSize]) -> bytes:
     return parquet.listing(
         {
-            "name": names,
-            "size": sizes_bytes,
-            "mark": marks,
+            "name": [name for name, _, _ in marks],
+            "size": [size for _, size, _ in marks],
+            "mark": [mark for _, _, mark in marks],
             "row_groups": [list(one.group_rows) if one.group_rows is not None else None for one in sizes],
         }
     )

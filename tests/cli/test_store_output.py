@@ -85,13 +85,14 @@ def test_what_is_refused(words: tuple[str, ...], code: int) -> None:
 
 
 def test_another_job_is_named(s3: StoreServer) -> None:
-    """A prefix that holds another job's plan: 73, and what differs."""
+    """A prefix that holds another job's plan: 73, and what differs; rows that changed are no other job."""
     url = s3.new()
     assert embedctl("batch", "run", "in.parquet", "-o", url).code == 0
-    pq.write_table(pa.table({"id": range(5), "text": TEXTS[:5]}), "in.parquet")
-    changed = embedctl("batch", "run", "in.parquet", "-o", url)
     other = embedctl("batch", "run", "in.parquet", "-o", url, "--dtype", "float16")
+    pq.write_table(pa.table({"id": range(5), "text": TEXTS[:5]}), "in.parquet")
+    changed = embedctl("batch", "run", "in.parquet", "-o", url, "--json")
 
-    assert (changed.code, other.code) == (73, 73)
-    assert "the input differs in in.parquet" in changed.err
+    assert other.code == 73
     assert "dtype is float32 there, float16 here" in other.err
+    assert (changed.code, changed.json["vectors"], changed.json["reused"], changed.json["requests"]) == (0, 5, 5, 0)
+    assert embedctl("vectors", "verify", url).code == 0

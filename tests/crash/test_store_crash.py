@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -24,6 +25,7 @@ pytestmark = [
 ]
 
 TEXTS = [sentence(number) for number in range(17)] + [sentence(3)]
+CHANGED = [*TEXTS[:8], sentence(100), *TEXTS[9:]]
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +67,15 @@ def test_a_finished_job_is_not_begun_again(world: StoreWorld) -> None:
 POINTS = 7
 
 
-def end_everywhere(world: StoreWorld, points: int | None) -> int:
-    """Let the worker die at so many of its changes (None: at all), before they are done and after; how often it did."""
+def end_everywhere(world: StoreWorld, points: int | None, *, rerun: bool = False) -> int:
+    """Let the worker die at so many of its changes (None: at all), before they are done and after; how often it did.
+
+    Args:
+        rerun: It is one that changes a finished output.
+    """
+    texts = CHANGED if rerun else TEXTS
+    if rerun:
+        change(world)
     counting = CrashingStore(world.place)
     assert isinstance(world.work(counting), Receipt)
     every, ends = counting.count, 0
@@ -75,6 +84,8 @@ def end_everywhere(world: StoreWorld, points: int | None) -> int:
             begun = StoreWorld(world.folder / f"{at}-{after}", world.wire)
             begun.fill(TEXTS)
             world.wire.reset()
+            if rerun:
+                change(begun)
             dying = CrashingStore(begun.place, at, after)
             ended = begun.work(dying)
             where = f"change {at} {'after' if after else 'before'}: {dying.trace[-1]}"
@@ -85,11 +96,29 @@ def end_everywhere(world: StoreWorld, points: int | None) -> int:
             assert finished.exit_code == 0, f"{where}: {finished.error}"
             again = {h for one in world.wire.truth()[seen:] for h in one["text_hashes"]}
             assert not (kept & again) - TWICE, f"{where}: bought again"
-            begun.check_rows(TEXTS)
+            begun.check_rows(texts)
             begun.check_bill()
-            begun.check_no_leftovers()
+            begun.check_no_leftovers(generations=1 + rerun)
             shutil.rmtree(begun.folder)
     return ends
+
+
+def change(world: StoreWorld) -> None:
+    """A finished output whose input has changed since: one text of its second shard."""
+    assert isinstance(world.work(), Receipt)
+    old = [path.stat().st_mtime_ns for path in sorted((world.folder / "in").iterdir())]
+    world.fill(CHANGED)
+    for path, mtime in zip(sorted((world.folder / "in").iterdir()), old, strict=True):
+        if path.name != "1.parquet":
+            os.utime(path, ns=(mtime, mtime))
+
+
+def test_a_rerun_dies_anywhere(world: StoreWorld, counted: Callable[[object], None]) -> None:
+    """A rerun that dies at a change is finished by the next one; what is unchanged is never bought again."""
+    ends = end_everywhere(world, 3, rerun=True)
+    counted(f"{ends} times")
+
+    assert ends > 1
 
 
 TWICE = {hash_of(sentence(3))}
@@ -147,3 +176,10 @@ def test_checks_bite(world: StoreWorld, monkeypatch: pytest.MonkeyPatch) -> None
 def test_dies_everywhere(world: StoreWorld, counted: Callable[[object], None]) -> None:
     """The same at every single change, before and after."""
     counted(f"{end_everywhere(world, None)} times")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_a_rerun_dies_everywhere(world: StoreWorld, counted: Callable[[object], None]) -> None:
+    """The same of a rerun."""
+    counted(f"{end_everywhere(world, None, rerun=True)} times")

@@ -16,7 +16,7 @@ from tests.support.fault_proxy import fault_proxy
 from tests.support.processes import Zygote
 from tests.support.store_stories import StoreStory, story
 from tests.support.stores import StoreServer
-from tests.support.wire.client import Wire
+from tests.support.wire.client import Wire, hash_of
 
 Tell = Callable[[object], None]
 
@@ -116,11 +116,19 @@ def test_another_job_is_refused(job: StoreStory) -> None:
     assert ended.code == 73, ended.err
     assert "dtype is float32 there, float16 here" in ended.out + ended.err
     assert len(job.wire.truth()) == seen
-    job.world.tables([*job.texts[:-1], "another text"], files=4)
-    ended = job.start().wait()
-    assert ended.code == 73, ended.err
-    assert "the input differs in 000.parquet" in ended.out + ended.err
-    assert len(job.wire.truth()) == seen
+
+
+def test_a_rerun_buys_what_is_new(job: StoreStory) -> None:
+    """A finished job whose input has changed: only the new text is bought, by a machine that has never seen the job."""
+    job.finish()
+    seen = len(job.wire.truth())
+    job.texts[-1] = "another text"
+    job.world.tables(job.texts, files=4)
+    job.lose_machine()
+    job.finish()
+
+    assert {h for one in job.wire.truth()[seen:] for h in one["text_hashes"]} == {hash_of("another text")}
+    job.check_rows(generations=2)
 
 
 @pytest.mark.long

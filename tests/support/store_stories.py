@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedctl.outputs.parquet import matrix
+from embedctl.runs import store_plan
 from embedctl.storage.store import Store
 from tests.support.processes import MODEL, Child, World, Zygote, sentence
 from tests.support.stores import StoreServer
@@ -116,15 +117,20 @@ class StoreStory:
         assert again <= self.kills * AT_RISK, f"{again} texts bought again after {self.kills} kills"
         return again
 
-    def check_rows(self) -> None:
-        names = sorted(name for name in self.store.list() if name.startswith("part-"))
+    def check_rows(self, generations: int = 1) -> None:
+        manifest = store_plan.read_manifest(self.store)
+        assert manifest is not None
+        names = [part.name for part in manifest.parts]
+        assert sorted(names) == self.store.list("part-")
         tables = [pq.read_table(pa.BufferReader(self.store.read(name))) for name in names]
         whole = pa.concat_tables(tables).combine_chunks()
         assert whole.column("id").to_pylist() == list(range(len(self.texts)))
         assert whole.column("text").to_pylist() == self.texts
         assert np.allclose(matrix(whole.column("embedding"), 8), expected(self.texts, MODEL, dimensions=8), atol=1e-6)
         kinds = {name.split("/")[1] for name in self.store.list("_embedctl/")}
-        assert kinds == {"plan.json", "inputs.parquet", "space.json", "done", "usage", "manifest"}
+        later = [f"{what}-{number:04d}" for number in range(2, generations + 1) for what in ("plan", "inputs")]
+        own = {kind for kind in kinds if kind.rpartition(".")[0] not in later}
+        assert own == {"plan.json", "inputs.parquet", "space.json", "done", "usage", "manifest"}
 
 
 @contextmanager

@@ -187,9 +187,12 @@ class StoreWorld(Small):
         return found
 
     def table(self) -> pa.Table:
-        """What a reader finds under the prefix."""
-        names = [name for name in self.place.list() if name.startswith("part-")]
-        tables = [pq.read_table(pa.BufferReader(self.place.read(name))) for name in sorted(names)]
+        """What a reader finds under the prefix, in the order of the newest manifest."""
+        manifest = store_plan.read_manifest(self.place)
+        assert manifest is not None
+        names = [part.name for part in manifest.parts]
+        assert sorted(names) == [name for name in self.place.list() if name.startswith("part-")]
+        tables = [pq.read_table(pa.BufferReader(self.place.read(name))) for name in names]
         return pa.concat_tables(tables).combine_chunks()
 
     def check_rows(self, texts: Sequence[str]) -> None:
@@ -201,13 +204,14 @@ class StoreWorld(Small):
         assert whole.column("text").to_pylist() == list(texts)
         assert np.allclose(matrix(whole.column("embedding"), WIDTH), expected(list(texts), MODEL, WIDTH), atol=1e-6)
         assert manifest is not None
-        assert [part.name for part in manifest.parts] == [n for n in self.place.list() if n.startswith("part-")]
         assert manifest.counts.vectors == len(texts)
 
-    def check_no_leftovers(self) -> None:
+    def check_no_leftovers(self, generations: int = 1) -> None:
         """Nothing is left but what an output is made of; no scratch, nothing in the local spool."""
+        later = range(2, generations + 1)
+        more = {f"plan-{number:04d}.json" for number in later} | {f"inputs-{number:04d}.parquet" for number in later}
         kinds = {name.split("/")[1] for name in self.place.list("_embedctl/")}
-        assert kinds - {"probe"} == {"plan.json", "inputs.parquet", "space.json", "done", "usage", "manifest"}
+        assert kinds - {"probe"} - more == {"plan.json", "inputs.parquet", "space.json", "done", "usage", "manifest"}
         assert not [path for path in (self.folder / "home" / "scratch").glob("*/*") if path.name != "lock"]
         assert not list((self.folder / "home" / "spool").glob("*.spool"))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,12 +16,14 @@ import pytest
 
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, OutputRefused, WrongUsage
 from embedctl.journal.shard_log import ShardLog, label, tail
+from embedctl.outputs.parquet import matrix
 from embedctl.planning import slice as slices
 from embedctl.runs import store_plan, store_usage
 from embedctl.runs.receipt import Receipt
+from tests.support.crashed_runs import MODEL, WIDTH
 from tests.support.processes import sentence
 from tests.support.store_world import CrashingStore, StoreWorld
-from tests.support.wire.client import Wire
+from tests.support.wire.client import Wire, expected, hash_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -238,6 +242,78 @@ def test_a_store_that_overwrites_is_refused(world: StoreWorld) -> None:
 
     assert isinstance(world.work(Overwriting(world.place)), OutputRefused)
     assert world.wire.truth() == []
+
+
+def in_order(world: StoreWorld) -> list[str]:
+    """Texts as the newest manifest has them."""
+    manifest = store_plan.read_manifest(world.place)
+    assert manifest is not None
+    tables = [pq.read_table(pa.BufferReader(world.place.read(part.name))) for part in manifest.parts]
+    whole = pa.concat_tables(tables)
+    texts = whole.column("text").to_pylist()
+    assert np.allclose(matrix(whole.column("embedding"), WIDTH), expected(texts, MODEL, WIDTH), atol=1e-6)
+    assert set(world.place.list("part-")) == {part.name for part in manifest.parts}
+    return list(texts)
+
+
+def test_a_rerun_buys_what_is_new(world: StoreWorld) -> None:
+    """Unchanged shards keep their parts; changed ones take known texts from the parts that are there."""
+    world.fill(TEXTS, files=4)
+    cut = {"shard_rows": 3}
+    done(world.work(flags=cut))
+    before = world.place.list("part-")
+    world.wire.reset()
+    changed = [*TEXTS[6:9], sentence(100)]
+    path = world.folder / "in" / "2.parquet"
+    pq.write_table(pa.table({"id": range(6, 10), "text": changed}), path)
+    receipt = done(world.work(flags=cut))
+
+    assert in_order(world) == [*TEXTS[:6], *changed, *TEXTS[9:]]
+    assert list(world.wire.invoice()["texts"]) == [hash_of(sentence(100))]
+    assert (receipt.rows, receipt.vectors, receipt.reused) == (13, 13, 12)
+    kept = set(before) & set(world.place.list("part-"))
+    assert len(kept) == 3
+    assert {name for name in world.place.list("part-") if name.startswith("part-g0002-00002-")}
+    world.check_no_leftovers(generations=2)
+
+    seen = len(world.wire.truth())
+    assert done(world.work(flags=cut)).reused == 13
+    assert len(world.wire.truth()) == seen
+
+
+def test_a_rerun_for_touched_files_buys_nothing(world: StoreWorld) -> None:
+    """Files that only look new are read again: every text has its vector in the parts that are there."""
+    done(world.work())
+    world.wire.reset()
+    world.fill(TEXTS)
+    os.utime(world.folder / "in" / "0.parquet", (1, 1))
+    done(world.work())
+
+    assert in_order(world) == TEXTS
+    assert world.wire.truth() == []
+
+
+def test_rows_that_failed_stay_failed(world: StoreWorld) -> None:
+    """A refused text of a changed shard is not asked for again until it changes."""
+    world.wire.plan(poison=[TEXTS[1]])
+    done(world.work(), 3)
+    world.wire.reset()
+    world.fill([*TEXTS[:11], sentence(200)])
+    os.utime(world.folder / "in" / "0.parquet", (1, 1))
+    receipt = done(world.work(), 3)
+
+    assert receipt.failed == 1
+    assert list(world.wire.invoice()["texts"]) == [hash_of(sentence(200))]
+
+
+def test_a_job_that_is_not_finished_keeps_its_input(world: StoreWorld) -> None:
+    """A changed input is no reason to leave what was begun: 73, naming the file."""
+    assert world.work(CrashingStore(world.place, 20)) is None
+    world.fill([*TEXTS[:11], sentence(200)])
+    refused = world.work()
+
+    assert isinstance(refused, OutputRefused), refused
+    assert ".parquet" in refused.message
 
 
 def test_names_of_shards_sort_in_the_order_of_the_input() -> None:
