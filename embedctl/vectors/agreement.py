@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from embedctl.errors import InputInvalid
-from embedctl.vectors.files import Stored, PartFile
+from embedctl.vectors.files import PartFile, Stored
 from embedctl.vectors.findings import Findings
 
 _NUMBER = re.compile(r"part-(\d{6})\.parquet\Z")
