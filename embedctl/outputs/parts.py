@@ -8,7 +8,7 @@ from embedctl.records import RowCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredPart:
+class PublishedPart:
     """A part, as log, `done` and manifest name it.
 
     Attributes:

@@ -22,7 +22,7 @@ from embedctl.outputs import failures
 from embedctl.outputs.folder import parquet_content
 from embedctl.outputs.output import Existing, Facts, Finished, OutputRequest, Record, lines, row_counts
 from embedctl.outputs.parquet import Layout
-from embedctl.outputs.parts import StoredPart
+from embedctl.outputs.parts import PublishedPart
 from embedctl.records import RowCounts, Space, uuid7
 
 FAILURES_FOLDER = "failures/"
@@ -117,13 +117,13 @@ class ShardOutput(StoreOutput):
 
     log: ShardLog
     fix_space: Callable[[Space], None] = lambda space: None
-    parts: dict[int, StoredPart] = field(default_factory=dict)
+    parts: dict[int, PublishedPart] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     _without_part: list[bytes] = field(default_factory=list)
 
     def take_over(self, announced: Iterable[Entry]) -> None:
         """Take the parts that earlier holders have published, as their log entries say."""
-        by_number: dict[int, list[StoredPart]] = {}
+        by_number: dict[int, list[PublishedPart]] = {}
         for entry in announced:
             part = _part(entry.about)
             if part is not None:
@@ -136,7 +136,7 @@ class ShardOutput(StoreOutput):
             self.parts[number] = there
             number += 1
 
-    def _published(self, announced: list[StoredPart]) -> StoredPart | None:
+    def _published(self, announced: list[PublishedPart]) -> PublishedPart | None:
         """Which of these parts of one slice is on the store; None: none is."""
         name = announced[0].name
         found = self.log.patience.with_(lambda: self.log.store.stat(name))
@@ -174,7 +174,7 @@ class ShardOutput(StoreOutput):
         with path.open("wb") as file:
             parquet_content(finished.tables, finished.layout, told)(file)
         self.fix_space(Space(**facts["space"]))
-        part = StoredPart(
+        part = PublishedPart(
             name=name,
             number=finished.number,
             id=facts["part_id"],
@@ -193,7 +193,7 @@ class ShardOutput(StoreOutput):
         self.parts[part.number] = part
         return path
 
-    def _as_good(self, mine: StoredPart) -> StoredPart:
+    def _as_good(self, mine: PublishedPart) -> PublishedPart:
         """The part that is there in place of mine.
 
         Raises:
@@ -231,11 +231,11 @@ class ShardOutput(StoreOutput):
         self.log.patience.with_(lambda: self.log.store.remove(name))
         self.log.put_new(name, content)
 
-    def _in_order(self) -> list[StoredPart]:
+    def _in_order(self) -> list[PublishedPart]:
         return [self.parts[number] for number in sorted(self.parts)]
 
     @property
-    def published(self) -> tuple[StoredPart, ...]:
+    def published(self) -> tuple[PublishedPart, ...]:
         """Its parts in order."""
         return tuple(self._in_order())
 
@@ -244,7 +244,7 @@ class ShardOutput(StoreOutput):
         return len(self.parts)
 
 
-def _part(about: Mapping[str, Any]) -> StoredPart | None:
+def _part(about: Mapping[str, Any]) -> PublishedPart | None:
     """The part that a log entry announces; None: it announces none.
 
     Raises:
@@ -256,7 +256,9 @@ def _part(about: Mapping[str, Any]) -> StoredPart | None:
     with suppress(KeyError, TypeError, ValueError):
         fields = {name: about[name] for name in ("name", "number", "id", "rows", "bytes", "sha256")}
         if counts is not None:
-            return StoredPart(**fields, counts=counts, rows_hash=about.get("rows_hash"), failures=about.get("failures"))
+            return PublishedPart(
+                **fields, counts=counts, rows_hash=about.get("rows_hash"), failures=about.get("failures")
+            )
     raise StorageFailed("an entry of a shard's log announces a part as no version of embedctl does")
 
 

@@ -19,7 +19,7 @@ import orjson
 
 from embedctl.errors import ConfigurationInvalid, OutputRefused, StorageFailed
 from embedctl.journal.shard_log import DONE, SHARDS, Tail, done_name, label, tail
-from embedctl.outputs.parts import StoredPart
+from embedctl.outputs.parts import PublishedPart
 from embedctl.planning.shards import Shard
 from embedctl.records import RowCounts, Space
 from embedctl.storage.store import PROBES, Store, remove_all
@@ -96,7 +96,7 @@ class ShardDone:
     ordinal: int
     key: str
     counts: RowCounts
-    parts: Sequence[StoredPart] = ()
+    parts: Sequence[PublishedPart] = ()
     space_id: str | None = None
     failures: str | None = None
     failed_reasons: Mapping[str, int] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class Manifest:
     job_id: str
     binding: str
     counts: RowCounts
-    parts: Sequence[StoredPart]
+    parts: Sequence[PublishedPart]
     failures: Sequence[str] = ()
     failed_reasons: Mapping[str, int] = field(default_factory=dict)
     space: Mapping[str, Any] | None = None
