@@ -378,11 +378,7 @@ class ObjectStore:
             return StoreDenied(f"{self._url.root}: may not {doing} ({said or 'denied'})", hint=self._how())
         if status == 404 and (code in _NO_BUCKET or reading):
             return self._no_bucket(InputMissing if reading else OutputRefused)
-        if (
-            kind.removesuffix("Error") in ("NotSupported", "NotImplemented")
-            or status == 501
-            or code == "NotImplemented"
-        ):
+        if kind == "NotSupportedError" or status == 501 or code == "NotImplemented":
             return OutputRefused(
                 f"{self.url}: the store cannot create without overwriting (If-None-Match)",
                 hint="use a store, or a version of its server, that can",

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from embedctl.errors import InputInvalid
-from embedctl.vectors.files import Stored, StoredPart
+from embedctl.vectors.files import PartFile, Stored
 from embedctl.vectors.findings import Findings
 
 _NUMBER = re.compile(r"part-(\d{6})\.parquet\Z")
@@ -26,7 +26,7 @@ def check(stored: Stored, findings: Findings) -> None:
         _check_counts(counts, stored, findings, str(stored.path))
 
 
-def _check_part(part: StoredPart, stored: Stored, findings: Findings) -> None:
+def _check_part(part: PartFile, stored: Stored, findings: Findings) -> None:
     name = part.path.name
     if part.problem is not None:
         findings.add("unreadable", name, f"cannot be read: {part.problem}")

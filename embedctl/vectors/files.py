@@ -101,7 +101,7 @@ Place = Path | ObjectPath
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredPart:
+class PartFile:
     """One Parquet file of an output.
 
     Attributes:
@@ -177,13 +177,13 @@ class Stored:
     """An output: one file, or a folder of parts."""
 
     path: Path | str
-    parts: tuple[StoredPart, ...]
+    parts: tuple[PartFile, ...]
     is_folder: bool
     beside: Beside
     _groups: dict[tuple[int, int, tuple[str, ...]], pa.Table] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def readable(self) -> tuple[StoredPart, ...]:
+    def readable(self) -> tuple[PartFile, ...]:
         """Parts that can be read and are ours, with a space; never empty."""
         return tuple(part for part in self.parts if part.problem is None and part.space is not None)
 
@@ -311,13 +311,13 @@ def open_stored(path: Path) -> Stored:
     return assembled(path, map(look, paths), BesideFiles(path, is_folder), is_folder=is_folder)
 
 
-def assembled(path: Path | str, looked: Iterable[StoredPart], beside: Beside, *, is_folder: bool) -> Stored:
+def assembled(path: Path | str, looked: Iterable[PartFile], beside: Beside, *, is_folder: bool) -> Stored:
     """An output of these parts, in order.
 
     Raises:
         InputInvalid: None of them can be read, or none is ours.
     """
-    parts: list[StoredPart] = []
+    parts: list[PartFile] = []
     first_row = 0
     for one in looked:
         parts.append(replace(one, first_row=first_row))
@@ -330,7 +330,7 @@ def assembled(path: Path | str, looked: Iterable[StoredPart], beside: Beside, *,
     return found
 
 
-def look(path: Place) -> StoredPart:
+def look(path: Place) -> PartFile:
     """A look into a part's footer."""
     try:
         size = path.stat().st_size if isinstance(path, Path) else path.found.size
@@ -338,7 +338,7 @@ def look(path: Place) -> StoredPart:
             schema, rows = file.schema_arrow, file.metadata.num_rows
             text = (file.metadata.metadata or {}).get(METADATA_KEY)
     except (pa.ArrowException, OSError) as problem:
-        return StoredPart(
+        return PartFile(
             path=path,
             size_bytes=_size(path),
             problem=_first_line(problem),
@@ -349,7 +349,7 @@ def look(path: Place) -> StoredPart:
         facts = None
     if "embedding" not in schema.names:
         facts = None
-    return StoredPart(path=path, size_bytes=size, rows=rows, facts=facts, schema=schema)
+    return PartFile(path=path, size_bytes=size, rows=rows, facts=facts, schema=schema)
 
 
 def _size(path: Place) -> int:
@@ -369,7 +369,7 @@ def _opened(path: Place) -> pq.ParquetFile:
     return pq.ParquetFile(whole, page_checksum_verification=True, pre_buffer=False, buffer_size=buffer_bytes)
 
 
-def _rows(part: StoredPart, columns: Sequence[str], most: int, broken: Broken | None) -> Iterator[RowBatch]:
+def _rows(part: PartFile, columns: Sequence[str], most: int, broken: Broken | None) -> Iterator[RowBatch]:
     """One part's rows; a row group that cannot be read is passed over."""
     with _opened(part.path) as file:
         first_row = part.first_row
