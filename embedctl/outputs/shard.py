@@ -57,6 +57,11 @@ class StoreOutput:
     failures: Path | None = None
 
     @property
+    def lock_path(self) -> None:
+        """It has none: plan and space say what its vectors were made with."""
+        return
+
+    @property
     def place(self) -> Path:
         """Its scratch: who looks for the output looks on the store."""
         return self.state
