@@ -21,6 +21,7 @@ EmbedctlError                              70  (a bug, when raised bare)
 │   └── StoreUnreachable                   75
 ├── NotAllowed                             77
 ├── StoreDenied                            77
+├── ModelChanged                           76
 ├── ConfigurationInvalid                   78
 │   └── ExtraMissing                       78
 ├── Interrupted                           130
@@ -220,6 +221,13 @@ class StoreDenied(EmbedctlError):
 
     exit_code = 77
     word = "store_denied"
+
+
+class ModelChanged(EmbedctlError):
+    """A model makes other vectors than it did before, or is not the one that a `space.lock` names."""
+
+    exit_code = 76
+    word = "model_changed"
 
 
 class ConfigurationInvalid(EmbedctlError):

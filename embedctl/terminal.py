@@ -523,6 +523,9 @@ _CONCERNS = {
     "damaged_journal": "{count:,} bytes of {subject} cannot be read: what was spent for them is counted as "
     "unconfirmed, and their texts are bought again",
     "set_aside": "a damaged or foreign state file is set aside as {subject}",
+    "model_changed": "{detail}",
+    "model_version": "{detail}",
+    "canary": "whether {subject} is still the model it was is not known: {detail}",
     "other_model": "{subject} says that it answers from {detail}: is it the model that was asked for?",
     "input_type_lost": "{subject}: {detail}",
     "bad_file": "left out: {detail}",

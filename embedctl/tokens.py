@@ -31,9 +31,11 @@ BYTES = "bytes/4"
 
 _VOCABULARY = "tiktoken/9b5ad71b2ce5302211f9c61530b329a4922fc6a4"
 _CHECKSUMS = {
-    "minilm/model.onnx": 0x908D1CA3,
+    "minilm/model.onnx": 0x18471583,
     "minilm/tokenizer.json": 0x0B2E9C36,
     _VOCABULARY: 0xB99E2E8D,
+    "swagger-ui/swagger-ui-bundle.js": 0x5BFE9126,
+    "swagger-ui/swagger-ui.css": 0x03229A99,
     "uplot/uplot.min.css": 0x3261A45F,
     "uplot/uplot.min.js": 0x74660A92,
 }

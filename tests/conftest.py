@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -18,7 +19,9 @@ from tests.support.stores import HAS_AZURITE, StoreServer, azure_server, gcs_ser
 from tests.support.wire.client import Wire, started
 
 # No test may time anything: hypothesis fails examples that take 0.2 s, or long to make, unless told not to.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Other examples each time: what few of them find, many runs find.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
+settings.register_profile("long", settings.get_profile("untimed"), max_examples=400)
 settings.load_profile("untimed")
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "VIRTUAL_ENV", "COVERAGE_PROCESS_START")
@@ -34,6 +37,7 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("EMBEDCTL_HOME", str(home / "embedctl"))
+    monkeypatch.setenv("EMBEDCTL_CANARY", "off")  # tests count requests; those about canaries ask for them
     return home / "embedctl"
 
 
@@ -57,8 +61,14 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--long` runs the tests that take minutes."""
+    """`--long` runs the tests that take minutes, and tries more examples."""
     parser.addoption("--long", action="store_true", help="run the long tests too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`--long` tries ten times as many examples."""
+    if config.getoption("--long"):
+        settings.load_profile("long")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -68,6 +78,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "long" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="long: run with --long"))
+
+
+def pytest_collection_finish() -> None:
+    """What stays until the end is no garbage: thousands of tests are looked through once, not at every collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -93,7 +109,7 @@ def wire() -> Iterator[Wire]:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def forks() -> Iterator[Zygote]:
     """Real processes of embedctl without the price of their imports."""
     with zygote() as process:

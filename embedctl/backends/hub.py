@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from embedctl.backends import folders, local
@@ -80,7 +81,8 @@ def _fetch(name: str, into: Path, files: Sequence[str], revision: str | None, en
         raise ExtraMissing("fetching models needs huggingface_hub, which is not installed", extra="hub") from None
     disable_progress_bars()
     try:
-        commit = HfApi(endpoint=endpoint).repo_info(name, revision=revision).sha or revision
+        info = HfApi(endpoint=endpoint).model_info(name, revision=revision, files_metadata=True)
+        commit = info.sha or revision
         snapshot_download(
             name, revision=commit, local_dir=into, allow_patterns=list(files), endpoint=endpoint, max_workers=4
         )
@@ -100,7 +102,27 @@ def _fetch(name: str, into: Path, files: Sequence[str], revision: str | None, en
         raise NotSent(
             f"Hugging Face cannot be reached: {type(error).__name__}", hint="is the network up? proxies are honoured"
         ) from None
+    _check_digests(name, into, {one.rfilename: one.lfs.sha256 for one in info.siblings or () if one.lfs})
     return commit or "main"
+
+
+def _check_digests(name: str, into: Path, published: Mapping[str, str]) -> None:
+    """Weights are the very ones that the hub names.
+
+    Args:
+        published: A large file → its SHA-256.
+
+    Raises:
+        ConfigurationInvalid: One is another file, or was cut.
+    """
+    for file, digest in published.items():
+        if (path := into / file).is_file():
+            with path.open("rb") as content:
+                found = hashlib.file_digest(content, "sha256").hexdigest()
+            if found != digest:
+                raise ConfigurationInvalid(
+                    f"{file} of {name} is not the file that the hub names", hint="fetch it again"
+                )
 
 
 def _check(name: str, place: Path, protocol: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -61,11 +61,13 @@ def reservations(
     state: Path,
     take_in: Callable[[], object],
     spent: Decimal = Decimal(0),
+    key: KeyBudget | None = None,
 ) -> Reservations:
     """What this run may spend: --max-cost, and what is left of its workspaces' budgets. To be closed.
 
     Args:
         spent: By this run so far.
+        key: Of a service, through which all of it is spent; its tag `key` says so too.
         take_in: Puts what was spent by now into the ledger, dead runs' spending included.
         state: The run's state folder, whose lock it holds.
 
@@ -76,9 +78,12 @@ def reservations(
     """
     options = settings.options
     allowances = [] if options.max_cost is None else [SpendLimit("--max-cost", options.max_cost, spent)]
-    standings = partial(_standings, paths, settings, take_in, trust=trust, state=state)
+    keys = [] if key is None else [key]
+    standings = partial(_run_standings, paths, settings, keys, take_in, trust=trust, state=state)
     prices = {endpoint.id: endpoint.per_hour or unit_price(endpoint) for endpoint in endpoints}
-    if all(price == 0 for price in prices.values()) or not (budget_copy.there_are(paths) or _has_budget(settings)):
+    if all(price == 0 for price in prices.values()) or not (
+        keys or budget_copy.there_are(paths) or _has_budget(settings)
+    ):
         return Reservations(unit_price, allowances, observer)
     budgets, purse = standings(), None
     if any(one.budget.action == "block" for one in budgets):
@@ -93,7 +98,7 @@ def reservations(
         budgets = purse.join(names, partial(_is_settled, paths, trust), standings)
     alone = options.workspace_column is None
     allowances += _allowances(budgets, purse, alone=alone, tenants=not alone, observer=observer)
-    return Reservations(unit_price, allowances, observer, purse)
+    return Reservations(unit_price, allowances, observer, purse, also=[one.account for one in keys])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,10 +164,32 @@ def _all_standings(
     *,
     trust: Trust,
 ) -> Sequence[BudgetStatus]:
+    found = _standings(paths, settings, take_in, without_runs, trust=trust, everybody=True)
+    return [*found, *_of_keys(paths, keys, without_runs, _waiting(settings.paths.batches, paths, trust, None))]
+
+
+def _run_standings(
+    paths: LedgerPaths,
+    settings: Settings,
+    keys: Sequence[KeyBudget],
+    take_in: Callable[[], object],
+    without_runs: Collection[str] = (),
+    *,
+    trust: Trust,
+    state: Path,
+) -> Sequence[BudgetStatus]:
+    found = _standings(paths, settings, take_in, without_runs, trust=trust, state=state)
+    return [*found, *_of_keys(paths, keys, without_runs, _waiting(settings.paths.batches, paths, trust, state))]
+
+
+def _of_keys(
+    paths: LedgerPaths, keys: Sequence[KeyBudget], without_runs: Collection[str], waiting: Mapping[str, Decimal]
+) -> list[BudgetStatus]:
+    """How the budgets of keys stand, with all that the ledger knows by now, and what waits at providers."""
     from embedctl.ledger import budgets
     from embedctl.ledger.database import reader
 
-    found = [*_standings(paths, settings, take_in, without_runs, trust=trust, everybody=True)]
+    found = []
     if keys:
         now = utc_now()
         with reader(paths, wait_s=LEDGER_WAIT_S, now=now) as connection:
@@ -170,6 +197,7 @@ def _all_standings(
                 spent = budgets.spent(
                     connection, one.workspace, one.period, now=now, without_runs=sorted(without_runs), key=one.key_id
                 )
+                spent = replace(spent, at_risk=spent.at_risk + waiting.get(one.account, Decimal(0)))
                 budget = budgets.Budget(workspace=one.account, amount=one.amount, period=one.period)
                 found.append(budgets.BudgetStatus(budget=budget, spent=spent))
     return found
@@ -213,7 +241,7 @@ def _standings(
 
 
 def _waiting(copies: Path, paths: LedgerPaths, trust: Trust, state: Path | None) -> dict[str, Decimal]:
-    """Workspace → what batches come to that nobody works with now."""
+    """Workspace, or account of a key → what batches come to that nobody works with now."""
     found: dict[str, Decimal] = {}
     for _, batches, living in known(copies, trust):
         for one in batches:
@@ -221,7 +249,9 @@ def _waiting(copies: Path, paths: LedgerPaths, trust: Trust, state: Path | None)
             if others and (state is None or one.folder != str(state.absolute())):
                 for workspace in one.risk:
                     cost = one.cost_at_risk(workspace) or Decimal(0)
-                    found[workspace] = found.get(workspace, Decimal(0)) + cost
+                    through = [key_account(str(one.options["key"]))] if "key" in one.options else []
+                    for account in (workspace, *through):
+                        found[account] = found.get(account, Decimal(0)) + cost
     return found
 
 

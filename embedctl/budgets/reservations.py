@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_UP, Decimal
@@ -107,6 +108,7 @@ class Reservations:
 
     Args:
         purse: Where budgets are shared with other runs; None: nobody else spends under these allowances.
+        also: Accounts that pay beside each request's workspace.
     """
 
     def __init__(
@@ -116,15 +118,23 @@ class Reservations:
         observer: Observer = UNOBSERVED,
         purse: SharedBudget | None = None,
         clock: Callable[[], float] = time.monotonic,
+        also: Sequence[str] = (),
     ) -> None:
         self._unit_price = unit_price
         self._allowances = tuple(allowances)
         self._observer = observer
         self._purse = purse
+        self._also = tuple(also)
         self._clock = clock
         self._hours: dict[str, _Hours] = {}
         self._settled = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
+
+    def at(self, unit_price: UnitPrice) -> Reservations:
+        """The same limits, for calls at other prices, while nobody spends under these."""
+        other = copy(self)
+        other._unit_price = unit_price
+        return other
 
     @property
     def tenants(self) -> frozenset[str]:
@@ -269,7 +279,17 @@ class Reservations:
 
     def concerned(self, *accounts: str) -> tuple[SpendLimit, ...]:
         """The limits that what these accounts spend counts against."""
-        return tuple(one for one in self._allowances if one.counts(accounts))
+        paying = (*accounts, *self._also)
+        return tuple(one for one in self._allowances if one.counts(paying))
+
+    def tightest(self, *accounts: str) -> SpendLimit | None:
+        """Of the limits that hold what these accounts spend, the one with the least left, as it stands now.
+
+        Takes its time: the shared file is read.
+        """
+        mine = [one for one in self.concerned(*accounts) if one.blocks]
+        with self._counted(mine):
+            return min(mine, key=lambda one: one.amount - one.spent - one.reserved, default=None)
 
     @staticmethod
     def _amounts(endpoint: Endpoint, request: Request, price: Decimal) -> Iterator[Decimal]:

@@ -29,7 +29,7 @@ COMMANDS = {
         "vectors": "Look at vectors: info, verify, search, map.",
     },
     "Choose": {
-        "models": "List, show and choose models; pull and warm up local ones.",
+        "models": "List, show, choose and compare models; pull and warm up local ones.",
         "providers": "List, test and reset providers.",
         "prices": "List, set, import and check prices.",
     },

@@ -56,7 +56,7 @@ def with_options(command: Callable[..., Any], *, name: str | None = None) -> Cal
 
     def wrapper(**given: Any) -> Any:
         flags = {option_names[p.name]: given.pop(p.name) for p in parameters}
-        return command(**given, flags=_read({k: v for k, v in flags.items() if v is not None and v != []}))
+        return command(**given, flags=as_options({k: v for k, v in flags.items() if v is not None and v != []}))
 
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
     wrapper.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
@@ -101,7 +101,7 @@ def _default(name: str, value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else f"{value}"
 
 
-def _read(flags: dict[str, Any]) -> Mapping[str, Any]:
+def as_options(flags: dict[str, Any]) -> Mapping[str, Any]:
     """Flag texts as option values."""
     for name in _PAIRS.keys() & flags.keys():
         flags[name] = pairs(flags[name], name)

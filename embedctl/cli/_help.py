@@ -24,7 +24,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "concurrency", "batch_size", "rpm", "tpm", "burst", "retries", "timeout", "max_wait", "deadline", "mode",
         "wait", "batch_min_inputs", "keep_remote_files", "shard_rows", "lease", "share",
     ),
-    "Reruns": ("reuse", "retry_failed", "cache"),
+    "Reruns": ("reuse", "retry_failed", "cache", "canary", "on_drift", "locked"),
     "Command": ("state", "config", "no_progress", "verbose", "help"),
 }  # fmt: skip
 """Title → flags by the names of their parameters, in the order of `--help`. The first title holds ten of `embed`."""

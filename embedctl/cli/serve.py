@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -12,12 +13,13 @@ from embedctl import settings, terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, LedgerFlag
 from embedctl.errors import ExtraMissing, WrongUsage
+from embedctl.routing import space_lock
 from embedctl.settings import Settings
 
 app = typer.Typer()
 
-_OF_EXTRA = ("starlette", "uvicorn", "h11", "anyio", "jwt")
-_MISSING = "`embedctl serve` needs its extra: starlette, uvicorn, PyJWT"
+_OF_EXTRA = ("starlette", "uvicorn", "h11", "anyio", "jwt", "python_multipart")
+_MISSING = "`embedctl serve` needs its extra: starlette, uvicorn, PyJWT, python-multipart"
 
 
 @app.command(epilog="Example: embedctl serve --port 8000")
@@ -35,6 +37,12 @@ def serve(
     behind_tls: Annotated[
         bool, typer.Option("--behind-tls", help="TLS ends at a proxy in front, which says who asks.")
     ] = False,
+    lock: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lock", help="A space.lock: vectors of its model must fit that output; repeatable.", metavar="FILE"
+        ),
+    ] = None,
     config: ConfigFlag = None,
     ledger: LedgerFlag = None,
 ) -> None:
@@ -54,15 +62,26 @@ def serve(
     def load() -> Settings:
         loaded = settings.load(config=config, ledger=ledger)
         given: dict[str, Any] = {"host": host, "port": port, "durability": durability}
+        given["locks"] = tuple(lock) if lock else None
         return replace(loaded, serve=replace(loaded.serve, **{k: v for k, v in given.items() if v is not None}))
 
     first = load()
+    for name in first.serve.locks:
+        space_lock.read(Path(name))
     listening = Listening(
         host=first.serve.host, port=first.serve.port, certificate=certificate, key=key, behind_tls=behind_tls
     )
+    given = {"config": config, "ledger": ledger}
+    flags = [f"--{name}={path.absolute()}" for name, path in given.items() if path is not None]
     log = AccessLog()
     try:
-        service = Service(load, listening, log=log, ready=lambda address: terminal.out(f"listening on {address}\n"))
+        service = Service(
+            load,
+            listening,
+            log=log,
+            ready=lambda address: terminal.out(f"listening on {address}\n"),
+            flags=flags,
+        )
         if not listening.is_loopback and certificate is None and not behind_tls:
             log.say("no_tls", message="keys and texts are sent unencrypted: --cert and --key, or --behind-tls")
         asyncio.run(service.run())

@@ -71,6 +71,7 @@ class Operation:
 
     Attributes:
         aside: Its vectors go into no output: a probe.
+        patient: A probe that is tried as often as a row's request is.
         floats: Vectors are asked for as floats, whatever the line does.
         asked_base64: The last attempt asked for base64.
         blamed: It was found out that one of its texts is bad.
@@ -79,6 +80,7 @@ class Operation:
     wait_budget: WaitBudget
     attempts: int = 0
     probe: bool = False
+    patient: bool = False
     floats: bool = False
     asked_base64: bool = False
     isolating: bool = False
@@ -175,7 +177,8 @@ class Attempt:
             self._router.paced(leg)
             self._learn(leg, operation, request, wire, vectors)
         finally:
-            share.charged(usage_events.unsent(event))  # cancelled: nobody was charged its time
+            if share.is_left:  # cancelled: nobody was charged its time
+                share.charged(usage_events.unsent(event))
             if ended is None:
                 ended = usage_events.unsent(event)
             self._observer.notify(AttemptEnded(ended, _server(message), width, encoding))
@@ -298,6 +301,11 @@ class _MachineShare:
     def __exit__(self, *_: object) -> None:
         if self._machine is not None:
             self._share = self._machine.end(self._began, self._clock())
+
+    @property
+    def is_left(self) -> bool:
+        """There is one, and no event has it."""
+        return self._share is not None
 
     def charged(self, event: UsageEvent) -> UsageEvent:
         """The event with what the attempt comes to; what is not billed leaves its time to the rest."""

@@ -6,21 +6,26 @@ A hit is written to the journal like an answer, with a `cache_hit` event: from t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedctl.embedding import usage_events
-from embedctl.embedding.attempt import SpendGuard
+from embedctl.embedding.attempt import AttemptRecord, SpendGuard
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.route import Route
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.planning.packer import PackedRequest
-from embedctl.records import TEXT_HASH_BYTES, Answer, Outcome, Request, Space, Usage
+from embedctl.records import TEXT_HASH_BYTES, Answer, Outcome, Request, Space, Usage, UsageEvent
 from embedctl.routing.endpoint import Endpoint
 from embedctl.storage.vector_cache import CachedVector, VectorCache
+
+_MOST_WIDTH = 8192
+"""Of vectors whose width nobody says."""
 
 
 class CachedEmbedder:
@@ -129,6 +134,85 @@ class CachedEmbedder:
             ordinals = [packed.ordinals[places[i]] for i in mine]
             arrived.append(Outcome(targets=ordinals, ref=ref, answer=answer))
         return arrived
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What the cache has of one endpoint's making.
+
+    Attributes:
+        space: Of its vectors, as far as it is known.
+        vectors: By text hash.
+        taken: Hashes under which the cache has what another host made of the same weights.
+    """
+
+    space: Space | None = None
+    vectors: Mapping[bytes, CachedVector] = field(default_factory=dict)
+    taken: frozenset[bytes] = frozenset()
+
+
+def recalled(cache: VectorCache, endpoint: Endpoint, hashes: Sequence[bytes]) -> Recalled:
+    """What an endpoint itself has made before: another host's vectors of the same weights say nothing of this one.
+
+    Where nobody says how wide its vectors are, those that it made before do.
+    """
+    space = endpoint.space()
+    if space is None:
+        ids = cache.space_ids()
+        widths = (endpoint.space(width) for width in range(1, _MOST_WIDTH + 1)) if ids else ()
+        space = next((one for one in widths if one is not None and one.space_id in ids), None)
+    if space is None:
+        return Recalled()
+    found = cache.look_up(space.space_id, hashes, space.dimensions)
+    maker = (endpoint.provider, endpoint.model)
+    taken = frozenset(digest for digest, one in found.items() if (one.provider, one.model) != maker)
+    if taken:
+        own = cache.look_up(_own_id(space.space_id, endpoint), list(taken), space.dimensions)
+        found = {digest: one for digest, one in found.items() if digest not in taken} | own
+    return Recalled(space, found, taken)
+
+
+def _own_id(space_id: str, endpoint: Endpoint) -> str:
+    """Under what the cache keeps an endpoint's vectors of texts that it has another host's of."""
+    return f"{space_id} {endpoint.id}"
+
+
+class RememberingJournal:
+    """A journal whose answers the cache has before: who is killed in between has paid for nothing twice.
+
+    The journal of a call without an output keeps no vectors beyond its process.
+
+    Args:
+        taken: See `Recalled`.
+    """
+
+    def __init__(self, journal: AttemptRecord, cache: VectorCache, endpoint: Endpoint, taken: frozenset[bytes]) -> None:
+        self._journal = journal
+        self._cache = cache
+        self._endpoint = endpoint
+        self._taken = taken
+        self.intend = journal.intend
+        self.settle = journal.settle
+        self.release = journal.release
+
+    async def answer(
+        self, event: UsageEvent, hashes: bytes, vectors: NDArray[np.float32], tokens_each: Any = None, extra: Any = None
+    ) -> Any:
+        """See Journal."""
+        if extra is not None:  # not a probe's
+            each = tokens_each or (None,) * len(vectors)
+            made = {
+                digest: CachedVector(event.provider, event.model, each[i], vectors[i])
+                for i, digest in enumerate(_each(hashes))
+            }
+            shared = [digest for digest in made if digest not in self._taken]
+            own = [digest for digest in made if digest in self._taken]
+            ids = (extra["space_id"], _own_id(extra["space_id"], self._endpoint))
+            some = [
+                (one, kept, [made[digest] for digest in kept]) for one, kept in zip(ids, (shared, own), strict=True)
+            ]
+            await asyncio.to_thread(self._cache.put_all, some)
+        return await self._journal.answer(event, hashes, vectors, tokens_each, extra)
 
 
 async def unknown_to(cache: VectorCache, space: Space, packed: PackedRequest) -> PackedRequest | None:

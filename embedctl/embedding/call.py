@@ -50,6 +50,7 @@ from embedctl.records import (
     text_hash,
     uuid7,
 )
+from embedctl.routing.canaries import host_of
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.retry import Attempts, Policy, Step, may_be_the_texts_fault
 
@@ -145,7 +146,12 @@ class Embedder:
             BudgetReached: Sending it could cost more than is allowed. When only the workspace that pays for it may not,
                 and others go on, its texts have that for a reason instead.
         """
-        attempt = Attempt(
+        attempt = self._attempt(route, caller, journal, budget)
+        with _operation(self._observer, request.operation_id):
+            return await _Call(self, attempt, route, policy or route.policy).embed(request)
+
+    def _attempt(self, route: Route, caller: Caller, journal: AttemptRecord, budget: SpendGuard) -> Attempt:
+        return Attempt(
             self.router,
             route,
             caller,
@@ -156,8 +162,19 @@ class Embedder:
             proceed=self._proceed,
             keep_bodies=self._keep_bodies,
         )
-        with _operation(self._observer, request.operation_id):
-            return await _Call(self, attempt, route, policy or route.policy).embed(request)
+
+    async def look(self, *, route: Route, caller: Caller, journal: AttemptRecord, budget: SpendGuard) -> None:
+        """See to it that what was asked for is still the model that it was, before anything is bought elsewhere.
+
+        Raises:
+            ModelChanged: It is not.
+            EmbedctlError: It cannot be asked.
+        """
+        attempt = self._attempt(route, caller, journal, budget)
+        try:
+            await _Call(self, attempt, route, route.policy).look(route.first)
+        except _LeftError as left:
+            raise left.step.error from None
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -182,6 +199,7 @@ class _Call:
         while True:
             leg = await self._router.next(self._route, self._probe, operation.wait_budget)
             try:
+                await self.look(leg)
                 await self._with_retry(leg, operation, done.rest_of(request), done)
             except _LeftError as left:
                 error = left.step.error
@@ -200,6 +218,34 @@ class _Call:
                 return done.outcomes
             else:
                 return done.outcomes
+
+    async def look(self, leg: Leg) -> None:
+        """See to it that a line is still the model that it was, where somebody watches.
+
+        Raises:
+            ModelChanged: It is not.
+            _LeftError: It cannot be asked, or makes other vectors than the output's own line.
+        """
+        watch = self._route.canary
+        if watch is None or not watch.is_due(leg.endpoint):
+            return
+        endpoint = watch.asked_as.get(host_of(leg.endpoint), leg.endpoint)
+        line = leg if endpoint is leg.endpoint else Leg(endpoint, leg.state, proven=True)
+        left: _LeftError | None = None
+
+        async def ask(texts: Sequence[str]) -> tuple[NDArray[np.float32], str | None]:
+            nonlocal left
+            try:
+                answers = await self._aside(line, texts, patient=True)
+            except _LeftError as gone:
+                left = gone
+                raise gone.step.error from None
+            return np.concatenate([one.vectors for one in answers]), answers[0].response_model
+
+        try:
+            await watch.check(endpoint, ask)
+        except ProviderError as error:
+            raise left or _LeftError(Step(remedy=Remedy.GIVE_UP, error=error)) from None
 
     async def _with_retry(self, leg: Leg, operation: Operation, request: Request, done: _Answered) -> None:
         """One line's attempts at a request; smaller ones where its size or one text is to blame."""
@@ -247,7 +293,7 @@ class _Call:
 
     def _policy_for(self, request: Request, operation: Operation) -> Policy:
         """A text that stands alone is given all its retries: there is nothing to halve, and the server may be ill."""
-        if operation.probe:
+        if operation.probe and not operation.patient:
             return replace(self._policy, retries=min(self._policy.retries, _PROBE_RETRIES))
         if len(request) == 1:
             return replace(self._policy, isolate_after=self._policy.retries + 1)
@@ -296,6 +342,22 @@ class _Call:
         Raises:
             ProviderError: The line does not give them.
         """
+        try:
+            answers = await self._aside(leg, texts)
+        except _LeftError as left:
+            raise left.step.error from None
+        return np.concatenate([one.vectors for one in answers])
+
+    async def _aside(self, leg: Leg, texts: Sequence[str], *, patient: bool = False) -> list[Answer]:
+        """Answers to texts that go into no output.
+
+        Args:
+            patient: It is tried as often as a row's request is.
+
+        Raises:
+            _LeftError: The line does not answer.
+            TextRefused: It refuses one of them.
+        """
         request = Request(
             operation_id=new_operation_id(),
             texts=list(texts),
@@ -306,17 +368,14 @@ class _Call:
         )
         done = _Answered([])
         with _operation(self._observer, request.operation_id):
-            try:
-                await self._with_retry(leg, Operation(WaitBudget(), probe=True), request, done)
-            except _LeftError as left:
-                raise left.step.error from None
+            await self._with_retry(leg, Operation(WaitBudget(), probe=True, patient=patient), request, done)
         found = []
         for outcome in done.outcomes:
             if outcome.answer is None:
                 why = outcome.refusal.message if outcome.refusal else "no vector"
                 raise TextRefused(f"{leg.endpoint.id} refuses a probe: {why}", provider=leg.endpoint.provider)
-            found.append(outcome.answer.vectors)
-        return np.concatenate(found)
+            found.append(outcome.answer)
+        return found
 
 
 @contextmanager

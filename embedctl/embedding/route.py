@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from embedctl.embedding.canary import CanaryWatch
 from embedctl.embedding.leg import Leg
 from embedctl.embedding.space_probe import SpaceProbe
 from embedctl.records import Limits, Space
@@ -23,6 +24,7 @@ class Route:
         now: The one that is asked.
         policy: How often and how long one request is tried.
         space: Of the vectors that were given; None while there are none.
+        canary: Looks at an endpoint before it is asked; None: nobody does.
         limits_changed: Told what one request may hold, when that is less than was thought, or another one is asked.
     """
 
@@ -32,6 +34,7 @@ class Route:
     legs: list[Leg]
     space_probe: SpaceProbe
     space: Space | None = None
+    canary: CanaryWatch | None = None
     limits_changed: Callable[[Limits], None] = lambda limits: None
     now: Leg = field(init=False)
     _spaces: dict[int, tuple[Endpoint, int, Space | None]] = field(default_factory=dict)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.embedding import usage_events
+from embedctl.embedding.canary import CanaryWatch
 from embedctl.embedding.endpoint_state import EndpointState
 from embedctl.embedding.leg import Leg
 from embedctl.embedding.machine_time import MachineTime
@@ -93,11 +94,11 @@ class Router:
         observer: Observer = UNOBSERVED,
     ) -> None:
         self._limiter = limiter
-        self._thresholds = thresholds
+        self.thresholds = thresholds or Thresholds()
         self._max_wait_s = max_wait_s
         self._jitter = jitter
         self._connections = connections
-        self._clock, self._sleep, self._observer = clock, sleep, observer
+        self._clock, self._wall, self._sleep, self._observer = clock, wall, sleep, observer
         self._moved = asyncio.Event()
         self._transports: dict[tuple[bool, Path | None], Transport] = {}
         self._background = Background()
@@ -117,6 +118,7 @@ class Router:
         policy: Policy,
         space: Space | None = None,
         space_probe: SpaceProbe | None = None,
+        canary: CanaryWatch | None = None,
         limits_changed: Callable[[Limits], None] = lambda limits: None,
     ) -> Route:
         """A route for one output or client. To be closed.
@@ -124,6 +126,7 @@ class Router:
         Args:
             space: That the output already holds; None while it holds none.
             space_probe: That routes to the same space share; None: one of its own.
+            canary: Looks at an endpoint before it is asked for anything else.
         """
         legs = [Leg(endpoint, self._state(endpoint)) for endpoint in chain.endpoints]
         return Route(
@@ -131,8 +134,9 @@ class Router:
             mode=mode,
             policy=policy,
             legs=legs,
-            space_probe=space_probe or SpaceProbe(self.memory),
+            space_probe=space_probe or SpaceProbe(self.memory, canary),
             space=space,
+            canary=canary,
             limits_changed=limits_changed,
         )
 
@@ -147,7 +151,7 @@ class Router:
         if found is not None and found.rate_limits != endpoint.rate_limits:  # a service's settings changed meanwhile
             found.rate_limits, found.limiter = endpoint.rate_limits, self._limiter(endpoint, waiting)
         if found is None:
-            breaker = Breaker(endpoint.provider, endpoint.wire_model, jitter=self._jitter, thresholds=self._thresholds)
+            breaker = Breaker(endpoint.provider, endpoint.wire_model, jitter=self._jitter, thresholds=self.thresholds)
             self._states[key] = EndpointState(
                 transport=None if endpoint.local else self.transport(endpoint),
                 limiter=self._limiter(endpoint, waiting),
@@ -300,7 +304,7 @@ class Router:
         """Close a provider's circuits, and forget that it asked to be left alone; how many circuits it has."""
         mine = [(endpoint, state) for endpoint, state in self._endpoints if endpoint.provider == provider]
         for endpoint, state in mine:
-            state.breaker.reset()
+            state.breaker.reset(self._clock())
             self.memory.answers_again(endpoint)
         if mine:
             self._wake()
@@ -403,6 +407,10 @@ class Router:
     def snapshots(self) -> list[Snapshot]:
         """How every breaker stands."""
         return [state.breaker.snapshot(self._clock()) for _, state in self._endpoints]
+
+    def moment(self, at: float) -> float:
+        """A time of a snapshot, as epoch seconds."""
+        return self._wall() - (self._clock() - at)
 
 
 def _another_model(endpoint: Endpoint, said: str | None) -> SpaceMismatch | None:

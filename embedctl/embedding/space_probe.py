@@ -9,20 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.embedding import checks
+from embedctl.embedding.canary import CanaryWatch
 from embedctl.embedding.leg import Leg
 from embedctl.errors import ProviderError, SpaceMismatch
 from embedctl.records import Space
+from embedctl.routing.canaries import TEXTS, host_of
 from embedctl.routing.learned_file import LearnedFile
 
 TRUSTED_COSINE = 0.999
 PROBES = 3
 _ORDINARY_CHARACTERS = 40
-_TEXTS = (
-    "The harbour office opens at seven; ships that arrive earlier wait outside the breakwater.",
-    "Refunds are paid to the card that was charged, as a rule within five working days.",
-    "A glacier moves slowly under its own weight and grinds the valley floor beneath it.",
-)
-
 Probe = Callable[[Leg, Sequence[str]], Awaitable[NDArray[np.float32]]]
 """Vectors of texts that go into no output, accounted like all others."""
 
@@ -33,8 +29,9 @@ class SpaceProbe:
     One an output; routes to the same space may share it.
     """
 
-    def __init__(self, memory: LearnedFile) -> None:
+    def __init__(self, memory: LearnedFile, canary: CanaryWatch | None = None) -> None:
         self._memory = memory
+        self._canary = canary
         self._home: str | None = None
         self._proven: set[str] = set()
         self._strangers: dict[str, SpaceMismatch] = {}
@@ -87,6 +84,12 @@ class SpaceProbe:
             self._memory.trust(home.endpoint, leg.endpoint, space)
             return True
 
+    async def _of_home(self, home: Leg, probe: Probe) -> tuple[list[str], NDArray[np.float32]]:
+        """The fixed texts as the output's own line embeds them: as it did today, or asked now."""
+        texts = [home.endpoint.prefix + text for text in TEXTS]
+        seen = self._canary.seen.get(host_of(home.endpoint)) if self._canary else None
+        return texts, await probe(home, texts) if seen is None else seen.vectors
+
     def _prove(self, leg: Leg) -> None:
         leg.proven = True
         self._proven.add(leg.endpoint.id)
@@ -97,7 +100,7 @@ class SpaceProbe:
             if len(self._samples) >= PROBES:
                 texts, vectors = [*self._samples], np.stack([*self._samples.values()])
             else:
-                texts, vectors = [*_TEXTS], await probe(home, _TEXTS)
+                texts, vectors = await self._of_home(home, probe)
         except ProviderError as error:
             raise type(error)(
                 f"{leg.endpoint.id} was never compared with {home.endpoint.id}, "

@@ -5,9 +5,8 @@ Rules: design.md 8, facts/accounting.md 2.4 (2026-11-21).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from uuid import UUID
 
 from embedctl import tokens as tokenizers
@@ -31,19 +30,20 @@ class CountTrust:
         doubted: One of its counts was none of tokens: all further ones are counted here too.
         characters: Texts whose count was that of their characters where the tokenizer's was another, and since which
             no count was another than that of the characters.
-        lately: (count, bytes of content) of the last few answers.
+        lately: (count, bytes of content) of the last few answers; never changed in place: who counts in a thread adds
+            to them while the loop looks at them.
     """
 
     answers: int = 0
     doubted: bool = False
     characters: int = 0
-    lately: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_CONSTANT_ANSWERS))
+    lately: tuple[tuple[int, int], ...] = ()
 
     def took(self, request: Request, native: int | None) -> None:
         """One more answer."""
         self.answers += 1
         if native is not None:
-            self.lately.append((native, request.content_bytes))
+            self.lately = (*self.lately, (native, request.content_bytes))[-_CONSTANT_ANSWERS:]
 
     def counts_characters(self, request: Request, native: int, estimated: int) -> bool:
         """Whether its counts are those of characters: of one short text that may be chance, of some it is none."""
@@ -61,12 +61,11 @@ class CountTrust:
     @property
     def constant(self) -> bool:
         """Whether it says the same number whatever it is sent (xinference: "always 37"; facts/providers.md 12)."""
-        sizes = [size for _, size in self.lately]
-        return (
-            len(sizes) == _CONSTANT_ANSWERS
-            and len({count for count, _ in self.lately}) == 1
-            and max(sizes) > max(1.5 * min(sizes), min(sizes) + _CONSTANT_BYTES)
-        )
+        lately = self.lately
+        if len(lately) < _CONSTANT_ANSWERS or len({count for count, _ in lately}) > 1:
+            return False
+        sizes = [size for _, size in lately]
+        return max(sizes) > max(1.5 * min(sizes), min(sizes) + _CONSTANT_BYTES)
 
 
 def exact(endpoint: Endpoint, request: Request) -> tuple[int, str]:

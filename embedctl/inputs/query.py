@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 import pyarrow as pa
@@ -180,7 +180,8 @@ def main() -> None:
     spill = tempfile.mkdtemp(prefix="embedctl-query-")
     threading.Thread(target=_end_with_parent, args=(spill,), daemon=True).start()
     try:
-        refusal = _tried(task, spill)
+        with children.answering() as out:
+            refusal = _tried(task, spill, out)
     finally:
         shutil.rmtree(spill, ignore_errors=True)
     if refusal is not None:
@@ -198,12 +199,12 @@ def _end_with_parent(spill: str) -> None:
     os._exit(1)
 
 
-def _tried(task: dict[str, Any], spill: str) -> dict[str, Any] | None:
+def _tried(task: dict[str, Any], spill: str, out: BinaryIO) -> dict[str, Any] | None:
     import duckdb
 
     try:
         with closing(_locked_down(task, spill)) as connection:
-            _send(connection, task["sql"], rows=task["rows"])
+            _send(connection, task["sql"], out, rows=task["rows"])
     except InputInvalid as refused:
         return {"error": "input", "message": f"{LABEL}: {refused.message}", "hint": refused.hint}
     except BrokenPipeError:
@@ -228,6 +229,7 @@ def _locked_down(task: dict[str, Any], spill: str) -> Any:
         }
     )
     connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET enable_progress_bar = false")  # after two seconds it would be drawn, as for a notebook
     for name, path in task["attached"].items():
         connection.execute(f"ATTACH {_quoted(path)} AS {_name(name)} (TYPE duckdb, READ_ONLY)")
     if task["only"] is not None:
@@ -237,7 +239,7 @@ def _locked_down(task: dict[str, Any], spill: str) -> Any:
     return connection
 
 
-def _send(connection: Any, sql: str, *, rows: bool) -> None:
+def _send(connection: Any, sql: str, out: BinaryIO, *, rows: bool) -> None:
     import duckdb
 
     statements = connection.extract_statements(sql)
@@ -259,12 +261,12 @@ def _send(connection: Any, sql: str, *, rows: bool) -> None:
     read = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
     uuids = [at for at, (_, kind) in enumerate(columns) if kind == "UUID"]
     reader = read(ROWS_PER_BATCH)
-    out = reader.schema
+    sent = reader.schema
     for at in uuids:
-        out = out.set(at, pa.field(out.field(at).name, pa.uuid()))
-    with pa.PythonFile(sys.stdout.buffer, "w") as sink, pa.ipc.new_stream(sink, out) as stream:
+        sent = sent.set(at, pa.field(sent.field(at).name, pa.uuid()))
+    with pa.PythonFile(out, "w") as sink, pa.ipc.new_stream(sink, sent) as stream:
         for batch in reader:
-            stream.write_batch(_with_uuids(batch, out, uuids))
+            stream.write_batch(_with_uuids(batch, sent, uuids))
 
 
 def _relation(connection: Any, sql: str) -> Any:

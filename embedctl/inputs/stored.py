@@ -15,7 +15,7 @@ from embedctl.inputs.left_out import LeftOut
 from embedctl.storage.store import Store, StoredObject
 from embedctl.storage.store_url import StoreUrl, parse
 
-OURS = (".embeddings.parquet", ".failures.jsonl")
+OURS = (".embeddings.parquet", ".failures.jsonl", ".space.lock")
 """In a folder, what an earlier run wrote is no input."""
 STATE_FOLDER = "_embedctl"
 """A folder that holds one is an output of ours: its parts are no input, unless they are named."""

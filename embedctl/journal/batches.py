@@ -65,7 +65,7 @@ class Batch:
         mark: Names it everywhere: its file at the provider, the batch, its line ids, its events.
         step: How far it is.
         output: What its vectors are for. `folder`: that output's state folder.
-        options: Of the run, those that its space hangs on.
+        options: Of the run, those that its space hangs on; and `key`, the service's key through which it is paid.
         planned_at: Unix seconds. `since` of the first batch that its texts were in; deadlines count from there.
             `created_at`: when it was about to be made.
         account: Fingerprint of the key; only with it the batch is to be found.

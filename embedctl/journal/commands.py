@@ -45,6 +45,18 @@ class Sync:
     waiter: asyncio.Future[VectorRef | None]
 
 
+@dataclass(slots=True)
+class Seal:
+    """Hand what has ended to the spool, without waiting until the segment is full or old.
+
+    Attributes:
+        held_since: Set by the writer: when the oldest segment began that cannot go yet; None: all went.
+    """
+
+    waiter: asyncio.Future[VectorRef | None]
+    held_since: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Close:
     """End; with `published`, no vector is needed any more."""
@@ -61,7 +73,7 @@ class Done:
     error: BaseException | None = None
 
 
-Command = Append | Release | Sync | Close | Done
+Command = Append | Release | Sync | Seal | Close | Done
 Result = tuple["asyncio.Future[VectorRef | None]", VectorRef | None, BaseException | None]
 
 

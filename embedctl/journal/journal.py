@@ -18,7 +18,7 @@ from uuid import UUID
 
 from embedctl.errors import InvariantBroken
 from embedctl.journal import frames
-from embedctl.journal.commands import Append, Close, Release, Spool, Sync
+from embedctl.journal.commands import Append, Close, Release, Seal, Spool, Sync
 from embedctl.journal.recovery import Recovered, RecoveredSegment
 from embedctl.journal.segments import Segment, Views
 from embedctl.journal.writer import Writer
@@ -158,7 +158,7 @@ class Journal:
 
     def _never_sent(self, event: UsageEvent) -> None:
         never = replace(event, status="cancelled", billable="no", error_class="not_sent", tokens_total=0)
-        self._writer.put(Append(frames.draft("outcome", never), _waiter()))
+        self._put(Append(frames.draft("outcome", never), _waiter()))
 
     def _leave(self, event: UsageEvent, ref: VectorRef | None = None) -> None:
         if self._turnstile is not None and event.event_id in self._entered:
@@ -173,8 +173,12 @@ class Journal:
         """
         begun, ended = (Append(frames.draft(kind, event), _waiter()) for kind in ("intent", "outcome"))
         if not self._writer.write_now(begun, ended):
-            self._writer.put(begun, ended)
-        await begun.waiter
+            self._put(begun, ended)
+        try:
+            await begun.waiter
+        finally:
+            if ended.waiter.done():
+                _heard(ended.waiter)
         await ended.waiter
 
     async def settle(self, event: UsageEvent) -> None:
@@ -269,8 +273,23 @@ class Journal:
             StorageFailed: It may not be.
         """
         waiter = _waiter()
+        waiter.add_done_callback(_heard)
         self._writer.put(Sync(waiter))
         await waiter
+
+    async def seal(self) -> float | None:
+        """What has ended by now is in the spool when this returns, but for what shares a segment with what has not.
+
+        Returns:
+            When the oldest segment began that is held up so, by the journal's clock; None: there is none.
+
+        Raises:
+            EmbedctlError: The journal has failed, or is closed.
+        """
+        command = Seal(_waiter())
+        self._writer.put(command)
+        await command.waiter
+        return command.held_since
 
     async def close(self, *, published: bool = False) -> None:
         """Hand everything to the spool and end. Attempts nobody ended count as interrupted. May be called twice.
@@ -283,13 +302,20 @@ class Journal:
         """
         if self._closing is None:
             self._closing = _waiter()
+            self._closing.add_done_callback(_heard)
             self._writer.put(Close(self._closing, published))
         await asyncio.shield(self._closing)
 
     async def _written(self, entry: Append) -> VectorRef | None:
         if not self._writer.write_now(entry):
-            self._writer.put(entry)
+            self._put(entry)
         return await entry.waiter
+
+    def _put(self, *entries: Append) -> None:
+        """Hand over. Errors nobody hears any more (the caller was cancelled) are not reported twice."""
+        for entry in entries:
+            entry.waiter.add_done_callback(_heard)
+        self._writer.put(*entries)
 
 
 def _taken_over(folder: Path, found: RecoveredSegment) -> Segment:
@@ -304,7 +330,10 @@ def _taken_over(folder: Path, found: RecoveredSegment) -> Segment:
 
 
 def _waiter() -> asyncio.Future[VectorRef | None]:
-    """What the writer answers. Errors nobody hears any more (the caller was cancelled) are not reported twice."""
-    waiter: asyncio.Future[VectorRef | None] = asyncio.get_running_loop().create_future()
-    waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return waiter
+    """What the writer answers."""
+    return asyncio.get_running_loop().create_future()
+
+
+def _heard(waiter: asyncio.Future[VectorRef | None]) -> None:
+    if not waiter.cancelled():
+        waiter.exception()

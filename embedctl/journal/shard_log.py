@@ -202,14 +202,37 @@ class ShardLog:
                 self._look_again()
             if not self._put(self._next, about, body):
                 self._lose()
-            if self._clock() - began > self.lease_s:  # it was long on its way: is what it was written for still there?
-                self._look_again()
+            self._check_arrived(_entry_name(self.shard, self._next), began)
             self._next, self._said_at = self._next + 1, began
 
     def check(self) -> None:
         """Raise ShardLost when it is known that another worker has it."""
         if self._lost is not None:
             raise ShardLost(self._lost.message, hint=self._lost.hint)
+
+    def put_beside(self, name: str, content: bytes) -> None:
+        """Put what only serves the work on the shard, under a name that nobody else can have.
+
+        Raises:
+            ShardLost: Another worker has the shard; nothing is left of it.
+        """
+        self.check()
+        began = self._clock()
+        if began - self._said_at > self.lease_s:
+            self._look_again()
+        self.put_new(name, content)
+        self._check_arrived(name, began)
+
+    def _check_arrived(self, name: str, began: float) -> None:
+        """Whether what an object was put for is still there, when it was long on its way; else it is removed."""
+        if self._clock() - began <= self.lease_s:
+            return
+        try:
+            self._look_again()
+        except ShardLost:
+            with suppress(StoreUnreachable):
+                self.store.remove(name)
+            raise
 
     def keep(self, lost: Callable[[ShardLost], object]) -> None:
         """Write a beat now and then, when nothing else was written, until `release`.

@@ -126,8 +126,7 @@ class ShippingDisk(Disk):
         try:
             while (taken := self._next_piece()) is not None:
                 file, start, piece = taken
-                self._log.check()
-                self._log.put_new(f"{self._log.folder}answers/{file.segment}.{start}", piece)
+                self._log.put_beside(f"{self._log.folder}answers/{file.segment}.{start}", piece)
                 with self._answers:
                     file.shipped = start + len(piece)
                     self._answers.notify_all()

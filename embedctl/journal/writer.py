@@ -24,6 +24,7 @@ from embedctl.journal.commands import (
     Done,
     Release,
     Result,
+    Seal,
     Spool,
     Sync,
     answer,
@@ -217,6 +218,13 @@ class Writer:
                     segment.released = segment.vectors if vectors is None else segment.released + vectors
             case Sync(waiter):
                 self._sync_behind(waiter)
+            case Seal(waiter):
+                if self._current is not None and self._current.events:
+                    self._current.sealed, self._current = True, None
+                held = [one.opened_at for one in self._segments.values() if one.events and not one.idle]
+                command.held_since = min(held, default=None)
+                self._keep_house()
+                self._behind(partial(answer, [(waiter, None, None)]), _nothing)
             case Close():
                 self._stop = command
                 self._finish(published=command.published)

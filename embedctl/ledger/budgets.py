@@ -117,6 +117,31 @@ def spent(
     return PeriodCost(within=within, cost=cost, at_risk=at_risk, unpriced_calls=unpriced)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobCost:
+    """What a job's runs came to, all of them.
+
+    Attributes:
+        cost: USD, confirmed; None when something was billed and nothing of it has a price.
+        at_risk: USD, perhaps billed beside it.
+    """
+
+    tokens: int
+    cost: Decimal | None
+    at_risk: Decimal
+
+
+def spent_by_job(connection: duckdb.DuckDBPyConnection, job: str) -> JobCost:
+    """What all runs of a job spent."""
+    row = connection.execute(
+        "SELECT coalesce(sum(tokens_total) FILTER (billable = 'yes'), 0)::BIGINT, sum(cost), "
+        "coalesce(sum(cost_at_risk), 0), count(*) FILTER (cost_status = 'unpriced') FROM usage_event WHERE job_id = ?",
+        [job],
+    ).fetchone()
+    tokens, cost, at_risk, unpriced = row or (0, None, Decimal(0), 0)
+    return JobCost(tokens=tokens, cost=Decimal(0) if cost is None and not unpriced else cost, at_risk=at_risk)
+
+
 def stored(connection: duckdb.DuckDBPyConnection) -> list[Budget]:
     """Budgets set by `usage budget set`."""
     rows = connection.execute(

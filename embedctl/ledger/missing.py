@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from embedctl.ledger.database import Connection
 
 
-def count(paths: LedgerPaths, *, now: datetime) -> int:
+def count(paths: LedgerPaths, *, wait_s: float = 10, now: datetime) -> int:
     """How many there are.
+
+    Args:
+        wait_s: For a process that writes the ledger.
 
     Raises:
         Locked, Broken, ConfigurationInvalid: As `database.reader`.
@@ -25,7 +28,7 @@ def count(paths: LedgerPaths, *, now: datetime) -> int:
     done = spool.pending(paths.done)
     if not done or not paths.database.exists():
         return len(done)
-    with database.reader(paths, now=now) as connection:
+    with database.reader(paths, wait_s=wait_s, now=now) as connection:
         return len(files(connection, paths))
 
 

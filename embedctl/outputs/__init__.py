@@ -4,6 +4,7 @@ from embedctl.outputs.folder import FAILURES as FAILURES
 from embedctl.outputs.folder import RECORD as RECORD
 from embedctl.outputs.folder import STATE_FOLDER as STATE_FOLDER
 from embedctl.outputs.folder import FolderOutput as FolderOutput
+from embedctl.outputs.folder import lock_of as lock_of
 from embedctl.outputs.folder import part_name as part_name
 from embedctl.outputs.folder import parts_of as parts_of
 from embedctl.outputs.output import OUTPUT_MODE as OUTPUT_MODE

@@ -12,6 +12,7 @@ from embedctl.errors import OutputRefused
 from embedctl.journal import Trust
 from embedctl.journal.rescue import FOREIGN_PREFIX
 from embedctl.outputs import failures, parquet
+from embedctl.outputs.folder import lock_of
 from embedctl.outputs.output import (
     OUTPUT_MODE,
     Existing,
@@ -92,6 +93,11 @@ class FileOutput:
     def tidy(self) -> None:
         """Remove the state folder; journals of others that were set aside stay."""
         storage.remove_tree(self.disk, self.state, keep=lambda name: name.startswith(FOREIGN_PREFIX))
+
+    @property
+    def lock_path(self) -> Path:
+        """FILE.space.lock."""
+        return lock_of(self.path, is_folder=False)
 
     @property
     def place(self) -> Path:

@@ -33,6 +33,7 @@ from embedctl.outputs.output import (
 )
 from embedctl.outputs.parquet import Layout, Part
 from embedctl.records import RowCounts, Space, Warned, uuid7
+from embedctl.routing.space_lock import NAME as LOCK_NAME
 from embedctl.storage import Disk
 from embedctl.storage.store import LocalStore
 
@@ -245,6 +246,11 @@ class FolderOutput:
         self.disk.unlink(self.state / STDIN)
 
     @property
+    def lock_path(self) -> Path:
+        """`_embedctl/space.lock`: whoever reads all files of the folder finds parts alone."""
+        return lock_of(self.folder, is_folder=True)
+
+    @property
     def place(self) -> Path:
         """The folder."""
         return self.folder
@@ -348,6 +354,11 @@ def parquet_content(tables: Iterator[Any], layout: Layout, facts: Facts) -> Call
         part.close()
 
     return content
+
+
+def lock_of(output: Path, *, is_folder: bool) -> Path:
+    """Where the `space.lock` of an output is."""
+    return output / STATE_FOLDER / LOCK_NAME if is_folder else output.with_name(f"{output.name}.{LOCK_NAME}")
 
 
 def parts_of(folder: Path) -> list[Path]:

@@ -67,6 +67,10 @@ class Output(Protocol):
     def place(self) -> Path:
         """Where a person finds it."""
 
+    @property
+    def lock_path(self) -> Path | None:
+        """Where its `space.lock` is, whether it is there or not; None for one that nobody comes back to."""
+
     def own_files(self) -> tuple[Path, ...]:
         """What is there of it, as far as embedctl wrote it: no input of a run that writes it again."""
 

@@ -304,6 +304,24 @@ def is_precise(path: Path, dtype: Dtype) -> bool:
     return bool(element in (pa.float32(), _ELEMENTS[dtype]))
 
 
+@dataclass(frozen=True, slots=True)
+class SampledRows:
+    """Some rows of a file.
+
+    Attributes:
+        hashes: Of the texts as they were sent, 16 bytes each.
+        vectors: float32, shape (n, D).
+    """
+
+    texts: list[str]
+    hashes: bytes
+    vectors: NDArray[np.float32]
+
+
+_SAMPLED_FROM = 256
+"""Rows that are read for it: all of a row group would be some 100 MB."""
+
+
 class Part:
     """A file of ours, opened only while something is read from it: its hashes, and its vectors by row."""
 
@@ -342,6 +360,27 @@ class Part:
                 column = batch.column(0)
                 start = column.offset * TEXT_HASH_BYTES
                 yield column.buffers()[1].to_pybytes()[start : start + len(column) * TEXT_HASH_BYTES]
+
+    def sample(self, most: int, most_characters: int) -> SampledRows:
+        """Different texts near the file's begin, with the vectors it holds of them; none where it keeps no texts."""
+        columns = ["text", "embedding_text_hash", "embedding"]
+        with self._file() as file:
+            if not set(columns) <= set(file.schema_arrow.names):
+                return SampledRows([], b"", np.empty((0, self._dimensions), np.float32))
+            for batch in file.iter_batches(_SAMPLED_FROM, columns=columns):
+                texts = batch.column("text").to_pylist()
+                first: dict[str, int] = {}
+                for at, text in enumerate(texts):
+                    if text and len(text) <= most_characters:
+                        first.setdefault(text, at)
+                chosen = sorted(first.values())
+                chosen = chosen[:: max(1, len(chosen) // most)][:most]
+                rows = batch.take(pa.array(chosen, pa.int64()))
+                hashes = b"".join(rows.column("embedding_text_hash").to_pylist())
+                return SampledRows(
+                    [texts[at] for at in chosen], hashes, matrix(rows.column("embedding"), self._dimensions)
+                )
+        return SampledRows([], b"", np.empty((0, self._dimensions), np.float32))
 
     def rows_of(self, row_id: str) -> list[dict[str, Any]]:
         """What the file says of the row with this id, one mapping per chunk, without vector and text."""
@@ -429,3 +468,59 @@ def matrix(column: pa.ChunkedArray | pa.Array, dimensions: int) -> NDArray[np.fl
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     parts = [np.asarray(chunk.flatten()).astype(np.float32, copy=False).reshape(-1, dimensions) for chunk in chunks]
     return np.concatenate(parts) if parts else np.empty((0, dimensions), np.float32)
+
+
+_FOR_MACHINES = ("embedding", "embedding_text_hash", "embedding_operation_id")
+
+
+def embedded_rows(path: Path, rows: int = 512) -> Iterator[tuple[dict[str, list[Any]], NDArray[np.float32]]]:
+    """The rows of a file of ours in order, some at a time: columns as JSON knows them, and vectors, float32, (n, D).
+
+    Raises:
+        StorageFailed: The file is damaged.
+    """
+    try:
+        with _opened(path) as whole, pq.ParquetFile(whole, page_checksum_verification=True) as file:
+            names = [name for name in file.schema_arrow.names if name not in _FOR_MACHINES]
+            for batch in file.iter_batches(rows, columns=[*names, "embedding"]):
+                column = batch.column("embedding")
+                width = len(column[0]) if len(column) else 0
+                yield {name: plain(batch.column(name)) for name in names}, matrix(column, width)
+    except (pa.ArrowException, OSError) as damage:
+        raise StorageFailed(f"{path} cannot be read: {str(damage).splitlines()[0]}") from damage
+
+
+def concatenate(parts: Sequence[Path], sink: BinaryIO) -> None:
+    """The rows of all parts of an output as one file; a row group is in memory at a time.
+
+    Raises:
+        StorageFailed: A part is damaged.
+    """
+    written: pq.ParquetWriter | None = None
+    of_all: dict[bytes, bytes] = {}
+    try:
+        total = sum(pq.read_metadata(os.fsencode(part).decode(errors="surrogateescape")).num_rows for part in parts)
+        for part in parts:
+            with _opened(part) as whole, pq.ParquetFile(whole, page_checksum_verification=True) as file:
+                if written is None:
+                    schema = file.schema_arrow
+                    said = orjson.loads((schema.metadata or {})[METADATA_KEY])
+                    of_all = {**(schema.metadata or {}), METADATA_KEY: orjson.dumps({**said, "rows": total})}
+                    words = [one.name for one in schema if pa.types.is_dictionary(one.type)]
+                    codecs = {_leaf(one): "zstd" for one in schema if one.name != "embedding"}
+                    written = pq.ParquetWriter(
+                        sink,
+                        schema.with_metadata(of_all),
+                        compression={**codecs, "embedding.list.element": "none"},
+                        use_dictionary=words,
+                        write_page_checksum=True,
+                        store_schema=True,
+                    )
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group)
+                    written.write_table(table.replace_schema_metadata(of_all), row_group_size=ROW_GROUP_ROWS)
+    except (pa.ArrowException, OSError, KeyError, ValueError) as damage:
+        raise StorageFailed(f"an output cannot be read: {str(damage).splitlines()[0]}") from damage
+    finally:
+        if written is not None:
+            written.close()

@@ -57,6 +57,11 @@ class StoreOutput:
     failures: Path | None = None
 
     @property
+    def lock_path(self) -> None:
+        """It has none: plan and space say what its vectors were made with."""
+        return
+
+    @property
     def place(self) -> Path:
         """Its scratch: who looks for the output looks on the store."""
         return self.state
@@ -186,7 +191,7 @@ class ShardOutput(StoreOutput):
             failures=f"{self.log.folder}failed/{finished.number:06d}-{facts['part_id']}.jsonl" if failed else None,
         )
         if part.failures is not None:
-            self.log.put_new(part.failures, failed)
+            self.log.put_beside(part.failures, failed)
         self.log.append({"part": part.number, **asdict(part)})
         if not self.log.put(name, path):
             part = self._as_good(part)

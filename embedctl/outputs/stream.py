@@ -50,6 +50,11 @@ class StreamOutput:
         return None
 
     @property
+    def lock_path(self) -> None:
+        """Nobody comes back to it."""
+        return
+
+    @property
     def place(self) -> Path:
         """Nowhere but its state."""
         return self.state

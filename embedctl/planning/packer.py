@@ -58,12 +58,24 @@ class _Bundle:
 
 
 class Packer:
-    """Collects texts and gives them back as requests, close to the limits, in order, never mixing workspaces."""
+    """Collects texts and gives them back as requests, close to the limits, in order, never mixing workspaces.
 
-    def __init__(self, limits: Limits, *, purpose: Purpose = "ingest", token_arrays: bool = False) -> None:
+    Args:
+        operation_id: Of all requests; None: each is an operation of its own.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        purpose: Purpose = "ingest",
+        token_arrays: bool = False,
+        operation_id: str | None = None,
+    ) -> None:
         self.limits = limits
         self._purpose = purpose
         self._token_arrays = token_arrays
+        self._operation_id = operation_id
         self._bundles: dict[str, _Bundle] = {}
         self.packed = 0
 
@@ -114,7 +126,7 @@ class Packer:
 
     def _pack(self, workspace: str, bundle: _Bundle) -> PackedRequest:
         request = Request(
-            operation_id=new_operation_id(),
+            operation_id=self._operation_id or new_operation_id(),
             texts=bundle.texts,
             hashes=b"".join(bundle.hashes),
             workspace_id=workspace,

@@ -195,15 +195,25 @@ class _Keys(NamedTuple):
     @classmethod
     def of(cls, request: HttpRequest) -> _Keys:
         """Of its headers: whole values, and what stands behind a scheme ("Token KEY", Basic)."""
-        every, sure = [], []
-        for header, value in request.headers.items():
-            if header in _NO_KEY_HEADERS:
-                continue
-            parts = [part for part in _parts(value) if len(part) >= _SHORTEST_KEY]
-            every += parts
-            if _KEY_HEADER.search(header) or value.encode("utf-8", "replace") not in request.body:
-                sure += [part for part in parts if len(part) >= _SHORTEST_SURE_KEY]
-        return cls(tuple(every), tuple(sure))
+        headers = tuple((name, value) for name, value in request.headers.items() if name not in _NO_KEY_HEADERS)
+        in_body = tuple(
+            name
+            for name, value in headers
+            if not _KEY_HEADER.search(name) and value.encode("utf-8", "replace") in request.body
+        )
+        return _keys(headers, in_body)
+
+
+@lru_cache(maxsize=64)
+def _keys(headers: tuple[tuple[str, str], ...], in_body: tuple[str, ...]) -> _Keys:
+    """Of headers that may hold keys; those of `in_body` are no keys, for the body says the same."""
+    every, sure = [], []
+    for name, value in headers:
+        parts = [part for part in _parts(value) if len(part) >= _SHORTEST_KEY]
+        every += parts
+        if name not in in_body:
+            sure += [part for part in parts if len(part) >= _SHORTEST_SURE_KEY]
+    return _Keys(tuple(every), tuple(sure))
 
 
 def _parts(value: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
@@ -31,11 +32,15 @@ def base(place: Provider, default: str | None) -> str:
     Raises:
         ConfigurationInvalid: There is none, it is no http URL, or it holds a key.
     """
-    url = (place.base_url or default or "").strip().rstrip("/")
+    return _base(place.name, (place.base_url or default or "").strip().rstrip("/"))
+
+
+@lru_cache(maxsize=256)
+def _base(name: str, url: str) -> str:
     if not url:
         raise ConfigurationInvalid(
-            f"provider {place.name!r} has no base_url",
-            hint=f"set `base_url` under [providers.{place.name}] in the user's config",
+            f"provider {name!r} has no base_url",
+            hint=f"set `base_url` under [providers.{name}] in the user's config",
         )
     try:
         parts = urlsplit(url)
@@ -44,12 +49,12 @@ def base(place: Provider, default: str | None) -> str:
         usable, parts = False, urlsplit("")
     if not usable:
         raise ConfigurationInvalid(
-            f"base_url of provider {place.name!r} is no http or https URL",
+            f"base_url of provider {name!r} is no http or https URL",
             hint="write it as https://HOST/PATH",
         )
     if parts.username or parts.password or any(name in parts.query.lower() for name in _KEYS_IN_QUERIES):
         raise ConfigurationInvalid(
-            f"base_url of provider {place.name!r} holds a key",
+            f"base_url of provider {name!r} holds a key",
             hint="keys come from an environment variable, named by `api_key_env`",
         )
     return url

@@ -52,19 +52,35 @@ def _asset(name: str) -> str:
     return tokens.asset(f"uplot/{name}").read_text("utf-8")
 
 
-def page(title: str, body: Sequence[str], *, script: str, values: Mapping[str, str]) -> str:
-    """A whole page, whose policy lets it load nothing and run nothing but its own scripts.
+def page(
+    title: str, body: Sequence[str], *, script: str, values: Mapping[str, str], more_style: str = "", asks: bool = False
+) -> str:
+    """A whole page with charts.
 
     Args:
         body: HTML.
         script: What runs when the page is there, after `library()`.
         values: An element's id → JSON that the script reads from it.
+        more_style: After `style()`.
+        asks: Its script may ask the server that the page is from.
     """
-    scripts = [library(), script]
-    sheet = style()
+    return document(title, body, scripts=[library(), script], sheet=style() + more_style, values=values, asks=asks)
+
+
+def document(
+    title: str,
+    body: Sequence[str],
+    *,
+    scripts: Sequence[str],
+    sheet: str,
+    values: Mapping[str, str],
+    asks: bool = False,
+) -> str:
+    """A whole page, whose policy lets it load nothing and run nothing but its own scripts; see `page`."""
     policy = (
         f"default-src 'none'; img-src data:; style-src {_hashed(sheet)}; "
-        f"script-src {' '.join(_hashed(each) for each in scripts)}; base-uri 'none'; form-action 'none'"
+        + ("connect-src 'self'; " if asks else "")
+        + f"script-src {' '.join(_hashed(each) for each in scripts)}; base-uri 'none'; form-action 'none'"
     )
     return "\n".join(
         [
@@ -73,6 +89,7 @@ def page(title: str, body: Sequence[str], *, script: str, values: Mapping[str, s
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="referrer" content="no-referrer">',
+            '<link rel="icon" href="data:,">',
             f"<title>{html.escape(terminal.safe(title))}</title>",
             f"<style>{sheet}</style>",
             "</head><body>",

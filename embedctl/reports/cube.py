@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from operator import add
 from typing import Any
 
 import orjson
@@ -25,6 +26,7 @@ _MOST_CELLS = 6000  # none that has more will take less
 _NAMES = ((24, 16), (12, 10), (8, 8), (8, 5), (5, 5), (5, 3))  # kept at most: of workspaces, of other dimensions
 _FEWEST_NAMES = ((3, 2), (1, 1))  # when months of the others are too many
 _MOST_DAYS = 800  # days, weeks or months on the axis
+_Cells = Iterable[tuple[tuple[int, ...], Sequence[float]]]  # (bucket, an index of each dimension's names), measures
 _DENSE = ("tokens", "cost", "calls")
 _SPARSE = ("risk", "fallback", "unpriced", "errors")  # mostly 0
 _MEASURES = """
@@ -153,11 +155,16 @@ def _fitted(
     """With as many names, and bars as fine, as a page can hold."""
     units: list[Unit] = list(UNITS[UNITS.index(unit) :])  # type: ignore[arg-type]
     made = None
+    after = len(whole) + 1
     for coarser in units:
+        buckets = _buckets(days, coarser)
+        place = {first: index for index, first in enumerate(buckets)}
+        cells: _Cells = [((place[periods.floor(row[0], coarser)], *row[1:after]), row[after:]) for row in rows]
         for most in (*_NAMES, *(_FEWEST_NAMES if coarser == "month" else ())):
             dimensions = [_cut(each, most[0 if each.key == "workspace" else 1]) for each in whole]
-            buckets = _buckets(days, coarser)
-            made = Cube(coarser, unit, buckets, dimensions, _summed(rows, coarser, buckets, dimensions))
+            summed = _summed(cells, dimensions)
+            made = Cube(coarser, unit, buckets, dimensions, summed)
+            cells = summed.items()  # fewer names are sums of these
             if len(made.cells) <= _MOST_CELLS and len(orjson.dumps(made.encoded())) <= MOST_BYTES:
                 return made
     assert made is not None  # noqa: S101
@@ -170,23 +177,16 @@ def _cut(whole: Dimension, most: int) -> Dimension:
     return Dimension(whole.key, whole.title, [*kept, f"{rest:,} others"] if rest else kept, rest)
 
 
-def _summed(
-    rows: Sequence[tuple[Any, ...]], unit: Unit, buckets: Sequence[date], dimensions: Sequence[Dimension]
-) -> dict[tuple[int, ...], list[float]]:
-    place = {first: index for index, first in enumerate(buckets)}
+def _summed(cells: _Cells, dimensions: Sequence[Dimension]) -> dict[tuple[int, ...], list[float]]:
     last = [len(dimension.names) - 1 for dimension in dimensions]
-    count = len(dimensions) + 1
-    cells: dict[tuple[int, ...], list[float]] = {}
-    for row in rows:
-        at = (
-            place[periods.floor(row[0], unit)],
-            *(min(index, end) for index, end in zip(row[1:count], last, strict=True)),
-        )
-        if at in cells:
-            cells[at] = [before + more for before, more in zip(cells[at], row[count:], strict=True)]
+    sums: dict[tuple[int, ...], list[float]] = {}
+    for (bucket, *indexes), measures in cells:
+        at = (bucket, *map(min, indexes, last))
+        if at in sums:
+            sums[at] = list(map(add, sums[at], measures))
         else:
-            cells[at] = list(row[count:])
-    return cells
+            sums[at] = list(measures)
+    return sums
 
 
 def _days(

@@ -21,10 +21,10 @@ from embedctl.reports.query import ReportQuery
 from embedctl.storage.sqlite_cache import CacheStats
 from embedctl.telemetry.metric_names import METRICS
 from embedctl.telemetry.prometheus import Metric, Sample, count_cache
+from embedctl.telemetry.prometheus import circuits as circuit_states
 from embedctl.telemetry.prometheus import text as text
 
 FILE_NAME = "embedctl_usage.prom"
-CIRCUIT_STATES = ("closed", "half_open", "open", "dead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +137,8 @@ def _job_metrics(jobs: Iterable[Ended]) -> list[Metric]:
 def _circuit_metric(connection: Connection, circuits: Iterable[Mapping[str, Any]]) -> Metric:
     """Every model that was ever called; the worst of its circuits where several runs are at it."""
     called = connection.execute("SELECT DISTINCT provider, model FROM usage_event WHERE entry_kind = 'usage'")
-    states = dict.fromkeys(((str(row[0]), str(row[1])) for row in called.fetchall()), 0)
-    for each in circuits:
-        key = (str(each["provider"]), str(each["model"]))
-        states[key] = max(states.get(key, 0), CIRCUIT_STATES.index(each["state"]))
-    samples: list[Sample] = [({"provider": key[0], "model": key[1]}, states[key]) for key in sorted(states)]
-    return Metric("embedding_provider_circuit_state", samples)
+    closed = [(str(row[0]), str(row[1]), "closed") for row in called.fetchall()]
+    return circuit_states([*closed, *((str(one["provider"]), str(one["model"]), one["state"]) for one in circuits)])
 
 
 def write(metrics: Iterable[Metric], folder: Path) -> Path:

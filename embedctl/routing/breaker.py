@@ -65,6 +65,9 @@ class Snapshot:
 
     Attributes:
         failures: Ill results among the last `results`.
+        failed_at, changed_at: When it last failed, and when it came to stand so, by the breaker's clock; None: never.
+        probing: Whether a probe is under way.
+        stay_s: How long it stays open, when it opens next.
         ready_in_s: Seconds until the next probe may go; 0 when it may go now, None when DEAD.
         reason: What the error that opened it said, None while closed.
     """
@@ -77,6 +80,10 @@ class Snapshot:
     openings: int
     ready_in_s: float | None
     reason: str | None
+    failed_at: float | None = None
+    changed_at: float | None = None
+    probing: bool = False
+    stay_s: float = 0.0
 
 
 class Breaker:
@@ -97,6 +104,13 @@ class Breaker:
         self._probe: Pass | None = None
         self._probe_since = 0.0
         self._cause: ProviderError | None = None
+        self._failed_at: float | None = None
+        self._changed_at: float | None = None
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """When it opens, and for how long."""
+        return self._is
 
     def state(self, now: float) -> State:
         """Where it stands at `now`: time alone leads from OPEN to HALF_OPEN, and back when a probe hangs."""
@@ -104,7 +118,7 @@ class Breaker:
             self._open(now)
         over = self._state is State.OPEN or (self._state is State.DEAD and self._is.revive_s is not None)
         if over and now >= self._opens_at:
-            self._enter(State.HALF_OPEN)
+            self._enter(State.HALF_OPEN, now)
         return self._state
 
     def dead(self, now: float) -> ProviderError | None:
@@ -135,13 +149,15 @@ class Breaker:
     def settle(self, ticket: Pass, error: ProviderError | None, now: float) -> None:
         """Take the result of an attempt; None is a success: an answer that was checked, not a status of 200."""
         self.state(now)
+        if error is not None and (error.ill or error.remedy is Remedy.GIVE_UP):
+            self._failed_at = now
         if self._state is State.DEAD:
             return
         if error is not None and error.remedy is Remedy.GIVE_UP and not isinstance(error, CircuitOpen):
             self._cause = error
             if self._is.revive_s is not None:
                 self._opens_at = now + self._is.revive_s(error)
-            self._enter(State.DEAD)
+            self._enter(State.DEAD, now)
             return
         if ticket.era != self._era:
             return
@@ -149,7 +165,7 @@ class Breaker:
             self.abandon(ticket)
         elif self._state is State.HALF_OPEN:
             if error is None:
-                self._close()
+                self._close(now)
             else:
                 self._cause = error
                 self._open(now)
@@ -161,11 +177,11 @@ class Breaker:
         if self._probe == ticket:
             self._probe = None
 
-    def reset(self) -> None:
+    def reset(self, now: float) -> None:
         """Close at once: somebody knows better. What is DEAD stays dead, unless time would revive it."""
         if self._state is not State.DEAD or self._is.revive_s is not None:
             self._openings = 0
-            self._close()
+            self._close(now)
 
     def trip(self, error: ProviderError, now: float) -> None:
         """Open at once: the retry budget is empty."""
@@ -197,7 +213,14 @@ class Breaker:
             openings=self._openings,
             ready_in_s=ready_in,
             reason=self._cause.message if self._cause else None,
+            failed_at=self._failed_at,
+            changed_at=self._changed_at,
+            probing=self._probe is not None,
+            stay_s=self._stay_s(),
         )
+
+    def _stay_s(self) -> float:
+        return min(self._is.open_s * 2.0 ** min(self._openings, 60), self._is.longest_s)
 
     def _count(self, error: ProviderError | None, now: float) -> None:
         self._ill.append(error is not None)
@@ -213,18 +236,17 @@ class Breaker:
             self._open(now)
 
     def _open(self, now: float) -> None:
-        stay_s = min(self._is.open_s * 2.0 ** min(self._openings, 60), self._is.longest_s)
-        self._opens_at = now + stay_s * (0.5 + 0.5 * self._jitter())
+        self._opens_at = now + self._stay_s() * (0.5 + 0.5 * self._jitter())
         self._openings += 1
-        self._enter(State.OPEN)
+        self._enter(State.OPEN, now)
 
-    def _close(self) -> None:
+    def _close(self, now: float) -> None:
         self._ill.clear()
         self._in_a_row = 0
         self._cause = None
-        self._enter(State.CLOSED)
+        self._enter(State.CLOSED, now)
 
-    def _enter(self, state: State) -> None:
-        self._state = state
+    def _enter(self, state: State, now: float) -> None:
+        self._state, self._changed_at = state, now
         self._era += 1
         self._probe = None

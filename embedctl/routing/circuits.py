@@ -110,5 +110,10 @@ def _is_circuit(one: Any) -> bool:
     return isinstance(one, dict) and one.get("state") in states and {"provider", "model"} <= one.keys()
 
 
+_OF_A_CLOCK = ("failed_at", "changed_at", "probing", "stay_s")
+"""What means nothing to other processes, whose clocks began elsewhere."""
+
+
 def _encoded(snapshot: Snapshot) -> dict[str, Any]:
-    return {**asdict(snapshot), "state": snapshot.state.value}
+    told = {name: value for name, value in asdict(snapshot).items() if name not in _OF_A_CLOCK}
+    return {**told, "state": snapshot.state.value}

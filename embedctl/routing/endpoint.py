@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 
 from embedctl.backends.http import urls
@@ -35,7 +36,7 @@ class BatchTerms:
     enqueued_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Endpoint:
     """One provider serving one model, with everything a request needs.
 
@@ -96,7 +97,7 @@ class Endpoint:
         """As a user names it."""
         return f"{self.provider}:{self.model}"
 
-    @property
+    @cached_property
     def account(self) -> str:
         """A fingerprint of the key, "" without one."""
         return fingerprint(self.place.api_key.reveal()) if self.place.api_key else ""
@@ -116,7 +117,7 @@ class Endpoint:
             truncation=self.truncation,
         )
 
-    @property
+    @cached_property
     def in_chain(self) -> ChainEntry:
         """The entry that the fallback policy reasons about."""
         known = self.canonical if self.entry else None

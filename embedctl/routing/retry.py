@@ -142,7 +142,7 @@ class Policy:
 class Attempts:
     """The attempts of one request at one provider."""
 
-    __slots__ = ("_counted", "_jitter", "_lost", "_paid", "_policy", "_repeated", "_throttled", "_waited_s")
+    __slots__ = ("_counted", "_jitter", "_lost", "_others", "_paid", "_policy", "_repeated", "_throttled", "_waited_s")
 
     def __init__(self, policy: Policy, *, jitter: Jitter) -> None:
         self._policy = policy
@@ -151,6 +151,7 @@ class Attempts:
         self._lost = 0
         self._repeated = 0
         self._throttled = 0
+        self._others = 0
         self._waited_s = 0.0
         self._paid = 0
 
@@ -186,7 +187,7 @@ class Attempts:
             unshaped: Answers of a wrong shape that the endpoint gave since its last good one, this one counted.
         """
         if error.remedy is Remedy.WAIT:
-            return self._throttle(error, now, budget)
+            return self._throttle(error, now, budget, others_succeeded)
         if error.remedy is not Remedy.RETRY:
             return Step(remedy=error.remedy, error=error)
         if isinstance(error, NotSent) and error.provider_code == "certificate":
@@ -207,8 +208,10 @@ class Attempts:
             return Step(remedy=Remedy.GIVE_UP, error=error, refused_for_s=hint)
         return self._again(error, wait_s, TRANSIENT_COST, now, budget)
 
-    def _throttle(self, error: ProviderError, now: float, budget: RetryBudget) -> Step:
-        self._throttled += 1
+    def _throttle(self, error: ProviderError, now: float, budget: RetryBudget, others_succeeded: int) -> Step:
+        # While others get through, how much may be sent is the limiter's business: this one was unlucky.
+        self._throttled = 1 if others_succeeded > self._others else self._throttled + 1
+        self._others = others_succeeded
         wait_s = wait_before(self._throttled, error, jitter=self._jitter)
         hint = hinted_s(error)
         if self._waited_s + (hint or wait_s) > self._policy.max_wait_s:

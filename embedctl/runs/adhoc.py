@@ -6,6 +6,7 @@ what a process spent that was killed in the middle is found all the same.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl import storage
+from embedctl.embedding.cached import Recalled, RememberingJournal, recalled
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import EmbedctlError
@@ -44,6 +46,7 @@ from embedctl.runs.receipt import Spending
 from embedctl.runs.registry import RunEntry, RunRegistry, home_trust
 from embedctl.settings import Settings
 from embedctl.storage import locks
+from embedctl.storage.vector_cache import VectorCache
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class AdhocAnswers:
     Attributes:
         answers: In the order in which requests were answered.
         refusals: Place of a text that has no vector → why.
+        recalled: Places of texts whose vectors came from the cache.
         run_id: What the ledger calls it.
     """
 
@@ -61,6 +65,19 @@ class AdhocAnswers:
     answers: list[Answer] = field(default_factory=list)
     refusals: dict[int, Refusal] = field(default_factory=dict)
     vectors_by_place: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    recalled: set[int] = field(default_factory=set)
+
+    def recall(self, texts: Sequence[str], had: Recalled, space: Space | None) -> list[tuple[int, str]]:
+        """Keep what the cache had, where it is of this space; place and text of all others."""
+        wanted = []
+        for place, text in enumerate(texts):
+            one = had.vectors.get(text_hash(text)) if had.vectors and had.space == space else None
+            if one is None:
+                wanted.append((place, text))
+            else:
+                self.vectors_by_place[place] = one.vector
+                self.recalled.add(place)
+        return wanted
 
     def add(self, places: Sequence[int], outcome: Outcome) -> None:
         """Keep what became of the texts at these places."""
@@ -83,6 +100,7 @@ async def embed(
     purpose: Purpose,
     command: str,
     space: Space | None = None,
+    cache: VectorCache | None = None,
     observer: Observer = UNOBSERVED,
 ) -> AdhocAnswers:
     """Embed a few texts, prefix included, and hand what they cost to the spool; one request after the other.
@@ -92,6 +110,7 @@ async def embed(
     Args:
         chain: Of whom to ask; its first endpoint's limits apply.
         space: What the vectors must be comparable to; None: whatever the first endpoint gives.
+        cache: What it has is not asked for, and it keeps what is answered.
 
     Raises:
         BudgetReached: The workspace's budget is used up.
@@ -101,6 +120,14 @@ async def embed(
     prices = RunPrices(settings.paths.price_file, utc_now())
     answers = AdhocAnswers(uuid7(), Spending(prices.price))
     options, first = settings.options, chain.first
+    had = Recalled()
+    if cache is not None:
+        had = await asyncio.to_thread(recalled, cache, first, [text_hash(text) for text in texts])
+        space = space or had.space
+    wanted = answers.recall(texts, had, space)
+    if not wanted:
+        chain.close()
+        return answers
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(_registered(settings, chain, answers.run_id, command))
         trust = home_trust(settings.paths, run_id=answers.run_id)
@@ -126,18 +153,19 @@ async def embed(
             dimensions=first.dimensions or 0,
         )
         stack.push_async_callback(partial(journal.close, published=True))
+        record = journal if cache is None else RememberingJournal(journal, cache, first, had.taken)
         caller = Caller(run_id=answers.run_id, workspace_id=options.workspace, tags=options.tag)
         stack.push_async_callback(foundations.charge_idle, embedder.router, caller, journal, money, told)
         limits = foundations.packed_limits(embedder.router.limits(route), first, options, concurrency=1)
-        for packed in _requests(Packer(limits, purpose=purpose), texts, options.workspace):
-            outcomes = await embedder.embed(packed.request, route=route, caller=caller, journal=journal, budget=money)
+        for packed in _requests(Packer(limits, purpose=purpose), wanted, options.workspace):
+            outcomes = await embedder.embed(packed.request, route=route, caller=caller, journal=record, budget=money)
             for outcome in outcomes:
                 answers.add([packed.ordinals[at] for at in outcome.targets], outcome)
     return answers
 
 
-def _requests(packer: Packer, texts: Sequence[str], workspace: str) -> Iterator[PackedRequest]:
-    for place, text in enumerate(texts):
+def _requests(packer: Packer, texts: Sequence[tuple[int, str]], workspace: str) -> Iterator[PackedRequest]:
+    for place, text in texts:
         size = len(text.encode("utf-8", "surrogatepass"))
         full = packer.add(text, text_hash(text), place, content_bytes=size, workspace=workspace)
         if full:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from embedctl import storage
+from embedctl.embedding.canary import CanaryWatch
 from embedctl.errors import BatchesPending, InputMissing, ProviderError, Temporary
 from embedctl.journal import recover
 from embedctl.journal.batches import known
@@ -122,6 +123,7 @@ def cancel(
             trust=trust,
             spending=done.spending,
             prices=prices,
+            canary=CanaryWatch(settings.paths.canaries, observer, when="off"),
             facts=lambda *_: b"",
             rows=RowCounts(),
             disk=disk,

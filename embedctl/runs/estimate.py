@@ -210,7 +210,7 @@ def estimate(
         cost_low=None if unit is None else cost(low, unit),
         cost_high=None if unit is None else cost(high, unit),
         cost_batch=None if batch is None else cost(total, batch),
-        seconds=_seconds(endpoint, requests, sample.all_texts, total),
+        seconds=seconds_at_limits(endpoint, requests, sample.all_texts, total),
         per_hour=endpoint.per_hour,
     )
 
@@ -233,7 +233,7 @@ def _so_far(
     )
 
 
-def _seconds(endpoint: Endpoint, requests: int, texts: int, total: int) -> float | None:
+def seconds_at_limits(endpoint: Endpoint, requests: int, texts: int, total: int) -> float | None:
     """The time that the limits per minute ask for."""
     rate_limits = endpoint.rate_limits
     minutes = []

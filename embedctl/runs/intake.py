@@ -56,7 +56,7 @@ def take_in(
     if thorough or _is_left(paths):
         recover(paths, observer=observer, disk=disk)
     is_there = ledger.database.exists()
-    if is_there and not spool.pending(ledger.spool) and not missing.count(ledger, now=now):
+    if is_there and not spool.pending(ledger.spool) and not missing.count(ledger, wait_s=wait_s, now=now):
         return spool.aside_notes(ledger.aside)
     if into_ledger is not None:
         return list(into_ledger(ledger) or ())

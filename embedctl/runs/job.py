@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from embedctl.budgets.limits import KeyBudget
 from embedctl.inputs import Query
 from embedctl.settings import Settings
 from embedctl.storage.store import Store
@@ -26,6 +27,7 @@ class JobRequest:
         query: What is asked instead of `inputs`.
         store: What is under `url`, where the output is on an object store; `output` is None then.
         waits: Batches are waited for where no option says so: somebody looks on.
+        key_budget: Of the service's key that pays for it beside its workspace.
     """
 
     settings: Settings
@@ -42,6 +44,7 @@ class JobRequest:
     stdin: BinaryIO | None = None
     query: Query | None = None
     waits: bool = False
+    key_budget: KeyBudget | None = None
     store: Store | None = None
 
     @property

@@ -48,7 +48,7 @@ class Spending:
         tokens: Confirmed: billed by an answer.
         tokens_estimated: The part of `tokens` that was counted here.
         tokens_unknown: Of attempts that may have been billed; `cost_at_risk` is their price.
-        texts: That `tokens` were answered for.
+        texts: That `tokens` were answered for; `texts_batched` of them by a batch.
         unpriced: Whether something billed has no price, so that `cost` is a lower bound.
         workspaces: Who pays what of it.
         saved_by_tier: USD that it cost less than at the standard price; None when nobody knows.
@@ -61,6 +61,7 @@ class Spending:
     tokens_estimated: int = 0
     tokens_unknown: int = 0
     texts: int = 0
+    texts_batched: int = 0
     cost: Decimal = Decimal(0)
     cost_at_risk: Decimal = Decimal(0)
     priced: bool = False
@@ -98,6 +99,7 @@ class Spending:
             self.tokens_estimated += event.tokens_total if event.usage_source == "fallback" else 0
             self.texts += event.input_count if event.status == "ok" else 0
             if event.price_tier != "standard":
+                self.texts_batched += event.input_count if event.status == "ok" else 0
                 self._count_saved(event, price)
         for one in (self, self.workspaces.setdefault(event.workspace_id, Share())):
             _add(one, event, price)

@@ -91,11 +91,13 @@ class Registration:
         failure: EmbedctlError | None,
         exit_code: int,
         *,
+        reached: Progressed | None = None,
         waiting: bool = False,
     ) -> None:
         """It has ended, one way or the other.
 
         Args:
+            reached: How far it was; of a run that failed, not all is in `rows` that is kept.
             waiting: Batches of it are under way.
         """
         self._background.close()
@@ -106,11 +108,16 @@ class Registration:
             state = "partial"
         if failure is not None and waiting:
             state = "waiting"
+        counts = {"rows": rows.read, **asdict(rows), **spent(spending)}
+        if failure is not None and reached is not None:
+            counts["rows"] = max(rows.read, reached.rows)
+            if reached.rows_total is not None:
+                counts["rows_total"] = reached.rows_total
         self._entry = self._registry.finish(
             self._entry,
             state,
             exit_code,
-            counts={"rows": rows.read, **asdict(rows), **spent(spending)},
+            counts=counts,
             cost_usd=_cost(spending),
             last_error=failure.message if failure else spending.last_error,
         )

@@ -38,7 +38,8 @@ from embedctl.routing import allow, credentials
 from embedctl.routing import chain as chains
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint, check_usable
-from embedctl.runs import batching, estimate, foundations, intake, resume, savings, target, wiring
+from embedctl.routing.space_lock import SpaceLock
+from embedctl.runs import batching, estimate, foundations, intake, resume, savings, space_locks, target, wiring
 from embedctl.runs.batching import Bought, ModeChoice
 from embedctl.runs.estimate import Estimate
 from embedctl.runs.executor import Executor, InProcess
@@ -199,6 +200,9 @@ class Run:
             self._record.rows.reused, self._record.rows.duplicates = existing.finished.vectors, 0
         else:
             chosen = self._choice(chain.first, source)
+            self._lock_found = space_locks.find(self.job, output, existing.space or chain.first.space())
+            self._chunker = space_locks.chunker_of(source, self._options)
+            self._check_locked(chain.first, existing)
             plan = RunPlan(
                 job=self.job,
                 run_id=self.run_id,
@@ -212,6 +216,9 @@ class Run:
                 trust=self._trust,
                 spending=self.spending,
                 prices=self._prices,
+                canary=space_locks.watch(
+                    self.job.settings, self._observer, self._lock_found.lock, existing, chain.first
+                ),
                 facts=self._record.facts,
                 rows=self._record.rows,
                 disk=self._disk,
@@ -220,6 +227,17 @@ class Run:
             run_async(self._send(plan, entry, chosen))
         output.tidy()
         segment_owners.forget(output.state, self._disk)
+
+    def _check_locked(self, first: Endpoint, existing: Existing) -> None:
+        """Raise ModelChanged when --locked does not allow what would be bought."""
+        lock = self._lock_found.lock
+        if not self._options.locked or lock is None:
+            return
+        existing.space = existing.space or lock.space
+        space = first.space() or first.space(lock.space.dimensions)
+        if space is not None:
+            mine = SpaceLock.of(first, space, chunker=self._chunker)
+            space_locks.check(self._lock_found, mine, space_locks.hosts_of(first))
 
     def _source(self, output: Output, spool_folder: Path | None) -> inputs.Source:
         """The input; what of it is left out is said."""
@@ -339,6 +357,7 @@ class Run:
             try:
                 async for _ in self._executor.run(shards.plan(self._record.binding), resources.tools):
                     pass
+                await plan.canary.settled()
                 await asyncio.to_thread(self._finish, plan, resources)
             finally:
                 self._record.space = resources.space
@@ -374,12 +393,23 @@ class Run:
             lambda written: self._record.facts(resources.space, written, self._record.rows, None),
             lambda: self._record.as_dict(plan.output, "complete"),
         )
+        if resources.space is not None and not resources.endpoint.local and not self._options.locked:
+            mine = SpaceLock.of(
+                resources.endpoint,
+                resources.space,
+                chunker=self._chunker,
+                canaries=plan.canary.begun_with(),
+                hosts=plan.canary.equal_hosts,
+            )
+            space_locks.keep(self._lock_found, mine, self._disk)
         resources.duplicate_ids.warn(self._observer)
 
     def _sign_off(self, entry: Registration, failure: EmbedctlError | None, exit_code: int) -> None:
         """Say in the registry how it ended; the output is what it is, whether that can be written or not."""
         try:
-            entry.end(self._record.rows, self.spending, failure, exit_code, waiting=bool(self.batches.pending))
+            reached = None if self._progress is None or not self._keeps else self._progress.told()
+            rows, waiting = self._record.rows, bool(self.batches.pending)
+            entry.end(rows, self.spending, failure, exit_code, reached=reached, waiting=waiting)
         except EmbedctlError as refusal:
             self._observer.notify(Warned("not_registered", detail=refusal.message))
 

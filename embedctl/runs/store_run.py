@@ -62,7 +62,7 @@ from embedctl.records import (
 )
 from embedctl.routing import allow
 from embedctl.routing.chain import FallbackChain
-from embedctl.runs import foundations, resume, store_plan, store_usage, wiring
+from embedctl.runs import foundations, resume, space_locks, store_plan, store_usage, wiring
 from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt, Spending
 from embedctl.runs.registration import Registration
@@ -532,6 +532,9 @@ class StoreRun(Run):
             trust=self._trust,
             spending=self.spending,
             prices=self._prices,
+            canary=space_locks.watch(
+                self.job.settings, self._observer, None, Existing(space=existing.space), chain.first
+            ),
             facts=self._record.facts,
             rows=RowCounts(),
             disk=self._disk,
@@ -550,6 +553,7 @@ class StoreRun(Run):
             try:
                 async for _ in self._executor.run((shard,), resources.tools):
                     pass
+                await run.canary.settled()
                 await asyncio.to_thread(self._finish_shard, run, resources, shard)
             finally:
                 self._record.space = resources.space
@@ -676,6 +680,7 @@ def refuse_what_stores_cannot(job: JobRequest) -> None:
         "--mode batch and auto": options.mode != "online",
         "--overwrite": job.overwrite,
         "--retry-failed": job.retry_failed,
+        "--locked": options.locked,
         "--workspace-column with budgets of several workspaces": options.workspace_column is not None and tenants > 1,
     }
     for what, is_asked in refused.items():

@@ -18,6 +18,7 @@ import numpy as np
 
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
+from embedctl.budgets.limits import KeyBudget
 from embedctl.budgets.reservations import Reservations, SpendLimit
 from embedctl.embedding.answers import OnlineAnswers, Turns
 from embedctl.embedding.batch_answers import BatchAnswers, line_limits
@@ -25,6 +26,7 @@ from embedctl.embedding.batch_calls import BatchCalls
 from embedctl.embedding.batch_lines import TIER
 from embedctl.embedding.cached import CachedEmbedder, unknown_to
 from embedctl.embedding.call import Embedder
+from embedctl.embedding.canary import CanaryWatch
 from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
@@ -208,6 +210,7 @@ def reservations(
     state: Path,
     tier: str = "standard",
     spent: Decimal = Decimal(0),
+    key: KeyBudget | None = None,
 ) -> Reservations:
     """What may be spent: --max-cost, and what is left of the workspaces' budgets. To be closed.
 
@@ -215,6 +218,7 @@ def reservations(
         state: The state folder whose lock the caller holds.
         tier: Whose prices are reserved.
         spent: By this run so far.
+        key: Of a service, that pays for all of it.
 
     Raises:
         BudgetReached, Locked, WrongUsage: See `budgets.limits.reservations`.
@@ -230,6 +234,7 @@ def reservations(
         state=state,
         take_in=foundations.taking_in(settings, observer),
         spent=spent,
+        key=key,
     )
 
 
@@ -325,6 +330,7 @@ class RunPlan:
         existing: What was there when it began.
         denied: Workspaces of rows that may not use the model → why.
         segment_bytes: Of the journal.
+        canary: Looks at whoever is asked.
         facts: Space, rows written, rows read and their hash → metadata of a part or file.
         after_batches: What can be had through them is there: --deadline was for them, and what they cost is spent.
         observer: Told of everything, the spending's own counting included.
@@ -342,6 +348,7 @@ class RunPlan:
     trust: Trust
     spending: Spending
     prices: RunPrices
+    canary: CanaryWatch
     facts: Callable[[Space | None, int, RowCounts, str | None], bytes]
     rows: RowCounts
     disk: Disk = storage.DISK
@@ -430,6 +437,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 mode=options.fallback,
                 policy=policy(options, deadline=deadline),
                 space=plan.existing.space,
+                canary=plan.canary,
                 limits_changed=limits,
             )
             stack.callback(route.close)
@@ -444,6 +452,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     run_id=str(plan.run_id),
                     state=plan.held or state,
                     spent=plan.spending.cost + plan.spending.cost_at_risk + plan.spent_before,
+                    key=job.key_budget,
                 )
             except BudgetReached as reached:
                 if not plan.after_batches or not isinstance(reached.limit, SpendLimit):
@@ -452,7 +461,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             stack.callback(money.close)
             endpoint = await asked.ask(route)
             spool_segment = begin()
-            bought_in_batches = plan.spending.texts
+            bought_in_batches = plan.spending.texts_batched
             purchases, segments = Purchases(), SegmentNumbers()
             plans = stack.enter_context(
                 planner(
@@ -556,6 +565,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 tools=tools, progress=progress, route=route, endpoint=endpoint, duplicate_ids=ids, layout=layout
             )
             stack.callback(stop.too_late)
+            stack.push_async_callback(plan.canary.aclose)
             timer = asyncio.create_task(stop.at(deadline))
             stack.callback(timer.cancel)
             telling = asyncio.create_task(progress.tell(plan.observer))
@@ -614,7 +624,12 @@ async def opened_batches(
             asked = router(job.settings, plan.observer, connections=8, sleep=stop.sleep)
             stack.push_async_callback(asked.aclose)
             route = asked.route(
-                plan.chain, mode="off", policy=policy(options), space=plan.existing.space, limits_changed=_ignored
+                plan.chain,
+                mode="off",
+                policy=policy(options),
+                space=plan.existing.space,
+                canary=plan.canary,
+                limits_changed=_ignored,
             )
             stack.callback(route.close)
             endpoint = await asked.ask(route)
@@ -639,6 +654,7 @@ async def opened_batches(
                     state=state,
                     tier=TIER,
                     spent=plan.spending.cost + plan.spending.cost_at_risk,
+                    key=job.key_budget,
                 )
                 may_submit = True
             except BudgetReached:
@@ -672,6 +688,18 @@ async def opened_batches(
             shared = cache(job, plan.prices.of(endpoint), plan.observer)
             if shared is not None:
                 stack.callback(shared.close)
+            caller = Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag)
+            embedder = Embedder(
+                asked, sleep=stop.sleep, observer=plan.observer, proceed=stop.proceed, keep_bodies=False
+            )
+            stack.push_async_callback(plan.canary.aclose)
+
+            async def look() -> None:
+                """Before the first batch: what is ordered now is answered by the model as it is now."""
+                spends = money.at(plan.prices.of)
+                await embedder.look(route=route, caller=caller, journal=journal, budget=spends)
+                await plan.canary.settled()
+
             answers = BatchAnswers(
                 calls,
                 route=route,
@@ -679,7 +707,7 @@ async def opened_batches(
                 log=log,
                 journal=journal,
                 budget=money,
-                caller=Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag),
+                caller=caller,
                 observer=plan.observer,
                 folder=state,
                 about=Batch(
@@ -695,7 +723,10 @@ async def opened_batches(
                     run_id=plan.run_id,
                     job_id=job.job,
                     purpose=options.purpose,
-                    options={name: getattr(options, name) for name in SHAPES_THE_SPACE},
+                    options={
+                        **{name: getattr(options, name) for name in SHAPES_THE_SPACE},
+                        **({} if job.key_budget is None else {"key": job.key_budget.key_id}),
+                    },
                 ),
                 known=_collected(recovered),
                 had=remember,
@@ -714,6 +745,14 @@ async def opened_batches(
                 return await unknown_to(shared, space, packed)
 
             async def lines() -> AsyncIterator[PackedRequest]:
+                looked = False
+                async for packed in unlooked():
+                    if not looked:
+                        looked = True
+                        await look()
+                    yield packed
+
+            async def unlooked() -> AsyncIterator[PackedRequest]:
                 packing = packer(plan.source, endpoint, options)
                 packing.limits = line_limits(calls, asked.limits(route), batch_size=options.batch_size)
                 with HashIndex(state) as seen:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +30,8 @@ from embedctl.providers import catalog
 from embedctl.records import format_money, utc_now
 from embedctl.routing import chain as chains
 from embedctl.server import encoding, fields, model_names, refusals
+from embedctl.server.accounts import Accounts
+from embedctl.server.admin import Admin
 from embedctl.server.admission import Slot
 from embedctl.server.authentication import Client
 from embedctl.server.connections import MAX_HEADER_BYTES
@@ -37,15 +39,19 @@ from embedctl.server.fields import Asked
 from embedctl.server.gateway import CallResult
 from embedctl.server.log import shown
 from embedctl.server.metrics import CONTENT_TYPE
+from embedctl.server.pages import PATHS, Pages
 from embedctl.server.refusals import Refused
 from embedctl.server.state import ServerState
+from embedctl.telemetry import trace_context
 
 MAX_HEADERS = 100
 MAX_URL_BYTES = 8 << 10
 SERVICE = "embedctl"
 _MOST_NAMED = 256
 
-_OPEN = {"/livez", "/readyz", "/api/v1/embeddings/health"}
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_OPEN = {"/livez", "/readyz", "/api/v1/embeddings/health", *PATHS}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,6})?\Z")
@@ -56,6 +62,7 @@ class Exchange:
     """One request, beside what Starlette knows of it.
 
     Attributes:
+        headers: Of the request, by name in lower case.
         client: Who asks; None while that is not known.
         openai: Errors are told as OpenAI does.
         about: For the log.
@@ -64,6 +71,7 @@ class Exchange:
     request_id: str
     started: float
     openai: bool
+    headers: dict[str, str]
     client: Client | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -99,11 +107,17 @@ class PiecewiseResponse(Response):
 
 
 class Door:
-    """What every request passes: headers, credentials, and one way for everything to end."""
+    """What every request passes: headers, credentials, and one way for everything to end.
 
-    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+    Args:
+        app: Whatever is asked for but for `posts`.
+        posts: Path → what answers a POST there: those that come by the thousand go past all that looks for a path.
+    """
+
+    def __init__(self, app: ASGIApp, state: ServerState, posts: Mapping[str, Endpoint] | None = None) -> None:
         self._app = app
         self._state = state
+        self._posts = posts or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve it; nothing that is raised leaves here."""
@@ -116,6 +130,7 @@ class Door:
             request_id=said if _REQUEST_ID.match(said) else secrets.token_hex(12),
             started=self._state.clock(),
             openai=scope["path"].startswith("/v1/"),
+            headers=headers,
         )
         scope["exchange"] = exchange
         status = 0
@@ -151,7 +166,12 @@ class Door:
         self._check(scope, headers)
         if scope["path"] not in _OPEN or headers.get("authorization") or headers.get("x-api-key"):
             exchange.client = self._client(scope, headers)
-        await self._app(scope, receive, send)
+        endpoint = self._posts.get(scope["path"]) if scope["method"] == "POST" else None
+        if endpoint is None:
+            await self._app(scope, receive, send)
+        else:
+            answer = await endpoint(Request(scope, receive, send))
+            await answer(scope, receive, send)
 
     def _check(self, scope: Scope, headers: dict[str, str]) -> None:
         size = sum(len(name) + len(value) for name, value in scope["headers"])
@@ -262,7 +282,7 @@ class Endpoints:
         """POST /embeddings."""
         async with self._admitted(request) as (body, slot):
             asked = fields.asked(body, ignore_unknown=self._state.serve.unknown_parameters == "ignore")
-            if asked.input_type is None and (said := request.headers.get("x-input-type")):
+            if asked.input_type is None and (said := _exchange(request).headers.get("x-input-type")):
                 asked = _with_input_type(asked, said)
             served, headers = await self._embedded(request, asked, slot)
             name = served.model if served.provider == "openai" else f"{served.provider}:{served.model}"
@@ -290,13 +310,14 @@ class Endpoints:
         if state.draining:
             raise Refused("draining", "the server is stopping", retry_after_s=1.0)
         state.rates.take(exchange.who)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        headers = exchange.headers
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if not (kind in ("application/json", "text/json") or kind.endswith("+json")):
             raise Refused("unsupported_media_type", "the body must be application/json")
-        if request.headers.get("content-encoding", "identity") != "identity":
+        if headers.get("content-encoding", "identity") != "identity":
             raise Refused("unsupported_media_type", "the body must not be compressed")
         most = state.serve.body_bytes
-        length = request.headers.get("content-length", "")
+        length = headers.get("content-length", "")
         size = int(length) if length.isdigit() and len(length) < 20 else most
         if size > most:
             raise _too_large(most)
@@ -308,9 +329,9 @@ class Endpoints:
 
     def _deadline(self, request: Request) -> float:
         """When its client stops waiting: a header shortens it, and never lengthens it."""
-        seconds = self._state.serve.deadline_s
+        seconds, headers = self._state.serve.deadline_s, _exchange(request).headers
         for name in ("x-embedctl-timeout", "x-stainless-read-timeout"):
-            said = request.headers.get(name, "")
+            said = headers.get(name, "")
             if _SECONDS.match(said) and float(said) > 0:
                 seconds = min(seconds, float(said))
         return _exchange(request).started + seconds
@@ -320,11 +341,15 @@ class Endpoints:
         for name in asked.ignored:
             state.ignored(name)
         exchange.about |= {"model": shown(asked.model or "") or None, "inputs": len(asked.inputs)}
+        if "traceparent" in exchange.headers:
+            parent = trace_context.parsed(request.headers.getlist("traceparent"))
+            trace_context.PARENT.set(parent)
+            exchange.about["trace"] = parent.trace_id if parent is not None else None
         served = await state.gateway.embed(
             exchange.who,
             asked,
             slot,
-            x_provider=request.headers.get("x-provider") or None,
+            x_provider=exchange.headers.get("x-provider") or None,
             deadline=self._deadline(request),
         )
         seconds = state.clock() - exchange.started
@@ -335,6 +360,7 @@ class Endpoints:
             overhead_s=max(0.0, seconds - served.provider_s),
             hits=served.hits,
             arrays=asked.token_arrays,
+            policy=served.policy,
         )
         cost = served.spending.known_cost
         exchange.about |= {
@@ -451,8 +477,12 @@ class Endpoints:
         return _json(found, 200 if trouble is None else 503)
 
 
-def app(state: ServerState) -> Starlette:
-    """The ASGI application."""
+def app(state: ServerState, more: Sequence[Route] = ()) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        more: What it serves beside vectors.
+    """
     endpoints = Endpoints(state)
     routes = []
     for door in ("/api/v1", "/v1"):
@@ -467,11 +497,16 @@ def app(state: ServerState) -> Starlette:
         Route(f"{guide}/models", endpoints.models, methods=["GET"]),
         Route(f"{guide}/models/{{id:path}}", endpoints.model, methods=["GET"]),
         Route(f"{guide}/health", endpoints.health, methods=["GET"]),
+        *Admin(state, endpoints._admitted, endpoints._deadline).routes(),
+        *Accounts(state).routes(),
+        *Pages(state).routes(),
         Route("/metrics", endpoints.prometheus, methods=["GET"]),
         Route("/livez", endpoints.live, methods=["GET"]),
         Route("/readyz", endpoints.ready, methods=["GET"]),
     ]
-    middleware = [Middleware(Door, state=state)]
+    routes += more
+    posts = {f"{door}/embeddings": endpoints.embeddings for door in ("/api/v1", "/v1")}
+    middleware = [Middleware(Door, state=state, posts=posts)]
     if state.serve.origins:
         cors = Middleware(
             CORSMiddleware,

@@ -19,6 +19,8 @@ from embedctl.server.refusals import Refused
 from embedctl.settings import ServeSettings
 
 MAX_HEADER_BYTES = 64 << 10
+UPLOAD_BYTES = 1 << 20
+"""Of an upload that must come within `body_s`."""
 _SPARE_FILES = 128  # for journal, caches and providers
 _MOST_CONNECTIONS = 10_000
 _SMALL_BYTES = 64 << 10
@@ -67,7 +69,9 @@ class Connection(H11Protocol):
     header_s: ClassVar[float] = 10.0
     body_s: ClassVar[float] = 30.0
     most: ClassVar[int] = _MOST_CONNECTIONS
+    uploads: ClassVar[frozenset[str]] = frozenset()
 
+    _came: int = 0
     _timer: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
     _phase: str | None = None
@@ -86,6 +90,12 @@ class Connection(H11Protocol):
         """More of a request."""
         super().data_received(data)
         self._look()
+        if self._phase == "body" and self.scope["path"] in self.uploads:
+            self._came += len(data)
+            if self._came >= UPLOAD_BYTES:  # so much more in time, and it may go on
+                self._came = 0
+                self._phase = None
+                self._look()
 
     def on_response_complete(self) -> None:
         """An answer is out."""
@@ -163,8 +173,16 @@ class Connection(H11Protocol):
             self._stuck = None
 
 
-def protocol(serve: ServeSettings) -> type[Connection]:
-    """Connections whose parts may take as long as the settings say."""
+def protocol(serve: ServeSettings, uploads: frozenset[str] = frozenset()) -> type[Connection]:
+    """Connections whose parts may take as long as the settings say.
+
+    Args:
+        uploads: Paths whose body may take longer, as long as it comes at `UPLOAD_BYTES` in that time.
+    """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     most = _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, files - _SPARE_FILES)
-    return type("TimedConnection", (Connection,), {"header_s": serve.header_s, "body_s": serve.body_s, "most": most})
+    return type(
+        "TimedConnection",
+        (Connection,),
+        {"header_s": serve.header_s, "body_s": serve.body_s, "most": most, "uploads": uploads},
+    )

@@ -46,7 +46,7 @@ def asked(body: bytes, *, ignore_unknown: bool = False) -> Asked:
     Raises:
         Refused: With the code and the field of what is wrong first.
     """
-    fields = _object(body)
+    fields = read_object(body)
     known = {"input", "model", "encoding_format", "dimensions", "user", "provider", "input_type", "purpose"}
     ignored = _unknown(fields, known, ignore_unknown)
     inputs, token_arrays = _inputs(fields.get("input"))
@@ -68,7 +68,7 @@ def asked_in_batch(body: bytes, *, ignore_unknown: bool = False) -> Asked:
     Raises:
         Refused: As `asked`.
     """
-    fields = _object(body)
+    fields = read_object(body)
     ignored = _unknown(fields, {"texts", "model", "provider", "dimensions"}, ignore_unknown)
     texts = fields.get("texts")
     if not isinstance(texts, list):
@@ -79,7 +79,43 @@ def asked_in_batch(body: bytes, *, ignore_unknown: bool = False) -> Asked:
     return Asked(inputs=inputs, ignored=ignored, **_common(fields))
 
 
-def _object(body: bytes) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedModel:
+    """A request about a model, not for vectors.
+
+    Attributes:
+        paid: It may cost something.
+    """
+
+    model: str | None = None
+    provider: str | None = None
+    paid: bool = False
+
+
+def asked_of_model(body: bytes, *known: str) -> AskedModel:
+    """The request of `/embeddings/models/warmup` and its like.
+
+    Args:
+        known: Fields beside `model` and `provider`.
+
+    Raises:
+        Refused: As `asked`.
+    """
+    fields = read_object(body)
+    _unknown(fields, {"model", "provider", *known}, ignore=False)
+    model = _name(fields.get("model"), "model")
+    paid = fields.get("paid", False)
+    if not isinstance(paid, bool):
+        raise Refused("invalid_parameter", "paid must be true or false", param="paid")
+    return AskedModel(model=model, provider=_name(fields.get("provider"), "provider"), paid=paid)
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """A body's JSON object.
+
+    Raises:
+        Refused: It is none.
+    """
     try:
         text = body.decode("utf-8")
         found = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_number)

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.budgets.limits import key_account
+from embedctl.budgets.reservations import Reservations
 from embedctl.embedding import usage, usage_events
 from embedctl.embedding.attempt import AttemptRecord
 from embedctl.embedding.call import Embedder
@@ -168,6 +169,11 @@ class Gateway:
         """Under way, also for clients that have gone."""
         return len(self._tasks)
 
+    @property
+    def money(self) -> Reservations:
+        """What may be spent now."""
+        return self._shift().money
+
     async def drained(self, seconds: float) -> bool:
         """Wait until nothing is under way, but no longer than so; whether nothing is."""
         if self._tasks:
@@ -219,6 +225,8 @@ class Gateway:
         purpose: Purpose = "query" if "query" in (asked.purpose, asked.input_type) else "ingest"
         if asked.purpose == "ingest":
             purpose = "ingest"
+        if asked.purpose == "test":
+            purpose = "test"
         tags = {"key": client.id} if client.id else {}
         if asked.user and self.serve.user != "drop":
             hashed = hashlib.sha256(asked.user.encode()).hexdigest()[:32]
@@ -374,7 +382,7 @@ class Gateway:
         limits = foundations.packed_limits(
             self._embedder.router.memory.limits(endpoint), endpoint, self.routes.settings.options
         )
-        packer = Packer(limits, purpose=call.purpose, token_arrays=wire.are_tokens)
+        packer = Packer(limits, purpose=call.purpose, token_arrays=wire.are_tokens, operation_id=call.operation_id)
         found = []
         for place in places:
             full = packer.add(
@@ -387,8 +395,7 @@ class Gateway:
             )
             if full is not None:
                 found.append(full)
-        found += packer.rest()
-        return [replace(one, request=replace(one.request, operation_id=call.operation_id)) for one in found]
+        return [*found, *packer.rest()]
 
     async def _bought(
         self, call: _ServedCall, packed: PackedRequest, flights: Mapping[bytes, asyncio.Future[Vector]]

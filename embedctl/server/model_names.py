@@ -5,6 +5,7 @@ prefix of `model` > x-provider, field `provider` > the key's provider > the conf
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ from embedctl.routing.fallback import AllowList, ChainEntry
 from embedctl.server.authentication import Client
 from embedctl.server.refusals import Refused
 from embedctl.settings import ProviderSettings, Settings
+
+LOCAL = ("onnx", "static")
+"""Providers whose models run here."""
+
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_REPOSITORY = re.compile(f"{_PART}/{_PART}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +147,8 @@ def is_known(settings: Settings, client: Client, provider: str, model: str) -> b
     entry = catalog.find(provider, model)
     if entry is not None:
         return entry.served or provider in settings.providers
+    if provider in LOCAL and is_repository(model) and is_listed(settings, model):
+        return True
     if provider not in catalog.providers() and catalog.named(model):
         return True  # a place of one's own that serves a model by its common name
     listed = [rule.models for _, rule in settings.narrowings]
@@ -153,9 +162,27 @@ def is_known(settings: Settings, client: Client, provider: str, model: str) -> b
     return is_default or f"{provider}:{model}" in named or (model in named and provider in settings.providers)
 
 
+def is_repository(name: str) -> bool:
+    """Whether a name is OWNER/NAME of the hub, which no path is: no part begins with a dot, and there is no third.
+
+    The hub has neither `--` nor `..` in names; with them two names could mean one folder here.
+    """
+    return _REPOSITORY.fullmatch(name) is not None and "--" not in name and ".." not in name
+
+
+def is_listed(settings: Settings, name: str) -> bool:
+    """Whether `[serve] downloads` names it; an entry that ends in `*` has all that begin so."""
+    return _matches(settings.serve.downloads, {name})
+
+
 def check_allowed(settings: Settings, client: Client, endpoint: Endpoint) -> None:
     """Raises Refused when a list forbids what was asked for: the key's, its workspace's, or everybody's."""
-    denied = why_not(client, endpoint.in_chain) or _by_lists(settings, client, endpoint.in_chain)
+    check_entry_allowed(settings, client, endpoint.in_chain)
+
+
+def check_entry_allowed(settings: Settings, client: Client, entry: ChainEntry) -> None:
+    """The same, of what need not be there yet."""
+    denied = why_not(client, entry) or _by_lists(settings, client, entry)
     if denied is not None:
         code, message = denied
         raise Refused(code, message, param="model")

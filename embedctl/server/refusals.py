@@ -22,19 +22,25 @@ CODES: Mapping[str, tuple[int, str]] = {
             "invalid_json", "invalid_input_type", "empty_input", "too_many_inputs", "invalid_token_array",
             "input_too_long", "unknown_provider", "invalid_model", "invalid_encoding_format", "invalid_dimensions",
             "invalid_user", "invalid_input_kind", "invalid_purpose", "invalid_provider", "unknown_parameter",
-            "provider_model_mismatch", "text_refused",
+            "provider_model_mismatch", "text_refused", "invalid_job", "invalid_file", "idempotency_mismatch",
+            "invalid_parameter",
         ),
         (400, "invalid_request_error"),
     ),
     **dict.fromkeys(("missing_key", "invalid_key", "expired_key", "invalid_token"), (401, "authentication_error")),
     **dict.fromkeys(("budget_exceeded", "price_unknown"), (402, "insufficient_quota")),
     **dict.fromkeys(
-        ("provider_denied", "model_denied", "admin_required", "host_denied", "origin_denied"),
+        ("provider_denied", "model_denied", "admin_required", "workspace_denied", "host_denied", "origin_denied"),
         (403, "permission_error"),
     ),
-    **dict.fromkeys(("model_not_found", "not_found"), (404, "invalid_request_error")),
+    **dict.fromkeys(
+        ("model_not_found", "breaker_not_found", "not_found", "job_not_found", "media_not_found", "file_not_found"),
+        (404, "invalid_request_error"),
+    ),
+    "not_finished": (409, "invalid_request_error"),
     "method_not_allowed": (405, "invalid_request_error"),
     "request_timeout": (408, "invalid_request_error"),
+    "would_cost": (409, "invalid_request_error"),
     "body_too_large": (413, "invalid_request_error"),
     "unsupported_media_type": (415, "invalid_request_error"),
     "headers_too_large": (431, "invalid_request_error"),
@@ -59,6 +65,7 @@ CODES: Mapping[str, tuple[int, str]] = {
 HOPELESS = frozenset({
     "budget_exceeded", "price_unknown", "missing_provider_credentials", "provider_credentials_rejected",
     "provider_quota_exhausted", "space_mismatch", "storage_failed", "provider_refused", "provider_unsupported",
+    "would_cost",
 })  # fmt: skip
 """Codes whose request comes to nothing again when it is repeated."""
 
@@ -195,7 +202,7 @@ def of_error(error: errors.EmbedctlError) -> Refused:
             )
         case errors.NotSent() | errors.ServerFailed():
             return Refused("provider_unavailable", message, retry_after_s=wait_s or 1.0)
-        case errors.SpaceMismatch():
+        case errors.SpaceMismatch() | errors.ModelChanged():
             return Refused("space_mismatch", message)
         case errors.AnswerUnusable() | errors.RedirectRefused():
             return Refused("provider_malformed_response", message)

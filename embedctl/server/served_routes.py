@@ -9,17 +9,23 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from embedctl.embedding.canary import CanaryWatch
 from embedctl.embedding.leg import Leg
 from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, SpaceMismatch, WrongUsage
-from embedctl.records import InputType, Space
+from embedctl.records import UNOBSERVED, InputType, Observer, Space
 from embedctl.routing import chain as chains
+from embedctl.routing import space_lock
+from embedctl.routing.canaries import host_of
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import Endpoint, check_usable
 from embedctl.routing.fallback import Mode
 from embedctl.routing.retry import Policy
+from embedctl.routing.space_lock import SpaceLock
 from embedctl.server import model_names
 from embedctl.server.authentication import Client
 from embedctl.server.model_names import Target
@@ -117,13 +123,22 @@ class ServedRoutes:
         settings: As they are now; `reload` changes them.
         counts: Tokens of texts, for all routes.
         tell: Told who takes part in no chain, and why.
+        observer: Told of a model that is not what it was, where that ends nothing.
     """
 
-    def __init__(self, settings: Settings, router: Router, counts: RunCounts, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        router: Router,
+        counts: RunCounts,
+        tell: Callable[[str], None],
+        observer: Observer = UNOBSERVED,
+    ) -> None:
         self.settings = settings
         self._router = router
         self._counts = counts
         self._tell = tell
+        self._observer = observer
         self._routes: OrderedDict[RouteKey, ServedRoute] = OrderedDict()
 
     def reload(self, settings: Settings) -> None:
@@ -178,14 +193,61 @@ class ServedRoutes:
         for one in chain.left_out:
             self._tell(f"not in the chain of {first.id}: {one}")
         chain.close()
+        lock = self._lock_of(chain.first)
         endpoints = tuple(replace(one, counts=self._counts) for one in (chain.first, *others))
         mode: Mode = "off" if len(endpoints) == 1 else "same-space"
         return ServedRoute(
             key,
             self._router.route(
-                FallbackChain(endpoints, chain.left_out), mode=mode, policy=Policy(), space=chain.first.space()
+                FallbackChain(endpoints, chain.left_out),
+                mode=mode,
+                policy=Policy(),
+                space=chain.first.space(),
+                canary=self._watch(key, chain.first, lock),
             ),
             sends_tokens,
+        )
+
+    def _lock_of(self, first: Endpoint) -> SpaceLock | None:
+        """The lock that names this model; one of several that its vectors fit.
+
+        Raises:
+            Refused: They fit none, or a lock cannot be read.
+        """
+        try:
+            locks = [space_lock.read(Path(name)) for name in self.settings.serve.locks]
+        except EmbedctlError as problem:
+            said = "a space.lock of this server cannot be read"
+            raise Refused("space_mismatch", said, reason=problem.message) from None
+        unlike: list[str] = []
+        for lock in locks:
+            if lock.space.model == first.canonical:
+                differences = lock.unlike(first)
+                if not differences:
+                    return lock
+                unlike = unlike or differences
+        if unlike:
+            raise Refused("space_mismatch", f"{space_lock.NAME} does not allow it: {'; '.join(unlike)}")
+        return None
+
+    def _watch(self, key: RouteKey, first: Endpoint, lock: SpaceLock | None) -> CanaryWatch:
+        """Looks at who is asked; questions to documents that a lock is of are looked at as documents are."""
+        settings = self.settings
+        asked_as: dict[str, Endpoint] = {}
+        if lock is not None and lock.space.input_type != first.input_type:
+            wanted: Any = lock.space.input_type or "document"
+            as_document = replace(key, input_type=wanted)
+            documents = chains.endpoint(self._asking(as_document), key.target.provider, key.target.model)
+            asked_as[host_of(first)] = documents
+        return CanaryWatch(
+            settings.paths.canaries,
+            self._observer,
+            when=settings.options.canary,
+            on_drift=settings.options.on_drift,
+            reference=lock.canaries if lock else None,
+            hosts=frozenset(lock.hosts) if lock and lock.hosts else None,
+            asked_as=asked_as,
+            waits=True,
         )
 
     def _asking(self, key: RouteKey) -> Settings:

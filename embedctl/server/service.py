@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,9 @@ from embedctl.server.admission import AdmissionQueue, KeyRates
 from embedctl.server.authentication import Client, DefaultRates, Failures, Keyring
 from embedctl.server.connections import MAX_HEADER_BYTES, protocol
 from embedctl.server.gateway import Gateway
+from embedctl.server.jobs import routes as job_routes
+from embedctl.server.jobs.queue import JobQueue
+from embedctl.server.jobs.store import JobStore
 from embedctl.server.jwt_tokens import Verifier
 from embedctl.server.log import AccessLog, take_libraries
 from embedctl.server.metrics import Metrics
@@ -120,15 +123,23 @@ class Service:
     Args:
         load: Reads all settings anew.
         ready: Told the address once requests are taken.
+        flags: `--config` and `--ledger`, for its jobs' processes.
 
     Attributes:
         exit_code: By the signal that ended it.
     """
 
     def __init__(
-        self, load: Callable[[], Settings], listening: Listening, *, log: AccessLog, ready: Callable[[str], None]
+        self,
+        load: Callable[[], Settings],
+        listening: Listening,
+        *,
+        log: AccessLog,
+        ready: Callable[[str], None],
+        flags: Sequence[str] = (),
     ) -> None:
         self._load = load
+        self._flags = flags
         self._listening = listening
         self._log = log
         self._ready = ready
@@ -140,6 +151,7 @@ class Service:
         self._shift: Shift | None = None
         self._asked: Router | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._ending: set[Shift] = set()
         self._shift_began = 0.0
         self._soon: float | None = None
         self._keys_seen: tuple[int, int] | None = None
@@ -165,9 +177,12 @@ class Service:
             stack.callback(bound.close)
             stack.enter_context(await asyncio.to_thread(self._locked, bound))
             state = await stack.enter_async_context(self._opened())
+            queue = self._jobs(state)
+            await queue.open()
+            stack.push_async_callback(queue.close, self._settings.serve.drain_s)
             config = uvicorn.Config(
-                apps.app(state),
-                http=protocol(self._settings.serve),
+                apps.app(state, job_routes.routes(state, queue)),
+                http=protocol(self._settings.serve, job_routes.UPLOADS),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -193,9 +208,16 @@ class Service:
                 keeping = asyncio.create_task(self._keep(state))
                 try:
                     await self._stop.wait()
+                    queue.stop()
                     await self._drain(state, server, serving)
                 finally:
                     keeping.cancel()
+
+    def _jobs(self, state: ServerState) -> JobQueue:
+        asked = self._settings.serve.jobs
+        root = Path(asked.folder) if asked.folder else self._settings.paths.home / "jobs"
+        store = JobStore(root, keep_s=asked.keep_days * 86_400)
+        return JobQueue(store, lambda: state.settings, lambda: state.keyring, self._log, self._flags)
 
     async def _ended(self, server: _Server, serving: asyncio.Task[None]) -> None:
         server.should_exit = True
@@ -256,6 +278,7 @@ class Service:
             await self._open_shift(self._ring)
             stack.push_async_callback(self._close_shift)
             router = self._asked = self._router(settings)
+            self._metrics.circuits_of(router.snapshots)
             embedder = Embedder(router, observer=self._observer, keep_bodies=False)
             stack.push_async_callback(embedder.aclose)
             counts = self._counts(settings)
@@ -265,7 +288,7 @@ class Service:
             rates = KeyRates()
             gateway = Gateway(
                 embedder,
-                ServedRoutes(settings, router, counts, lambda text: log.say("chain", message=text)),
+                ServedRoutes(settings, router, counts, lambda text: log.say("chain", message=text), self._observer),
                 cache,
                 rates,
                 shift=self._current,
@@ -289,6 +312,7 @@ class Service:
                 metrics=self._metrics,
                 cache=cache,
                 prices=lambda: self._current().prices,
+                journals=lambda: [one.journal for one in (*self._ending, self._shift) if one is not None],
                 loopback=self._listening.is_loopback,
                 behind_tls=self._listening.behind_tls,
                 disk_trouble=self._disk_trouble,
@@ -335,10 +359,13 @@ class Service:
             task.add_done_callback(self._closing.discard)
 
     async def _close(self, shift: Shift) -> None:
+        self._ending.add(shift)
         try:
             await shift.close(self._charge_idle)
         except EmbedctlError as problem:
             self._log.say("shift_not_closed", message=problem.message)
+        finally:
+            self._ending.discard(shift)
 
     async def _charge_idle(self, shift: Shift) -> None:
         """What machines that cost by the hour came to beside the calls: the service's own workspace pays."""

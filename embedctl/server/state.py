@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from embedctl.embedding.router import Router
+from embedctl.journal import Journal
 from embedctl.ledger.prices.run_prices import RunPrices
-from embedctl.routing.breaker import State
+from embedctl.routing.breaker import Snapshot, State
 from embedctl.server.admission import AdmissionQueue, KeyRates
 from embedctl.server.authentication import Failures, Keyring
 from embedctl.server.gateway import Gateway
@@ -17,6 +18,15 @@ from embedctl.server.log import AccessLog, shown
 from embedctl.server.metrics import Metrics
 from embedctl.settings import ServeSettings, Settings
 from embedctl.storage.vector_cache import VectorCache
+
+WORST = (State.CLOSED, State.HALF_OPEN, State.OPEN, State.DEAD)
+"""States of circuits, the worst last."""
+
+
+def worst_last(one: Snapshot) -> tuple[int, int]:
+    """Sorts circuits."""
+    return WORST.index(one.state), one.failures
+
 
 _A_VECTOR = 1536 * 4
 
@@ -29,6 +39,7 @@ class ServerState:
         loopback: Only this machine can reach it.
         behind_tls: What is in front says who asks.
         starting, draining: It takes no requests yet, or none any more.
+        journals: That of now, and those whose last calls end.
         disk_trouble: Why nothing can be written down; None when all is well.
     """
 
@@ -42,6 +53,7 @@ class ServerState:
     metrics: Metrics
     cache: VectorCache | None
     prices: Callable[[], RunPrices]
+    journals: Callable[[], Sequence[Journal]]
     loopback: bool
     behind_tls: bool
     disk_trouble: Callable[[], str | None]
@@ -75,9 +87,8 @@ class ServerState:
 
     def circuits(self) -> dict[str, dict[str, Any]]:
         """Provider → the worst of its circuits."""
-        order = (State.CLOSED, State.HALF_OPEN, State.OPEN, State.DEAD)
         found: dict[str, dict[str, Any]] = {}
-        for one in sorted(self.router.snapshots(), key=lambda snapshot: order.index(snapshot.state)):
+        for one in sorted(self.router.snapshots(), key=worst_last):
             found[one.provider] = {"state": one.state.value, "failure_count": one.failures}
         return found
 

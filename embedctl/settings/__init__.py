@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from embedctl.settings.tables import Allow as Allow
     from embedctl.settings.tables import BudgetSettings as BudgetSettings
     from embedctl.settings.tables import CacheSettings as CacheSettings
+    from embedctl.settings.tables import JobSettings as JobSettings
     from embedctl.settings.tables import JwtSettings as JwtSettings
     from embedctl.settings.tables import ModelSettings as ModelSettings
     from embedctl.settings.tables import ProviderSettings as ProviderSettings

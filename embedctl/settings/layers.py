@@ -39,7 +39,9 @@ from embedctl.storage.stores import Stores
 PROJECT_FILE = "embedctl.toml"
 LEDGER_NAME = "usage.duckdb"
 CONFIG_NAME = "config.toml"
-VARIABLES: Mapping[str, str] = {"EMBEDCTL_MODEL": "model", "EMBEDCTL_WORKSPACE": "workspace"}
+VARIABLES: Mapping[str, str] = {
+    "EMBEDCTL_MODEL": "model", "EMBEDCTL_WORKSPACE": "workspace", "EMBEDCTL_CANARY": "canary",
+}  # fmt: skip
 """Environment variables that are options."""
 
 COUNTS_VARIABLE = "EMBEDCTL_TOKEN_USAGE_CACHE"
@@ -89,6 +91,11 @@ class Paths:
     def cache(self) -> Path:
         """The shared vector cache."""
         return self.home / "cache.sqlite"
+
+    @property
+    def canaries(self) -> Path:
+        """What models make of three fixed texts, a file for each space."""
+        return self.home / "canaries"
 
     @property
     def models(self) -> Path:

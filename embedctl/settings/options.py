@@ -145,6 +145,13 @@ class Options:
     )
     dtype: Literal["float32", "float16", "int8"] = option("float32", "Number type of the vectors in the output.")
     reuse: bool = option(True, "Reuse vectors of unchanged texts from the existing output.")
+    canary: Literal["daily", "always", "off"] = option(
+        "daily", "How often three fixed texts are embedded again, to see whether the model is still the same."
+    )
+    on_drift: Literal["stop", "warn"] = option(
+        "stop", "A model that makes other vectors than it did: stop before anything is written, or warn."
+    )
+    locked: bool = option(False, "Buy nothing when anything differs from the output's space.lock.")
     unique_ids: bool = option(False, "Fail on duplicate ids.")
     cache: bool | None = option(None, "Use the shared vector cache. [default: on for `embed` with a paid model]")
     max_row_bytes: int = option(104_857_600, "Maximum size of a row in bytes; a longer one fails.")

@@ -226,6 +226,54 @@ class JwtSettings:
     leeway_s: int = ruled(30, between(0, 600))
 
 
+def is_absolute(value: str) -> str | None:
+    """A path that means the same wherever the server is started."""
+    return None if value.startswith("/") else "must be an absolute path"
+
+
+def names_folders(value: Mapping[str, str]) -> str | None:
+    """Short names, and the folders they stand for."""
+    if not all(re.match(r"[a-z0-9][a-z0-9_-]{0,62}\Z", name) for name in value):
+        return "must have names of lower-case letters, digits, dashes and underscores"
+    return None if all(path.startswith("/") for path in value.values()) else "must hold absolute paths"
+
+
+def names_media(value: str) -> str | None:
+    """Where media are: one folder, and the id in the last part of the path alone."""
+    folder, _, name = value.rpartition("/")
+    if not value.startswith("/") or name.count("{media_id}") != 1 or "{media_id}" in folder:
+        return "must be an absolute path whose last part holds {media_id}"
+    rest = value.replace("{media_id}", "").replace("{workspace}", "")
+    return "knows {workspace} and {media_id} alone" if "{" in rest or "}" in rest else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettings:
+    """`[serve.jobs]`: work that a service does in the background, as child processes.
+
+    Attributes:
+        folder: Where inputs and results are; None: `jobs` in the state folder.
+        at_once: Jobs that are worked on; the others wait.
+        queue: Jobs of one workspace that have not ended.
+        upload_bytes: Of one upload.
+        workspace_bytes: Of all that one workspace has there; beyond it nothing new is taken.
+        keep_days: After its end a job goes, and a file after its upload.
+        again_s: Seconds until a job is looked at again that waits for its provider; ten times that in the end.
+        mode: How `/v1/batches` buys.
+        sources: Name → folder whose files a job may name as its input.
+    """
+
+    folder: str | None = ruled(None, is_absolute)
+    at_once: int = ruled(2, between(1, 1000))
+    queue: int = ruled(100, between(1, 100_000))
+    upload_bytes: int = ruled(1 << 30, between(1024, 1 << 40))
+    workspace_bytes: int = ruled(20 << 30, between(1 << 20, 1 << 50))
+    keep_days: int = ruled(30, between(1, _LONGEST_DAYS))
+    again_s: float = ruled(30.0, between(0.05, 86_400))
+    mode: Literal["online", "batch", "auto"] = "auto"
+    sources: Mapping[str, str] = field(default_factory=dict, metadata={"rule": names_folders})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSettings:
     """`[serve]`: the HTTP service.
@@ -247,6 +295,11 @@ class ServeSettings:
         grace_s, drain_s: After SIGTERM: seconds in which it still listens, then in which requests may end.
         hosts: What a Host header may name beside the address that is listened on; checked on loopback only.
         origins: Web pages that may ask, as `https://host`.
+        locks: Files `space.lock`: vectors of their models must fit those of the outputs they were made of.
+        downloads: Models of the hub that admins may have fetched beside those of the catalog: `OWNER/NAME`, `OWNER/*`.
+        pages: Whether `/docs` and `/dashboard` are there.
+        media: Files of a media id, as `/data/{workspace}/{media_id}.*`; None: there are no media.
+        guide_status: Media jobs are accepted with 200 as the API guide has it, not with 202.
     """
 
     host: str = "127.0.0.1"
@@ -272,6 +325,12 @@ class ServeSettings:
     drain_s: float = ruled(30.0, between(0, 3600))
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    locks: tuple[str, ...] = ()
+    downloads: tuple[str, ...] = ()
+    pages: bool = True
+    media: str | None = ruled(None, names_media)
+    guide_status: bool = False
+    jobs: JobSettings = field(default_factory=JobSettings)
     jwt: JwtSettings | None = None
 
 

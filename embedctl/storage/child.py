@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import orjson
 
@@ -22,6 +25,20 @@ def command(module: str) -> list[str]:
 def environment() -> dict[str, str]:
     """The child's."""
     return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+
+
+@contextmanager
+def answering() -> Iterator[BinaryIO]:
+    """In the child: where its answer goes. What libraries print meanwhile, as DuckDB its progress, is no part of it."""
+    out = os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    try:
+        yield out
+    finally:
+        with suppress(BrokenPipeError):  # nobody waits for it any more
+            out.close()
 
 
 def _import_path() -> list[str]:

@@ -24,6 +24,9 @@ _TOUCHED_S = 3600
 _SWEPT_S = 60
 """How often entries that are too old are looked for."""
 
+_FORGOTTEN = 1000
+"""How many entries are removed in one transaction."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entry (
   space_id TEXT NOT NULL, text_hash BLOB NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL, tokens INTEGER,
@@ -139,6 +142,14 @@ class VectorCache:
                     stale.append(text_hash)
         return found, stale
 
+    def space_ids(self) -> set[str]:
+        """Spaces that it has vectors of."""
+
+        def select(connection: sqlite3.Connection) -> set[str]:
+            return {space_id for (space_id,) in connection.execute("SELECT DISTINCT space_id FROM entry")}
+
+        return self._cache.do(select, set())
+
     def put(self, space_id: str, hashes: Sequence[bytes], hits: Sequence[CachedVector]) -> None:
         """Keep these vectors; what is too old or too much goes."""
         self.put_all([(space_id, hashes, hits)])
@@ -184,10 +195,11 @@ class VectorCache:
             )
             (size,) = connection.execute("SELECT bytes FROM total").fetchone()
 
-    def _forget(self, connection: sqlite3.Connection, which: str, values: Sequence[Any]) -> None:
+    def _forget(self, connection: sqlite3.Connection, which: str, values: Sequence[Any]) -> int:
         gone = connection.execute(f"DELETE FROM entry WHERE {which} RETURNING length(vector)", values).fetchall()  # noqa: S608 - conditions are ours
         if gone:
             connection.execute("UPDATE total SET bytes = max(0, bytes - ?)", [sum(row[0] for row in gone)])
+        return len(gone)
 
     def stats(self) -> VectorCacheStats:
         """What is in it; nothing, where there is none."""
@@ -206,6 +218,28 @@ class VectorCache:
     def tally(self) -> CacheStats:
         """How often it had a text, and how often not."""
         return self._cache.tally()
+
+    def forget(self, provider: str | None = None, model: str | None = None) -> int:
+        """Remove entries, some at a time: others read and write between them.
+
+        Args:
+            provider, model: Only those that they made; None: whoever made them.
+
+        Returns:
+            How many.
+        """
+        conditions = [f"{name} = ?" for name, value in (("provider", provider), ("model", model)) if value is not None]
+        values = [value for value in (provider, model) if value is not None]
+        which = f"rowid IN (SELECT rowid FROM entry WHERE {' AND '.join(conditions) or 'true'} LIMIT {_FORGOTTEN})"  # noqa: S608 - only marks are put in
+
+        def delete(connection: sqlite3.Connection) -> int:
+            connection.execute("BEGIN IMMEDIATE")
+            return self._forget(connection, which, values)
+
+        total = 0
+        while gone := self._cache.do(delete, 0):
+            total += gone
+        return total
 
     def clear(self) -> None:
         """Remove the file, whatever is in it."""

@@ -36,6 +36,8 @@ METRICS: Mapping[str, MetricName] = {
     "embedding_token_count_cache_misses_total": MetricName("counter", "Texts whose tokens were counted.", ("store",)),
     "embedding_token_count_cache_lookup_seconds": MetricName(
         "summary", "Of look-ups, each of any number of texts.", ("store",)),
+    "embedding_provider_circuit_state": MetricName(
+        "gauge", "0 closed, 1 half open, 2 open, 3 dead; the worst of a model's.", _MODEL),
     # of the ledger
     "embedctl_usage_tokens_total": MetricName("counter", "Confirmed tokens.", (*_WHO, "source")),
     "embedctl_usage_cost_usd_total": MetricName("counter", "Known cost of usage.", _WHO),
@@ -63,8 +65,6 @@ METRICS: Mapping[str, MetricName] = {
         "gauge", "How many of the last 7 days are far from the pattern of the 8 weeks before.", ("workspace",)),
     "embedctl_job_last_success_timestamp_seconds": MetricName("gauge", "Last run that ended with 0.", ("job",)),
     "embedctl_job_last_exit_code": MetricName("gauge", "Of the last run that ended.", ("job",)),
-    "embedding_provider_circuit_state": MetricName(
-        "gauge", "0 closed, 1 half open, 2 open, 3 dead, in any run.", _MODEL),
     # of the service
     "embedding_requests_total": MetricName("counter", "Requests answered.", (*_MODEL, "status")),
     "embedding_request_duration_seconds": MetricName("histogram", "Of requests."),
@@ -73,6 +73,8 @@ METRICS: Mapping[str, MetricName] = {
     "active_embedding_requests": MetricName("gauge", "In flight."),
     "embedding_policy_denied_total": MetricName("counter", "Requests that a list forbade.", ("policy_type",)),
     "embedding_token_inputs_total": MetricName("counter", "Inputs by kind.", ("mode",)),
+    "embedding_dimension_adjustments_total": MetricName(
+        "counter", "Requests whose vectors were cut or filled up to the width asked for.", (*_MODEL, "method")),
     "embedctl_serve_rejected_total": MetricName("counter", "Requests refused.", ("code",)),
     "embedctl_serve_tokens_total": MetricName("counter", "Tokens billed.", (*_WHO, "source")),
     "embedctl_serve_cost_usd_total": MetricName("counter", "USD billed.", _WHO),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from embedctl.records import AttemptEnded, Event, OperationBegan, OperationEnded, UsageSource
+from embedctl.telemetry.trace_context import PARENT, TraceParent
 
 MOST_ATTEMPTS = 64
 """Of one operation that are kept, the last ones: refusals for the rate are not counted by --retries."""
@@ -25,6 +26,7 @@ class OperationSpan:
         billed: The same, by who was asked.
         error: What ended it; None when there was an answer.
         began_ns, ended_ns: Unix time, from the first attempt on.
+        parent: Who asked for it, in another process.
     """
 
     attempts: list[AttemptEnded] = field(default_factory=list)
@@ -37,6 +39,7 @@ class OperationSpan:
     answered: bool = False
     began_ns: int = 0
     ended_ns: int = 0
+    parent: TraceParent | None = None
 
     @property
     def last(self) -> AttemptEnded:
@@ -84,7 +87,7 @@ class Operations:
         """As an observer."""
         match event:
             case OperationBegan(operation_id):
-                self._open.setdefault(operation_id, OperationSpan()).under_way += 1
+                self._open.setdefault(operation_id, OperationSpan(parent=PARENT.get())).under_way += 1
             case AttemptEnded(usage):
                 if (operation := self._open.get(usage.operation_id)) is not None:
                     operation.add(event)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
@@ -19,12 +20,13 @@ from opentelemetry.sdk.metrics.export import MetricExportResult, PeriodicExporti
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from embedctl import __version__
 from embedctl.telemetry import conventions
 from embedctl.telemetry.conventions import PriceOf
 from embedctl.telemetry.operations import NANOSECONDS, OperationSpan, span_of
+from embedctl.telemetry.trace_context import TraceParent
 
 Saw = Callable[[bool], None]
 """Told whether the collector took something."""
@@ -119,9 +121,9 @@ class Pipeline:
 
         said.is_set_up = True
 
-    def record(self, operation: OperationSpan) -> None:
-        """One that is over."""
-        if self._traces is not None:
+    def record(self, operation: OperationSpan, *, spans: bool = True) -> None:
+        """One that is over; only counted when nobody takes its spans now."""
+        if self._traces is not None and spans:
             self._span(operation)
         if self._metrics is not None:
             self._measure(operation)
@@ -129,6 +131,7 @@ class Pipeline:
     def _span(self, operation: OperationSpan) -> None:
         span = self._tracer.start_span(
             conventions.span_name(operation),
+            _within(operation.parent),
             kind=SpanKind.CLIENT,
             attributes=conventions.span_attributes(operation, self._price_of),
             start_time=operation.began_ns,
@@ -175,3 +178,12 @@ class Pipeline:
     @property
     def _providers(self) -> list[Any]:
         return [one for one in (self._traces, self._metrics) if one is not None]
+
+
+def _within(parent: TraceParent | None) -> Context | None:
+    """The context of a span in another process; None: a trace of its own."""
+    if parent is None:
+        return None
+    flags = TraceFlags(TraceFlags.SAMPLED if parent.sampled else TraceFlags.DEFAULT)
+    remote = SpanContext(int(parent.trace_id, 16), int(parent.span_id, 16), is_remote=True, trace_flags=flags)
+    return trace.set_span_in_context(NonRecordingSpan(remote))

@@ -20,6 +20,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
+_CIRCUIT_STATES = ("closed", "half_open", "open", "dead")
+
 Value = int | float | Decimal | tuple[int, float] | None
 Sample = tuple[dict[str, str], Value]
 
@@ -57,6 +59,11 @@ class Live:
         """Metrics that somebody else counts, and says when they are read."""
         self._registry.register(_Told(metrics))
 
+    def total(self, name: str) -> float:
+        """A counter, whatever its labels say."""
+        families = self._registry.restricted_registry([name]).collect()
+        return sum(float(one.value) for family in families for one in family.samples if one.name == name)
+
     def text(self) -> bytes:
         """All of them, as Prometheus reads them."""
         return generate_latest(self._registry)
@@ -85,6 +92,19 @@ def count_cache(stores: Iterable[tuple[str, CacheStats]]) -> list[Metric]:
         Metric(f"{name}_misses_total", [(labels, stats.misses) for labels, stats in seen]),
         Metric(f"{name}_lookup_seconds", [(labels, (stats.look_ups, stats.seconds)) for labels, stats in seen]),
     ]
+
+
+def circuits(states: Iterable[tuple[str, str, str]]) -> Metric:
+    """How circuits stand; of several of one model the worst.
+
+    Args:
+        states: Provider, model and state of each.
+    """
+    worst: dict[tuple[str, str], int] = {}
+    for provider, model, state in states:
+        worst[provider, model] = max(worst.get((provider, model), 0), _CIRCUIT_STATES.index(state))
+    samples: list[Sample] = [({"provider": key[0], "model": key[1]}, worst[key]) for key in sorted(worst)]
+    return Metric("embedding_provider_circuit_state", samples)
 
 
 class _Told(Collector):

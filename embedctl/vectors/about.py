@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from embedctl.records import Space
-from embedctl.vectors import agreement
+from embedctl.routing.space_lock import SpaceLock
+from embedctl.vectors import agreement, locks
 from embedctl.vectors.files import RowBatch, Stored
 
 MOST_OPERATIONS = 100_000
@@ -27,6 +28,7 @@ class About:
         failures: Reason → how often the failures file lists it.
         rows_read: Rows of the input, where the run said it; likewise `failed` and `skipped`.
         operations: Ids in the ledger; None when there are too many.
+        lock: Its `space.lock`; None when its runs wrote none.
     """
 
     path: str
@@ -47,6 +49,7 @@ class About:
     failed: int | None
     skipped: int | None
     operations: frozenset[str] | None
+    lock: SpaceLock | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -71,6 +74,7 @@ class About:
             "rows_read": self.rows_read,
             "failed": self.failed,
             "skipped": self.skipped,
+            "lock": None if self.lock is None else self.lock.as_dict(),
         }
 
 
@@ -114,6 +118,7 @@ def about(stored: Stored) -> About:
         failed=counts.get("failed"),
         skipped=counts.get("skipped"),
         operations=None if operations is None else frozenset(operations),
+        lock=locks.own_lock(stored),
     )
 
 

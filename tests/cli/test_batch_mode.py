@@ -501,6 +501,23 @@ def test_what_waits_counts_against_budgets(provider: Wire) -> None:
     assert booked()["yes"] <= invoiced(provider)
 
 
+def test_what_waits_counts_against_the_budget_of_a_service_s_key(provider: Wire) -> None:
+    """Its jobs are runs: what one has under way at the provider is gone for the next one, and for nobody else's key."""
+    table(texts())
+    shown = embedctl("batch", "run", "in.parquet", "-o", "out", *BATCH, "--dry-run", "--json").json
+    amount = format(Decimal(shown["cost_batch"]) * Decimal("1.5"), "f")
+    paid = ("-w", "acme", "--tag", "key=mine", "--key-budget", f"mine={amount}/month")
+    assert run("--no-wait", *paid).code == 75
+    table(texts(20, first=100), "other.parquet")
+    rest = ("batch", "run", "other.parquet", "-o", "other", "-m", BATCH[BATCH.index("-m") + 1], "--json")
+
+    stopped = embedctl(*rest, *paid)
+    others = embedctl(*rest, "-w", "acme", "--tag", "key=other", "--key-budget", f"other={amount}/month")
+    assert stopped.code == 4, stopped.err
+    assert "key mine" in stopped.err + stopped.out
+    assert others.code == 0, others.err
+
+
 def test_dry_run_shows_both(provider: Wire) -> None:
     """--dry-run shows both prices, both times, and what `auto` would take and why; nothing is sent."""
     table(texts())

@@ -100,7 +100,7 @@ def test_lists_of_words_are_the_real_ones() -> None:
 
 def test_commands_and_flags() -> None:
     """Commands, flags and fixed values; a word that is none ends in no traceback."""
-    assert asked("models", "") == ["list", "show", "choose", "pull", "warmup"]
+    assert asked("models", "") == ["list", "show", "choose", "compare", "pull", "warmup"]
     assert "--dry-run" in asked("embed", "x", "--dry")
     assert asked("embed", "x", "--purpose", "") == ["ingest", "query", "test"]
     assert asked("nonsense", "") != []

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from embedctl.__main__ import LIBRARY_PATHS, drop_relative_paths
+from tests.support import running
 
 EMBEDCTL = Path(sys.executable).with_name("embedctl")
 LINES = "".join(f"line number {number} of a text\n" for number in range(5))
@@ -50,25 +51,20 @@ savefig.dpi : 20
 """
 
 
-@pytest.mark.parametrize("where", ["here", "by variable", "at home"])
-def test_settings_of_plotting_libraries_are_not_obeyed(project: Path, where: str) -> None:
-    """A matplotlibrc changes no picture and starts no LaTeX, wherever it lies."""
+def test_settings_of_plotting_libraries_are_not_obeyed(project: Path) -> None:
+    """A matplotlibrc changes no picture and starts no LaTeX: here, at home, or named by a variable."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed here")
-    run(EMBEDCTL, "embed", "notes.txt", "--split", "lines", "-o", "out.parquet")
+    running.embedctl("embed", "notes.txt", "--split", "lines", "-o", "out.parquet")
     run(EMBEDCTL, "vectors", "map", "out.parquet", "-o", "plain.png")
     (project / "bin").mkdir()
     for tool in ("latex", "dvipng", "kpsewhich"):
         (project / "bin" / tool).write_text("#!/bin/sh\ntouch ran\nexit 1\n")
         (project / "bin" / tool).chmod(0o700)
-    environment = {"PATH": f"{project / 'bin'}:{os.environ['PATH']}"}
-    place = project / "matplotlibrc"
-    if where == "at home":
-        place = Path(os.environ["XDG_CONFIG_HOME"]) / "matplotlib" / "matplotlibrc"
-        place.parent.mkdir(parents=True, exist_ok=True)
-    elif where == "by variable":
-        place = project.parent / "matplotlibrc"
-        environment["MATPLOTLIBRC"] = str(place)
-    place.write_text(MATPLOTLIBRC)
+    named, home = project.parent / "matplotlibrc", Path(os.environ["XDG_CONFIG_HOME"]) / "matplotlib" / "matplotlibrc"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    for place in (project / "matplotlibrc", home, named):
+        place.write_text(MATPLOTLIBRC)
+    environment = {"PATH": f"{project / 'bin'}:{os.environ['PATH']}", "MATPLOTLIBRC": str(named)}
 
     run(EMBEDCTL, "vectors", "map", "out.parquet", "-o", "again.png", **environment)
 
@@ -107,7 +103,7 @@ def test_python_m_runs_nothing_that_lies_here(project: Path, name: str) -> None:
 )
 def test_nothing_looks_into_the_current_folder(project: Path, tmp_path: Path, words: list[str]) -> None:
     """By system calls: of all files below the current folder, none is asked for but ./embedctl.toml."""
-    run(EMBEDCTL, "embed", "notes.txt", "--split", "lines", "-o", tmp_path / "out.parquet")
+    running.embedctl("embed", "notes.txt", "--split", "lines", "-o", tmp_path / "out.parquet")
     shutil.move("notes.txt", tmp_path / "notes.txt")
     told = [word.format(elsewhere=tmp_path, model="onnx:all-MiniLM-L6-v2") for word in words]
 
@@ -136,9 +132,8 @@ def test_variables_that_name_paths_name_none_here(project: Path, tmp_path: Path)
     assert kept == {"HF_HOME": "/cache", "SSL_CERT_FILE": "~/ca.pem"}
 
 
-@pytest.mark.parametrize("name", ["TIKTOKEN_CACHE_DIR", "HF_HOME", "HF_HUB_CACHE", "HOME", "XDG_CONFIG_HOME"])
-def test_a_tokenizer_that_lies_here_counts_nothing(project: Path, name: str) -> None:
-    """A vocabulary in the current folder is not taken for the library's own, whatever a variable says."""
+def test_a_tokenizer_that_lies_here_counts_nothing(project: Path) -> None:
+    """A vocabulary in the current folder is not taken for the library's own, whatever variables say."""
     from embedctl import tokens
 
     vocabulary = next((tokens.ASSETS / "tiktoken").glob("9b*"))
@@ -150,10 +145,14 @@ def test_a_tokenizer_that_lies_here_counts_nothing(project: Path, name: str) -> 
     (project / "embedctl" / "config.toml").write_text("concurrency = 'stolen'")
 
     words = ["usage", "estimate", "notes.txt", "-m", "openai:text-embedding-3-small", "--json"]
-    plain, odd = (
+    plain, libraries, homes = (
         {key: value for key, value in json.loads(run(EMBEDCTL, *words, **about).stdout).items() if key != "made_at"}
-        for about in ({}, {name: "."})
+        for about in (
+            {},
+            dict.fromkeys(("TIKTOKEN_CACHE_DIR", "HF_HOME", "HF_HUB_CACHE"), "."),
+            dict.fromkeys(("HOME", "XDG_CONFIG_HOME"), "."),
+        )
     )
 
-    assert odd == plain
+    assert libraries == homes == plain
     assert (project / vocabulary.name).exists()

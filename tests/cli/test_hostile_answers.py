@@ -182,7 +182,7 @@ def test_a_spool_file_that_is_set_aside_is_said(hostile: Wire, clean_environment
         {
             "check": "spool aside",
             "state": "look",
-            "detail": f"1 spool files could not be taken in, and lie in {spool / 'aside'}: odd.spool",
+            "detail": f"1 spool file could not be taken in, and lies in {spool / 'aside'}: odd.spool",
         }
     ]
     assert ledger("SELECT count(*) FROM usage_event") == [(1,)]

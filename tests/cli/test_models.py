@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
 import re
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from hashlib import sha1, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from typer.testing import CliRunner, Result
 from embedctl.cli import app
 from embedctl.tokens import ASSETS
 from tests.support import static_models
+from tests.support.hub import hub
 from tests.support.running import user_settings
 from tests.support.wire.client import Wire
 
@@ -330,60 +327,6 @@ def test_warmup_of_a_remote_model() -> None:
 # ── pull ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@contextmanager
-def hub(files: dict[str, bytes]) -> Iterator[str]:
-    """A hub with one repository, me/model."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if path.startswith("/api/models/me/model/revision/") or path == "/api/models/me/model":
-                self._send(orjson.dumps({"id": "me/model", "sha": "c" * 40, "siblings": _siblings(files)}))
-            elif path.startswith("/api/models/me/model/tree/"):
-                self._send(orjson.dumps(_tree(files)))
-            elif path.startswith(f"/me/model/resolve/{'c' * 40}/") and path.split("/", 5)[5] in files:
-                content = files[path.split("/", 5)[5]]
-                self._send(content, {"etag": f'"{sha1(content).hexdigest()}"', "x-repo-commit": "c" * 40})
-            else:
-                self._send(b'{"error": "Repository not found"}', {"x-error-code": "RepoNotFound"}, status=404)
-
-        def _send(self, body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> None:
-            self.send_response(status)
-            for name, value in {"content-type": "application/json", **(headers or {})}.items():
-                self.send_header(name, value)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            return
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def _siblings(files: dict[str, bytes]) -> list[dict[str, str]]:
-    return [{"rfilename": name} for name in files]
-
-
-def _tree(files: dict[str, bytes]) -> list[dict[str, Any]]:
-    return [
-        {"type": "file", "path": name, "size": len(content), "oid": sha1(content).hexdigest()}
-        for name, content in files.items()
-    ]
-
-
 def published() -> dict[str, bytes]:
     return {
         "onnx/model.onnx": (MINILM / "model.onnx").read_bytes(),
@@ -430,6 +373,17 @@ def test_pull_of_nothing(
 
     assert ended.exit_code == code, ended.output
     assert said in ended.stderr
+    assert not list((clean_environment / "models").glob("*"))
+
+
+def test_a_damaged_file_is_not_pulled(monkeypatch: pytest.MonkeyPatch, clean_environment: Path) -> None:
+    """Weights that are not the ones whose digest the hub names are refused, and nothing of them stays."""
+    with hub(published(), damaged="onnx/model.onnx") as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        ended = run("models", "pull", "me/model")
+
+    assert ended.exit_code == 78, ended.output
+    assert "onnx/model.onnx of me/model is not the file that the hub names" in ended.stderr
     assert not list((clean_environment / "models").glob("*"))
 
 

@@ -79,7 +79,7 @@ def test_a_ledger_that_was_restored_is_filled_again(paths: LedgerPaths) -> None:
     said = finding("kept spool")
     told = report()
 
-    assert (said["state"], said["detail"]) == ("look", "1 spool files are missing from it (`usage ingest`)")
+    assert (said["state"], said["detail"]) == ("look", "1 spool file is missing from it (`usage ingest`)")
     assert told["totals"]["tokens"] == 111
     assert len([one for one in told["warnings"] if "taken in" in one]) == 1
     assert finding("kept spool")["state"] == "ok"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -191,6 +192,32 @@ def test_a_bad_collector_costs_one_word(world: World, kind: str) -> None:
     assert f"127.0.0.1:{port}" in ended.err
     assert KEY_OF_COLLECTOR not in ended.err + ended.out
     assert world.ledger()["confirmed"] == ended.receipt["tokens"]
+
+
+@pytest.mark.parametrize(("kind", "is_imported"), [("refuses", False), ("busy", False), ("here", True)])
+def test_who_takes_nothing_costs_no_sdk(world: World, collector: Receiver, kind: str, is_imported: bool) -> None:
+    """The SDK, which takes more CPU than all spans of a run, is imported for a collector that answers alone."""
+    seen = world.folder / "seen"
+    seen.mkdir()
+    (seen / "sitecustomize.py").write_text(
+        "import pathlib, sys\n"
+        "class Seen:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'opentelemetry.sdk.trace':\n"
+        f"            pathlib.Path({str(seen / 'imported')!r}).touch()\n"
+        "sys.meta_path.insert(0, Seen())\n"
+    )
+    with contextlib.nullcontext(collector.port) if kind == "here" else bad_server(kind) as port:
+        env = world.environment | {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+            "PYTHONPATH": f"{seen}:{places.ROOT}",
+        }
+        words = [sys.executable, "-m", "embedctl", "embed", "in.parquet", "-o", "out.parquet", *OPENAI]
+        done = subprocess.run(words, cwd=world.folder, env=env, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert (seen / "imported").exists() == is_imported
+    assert ("warning: telemetry: " in done.stderr) != is_imported
 
 
 @pytest.mark.parametrize(

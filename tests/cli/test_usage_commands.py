@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from embedctl.cli import app
 from embedctl.cli.usage._workspace import EACH, with_values
 from embedctl.ledger import budget_copy, database, prices, spool
+from embedctl.ledger import query as queries
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.prices import price_file
 from embedctl.ledger.prices.price import Price
@@ -623,8 +624,8 @@ def test_doctor_finds_what_is_wrong(run: Run, paths: LedgerPaths) -> None:
 
     assert {finding["state"] for finding in fine.json["findings"]} == {"ok"}
     assert told.code == 70
-    assert "1 events are in the ledger twice" in told.out
-    assert "1 events lie in the future" in told.out
+    assert "1 event is in the ledger twice" in told.out
+    assert "1 event lies in the future" in told.out
 
 
 def test_doctor_knows_network_disks(paths: LedgerPaths) -> None:
@@ -731,10 +732,19 @@ FORBIDDEN = [
 def test_sql_does_nothing_else(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
     """Files, other databases, extensions, settings, changes and second statements are refused with exit 2."""
     take(paths, event())
-    for query in FORBIDDEN:
-        told = run("usage", "sql", query)
+    task = {
+        "database": paths.database,
+        "spool": paths.spool,
+        "price_file": paths.price_file,
+        "rows": 9,
+        "memory_mb": 99,
+    }
+    for forbidden in FORBIDDEN:
+        assert queries._answer({**task, "sql": forbidden}).get("error") == "usage", forbidden
+    for forbidden in FORBIDDEN[:3]:
+        told = run("usage", "sql", forbidden)
 
-        assert (told.code, told.out) == (2, ""), query
+        assert (told.code, told.out) == (2, ""), forbidden
     assert not (tmp_path / "stolen.csv").exists()
     assert one(paths, "SELECT count(*) FROM usage_event") == 1
 

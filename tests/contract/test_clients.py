@@ -292,6 +292,7 @@ def test_embedctl_s_own_tldw_protocol(world: World, tmp_path: Path, door: str) -
     env = {
         **world.server.environment,
         "EMBEDCTL_HOME": str(folder / "state"),
+        "EMBEDCTL_CANARY": "off",
         "EMBEDCTL_CONFIG": str(config),
         "SINGLE_USER_API_KEY": world.keys.good,
         "PYTHONPATH": str(places.ROOT),

@@ -18,6 +18,8 @@ import pytest
 from numpy.typing import NDArray
 
 from embedctl.backends import local
+from embedctl.evaluation import bm25, retrieval
+from embedctl.evaluation.queries import Question
 from tests.support import static_models
 from tests.support.running import embedctl
 from tests.support.stores import StoreServer, make_bucket
@@ -265,3 +267,55 @@ def test_a_reader_opens_an_output_on_a_store(
 
     assert len(left["found"]) == TICKETS
     assert np.array(next(iter(left["found"]["embedding"])), np.float32).shape == (WIDTH,)
+
+
+# ── what `models compare` computes, computed by others ───────────────────────────────────────────────────────────────
+
+
+def ranking(queries: int = 60, items: int = 40) -> tuple[NDArray[np.float32], list[Question]]:
+    """Scores without equals, and one to three targets for each query."""
+    draw = np.random.default_rng(11)
+    scores = draw.permuted(np.tile(np.arange(items, dtype=np.float32), (queries, 1)), axis=1)
+    return scores, [
+        Question(str(n), tuple(draw.choice(items, 1 + n % 3, replace=False).tolist())) for n in range(queries)
+    ]
+
+
+def test_figures_are_those_of_trec_eval() -> None:
+    """Recall@1, Recall@10 and MRR are, query by query, what trec_eval says of the same ranking."""
+    trec_eval = library("pytrec_eval")
+    scores, queries = ranking()
+    found = retrieval.quality(lambda first, last: scores[first:last], queries).each
+    wanted = {query.text: {str(target): 1 for target in query.targets} for query in queries}
+    run = {query.text: dict(zip(map(str, range(40)), row.tolist(), strict=True))
+           for query, row in zip(queries, scores, strict=True)}  # fmt: skip
+    told = trec_eval.RelevanceEvaluator(wanted, {"recall.1,10", "recip_rank"}).evaluate(run)
+
+    for name, theirs in (("recall_at_1", "recall_1"), ("recall_at_10", "recall_10"), ("mrr", "recip_rank")):
+        assert found[name] == pytest.approx([told[query.text][theirs] for query in queries])
+
+
+def test_intervals_are_those_of_scipy() -> None:
+    """The 95 % interval of a mean is SciPy's percentile bootstrap, as near as two draws are."""
+    stats = library("scipy.stats")
+    scores, queries = ranking()
+    found = retrieval.quality(lambda first, last: scores[first:last], queries)
+    told = stats.bootstrap(
+        (found.each["mrr"],), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(1)
+    ).confidence_interval
+
+    assert found.interval("mrr", retrieval.resamples(60, 0)) == pytest.approx((told.low, told.high), abs=0.01)
+
+
+def test_keyword_search_scores_as_bm25s() -> None:
+    """Every text has for every query the score that bm25s gives it, in Lucene's variant."""
+    bm25s = library("bm25s")
+    draw = np.random.default_rng(3)
+    texts = [draw.choice(list("abcdefghijklmnop"), 3 + n % 20).tolist() for n in range(80)]
+    queries = [draw.choice(list("abcdefghijklmnopq"), 3, replace=False).tolist() for _ in range(20)]
+    theirs = bm25s.BM25(method="lucene", k1=bm25.K1, b=bm25.B)
+    theirs.index(texts, show_progress=False)
+
+    assert bm25.KeywordIndex(texts).scores(queries) == pytest.approx(
+        np.array([theirs.get_scores(query) for query in queries]), abs=1e-4
+    )

@@ -86,6 +86,7 @@ class Home:
             "HOME": str(self.folder),
             "XDG_CONFIG_HOME": str(self.folder / "config"),
             "EMBEDCTL_HOME": str(self.state),
+            "EMBEDCTL_CANARY": "off",
             "OPENAI_API_KEY": "sk-test",
             "OPENAI_BASE_URL": wire.base_url(),
             "EU_KEY": "sk-eu",

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from embedctl.routing.canaries import TEXTS_ID
 from tests.support.goldens import FOLDER, Masks, check, kinds, sentence
 from tests.support.running import Ran, embedctl
 from tests.support.wire.client import Wire
@@ -76,6 +77,7 @@ class World:
             "HOME": self.folder,
             "XDG_CONFIG_HOME": self.folder / "config",
             "EMBEDCTL_HOME": self.folder / "state",
+            "EMBEDCTL_CANARY": "off",
             "HOUSE_KEY": "sk-house-0123456789",
         }.items():
             monkeypatch.setenv(name, str(value))
@@ -244,7 +246,21 @@ def test_vectors(world: World) -> None:
     facts, table = pq.read_metadata(part).metadata, pq.read_table(part)
     doubled = pa.concat_tables([table.slice(0, 2), table.slice(0, 1)])
     pq.write_table(doubled.replace_schema_metadata({b"embedctl": facts[b"embedctl"]}), part)
+    vectors = ["AACAPwAAAAA=", "AAAAAAAAgD8=", "AACAPwAAgD8="]
+    seen: dict[str, Any] = {
+        "texts": TEXTS_ID,
+        "at": "2026-11-24T07:12:26+00:00",
+        "host": "mini@https://h/v1#m",
+        "version": "m-1",
+    }
+    seen["vectors"] = vectors
+    record = {"space_id": "0" * 32, "first": seen, "last": seen, "sightings": [[seen["at"], "m-1", None, "first"]]}
+    kept = world.folder / "state" / "canaries" / "one.json"
+    kept.parent.mkdir(mode=0o700)
+    kept.write_text(json.dumps({"version": 1, "hosts": {seen["host"]: record}}))
     asked = [
+        ("lock", "out"),
+        ("drift", "0" * 32),
         ("info", "out"),
         ("info", "lines.parquet"),
         ("verify", "out", "-i", "rows.parquet"),
@@ -273,6 +289,18 @@ def test_prices(world: World) -> None:
     check("printed_prices", printed)
 
 
+def compared(world: World, *flags: str) -> Ran:
+    """`models compare`, in a home of its own: what it asks stands in no other report."""
+    rows = [
+        {"id": n, "title": f"Day {n}", "text": f"The ship of day {n} carries {n} sacks of {n} kinds."}
+        for n in range(24)
+    ]
+    (world.folder / "ships.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBEDCTL_HOME", str(world.folder / "compared"))
+        return world.run("models", "compare", "ships.jsonl", "--candidates", "onnx:all-MiniLM-L6-v2", *flags)
+
+
 def test_models(world: World) -> None:
     """The bundled model is shown as it was; others are data, and keep their shape."""
     chosen = world.run("models", "choose", "lines.txt", "--cost", "free", "--json").json
@@ -282,6 +310,7 @@ def test_models(world: World) -> None:
         "models show onnx:all-MiniLM-L6-v2": {**bundled, "model": {**bundled["model"], "also_served_by": "<str>"}},
         "models show": kinds(world.run("models", "show", "openai:text-embedding-3-small", "--json").json),
         "models choose": {**chosen, "candidates": kinds(chosen["candidates"])},
+        "models compare": kinds(compared(world, "--json").json),
         "models warmup": world.says("models", "warmup", "--json"),
     }
 
@@ -421,6 +450,7 @@ def test_tables_have_their_columns(world: World) -> None:
         "usage forecast", "usage anomalies",
     ]  # fmt: skip
     found = {words: world.run(*words.split(), "--format", "csv").out.partition("\n")[0] for words in asked}
+    found["models compare"] = compared(world, "--format", "csv").out.partition("\n")[0]
 
     check("printed_columns", found)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.serving import MODEL, Serving, bill, environment, make_key, started, write_settings
+from tests.support.serving import MODEL, Serving, bill, environment, make_key, started, until, write_settings
 from tests.support.wire.client import Wire, expected
 
 ADMIN = "the one key of a single user, in the environment"
@@ -101,7 +101,8 @@ class World:
 def world(wire: Wire, tmp_path: Path) -> Iterator[World]:
     wire.reset()
     places = f'[providers.huggingface]\nbase_url = "{wire.base_url("huggingface")}"\n'
-    write_settings(tmp_path, f'{places}[serve.jwt]\nsecret_env = "JWT_SECRET_KEY"\n')
+    media = f'[serve]\nguide_status = true\nmedia = "{tmp_path}/media/{{workspace}}/{{media_id}}.*"\n'
+    write_settings(tmp_path, f'{places}{media}[serve.jwt]\nsecret_env = "JWT_SECRET_KEY"\n')
     env = environment(tmp_path, wire, SINGLE_USER_API_KEY=ADMIN, JWT_SECRET_KEY=SECRET, HF_TOKEN="hf_0123456789abcdef")
     key, limited = make_key(tmp_path, env), make_key(tmp_path, env, "--rpm", 1, "--burst", 1)
     signed: dict[str, Any] = {}
@@ -606,6 +607,33 @@ def test_curl_s_examples(world: World) -> None:
     assert isinstance(base64["data"][0]["embedding"], str)
 
 
+def test_media(world: World) -> None:
+    """A media item is embedded by a job, of which status and the paths of jobs tell; asked for again it is the same."""
+    item = world.server.folder / "media" / "acme" / "123.txt"
+    item.parent.mkdir(parents=True)
+    item.write_text("The text of a media item.")
+    model = "sentence-transformers/all-MiniLM-L6-v2"
+    body = f"""{{ "embedding_model": "{model}", "embedding_provider": "huggingface",
+    "chunk_size": 1000, "chunk_overlap": 200 }}"""
+    begun = world.shell(curl("/media/123/embeddings", body))
+
+    def get(path: str) -> Any:
+        return world.shell(f'curl -X GET "http://localhost:8000/api/v1/media{path}" -H "X-API-KEY: your_api_key"')
+
+    until(lambda: get(f"/embeddings/jobs/{begun['job_id']}")["status"] == "completed", seconds=60)
+    job, status = get(f"/embeddings/jobs/{begun['job_id']}"), get("/123/embeddings/status")
+    listed = get("/embeddings/jobs?status=completed&limit=50&offset=0")
+    again = world.shell(curl("/media/123/embeddings", body))
+
+    assert {"media_id": 123, "status": "accepted", "message": "Embedding generation started"}.items() <= begun.items()
+    assert begun["job_id"].startswith("mej_")
+    assert (job["media_id"], job["embedding_count"], job["progress_percent"]) == (123, 1, 100.0)
+    assert (status["has_embeddings"], status["embedding_model"]) == (True, model)
+    assert [one["id"] for one in listed["data"]] == [begun["job_id"]]
+    assert listed["pagination"].items() >= {"limit": 50, "offset": 0, "count": 1}.items()
+    assert again["job_id"] == begun["job_id"]
+
+
 def test_health_and_models(world: World) -> None:
     """The two lists that the guide prints have its fields."""
     models = world.shell('curl -X GET "http://localhost:8000/api/v1/embeddings/models" -H "X-API-KEY: your_api_key"')
@@ -617,6 +645,39 @@ def test_health_and_models(world: World) -> None:
         "status", "service", "timestamp", "cache_stats", "active_requests", "circuit_breakers",
     }  # fmt: skip
     assert health["cache_stats"].keys() == {"size", "max_size", "ttl_seconds"}
+
+
+ADMIN_EXAMPLES = """
+curl -X GET "http://localhost:8000/api/v1/embeddings/providers-config"
+curl -X GET "http://localhost:8000/api/v1/embeddings/models"
+curl -X GET "http://localhost:8000/api/v1/embeddings/models/text-embedding-3-small"
+curl -X POST "http://localhost:8000/api/v1/embeddings/models/warmup" -d '{"model": "all-MiniLM-L6-v2"}'
+curl -X POST "http://localhost:8000/api/v1/embeddings/models/download" -d '{"model": "all-MiniLM-L6-v2"}'
+curl -X GET "http://localhost:8000/api/v1/embeddings/circuit-breakers"
+curl -X POST "http://localhost:8000/api/v1/embeddings/circuit-breakers/openai/reset"
+curl -X GET "http://localhost:8000/api/v1/embeddings/metrics"
+"""
+
+
+def test_administration(world: World) -> None:
+    """What the guide lists for admins: a single user acts as one, a tenant's key does not."""
+    world.shell(curl("/embeddings", '{"input": "Hello world", "model": "text-embedding-3-small"}'))
+    told = []
+    for example in ADMIN_EXAMPLES.strip().splitlines():
+        said = f'{example} -H "Content-Type: application/json" -H "X-API-KEY: $SINGLE_USER_API_KEY"'
+        told.append(world.shell(said))
+        refused = world.shell(said.replace("$SINGLE_USER_API_KEY", "$JWT_OR_API_KEY"))
+        assert (refused.get("error") or {}).get("code") == (
+            None if "GET" in said and "/models" in said else "admin_required"
+        )
+    providers, models, model, warmed, downloaded, circuits, reset, metrics = told
+
+    assert {"openai", "huggingface", "onnx", "local_api"} <= {one["name"] for one in providers["providers"]}
+    assert model["model"] in [one["model"] for one in models["data"]]
+    assert warmed["status"] == downloaded["status"] == "ok"
+    assert circuits["openai"]["state"] == "closed"
+    assert "openai" in reset["message"]
+    assert metrics["counters"]["requests_total"] >= 1
 
 
 # ── SDKs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -113,6 +113,7 @@ def before(tmp_path: Path, clean_environment: Path, monkeypatch: pytest.MonkeyPa
     for name, value in {
         "HOME": folder,
         "EMBEDCTL_HOME": state,
+        "EMBEDCTL_CANARY": "off",
         "OPENAI_API_KEY": "sk-test",
         "OPENAI_BASE_URL": wire.base_url(),
     }.items():

@@ -18,13 +18,13 @@ from embedctl.planning import slice as slices
 from embedctl.runs import intake
 from embedctl.storage import DISK, Disk
 from tests.support.crashed_runs import Crashed, CrashingDisk, Small
+from tests.support.crashing import each_kind
 from tests.support.processes import sentence
 from tests.support.wire.client import Wire
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 TEXTS = [sentence(number) for number in range(17)] + [sentence(3)]
-POINTS = 24
 
 
 @pytest.fixture(autouse=True)
@@ -50,20 +50,24 @@ def booked(small: Small) -> set[UUID]:
     return {UUID(event["event_id"]) for file in small.books.values() for event in file}
 
 
-@pytest.mark.parametrize("removed", [True, False], ids=["folder removed", "folder there"])
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_a_run_that_died_is_booked(
-    kind: str, removed: bool, tmp_path: Path, wire: Wire, counted: Callable[[object], None]
-) -> None:
-    """Wherever a run dies, and whatever becomes of its folder: confirmed ≤ billed ≤ confirmed + unknown, each once."""
+WORLDS = [(kind, removed) for kind in ("folder", "file") for removed in (True, False)]
+worlds = pytest.mark.parametrize(
+    ("kind", "removed"), WORLDS, ids=[f"{kind}-folder {'removed' if removed else 'there'}" for kind, removed in WORLDS]
+)
+
+
+def die_everywhere(kind: str, removed: bool, folder: Path, wire: Wire, *, sample: bool) -> int:
+    """Die at every operation, or at those kinds that are this world's; how often it did."""
     counting = CrashingDisk()
-    small = Small(tmp_path / "whole", wire, kind)
+    small = Small(folder / "whole", wire, kind)
     small.fill(TEXTS)
     small.run(counting)
+    turn = WORLDS.index((kind, removed))
+    points = each_kind(counting.trace, turn, len(WORLDS)) if sample else range(1, counting.count)
     died = 0
-    for at in range(1, counting.count, max(1, counting.count // POINTS)):
+    for at in points:
         wire.reset()
-        small = Small(tmp_path / f"at{at}", wire, kind)
+        small = Small(folder / f"at{at}", wire, kind)
         small.fill(TEXTS)
         disk = CrashingDisk(at, torn=at % 2 == 0 and counting.trace[at - 1].startswith("write"))
         if isinstance(small.run(disk), EmbedctlError):
@@ -84,6 +88,26 @@ def test_a_run_that_died_is_booked(
         assert not intake._is_left(small.order().settings.paths)
         take_in(small)
         small.check_bill()
+    return died
+
+
+@worlds
+def test_a_run_that_died_is_booked(
+    kind: str, removed: bool, tmp_path: Path, wire: Wire, counted: Callable[[object], None]
+) -> None:
+    """Wherever a run dies, and whatever becomes of its folder: confirmed ≤ billed ≤ confirmed + unknown, each once."""
+    died = die_everywhere(kind, removed, tmp_path, wire, sample=True)
     counted(f"{died} deaths")
 
-    assert died > POINTS // 2
+    assert died
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@worlds
+def test_a_run_that_died_anywhere_is_booked(
+    kind: str, removed: bool, tmp_path: Path, wire: Wire, counted: Callable[[object], None]
+) -> None:
+    """The same at every single operation."""
+    died = die_everywhere(kind, removed, tmp_path, wire, sample=False)
+    counted(f"{died} deaths")

@@ -21,7 +21,7 @@ from tests.support.processes import World, Zygote
 from tests.support.wire.client import Wire
 
 AT_ONCE = 3
-KILLS = 120
+KILLS = 36
 LONG_KILLS = 1000
 TOTALS = "SELECT count(*), count(DISTINCT event_id), coalesce(sum(tokens_total), 0) FROM usage_event"
 

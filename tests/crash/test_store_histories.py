@@ -58,6 +58,8 @@ def test_a_signal_costs_nothing(job: StoreStory) -> None:
     job.finish()
 
     assert job.check() == 0
+    ledger = job.world.ledger()
+    assert (ledger["confirmed"], ledger["unknown"]) == (job.wire.billed(), 0)
 
 
 def test_a_paused_worker_is_fenced(job: StoreStory, counted: Tell) -> None:

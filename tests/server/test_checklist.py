@@ -93,6 +93,25 @@ CHECKLIST = {
     "answers: Host and Origin": ["test_rebinding_and_web_pages_are_refused"],
     "answers: nothing to strangers": ["test_everything_but_health_wants_a_key"],
     "admin: metrics have their role": ["test_metrics_are_for_their_role"],
+    "admin: a role of its own": ["test_admin_is_a_role_of_its_own"],
+    "admin: every act is an event": ["test_every_act_is_in_the_log"],
+    "admin: only listed names are fetched, into the configured root": [
+        "test_what_cannot_be_fetched",
+        "test_a_listed_model_is_fetched_and_serves",
+        "test_lists_hold_for_fetching_too",
+        "test_what_cannot_be_warmed_up",
+    ],
+    "admin: usage of others": ["test_everybody_sees_its_own_and_admins_all"],
+    "pages: nothing runs that is not theirs, nothing is asked elsewhere, no key in an address": [
+        "test_a_page_holds_nothing_and_reaches_for_nothing",
+        "test_the_dashboard_shows_what_the_api_says",
+        "test_the_description_is_shown_and_tried_out",
+    ],
+    "pages: a key is kept by its tab alone": [
+        "test_the_dashboard_lives",
+        "test_a_wrong_key_is_told_and_forgotten",
+    ],
+    "admin: acts are rate-limited": ["test_acts_are_rate_limited"],
     "budgets: reserved before, settled after, key, workspace and server": [
         "test_parallel_calls_stay_within_a_key_s_budget",
         "test_a_workspace_s_budget_holds_and_a_model_without_a_price_is_refused",
@@ -227,7 +246,8 @@ def test_a_bug_is_told_without_values() -> None:
         gateway=cast("Any", type("G", (), {"serve": ServeSettings()})()), router=cast("Any", None),
         admission=cast("Any", None), rates=KeyRates(), failures=cast("Any", None),
         keyring=Keyring().with_local(Client(id="", workspace="default", role="admin")), log=log, metrics=Metrics(),
-        cache=None, prices=cast("Any", None), loopback=True, behind_tls=False, disk_trouble=lambda: None,
+        cache=None, prices=cast("Any", None), journals=cast("Any", None), loopback=True, behind_tls=False,
+        disk_trouble=lambda: None,
     )  # fmt: skip
     sent: list[dict[str, Any]] = []
 

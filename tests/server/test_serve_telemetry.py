@@ -49,6 +49,62 @@ def test_a_call_is_an_operation_and_a_hit_is_none(tmp_path: Path, wire: Wire) ->
     assert key.encode() not in sent
 
 
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+def test_a_call_belongs_to_its_clients_trace(tmp_path: Path, wire: Wire) -> None:
+    """The span of a call with a `traceparent` is a child of the client's.
+
+    A header that is not as the standard has it, or stands twice, is ignored: the call has a trace of its own. The log
+    names the client's trace.
+    """
+    wire.reset()
+    said = [
+        f"00-{TRACE}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-00",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"00-{'0' * 32}-{SPAN}-01",
+        "00-" + "CANARY" * 4000,
+    ]
+    with receiver() as collector:
+        with serving(tmp_path / "g", wire, OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint) as server:
+            replies = [server.embed(f"text {number}", headers={"traceparent": one}) for number, one in enumerate(said)]
+            assert server.stop() == 143
+        traced = [one.get("trace") for one in server.log() if one.get("path") == "/v1/embeddings"]
+    calls = {reply.headers["x-embedctl-operation-id"]: number for number, reply in enumerate(replies)}
+    spans = {
+        calls[span.attributes["embedctl.operation.id"]]: span
+        for span in collector.spans
+        if "embedctl.operation.id" in span.attributes
+    }
+
+    assert {reply.status for reply in replies} == {200}
+    assert sorted(spans) == [0, 2, 3, 4, 5]  # who is not recorded there is not recorded here
+    assert (spans[0].trace_id.hex(), spans[0].parent_id.hex()) == (TRACE, SPAN)
+    assert [one.trace_id.hex() for one in collector.children(spans[0])] == [TRACE]
+    for number in (2, 3, 4, 5):
+        assert spans[number].parent_id == b""
+        assert spans[number].trace_id.hex() != TRACE
+    assert traced == [TRACE, TRACE, None, None, None, None]
+    assert b"CANARY" not in b"".join(collector.raw)
+
+
+def test_circuits_are_told_under_the_same_name(tmp_path: Path, wire: Wire) -> None:
+    """/metrics says how this process's circuits stand, under the name of `usage metrics`."""
+    wire.reset()
+    state = f'embedding_provider_circuit_state{{model="{MODEL}",provider="openai"}}'
+    with serving(tmp_path / "g", wire) as server:
+        server.embed("one")
+        well = server.ask("GET", "/metrics").body.decode()
+        wire.plan(faults={"unauthorized": 1.0})
+        server.embed("two")
+        badly = server.ask("GET", "/metrics").body.decode()
+
+    assert f"{state} 0.0\n" in well
+    assert f"{state} 3.0\n" in badly
+
+
 @pytest.mark.parametrize("kind", ["refuses", "silent"])
 def test_a_bad_collector_harms_no_call(tmp_path: Path, wire: Wire, kind: str) -> None:
     """Calls are answered, and the server ends as ever, while its collector is gone or silent; its log has one word."""

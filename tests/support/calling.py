@@ -38,7 +38,12 @@ def load(folder: Path, config: str = "", environment: dict[str, str] | None = No
     """Settings of a config file with this text, in a home of their own."""
     path = folder / "config.toml"
     path.write_text(config)
-    env = {"EMBEDCTL_HOME": str(folder / "home"), "OPENAI_API_KEY": KEY, **(environment or {})}
+    env = {
+        "EMBEDCTL_HOME": str(folder / "home"),
+        "EMBEDCTL_CANARY": "off",
+        "OPENAI_API_KEY": KEY,
+        **(environment or {}),
+    }
     return settings.load(flags=flags, config=path, environment=env, folder=folder)
 
 

@@ -76,6 +76,7 @@ class Small:
     def order(self, model: str = MODEL, **about: Any) -> JobRequest:
         environment = {
             "EMBEDCTL_HOME": str(self.folder / "home"),
+            "EMBEDCTL_CANARY": "off",
             "EMBEDCTL_CONFIG": self.config,
             "HOME": str(self.folder),
             "OPENAI_API_KEY": "sk-test",

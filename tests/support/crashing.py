@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +15,17 @@ from pathlib import Path
 
 from embedctl.errors import OutputRefused, StorageFailed
 from embedctl.storage import Buffer, Disk
+
+
+def each_kind(trace: Sequence[str], turn: int = 0, turns: int = 1) -> list[int]:
+    """Where to die when all operations are too many: the last one of each kind, numbered from 1.
+
+    Args:
+        trace: Operations of a run that lived; a kind is a verb and a name without what is counted or random in it.
+        turn: Which part of the kinds, of so many `turns`: tests that take turns do them all.
+    """
+    last = {re.sub(r"[0-9a-f]{8,}|[0-9]", "", name): number for number, name in enumerate(trace, 1)}
+    return sorted(last.values())[turn::turns]
 
 
 class Crashed(BaseException):

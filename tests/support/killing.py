@@ -37,6 +37,9 @@ BATCH = ("batch", "run", "in", "-o", "out")
 EMBED = ("embed", "in", "-o", "out.parquet")
 TEXTS = 36
 LOCAL_TEXTS = 150
+GENERATIONS = 3
+"""Runs of one output that are killed one after the other, at least once."""
+
 PAID = """
 SELECT workspace_id, coalesce(sum(tokens_total) FILTER (billable = 'yes'), 0),
        coalesce(sum(tokens_estimated) FILTER (billable = 'unknown'), 0)
@@ -292,7 +295,10 @@ class Story:
 
 
 def stories(kind: Kind, world: Callable[[Path], World], folder: Path, *, kills: int, seed: int = 0) -> Tally:
-    """Story after story, until so many runs were killed. In one of four the ledger is made by a run that is killed."""
+    """Story after story, until so many runs were killed, and some of one output one after the other.
+
+    In one of four the ledger is made by a run that is killed.
+    """
     vectors = _vectors(world(folder / "vectors"), kind) if kind.local else {}
     whole = Story(world(folder / "whole"), kind, seed, vectors=vectors)
     whole.world.ledger()
@@ -301,10 +307,10 @@ def stories(kind: Kind, world: Callable[[Path], World], folder: Path, *, kills: 
     pace = Pace(whole.finish())
     whole.check()
     total = Tally()
-    while total.kills < kills:
+    while total.kills < kills or total.generations < GENERATIONS:
         seed += 1
         told = Story(world(folder / str(seed)), kind, seed, pace, vectors)
-        if seed % 4:
+        if seed % 4 != 1:
             told.world.home.mkdir(parents=True)
             shutil.copy(empty, told.world.home)
         total.add(told.tell(2 + random.Random(seed).randrange(9)))

@@ -137,6 +137,7 @@ class World:
             "HOME": str(self.folder / "home"),
             "XDG_CONFIG_HOME": str(self.folder / "config"),
             "EMBEDCTL_HOME": str(self.home),
+            "EMBEDCTL_CANARY": "off",
             "OPENAI_API_KEY": "sk-test",
             "OPENAI_BASE_URL": self.wire.base_url(),
             **self.variables,

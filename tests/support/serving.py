@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from typing import Any
 
 import duckdb
 
-from tests.support import places
+from tests.support import forked
 from tests.support.wire.client import Wire
 
 MODEL = "text-embedding-3-small"
@@ -54,7 +54,7 @@ class Serving:
         address: Whence it is asked; "": from another one each time, so that no failure of before counts.
     """
 
-    process: subprocess.Popen[bytes]
+    process: forked.Forked
     base: str
     folder: Path
     environment: dict[str, str]
@@ -135,6 +135,7 @@ def environment(folder: Path, wire: Wire | None, **more: str) -> dict[str, str]:
         "HOME": str(folder / "home"),
         "XDG_CONFIG_HOME": str(folder / "config"),
         "EMBEDCTL_HOME": str(folder / "state"),
+        "EMBEDCTL_CANARY": "off",
         "OPENAI_API_KEY": "sk-provider-0123456789abcdef",
     }
     if wire is not None:
@@ -144,10 +145,7 @@ def environment(folder: Path, wire: Wire | None, **more: str) -> dict[str, str]:
 
 def embedctl(folder: Path, env: Mapping[str, str], *words: object) -> subprocess.CompletedProcess[str]:
     """A command, ended."""
-    command = [sys.executable, "-m", "embedctl", *map(str, words)]
-    return subprocess.run(
-        command, cwd=folder, env={**env, "PYTHONPATH": str(places.ROOT)}, capture_output=True, text=True
-    )
+    return forked.run(folder, env, *words)
 
 
 def make_key(folder: Path, env: Mapping[str, str], *flags: object, workspace: str = "acme") -> str:
@@ -180,14 +178,11 @@ def serving(folder: Path, wire: Wire | None, *flags: object, settings: str = "",
 @contextmanager
 def started(folder: Path, env: dict[str, str], *flags: object) -> Iterator[Serving]:
     """The same, in a home that is there."""
-    command = [sys.executable, "-m", "embedctl", "serve", "--port", "0", *map(str, flags)]
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env={**env, "PYTHONPATH": str(places.ROOT)}, stdout=subprocess.PIPE, stderr=log
-        )
-    assert process.stdout is not None
+    with tempfile.NamedTemporaryFile() as out:
+        words = ("serve", "--port", "0", *flags)
+        process = forked.Forked(folder, env, words, out=Path(out.name), err=folder / "log")
+        line = process.first_line()
     try:
-        line = process.stdout.readline().decode()
         assert line.startswith("listening on http"), (folder / "log").read_text()
         yield Serving(process, line.split()[-1], folder, env)
     finally:
@@ -198,7 +193,6 @@ def started(folder: Path, env: dict[str, str], *flags: object) -> Iterator[Servi
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        process.stdout.close()
 
 
 def until(holds: Callable[[], bool], *, seconds: float = 20) -> None:

@@ -28,11 +28,12 @@ moments of each other (phase effects, Floyd and Jacobson 1992)."""
 
 @dataclass(frozen=True)
 class Work:
-    """One request: how much it is, and when its first attempt was made."""
+    """One request: how much it is, and how many others its process had got through before it."""
 
     tokens: int
     items: int
     attempts: Attempts
+    before: int
 
 
 class Limit(Protocol):
@@ -240,6 +241,7 @@ class Process:
         self.refused_at: dict[int, int] = {}
         self.sent_at: dict[int, int] = {}
         self.left = 0
+        self.answers = 0
         self.again: list[tuple[float, int, Work]] = []
         self.numbers = itertools.count()
         self.wakes = math.inf
@@ -255,7 +257,7 @@ class Process:
             work = again or getattr(self, "next", None)
             if work is None:
                 size = self.sizes(self.chance)
-                work = self.next = Work(*size, Attempts(Policy(), jitter=self.chance.random))
+                work = self.next = Work(*size, Attempts(Policy(), jitter=self.chance.random), self.answers)
             allowed = self.breaker.ready_in(now)
             assert allowed is not None
             wait = max(allowed, self.rate_limit.ready_in(now, work.tokens, work.items))
@@ -291,6 +293,7 @@ class Process:
         if error is None:
             amount = self.provider.amount(work)
             self.served += amount
+            self.answers += 1
             self.served_at[int(now)] = self.served_at.get(int(now), 0.0) + amount
             self.rate_limit.settle(reservation, now, work.tokens)
             self.rate_limit.succeeded(reservation, now)
@@ -305,7 +308,8 @@ class Process:
                 isinstance(error, ServerFailed) and error.status in (None, 503, 529)
             ):
                 self.rate_limit.strained(reservation, now)
-            step = work.attempts.after(error, now=now, budget=self.budget)
+            others = self.answers - work.before
+            step = work.attempts.after(error, now=now, budget=self.budget, others_succeeded=others)
             if step.remedy is Remedy.GIVE_UP:
                 self.left += 1
             else:

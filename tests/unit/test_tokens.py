@@ -19,6 +19,7 @@ from embedctl import tokens
 from embedctl.backends.onnx import local_model
 from embedctl.errors import ConfigurationInvalid
 from embedctl.reports import charts
+from embedctl.server import pages
 from tests.support import places
 
 REFERENCE = json.loads((places.REFERENCE / "minilm.json").read_text("utf-8"))
@@ -187,7 +188,8 @@ def test_loopback_is_all_these_tests_may_reach() -> None:
 
 
 BUNDLED_FILES = ("minilm/model.onnx", "minilm/tokenizer.json", "tiktoken/9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
-                 "uplot/uplot.min.js", "uplot/uplot.min.css")  # fmt: skip
+                 "uplot/uplot.min.js", "uplot/uplot.min.css", "swagger-ui/swagger-ui-bundle.js",
+                 "swagger-ui/swagger-ui.css")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BUNDLED_FILES)
@@ -227,6 +229,8 @@ def _load_afresh(name: str) -> None:
     """Load what needs this file, as a new process does."""
     if name.endswith(".onnx"):
         local_model.load.__wrapped__(None, 256)
+    elif name.startswith("swagger-ui"):
+        pages.viewer.__wrapped__()
     elif name.startswith("uplot"):
         (charts.library if name.endswith(".js") else charts.style).__wrapped__()
     else:

@@ -53,6 +53,7 @@ class Curls(httpx.AsyncBaseTransport):
         self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
         self._watched: dict[int, int] = {}
         self._alarm: asyncio.TimerHandle | None = None
+        self._due: float | None = None  # when libcurl wants to be woken; the alarm may ring before
         self._running: dict[pycurl.Curl, _Exchange] = {}
         self._free: list[pycurl.Curl] = []
         self._idle: dict[tuple[str, int], int] = {}  # our end of a connection, its socket
@@ -146,6 +147,9 @@ class Curls(httpx.AsyncBaseTransport):
         for number in list(self._watched):
             self._watch(pycurl.POLL_REMOVE, number, self._multi, None)
         self._wake_after(-1)
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     # for libcurl
 
@@ -164,11 +168,22 @@ class Curls(httpx.AsyncBaseTransport):
             self._loop.remove_writer(number)
 
     def _wake_after(self, milliseconds: int) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        if milliseconds >= 0:
-            self._alarm = self._loop.call_later(milliseconds / 1000, self._act, pycurl.SOCKET_TIMEOUT, 0)
+        """An alarm that would come sooner stays: most are called off before they ring."""
+        self._due = None if milliseconds < 0 else self._loop.time() + milliseconds / 1000
+        if self._due is not None and (self._alarm is None or self._due < self._alarm.when()):
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self._loop.call_at(self._due, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self._due is None:
+            return
+        if self._loop.time() < self._due:
+            self._alarm = self._loop.call_at(self._due, self._ring)
+        else:
+            self._due = None
+            self._act(pycurl.SOCKET_TIMEOUT, 0)
 
     def _act(self, number: int, ready: int) -> None:
         self._multi.socket_action(number, ready)

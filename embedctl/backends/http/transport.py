@@ -193,29 +193,43 @@ class Transport:
         return self._trust
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Way:
     """A URL that may be asked, and through what."""
 
     url: httpx.URL
     host: str
     client: Curls
+    _said: Mapping[str, str] = field(default_factory=dict, repr=False)
+    _headers: httpx.Headers | None = field(default=None, repr=False)
+
+    def headers(self, said: Mapping[str, str]) -> httpx.Headers:
+        """A request's headers as they go out; mostly they are those of the one before.
+
+        Raises:
+            ConfigurationInvalid: One cannot be sent.
+        """
+        if self._headers is not None and said == self._said:
+            return self._headers
+        for name, value in said.items():
+            if not (value.isascii() and value.isprintable()):
+                raise ConfigurationInvalid(
+                    f"the header {name} for {self.host} holds characters that HTTP does not allow",
+                    hint="does the key in the environment end with a line break, or hold a quotation mark of print?",
+                )
+        self._headers = httpx.Headers({"accept": "*/*", "accept-encoding": "identity", **said})
+        self._said = dict(said)
+        return self._headers
 
 
 async def _exchange(
     way: _Way, request: HttpRequest, progress: _Progress, max_bytes: int, into: BinaryIO | None
 ) -> tuple[int, Mapping[str, str], bytes]:
     """Status, headers and decoded body."""
-    for name, value in request.headers.items():
-        if not (value.isascii() and value.isprintable()):
-            raise ConfigurationInvalid(
-                f"the header {name} for {way.host} holds characters that HTTP does not allow",
-                hint="does the key in the environment end with a line break, or hold a quotation mark of print?",
-            )
     outgoing = httpx.Request(
         request.method,
         way.url,
-        headers={"accept": "*/*", "accept-encoding": "identity", **request.headers},
+        headers=way.headers(request.headers),
         content=request.body if request.method != "GET" else None,
         extensions={"written": progress.begin},
     )

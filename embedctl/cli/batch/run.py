@@ -52,6 +52,15 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress on stderr.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what is waited for and why.")] = False,
+    key_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--key-budget",
+            help="Of the service's key that pays: what may be spent through it, here and elsewhere.",
+            metavar="KEY=AMOUNT/PERIOD",
+            hidden=True,
+        ),
+    ] = None,
     config: ConfigFlag = None,
     ledger: LedgerFlag = None,
     flags: Mapping[str, Any],
@@ -98,5 +107,24 @@ def run(
         overwrite=overwrite,
         retry_failed=retry_failed,
         dry_run=dry_run,
+        key_budget=_key_budget(key_budget, flags.get("workspace")),
         talk=Talk(as_json=as_json, quiet=quiet, progress=not no_progress, verbose=verbose),
     )
+
+
+def _key_budget(text: str | None, workspace: str | None) -> Any:
+    """`KEY=AMOUNT/PERIOD` of a key whose workspace pays; the service gives it to its jobs.
+
+    Raises:
+        WrongUsage: It is none, or nobody says which workspace pays.
+    """
+    if text is None:
+        return None
+    from embedctl.budgets.limits import KeyBudget
+    from embedctl.server import keys
+
+    key_id, _, budget = text.partition("=")
+    if not key_id or workspace is None:
+        raise WrongUsage("--key-budget is KEY=AMOUNT/PERIOD, and needs --workspace", hint="the service gives it")
+    amount, period = keys.budget(budget)
+    return KeyBudget(key_id=key_id, workspace=workspace, amount=amount, period=period)

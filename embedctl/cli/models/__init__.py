@@ -6,8 +6,15 @@ from embedctl.cli._groups import Group, ListingGroup
 
 app = Group(
     __name__,
-    {"list": "listing", "show": "show", "choose": "choose", "pull": "pull", "warmup": "warmup"},
+    {
+        "list": "listing",
+        "show": "show",
+        "choose": "choose",
+        "compare": "compare",
+        "pull": "pull",
+        "warmup": "warmup",
+    },
     cls=ListingGroup,
-    help="List, show and choose models; pull and warm up local ones.",
+    help="List, show, choose and compare models; pull and warm up local ones.",
     epilog="Example: embedctl models show text-embedding-3-small",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -64,11 +65,13 @@ def choose(
     unmet = list(choice.unmet)
     if best["key"] == "missing":
         unmet.append(f"{best['model']} needs a key: set {best['key_variable']}")
+    look = f"embedctl models compare {shlex.join(inputs or ['INPUT'])} --candidates {best['model']},MODEL"
     envelope = {
         "schema_version": 1,
         "chosen": best["model"],
         "why": choice.why,
         "candidates": rows,
+        "next": look,
         "warnings": [*unmet, *choice.lost],
     }
     columns = [
@@ -84,7 +87,11 @@ def choose(
         ),
         terminal.Column("key", "Key"),
     ]
-    footer = [f"chosen: {best['model']} ({choice.why})", *(f"! {line}" for line in (*unmet, *choice.lost))]
+    footer = [
+        f"chosen: {best['model']} ({choice.why})",
+        f"whether it is good enough on your texts: {look}",
+        *(f"! {line}" for line in (*unmet, *choice.lost)),
+    ]
     content = terminal.Table(columns=columns, rows=rows, envelope=envelope, footer=footer)
     terminal.table(content, "json" if as_json else form)
 

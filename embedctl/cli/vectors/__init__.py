@@ -6,7 +6,7 @@ from embedctl.cli._groups import Group
 
 app = Group(
     __name__,
-    {"info": "about", "map": "map", "verify": "verify", "search": "search"},
-    help="Look at vectors: info, verify, search, map.",
+    {"info": "about", "map": "map", "verify": "verify", "search": "search", "lock": "lock", "drift": "drift"},
+    help="Look at vectors: info, verify, search, map, lock, drift.",
     epilog="Example: embedctl vectors search handbook.parquet 'sick leave'",
 )

@@ -7,17 +7,12 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from embedctl.planning.headings import RULER, headed
+
 LINES = 6
 """Of a text, where not all of it is shown."""
 
-_RULER = re.compile(r"\s*([^\w\s])\1{2,}\s*|\s*(-\s?){3,}|\s*`{3}\S*")
-_DIRECTIVE = re.compile(
-    r"\s*(\.\. ((index|highlight|(current)?module|meta|contents|toctree|only|(section|module)author)::.*|_\S.*:)"
-    r"|:[\w-]+:( .*)?|<!--.*-->|---)\s*"
-)
-"""Lines of reStructuredText, front matter and HTML that name or steer, and say nothing."""
 _LINK_TARGET = re.compile(r"\s*\.\. _[^:]+: +\S+\s*")
-_MARKDOWN_HEADING = re.compile(r"\s*#{1,6}\s+(.+?)\s*#*\s*")
 _LEAST_LETTERS = 3
 
 
@@ -43,9 +38,9 @@ def passage(text: str, words: Sequence[str], width: int, *, full: bool = False) 
         words: As `wanted` finds them.
         width: Cells of a line.
     """
-    heading, rest = _headed(text)
+    heading, rest = headed(text)
     if not full:
-        saying = [line for line in rest.splitlines() if not (_RULER.fullmatch(line) or _LINK_TARGET.fullmatch(line))]
+        saying = [line for line in rest.splitlines() if not (RULER.fullmatch(line) or _LINK_TARGET.fullmatch(line))]
         rest = "\n".join(saying) if any(map(str.strip, saying)) else rest
     lines = [
         line
@@ -89,17 +84,3 @@ def _count(line: str, words: Sequence[str]) -> int:
 
     marked(line, words, count)
     return found
-
-
-def _headed(text: str) -> tuple[str | None, str]:
-    """The heading that a text begins with, and what follows; rulers and directives before either are left out."""
-    lines = text.splitlines()
-    while lines and (not lines[0].strip() or _RULER.fullmatch(lines[0]) or _DIRECTIVE.fullmatch(lines[0])):
-        del lines[0]
-    if not lines:
-        return None, text
-    if heading := _MARKDOWN_HEADING.fullmatch(lines[0]):
-        return heading[1], "\n".join(lines[1:])
-    if len(lines) > 1 and _RULER.fullmatch(lines[1]):  # underlined
-        return lines[0].strip(), "\n".join(lines[2:])
-    return None, "\n".join(lines)

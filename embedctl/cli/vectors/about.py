@@ -87,5 +87,13 @@ def _facts(output: About) -> dict[str, Any]:
         "input rows": output.rows_read,
         "not embedded": ", ".join(lost) or "none",
         "columns": ", ".join(output.columns),
+        **_locked(output),
         "size": f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB",
     }
+
+
+def _locked(output: About) -> dict[str, Any]:
+    """What its model was seen to be at first; nothing where its runs kept no record."""
+    if output.lock is None or output.lock.canaries is None:
+        return {}
+    return {"canaries": output.lock.canaries.named, "equal hosts": ", ".join(output.lock.hosts)}

@@ -24,7 +24,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,11 @@ def load(texts: Iterable[tuple[str, str]]) -> PriceBook:
     Raises:
         ConfigurationInvalid: A file is no TOML, or a price in it is wrong; all that is wrong is named.
     """
-    texts = list(texts)
+    return _joined(tuple(texts))
+
+
+@lru_cache(maxsize=4)
+def _joined(texts: tuple[tuple[str, str], ...]) -> PriceBook:
     found: dict[tuple[Any, ...], Price] = {}
     problems: list[str] = []
     for place, text in texts:

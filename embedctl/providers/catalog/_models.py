@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -130,6 +130,7 @@ def serving(canonical: str) -> tuple[ModelEntry, ...]:
     return tuple(one for one in models() if one.canonical == canonical and one.served and one.status != "retired")
 
 
+@lru_cache(1024)
 def named(bare_name: str) -> tuple[ModelEntry, ...]:
     """Every offer that a name without a provider may mean, best match first, bundled first among equals.
 

@@ -111,6 +111,8 @@ class Server:
             await send(writer, *answer)
             return
         if request.path.startswith("/_") or request.method == "GET":
+            if request.path == "/_reset":
+                await settled()
             await send(writer, *self._control(request))
             return
         for one in DIALECTS:
@@ -145,12 +147,13 @@ class Server:
 
     async def _embed(self, one: Dialect, match: Any, request: Request, writer: asyncio.StreamWriter) -> None:
         step = self.plan.next(one.name)
+        truth = self.truth  # what was sent before a reset is no part of what comes after it
         fault = step["fault"]
         key = request.headers.get(one.key_header, request.headers.get("authorization", "")).removeprefix("Bearer ")
         try:
             asked = one.read(match, request.headers, orjson.loads(request.body))
         except (Bad, KeyError, TypeError, ValueError) as error:
-            self._remember(one, Asked("?", []), 400, 0, "bad", key)
+            self._remember(truth, one, Asked("?", []), 400, 0, "bad", key)
             await send(writer, *one.refuse("bad", {"why": str(error), **step}))
             return
         if self.plan.latency_s:
@@ -160,21 +163,21 @@ class Server:
             if fault in ("rate", "status"):
                 headers = {**headers, **wait_headers(step)}
             status = step.get("status", status)
-            self._remember(one, asked, status, 0, fault if kind == fault else kind, key)
+            self._remember(truth, one, asked, status, 0, fault if kind == fault else kind, key)
             await send(writer, status, headers, body)
             return
         if fault == "hang_before":
-            self._remember(one, asked, 0, 0, fault, key)
+            self._remember(truth, one, asked, 0, 0, fault, key)
             await asyncio.sleep(min(step.get("seconds", 5), MAX_HANG_S))
             raise Reset
         if fault in ("reset_before", "redirect"):
-            self._remember(one, asked, 307 if fault == "redirect" else 0, 0, fault, key)
+            self._remember(truth, one, asked, 307 if fault == "redirect" else 0, 0, fault, key)
             if fault == "reset_before":
                 raise Reset
             await send(writer, 307, {"location": step.get("location", "http://127.0.0.1:9/elsewhere")}, b"")
             return
         tokens = sum(vectors.billed(text) for text in asked.texts)
-        await self._answer(one, asked, step, tokens, key, writer)
+        await self._answer(truth, one, asked, step, tokens, key, writer)
 
     def _refused(self, asked: Asked, request: Request, key: str, fault: str) -> str | None:
         plan = self.plan
@@ -199,14 +202,21 @@ class Server:
         return fault if fault in refusals else None
 
     async def _answer(
-        self, one: Dialect, asked: Asked, step: dict[str, Any], tokens: int, key: str, writer: asyncio.StreamWriter
+        self,
+        truth: list[Billed],
+        one: Dialect,
+        asked: Asked,
+        step: dict[str, Any],
+        tokens: int,
+        key: str,
+        writer: asyncio.StreamWriter,
     ) -> None:
         fault = step["fault"]
         native = self.plan.dimensions or vectors.width(asked.model)
         space = self.plan.spaces.get(asked.model, "")
         texts = [text if isinstance(text, str) else vectors.tokens_text(text) for text in asked.texts]
         rows = list(vectors.matrix(texts, native, asked.dimensions, space))
-        number = len(self.truth) + 1
+        number = len(truth) + 1
         work = Work(asked, rows, list(range(len(rows))), tokens, f"req-{number}")
         work.headers["x-request-id"] = work.request_id
         spoil(work, step)
@@ -216,10 +226,10 @@ class Server:
             body = orjson.dumps(one.refuse("server", {})[2])
         if fault == "says":
             status, headers, body = says(step, body, key)
-            self._remember(one, asked, status, tokens if status == 200 else 0, fault, key)
+            self._remember(truth, one, asked, status, tokens if status == 200 else 0, fault, key)
             await send(writer, status, {**work.headers, **headers}, body)
             return
-        self._remember(one, asked, 0 if fault in ("reset_after", "hang") else 200, tokens, fault, key)
+        self._remember(truth, one, asked, 0 if fault in ("reset_after", "hang") else 200, tokens, fault, key)
         if fault == "reset_after":
             raise Reset
         if fault == "hang":
@@ -236,11 +246,13 @@ class Server:
 
     def _bill_line(self, batch: Batch, line: Line) -> None:
         dialect = next(one for one in DIALECTS if one.name == batch.dialect)
-        self._remember(dialect, line.asked, 200, line.tokens, "ok", batch.key)
+        self._remember(self.truth, dialect, line.asked, 200, line.tokens, "ok", batch.key)
         billed = self.truth[-1]
         billed.tier, billed.batch, billed.line = "batch", batch.id, line.id
 
-    def _remember(self, one: Dialect, asked: Asked, status: int, tokens: int, fault: str, key: str) -> None:
+    def _remember(
+        self, truth: list[Billed], one: Dialect, asked: Asked, status: int, tokens: int, fault: str, key: str
+    ) -> None:
         hashes = [
             blake2b(
                 (text if isinstance(text, str) else vectors.tokens_text(text)).encode("utf-8", "surrogatepass"),
@@ -248,9 +260,9 @@ class Server:
             ).hexdigest()
             for text in asked.texts
         ]
-        self.truth.append(
+        truth.append(
             Billed(
-                number=len(self.truth) + 1,
+                number=len(truth) + 1,
                 protocol=one.name,
                 model=asked.model,
                 status=status,
@@ -424,6 +436,12 @@ async def send_file(writer: asyncio.StreamWriter, path: Path) -> None:
         while piece := file.read(1 << 20):
             writer.write(piece)
             await writer.drain()
+
+
+async def settled() -> None:
+    """Until all that was sent by now is read: what a client sent before it died is not billed to the next one."""
+    for _ in range(20):  # a connection is accepted, read from and answered in a few turns of the loop
+        await asyncio.sleep(0)
 
 
 def reset(writer: asyncio.StreamWriter) -> None:

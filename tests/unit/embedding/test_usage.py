@@ -193,3 +193,14 @@ def test_a_tokenizer_that_fails_at_a_text_stops_nothing(endpoint: Endpoint, tmp_
 
     assert (found.source, found.tokenizer_id) == ("fallback", "bytes/4")
     assert found.tokens_total == -(-len(TEXT) // 4) * 4
+
+
+def test_counts_may_be_looked_at_while_another_thread_adds_to_them() -> None:
+    """What is kept of the last counts is never changed in place: a run ended where two threads met there."""
+    trust = CountTrust()
+    trust.took(request(1), 7)
+    looking = iter(trust.lately)
+    trust.took(request(1), 8)
+
+    assert [count for count, _ in looking] == [7]
+    assert [count for count, _ in trust.lately] == [7, 8]

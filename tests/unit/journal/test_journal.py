@@ -114,6 +114,37 @@ def test_what_a_dead_run_left_is_taken_over(tmp_path: Path, spool: Spool) -> Non
     assert names(tmp_path) == []
 
 
+def test_a_seal_hands_over_what_has_ended(tmp_path: Path, spool: Spool) -> None:
+    """After `seal` ended events are in the spool, each once; what shares a segment with one under way goes with it."""
+    first, second, slow = (intent() for _ in range(3))
+
+    async def run() -> None:
+        book = Journal.open(tmp_path, secret=SECRET, spool=spool)
+        assert await book.seal() is None  # there is nothing
+        await book.intend(first)
+        await book.answer(first, HASHES, vectors(1))
+        assert await book.seal() is None
+        assert set(spool.events) == {first.event_id}
+
+        await book.intend(second)
+        await book.intend(slow)
+        await book.answer(second, HASHES, vectors(2))
+        assert await book.seal() is not None
+        assert set(spool.events) == {first.event_id}
+
+        await book.settle(dataclasses.replace(slow, status="error", billable="no", tokens_total=0))
+        assert await book.seal() is None
+        assert set(spool.events) == {first.event_id, second.event_id, slow.event_id}
+        await book.close(published=True)
+        with pytest.raises(InvariantBroken):
+            await book.seal()
+
+    asyncio.run(run())
+
+    assert sum(len(events) for events in spool.files.values()) == 3
+    assert names(tmp_path) == []
+
+
 def test_a_segment_stays_until_all_its_vectors_are_released(tmp_path: Path, spool: Spool) -> None:
     """Events go to the spool when a segment ends; its files go when the last vector stands elsewhere."""
 

@@ -60,8 +60,33 @@ def test_a_sleeper_looks_before_it_writes(tmp_path: Path, what: str) -> None:
     clock.now += 61
 
     with pytest.raises(ShardLost):
+        sleeper.put_beside(f"{sleeper.folder}answers/x.0", b"vectors")
+    with pytest.raises(ShardLost):
         sleeper.append({"beat": "now"})
-    assert not [name for name in store.list() if name.endswith("0000000001")]
+    assert not [name for name in store.list() if name.endswith(("0000000001", "x.0"))]
+
+
+def test_what_was_long_on_its_way_is_taken_back(tmp_path: Path) -> None:
+    """An entry that arrives after the job was finished is no claim: it is removed, and the shard is lost."""
+    clock, store = Clock(), LocalStore(tmp_path)
+    sleeper = log(tmp_path, "a", clock)
+    assert sleeper.claim(0)
+
+    class Slow:
+        url = store.url
+        stat, remove = store.stat, store.remove
+
+        def put_if_absent(self, name: str, content: object, *, write_id: str | None = None) -> bool:
+            clock.now += 61
+            store.remove(f"{folder_of('00000')}log/{0:010d}")
+            store.put_if_absent(done_name("00000"), b"{}")
+            return store.put_if_absent(name, content, write_id=write_id)  # type: ignore[arg-type]
+
+    sleeper.store = Slow()  # type: ignore[assignment]
+    with pytest.raises(ShardLost):
+        sleeper.append({"beat": "now"})
+
+    assert store.list() == [done_name("00000")]
 
 
 def test_an_orderly_end_is_told(tmp_path: Path) -> None:

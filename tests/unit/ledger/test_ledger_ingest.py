@@ -587,7 +587,8 @@ def _ingest_some(folder: str, files: int, seed: int) -> None:
 def _twenty(folder: Path, ingests: int) -> None:
     """Twenty processes at once, each so many times: spool five events, ingest."""
     paths = place(folder)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # which has imported what is here once, for all of them
+    context.set_forkserver_preload([__name__])
     workers = [context.Process(target=_ingest_some, args=(str(folder), ingests, seed)) for seed in range(20)]
     for worker in workers:
         worker.start()
@@ -601,7 +602,7 @@ def _twenty(folder: Path, ingests: int) -> None:
 
 def test_twenty_processes_lose_nothing(tmp_path: Path) -> None:
     """Twenty processes that spool and ingest at once into one ledger lose and double nothing."""
-    _twenty(tmp_path, ingests=10)
+    _twenty(tmp_path, ingests=3)
 
 
 @pytest.mark.long

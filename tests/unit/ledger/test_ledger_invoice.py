@@ -73,6 +73,7 @@ class Place(World):
             **{name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "TMPDIR")},
             "HOME": str(self.folder / "home"),
             "EMBEDCTL_HOME": str(self.home),
+            "EMBEDCTL_CANARY": "off",
             "EMBEDCTL_CONFIG": str(self.folder / "config.toml"),
             **keys(self.name),
         }

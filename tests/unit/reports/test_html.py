@@ -135,40 +135,43 @@ def test_a_page_replaces_a_file_only_when_told_to(paths: LedgerPaths) -> None:
     assert Path("mine.html").read_text() == "<p>mine</p>"
 
 
-def test_a_million_events_are_a_small_page(empty: LedgerPaths) -> None:
+@pytest.mark.parametrize("events", [60_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+def test_a_year_of_many_events_is_a_small_page(empty: LedgerPaths, events: int) -> None:
     """A year of a million events weighs no more, says what it leaves out, and adds up to the report's totals."""
     take(empty, event(tokens_total=999_983))
     connection = duckdb.connect(str(empty.database))
     connection.execute(
         "INSERT INTO usage_event SELECT e.* REPLACE (gen_random_uuid() AS event_id, n::VARCHAR AS operation_id, "
         "occurred_at - to_minutes((n * 7919 % 525600)::INT) AS occurred_at, 'w' || n % 31 AS workspace_id, "
-        "'m' || n % 17 AS model, 'j' || n % 501 AS job_id) FROM usage_event e, range(999999) t(n)"
+        f"'m' || n % 17 AS model, 'j' || n % 501 AS job_id) FROM usage_event e, range({events - 1}) t(n)"
     )
     connection.close()
     text = page("--by", "job,run").read_text()
     found, report = embedded(text, "page"), embedded(text)
 
-    assert report["totals"]["calls"] == sum(found["cells"]["calls"]) == 1_000_000
+    assert report["totals"]["calls"] == sum(found["cells"]["calls"]) == events
     assert sum(found["cells"]["cost"]) == pytest.approx(float(report["totals"]["cost"]), rel=1e-5)
     assert re.search(r"\d+ smaller workspace groups together as “others”", text)
     assert re.search(r"the bars are (week|month)s: by day there are too many for a page", text)
     assert f"{502 - len(report['groups'])} more groups of the report are in the totals only" in text
 
 
-def test_twelve_years_of_everything_are_a_small_page(empty: LedgerPaths) -> None:
+@pytest.mark.parametrize("events", [60_000, pytest.param(200_000, marks=pytest.mark.long)])
+def test_twelve_years_of_everything_are_a_small_page(empty: LedgerPaths, events: int) -> None:
     """Also where months are too many for a page it stays small: fewer names are told apart."""
     take(empty, event(tokens_total=999_983, tags={"team": "red"}))
     connection = duckdb.connect(str(empty.database))
     connection.execute(
         "INSERT INTO usage_event SELECT e.* REPLACE (gen_random_uuid() AS event_id, n::VARCHAR AS operation_id, "
         "occurred_at - to_days((n * 7919 % 4383)::INT) AS occurred_at, 'w' || hash(n) % 9 AS workspace_id, "
-        "'m' || hash(n + 7) % 8 AS model, 'j' || hash(n + 9) % 11 AS job_id) FROM usage_event e, range(199999) t(n)"
+        f"'m' || hash(n + 7) % 8 AS model, 'j' || hash(n + 9) % 11 AS job_id) "
+        f"FROM usage_event e, range({events - 1}) t(n)"
     )
     connection.close()
     found = embedded(page("--by", "job,tag:team").read_text(), "page")
 
     assert found["unit"] == "month"
-    assert sum(found["cells"]["calls"]) == 200_000
+    assert sum(found["cells"]["calls"]) == events
 
 
 def test_the_groups_asked_for_are_the_pages(paths: LedgerPaths) -> None:

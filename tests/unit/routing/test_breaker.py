@@ -322,7 +322,7 @@ def test_a_server_s_dead_are_revived_by_a_reset() -> None:
     in_run = breaker()
     for subject in (in_server, in_run):
         feed(subject, KeyRejected("no"))
-        subject.reset()
+        subject.reset(1.0)
 
     assert in_server.state(0) is State.CLOSED
     assert in_run.state(0) is State.DEAD
@@ -347,6 +347,22 @@ def test_a_snapshot_shows_what_providers_list_prints() -> None:
     assert (fresh.state, fresh.failures, fresh.ready_in_s, fresh.reason) == (State.CLOSED, 0, 0.0, None)
     assert (ill.provider, ill.model, ill.state) == ("openai", "small", State.OPEN)
     assert (ill.results, ill.failures, ill.openings, ill.ready_in_s, ill.reason) == (5, 5, 1, 3.0, "down")
+
+
+def test_a_snapshot_has_its_times() -> None:
+    """When it failed last and when it came to stand so; a throttled request is no failure, a reset is a change."""
+    subject = breaker()
+    feed(subject, Throttled("later"), 1.0)
+    before = subject.snapshot(1.0)
+    for at in range(2, 7):
+        feed(subject, ServerFailed("down"), float(at))
+    ill = subject.snapshot(7.0)
+    subject.reset(8.0)
+    closed = subject.snapshot(9.0)
+
+    assert (before.failed_at, before.changed_at) == (None, None)
+    assert (ill.state, ill.failed_at, ill.changed_at) == (State.OPEN, 6.0, 6.0)
+    assert (closed.state, closed.failed_at, closed.changed_at) == (State.CLOSED, 6.0, 8.0)
 
 
 class AnyHistory(RuleBasedStateMachine):

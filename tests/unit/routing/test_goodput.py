@@ -6,8 +6,9 @@ each row is the mean of some seeds. The table stands in the "counted" section be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -25,9 +26,28 @@ from tests.support.simulating import (
 )
 
 SEEDS = (71, 72)
-"""The policy's constants were chosen with seeds from 1000 on; these were only looked at afterwards."""
+"""The policy's constants were chosen with seeds from 1000 on; these were only looked at afterwards. `--long` takes them
+all, and every row of the tables; else it is the first one, and rows of few requests."""
 
 IN_FLIGHT = 16
+
+
+long = pytest.mark.long
+
+
+@pytest.fixture(
+    params=[SEEDS[:1], pytest.param(SEEDS, marks=long)], ids=["a seed", "seeds"], autouse=True, scope="module"
+)
+def seeds(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What `row` takes the mean of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{__name__}.SEEDS", request.param)
+        yield
+
+
+def rows(quick: Iterable[tuple[Any, ...]], others: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Rows of a table, the others for `--long` alone."""
+    return [*(pytest.param(*one) for one in quick), *(pytest.param(*one, marks=long) for one in others)]
 
 
 @dataclass(frozen=True)
@@ -84,8 +104,11 @@ def most(latency_s: float) -> float:
     return IN_FLIGHT / (latency_s + ON_THE_WAY_S / 2)
 
 
-@pytest.mark.parametrize("latency_s", [0.05, 0.3, 2.0, 10.0])
-@pytest.mark.parametrize("share", [0.01, 0.03, 0.05, 0.1, 0.2, 0.3])
+CHANCE = [(share, latency_s) for share in (0.01, 0.03, 0.05, 0.1, 0.2, 0.3) for latency_s in (0.05, 0.3, 2.0, 10.0)]
+FEW = [(0.03, 0.05), *((share, latency_s) for share, latency_s in CHANCE if latency_s > 0.05)]
+
+
+@pytest.mark.parametrize(("share", "latency_s"), rows(FEW, [one for one in CHANCE if one not in FEW]))
 def test_random_refusals_cost_what_they_cost(share: float, latency_s: float, counted: Callable[[object], None]) -> None:
     """Where refusals do not depend on the rate, a run gets 0.9 of what is not refused."""
     seconds = min(3000.0, max(150.0, 6_000 / most(latency_s)))
@@ -126,8 +149,11 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize("hint", ["none", "exact", "seconds"])
-@pytest.mark.parametrize("limit", LIMITS)
+HINTED = [(limit, hint) for limit in LIMITS for hint in ("none", "exact", "seconds")]
+SLOW = [(limit, hint) for limit, hint in HINTED if limit.startswith(("200", "40")) and hint != "none"]
+
+
+@pytest.mark.parametrize(("limit", "hint"), rows([one for one in HINTED if one not in SLOW], SLOW))
 def test_a_limit_is_found_and_held(limit: str, hint: str, counted: Callable[[object], None]) -> None:
     """With or without hints a run gets 0.9 of a limit, and few requests are refused."""
     made, allowed, about = LIMITS[limit]
@@ -186,17 +212,10 @@ def test_texts_are_the_measure_where_a_provider_counts_texts(counted: Callable[[
 
 @pytest.mark.parametrize(
     ("processes", "per_second", "hint"),
-    [
-        (2, 20, "none"),
-        (2, 40, "none"),
-        (5, 40, "none"),
-        (5, 25, "seconds"),
-        (10, 15, "none"),
-        (10, 80, "none"),
-        (20, 160, "none"),
-        (20, 500 / 60, "none"),
-        (20, 500 / 60, "seconds"),
-    ],
+    rows(
+        [(2, 20, "none"), (5, 25, "seconds"), (10, 15, "none"), (20, 500 / 60, "none")],
+        [(2, 40, "none"), (5, 40, "none"), (10, 80, "none"), (20, 160, "none"), (20, 500 / 60, "seconds")],
+    ),
 )
 def test_processes_on_one_key_share_a_limit(
     processes: int, per_second: float, hint: str, counted: Callable[[object], None]

@@ -25,6 +25,7 @@ from embedctl.errors import (
     Throttled,
 )
 from embedctl.routing.retry import (
+    THROTTLE_BASE_S,
     THROTTLE_COST,
     TRANSIENT_COST,
     Attempts,
@@ -213,6 +214,27 @@ def test_one_request_that_keeps_failing_while_others_do_not_is_isolated() -> Non
     ]
 
     assert [step.remedy for step in steps] == [Remedy.RETRY, Remedy.RETRY, Remedy.RETRY, Remedy.ISOLATE]
+
+
+@pytest.mark.parametrize(
+    ("others", "doubled"),
+    [
+        pytest.param((0, 0, 0, 0), (1, 2, 4, 8), id="nothing gets through"),
+        pytest.param((3, 9, 14, 20), (1, 1, 1, 1), id="others get through"),
+        pytest.param((3, 3, 8, 8), (1, 2, 1, 2), id="now and then"),
+    ],
+)
+def test_one_that_is_refused_while_others_get_through_waits_no_longer_each_time(
+    others: tuple[int, ...], doubled: tuple[int, ...]
+) -> None:
+    """Backoff doubles while nothing gets through; else the limiter says how much may go, and this one was unlucky."""
+    tries, budget = Attempts(Policy(), jitter=lambda: 0.5), RetryBudget()
+    waits = [
+        tries.after(Throttled("slow down"), now=0.0, budget=budget, others_succeeded=succeeded).wait_s
+        for succeeded in others
+    ]
+
+    assert waits == [0.5 * THROTTLE_BASE_S * times for times in doubled]
 
 
 @pytest.mark.parametrize("kind", [NotSent, AnswerLost])

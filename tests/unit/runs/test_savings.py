@@ -1,4 +1,4 @@
-"""`cost_saved`: what a run would have paid for vectors that it did not buy."""
+"""What is known of vectors without a question: `cost_saved`, what they would have cost, and `embedding_tokens`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,22 @@ def test_what_was_bought_before_is_saved_now(world: World) -> None:
     world.table([*LONG, "hi"])
 
     assert saved(world) == cost
+
+
+def test_paid_rows_say_their_tokens(world: World) -> None:
+    """Where a text is alone in its request its row has its tokens: in all, what was billed."""
+    saved(world, "--batch-size", "1")
+    tokens = [row["embedding_tokens"] for row in world.rows("out")]
+
+    assert None not in tokens
+    assert sum(tokens) == world.wire.billed()
+
+
+def test_tokens_that_nobody_told_are_unknown(world: World) -> None:
+    """A provider counts whole requests: of several texts in one, nobody knows the tokens of each; null, not 0."""
+    saved(world)
+
+    assert {row["embedding_tokens"] for row in world.rows("out")} == {None}
 
 
 def test_nothing_to_do_saves_everything(world: World) -> None:

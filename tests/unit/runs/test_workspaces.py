@@ -148,6 +148,7 @@ def test_fallbacks_pass_every_list(tmp_path: Path, lists: str, kept: bool) -> No
         f'models = {{ "{MODEL}" = "{MODEL}" }}\napi_key_env = "EU"\n[fallback]\nopenai = ["eu"]\n{lists}'
     )
     environment = {"HOME": str(tmp_path), "EMBEDCTL_HOME": str(tmp_path), "OPENAI_API_KEY": "k", "EU": "k"}
+    environment["EMBEDCTL_CANARY"] = "off"
     flags = {"model": f"openai:{MODEL}", "workspace_column": "who"}
     found = settings.load(flags=flags, config=tmp_path / "config.toml", environment=environment, folder=tmp_path)
     chain = chains.chain(found)

@@ -6,8 +6,9 @@ import json
 import os
 import re
 import signal
+import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,10 @@ with_redis = pytest.mark.skipif(
 )
 
 
+AS_IT_IS = {name: getattr(redis_counts, name) for name in ("CONNECT_S", "ANSWER_S", "_CLOSE_S")}
+"""How long users wait."""
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     with redis_server(tmp_path) as found:
@@ -43,16 +48,14 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loaded machine is no slow server: what is awaited comes however long that takes."""
-    monkeypatch.setattr(redis_counts, "CONNECT_S", 10.0)
-    monkeypatch.setattr(redis_counts, "ANSWER_S", 10.0)
-    monkeypatch.setattr(redis_counts, "_CLOSE_S", 10.0)
+    for name in AS_IT_IS:
+        monkeypatch.setattr(redis_counts, name, 10.0)
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is for users: for servers that never answer."""
-    monkeypatch.setattr(redis_counts, "CONNECT_S", 0.25)
-    monkeypatch.setattr(redis_counts, "ANSWER_S", 0.1)
-    monkeypatch.setattr(redis_counts, "_CLOSE_S", 0.25)
+    for name, seconds in AS_IT_IS.items():
+        monkeypatch.setattr(redis_counts, name, seconds)
 
 
 def counts(url: str, folder: Path, **about: object) -> RedisCounts:
@@ -168,6 +171,38 @@ def test_a_paused_server_is_not_waited_for(
 
     assert (found, again) == (EXPECTED[5:], tokens.counter(tokens.FALLBACK).count(["more"]))
     assert ["no answer in time" in one for one in observer.warned] == [True]
+
+
+def test_how_long_anybody_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who counts waits a third of a second at a time for a server that never answers, and less than 1 % of an hour.
+
+    Waits are written down here, and not waited for.
+    """
+    impatient(monkeypatch)
+    waits: list[float] = []
+
+    class Waiting(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(float("inf") if timeout is None else timeout)
+            return self.is_set()
+
+    @dataclass(slots=True)
+    class Task(redis_counts._Task):
+        done: threading.Event = field(default_factory=Waiting)
+
+    monkeypatch.setattr(redis_counts, "_Task", Task)
+    hour = 3600
+    now = 0.0
+    with bad_server("silent") as port:
+        store = counts(f"redis://127.0.0.1:{port}/0", tmp_path, clock=lambda: now)
+        for second in range(hour):
+            now = float(second)
+            assert store.look_up("cl100k", [text_hash("a text")]) == {}
+        store.close()
+
+    assert waits
+    assert max(waits) <= 0.35
+    assert sum(waits) < hour / 100
 
 
 @pytest.mark.parametrize("kind", ["refuses", "silent", "nonsense", "http", "endless"])

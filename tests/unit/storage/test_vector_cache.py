@@ -208,3 +208,19 @@ def test_a_glance_waits_for_nobody(tmp_path: Path) -> None:
     assert [*found] == hashes[:1]
     assert found[hashes[0]].vector.tolist() == [3, 3, 3, 3]
     kept.close()
+
+
+def test_entries_go_by_their_maker(tmp_path: Path) -> None:
+    """`forget` removes entries of a provider, a model, or all, in any number, counts them, and frees their room."""
+    kept = cache(tmp_path)
+    other = CachedVector("voyage", "voyage-3", 1, np.ones(4, np.float32))
+    kept.put("one", [digest(number) for number in range(2500)], [hit(number) for number in range(2500)])
+    kept.put("two", [digest(1)], [other])
+
+    assert kept.forget("nobody") == kept.forget("voyage", MODEL) == 0
+    assert kept.forget("openai", MODEL) == 2500
+    assert (kept.stats().entries, kept.stats().bytes) == (1, 16)
+    assert kept.forget() == 1
+    assert kept.forget() == 0
+    assert kept.look_up("two", [digest(1)], 4) == {}
+    kept.close()

@@ -1,0 +1,66 @@
+"""What endpoints beside those of vectors share: who asks, what its query says, and an answer as JSON."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from embedctl.server.authentication import Client
+from embedctl.server.refusals import Refused
+
+_LONGEST = 256
+
+
+class Exchange(Protocol):
+    """One request, as the door has it."""
+
+    request_id: str
+    about: dict[str, Any]
+
+    @property
+    def who(self) -> Client:
+        """Who asks."""
+
+
+def exchange(request: Request) -> Exchange:
+    """What the door knows of a request."""
+    found: Exchange = request.scope["exchange"]
+    return found
+
+
+def admin(request: Request) -> Client:
+    """Who asks, when that is an admin.
+
+    Raises:
+        Refused: It is none.
+    """
+    client = exchange(request).who
+    if not client.is_admin:
+        raise Refused("admin_required", "this is for keys with the role admin")
+    return client
+
+
+def parameters(request: Request, *known: str) -> dict[str, str]:
+    """What the query of a path says; an empty value is none.
+
+    Raises:
+        Refused: A name that is not known, or stands twice; a value that is too long, or is not printable.
+    """
+    found: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            raise Refused("unknown_parameter", f"unknown parameter: {name[:_LONGEST]!r}", param=name[:_LONGEST])
+        if name in found:
+            raise Refused("invalid_parameter", f"{name} stands twice", param=name)
+        if len(value) > _LONGEST or not value.isprintable():
+            raise Refused("invalid_parameter", f"{name} is too long, or not printable", param=name)
+        found[name] = value
+    return {name: value for name, value in found.items() if value}
+
+
+def json(content: Any, status: int = 200) -> Response:
+    """An answer."""
+    return Response(orjson.dumps(content, default=str), status, media_type="application/json")
