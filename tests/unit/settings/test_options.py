@@ -117,7 +117,7 @@ def test_every_option_says_what_it_is() -> None:
 
 
 def test_every_option_is_a_flag_of_a_run() -> None:
-    """`batch run` has a flag for each option, and `embed` for all but those of batches."""
+    """`batch run` has a flag for each option, and `embed` for all but those of batches and of outputs on stores."""
 
     def command(*, flags: Any) -> Any:
         return flags
@@ -126,7 +126,8 @@ def test_every_option_is_a_flag_of_a_run() -> None:
     names = {entry.name: None for entry in fields(Options)}
     others = set(names) - set(_flags.with_options(command).__signature__.parameters)  # type: ignore[attr-defined]
 
-    assert others == {"mode", "wait", "batch_min_inputs", "keep_remote_files"}
+    of_stores = {"lease", "share", "shard_rows", "state"}
+    assert others == {"mode", "wait", "batch_min_inputs", "keep_remote_files"} | of_stores
 
     assert set(wrapped.__signature__.parameters) == set(names)  # type: ignore[attr-defined]
     assert wrapped(**names) == {}
