@@ -150,7 +150,7 @@ def test_a_tag_is_a_key_and_a_value(pair: str) -> None:
 def test_a_cost_that_is_no_amount_is_refused(text: str) -> None:
     """--max-cost takes a decimal number."""
     with pytest.raises(WrongUsage, match="--max-cost is no amount"):
-        _flags._read({"max_cost": text})
+        _flags.as_options({"max_cost": text})
 
 
 def test_a_word_not_known_is_answered_with_the_nearest() -> None:
