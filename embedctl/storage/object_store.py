@@ -361,7 +361,7 @@ class ObjectStore:
                 f"{self.url}: a name with an empty part, '.' or '..' in it, which cannot be read",
                 hint="name a prefix without it",
             ) from None
-        except (BaseError, OSError, ValueError) as refusal:
+        except (BaseError, OSError, ValueError, RuntimeError) as refusal:  # the last: not built for this store
             raise self._ours(refusal, doing, reading=reading) from None
 
     def _ours(self, refusal: Exception, doing: str, *, reading: bool) -> Exception:
@@ -378,7 +378,12 @@ class ObjectStore:
             return StoreDenied(f"{self._url.root}: may not {doing} ({said or 'denied'})", hint=self._how())
         if status == 404 and (code in _NO_BUCKET or reading):
             return self._no_bucket(InputMissing if reading else OutputRefused)
-        if kind == "NotSupportedError" or status == 501 or code == "NotImplemented":
+        if (
+            kind == "NotSupportedError"
+            or isinstance(refusal, RuntimeError)
+            or status == 501
+            or code == "NotImplemented"
+        ):
             return OutputRefused(
                 f"{self.url}: the store cannot create without overwriting (If-None-Match)",
                 hint="use a store, or a version of its server, that can",
