@@ -106,6 +106,7 @@ class Patience:
         self._clock = clock
         self._sleep = sleep
         self._until: float | None = None
+        self._answered = False
 
     def hurry(self) -> None:
         """The run is told to stop."""
@@ -115,16 +116,22 @@ class Patience:
         """What a call of a store gives; it may be repeated as often as is needed.
 
         Raises:
-            StoreUnreachable: It is not to be reached for as long as is waited.
+            StoreUnreachable: It is not to be reached for as long as is waited; at once where it never was: then its
+                name or the network is wrong, and nothing is at stake.
         """
         began, wait_s = self._clock(), _FIRST_WAIT_S
         while True:
             try:
-                return call()
+                found = call()
             except StoreUnreachable:
+                if not self._answered:
+                    raise
                 until = min(began + self._seconds, self._until or float("inf"))
                 if self._clock() + wait_s > until:
                     raise
+            else:
+                self._answered = True
+                return found
             self._sleep(wait_s)
             wait_s = min(2 * wait_s, _MOST_WAIT_S)
 

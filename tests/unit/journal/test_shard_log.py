@@ -117,7 +117,7 @@ def test_a_lost_entry_is_said(tmp_path: Path) -> None:
 
 
 def test_patience_ends() -> None:
-    """A store that stays away is tried for so long, and less long once the run is told to stop."""
+    """A store that stays away is tried for so long, less once the run is told to stop; one never there, only once."""
     clock, waits = Clock(), []
 
     def sleep(seconds: float) -> None:
@@ -128,6 +128,10 @@ def test_patience_ends() -> None:
         raise StoreUnreachable("away")
 
     patient = Patience(600, clock=clock, sleep=sleep)
+    with pytest.raises(StoreUnreachable):
+        patient.with_(away)
+    assert waits == []
+    patient.with_(lambda: None)
     with pytest.raises(StoreUnreachable):
         patient.with_(away)
     assert 590 < clock.now <= 600
