@@ -6,6 +6,7 @@ Also when the command that takes it in dies in the middle, with the folder there
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
@@ -76,11 +77,11 @@ def die_everywhere(kind: str, removed: bool, folder: Path, wire: Wire, *, sample
         known = attempts(small)
         if removed:
             shutil.rmtree(small.output if kind == "folder" else small.state, ignore_errors=True)
-        dying = CrashingDisk(1 + at % 5)
+        dying, others = CrashingDisk(1 + at % 5), threading.enumerate()
         try:
             take_in(small, dying)
         except Crashed:
-            dying.bury(set())
+            dying.bury(others)
         take_in(small)
 
         assert known <= booked(small), f"operation {at}: {disk.trace[-1]}"
