@@ -653,10 +653,17 @@ async def opened_batches(
             stack.push_async_callback(plan.canary.aclose)
 
             async def look() -> None:
-                """Before the first batch: what is ordered now is answered by the model as it is now."""
+                """Before a batch is ordered, and before one is read: in between may be a day, and another model."""
                 spends = money.at(plan.prices.of)
                 await embedder.look(route=route, caller=caller, journal=journal, budget=spends)
                 await plan.canary.settled()
+
+            async def look_again() -> None:
+                """What is paid for already is read, also when three more texts are too dear."""
+                try:
+                    await look()
+                except BudgetReached as reached:
+                    plan.observer.notify(Warned("canary", endpoint.id, reached.message))
 
             answers = BatchAnswers(
                 calls,
@@ -692,6 +699,7 @@ async def opened_batches(
                 deadline_s=options.deadline,
                 sleep=stop.sleep,
                 proceed=stop.proceed,
+                look=look_again,
             )
             await answers.take_over([*left.batches.values()])
             for path in left.paths:

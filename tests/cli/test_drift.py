@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from embedctl.routing.canaries import TEXTS
@@ -379,7 +380,7 @@ def test_a_run_that_is_killed_between_canaries_and_rows_loses_nothing(output: Mo
 def test_batches_are_not_ordered_of_a_changed_model(
     wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`--mode batch` looks at the model before it makes a batch; its canaries are asked online, at their price."""
+    """`--mode batch` looks at the model, online, before it makes a batch and before it reads one; both end with 76."""
     wire.reset()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMBEDCTL_CANARY", "always")
@@ -388,9 +389,9 @@ def test_batches_are_not_ordered_of_a_changed_model(
     user_settings("[providers.openai]\nbatch = true\nbatch_poll_s = 0.01\nbatch_grace_s = 0.05\n")
     words = ("batch", "run", "in.jsonl", "-o", "out", "-m", "openai:text-embedding-3-small", "--dimensions", 8)
 
-    def with_rows(count: int) -> Ran:
+    def with_rows(count: int, *more: str) -> Ran:
         Path("in.jsonl").write_text("".join(json.dumps({"id": at, "text": sentence(at)}) + "\n" for at in range(count)))
-        return embedctl(*words, "--mode", "batch", "--wait", "--json", "--no-progress")
+        return embedctl(*words, "--mode", "batch", *(more or ["--wait"]), "--json", "--no-progress")
 
     first = with_rows(6)
     assert (first.code, first.json["duplicates"]) == (0, 0), first
@@ -403,3 +404,14 @@ def test_batches_are_not_ordered_of_a_changed_model(
     batches = len(wire.batches()["batches"])
     assert with_rows(9).code == 76
     assert len(wire.batches()["batches"]) == batches
+
+    wire.plan()
+    wire.plan(batch={"each": {"polls": 1}})
+    assert with_rows(9, "--no-wait").code == 75
+    wire.plan(spaces={"text-embedding-3-small": "another"})
+    stopped = with_rows(9, "--wait")
+    assert (stopped.code, stopped.json["vectors"]) == (76, 0), stopped
+    assert "--on-drift warn takes what they brought" in stopped.err, stopped.err
+    assert sum(table.num_rows for table in map(pq.read_table, Path("out").glob("part-*"))) == 6
+    assert with_rows(9, "--wait", "--on-drift", "warn").code == 0
+    assert [times["batch"] for times in wire.invoice()["texts"].values() if times["batch"]] == [1] * 9
