@@ -277,6 +277,21 @@ def test_a_new_output_can_begin_with_the_changed_model(output: ModelServer) -> N
     assert run("--no-cache").code == 0
 
 
+def test_a_changed_model_takes_what_it_left_in_the_shared_cache_with_it(output: ModelServer) -> None:
+    """Vectors of before the change are in no new output: the cache of the model is emptied when the change is seen."""
+    output.embed = STOPPED["pooling: first token"]
+    words = ("embed", "in.jsonl", "--no-progress")
+    stopped = embedctl(*words, "-o", "stopped.parquet")
+    done = embedctl(*words, "-o", "new.parquet", "--on-drift", "warn")
+
+    assert stopped.code == 76
+    assert "the same command goes on" not in stopped.err, stopped.err
+    assert "a new output, under another name and with --on-drift warn" in stopped.err
+    assert done.code == 0, done.err
+    found = pq.read_table("new.parquet").to_pydict()
+    assert np.allclose(np.stack(found["embedding"]), output.embed(found["text"]), atol=1e-5)
+
+
 def test_a_sick_server_is_no_changed_model(output: ModelServer) -> None:
     """Canaries are tried again like any request; a server that stays ill ends the run as it would without them."""
     output.fail = [503]
