@@ -157,7 +157,7 @@ def planner(
     denied: Mapping[str, str] | None = None,
     tenants: frozenset[str] = frozenset(),
     columns: Callable[[Any, list[int], list[int], list[str] | None], Any] | None = None,
-    cut: Callable[[int], None] = lambda rows: None,
+    cut: Callable[[int, str, int], None] = lambda rows, name, characters: None,
     own_run: UUID | None = None,
 ) -> Iterator[Planner]:
     """Steps 2 and 3, with indexes of known and of seen texts, closed at the end.
@@ -168,7 +168,7 @@ def planner(
         denied: Workspaces of rows that may not use the model → why.
         tenants: Workspaces whose rows fail once their budget is used up.
         columns: Makes the record batch of some rows; None: the columns of the output.
-        cut: Told how many rows of a block are cut into chunks; may raise, and no more are.
+        cut: See `Chunks`.
         own_run: Which of the answers that are there are not reused, because this run has bought them.
     """
     existing = existing or Existing()
