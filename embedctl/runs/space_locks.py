@@ -21,11 +21,11 @@ from embedctl.routing import space_lock
 from embedctl.routing.canaries import host_of
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.space_lock import SpaceLock
+from embedctl.runs import foundations
 from embedctl.runs.job import JobRequest
 from embedctl.settings import Settings
 from embedctl.settings.options import Options
 from embedctl.storage import Disk
-from embedctl.storage.vector_cache import VectorCache
 
 SAMPLED = 24
 """Texts of the output that are embedded again when three fixed ones leave a doubt."""
@@ -121,19 +121,8 @@ def watch(
         locked=options.locked,
         hosts=frozenset(lock.hosts) if options.locked and lock and lock.hosts else None,
         sample=lambda: _sample(existing, endpoint),
-        forget=partial(forget_cached, settings, observer),
+        forget=partial(foundations.forget_cached, settings, observer),
     )
-
-
-def forget_cached(settings: Settings, observer: Observer, endpoint: Endpoint) -> None:
-    """Empty the shared cache of what an endpoint made: its model is another one now."""
-    if settings.paths.cache.exists():
-        kept = settings.cache
-        cache = VectorCache(settings.paths.cache, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, observer=observer)
-        try:
-            cache.forget(endpoint.provider, endpoint.model)
-        finally:
-            cache.close()
 
 
 def keep(found: FoundLock, mine: SpaceLock, disk: Disk) -> None:
