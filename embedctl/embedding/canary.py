@@ -88,6 +88,21 @@ class CanaryWatch:
         """Who was looked at and found to make the same vectors, by this process."""
         return tuple(self.seen)
 
+    def trusts_cache(self, endpoints: Sequence[Endpoint]) -> bool:
+        """Whether what is cached of these is of the model that the output began with, as far as the home knows.
+
+        A hit is not sent, so nobody is asked for canaries. Reads files.
+        """
+        return self.reference is None or all(self._is_as_begun(one, self.reference) for one in endpoints)
+
+    def _is_as_begun(self, endpoint: Endpoint, begun: Canaries) -> bool:
+        record = None
+        if not endpoint.local:
+            record = canaries.load(canaries.file_of(self.folder, endpoint)).get(host_of(endpoint))
+        if record is None or compare(begun.vectors, record.last.vectors).what is None:
+            return True
+        return _was_settled(record, begun, record.last)
+
     async def check(self, endpoint: Endpoint, ask: Ask) -> None:
         """Look at an endpoint; returns when it may be asked for vectors.
 

@@ -496,7 +496,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             caller = Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag)
             stack.push_async_callback(foundations.charge_idle, asked, caller, journal, money, plan.observer)
             stack.callback(plan.output.close)
-            shared = cache(job, plan.prices.of(endpoint), plan.observer)
+            shared = await asyncio.to_thread(_cache, plan, endpoint)
             if shared is not None:
                 stack.callback(shared.close)
             cached = CachedEmbedder(
@@ -572,6 +572,13 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             stack.callback(telling.cancel)
             yield resources
             finished = True
+
+
+def _cache(plan: RunPlan, endpoint: Endpoint) -> VectorCache | None:
+    """The shared cache, unless what it has is of another model than the output began with."""
+    if not plan.canary.trusts_cache(plan.chain.endpoints):
+        return None
+    return cache(plan.job, plan.prices.of(endpoint), plan.observer)
 
 
 # ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -685,7 +692,7 @@ async def opened_batches(
                 had.add(hashes, np.zeros(len(hashes) // TEXT_HASH_BYTES, LOCATION))
 
             space = plan.existing.space or endpoint.space()
-            shared = cache(job, plan.prices.of(endpoint), plan.observer)
+            shared = await asyncio.to_thread(_cache, plan, endpoint)
             if shared is not None:
                 stack.callback(shared.close)
             caller = Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag)

@@ -291,6 +291,11 @@ def test_a_changed_model_takes_what_it_left_in_the_shared_cache_with_it(output: 
     found = pq.read_table("new.parquet").to_pydict()
     assert np.allclose(np.stack(found["embedding"]), output.embed(found["text"]), atol=1e-5)
 
+    assert run().code == 76
+    asked = len(output.asked)
+    assert embedctl(*words, "-o", "third.parquet").code == 0
+    assert len(output.asked) == asked  # seen again it is no news: what the model makes now stays in the cache
+
 
 def test_a_sick_server_is_no_changed_model(output: ModelServer) -> None:
     """Canaries are tried again like any request; a server that stays ill ends the run as it would without them."""
