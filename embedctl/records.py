@@ -654,6 +654,7 @@ class Progressed:
         texts: That have a vector, or will have none.
         texts_total: Of the whole input; None while nobody can know.
         is_exact: Whether `texts_total` is counted, not estimated from what is read.
+        cutting: Id and characters of a large row that is being cut into chunks now: nobody can say how far that is.
     """
 
     rows: int
@@ -668,6 +669,7 @@ class Progressed:
     texts: int = 0
     texts_total: int | None = None
     is_exact: bool = False
+    cutting: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

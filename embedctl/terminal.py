@@ -18,7 +18,7 @@ from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
-from embedctl.errors import EmbedctlError, StorageFailed, WrongUsage
+from embedctl.errors import EmbedctlError, ModelChanged, StorageFailed, WrongUsage
 
 if TYPE_CHECKING:
     from embedctl.records import Event, Observer, Waiting
@@ -644,7 +644,7 @@ def receipt(done: Receipt) -> None:
     if done.batch is not None and done.batch["pending"]:
         notice(under_way(done.batch))
     elif done.unfinished is not None:
-        notice(f"stopped after {done.seconds:.1f} s: {kept(done.unfinished)}")
+        notice(f"stopped after {done.seconds:.1f} s: {kept(done.unfinished, done.error)}")
     else:
         notice(_receipt_rows(done))
     for reason, count in done.failed_reasons.items():
@@ -686,18 +686,21 @@ def under_way(batch: Mapping[str, Any]) -> str:
     return f"{many} under way, {several(batch['texts'], 'text')}, {cost}; the same command collects what is done"
 
 
-def kept(unfinished: Unfinished) -> str:
-    """What a run that stopped has kept, and what is left: "kept 40 of 60 texts; 20 to go; the same command goes on"."""
+def kept(unfinished: Unfinished, error: EmbedctlError | None = None) -> str:
+    """What a run that stopped has kept, and what is left: "kept 40 of 60 texts; 20 to go; the same command goes on".
+
+    Args:
+        error: Why it stopped; of a model that is another one, what to do is for its hint to say.
+    """
     from embedctl.records import format_cents
 
+    goes_on = "" if isinstance(error, ModelChanged) else "; the same command goes on"
     if unfinished.left is None:
-        return f"kept {several(unfinished.kept, 'text')}; the same command goes on with the rest"
+        return f"kept {several(unfinished.kept, 'text')}{goes_on and goes_on + ' with the rest'}"
     about = "" if unfinished.is_exact else "about "
     cost = "" if unfinished.cost is None else f", about {format_cents(unfinished.cost)} USD"
     total = several(unfinished.kept + unfinished.left, "text")
-    return (
-        f"kept {unfinished.kept:,} of {about}{total}; {about}{unfinished.left:,} to go{cost}; the same command goes on"
-    )
+    return f"kept {unfinished.kept:,} of {about}{total}; {about}{unfinished.left:,} to go{cost}{goes_on}"
 
 
 def failed_rows(done: Receipt) -> None:

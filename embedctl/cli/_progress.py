@@ -227,7 +227,7 @@ class ProgressDisplay:
             told.append(f"{at.in_flight} request{'' if at.in_flight == 1 else 's'} under way")
         if at.share_read is not None and at.share_read < 1:
             told.append(f"{_rows(at)} read")
-        return told
+        return [*told, _cutting(*at.cutting)] if at.cutting else told
 
     def _of_batches(self) -> list[str]:
         from embedctl.records import format_cents, format_duration
@@ -242,7 +242,8 @@ class ProgressDisplay:
         from embedctl.records import format_cents
 
         rows = self._reading.per_second[0]
-        told = [f"{_rate(rows)} {'files' if at.documents else 'rows'}/s"] if rows else []
+        told = [_cutting(*at.cutting)] if at.cutting else []
+        told += [f"{_rate(rows)} {'files' if at.documents else 'rows'}/s"] if rows else []
         if at.texts:
             told += [f"{at.texts:,} texts so far", f"about {at.tokens:,} tokens"]
             told += [] if at.cost is None else [f"{format_cents(at.cost)} USD"]
@@ -261,6 +262,10 @@ class ProgressDisplay:
 def _rows(at: Progressed) -> str:
     of = f" of {at.rows_total:,}" if at.rows_total else ""
     return f"{at.rows_read:,}{of} {'files' if at.documents else 'rows'}"
+
+
+def _cutting(name: str, characters: int) -> str:
+    return f"cutting {terminal.safe(name)} ({characters / 1_000_000:,.1f} million characters)"
 
 
 def _rate(per_second: float) -> str:

@@ -43,6 +43,10 @@ def serve(
             "--lock", help="A space.lock: vectors of its model must fit that output; repeatable.", metavar="FILE"
         ),
     ] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option("--metrics-listen", help="Where /metrics alone is told, without a key.", metavar="HOST:PORT"),
+    ] = None,
     config: ConfigFlag = None,
     ledger: LedgerFlag = None,
 ) -> None:
@@ -51,6 +55,7 @@ def serve(
         raise WrongUsage("--cert and --key belong together", hint="give both, or neither")
     if port is not None and not 0 <= port <= 65_535:
         raise WrongUsage(f"--port {port} is no port", hint="0 takes a free one")
+    metrics = None if metrics_listen is None else _host_and_port(metrics_listen)
     try:
         from embedctl.server.log import AccessLog
         from embedctl.server.service import Listening, Service
@@ -69,7 +74,12 @@ def serve(
     for name in first.serve.locks:
         space_lock.read(Path(name))
     listening = Listening(
-        host=first.serve.host, port=first.serve.port, certificate=certificate, key=key, behind_tls=behind_tls
+        host=first.serve.host,
+        port=first.serve.port,
+        certificate=certificate,
+        key=key,
+        behind_tls=behind_tls,
+        metrics=metrics,
     )
     given = {"config": config, "ledger": ledger}
     flags = [f"--{name}={path.absolute()}" for name, path in given.items() if path is not None]
@@ -89,3 +99,10 @@ def serve(
         log.close()
     _ledger.book(first)
     raise typer.Exit(service.exit_code)
+
+
+def _host_and_port(said: str) -> tuple[str, int]:
+    host, colon, port = said.rpartition(":")
+    if not (host and colon and port.isdecimal() and int(port) <= 65_535):
+        raise WrongUsage(f"--metrics-listen {said} is not HOST:PORT", hint="for example 127.0.0.1:9464")
+    return host.removeprefix("[").removesuffix("]"), int(port)

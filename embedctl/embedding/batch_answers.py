@@ -29,6 +29,7 @@ from embedctl.errors import (
     BudgetReached,
     ConfigurationInvalid,
     EmbedctlError,
+    ModelChanged,
     NotSent,
     ProviderError,
     RequestRefused,
@@ -63,6 +64,16 @@ _GIVES_BASE64 = ("openai", "mistral")
 _MOST_FRUITLESS = 3
 _SURELY_ALL = 4
 """Lines, all of them declined: it is the request that is wrong, not a text of each."""
+
+
+_CHANGED_HINT = (
+    "nothing was written: its batches wait at their provider. --on-drift warn takes what they brought; "
+    "`embedctl batch cancel` ends them, and books what they cost"
+)
+
+
+async def _unwatched() -> None:
+    """Nobody looks."""
 
 
 class FullError(Exception):
@@ -115,6 +126,7 @@ class BatchAnswers:
         deadline_s: So long after the first of them was planned, all batches are cancelled.
         sleep: Waits; raises when the run is told to stop.
         proceed: Called before each create; raises when nothing more may be sent.
+        look: Sees to it that the model is what it was; raises ModelChanged when it is not.
 
     Attributes:
         dirty: Texts have come back without an answer: they are to be planned again.
@@ -142,6 +154,7 @@ class BatchAnswers:
         deadline_s: float | None = None,
         sleep: Callable[[float], Awaitable[None]],
         proceed: Callable[[], None] = lambda: None,
+        look: Callable[[], Awaitable[None]] = _unwatched,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._calls = calls
@@ -170,6 +183,7 @@ class BatchAnswers:
         self._patient = patient
         self._sleep = sleep
         self._proceed = proceed
+        self._watch = look
         self._clock = clock
         self._open: list[OpenBatch] = []
         self._draft = _Draft()
@@ -556,8 +570,17 @@ class BatchAnswers:
     # collecting
 
     async def _collect(self, one: OpenBatch) -> None:
-        """Read all results of a batch that is over into the journal, each line once."""
+        """Read all results of a batch that is over into the journal, each line once.
+
+        It was answered hours after it was ordered: of a model that is another one by now, nothing is read. What was
+        bought stays at its provider, under way and at risk, until somebody decides.
+        """
         batch = one.batch
+        try:
+            await self._watch()
+        except ModelChanged as changed:
+            changed.hint = _CHANGED_HINT
+            raise
         found = await self._collector.collect(one)
         state = one.state
         assert state is not None  # noqa: S101 - it has ended

@@ -21,13 +21,15 @@ from embedctl.embedding.batch_calls import BatchCalls, NoFileYetError
 from embedctl.embedding.leg import Leg
 from embedctl.embedding.route import Route
 from embedctl.embedding.usage_events import Caller
-from embedctl.errors import AnswerUnusable, ProviderError, SpaceMismatch, TextRefused
+from embedctl.errors import AnswerUnshaped, AnswerUnusable, ProviderError, SpaceMismatch, TextRefused
 from embedctl.journal import Journal
 from embedctl.journal.batches import Batch
 from embedctl.providers import _batch_entry
 from embedctl.providers._batch import MOST_LINE_BYTES, BatchState, LineResult, ResultFile
 from embedctl.records import AttemptEnded, Observer, Request, UsageEvent, Warned
 from embedctl.routing.endpoint import Endpoint
+
+_MISMATCH_HINT = "nothing of it was written; what is left is asked for online by the next run: is it still the model?"
 
 
 class BatchSpendGuard(SpendGuard, Protocol):
@@ -232,7 +234,12 @@ class BatchCollector:
     def _checked(self, batch: Batch, number: int, wire: Any) -> Any:
         width = self._route.space.dimensions if self._route.space else None
         state, endpoint = self._leg.state, self._endpoint
-        vectors = checks.checked(wire, endpoint, batch.lines[number].texts, width, state.identity)
+        try:
+            vectors = checks.checked(wire, endpoint, batch.lines[number].texts, width, state.identity)
+        except (
+            AnswerUnshaped
+        ) as other:  # online it is asked again, in case it was a slip; here that is a second purchase
+            raise SpaceMismatch(other.message, provider=endpoint.provider, hint=_MISMATCH_HINT) from None
         if state.identity is None:
             state.identity = checks.identity(wire)
         space = self._route.space_of(endpoint, int(vectors.shape[1]))

@@ -53,6 +53,7 @@ class CanaryWatch:
         locked: Nothing may differ, the version's name included.
         hosts: Who may be asked; None: who passes.
         sample: Of the output's own texts.
+        forget: Empties the shared cache of what an endpoint made before it changed; in a thread.
         waits: Also for the first canaries of all: what they are written to ends with the call.
         asked_as: Host → how the canaries are asked for, where the endpoint embeds questions and they are documents.
     """
@@ -66,6 +67,7 @@ class CanaryWatch:
     hosts: frozenset[str] | None = None
     sample: Sample = no_sample
     asked_as: Mapping[str, Endpoint] = field(default_factory=dict)
+    forget: Callable[[Endpoint], object] = lambda endpoint: None
     waits: bool = False
     clock: Callable[[], datetime] = utc_now
     seen: dict[str, Canaries] = field(default_factory=dict)
@@ -85,6 +87,21 @@ class CanaryWatch:
     def equal_hosts(self) -> tuple[str, ...]:
         """Who was looked at and found to make the same vectors, by this process."""
         return tuple(self.seen)
+
+    def trusts_cache(self, endpoints: Sequence[Endpoint]) -> bool:
+        """Whether what is cached of these is of the model that the output began with, as far as the home knows.
+
+        A hit is not sent, so nobody is asked for canaries. Reads files.
+        """
+        return self.reference is None or all(self._is_as_begun(one, self.reference) for one in endpoints)
+
+    def _is_as_begun(self, endpoint: Endpoint, begun: Canaries) -> bool:
+        record = None
+        if not endpoint.local:
+            record = canaries.load(canaries.file_of(self.folder, endpoint)).get(host_of(endpoint))
+        if record is None or compare(begun.vectors, record.last.vectors).what is None:
+            return True
+        return _was_settled(record, begun, record.last)
 
     async def check(self, endpoint: Endpoint, ask: Ask) -> None:
         """Look at an endpoint; returns when it may be asked for vectors.
@@ -190,6 +207,8 @@ class CanaryWatch:
         begins = self.reference is None
         if verdict == "changed" and warns and begins:
             verdict = "accepted"
+        if asked and verdict in ("changed", "accepted") and _is_news(record, now):
+            await asyncio.to_thread(self.forget, endpoint)  # first: what is remembered is no news any more
         if asked or verdict == "accepted":
             await self._remember(endpoint, path, now, found.cosine, verdict)
         said = _said(endpoint, before, now, found)
@@ -231,11 +250,16 @@ class CanaryWatch:
 
 
 _CHANGED_HINT = (
-    "nothing was written. `embedctl vectors drift` shows its history; a new output made with --overwrite --on-drift "
-    "warn holds one model alone (`embedctl cache clear` first); --on-drift warn alone mixes the two"
+    "nothing was written. `embedctl vectors drift` shows its history; a new output, under another name and with "
+    "--on-drift warn, holds one model alone; --on-drift warn for this one mixes the two"
 )
 _LOCKED_HINT = "--locked buys nothing that differs: leave it out, or lock anew with `embedctl vectors lock`"
 _ANOTHER_HINT = "its weights, prefixes or pooling differ; take it out of the [fallback] chain"
+
+
+def _is_news(record: HostRecord | None, now: Canaries) -> bool:
+    """Whether the host made other vectors when it was looked at last: then those are what the cache holds."""
+    return record is not None and compare(record.last.vectors, now.vectors).what is not None
 
 
 def _was_settled(record: HostRecord | None, before: Canaries, now: Canaries) -> bool:

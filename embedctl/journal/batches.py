@@ -208,7 +208,7 @@ class BatchLog:
     """
 
     def __init__(self, folder: Path, copies: Path, *, secret: bytes, disk: Disk = DISK) -> None:
-        self._folders = (copies, folder)  # the home first: nothing is made that only this folder knows of
+        self._folders = (folder, copies)
         self._secret = secret
         self._disk = disk
         self._logs: list[Log] = []
@@ -234,12 +234,13 @@ class BatchLog:
         self._told.add(batch.key)
 
     def _create(self) -> None:
+        """Both files, the folder's first: an empty one in the home is known as this output's by its name alone."""
         segment = uuid7().hex
         self._keyed = Keyed(self._secret, segment, "batches")
         for folder in self._folders:
             self._disk.make_folder(folder)
             log = Log(self._disk, folder / f"{segment}{BATCHES}", self._keyed, Begun(), _FILE_STEP)
-            self._logs.append(log)
+            self._logs.insert(0, log)  # written to in the home first: nothing is made that only this folder knows of
             self._disk.sync_folder(folder)
 
     @property
@@ -256,7 +257,7 @@ class BatchLog:
     def remove(self) -> None:
         """Nothing of what it says is needed any more."""
         self.close()
-        for log in reversed(self._logs):
+        for log in self._logs:
             self._disk.unlink(log.path)
         self._logs, self._keyed, self._told = [], None, set()
 
@@ -267,7 +268,7 @@ class Found:
 
     Attributes:
         batches: By key, in the order in which they were planned; those that are over for good included.
-        paths: Of the files, the copies in the home included.
+        paths: Of the files, the copies in the home included; each copy before what tells whose it is.
     """
 
     batches: dict[str, Batch] = field(default_factory=dict)
@@ -304,7 +305,7 @@ def take_over(folder: Path, copies: Path, trust: Trust, *, without: Iterable[str
         said = max(variants, key=len)
         if name not in names and not any(one.folder == state for one in said):
             continue  # another output's
-        paths += [place / name for place in (folder, copies) if (place / name).exists()]
+        paths += [place / name for place in (copies, folder) if (place / name).exists()]
         _merge(found, said)
     return Found(found, tuple(paths))
 

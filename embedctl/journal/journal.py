@@ -132,6 +132,11 @@ class Journal:
         """Whether something could not be written: nothing more may be sent."""
         return self._writer.failure is not None
 
+    @property
+    def open_intents(self) -> int:
+        """Attempts that have begun, as far as they are written down, and have not ended."""
+        return self._writer.open_intents
+
     async def intend(self, event: UsageEvent) -> None:
         """An attempt is about to be sent; it may be once this has returned, and not before.
 

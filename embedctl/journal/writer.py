@@ -96,6 +96,11 @@ class Writer:
         self._unsynced: list[_Begun] = []
         threading.Thread(target=self._run, name="journal-writer", daemon=True).start()
 
+    @property
+    def open_intents(self) -> int:
+        """From any thread: about how many, for whoever watches."""
+        return len(self._where)
+
     def put(self, *commands: Command) -> None:
         """Hand over, to be written in one group; what comes after the end is refused."""
         self._queue.put(commands)

@@ -98,7 +98,8 @@ class Chunks:
 
     Args:
         denied: Workspace that a row may name → why it may not use the model: such a row fails.
-        cut: Told how many rows of the input are cut into chunks so far; may raise, and no more are.
+        cut: Told how many rows of the input are cut into chunks so far, and of the one that is now its id and
+            characters; may raise, and no more are.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Chunks:
         options: Options,
         wording: TextRules,
         denied: Mapping[str, str],
-        cut: Callable[[int], None] = lambda rows: None,
+        cut: Callable[[int, str, int], None] = lambda rows, name, characters: None,
     ) -> None:
         self._cut = cut
         self._options = options
@@ -132,7 +133,7 @@ class Chunks:
         chunked = self._wording.chunked
         for position, text in enumerate(block.texts):
             if chunked:  # which takes long; other rows are counted by the block
-                self._cut(block.first_row + position)
+                self._cut(block.first_row + position, str(block.ids[position]), len(text or ""))
             if self._is_barred(slice_, block, position):
                 continue
             if text is None:
@@ -142,6 +143,8 @@ class Chunks:
             else:
                 for index, chunk in enumerate(chunked(text, block.ids[position]) if chunked else (text,)):
                     yield self._candidate(position, index, chunk)
+        if chunked:
+            self._cut(block.first_row + len(block.texts), "", 0)
 
     def _arrays(self, block: RowBlock, slice_: Slice) -> Iterator[Chunk]:
         """Token arrays: as they are where the protocol takes them, else as the text they stand for."""

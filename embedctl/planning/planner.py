@@ -62,7 +62,7 @@ class Planner:
         failed_before: Mapping[bytes, Refusal],
         denied: Mapping[str, str] = MappingProxyType({}),
         tenants: frozenset[str] = frozenset(),
-        cut: Callable[[int], None] = lambda rows: None,
+        cut: Callable[[int, str, int], None] = lambda rows, name, characters: None,
         own_files: Collection[int] = (),
     ) -> None:
         self._own_files = np.array(sorted(own_files), np.int64)

@@ -7,7 +7,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from embedctl.planning.packer import PackedRequest
 from embedctl.records import UNOBSERVED, Observer, Progressed
 from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import foundations, wiring
-from embedctl.runs.progress import EVERY_S
+from embedctl.runs.progress import EVERY_S, large
 from embedctl.settings.options import Options
 from embedctl.storage.token_count_cache import RunCounts
 
@@ -148,17 +148,21 @@ def estimate(
     counter = tokens.counter(endpoint.tokenizer, endpoint.fallback_tokenizer)
     unit, batch = price("standard"), price("batch")
     told, is_chunking = clock(), False
+    cutting: tuple[str, int] | None = None
 
     def tell() -> None:
         nonlocal told
         if (now := clock()) - told >= EVERY_S:
             told, so_far = now, sample.tokens_so_far(counter)
             money = None if unit is None else cost(so_far, unit)
-            observer.notify(_so_far(source, rows, is_chunking, sample.all_texts, so_far, money))
+            so_far_told = _so_far(source, rows, is_chunking, sample.all_texts, so_far, money)
+            observer.notify(replace(so_far_told, cutting=cutting))
 
-    def cut(rows_cut: int) -> None:
-        nonlocal rows, is_chunking
-        rows, is_chunking = rows_cut, True
+    def cut(rows_cut: int, name: str, characters: int) -> None:
+        nonlocal rows, is_chunking, cutting, told
+        rows, is_chunking, cutting = rows_cut, True, large(name, characters)
+        if cutting is not None:
+            told = -EVERY_S  # or nothing is told until it is cut
         tell()
 
     packing = wiring.packer(source, endpoint, options)

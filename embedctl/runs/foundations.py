@@ -24,6 +24,7 @@ from embedctl.runs import intake
 from embedctl.settings import Settings
 from embedctl.settings.options import Options
 from embedctl.storage import Disk
+from embedctl.storage.vector_cache import VectorCache
 
 
 def packed_limits(known: Limits, endpoint: Endpoint, options: Options, *, concurrency: int | None = None) -> Limits:
@@ -89,3 +90,14 @@ async def charge_idle(
             await journal.note(event)
             observer.notify(AttemptEnded(event))
             await money.charge(event)
+
+
+def forget_cached(settings: Settings, observer: Observer, endpoint: Endpoint) -> None:
+    """Empty the shared cache of what an endpoint made: its model is another one now."""
+    if settings.paths.cache.exists():
+        kept = settings.cache
+        cache = VectorCache(settings.paths.cache, max_bytes=kept.max_bytes, ttl_days=kept.ttl_days, observer=observer)
+        try:
+            cache.forget(endpoint.provider, endpoint.model)
+        finally:
+            cache.close()

@@ -17,6 +17,15 @@ EVERY_S = 0.25
 """How often it is told."""
 
 
+LARGE = 1_000_000
+"""Characters of a row whose cutting takes so long, seconds, that it is named meanwhile."""
+
+
+def large(name: str, characters: int) -> tuple[str, int] | None:
+    """A row that is cut now, as `Progressed.cutting`; None where it takes no time."""
+    return (name, characters) if characters >= LARGE else None
+
+
 class UnderWay:
     """Work that has no outcome yet and may take long: rows that are cut into texts, requests to a local model.
 
@@ -25,17 +34,20 @@ class UnderWay:
 
     Attributes:
         rows: Of the input, that are cut; `is_chunking` once rows are cut into chunks at all.
+        cutting: See `Progressed`.
         texts, tokens: Of requests, that a local model is done with.
     """
 
     def __init__(self, proceed: Callable[[], None] = lambda: None) -> None:
         self._proceed = proceed
         self.is_chunking = False
+        self.cutting: tuple[str, int] | None = None
         self.rows = self.texts = self.tokens = 0
 
-    def cut(self, rows: int) -> None:
-        """So many rows of the input are cut; may raise, and no more are."""
+    def cut(self, rows: int, name: str, characters: int) -> None:
+        """So many rows of the input are cut, and this one is next; may raise, and no more are."""
         self.is_chunking, self.rows = True, rows
+        self.cutting = large(name, characters)
         self._proceed()
 
     def notify(self, event: Event) -> None:
@@ -87,6 +99,7 @@ class Progress:
             texts=texts,
             texts_total=total,
             is_exact=is_exact,
+            cutting=self.under_way.cutting,
         )
 
     def _phase(self, begun: int) -> Phase:

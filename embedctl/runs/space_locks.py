@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from embedctl.routing import space_lock
 from embedctl.routing.canaries import host_of
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.space_lock import SpaceLock
+from embedctl.runs import foundations
 from embedctl.runs.job import JobRequest
 from embedctl.settings import Settings
 from embedctl.settings.options import Options
@@ -119,6 +121,7 @@ def watch(
         locked=options.locked,
         hosts=frozenset(lock.hosts) if options.locked and lock and lock.hosts else None,
         sample=lambda: _sample(existing, endpoint),
+        forget=partial(foundations.forget_cached, settings, observer),
     )
 
 

@@ -159,7 +159,7 @@ def planner(
     denied: Mapping[str, str] | None = None,
     tenants: frozenset[str] = frozenset(),
     columns: Callable[[Any, list[int], list[int], list[str] | None], Any] | None = None,
-    cut: Callable[[int], None] = lambda rows: None,
+    cut: Callable[[int, str, int], None] = lambda rows, name, characters: None,
     own_run: UUID | None = None,
 ) -> Iterator[Planner]:
     """Steps 2 and 3, with indexes of known and of seen texts, closed at the end.
@@ -170,7 +170,7 @@ def planner(
         denied: Workspaces of rows that may not use the model → why.
         tenants: Workspaces whose rows fail once their budget is used up.
         columns: Makes the record batch of some rows; None: the columns of the output.
-        cut: Told how many rows of a block are cut into chunks; may raise, and no more are.
+        cut: See `Chunks`.
         own_run: Which of the answers that are there are not reused, because this run has bought them.
     """
     existing = existing or Existing()
@@ -496,7 +496,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             caller = Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag)
             stack.push_async_callback(foundations.charge_idle, asked, caller, journal, money, plan.observer)
             stack.callback(plan.output.close)
-            shared = cache(job, plan.prices.of(endpoint), plan.observer)
+            shared = await asyncio.to_thread(_cache, plan, endpoint)
             if shared is not None:
                 stack.callback(shared.close)
             cached = CachedEmbedder(
@@ -572,6 +572,13 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             stack.callback(telling.cancel)
             yield resources
             finished = True
+
+
+def _cache(plan: RunPlan, endpoint: Endpoint) -> VectorCache | None:
+    """The shared cache, unless what it has is of another model than the output began with."""
+    if not plan.canary.trusts_cache(plan.chain.endpoints):
+        return None
+    return cache(plan.job, plan.prices.of(endpoint), plan.observer)
 
 
 # ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -685,7 +692,7 @@ async def opened_batches(
                 had.add(hashes, np.zeros(len(hashes) // TEXT_HASH_BYTES, LOCATION))
 
             space = plan.existing.space or endpoint.space()
-            shared = cache(job, plan.prices.of(endpoint), plan.observer)
+            shared = await asyncio.to_thread(_cache, plan, endpoint)
             if shared is not None:
                 stack.callback(shared.close)
             caller = Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag)
@@ -695,10 +702,17 @@ async def opened_batches(
             stack.push_async_callback(plan.canary.aclose)
 
             async def look() -> None:
-                """Before the first batch: what is ordered now is answered by the model as it is now."""
+                """Before a batch is ordered, and before one is read: in between may be a day, and another model."""
                 spends = money.at(plan.prices.of)
                 await embedder.look(route=route, caller=caller, journal=journal, budget=spends)
                 await plan.canary.settled()
+
+            async def look_again() -> None:
+                """What is paid for already is read, also when three more texts are too dear."""
+                try:
+                    await look()
+                except BudgetReached as reached:
+                    plan.observer.notify(Warned("canary", endpoint.id, reached.message))
 
             answers = BatchAnswers(
                 calls,
@@ -734,6 +748,7 @@ async def opened_batches(
                 deadline_s=options.deadline,
                 sleep=stop.sleep,
                 proceed=stop.proceed,
+                look=look_again,
             )
             await answers.take_over([*left.batches.values()])
             for path in left.paths:

@@ -128,6 +128,11 @@ class Door:
             late = Refused("draining", "the server has stopped before there was an answer", retry_after_s=1.0)
             await self._refuse(late, exchange, status, scope, receive, sending)
         except Exception as bug:
+            if isinstance(bug, OSError) and bug.filename is not None:  # a file's, not a connection's
+                reason = f"{bug.filename}: {bug.strerror}"
+                away = Refused("storage_failed", "the server cannot read or write its files", reason=reason)
+                await self._refuse(away, exchange, status, scope, receive, sending)
+                return
             self._state.log.bug(bug, exchange.request_id)
             broken = Refused("internal_error", "something went wrong here; the request's id leads to the log")
             await self._refuse(broken, exchange, status, scope, receive, sending)
@@ -428,7 +433,7 @@ class Endpoints:
         """GET /metrics: for whoever may look at all workspaces."""
         if answers.exchange(request).who.role not in ("metrics", "admin"):
             raise Refused("admin_required", "metrics are for keys with the role metrics or admin")
-        return Response(self._state.metrics.text(self._state.admission.in_flight), media_type=CONTENT_TYPE)
+        return Response(await self._state.prometheus(), media_type=CONTENT_TYPE)
 
     async def health(self, request: Request) -> Response:
         """GET /embeddings/health."""
@@ -480,7 +485,7 @@ def app(state: ServerState, more: Sequence[Route] = ()) -> Starlette:
         cors = Middleware(
             CORSMiddleware,
             allow_origins=list(state.serve.origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=sorted({method for route in routes for method in route.methods or ()} - {"HEAD"}),
             allow_headers=["authorization", "content-type", "x-api-key", "x-provider", "x-input-type", "x-request-id"],
         )
         middleware.insert(0, cors)

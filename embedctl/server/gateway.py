@@ -110,6 +110,7 @@ class _ServedCall:
 
     Attributes:
         bought_tokens: Of the inputs that it bought, as they are billed.
+        waited: It has waited for another call's purchase.
         tasks: Purchases under way.
     """
 
@@ -126,6 +127,7 @@ class _ServedCall:
     operation_id: str = field(default_factory=new_operation_id)
     bought: set[bytes] = field(default_factory=set)
     bought_tokens: int = 0
+    waited: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -136,6 +138,7 @@ class Gateway:
         shift: The stretch of accounts that is open now.
         scope: (space id, workspace) → under what vectors are kept.
         bug: Told of an exception that none should be.
+        coalesced: Told of each request that waits for what another one is buying.
     """
 
     def __init__(
@@ -149,6 +152,7 @@ class Gateway:
         scope: Callable[[str, str], str],
         serve: ServeSettings,
         bug: Callable[[BaseException], None],
+        coalesced: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._embedder = embedder
@@ -160,6 +164,7 @@ class Gateway:
         self._scope = scope
         self.serve = serve
         self._bug = bug
+        self._coalesced = coalesced
         self._clock = clock
         self._flights: dict[tuple[object, ...], asyncio.Future[Vector]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -315,6 +320,9 @@ class Gateway:
                 flying = mine[text_hash] = self._flights[(*call.scope, text_hash)] = loop.create_future()
                 flying.add_done_callback(_heard)
             flights[text_hash] = flying
+        if len(mine) < len(flights) and not call.waited:
+            call.waited = True
+            self._coalesced()
         try:
             for text_hash, vector in (await self._look_up(call, [*mine])).items():
                 self._flights.pop((*call.scope, text_hash), None)

@@ -43,6 +43,10 @@ class Metrics:
         self._fallbacks = cache(live.counter("embedding_fallbacks_total").labels)
         self._hits = live.counter("embedding_cache_hits_total")
         self._active = live.gauge("active_embedding_requests")
+        self._kept = live.gauge("embedding_cache_size")
+        self._open = live.gauge("embedctl_serve_intents_open")
+        self._coalesced = live.counter("embedctl_serve_coalesced_requests_total")
+        self._fsync = live.histogram("embedctl_serve_journal_fsync_seconds")
         self._denied = cache(live.counter("embedding_policy_denied_total").labels)
         self._arrays = cache(live.counter("embedding_token_inputs_total").labels)
         self._adjusted = cache(live.counter("embedding_dimension_adjustments_total").labels)
@@ -114,6 +118,14 @@ class Metrics:
             self._denied(code.removesuffix("_denied")).inc()
         self._requests(OTHER, OTHER, str(status)).inc()
 
+    def coalesced(self) -> None:
+        """A request waits for what another one is buying."""
+        self._coalesced.inc()
+
+    def synced(self, seconds: float) -> None:
+        """A file of the journal is on the disk; from any thread."""
+        self._fsync.observe(seconds)
+
     def totals(self) -> dict[str, int]:
         """Counters without their labels."""
         return {
@@ -121,9 +133,16 @@ class Metrics:
             for name in _TOLD
         }
 
-    def text(self, active: int) -> bytes:
-        """All of it, as Prometheus reads it."""
+    def text(self, *, active: int, kept: int, open_intents: int) -> bytes:
+        """All of it, as Prometheus reads it.
+
+        Args:
+            active: Requests in flight.
+            kept: Vectors in the cache.
+        """
         self._active.set(active)
+        self._kept.set(kept)
+        self._open.set(open_intents)
         return self._live.text()
 
     def _workspace(self, name: str) -> str:

@@ -9,6 +9,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from embedctl.routing.endpoint import Endpoint, check_usable
 from embedctl.routing.fallback import Mode
 from embedctl.routing.retry import Policy
 from embedctl.routing.space_lock import SpaceLock
+from embedctl.runs import foundations
 from embedctl.server import model_names
 from embedctl.server.authentication import Client
 from embedctl.server.model_names import Target
@@ -247,6 +249,7 @@ class ServedRoutes:
             reference=lock.canaries if lock else None,
             hosts=frozenset(lock.hosts) if lock and lock.hosts else None,
             asked_as=asked_as,
+            forget=partial(foundations.forget_cached, settings, self._observer),
             waits=True,
         )
 

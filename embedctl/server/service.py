@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -40,6 +41,7 @@ from embedctl.server.jobs.store import JobStore
 from embedctl.server.jwt_tokens import Verifier
 from embedctl.server.log import AccessLog, take_libraries
 from embedctl.server.metrics import Metrics
+from embedctl.server.metrics_page import MetricsPage
 from embedctl.server.served_routes import ServedRoutes
 from embedctl.server.shifts import Shift
 from embedctl.server.state import ServerState
@@ -68,6 +70,7 @@ class Listening:
     Attributes:
         certificate, key: Files, for https.
         behind_tls: TLS ends in front of it.
+        metrics: Host and port where nothing but the metrics is told, to whoever asks; None: nowhere.
     """
 
     host: str
@@ -75,6 +78,7 @@ class Listening:
     certificate: str | None = None
     key: str | None = None
     behind_tls: bool = False
+    metrics: tuple[str, int] | None = None
 
     @property
     def is_loopback(self) -> bool:
@@ -148,6 +152,7 @@ class Service:
         check_reachable(listening, self._ring)
         self._metrics = Metrics()
         self._observer: Observer = Observers(log, self._metrics)
+        self._disk = shifts.TimedDisk(self._metrics.synced)
         self._shift: Shift | None = None
         self._asked: Router | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -172,7 +177,7 @@ class Service:
             EmbedctlError: It cannot begin.
         """
         take_libraries(self._log)
-        bound = await asyncio.to_thread(self._bound)
+        bound = await asyncio.to_thread(_bound, self._listening.host, self._listening.port)
         async with AsyncExitStack() as stack:
             stack.callback(bound.close)
             stack.enter_context(await asyncio.to_thread(self._locked, bound))
@@ -180,31 +185,16 @@ class Service:
             queue = self._jobs(state)
             await queue.open()
             stack.push_async_callback(queue.close, self._settings.serve.drain_s)
-            config = uvicorn.Config(
-                apps.app(state, job_routes.routes(state, queue)),
-                http=protocol(self._settings.serve, job_routes.UPLOADS),
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=max(1, round(self._settings.serve.idle_s)),
-                timeout_graceful_shutdown=max(1, round(self._settings.serve.drain_s)),
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-                ssl_certfile=self._listening.certificate,
-                ssl_keyfile=self._listening.key,
-            )
-            server = _Server(config)
-            serving = asyncio.create_task(server.serve(sockets=[bound]))
-            stack.push_async_callback(self._ended, server, serving)
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.01)
-            if serving.done():
-                serving.result()
+            if self._listening.metrics is not None:
+                told = await asyncio.to_thread(_bound, *self._listening.metrics)
+                stack.callback(told.close)
+                await self._serving(stack, MetricsPage(state.prometheus, told), told)
+                self._log.say("metrics", address=_address(told, "http"))
+            application = apps.app(state, job_routes.routes(state, queue))
+            server, serving = await self._serving(stack, application, bound, self._listening)
             with self._signals():
                 state.starting = False
-                self._ready(self._address(bound))
+                self._ready(_address(bound, "https" if self._listening.certificate else "http"))
                 keeping = asyncio.create_task(self._keep(state))
                 try:
                     await self._stop.wait()
@@ -212,6 +202,35 @@ class Service:
                     await self._drain(state, server, serving)
                 finally:
                     keeping.cancel()
+
+    async def _serving(
+        self, stack: AsyncExitStack, application: Any, bound: socket.socket, tls: Listening | None = None
+    ) -> tuple[_Server, asyncio.Task[None]]:
+        """An application that takes requests now, until the stack is closed."""
+        serve = self._settings.serve
+        config = uvicorn.Config(
+            application,
+            http=protocol(serve, job_routes.UPLOADS),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=max(1, round(serve.idle_s)),
+            timeout_graceful_shutdown=max(1, round(serve.drain_s)),
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            ssl_certfile=tls.certificate if tls else None,
+            ssl_keyfile=tls.key if tls else None,
+        )
+        server = _Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[bound]))
+        stack.push_async_callback(self._ended, server, serving)
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        if serving.done():
+            serving.result()
+        return server, serving
 
     def _jobs(self, state: ServerState) -> JobQueue:
         asked = self._settings.serve.jobs
@@ -224,37 +243,11 @@ class Service:
         with suppress(Exception):
             await serving
 
-    def _bound(self) -> socket.socket:
-        """The listening socket.
-
-        Raises:
-            ConfigurationInvalid: The address cannot be had.
-        """
-        family = socket.AF_INET6 if ":" in self._listening.host else socket.AF_INET
-        made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # or answers wait for acknowledgements
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            made.bind((self._listening.host, self._listening.port))
-            made.listen(1024)
-        except OSError as refusal:
-            made.close()
-            raise ConfigurationInvalid(
-                f"cannot listen on {self._listening.host}:{self._listening.port}: {refusal.strerror}",
-                hint="--port 0 takes a free one",
-            ) from None
-        made.setblocking(False)
-        return made
-
     def _locked(self, bound: socket.socket) -> locks.Lock:
         """One server for a state folder and port."""
         folder = self._settings.paths.home / "serve"
         storage.DISK.make_folder(folder)
         return locks.hold(folder / f"{bound.getsockname()[1]}.lock", command="embedctl serve")
-
-    def _address(self, bound: socket.socket) -> str:
-        host, port = bound.getsockname()[:2]
-        scheme = "https" if self._listening.certificate else "http"
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[ServerState]:
@@ -295,6 +288,7 @@ class Service:
                 scope=self._scope,
                 serve=settings.serve,
                 bug=log.bug,
+                coalesced=self._metrics.coalesced,
             )
             stack.push_async_callback(self._drained, gateway)
             yield ServerState(
@@ -349,7 +343,7 @@ class Service:
     async def _open_shift(self, ring: Keyring) -> None:
         """From now on accounts go on in a new shift; the old one is closed when its calls have ended."""
         before = self._shift
-        self._shift = await asyncio.to_thread(shifts.opened, self._settings, _key_budgets(ring), self._log)
+        self._shift = await asyncio.to_thread(shifts.opened, self._settings, _key_budgets(ring), self._log, self._disk)
         self._metrics.prices = self._shift.prices
         self._shift_began = time.monotonic()
         self._budgets_seen = _seen(foundations.ledger_paths(self._settings).limits)
@@ -505,6 +499,32 @@ class _Signals:
         loop = asyncio.get_running_loop()
         for number in self._handlers:
             loop.remove_signal_handler(number)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigurationInvalid: The address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # or answers wait for acknowledgements
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+        made.listen(1024)
+    except OSError as refusal:
+        made.close()
+        raise ConfigurationInvalid(
+            f"cannot listen on {host}:{port}: {refusal.strerror}", hint="--port 0 takes a free one"
+        ) from None
+    made.setblocking(False)
+    return made
+
+
+def _address(bound: socket.socket, scheme: str) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _key_budgets(ring: Keyring) -> list[KeyBudget]:

@@ -7,6 +7,7 @@ anew at what the ledger knows, while the calls of the last one end under it. One
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from embedctl.records import Observer, utc_now, uuid7
 from embedctl.runs import foundations
 from embedctl.runs.registry import RunEntry, RunRegistry, home_trust
 from embedctl.settings import Settings
-from embedctl.storage import locks
+from embedctl.storage import Disk, locks
 
 _AT_ONCE_BYTES = 64 << 10
 """Of frames that the loop writes itself: a few vectors."""
@@ -94,8 +95,25 @@ class Shift:
         self._stack.close()
 
 
-def opened(settings: Settings, keys: Sequence[KeyBudget], observer: Observer) -> Shift:
+class TimedDisk(Disk):
+    """The disk, which tells how long files of the journal took to be on it."""
+
+    def __init__(self, told: Callable[[float], None]) -> None:
+        super().__init__()
+        self._told = told
+
+    def sync(self, fd: int, path: Path) -> None:
+        """See Disk."""
+        began = time.monotonic()
+        super().sync(fd, path)
+        self._told(time.monotonic() - began)
+
+
+def opened(settings: Settings, keys: Sequence[KeyBudget], observer: Observer, disk: Disk = storage.DISK) -> Shift:
     """A new shift. Takes its time: the ledger is read where there are budgets.
+
+    Args:
+        disk: The journal's.
 
     Raises:
         EmbedctlError: The disk refused, or nobody knows what budgets leave.
@@ -134,6 +152,7 @@ def opened(settings: Settings, keys: Sequence[KeyBudget], observer: Observer) ->
             folder / JOURNAL,
             secret=trust.secret,
             spool=foundations.spool(settings),
+            disk=disk,
             sync_intents=settings.serve.durability == "sync",
             at_once_bytes=_AT_ONCE_BYTES,
         )

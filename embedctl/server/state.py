@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,12 @@ class ServerState:
         if self.starting:
             return "starting"
         return "draining" if self.draining else self.disk_trouble()
+
+    async def prometheus(self) -> bytes:
+        """What is counted, as Prometheus reads it."""
+        kept = 0 if self.cache is None else await asyncio.to_thread(self.cache.count)
+        open_intents = sum(one.open_intents for one in self.journals())
+        return self.metrics.text(active=self.admission.in_flight, kept=kept, open_intents=open_intents)
 
     def ignored(self, name: str) -> None:
         """A field that nobody knows; said once."""

@@ -215,6 +215,14 @@ class VectorCache:
         nothing = VectorCacheStats(0, 0, [], None)
         return self._cache.do(select, nothing) if self._cache.path.exists() else nothing
 
+    def count(self) -> int:
+        """How many entries it has; reads an index, not the vectors."""
+
+        def select(connection: sqlite3.Connection) -> int:
+            return int(connection.execute("SELECT count(*) FROM entry").fetchone()[0])
+
+        return self._cache.do(select, 0) if self._cache.path.exists() else 0
+
     def tally(self) -> CacheStats:
         """How often it had a text, and how often not."""
         return self._cache.tally()

@@ -70,11 +70,16 @@ METRICS: Mapping[str, MetricName] = {
     "embedding_request_duration_seconds": MetricName("histogram", "Of requests."),
     "embedctl_serve_overhead_seconds": MetricName("histogram", "Of them, without providers."),
     "embedding_cache_hits_total": MetricName("counter", "Inputs whose vectors were not bought."),
+    "embedding_cache_size": MetricName("gauge", "Vectors that are kept."),
     "active_embedding_requests": MetricName("gauge", "In flight."),
     "embedding_policy_denied_total": MetricName("counter", "Requests that a list forbade.", ("policy_type",)),
     "embedding_token_inputs_total": MetricName("counter", "Inputs by kind.", ("mode",)),
     "embedding_dimension_adjustments_total": MetricName(
         "counter", "Requests whose vectors were cut or filled up to the width asked for.", (*_MODEL, "method")),
+    "embedctl_serve_coalesced_requests_total": MetricName(
+        "counter", "Requests that waited for a text which another one was buying."),
+    "embedctl_serve_intents_open": MetricName("gauge", "Attempts written down that have no outcome yet."),
+    "embedctl_serve_journal_fsync_seconds": MetricName("histogram", "Of the journal's syncs."),
     "embedctl_serve_rejected_total": MetricName("counter", "Requests refused.", ("code",)),
     "embedctl_serve_tokens_total": MetricName("counter", "Tokens billed.", (*_WHO, "source")),
     "embedctl_serve_cost_usd_total": MetricName("counter", "USD billed.", _WHO),

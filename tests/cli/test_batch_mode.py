@@ -297,6 +297,23 @@ def test_results_that_cannot_be_read(provider: Wire, fault: str) -> None:
         check_rows(rows)
 
 
+def test_vectors_of_another_width_end_the_run_also_after_canaries(
+    provider: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of another width ends with 76 whoever was asked before it: nothing is bought again, or written."""
+    monkeypatch.setenv("EMBEDCTL_CANARY", "daily")
+    rows = texts()
+    table(rows)
+    provider.plan(batch={"batches": [{"output": ["other_width"]}]})
+
+    ended = run("--wait")
+
+    assert ended.code == 76, ended.err
+    assert not list(Path("out").glob("part-*"))
+    check_bill(provider)
+    assert max(sum(tiers.values()) for tiers in provider.invoice()["texts"].values()) == 1
+
+
 def test_deadline(provider: Wire) -> None:
     """At the deadline batches are cancelled, what was done is collected, and only the rest is asked for online."""
     rows = texts()

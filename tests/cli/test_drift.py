@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from embedctl.routing.canaries import TEXTS
@@ -276,6 +277,26 @@ def test_a_new_output_can_begin_with_the_changed_model(output: ModelServer) -> N
     assert run("--no-cache").code == 0
 
 
+def test_a_changed_model_takes_what_it_left_in_the_shared_cache_with_it(output: ModelServer) -> None:
+    """Vectors of before the change are in no new output: the cache of the model is emptied when the change is seen."""
+    output.embed = STOPPED["pooling: first token"]
+    words = ("embed", "in.jsonl", "--no-progress")
+    stopped = embedctl(*words, "-o", "stopped.parquet")
+    done = embedctl(*words, "-o", "new.parquet", "--on-drift", "warn")
+
+    assert stopped.code == 76
+    assert "the same command goes on" not in stopped.err, stopped.err
+    assert "a new output, under another name and with --on-drift warn" in stopped.err
+    assert done.code == 0, done.err
+    found = pq.read_table("new.parquet").to_pydict()
+    assert np.allclose(np.stack(found["embedding"]), output.embed(found["text"]), atol=1e-5)
+
+    assert run().code == 76
+    asked = len(output.asked)
+    assert embedctl(*words, "-o", "third.parquet").code == 0
+    assert len(output.asked) == asked  # seen again it is no news: what the model makes now stays in the cache
+
+
 def test_a_sick_server_is_no_changed_model(output: ModelServer) -> None:
     """Canaries are tried again like any request; a server that stays ill ends the run as it would without them."""
     output.fail = [503]
@@ -379,7 +400,7 @@ def test_a_run_that_is_killed_between_canaries_and_rows_loses_nothing(output: Mo
 def test_batches_are_not_ordered_of_a_changed_model(
     wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`--mode batch` looks at the model before it makes a batch; its canaries are asked online, at their price."""
+    """`--mode batch` looks at the model, online, before it makes a batch and before it reads one; both end with 76."""
     wire.reset()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMBEDCTL_CANARY", "always")
@@ -388,9 +409,9 @@ def test_batches_are_not_ordered_of_a_changed_model(
     user_settings("[providers.openai]\nbatch = true\nbatch_poll_s = 0.01\nbatch_grace_s = 0.05\n")
     words = ("batch", "run", "in.jsonl", "-o", "out", "-m", "openai:text-embedding-3-small", "--dimensions", 8)
 
-    def with_rows(count: int) -> Ran:
+    def with_rows(count: int, *more: str) -> Ran:
         Path("in.jsonl").write_text("".join(json.dumps({"id": at, "text": sentence(at)}) + "\n" for at in range(count)))
-        return embedctl(*words, "--mode", "batch", "--wait", "--json", "--no-progress")
+        return embedctl(*words, "--mode", "batch", *(more or ["--wait"]), "--json", "--no-progress")
 
     first = with_rows(6)
     assert (first.code, first.json["duplicates"]) == (0, 0), first
@@ -403,3 +424,14 @@ def test_batches_are_not_ordered_of_a_changed_model(
     batches = len(wire.batches()["batches"])
     assert with_rows(9).code == 76
     assert len(wire.batches()["batches"]) == batches
+
+    wire.plan()
+    wire.plan(batch={"each": {"polls": 1}})
+    assert with_rows(9, "--no-wait").code == 75
+    wire.plan(spaces={"text-embedding-3-small": "another"})
+    stopped = with_rows(9, "--wait")
+    assert (stopped.code, stopped.json["vectors"]) == (76, 0), stopped
+    assert "--on-drift warn takes what they brought" in stopped.err, stopped.err
+    assert sum(table.num_rows for table in map(pq.read_table, Path("out").glob("part-*"))) == 6
+    assert with_rows(9, "--wait", "--on-drift", "warn").code == 0
+    assert [times["batch"] for times in wire.invoice()["texts"].values() if times["batch"]] == [1] * 9

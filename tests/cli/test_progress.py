@@ -8,6 +8,7 @@ import re
 import signal
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -16,7 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedctl.cli._progress import ProgressDisplay, Throughput
+from embedctl.planning.chunks import Chunks, TextRules
+from embedctl.planning.slice import Slice
 from embedctl.records import Paced, PhaseBegan, Progressed, Waiting
+from embedctl.runs.progress import UnderWay
+from embedctl.settings.options import Options
+from embedctl.tokens import counter
 from tests.support.processes import MODEL, World, Zygote, sentence
 from tests.support.terminals import run_on
 from tests.support.wire.client import Wire
@@ -222,6 +228,36 @@ def test_headlines(event: Any, headline: str) -> None:
     display.notify(event)
 
     assert display.headline() == headline
+
+
+def test_a_large_document_is_named_while_it_is_cut() -> None:
+    """Nobody can say how far cutting one document is: a large one is named, with its size, as long as that takes."""
+    told: list[Any] = []
+    under_way = UnderWay()
+
+    def chunked(text: str, name: object) -> list[str]:
+        told.append(under_way.cutting)
+        return [text]
+
+    rules = TextRules(
+        prefix="",
+        max_tokens=None,
+        counter=counter("utf8_bytes"),
+        count_all=False,
+        takes_tokens=False,
+        chunked=chunked,
+        pieces=lambda text: [text],
+        shortened=lambda text: text,
+    )
+    texts = ["a short one", "word " * 300_000]
+    block: Any = SimpleNamespace(first_row=0, ids=["a.md", "b\x1b.md"], texts=texts, tokens=None)
+    Chunks(Options(), rules, {}, under_way.cut).of(block, Slice(0, 0, 0))
+    display = ProgressDisplay(shown=False)
+    display.notify(at(phase="chunking", rows_read=1, documents=True, cutting=told[1]))
+
+    assert told == [None, ("b\x1b.md", 1_500_000)]
+    assert under_way.cutting is None
+    assert display.details() == ["cutting b\\x1b.md (1.5 million characters)"]
 
 
 def test_details_of_what_is_read() -> None:

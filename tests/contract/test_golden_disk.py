@@ -325,7 +325,9 @@ def killed_embed(home: Home) -> None:
         "journal": journal(home, state / "journal", texts),
         "usage.duckdb.budgets": home.json(home.state / "usage.duckdb.budgets"),
     }
-    home.found["registry"]["embed that was killed"] = home.entry(lambda run: run["state"] == "running")
+    entry = home.entry(lambda run: run["state"] == "running")
+    assert entry["counts"].keys() <= {"rows", "in_flight", "attempts", "requests", "tokens", "tokens_unknown"}
+    home.found["registry"]["embed that was killed"] = entry | {"counts": {}, "cost_usd": None}  # or it lived long
     again = home.start(*words, *OPENAI, "--ledger", "other.duckdb", stdin="\n".join(texts))
     home.kill(again, lambda: len(home.wire.truth()) == 3)
     home.found["killed_embed"]["ledger.json of two"] = home.json(state / "ledger.json")

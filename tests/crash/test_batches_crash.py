@@ -72,8 +72,7 @@ class Batched(Small):
         self.check_bill()
 
     def check_nothing_waits(self) -> None:
-        waiting = (self.folder / "home" / "batches").glob("*")
-        assert not [path for path in waiting if path.stat().st_size]  # one that died before its first word says nothing
+        assert not [*(self.folder / "home" / "batches").glob("*")]
         assert not [one for one in self.wire.batches()["batches"] if one["status"] in ("open", "cancelling")]
 
 
@@ -83,8 +82,10 @@ def world(folder: Path, wire: Wire) -> Batched:
     return small
 
 
-def die_everywhere(trouble: str, folder: Path, wire: Wire, *, sample: bool) -> int:
-    """Let it die at every operation, or at those kinds that are this trouble's; how often it did."""
+def die_everywhere(
+    trouble: str, folder: Path, wire: Wire, *, sample: bool, where: Callable[[list[str]], list[int]] | None = None
+) -> int:
+    """Let it die at every operation, or at those kinds that are this trouble's, or there; how often it did."""
     plan = TROUBLE[trouble]
     counting = CrashingDisk()
     wire.reset()
@@ -93,6 +94,7 @@ def die_everywhere(trouble: str, folder: Path, wire: Wire, *, sample: bool) -> i
     assert isinstance(whole.run(counting), Receipt)
     turn = list(TROUBLE).index(trouble)
     points = each_kind(counting.trace, turn, len(TROUBLE)) if sample else range(1, counting.count + 1)
+    points = where(counting.trace) if where else points
     deaths = 0
     for at in points:
         wire.reset()
@@ -134,6 +136,17 @@ def test_dies_anywhere(trouble: str, tmp_path: Path, wire: Wire, counted: Callab
     counted(f"{deaths} times")
 
     assert deaths
+
+
+def where_the_record_begins(trace: list[str]) -> list[int]:
+    """Its two files are made, one after the other, and then written to."""
+    made = [number for number, name in enumerate(trace, 1) if name.endswith(".batches")]
+    return [*range(made[0], made[1] + 2)]
+
+
+def test_dies_between_the_two_records_of_batches(tmp_path: Path, wire: Wire) -> None:
+    """What a run had begun to write of its batches in the home goes with the next one, wherever between it died."""
+    assert die_everywhere("all well", tmp_path, wire, sample=True, where=where_the_record_begins) >= 3
 
 
 put, collect = BatchLog.put, BatchAnswers._collect

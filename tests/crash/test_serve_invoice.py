@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import sentence
-from tests.support.serving import BILL, Bill, Serving, bill, environment, make_key, started, write_settings
+from tests.support.serving import BILL, Bill, Serving, bill, environment, make_key, started, until, write_settings
 from tests.support.wire.client import Wire
 
 FAULTS = {
@@ -68,9 +68,11 @@ def rounds(wire: Wire, folder: Path, number: int, seed: int) -> None:
     killed = 0
     for count in range(number):
         with started(folder, env) as server:
-            for text, key in chance.sample(known, min(5, len(known))):
+            for text, key in [*known[:1], *chance.sample(known[1:], min(4, len(known[1:])))]:
                 reply = server.embed(text, key=key)
                 assert reply.headers.get("x-embedctl-cache") == "hit", (count, text, reply)
+            sure = (f"answered before the load of round {count}", keys[count % 2])
+            until(lambda sure=sure: server.embed(sure[0], key=sure[1]).status == 200)
             load = Load(server, keys, [sentence(count * 40 % 4000 + n) for n in range(60)])
             clients = [threading.Thread(target=load.ask, args=(seed * 1000 + count * 10 + n,)) for n in range(6)]
             for client in clients:
@@ -83,7 +85,7 @@ def rounds(wire: Wire, folder: Path, number: int, seed: int) -> None:
             load.stopped.set()
             for client in clients:
                 client.join()
-            known = load.answered
+            known = [sure, *load.answered]
             assert load.statuses <= {200, 429, 502, 503, 504}, [one for one in server.log() if one.get("status") == 500]
     wire.plan()
     with started(folder, env) as server:
@@ -96,7 +98,7 @@ def rounds(wire: Wire, folder: Path, number: int, seed: int) -> None:
     print(*row, found.confirmed, billed, found.confirmed + found.unknown, sep=" | ")  # `pytest --long -s` shows it
     assert found.confirmed <= billed <= found.confirmed + found.unknown
     assert found.attempts >= len(wire.truth())
-    assert found.hits > 0
+    assert found.hits >= number - 1
     assert workspaces == {"one", "two"}
 
 

@@ -10,6 +10,7 @@ import signal
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -454,18 +455,49 @@ def test_hangup_reloads_settings_and_keeps_them_when_they_are_wrong(tmp_path: Pa
 
 def test_hangup_changes_a_provider_s_pace(tmp_path: Path, wire: Wire) -> None:
     """A provider's own pace is another after SIGHUP, also where it was asked before."""
-    slow = "[serve]\ndeadline_s = 1\n[providers.openai]\nrequests_per_minute = {}\nburst = 1\n"
+    slow = "[providers.openai]\nrequests_per_minute = {}\nburst = 1\n"
     with serving(tmp_path / "g", wire, settings=slow.format(1)) as found:
         assert found.embed("the one of this minute").status == 200
-        assert found.embed("comes too early").status in (429, 503, 504)
+        early = found.embed("comes too early", headers={"x-embedctl-timeout": "0.2"})
+        assert early.status in (429, 503, 504), early
         write_settings(found.folder, slow.format(60_000))
         found.process.send_signal(signal.SIGHUP)
-        until(lambda: found.embed(f"after the change {os.urandom(4).hex()}").status == 200)
+        until(lambda: any(line["event"] == "reloaded" for line in found.log()))
 
-        assert [found.embed(f"and another {n}").status for n in range(5)] == [200] * 5
+        assert [found.embed(f"after the change {n}").status for n in range(6)] == [200] * 6
 
 
 # ── what must not get out ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_metrics_have_an_address_of_their_own(tmp_path: Path, wire: Wire) -> None:
+    """`--metrics-listen` tells the metrics alone, without a key; what waits for another's purchase is counted."""
+    with serving(tmp_path / "g", wire, "--metrics-listen", "127.0.0.1:0", SINGLE_USER_API_KEY="k" * 40) as found:
+        (base,) = [line["address"] for line in found.log() if line["event"] == "metrics"]
+        own = replace(found, base=base)
+        wire.plan(latency_s=1.0)
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            first = threads.submit(found.embed, "asked for twice", key="k" * 40)
+            until(lambda: samples(own)["embedctl_serve_intents_open"] == 1)
+            second = threads.submit(found.embed, "asked for twice", key="k" * 40)
+            until(lambda: samples(own)["embedctl_serve_coalesced_requests_total"] == 1)
+            assert [one.result().status for one in (first, second)] == [200, 200]
+        until(lambda: samples(own)["embedding_cache_size"] == 1)
+
+        told = samples(own)
+        assert told["embedctl_serve_intents_open"] == 0
+        assert told["embedctl_serve_journal_fsync_seconds_count"] >= 1
+        assert len(wire.truth()) == 1
+        assert found.ask("GET", "/metrics").status == 401
+        assert own.ask("GET", "/v1/models").status == 404
+        assert own.ask("POST", "/metrics", {}).status == 405
+        assert own.ask("GET", "/metrics", Host="evil.example").status == 403
+
+
+def samples(server: Serving) -> dict[str, float]:
+    """What /metrics says, without labels."""
+    families = text_string_to_metric_families(server.ask("GET", "/metrics").body.decode())
+    return {one.name: one.value for family in families for one in family.samples}
 
 
 def test_rebinding_and_web_pages_are_refused(server: Serving) -> None:
@@ -485,6 +517,7 @@ def test_listed_origins_may_ask(tmp_path: Path, wire: Wire) -> None:
         preflight = found.ask("OPTIONS", "/v1/embeddings", Access_Control_Request_Method="POST", **page)
 
         assert preflight.headers["access-control-allow-origin"] == "https://app.example"
+        assert preflight.headers["access-control-allow-methods"] == "DELETE, GET, POST"
         assert found.embed("a", headers=page).headers["access-control-allow-origin"] == "https://app.example"
         assert found.ask("GET", "/v1/models", Origin="https://evil.example").code == "origin_denied"
 

@@ -236,9 +236,33 @@ def test_a_budget_warns_at_four_fifths(wire: Wire, tmp_path: Path) -> None:
 def test_a_bug_is_told_without_values() -> None:
     """What none of us has thought of is 500 with the request's id; the log has the places, and no value of them."""
     secret = "CANARY-VALUE-1b7"
+    sent, lines = broken_by(RuntimeError(f"about {secret}"))
+
+    assert sent[0]["status"] == 500
+    assert (b"x-request-id", b"the-id") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["error"]["code"] == "internal_error"
+    assert '"kind":"RuntimeError"' in lines
+    assert "broken" in lines
+    assert secret not in lines + sent[1]["body"].decode()
+    assert MODEL not in lines
+
+
+def test_files_that_cannot_be_read_are_no_bug() -> None:
+    """A state folder that becomes unreadable is 503, whoever comes upon it; the log says which file, the answer not."""
+    sent, lines = broken_by(PermissionError(13, "Permission denied", "/srv/state/spool"))
+    gone, _ = broken_by(ConnectionResetError(104, "Connection reset by peer"))
+
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["error"]["code"]) == (503, "storage_failed")
+    assert "/srv/state/spool: Permission denied" in lines
+    assert b"/srv" not in sent[1]["body"]
+    assert gone[0]["status"] == 500
+
+
+def broken_by(bug: Exception) -> tuple[list[dict[str, Any]], str]:
+    """What is sent when this is raised behind the door, and what is logged."""
 
     async def broken(scope: Any, receive: Any, send: Any) -> None:
-        raise RuntimeError(f"about {secret}")
+        raise bug
 
     file = io.TextIOWrapper(io.BytesIO())
     log = AccessLog(file)
@@ -260,12 +284,4 @@ def test_a_bug_is_told_without_values() -> None:
     }  # fmt: skip
     asyncio.run(Door(broken, state)(scope, cast("Any", None), send))
     log.close()
-    lines = cast("io.BytesIO", file.buffer).getvalue().decode()
-
-    assert sent[0]["status"] == 500
-    assert (b"x-request-id", b"the-id") in sent[0]["headers"]
-    assert json.loads(sent[1]["body"])["error"]["code"] == "internal_error"
-    assert '"kind":"RuntimeError"' in lines
-    assert "broken" in lines
-    assert secret not in lines + sent[1]["body"].decode()
-    assert MODEL not in lines
+    return sent, cast("io.BytesIO", file.buffer).getvalue().decode()

@@ -99,7 +99,7 @@ def take(
     columns: pa.Schema = COLUMNS,
     token_arrays: bool = False,
     denied: dict[str, str] | None = None,
-    cut: Callable[[int], None] = lambda rows: None,
+    cut: Callable[[int, str, int], None] = lambda rows, name, characters: None,
     each: Callable[[PackedRequest], None] = lambda one: None,
 ) -> Taken:
     """Blocks through a real intake, packer and index."""
@@ -230,11 +230,11 @@ def test_chunks_are_sent_while_others_are_cut(tmp_path: Path, monkeypatch: pytes
         tmp_path,
         block(*(f"document {number} has some words" for number in range(60)), first_row=7),
         words=CHUNKED,
-        cut=lambda rows: rows_cut.__setitem__(0, rows),
+        cut=lambda rows, name, characters: rows_cut.__setitem__(0, rows),
         each=lambda one: rows_cut_by_then.append(rows_cut[0]),
     )
 
-    assert rows_cut == [7 + 59]
+    assert rows_cut == [7 + 60]
     assert 7 < rows_cut_by_then[0] < 7 + 10
 
 
