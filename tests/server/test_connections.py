@@ -60,20 +60,22 @@ def ended(client: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-@pytest.mark.parametrize("split", [False, True], ids=["whole", "in pieces"])
-def test_an_upgrade_that_is_offered_is_not_taken(server: Serving, framing: str, split: bool) -> None:
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "asked for"])
+def test_an_upgrade_that_is_offered_is_not_taken(server: Serving, framing: str, waits: bool) -> None:
     """A client that offers HTTP/2 in clear, as Java's does, is served over HTTP/1.1, body and all, and goes on."""
-    content = body(f"offered {framing} {split}")
+    content = body(f"offered {framing} {waits}")
     offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEA\r\n"
-    sent = HEAD + offer
+    head = HEAD + offer + (b"Expect: 100-continue\r\n" if waits else b"")
     if framing == "length":
-        sent += b"Content-Length: %d\r\n\r\n%s" % (len(content), content)
+        head += b"Content-Length: %d\r\n\r\n" % len(content)
     else:
-        sent += b"Transfer-Encoding: chunked\r\n\r\n" + chunked(content) + b"\r\n"
+        head += b"Transfer-Encoding: chunked\r\n\r\n"
+        content = chunked(content) + b"\r\n"
     with connected(server) as client:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for at in range(0, len(sent), 40 if split else len(sent)):
-            client.sendall(sent[at : at + (40 if split else len(sent))])
+        client.sendall(head + (b"" if waits else content))
+        if waits:
+            assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.sendall(content)
         (first,) = answers(client, 1)
         client.sendall(LIVE + offer + b"\r\n" + LIVE + b"\r\n")
         rest = answers(client, 2)
