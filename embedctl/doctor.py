@@ -31,6 +31,7 @@ _LIBRARIES = ("duckdb", "pyarrow", "numpy", "onnxruntime", "tokenizers", "tiktok
 _EXTRAS = {
     "hub": ("huggingface_hub", "models pull"),
     "charts": ("matplotlib", "vectors map -o FILE.png"),
+    "store": ("obstore", "embed s3://…"),
 }
 _PROXIES = ("HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 

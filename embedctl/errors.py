@@ -15,8 +15,12 @@ EmbedctlError                              70  (a bug, when raised bare)
 │   ├── BatchesPending                     75
 │   ├── Locked                             75
 │   ├── DeadlinePassed                     75
-│   └── NoProviderNow                      75
+│   ├── NoProviderNow                      75
+│   ├── ShardLost                          75  another worker has taken the shard over: nothing more is sent
+│   ├── ShardsHeld                         75  the rest is other workers' (--no-wait)
+│   └── StoreUnreachable                   75
 ├── NotAllowed                             77
+├── StoreDenied                            77
 ├── ModelChanged                           76
 ├── ConfigurationInvalid                   78
 │   └── ExtraMissing                       78
@@ -187,11 +191,36 @@ class NoProviderNow(Temporary):
     word = "no_provider_now"
 
 
+class ShardLost(Temporary):
+    """Another worker has taken the shard over: nothing more may be sent for it."""
+
+    word = "shard_lost"
+
+
+class ShardsHeld(Temporary):
+    """What is left to do is in the hands of other workers, and nobody waits for them."""
+
+    word = "shards_held"
+
+
+class StoreUnreachable(Temporary):
+    """An object store cannot be reached, is overloaded, or does not answer in time."""
+
+    word = "store_unreachable"
+
+
 class NotAllowed(EmbedctlError):
     """An allow-list forbids it."""
 
     exit_code = 77
     word = "not_allowed"
+
+
+class StoreDenied(EmbedctlError):
+    """An object store rejects the credentials, or there are none."""
+
+    exit_code = 77
+    word = "store_denied"
 
 
 class ModelChanged(EmbedctlError):

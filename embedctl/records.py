@@ -705,12 +705,25 @@ class RowFailed:
     failure: Failure
 
 
+@dataclass(frozen=True, slots=True)
+class AtRisk:
+    """A worker begins; said once.
+
+    Attributes:
+        requests: Whose texts are bought again at most when its machine vanishes.
+        cost: Of these, about, in USD; None when nobody knows.
+    """
+
+    requests: int
+    cost: Decimal | None
+
+
 Concern = Literal[
     "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "ledger", "duplicate_ids",
     "cache", "learned_file", "input", "folder_gone", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
     "other_model", "input_type_lost", "bad_file", "bad_row", "left_out", "telemetry", "count_cache",
-    "batch_mode", "batch_unseen", "batch_twin", "batch_line", "batch_files", "model_changed", "model_version",
-    "canary",
+    "store_usage", "batch_mode", "batch_unseen", "batch_twin", "batch_line", "batch_files", "model_changed",
+    "model_version", "canary",
 ]  # fmt: skip
 
 
@@ -732,7 +745,7 @@ class Warned:
 
 Event = (
     Waiting | Paced | GaveUp | FellBack | LimitLearned | BudgetLow | OperationBegan | OperationEnded | AttemptEnded
-    | ColumnsChosen | PhaseBegan | Progressed | BatchesProgressed | Inferred | RowFailed | Warned
+    | ColumnsChosen | AtRisk | PhaseBegan | Progressed | BatchesProgressed | Inferred | RowFailed | Warned
 )  # fmt: skip
 
 

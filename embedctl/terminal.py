@@ -533,6 +533,8 @@ _CONCERNS = {
     "left_out": "left out: {subject}: {detail}",
     "telemetry": "telemetry: {detail}",
     "count_cache": "the token count cache {subject} is not used: {detail}; tokens are counted here",
+    "store_usage": "what the job spent belongs to the ledger it was begun under: `embedctl usage ingest --from "
+    "{subject}` takes it in",
     "batch_mode": "{subject}: {detail}",
     "batch_unseen": "how batch {subject} stands is not known now: {detail}",
     "batch_twin": "the provider has a second batch {subject} with the same mark: it is cancelled, and what it did is "
@@ -568,6 +570,10 @@ def sentence(event: Event) -> str | None:
         case records.ColumnsChosen(text, row_id, candidate):
             asked = f" (is {candidate} the id? --id-column {candidate})" if candidate else ""
             return f"text: {text}, id: {row_id or 'row number'}{asked}"
+        case records.AtRisk(requests, cost):
+            return f"at risk if a worker dies: {requests:,} requests" + (
+                "" if not cost else f", about {records.format_cents(cost)} USD"
+            )
         case records.RowFailed(failure):
             return f"{'skipped' if failure.skipped else 'failed'}: row {failure.id}: {failure.message}"
         case records.Warned(concern, subject, detail, count):
@@ -607,6 +613,8 @@ def is_notice(event: Event) -> bool:
     """Whether it is said without -v, and nothing is wrong: a choice that is not the obvious one."""
     from embedctl import records
 
+    if isinstance(event, records.AtRisk):
+        return True
     return isinstance(event, records.ColumnsChosen) and (event.text.lower() != "text" or event.row_id is None)
 
 

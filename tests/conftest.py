@@ -13,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from embedctl.cli import _progress
+from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.processes import Zygote, zygote
+from tests.support.stores import HAS_AZURITE, StoreServer, azure_server, gcs_server, s3_server
 from tests.support.wire.client import Wire, started
 
 # No test may time anything: hypothesis fails examples that take 0.2 s, or long to make, unless told not to.
@@ -112,3 +114,41 @@ def forks() -> Iterator[Zygote]:
     """Real processes of embedctl without the price of their imports."""
     with zygote() as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[StoreServer]:
+    """A real S3 interface, by moto, with a bucket."""
+    pytest.importorskip("moto", reason="moto is not installed (extra `dev`)")
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[StoreServer]:
+    """Google Cloud Storage's, by a stub, with a bucket."""
+    with gcs_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator[StoreServer]:
+    """Azure Blob Storage's, by azurite, with a container."""
+    if not HAS_AZURITE:
+        pytest.skip("azurite is not installed: npm ci --prefix .ci/node")
+    with azure_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def overwriting() -> Iterator[StoreServer]:
+    """A store that takes the condition of a put and overwrites all the same."""
+    with gcs_server(overwrites=True) as server:
+        yield server
+
+
+@pytest.fixture
+def faulty_s3(s3: StoreServer) -> Iterator[tuple[StoreServer, FaultProxy]]:
+    """The same S3, behind a proxy that does to puts what a test says."""
+    with fault_proxy(s3.port) as proxy:
+        yield s3.behind(proxy.port), proxy

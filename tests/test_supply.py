@@ -59,7 +59,7 @@ def test_what_ci_installs_is_what_the_project_asks_for() -> None:
 def test_lower_bounds_are_those_that_are_tested() -> None:
     """The second list holds each library at the very bound that pyproject.toml names."""
     versions = listed("requirements-lowest.txt")
-    for one in direct("hub", "charts", "otel", "redis"):
+    for one in direct("hub", "charts", "otel", "redis", "store"):
         (bound,) = [Version(part.version) for part in one.specifier if part.operator in (">=", "==")]
 
         assert versions[canonicalize_name(one.name)] == [bound], f"{one.name}: run .ci/lock"
@@ -67,7 +67,7 @@ def test_lower_bounds_are_those_that_are_tested() -> None:
 
 def test_hints_name_what_installs() -> None:
     """The command for an extra names the libraries with their bounds, not whatever has embedctl's name elsewhere."""
-    for extra in ("hub", "charts", "otel", "redis"):
+    for extra in ("hub", "charts", "otel", "redis", "store"):
         command = str(ExtraMissing("missing", extra=extra).hint)
         names = {canonicalize_name(Requirement(word.strip("'")).name) for word in command.split()[2:]}
 

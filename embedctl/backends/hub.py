@@ -1,4 +1,4 @@
-"""Fetching models from Hugging Face. The only door to huggingface_hub, which is an extra."""
+"""Fetching models from Hugging Face. The door to huggingface_hub, an extra, for models."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import typer
 
 from embedctl.cli import _completion
 from embedctl.errors import WrongUsage, nearest
-from embedctl.settings.options import DURATIONS, Options
+from embedctl.settings.options import DURATIONS, Options, flag
 
 FormatFlag = Annotated[
     Literal["table", "json", "csv", "md"],
@@ -29,6 +29,10 @@ _COMPLETED = {
     "provider": _completion.providers,
     "workspace": _completion.workspaces,
 }
+StoreOptionFlag = Annotated[
+    list[str] | None,
+    typer.Option("--store-option", help="How an object store is reached, like region=…; repeatable.", metavar="K=V"),
+]
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
 LedgerFlag = Annotated[
     Path | None, typer.Option("--ledger", help="Ledger file. [default: as `embedctl config show` says]")
@@ -62,13 +66,13 @@ def with_options(command: Callable[..., Any], *, name: str | None = None) -> Cal
 
 
 def _parameter(entry: Any, hint: Any, name: str) -> inspect.Parameter:
-    flag = "--" + name.replace("_", "-")
+    spelt = flag(name)
     text = entry.metadata["help"]
     kind: Any = str
     plain = get_args(hint)[0] if get_origin(hint) in (Union, typing.types.UnionType) else hint  # type: ignore[attr-defined]
-    names = [flag]
+    names = [spelt]
     if plain is bool:
-        kind, names = bool, [f"{flag}/--no-{flag[2:]}"]
+        kind, names = bool, [f"{spelt}/--no-{spelt[2:]}"]
     elif plain is int or get_origin(plain) is Literal:
         kind = plain
     shown = entry.default if entry.default is not MISSING else None
@@ -112,7 +116,11 @@ def as_options(flags: dict[str, Any]) -> Mapping[str, Any]:
     return flags
 
 
-_PAIRS = {"tag": ("K=V", "team=search"), "attach": ("NAME=PATH", "shop=/data/shop.duckdb")}
+_PAIRS = {
+    "tag": ("K=V", "team=search"),
+    "attach": ("NAME=PATH", "shop=/data/shop.duckdb"),
+    "store_option": ("K=V", "region=eu-central-1"),
+}
 """Options given as pairs: how one looks, and an example."""
 
 
@@ -127,7 +135,7 @@ def pairs(given: list[str], name: str = "tag") -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             form, example = _PAIRS[name]
-            raise WrongUsage(f"--{name} {pair!r} is not {form}", hint=f"like --{name} {example}")
+            raise WrongUsage(f"{flag(name)} {pair!r} is not {form}", hint=f"like {flag(name)} {example}")
         values[key] = value
     return values
 

@@ -15,16 +15,17 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Input": (
         "split", "template", "keep", "format", "delimiter", "header", "encoding", "sql", "attach", "chunk_size",
         "chunk_overlap", "on_too_long", "on_blank", "on_bad_row", "on_bad_file", "unique_ids", "max_row_bytes",
+        "store_option",
     ),
     "Vectors": ("input_type", "dimensions", "dimension_policy", "force", "dtype", "vector_type", "vectors"),
     "Accounts": ("workspace_column", "tag", "purpose", "allow_unpriced", "ledger"),
     "Providers": ("provider", "fallback", "insecure"),
     "Pace": (
         "concurrency", "batch_size", "rpm", "tpm", "burst", "retries", "timeout", "max_wait", "deadline", "mode",
-        "wait", "batch_min_inputs", "keep_remote_files",
+        "wait", "batch_min_inputs", "keep_remote_files", "shard_rows", "lease", "share",
     ),
     "Reruns": ("reuse", "retry_failed", "cache", "canary", "on_drift", "locked"),
-    "Command": ("config", "no_progress", "verbose", "help"),
+    "Command": ("state", "config", "no_progress", "verbose", "help"),
 }  # fmt: skip
 """Title → flags by the names of their parameters, in the order of `--help`. The first title holds ten of `embed`."""
 

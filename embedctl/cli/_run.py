@@ -23,9 +23,12 @@ from embedctl.errors import BatchesPending, Interrupted, Terminated, WrongUsage
 
 if TYPE_CHECKING:
     from embedctl.inputs import Query
+    from embedctl.records import Observer
+    from embedctl.runs.job import JobRequest
     from embedctl.runs.receipt import Receipt
     from embedctl.runs.run import Run
     from embedctl.settings import Settings
+    from embedctl.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,17 +77,18 @@ def execute(
     with ProgressDisplay(shown=shown) as display:
         from embedctl import settings  # who waits for these sees that something is done
         from embedctl.runs.job import JobRequest
-        from embedctl.runs.run import Run
 
         loaded = settings.load(flags=flags, job=job_options, config=config, ledger=ledger)
         if loaded.misplaced and not talk.quiet:
             terminal.warning(loaded.misplaced)
+        store = _store(loaded, output) if kind == "folder" and output is not None else None
         job = JobRequest(
             settings=loaded,
             inputs=inputs,
             query=_query(loaded, job_file),
             kind=kind,
-            output=output,
+            output=None if store else output,
+            store=store,
             command=command,
             resume=shlex.join(["embedctl", *sys.argv[1:]]),
             stream=sys.stdout.buffer if kind == "stream" else None,
@@ -96,10 +100,10 @@ def execute(
             verbose=talk.verbose, quiet=talk.quiet, notices=not talk.as_json, progress=display
         )
         if dry_run:
-            estimate, receipt = Run(job, observer).estimate(), None
+            estimate, receipt = _run(job, observer).estimate(), None
         else:
             watch = ExitStack()
-            run = Run(job, watch.enter_context(watched(loaded, observer)))
+            run = _run(job, watch.enter_context(watched(loaded, observer)))
             with _signals(run, display), watch:
                 estimate, receipt = None, run.execute(asyncio.run)
     if estimate is not None:
@@ -109,6 +113,29 @@ def execute(
             terminal.estimate(estimate)
     if receipt is not None:
         _say(receipt, talk)
+
+
+def _store(loaded: Settings, output: Path) -> Store | None:
+    """What an address as output leads to; None for a path."""
+    from embedctl.storage import store_url
+
+    if not store_url.is_store_url(str(output)):
+        return None
+    url = store_url.parse(str(output))
+    if url.scheme == "hf":
+        raise WrongUsage(f"{url} is read only", hint=f"give {store_url.WRITABLE}")
+    return loaded.stores.open(url)
+
+
+def _run(job: JobRequest, observer: Observer) -> Run:
+    """A run, or a worker where the output is on a store."""
+    if job.store is not None:
+        from embedctl.runs.store_run import StoreRun
+
+        return StoreRun(job, observer)
+    from embedctl.runs.run import Run
+
+    return Run(job, observer)
 
 
 def _say(receipt: Receipt, talk: Talk) -> None:

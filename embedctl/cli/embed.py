@@ -20,7 +20,8 @@ app = typer.Typer()
 @with_options
 def embed(
     inputs: Annotated[
-        list[str] | None, typer.Argument(help="Files, globs, folders, or - for stdin.", metavar="INPUT")
+        list[str] | None,
+        typer.Argument(help="Files, globs, folders, addresses (s3://…), or - for stdin.", metavar="INPUT"),
     ] = None,
     *,
     output: Annotated[

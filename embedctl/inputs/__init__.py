@@ -7,6 +7,7 @@ from embedctl.inputs.block import ReadOptions as ReadOptions
 from embedctl.inputs.block import Reason as Reason
 from embedctl.inputs.query import Query as Query
 from embedctl.inputs.query import asked as asked
+from embedctl.inputs.source import FileSize as FileSize
 from embedctl.inputs.source import Source as Source
 from embedctl.inputs.source import open_input as open_input
 from embedctl.inputs.source import open_query as open_query

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
 
 from embedctl.errors import InputInvalid
-from embedctl.inputs import arrow_rows
+from embedctl.inputs import arrow_rows, raw
 from embedctl.inputs.arrow_rows import checked
 from embedctl.inputs.block import Block, InputFile, ReadOptions
 from embedctl.inputs.columns import Columns
@@ -34,8 +33,9 @@ def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Itera
     """A look at each file's schema."""
     for file in files:
         try:
-            with _opened(file, None) as reader:
+            with _opened(file, None) as reader, checked(file.label, "its schema is damaged"):
                 schema = reader.schema
+                _ = schema.names  # a name that is no UTF-8
         except UNREADABLE as error:
             bad(file, error)
         else:
@@ -85,7 +85,7 @@ def _check(batch: pa.RecordBatch) -> None:
 def _opened(file: InputFile, names: Sequence[str] | None) -> Iterator[pa.RecordBatchReader | pa.RecordBatchFileReader]:
     """A reader of the columns of these names; of all of them, without names."""
     with checked(file.label, "not an Arrow file, or a damaged one"):
-        source = pa.OSFile(os.fsencode(file.path))  # text might be taken for a URI, and must be UTF-8
+        source = raw.arrow_file(file)
     with source:
         head = source.read(len(_FILE_MAGIC))
         source.seek(0)

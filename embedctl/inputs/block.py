@@ -10,6 +10,8 @@ from typing import Literal
 import pyarrow as pa
 
 from embedctl.records import RowId
+from embedctl.storage.store import Store
+from embedctl.storage.stores import Stores
 
 Split = Literal["document", "lines", "paragraphs"]
 Reason = Literal[
@@ -50,6 +52,7 @@ class ReadOptions:
         spool: Folder that keeps what comes from stdin or a pipe, so that a resume can read it again;
             None keeps it in an unnamed temporary file.
         leave_out: Files that are no input though an argument means them: the output of an earlier run.
+        stores: How object stores are reached.
     """
 
     text_column: str | None = None
@@ -65,6 +68,7 @@ class ReadOptions:
     max_row_bytes: int = MAX_ROW_BYTES
     spool: Path | None = None
     leave_out: tuple[Path, ...] = ()
+    stores: Stores = field(default_factory=Stores, repr=False)
 
 
 @dataclass(slots=True)
@@ -75,11 +79,22 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredInput:
+    """An object of a store, as it was listed: another one under its name is not read."""
+
+    store: Store = field(compare=False, repr=False)
+    name: str
+    size: int
+    etag: str | None
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
     """One file to read.
 
     Attributes:
-        path: Where its bytes are; for a pipe, its spooled copy.
+        path: Where its bytes are; for a pipe, its spooled copy; of an object, its name.
         label: Path relative to the input root, UTF-8 whatever the file system holds; the id of its text.
         kind: The name of its format.
         compression: How it is decompressed while it is read; None: it is not compressed.
@@ -88,7 +103,9 @@ class InputFile:
         is_named: Its name is the user's own word; else a folder or a glob has it.
         digest: blake2b-128 of the content where it came through a pipe, else None.
         spooled: Unnamed copy of a pipe that is gone when this object is.
+        stored: The object that it is, where it is in a store.
         position: How far it is read, where it is text.
+        groups: First row group that is read of it, and the first that is not; None: all of it.
     """
 
     path: Path
@@ -101,7 +118,9 @@ class InputFile:
     is_named: bool = True
     digest: str | None = None
     spooled: object | None = None
+    stored: StoredInput | None = None
     position: Position = field(default_factory=Position, compare=False, repr=False)
+    groups: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

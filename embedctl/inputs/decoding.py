@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 from embedctl.errors import InputInvalid, InputMissing, WrongUsage
 from embedctl.inputs import compressions
@@ -59,8 +59,8 @@ def is_wide(name: str) -> bool:
 class _FirstBytes(io.RawIOBase):
     """The first `size_bytes` of a file: what is appended while we read belongs to the next run."""
 
-    def __init__(self, path: Path, size_bytes: int, position: Position) -> None:
-        self._file = path.open("rb", buffering=0)
+    def __init__(self, file: BinaryIO, size_bytes: int, position: Position) -> None:
+        self._file = file
         self._left = size_bytes
         self._position = position
         position.offset = 0
@@ -69,7 +69,7 @@ class _FirstBytes(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # BufferedReader hands a memoryview
-        count = self._file.readinto(buffer[: self._left]) or 0
+        count = self._file.readinto(buffer[: self._left]) or 0  # type: ignore[attr-defined]
         self._left -= count
         self._position.offset += count
         return count
@@ -83,7 +83,7 @@ class Utf8Stream(io.RawIOBase):
     """A text file as UTF-8 bytes: valid, without a byte order mark, decompressed, bounded by its size at the start.
 
     Args:
-        path: The file.
+        open_raw: Opens the file's bytes, unbuffered.
         label: How messages name it.
         size_bytes: Read no further than this.
         compression: How to decompress; None: it is not compressed.
@@ -100,7 +100,7 @@ class Utf8Stream(io.RawIOBase):
 
     def __init__(
         self,
-        path: Path,
+        open_raw: Callable[[], BinaryIO],
         label: str,
         size_bytes: int,
         *,
@@ -125,7 +125,7 @@ class Utf8Stream(io.RawIOBase):
         self._done = False
         self._rest = b""
         try:
-            self._raw = _FirstBytes(path, size_bytes, position or Position())
+            self._raw = _FirstBytes(open_raw(), size_bytes, position or Position())
         except OSError as refused:
             raise InputMissing(f"cannot read {label}: {refused.strerror}") from refused
         buffered = io.BufferedReader(self._raw, CHUNK_BYTES)

@@ -11,30 +11,37 @@ import stat
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
 
 from embedctl.errors import EmbedctlError, InputInvalid, InputMissing, StorageFailed, WrongUsage
-from embedctl.inputs import kinds
-from embedctl.inputs.block import InputFile, ReadOptions
+from embedctl.inputs import kinds, raw, stored
+from embedctl.inputs.block import InputFile, ReadOptions, StoredInput
 from embedctl.inputs.decoding import CHUNK_BYTES, codec
-from embedctl.inputs.formats import SUFFIXES
+from embedctl.inputs.formats import FORMATS, SUFFIXES
 from embedctl.inputs.left_out import LeftOut
-
-OURS = (".embeddings.parquet", ".failures.jsonl", ".space.lock")  # in a folder, what an earlier run wrote is no input
-STATE_FOLDER = "_embedctl"
-"""A folder that holds one is an output of ours: its parts are no input, unless they are named."""
+from embedctl.inputs.stored import OURS, STATE_FOLDER
+from embedctl.storage.store_url import WRITABLE, is_store_url
 
 STDIN = "stdin"
+LOOKS_AT_ONCE = 16
+"""Objects of a store that are looked into at a time."""
 
 
 def printable(path: Path | str) -> str:
     r"""A path as text; bytes that are no UTF-8 become `\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def place(file: InputFile) -> str:
+    """Where a file is, as text."""
+    return printable(file.path) if file.stored is None else file.stored.url
 
 
 def found(inputs: Sequence[str], options: ReadOptions, stdin: BinaryIO | None, left_out: LeftOut) -> list[InputFile]:
@@ -60,28 +67,78 @@ def found(inputs: Sequence[str], options: ReadOptions, stdin: BinaryIO | None, l
                 files.append(_piped(stdin, STDIN, options))
             seen.add("-")
             continue
-        for path, root, is_named in _paths(argument, options, left_out):
-            real = os.path.realpath(path)
-            if real in seen:
-                continue
-            seen.add(real)
+        meant = _stored if is_store_url(argument) else _local
+        for one in meant(argument, options, left_out, seen):
             try:
-                files.append(_looked_into(path, root, options, is_named=is_named))
+                files.append(one.look())
             except kinds.Binary as error:
-                if is_named:
+                if one.is_named:
                     raise
                 refused = refused or error
-                left_out.add(printable(path), "binary", error.message)
+                left_out.add(one.name, "binary", error.message)
             except (InputInvalid, InputMissing) as error:
                 if options.on_bad_file == "fail" or isinstance(error.__cause__, FileNotFoundError):
                     raise
                 refused = refused or error
-                left_out.add(printable(path), "unreadable", error.message)
+                left_out.add(one.name, "unreadable", error.message)
     if not files and refused is not None:
         raise refused
     if not files:
         raise InputMissing("the only input is the output of an earlier run", hint="name what is to be embedded")
     return _told_apart(files)
+
+
+@dataclass(frozen=True, slots=True)
+class _Meant:
+    """A file that an argument means.
+
+    Attributes:
+        name: For messages.
+        look: Looks into it.
+    """
+
+    name: str
+    is_named: bool
+    look: Callable[[], InputFile]
+
+
+def _local(argument: str, options: ReadOptions, left_out: LeftOut, seen: set[str]) -> Iterator[_Meant]:
+    """Files of this machine that are not in `seen`, and then are."""
+    if argument.lower().startswith("file://"):
+        argument = unquote(argument[len("file://") :].removeprefix("localhost"))
+    for path, root, is_named in _paths(argument, options, left_out):
+        real = os.path.realpath(path)
+        if real not in seen:
+            seen.add(real)
+            yield _Meant(printable(path), is_named, partial(_looked_into, path, root, options, is_named=is_named))
+
+
+def _stored(argument: str, options: ReadOptions, left_out: LeftOut, seen: set[str]) -> Iterator[_Meant]:
+    """Objects of a store that are not in `seen`, and then are; as each look is a request, several are made at once."""
+    with ThreadPoolExecutor(LOOKS_AT_ONCE, thread_name_prefix="embedctl-look") as looking:
+        try:
+            waiting: list[_Meant] = []
+            for one, label, is_named in stored.listed(argument, options, left_out):
+                if one.url in seen:
+                    continue
+                seen.add(one.url)
+                look = looking.submit(_looked_into_stored, one, label, options, is_named=is_named)
+                waiting.append(_Meant(one.url, is_named, look.result))
+            yield from waiting
+        finally:
+            looking.shutdown(cancel_futures=True)
+
+
+def _looked_into_stored(one: StoredInput, label: str, options: ReadOptions, *, is_named: bool) -> InputFile:
+    file = InputFile(
+        path=Path(one.name), label=label, kind="", compression=None, size_bytes=one.size, mtime_ns=0, is_named=is_named,
+        partitions=_partitions(Path(one.name)), stored=one,
+    )  # fmt: skip
+    kind, compression = kinds.by_name(label, options)
+    if kind is None or FORMATS[kind].IS_TEXT:
+        with raw.opened(file, ahead=kinds.SNIFF_BYTES) as content:
+            kind, compression = kinds.looked_at(content, label, options)
+    return replace(file, kind=kind, compression=compression)
 
 
 def _paths(argument: str, options: ReadOptions, left_out: LeftOut) -> Iterator[tuple[Path, Path, bool]]:
@@ -230,7 +287,8 @@ def _missing(argument: str, cause: Exception) -> InputMissing:
     if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, FileNotFoundError):
         return InputMissing(f"cannot read {name}: {cause.strerror}")
     if "://" in name:
-        return InputMissing(f"no such file: {name}", hint="copy it to this machine first: addresses are not read")
+        hint = f"copy it to this machine first: what is read is a path, or {WRITABLE}, or hf://datasets/…"
+        return InputMissing(f"no such file: {name}", hint=hint)
     return InputMissing(f"no such file: {name}", hint="paths are relative to the current folder")
 
 
@@ -354,9 +412,10 @@ class _Spooled:
 
 
 def _told_apart(files: list[InputFile]) -> list[InputFile]:
-    """Files of one name in several roots get the path they were named by."""
+    """Files of one name in several roots get the path, or the address, they were named by."""
     names = Counter(file.label for file in files)
-    return [
-        file if names[file.label] == 1 or file.digest else replace(file, label=printable(os.path.normpath(file.path)))
-        for file in files
-    ]
+    return [file if names[file.label] == 1 or file.digest else replace(file, label=_whole_name(file)) for file in files]
+
+
+def _whole_name(file: InputFile) -> str:
+    return printable(os.path.normpath(file.path)) if file.stored is None else file.stored.url

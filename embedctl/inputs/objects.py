@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from embedctl.errors import InputInvalid
-from embedctl.inputs import decoding, json_numbers, text
+from embedctl.inputs import decoding, json_numbers, raw, text
 from embedctl.inputs.block import ROWS_PER_BLOCK, InputFile, ReadOptions, Reason
 
 ARRAY_BYTES = 256 << 20  # an array is parsed whole
@@ -82,9 +82,9 @@ def last_objects(file: InputFile, options: ReadOptions, size_bytes: int) -> Obje
     """The objects at a large file's end, one a line; None where that cannot be reached without reading all of it."""
     if file.compression is not None or decoding.codec(options.encoding).name != "utf-8":
         return None
-    with file.path.open("rb") as raw:
-        raw.seek(max(0, file.size_bytes - size_bytes))
-        lines: list[bytes | None] = list(raw.read(size_bytes).split(b"\n")[1:])
+    with raw.opened(file, ahead=0) as content:
+        content.seek(max(0, file.size_bytes - size_bytes))
+        lines: list[bytes | None] = list(content.read(size_bytes).split(b"\n")[1:])
     return _parsed(options, 1, lines)
 
 

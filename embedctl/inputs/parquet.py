@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -12,13 +11,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedctl.errors import InputInvalid
-from embedctl.inputs import arrow_rows, row_bytes
+from embedctl.inputs import arrow_rows, raw, row_bytes
 from embedctl.inputs.arrow_rows import checked
 from embedctl.inputs.block import ROWS_PER_BLOCK, Block, InputFile, ReadOptions
 from embedctl.inputs.columns import Columns
 from embedctl.inputs.table import UNREADABLE, Bad, InputTable
+from embedctl.storage.store_file import READ_AHEAD
 
 BUFFER_BYTES = 1 << 20  # read a column chunk piece by piece, however large the row group
+WHOLE_GROUP_BYTES = 64 << 20  # a row group in a store that is not larger is read at once, others piece by piece
 BATCH_BYTES = 32 << 20
 MOST_BATCH_BYTES = 128 << 20  # above, the columns' longest values together count: a resume counts by older blocks
 BATCH_ROWS_DICTIONARY = 65_536  # each batch costs a look at its whole dictionary
@@ -61,6 +62,16 @@ def schema(file: InputFile) -> tuple[pa.Schema, int]:
         return table.schema_arrow, table.metadata.num_rows
 
 
+def group_rows(file: InputFile) -> list[int]:
+    """Rows of each row group, by its footer.
+
+    Raises:
+        InputInvalid: It is no Parquet file, or a damaged one.
+    """
+    with checked(file.label, NOT_PARQUET), _opened(file, []) as table:
+        return [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+
+
 def blocks(file: InputFile, columns: Columns, options: ReadOptions, first_row: int) -> Iterator[Block]:
     """Rows of one file, in order.
 
@@ -68,9 +79,9 @@ def blocks(file: InputFile, columns: Columns, options: ReadOptions, first_row: i
         InputInvalid: A row group is damaged (it is named).
     """
     with checked(file.label, NOT_PARQUET):
-        table = _opened(file, [])
+        table = _opened(file, [], columns=columns)
     with table:
-        for group in range(table.num_row_groups):
+        for group in range(*(file.groups or (0, table.num_row_groups))):
             seen = 0
             for batch in _batches(file, table, group, columns):
                 for block in arrow_rows.blocks(batch, first_row, columns, options, file.label):
@@ -82,35 +93,70 @@ def blocks(file: InputFile, columns: Columns, options: ReadOptions, first_row: i
                 raise InputInvalid(f"{file.label}: row group {group} holds {seen} rows, its footer says {promised}")
 
 
-def _opened(file: InputFile, as_dictionary: Sequence[str], int96: str | None = None) -> pq.ParquetFile:
+def _opened(
+    file: InputFile,
+    as_dictionary: Sequence[str],
+    int96: str | None = None,
+    *,
+    metadata: pq.FileMetaData | None = None,
+    columns: Columns | None = None,
+) -> pq.ParquetFile:
+    """A reader.
+
+    Args:
+        metadata: The footer, where it was read before.
+        columns: What will be read to the end.
+    """
+    if int96 is None:
+        with _opened(file, [], "ns") as fine:
+            metadata, int96 = fine.metadata, _int96_unit(file, fine)
+    buffer_bytes, is_whole = BUFFER_BYTES, False
+    if file.stored is not None and columns is not None and metadata is not None:
+        is_whole = _most_bytes(metadata, columns) <= WHOLE_GROUP_BYTES
+        buffer_bytes = max(BUFFER_BYTES, min(READ_AHEAD, WHOLE_GROUP_BYTES // max(1, len(columns.names))))
     return pq.ParquetFile(
-        pa.OSFile(os.fsencode(file.path)),  # text might be taken for a URI, and must be UTF-8
+        raw.arrow_file(file, ahead=0),
+        metadata=metadata,
         read_dictionary=list(as_dictionary),
-        buffer_size=BUFFER_BYTES,
-        pre_buffer=False,
+        buffer_size=buffer_bytes,
+        pre_buffer=is_whole,
         page_checksum_verification=True,
-        coerce_int96_timestamp_unit=int96 or _int96_unit(file),
+        coerce_int96_timestamp_unit=int96,
     )
 
 
-def _int96_unit(file: InputFile) -> str:
+def _root(chunk: Any) -> str:
+    return str(chunk.path_in_schema).split(".", 1)[0]
+
+
+def _most_bytes(metadata: pq.FileMetaData, columns: Columns) -> int:
+    """What is read of the largest row group."""
+    names = set(columns.names)
+    groups = (metadata.row_group(at) for at in range(metadata.num_row_groups))
+    chunks = ((group.column(at) for at in range(group.num_columns)) for group in groups)
+    return max((sum(one.total_compressed_size for one in each if _root(one) in names) for each in chunks), default=0)
+
+
+def _int96_unit(file: InputFile, fine: pq.ParquetFile) -> str:
     """The unit in which a file's old timestamps (INT96, of Impala, Hive and old Spark) are what was written.
 
     Arrow reads them as nanoseconds of 64 bits, in which 9999-12-31 silently becomes a day of the 1800s; in microseconds
     they would lose three digits as silently. So all of them are read once, both ways.
+
+    Args:
+        fine: The file, opened in nanoseconds.
     """
-    with _opened(file, [], "ns") as fine:
-        described = fine.schema
-        names = [described.column(at).path for at in range(len(described)) if _is_int96(described.column(at))]
-        if not names:
-            return "ns"
-        with _opened(file, [], "us") as coarse:
-            pairs = zip(*(each.iter_batches(columns=names, use_threads=False) for each in (fine, coarse)), strict=True)
-            flat = ((_numbers(one), _numbers(other)) for one, other in pairs)
-            is_far = has_digits = False
-            for numbers, microseconds in flat:
-                is_far = is_far or bool((numbers // 1000 != microseconds).any())
-                has_digits = has_digits or bool((numbers % 1000)[numbers // 1000 == microseconds].any())
+    described = fine.schema
+    names = [described.column(at).path for at in range(len(described)) if _is_int96(described.column(at))]
+    if not names:
+        return "ns"
+    with _opened(file, [], "us", metadata=fine.metadata) as coarse:
+        pairs = zip(*(each.iter_batches(columns=names, use_threads=False) for each in (fine, coarse)), strict=True)
+        flat = ((_numbers(one), _numbers(other)) for one, other in pairs)
+        is_far = has_digits = False
+        for numbers, microseconds in flat:
+            is_far = is_far or bool((numbers // 1000 != microseconds).any())
+            has_digits = has_digits or bool((numbers % 1000)[numbers // 1000 == microseconds].any())
     if is_far and has_digits:
         raise InputInvalid(
             f"{file.label}: times in {', '.join(names)} reach beyond the year 2262 and have nanoseconds, "
@@ -182,7 +228,7 @@ def _batch_rows(file: InputFile, table: pq.ParquetFile, group: int, columns: Col
                 repeating[path] = 1 if path in wanted else column.num_values / row_count
             if "DELTA_BYTE_ARRAY" in column.encodings:
                 rows = min(rows, BATCH_ROWS_DELTA)
-    longest = _longest(file, group, repeating)
+    longest = _longest(file, table, group, repeating)
     flat_bytes = max((size for path, size in longest.items() if path in wanted), default=0)
     rows = min(rows, max(BATCH_BYTES // max(size_bytes // row_count, flat_bytes, 1), 1))
     row_bytes_most = sum(size * repeating[path] for path, size in longest.items())
@@ -191,12 +237,12 @@ def _batch_rows(file: InputFile, table: pq.ParquetFile, group: int, columns: Col
     return int(rows)
 
 
-def _longest(file: InputFile, group: int, repeating: Collection[str]) -> dict[str, int]:
+def _longest(file: InputFile, whole: pq.ParquetFile, group: int, repeating: Collection[str]) -> dict[str, int]:
     """Bytes of the longest value in each column's dictionary page; reads that page and the first of data."""
     if not repeating:
         return {}
     longest: dict[str, int] = {}
-    with _opened(file, list(repeating)) as table:
+    with _opened(file, list(repeating), "ns", metadata=whole.metadata) as table:
         flat = {name for name in table.schema_arrow.names if name in repeating}
         for paths in (sorted(flat), *([path] for path in repeating if path not in flat)):
             batches = table.iter_batches(batch_size=1, row_groups=[group], columns=paths, use_threads=False)

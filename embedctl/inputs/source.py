@@ -10,12 +10,13 @@ import pyarrow as pa
 
 from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, WrongUsage
 from embedctl.inputs import columns as read_columns
-from embedctl.inputs import csv_dialect, formats, row_bytes, text, widening
+from embedctl.inputs import csv_dialect, formats, parquet, row_bytes, text, widening
 from embedctl.inputs import files as read_files
 from embedctl.inputs import query as read_query
 from embedctl.inputs.block import REASONS as REASONS
 from embedctl.inputs.block import Block as Block
 from embedctl.inputs.block import InputFile as InputFile
+from embedctl.inputs.block import Position
 from embedctl.inputs.block import ReadOptions as ReadOptions
 from embedctl.inputs.block import Reason as Reason
 from embedctl.inputs.columns import Columns
@@ -40,6 +41,20 @@ class TablePart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileSize:
+    """How large a file is.
+
+    Attributes:
+        rows: None where nobody knows before it is read.
+        group_rows: Of each row group; None: it has none.
+    """
+
+    size_bytes: int
+    rows: int | None = None
+    group_rows: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Inputs that were looked into and can be read; `blocks()` may be called again and starts anew.
 
@@ -53,6 +68,7 @@ class Source:
         left_out: Files that are not read.
         warnings: What a person should know of what is not read, a sentence each.
         query: What is asked instead of files.
+        first_row: Ordinal of its first row in the input that it is a part of.
     """
 
     kind: Literal["text", "table"]
@@ -64,6 +80,7 @@ class Source:
     left_out: LeftOut = field(default_factory=LeftOut)
     warnings: tuple[str, ...] = ()
     query: Query | None = None
+    first_row: int = 0
 
     @property
     def label(self) -> str:
@@ -126,13 +143,40 @@ class Source:
         return next((name for name, one in columns if not one.null_count and len(one.unique()) == len(one)), None)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the files look like at this moment: `{"files": [{name, size, mtime_ns | blake2b}]}`; a query's words.
+        """What files look like at this moment: `{"files": [{name, size, mtime_ns | blake2b | etag}]}`; a query's words.
 
-        Of what came through a pipe, the content's hash; size -1 where a file is gone.
+        Of what came through a pipe, the content's hash; size -1 where a file is gone. Of an object, what it was when it
+        was listed: nothing else is read.
         """
         if self.query is not None:
             return {"files": [], "query": self.query.fingerprint()}
         return {"files": [_seen_now(file) for file in self.files]}
+
+    def sizes(self) -> list[FileSize]:
+        """How large each file is, in rows where its footer says."""
+        return [
+            FileSize(
+                size_bytes=file.size_bytes,
+                group_rows=tuple(parquet.group_rows(file)) if file.kind == parquet.NAME else None,
+                rows=1 if self.is_document else None,
+            )
+            for file in self.files
+        ]
+
+    @property
+    def numbers_rows(self) -> bool:
+        """Whether a row's id is its place in the whole input."""
+        return self.kind == "table" and (self.columns is None or self.columns.id is None)
+
+    def part(self, pieces: Sequence[tuple[int, tuple[int, int] | None]], first_row: int) -> Source:
+        """Some of its files, or of their row groups.
+
+        Args:
+            pieces: Number of a file, and which of its row groups (None: all).
+            first_row: Of the part, in the whole.
+        """
+        files = tuple(replace(self.files[number], groups=groups, position=Position()) for number, groups in pieces)
+        return replace(self, files=files, first_row=first_row, rows_hint=None)
 
     def blocks(self) -> Iterator[Block]:
         """All rows, in order; files that turn out to be unreadable are left out, or end it, as `on_bad_file` says.
@@ -152,7 +196,7 @@ class Source:
             for block in read_query.blocks(self.query, self.columns.read, self.options):
                 yield self._whole(block)
             return
-        first_row = 0
+        first_row = self.first_row
         for file in self.files:
             rows_before = first_row
             try:
@@ -180,7 +224,7 @@ class Source:
         if self.options.on_bad_file == "fail" or isinstance(error, InputChanged):
             raise error
         stands = f"; its first {rows_read:,} rows stand" if rows_read else ""
-        name = file.label if file.digest else read_files.printable(file.path)
+        name = file.label if file.digest else read_files.place(file)
         self.left_out.add(name, "unreadable", error.message + stands)
 
     def _table(self, file: InputFile, columns: Columns, first_row: int) -> Iterator[Block]:
@@ -362,6 +406,8 @@ def _differ(how: str) -> InputInvalid:
 def _seen_now(file: InputFile) -> dict[str, Any]:
     if file.digest is not None:
         return {"name": file.label, "size": file.size_bytes, "blake2b": file.digest}
+    if file.stored is not None:  # every read of it says what it must be
+        return {"name": file.stored.url, "size": file.size_bytes, "etag": file.stored.etag}
     try:
         status = file.path.stat()
     except OSError:

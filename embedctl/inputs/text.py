@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from embedctl.inputs import raw
 from embedctl.inputs.block import BYTES_PER_BLOCK, ROWS_PER_BLOCK, Block, InputFile, ReadOptions, Reason, pieces
 from embedctl.inputs.decoding import Utf8Stream, line_runs
 from embedctl.inputs.table import UNREADABLE, Bad
@@ -24,7 +25,7 @@ def looks_like(head: bytes) -> bool:
 def opened(file: InputFile, options: ReadOptions, *, by_row: bool = False) -> Utf8Stream:
     """The file's text as UTF-8, checked unless the rows are checked one `by_row`."""
     return Utf8Stream(
-        file.path,
+        lambda: raw.opened(file),
         file.label,
         file.size_bytes,
         compression=file.compression,

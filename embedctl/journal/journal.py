@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
 
 from embedctl.errors import InvariantBroken
 from embedctl.journal import frames
@@ -32,13 +33,29 @@ _FRAME_BYTES = 4096
 """Room kept for what an answer's frame holds beside vectors and hashes."""
 
 
+class Turnstile(Protocol):
+    """Between an intent that lasts and its request: while many intents are on their way, few requests are."""
+
+    async def enter(self) -> None:
+        """Returns when the request may be sent.
+
+        Raises:
+            EmbedctlError: It may not be.
+        """
+
+    def leave(self, ref: VectorRef | None = None) -> None:
+        """A request is over; where its answer is, if it brought one."""
+
+
 class Journal:
     """One run's record in one folder, under the lock of the run's output. For one event loop."""
 
-    def __init__(self, writer: Writer, views: Views, dimensions: int) -> None:
+    def __init__(self, writer: Writer, views: Views, dimensions: int, turnstile: Turnstile | None = None) -> None:
         self._writer = writer
         self._views = views
         self._dimensions = dimensions
+        self._turnstile = turnstile
+        self._entered: set[UUID] = set()
         self._closing: asyncio.Future[VectorRef | None] | None = None
 
     @classmethod
@@ -57,6 +74,7 @@ class Journal:
         clock: Callable[[], float] = time.monotonic,
         copies: Path | None = None,
         at_once_bytes: int = 0,
+        turnstile: Turnstile | None = None,
     ) -> Journal:
         """Begin a new record, and take over what `recover` found in the folder.
 
@@ -72,6 +90,8 @@ class Journal:
                 None where the journal is in the home itself.
             at_once_bytes: Groups of frames up to this size are written in the loop's own thread while the disk is
                 quick and nothing is to be synced; 0: all are written in a thread of the journal.
+            turnstile: Of a `disk` that is far away, where to sync takes long: intents are synced side by side with what
+                is written, and their requests enter one by one.
 
         Raises:
             OutputRefused: A folder cannot be made.
@@ -103,8 +123,9 @@ class Journal:
             segments=[_taken_over(folder, segment) for segment in taken],
             copies=copies,
             at_once_bytes=at_once_bytes,
+            far=turnstile is not None,
         )
-        return cls(writer, views, dimensions)
+        return cls(writer, views, dimensions, turnstile)
 
     @property
     def failed(self) -> bool:
@@ -125,9 +146,24 @@ class Journal:
         try:
             await self._written(entry)
         except asyncio.CancelledError:
-            never = replace(event, status="cancelled", billable="no", error_class="not_sent", tokens_total=0)
-            self._put(Append(frames.draft("outcome", never), _waiter()))
+            self._never_sent(event)
             raise
+        if self._turnstile is not None:
+            try:
+                await self._turnstile.enter()
+            except BaseException:
+                self._never_sent(event)
+                raise
+            self._entered.add(event.event_id)
+
+    def _never_sent(self, event: UsageEvent) -> None:
+        never = replace(event, status="cancelled", billable="no", error_class="not_sent", tokens_total=0)
+        self._put(Append(frames.draft("outcome", never), _waiter()))
+
+    def _leave(self, event: UsageEvent, ref: VectorRef | None = None) -> None:
+        if self._turnstile is not None and event.event_id in self._entered:
+            self._entered.discard(event.event_id)
+            self._turnstile.leave(ref)
 
     async def note(self, event: UsageEvent) -> None:
         """Something that is over already and was never sent: begun and ended in one write.
@@ -152,7 +188,10 @@ class Journal:
             StorageFailed: It could not be written; after recovery the attempt counts as interrupted.
             InvariantBroken: There is no such intent, or it has ended already.
         """
-        await self._written(Append(frames.draft("outcome", event), _waiter()))
+        try:
+            await self._written(Append(frames.draft("outcome", event), _waiter()))
+        finally:
+            self._leave(event)
 
     async def answer(
         self,
@@ -176,7 +215,11 @@ class Journal:
         """
         draft = frames.draft_answer(event, hashes, vectors, tokens_each, extra)
         self._dimensions = max(self._dimensions, vectors.shape[1])
-        place = await self._written(Append(draft, _waiter()))
+        place = None
+        try:
+            place = await self._written(Append(draft, _waiter()))
+        finally:
+            self._leave(event, place)
         if place is None:
             raise InvariantBroken("an answer was written nowhere")
         return place

@@ -148,10 +148,13 @@ class _File:
     newer: bool = False
 
 
-def recover(folder: Path, trust: Trust) -> Recovered:
+def recover(folder: Path, trust: Trust, *, fenced: bool = False) -> Recovered:
     """Read the journal in `folder`, changing nothing; an empty one where there is none.
 
     Every frame is verified here, once. Only under the lock of the output it belongs to.
+
+    Args:
+        fenced: Whoever wrote it can add nothing any more, on whatever machine: it is a copy.
 
     Raises:
         StorageFailed: A file may not be opened. What the files hold never raises.
@@ -172,7 +175,11 @@ def recover(folder: Path, trust: Trust) -> Recovered:
             if not believed:
                 foreign += there
                 continue
-            files = [_read(path, segment_id, kind, trust) for path, kind in zip(paths, _KINDS, strict=True)]
+            files = [
+                _read(path, segment_id, kind, trust, fenced=fenced) for path, kind in zip(paths, _KINDS, strict=True)
+            ]
+            if fenced:  # what an answer counts and the intents do not hold was not on its way yet: nothing was sent
+                files[1].intents = files[1].tokens = 0
             if any(one.living for one in files):
                 living.append(segment_id)
             elif any(one.newer for one in files):
@@ -310,7 +317,7 @@ def _is_hex(segment_id: str) -> bool:
     return len(segment_id) == 32 and not segment_id.strip("0123456789abcdef")
 
 
-def _read(path: Path, segment_id: str, kind: FileKind, trust: Trust) -> _File:
+def _read(path: Path, segment_id: str, kind: FileKind, trust: Trust, *, fenced: bool = False) -> _File:
     found = _File(path)
     with _opened(path) as fd:
         if fd is None:
@@ -319,7 +326,7 @@ def _read(path: Path, segment_id: str, kind: FileKind, trust: Trust) -> _File:
             found.content = 1
             return found
         found.content = frames.bytes_until_zeros(fd, 0)
-        if locks.is_marked_living(fd) or _is_written_elsewhere(fd):
+        if not fenced and (locks.is_marked_living(fd) or _is_written_elsewhere(fd)):
             found.living = True
             return found
         is_old = path.name.endswith((OLD_INTENTS, OLD_ANSWERS))

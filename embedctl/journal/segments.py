@@ -136,6 +136,7 @@ class Segment:
     """A segment of this process, or one taken over from a dead one (without logs: nothing is ever added to it).
 
     Attributes:
+        syncing: Groups of intents that are on their way to the disk, in another thread.
         in_flight: Intents without outcome or answer, and the bytes each may still bring.
         events: What the spool will get, one per attempt.
         vectors: Vectors answered here, of which `released` are no longer needed.
@@ -154,6 +155,7 @@ class Segment:
     spooling: bool = False
     spooled: bool = False
     removing: bool = False
+    syncing: int = 0
     in_flight: dict[UUID, tuple[UsageEvent, int]] = field(default_factory=dict)
     events: list[UsageEvent] = field(default_factory=list)
     vectors: int = 0
@@ -196,7 +198,7 @@ class Segment:
     @property
     def idle(self) -> bool:
         """Whether nothing can be added any more."""
-        return self.sealed and not self.in_flight
+        return self.sealed and not self.in_flight and not self.syncing
 
     @property
     def logs(self) -> tuple[Log, ...]:

@@ -65,6 +65,7 @@ class Writer:
         segments: Iterable[Segment] = (),
         copies: Path | None = None,
         at_once_bytes: int = 0,
+        far: bool = False,
     ) -> None:
         self._folder = folder
         self._disk = disk
@@ -91,6 +92,8 @@ class Writer:
         self.failure: BaseException | None = None
         self.ended = False
         self._keeper = ThreadPoolExecutor(1, "journal-keeper")
+        self._lane = ThreadPoolExecutor(1, "journal-lane") if far else None
+        self._unsynced: list[_Begun] = []
         threading.Thread(target=self._run, name="journal-writer", daemon=True).start()
 
     def put(self, *commands: Command) -> None:
@@ -146,7 +149,10 @@ class Writer:
                 with self._house:
                     results, begun = self._commit([command for command in self._group if isinstance(command, Append)])
                 answer(results)
-                self._sync_begun(begun)
+                if self._lane is None:
+                    self._sync_begun(begun)
+                elif begun:
+                    self._sync_in_lane(self._lane, begun)
                 with self._house:
                     for command in self._group:
                         self._obey(command)
@@ -171,6 +177,8 @@ class Writer:
             for segment in list(self._segments.values()):
                 self._keeper.submit(segment.close)  # not here: it may be syncing one of them
         self._keeper.shutdown(wait=False)
+        if self._lane is not None:
+            self._lane.shutdown(wait=False)
 
     def _refuse_rest(self) -> None:
         error = self.failure or InvariantBroken("the journal is closed")
@@ -353,6 +361,28 @@ class Writer:
                 answer([(entry.waiter, None, error) for entry in begun])
             else:
                 answer([(entry.waiter, None, None) for entry in begun])
+
+    def _sync_in_lane(self, lane: ThreadPoolExecutor, begun: list[_Begun]) -> None:
+        """The same where it takes long: answers are written meanwhile, and intents that come go with the next sync."""
+        self._jobs += 1
+        for segment, _ in begun:
+            segment.syncing += 1
+        self._unsynced += begun
+        lane.submit(self._kept, self._sync_unsynced, partial(self._synced, [segment for segment, _ in begun]))
+
+    def _sync_unsynced(self) -> None:
+        begun: list[_Begun] = []
+        while self._unsynced:  # only ever appended to by the writer
+            begun.append(self._unsynced.pop(0))
+        try:
+            self._sync_begun(begun)
+        except BaseException as error:  # they are in no group of the writer any more
+            answer([(entry.waiter, None, error) for _, entries in begun for entry in entries])
+            raise
+
+    def _synced(self, segments: Sequence[Segment]) -> None:
+        for segment in segments:
+            segment.syncing -= 1
 
     def _append_intents(self, segment: Segment, entries: list[Append]) -> None:
         if segment.intents is None or any(entry.event_id in self._where for entry in entries):

@@ -37,6 +37,11 @@ class LedgerPaths:
         return self.database.with_name(self.database.name + ".budgets")
 
     @property
+    def identity(self) -> Path:
+        """Its id (identity.py)."""
+        return self.database.with_name(self.database.name + ".id")
+
+    @property
     def limits(self) -> Path:
         """A copy of the budgets that the ledger holds (limits.py)."""
         return self.database.with_name(self.database.name + ".limits")

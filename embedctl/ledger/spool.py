@@ -8,12 +8,14 @@ import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
 import orjson
 
 from embedctl import storage
@@ -85,7 +87,40 @@ def publish(folder: Path, spool_id: str, events: Iterable[UsageEvent], *, disk: 
     if any((folder / there / name).exists() for there in ("done", "aside")):
         return False
     storage.check_own_folder(folder)
-    return LocalStore(folder, disk).put_if_absent(name, b"".join(map(line, events)))
+    return LocalStore(folder, disk).put_if_absent(name, content(events))
+
+
+def content(events: Iterable[UsageEvent]) -> bytes:
+    """A spool file's."""
+    return b"".join(map(line, events))
+
+
+def copy(folder: Path, spool_id: str, content: bytes, *, disk: storage.Disk = storage.DISK) -> bool:
+    """Put a spool file that another machine has made into the spool; its lines are checked when they are taken in.
+
+    Returns, Raises: As `publish`.
+    """
+    if not _NAME.fullmatch(spool_id):
+        raise InvariantBroken(f"not a spool id: {spool_id!r}")
+    if is_known(folder, spool_id):
+        return False
+    storage.check_own_folder(folder)
+    disk.make_folder(folder)
+    return LocalStore(folder, disk).put_if_absent(spool_id + SUFFIX, content)
+
+
+def events(content: bytes) -> Iterator[UsageEvent]:
+    """The events of a spool file's content whose checksum is right, in order."""
+    for text in content.splitlines():
+        body = _good(text)
+        if body is not None:
+            with suppress(msgspec.MsgspecError):
+                yield msgspec.json.decode(body, type=UsageEvent)
+
+
+def is_id(text: str) -> bool:
+    """Whether a spool file may be called so."""
+    return _NAME.fullmatch(text) is not None
 
 
 def is_known(folder: Path, spool_id: str) -> bool:

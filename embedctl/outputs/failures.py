@@ -28,6 +28,11 @@ def of(paths: Sequence[Path]) -> dict[bytes, Refusal]:
     return found
 
 
+def of_lines(lines: Iterable[bytes]) -> dict[bytes, Refusal]:
+    """Texts of the lines of a failures file that a provider refused."""
+    return dict(_refusals(lines))
+
+
 PASSING = b'"reason":"budget"'
 """A reason that another day, or a raised budget, takes away: such rows are tried again by each run."""
 

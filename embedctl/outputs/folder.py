@@ -156,7 +156,7 @@ class FolderOutput:
         if self.replacing and finished.same_as is not None and self.disk.hard_link(finished.same_as.path, path):
             self.disk.sync_folder(self.into)
             return path
-        content = _parquet(finished.tables, finished.layout, finished.facts)
+        content = parquet_content(finished.tables, finished.layout, finished.facts)
         if not LocalStore(self.into, self.disk, OUTPUT_MODE).put_if_absent(path.name, content):
             raise OutputRefused(f"another process created {path} during this run", hint="run the same command again")
         return path
@@ -292,9 +292,14 @@ class FolderOutput:
         )
         continued = same and record.get("state") == "running" and _is_whole(self, replacing=bool(record["replacing"]))
         there.recovered = journal_of(self.state, self.trust, there.notes, self.disk)
-        metadata = [parquet.read_metadata(path) for path in parts]
-        there.damaged = [path for path, found in zip(parts, metadata, strict=True) if found is None]
-        found = next(filter(None, metadata), None)
+        found, vectors = None, 0
+        for path in parts:  # one at a time: a part of an older version names every file of the input
+            part = parquet.read_metadata(path)
+            if part is None:
+                there.damaged.append(path)
+                continue
+            found = found or part
+            vectors += part["rows"] if isinstance(part.get("rows"), int) else 0
         if parts and not request.overwrite and (found is not None or "space_id" not in record):
             check_space(found, request.space, self.folder)
         if found is not None and not (request.overwrite and request.space != Space(**found["space"])):
@@ -302,7 +307,6 @@ class FolderOutput:
         if not request.retry_failed:
             there.failed = failures.of([self.failures_path, *sorted(self.failed.glob("*.jsonl"))])
         complete = same and record.get("state") == "complete" and len(parts) == record.get("parts")
-        vectors = sum(one["rows"] for one in metadata if one is not None and isinstance(one.get("rows"), int))
         if complete and not there.damaged and (not request.overwrite or has_begun(there.recovered)):
             counts = row_counts(record.get("counts"))
             if counts is not None and counts.vectors == vectors:
@@ -337,7 +341,9 @@ def _joined(paths: Sequence[Path]) -> Callable[[BinaryIO], None]:
     return content
 
 
-def _parquet(tables: Iterator[Any], layout: Layout, facts: Facts) -> Callable[[BinaryIO], None]:
+def parquet_content(tables: Iterator[Any], layout: Layout, facts: Facts) -> Callable[[BinaryIO], None]:
+    """Writes a part."""
+
     def content(file: BinaryIO) -> None:
         rows = 0
         part = parquet.writer(file, layout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -229,6 +229,25 @@ def metadata(
     )
 
 
+def listing(columns: Mapping[str, Sequence[Any]]) -> bytes:
+    """A small table as a Parquet file, the same bytes for the same values."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_listing(content: bytes) -> dict[str, list[Any]]:
+    """The columns of a small table.
+
+    Raises:
+        OutputRefused: It is none.
+    """
+    try:
+        return dict(pq.read_table(io.BytesIO(content)).to_pydict())
+    except (pa.ArrowException, OSError) as damage:
+        raise OutputRefused(f"a list of inputs cannot be read: {str(damage).splitlines()[0]}") from damage
+
+
 def writer(sink: BinaryIO | str | Path, layout: Layout) -> pq.ParquetWriter:
     """A Parquet writer for `layout`: vectors plain and uncompressed (int8: dictionary, zstd), page checksums on."""
     vectors = "embedding.list.element"
@@ -306,15 +325,23 @@ _SAMPLED_FROM = 256
 class Part:
     """A file of ours, opened only while something is read from it: its hashes, and its vectors by row."""
 
-    def __init__(self, path: Path, dimensions: int) -> None:
+    def __init__(self, path: Path, dimensions: int, opener: Callable[[], BinaryIO] | None = None) -> None:
+        """A part.
+
+        Args:
+            path: Where it is, or what messages call it.
+            opener: Opens it where it is no file of this machine.
+        """
         self.path = path
+        self._opener = opener
         self._dimensions = dimensions
         self._cached: tuple[int, pa.Table] | None = None
 
     @contextmanager
     def _file(self) -> Iterator[pq.ParquetFile]:
         try:
-            with _opened(self.path) as whole, pq.ParquetFile(whole, page_checksum_verification=True) as file:
+            opened = _opened(self.path) if self._opener is None else pa.PythonFile(self._opener(), mode="r")
+            with opened as whole, pq.ParquetFile(whole, page_checksum_verification=True) as file:
                 yield file
         except (pa.ArrowException, OSError) as damage:
             raise StorageFailed(

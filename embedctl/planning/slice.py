@@ -6,7 +6,7 @@ The unit that another machine can take later: it holds no global state.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from hashlib import blake2b
@@ -20,11 +20,18 @@ from embedctl.records import Failure, Outcome, Refusal, RowId
 SLICE_ROWS = 1 << 17
 """Rows, or failures, close it too, however narrow the vectors."""
 
+USUAL_DIMENSIONS = 1536
+"""Of vectors whose width nobody knows yet: slices are cut as if they were so wide."""
+
 SLICE_BYTES = 128 * 1024 * 1024
 """About so many bytes of vectors, or of text as it is sent, close a slice."""
 
 COLUMN_BYTES = SLICE_BYTES // 2
 """And so many of ids, texts and kept columns: they are in memory, a few times over while the part is written."""
+
+
+MOST_REFUSALS = 1 << 16
+"""Different refusals of texts that are told apart when a later row holds the same text."""
 
 
 class VectorSource(IntEnum):
@@ -163,15 +170,21 @@ class Slice:
         self.where[place] = VectorSource.FAILED
         self.refusals[place] = why
 
-    def full(self, dimensions: int | None) -> bool:
-        """Whether the slice holds enough to be a part of its own."""
-        vectors = self.targets * (dimensions or 1536) * 4
+    def full(self, dimensions: int | None, *, closes_on_failures: bool = True) -> bool:
+        """Whether the slice holds enough to be a part of its own.
+
+        Args:
+            dimensions: Planned before anything is asked; None: nobody knows, and USUAL_DIMENSIONS count. A border must
+                not depend on when the first answer comes.
+            closes_on_failures: Whether many failures close it, too: a folder's part needs a width, though it be empty.
+        """
+        vectors = self.targets * (dimensions or USUAL_DIMENSIONS) * 4
         if max(vectors, self.content_bytes) >= SLICE_BYTES or self.column_bytes >= COLUMN_BYTES:
             return True
         if len(self.rows) >= SLICE_ROWS:
             return True
         many_failed = len(self.failures) >= SLICE_ROWS or self.failed_bytes >= SLICE_BYTES
-        return dimensions is not None and many_failed  # without a width it could not be a part
+        return many_failed and closes_on_failures
 
 
 def _grown(entries: NDArray[Any], size: int) -> NDArray[Any]:
@@ -184,20 +197,20 @@ def _grown(entries: NDArray[Any], size: int) -> NDArray[Any]:
 class SliceIndex:
     """Where the vectors of slices that were handed on are: what a later row with the same text needs.
 
-    In a folder they are in the slice's part, as a rule in the order they were wanted in, which takes no memory; in a
-    single file they stay in the journal until the end.
+    In a folder they are in the slice's part, as a rule in the order they were wanted in; in a single file they stay in
+    the journal until the end. Kept are the stretches in which they stand one after the other, so that memory follows
+    the exceptions (refused texts, duplicates) and not the rows.
     """
 
     def __init__(self) -> None:
         self._firsts: list[int] = []
-        self._slices: list[_Kept | _InOrder] = []
+        self._slices: list[_Stretches] = []
+        self._refusals: dict[Refusal, int] = {}
+        self._reasons: list[Refusal] = []
 
     def add(self, slice_: Slice, part: int | None) -> None:
         """Remember a slice that was written as part number `part`, or (None) whose journal stays."""
         self._firsts.append(slice_.first_target)
-        if part is not None and not slice_.refusals and slice_.rows == list(range(slice_.targets)):
-            self._slices.append(_InOrder(part))
-            return
         count = slice_.targets
         where, file, offset = slice_.where[:count].copy(), slice_.file[:count].copy(), slice_.offset[:count].copy()
         if part is not None:
@@ -206,35 +219,69 @@ class SliceIndex:
             written = written[slice_.where[written] != VectorSource.FAILED]
             where[written], file[written] = VectorSource.PART, part
             offset[written] = _rows_written(slice_)
-        self._slices.append(_Kept(where, file, offset, slice_.refusals))
+        failed = where == VectorSource.FAILED
+        file[failed], offset[failed] = 0, 0
+        for place, refusal in slice_.refusals.items():
+            file[place] = self._number(refusal)
+        self._slices.append(_Stretches.of(where, file, offset))
 
     def place(self, ordinal: int) -> tuple[int, int, int, Refusal | None]:
         """(where, file, offset, refusal) of an earlier target."""
         number = bisect_right(self._firsts, ordinal) - 1
-        return self._slices[number].place(ordinal - self._firsts[number])
+        where, file, offset = self._slices[number].place(ordinal - self._firsts[number])
+        if where == VectorSource.FAILED:
+            return where, 0, 0, self._reasons[file]
+        return where, file, offset, None
+
+    def _number(self, refusal: Refusal) -> int:
+        """Refusals are few kinds of many: each is kept once; of too many different ones only what they are."""
+        if refusal not in self._refusals and len(self._reasons) >= MOST_REFUSALS:
+            refusal = Refusal(reason=refusal.reason, message="an equal text was refused", provider=refusal.provider)
+        if refusal not in self._refusals:
+            self._refusals[refusal] = len(self._reasons)
+            self._reasons.append(refusal)
+        return self._refusals[refusal]
 
 
 @dataclass(frozen=True, slots=True)
-class _InOrder:
-    """A slice whose targets are the rows of a part."""
+class _Stretches:
+    """Places of a slice's targets, as stretches of one file in equal steps.
 
-    part: int
+    Attributes:
+        starts: First target of each.
+    """
 
-    def place(self, local: int) -> tuple[int, int, int, Refusal | None]:
-        return int(VectorSource.PART), self.part, local, None
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """Any other slice; vectors that only went into a mean stay in the journal."""
-
+    starts: NDArray[np.uint32]
     where: NDArray[np.uint8]
     file: NDArray[np.uint32]
     offset: NDArray[np.uint64]
-    refusals: Mapping[int, Refusal]
+    step: int
 
-    def place(self, local: int) -> tuple[int, int, int, Refusal | None]:
-        return int(self.where[local]), int(self.file[local]), int(self.offset[local]), self.refusals.get(local)
+    @classmethod
+    def of(cls, where: NDArray[np.uint8], file: NDArray[np.uint32], offset: NDArray[np.uint64]) -> _Stretches:
+        """Of one entry per target; the commonest distance of neighbours in a journal is its step, in a part it is 1."""
+        steps = np.diff(offset.astype(np.int64))
+        in_journal = (where[1:] == VectorSource.JOURNAL) & (where[:-1] == VectorSource.JOURNAL) & (steps > 0)
+        distances, counts = np.unique(steps[in_journal], return_counts=True)
+        step = int(distances[counts.argmax()]) if len(distances) else 0
+        expected = _steps(where, step)[1:]
+        breaks = (np.diff(where) != 0) | (np.diff(file.astype(np.int64)) != 0) | (steps != expected)
+        starts = np.concatenate([np.zeros(min(len(where), 1), np.int64), np.flatnonzero(breaks) + 1])
+        return cls(starts.astype(np.uint32), where[starts], file[starts], offset[starts], step)
+
+    def place(self, local: int) -> tuple[int, int, int]:
+        """(where, file, offset) of a target."""
+        at = int(np.searchsorted(self.starts, local, side="right")) - 1
+        step = int(_steps(self.where[at : at + 1], self.step)[0])
+        return int(self.where[at]), int(self.file[at]), int(self.offset[at]) + (local - int(self.starts[at])) * step
+
+
+def _steps(where: NDArray[np.uint8], in_journal: int) -> NDArray[np.int64]:
+    """How far apart neighbours are expected to be."""
+    steps = np.zeros(len(where), np.int64)
+    steps[where == VectorSource.PART] = 1
+    steps[where == VectorSource.JOURNAL] = in_journal
+    return steps
 
 
 def _rows_written(slice_: Slice) -> NDArray[np.uint64]:

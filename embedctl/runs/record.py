@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 from uuid import UUID
@@ -33,6 +33,7 @@ class RunRecord:
     Attributes:
         space: Of its vectors; None while it is not known.
         rows: What became of rows so far.
+        binding: Of the input as it is and all that shapes the output; `terms` of the latter alone.
     """
 
     job: JobRequest
@@ -40,6 +41,7 @@ class RunRecord:
     space: Space | None = None
     rows: RowCounts = field(default_factory=RowCounts)
     binding: str = ""
+    terms: str = ""
     _seen_at_start: dict[str, Any] = field(default_factory=dict)
 
     def bind(self, source: inputs.Source, first: Endpoint, denied: Sequence[str]) -> OutputRequest:
@@ -54,6 +56,7 @@ class RunRecord:
             shaping["barred"] = sorted(denied)
         self._seen_at_start = source.fingerprint()
         self.binding = resume.binding(self._seen_at_start, shaping)
+        self.terms = resume.digest(shaping)
         return OutputRequest(
             space=space,
             binding=self.binding,
@@ -64,9 +67,16 @@ class RunRecord:
             rereads=not source.is_known_unread,
         )
 
-    def check_unchanged(self, source: inputs.Source) -> None:
-        """Raise InputChanged when a file is not what it was at the start."""
-        if source.fingerprint() != self._seen_at_start:
+    def check_unchanged(self, source: inputs.Source, numbers: Sequence[int] | None = None) -> None:
+        """Raise InputChanged when a file is not what it was at the start.
+
+        Args:
+            numbers: Of the files that `source` is of the whole input; None: it is all of it.
+        """
+        before = self._seen_at_start
+        if numbers is not None:
+            before = {**before, "files": [before["files"][number] for number in numbers]}
+        if source.fingerprint() != before:
             raise InputChanged("the input changed while it was read", hint="run the same command again")
 
     def facts(self, space: Space | None, written: int, counts: RowCounts, rows_hash: str | None) -> bytes:
@@ -82,7 +92,18 @@ class RunRecord:
         extra = {"binding": self.binding, "counts": asdict(counts), "options": self._shaping()}
         if rows_hash is not None:
             extra["rows_hash"] = rows_hash
-        return parquet.metadata(space, run_id=str(self.run_id), source=self._seen_at_start, rows=written, extra=extra)
+        return parquet.metadata(space, run_id=str(self.run_id), source=self.input, rows=written, extra=extra)
+
+    @property
+    def files(self) -> Sequence[Mapping[str, Any]]:
+        """The input's files as they were bound: name, size, and what changes with their content."""
+        found: Sequence[Mapping[str, Any]] = self._seen_at_start.get("files", [])
+        return found
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """What a part says of the input: a digest, however many files it has. Their names would stand in each part."""
+        return {"digest": resume.digest(self._seen_at_start), "count": len(self.files)}
 
     def as_dict(self, output: Output, state: str) -> dict[str, Any]:
         """The content of run.json."""
@@ -100,6 +121,11 @@ class RunRecord:
             "counts": asdict(self.rows),
             "at": utc_now(),
         }
+
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """Options that decide what stands in the output."""
+        return self._shaping()
 
     def _shaping(self) -> dict[str, Any]:
         """Options that decide what stands in the output; `vectors verify` and `vectors search` read them."""

@@ -47,12 +47,12 @@ class Registration:
             run_id=run_id,
             job_id=job.job or "",
             folder=output.state.absolute(),
-            output="-" if job.output is None else str(job.output.absolute()),
+            output=job.url or ("-" if job.output is None else str(job.output.absolute())),
             ledger=str(job.settings.paths.ledger.absolute()),
             workspace_id=job.settings.options.workspace,
             model=model,
             command=job.command,
-            keeps_vectors=job.kind != "stream",
+            keeps_vectors=job.kind != "stream" and job.store is None,
         )
 
     def begin(self) -> None:

@@ -20,8 +20,12 @@ from embedctl.storage.hash_index import LOCATION, HashIndex
 
 def binding(source: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     """What must be equal for a run to be the same run: the input as it lies there, and all that shapes the output."""
-    text = orjson.dumps({"input": source, "options": options}, option=orjson.OPT_SORT_KEYS, default=str)
-    return blake2b(text, digest_size=16).hexdigest()
+    return digest({"input": source, "options": options})
+
+
+def digest(of: Mapping[str, Any]) -> str:
+    """Equal for equal content, whatever order its keys are in."""
+    return blake2b(orjson.dumps(of, option=orjson.OPT_SORT_KEYS, default=str), digest_size=16).hexdigest()
 
 
 def space_of_journal(

@@ -41,7 +41,8 @@ class OpenSlices:
     """Reads and plans slice by slice, gives each outcome to its slice, and hands on slices that are complete, in order.
 
     Args:
-        width: Dimensions of the vectors; None while nobody knows.
+        planned_width: Dimensions of the vectors as they are known before anything is asked; None: nobody knows.
+        closes_on_failures: See `Slice.full`.
         published: Slice number → what an earlier, interrupted run published; it is passed over when it is read.
         see: Told every block of the input, in order, also those of slices that are published.
         rows: Counts what became of the rows of slices that were published before.
@@ -57,13 +58,15 @@ class OpenSlices:
     def __init__(
         self,
         planner: Planner,
-        width: Callable[[], int | None],
+        planned_width: int | None,
+        closes_on_failures: Callable[[], bool],
         published: Callable[[int], PublishedSlice | None],
         see: Callable[[Any], None],
         rows: RowCounts,
     ) -> None:
         self._planner = planner
-        self._width = width
+        self._planned_width = planned_width
+        self._closes_on_failures = closes_on_failures
         self._published = published
         self._see = see
         self._open: deque[Slice] = deque()
@@ -90,7 +93,7 @@ class OpenSlices:
                 requests, is_over = await asyncio.to_thread(_some, planned)
                 for request in self._asked_for(slice_, requests):
                     yield request
-            if slice_.full(self._width()):
+            if slice_.full(self._planned_width, closes_on_failures=self._closes_on_failures()):
                 for request in self._close(slice_):
                     yield request
                 slice_, number = None, number + 1

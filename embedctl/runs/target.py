@@ -14,6 +14,7 @@ from embedctl.journal import Trust
 from embedctl.journal.rescue import JOURNAL, LOCK
 from embedctl.outputs import STATE_FOLDER, FolderOutput, Output
 from embedctl.outputs.file import FileOutput
+from embedctl.outputs.shard import StoreOutput
 from embedctl.outputs.stream import StreamOutput
 from embedctl.records import Observer
 from embedctl.runs.job import JobRequest
@@ -39,6 +40,8 @@ def output(job: JobRequest, run_id: UUID, trust: Trust, disk: Disk, observer: Ob
         assert job.stream is not None  # noqa: S101 - the command gives it with this kind
         state = job.settings.paths.journal / str(run_id)
         return StreamOutput(state, job.stream, job.vectors, disk=disk, observer=observer)
+    if job.store is not None:
+        return StoreOutput(job.scratch / str(run_id))
     assert job.output is not None  # noqa: S101 - likewise
     check_local(job.output)
     try:

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from embedctl.journal import Journal, Recovered, Spool, Trust
 from embedctl.journal.batches import Batch, BatchLog
 from embedctl.journal.batches import Found as FoundBatches
 from embedctl.journal.rescue import JOURNAL
+from embedctl.journal.shipping import ShippingDisk, ShippingTurnstile
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import Existing, Output, parquet
 from embedctl.outputs.assemble import Purchases, SegmentNumbers
@@ -97,12 +98,13 @@ def source(job: JobRequest, output: Output, spool: Path | None) -> inputs.Source
     Raises:
         OutputRefused: The output would replace an input.
     """
-    reading = read_options(job.settings.options, spool, output.own_files())
+    reading = replace(read_options(job.settings.options, spool, output.own_files()), stores=job.settings.stores)
     if job.query is not None:
         return inputs.open_query(job.query, reading)
     opened = inputs.open_input(job.inputs, reading, stdin=job.stdin)
     for file in opened.files:
-        output.check_input(file.path, file.label)
+        if file.stored is None:
+            output.check_input(file.path, file.label)
     return opened
 
 
@@ -242,17 +244,20 @@ def router(
     *,
     connections: int,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ahead: int = 0,
 ) -> Router:
     """All endpoints of this process. To be closed.
 
     Args:
         connections: Most at once to one host.
+        ahead: Requests that are prepared beside those in flight.
         sleep: Waits, and raises when the run is told to stop.
     """
     max_wait_s = settings.options.max_wait
 
     def limiter(endpoint: Endpoint, waiting: Callable[[float], None]) -> Limiter:
-        return AdaptiveLimiter(endpoint.rate_limits, sleep=sleep, longest_gate_s=max_wait_s, waiting=waiting)
+        limits = replace(endpoint.rate_limits, concurrency=endpoint.rate_limits.concurrency + ahead)
+        return AdaptiveLimiter(limits, sleep=sleep, longest_gate_s=max_wait_s, waiting=waiting)
 
     return Router(
         hints_file=settings.paths.home / "hints.json",
@@ -294,10 +299,34 @@ def cache(job: JobRequest, price: object, observer: Observer) -> VectorCache | N
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shipping:
+    """A journal that is kept on a store.
+
+    Attributes:
+        disk: Of the journal alone.
+        secret: Makes its frames evidence to all workers of the job.
+        most_unshipped: Answers that may be on their way while requests are sent.
+        ahead: Requests whose intents are on their way while others are in flight.
+    """
+
+    disk: ShippingDisk
+    secret: bytes
+    most_unshipped: int
+    ahead: int
+
+
+def _turnstile(far: Shipping, most_sent: int, stop: StopSignal) -> ShippingTurnstile:
+    return ShippingTurnstile(far.disk, most_sent=most_sent, most_unshipped=far.most_unshipped, proceed=stop.proceed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
     """What a run does, before anything of it is open.
 
     Attributes:
+        shipping: The journal is on a store; None: it is in the output's folder.
+        held: State folder whose lock the run holds; None: the output's.
+        spent_before: By earlier runs of the same job, in USD, where that counts against --max-cost.
         existing: What was there when it began.
         denied: Workspaces of rows that may not use the model → why.
         segment_bytes: Of the journal.
@@ -325,6 +354,14 @@ class RunPlan:
     disk: Disk = storage.DISK
     segment_bytes: int = 64 << 20
     after_batches: bool = False
+    shipping: Shipping | None = None
+    held: Path | None = None
+    spent_before: Decimal = Decimal(0)
+
+    @property
+    def width(self) -> int | None:
+        """Dimensions that slices are cut by: known before anything is asked."""
+        return self.chain.first.dimensions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,8 +417,11 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             def limits(known: Limits) -> None:
                 packing.limits = foundations.packed_limits(known, first, options)
 
-            asked = router(job.settings, plan.observer, connections=first.rate_limits.concurrency, sleep=stop.sleep)
-            turns = Turns(first.rate_limits.concurrency)
+            far = plan.shipping
+            ahead = far.ahead if far else 0
+            connections = first.rate_limits.concurrency
+            asked = router(job.settings, plan.observer, connections=connections, sleep=stop.sleep, ahead=ahead)
+            turns = Turns(connections + ahead)
             embedder = Embedder(
                 asked,
                 sleep=turns.giving(stop.sleep),
@@ -410,8 +450,8 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     plan.observer,
                     plan.trust,
                     run_id=str(plan.run_id),
-                    state=state,
-                    spent=plan.spending.cost + plan.spending.cost_at_risk,
+                    state=plan.held or state,
+                    spent=plan.spending.cost + plan.spending.cost_at_risk + plan.spent_before,
                     key=job.key_budget,
                 )
             except BudgetReached as reached:
@@ -442,14 +482,15 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             ids = stack.enter_context(DuplicateIds(plan.source, state))
             journal = Journal.open(
                 state / JOURNAL,
-                secret=plan.trust.secret,
+                secret=far.secret if far else plan.trust.secret,
                 spool=spool_segment,
                 recovered=plan.existing.recovered,
-                disk=plan.disk,
+                disk=far.disk if far else plan.disk,
+                turnstile=_turnstile(far, first.rate_limits.concurrency, stop) if far else None,
                 sync_intents=any(one.price_as != "free" for one in plan.chain.endpoints),
                 segment_bytes=plan.segment_bytes,
                 dimensions=endpoint.dimensions or 0,
-                copies=None if state.is_relative_to(job.settings.paths.journal) else job.settings.paths.attempts,
+                copies=None if far or state.is_relative_to(job.settings.paths.journal) else job.settings.paths.attempts,
             )
             stack.push_async_callback(close_journal)
             caller = Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag)
@@ -480,11 +521,12 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                             why = block.messages.get(at) or REASON_WORDS[reason]
                             plan.observer.notify(Warned("bad_row", str(block.ids[at]), why))
 
-            answers = OnlineAnswers(cached, endpoint.rate_limits.concurrency, failed=stop.because, turns=turns)
+            answers = OnlineAnswers(cached, endpoint.rate_limits.concurrency + ahead, failed=stop.because, turns=turns)
             stack.push_async_callback(answers.aclose)
             open_slices = OpenSlices(
                 plans,
-                lambda: resources.width,
+                plan.width,
+                lambda: far is not None or resources.width is not None,
                 lambda number: published_slice(plan.existing, number),
                 see,
                 plan.rows,

@@ -1,8 +1,9 @@
-"""What endpoints beside those of vectors share: who asks, what its query says, and an answer as JSON."""
+"""What endpoints share: the request and who asks, what its query says, and an answer as JSON."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 from starlette.requests import Request
@@ -14,15 +15,30 @@ from embedctl.server.refusals import Refused
 _LONGEST = 256
 
 
-class Exchange(Protocol):
-    """One request, as the door has it."""
+@dataclass(slots=True)
+class Exchange:
+    """One request, beside what Starlette knows of it.
+
+    Attributes:
+        headers: Of the request, by name in lower case.
+        client: Who asks; None while that is not known.
+        openai: Errors are told as OpenAI does.
+        about: For the log.
+    """
 
     request_id: str
-    about: dict[str, Any]
+    started: float
+    openai: bool
+    headers: dict[str, str]
+    client: Client | None = None
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def who(self) -> Client:
-        """Who asks."""
+        """Who asks, where that was found out."""
+        if self.client is None:
+            raise Refused("missing_key", "a key is needed")
+        return self.client
 
 
 def exchange(request: Request) -> Exchange:

@@ -12,7 +12,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from embedctl.providers import catalog
 from embedctl.records import format_money, utc_now
 from embedctl.routing import chain as chains
-from embedctl.server import encoding, fields, model_names, refusals
+from embedctl.server import answers, encoding, fields, model_names, refusals
 from embedctl.server.accounts import Accounts
 from embedctl.server.admin import Admin
 from embedctl.server.admission import Slot
@@ -57,32 +57,6 @@ _OPEN = {"/livez", "/readyz", "/api/v1/embeddings/health", *PATHS}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,6})?\Z")
-
-
-@dataclass(slots=True)
-class Exchange:
-    """One request, beside what Starlette knows of it.
-
-    Attributes:
-        headers: Of the request, by name in lower case.
-        client: Who asks; None while that is not known.
-        openai: Errors are told as OpenAI does.
-        about: For the log.
-    """
-
-    request_id: str
-    started: float
-    openai: bool
-    headers: dict[str, str]
-    client: Client | None = None
-    about: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def who(self) -> Client:
-        """Who asks, where that was found out."""
-        if self.client is None:
-            raise Refused("missing_key", "a key is needed")
-        return self.client
 
 
 class PiecewiseResponse(Response):
@@ -127,7 +101,7 @@ class Door:
             return
         headers = _headers(scope)
         said = headers.get("x-request-id", "")
-        exchange = Exchange(
+        exchange = answers.Exchange(
             request_id=said if _REQUEST_ID.match(said) else secrets.token_hex(12),
             started=self._state.clock(),
             openai=scope["path"].startswith("/v1/"),
@@ -162,7 +136,7 @@ class Door:
             self._tell(scope, exchange, status)
 
     async def _served(
-        self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], exchange: Exchange
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], exchange: answers.Exchange
     ) -> None:
         self._check(scope, headers)
         if scope["path"] not in _OPEN or headers.get("authorization") or headers.get("x-api-key"):
@@ -209,7 +183,7 @@ class Door:
             return forwarded.rpartition(",")[2].strip()[:64]
         return str(peer[0]) if peer else ""
 
-    def _always(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
+    def _always(self, exchange: answers.Exchange) -> list[tuple[bytes, bytes]]:
         found = [
             (b"x-request-id", exchange.request_id.encode()),
             (b"x-content-type-options", b"nosniff"),
@@ -229,7 +203,7 @@ class Door:
         return found
 
     async def _refuse(
-        self, refused: Refused, exchange: Exchange, status: int, scope: Scope, receive: Receive, send: Send
+        self, refused: Refused, exchange: answers.Exchange, status: int, scope: Scope, receive: Receive, send: Send
     ) -> None:
         exchange.about |= {"code": refused.code, "reason": refusals.clean(refused.reason) or None}
         self._state.metrics.refused(refused.code, refused.status)
@@ -242,7 +216,7 @@ class Door:
             answer.headers.append(name, value)
         await answer(scope, receive, send)
 
-    def _tell(self, scope: Scope, exchange: Exchange, status: int) -> None:
+    def _tell(self, scope: Scope, exchange: answers.Exchange, status: int) -> None:
         seconds = self._state.clock() - exchange.started
         client = exchange.client
         self._state.log.say(
@@ -272,11 +246,6 @@ def _headers(scope: Scope) -> dict[str, str]:
     return found
 
 
-def _exchange(request: Request) -> Exchange:
-    found: Exchange = request.scope["exchange"]
-    return found
-
-
 class Endpoints:
     """What is behind each path."""
 
@@ -289,7 +258,7 @@ class Endpoints:
         """POST /embeddings."""
         async with self._admitted(request) as (body, slot):
             asked = fields.asked(body, ignore_unknown=self._state.serve.unknown_parameters == "ignore")
-            if asked.input_type is None and (said := _exchange(request).headers.get("x-input-type")):
+            if asked.input_type is None and (said := answers.exchange(request).headers.get("x-input-type")):
                 asked = _with_input_type(asked, said)
             served, headers = await self._embedded(request, asked, slot)
             name = served.model if served.provider == "openai" else f"{served.provider}:{served.model}"
@@ -313,7 +282,7 @@ class Endpoints:
     @asynccontextmanager
     async def _admitted(self, request: Request) -> AsyncIterator[tuple[bytes, Slot]]:
         """A place in flight, and the body: what it takes in memory is known before a byte of it is read."""
-        state, exchange = self._state, _exchange(request)
+        state, exchange = self._state, answers.exchange(request)
         if state.draining:
             raise Refused("draining", "the server is stopping", retry_after_s=1.0)
         state.rates.take(exchange.who)
@@ -336,15 +305,15 @@ class Endpoints:
 
     def _deadline(self, request: Request) -> float:
         """When its client stops waiting: a header shortens it, and never lengthens it."""
-        seconds, headers = self._state.serve.deadline_s, _exchange(request).headers
+        seconds, headers = self._state.serve.deadline_s, answers.exchange(request).headers
         for name in ("x-embedctl-timeout", "x-stainless-read-timeout"):
             said = headers.get(name, "")
             if _SECONDS.match(said) and float(said) > 0:
                 seconds = min(seconds, float(said))
-        return _exchange(request).started + seconds
+        return answers.exchange(request).started + seconds
 
     async def _embedded(self, request: Request, asked: Asked, slot: Slot) -> tuple[CallResult, dict[str, str]]:
-        state, exchange = self._state, _exchange(request)
+        state, exchange = self._state, answers.exchange(request)
         for name in asked.ignored:
             state.ignored(name)
         exchange.about |= {"model": shown(asked.model or "") or None, "inputs": len(asked.inputs)}
@@ -380,7 +349,7 @@ class Endpoints:
         }
         return served, self._said(exchange, served)
 
-    def _said(self, exchange: Exchange, served: CallResult) -> dict[str, str]:
+    def _said(self, exchange: answers.Exchange, served: CallResult) -> dict[str, str]:
         """The headers of an answer."""
         count = len(served.vectors)
         spending = served.spending
@@ -416,7 +385,7 @@ class Endpoints:
 
     async def models(self, request: Request) -> Response:
         """GET /embeddings/models."""
-        client = _exchange(request).who
+        client = answers.exchange(request).who
         provider = request.query_params.get("provider") or None
         found = model_names.listed(self._state.settings, client, provider)
         return _json(
@@ -429,7 +398,7 @@ class Endpoints:
 
     async def model(self, request: Request) -> Response:
         """GET /embeddings/models/{id}: from the catalog, nobody is asked."""
-        client, settings = _exchange(request).who, self._state.settings
+        client, settings = answers.exchange(request).who, self._state.settings
         name, header = request.path_params["id"], request.query_params.get("provider") or None
         target = model_names.target(settings, client, name, header, None)
         found = await asyncio.to_thread(_described, self._state, client, target.provider, target.model)
@@ -448,7 +417,7 @@ class Endpoints:
         raise Refused("model_not_found", f"there is no model {name[:200]!r} here", param="model")
 
     def _openai_models(self, request: Request) -> list[dict[str, Any]]:
-        found = model_names.listed(self._state.settings, _exchange(request).who)
+        found = model_names.listed(self._state.settings, answers.exchange(request).who)
         return [one for one in found if one["allowed"]]
 
     # health
@@ -464,7 +433,7 @@ class Endpoints:
 
     async def prometheus(self, request: Request) -> Response:
         """GET /metrics: for whoever may look at all workspaces."""
-        if _exchange(request).who.role not in ("metrics", "admin"):
+        if answers.exchange(request).who.role not in ("metrics", "admin"):
             raise Refused("admin_required", "metrics are for keys with the role metrics or admin")
         return Response(self._state.metrics.text(self._state.admission.in_flight), media_type=CONTENT_TYPE)
 
@@ -477,7 +446,7 @@ class Endpoints:
             "service": SERVICE,
             "timestamp": utc_now().isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
-        if _exchange(request).client is not None or state.keyring.local is not None:
+        if answers.exchange(request).client is not None or state.keyring.local is not None:
             found["cache_stats"] = await asyncio.to_thread(state.cache_stats)
             found["active_requests"] = state.admission.in_flight
             found["circuit_breakers"] = state.circuits()
@@ -530,7 +499,7 @@ def app(state: ServerState, more: Sequence[Route] = ()) -> Starlette:
 async def _no_path(request: Request, error: HTTPException) -> Response:
     """No such path, or not with this method."""
     if error.status_code == 405:
-        _exchange(request).about["allow"] = (error.headers or {}).get("Allow", "")
+        answers.exchange(request).about["allow"] = (error.headers or {}).get("Allow", "")
         raise Refused("method_not_allowed", f"{request.method[:10]} is not for this path")
     raise Refused("not_found", "there is nothing at this path")
 

@@ -39,7 +39,7 @@ _OF_TEXTS = ("invalid_input_type", "empty_input", "too_many_inputs", "input_too_
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+class DescribedPath:
     """What one method of one path does.
 
     Attributes:
@@ -426,8 +426,8 @@ _OF_REPORT = {
 }
 
 
-def _vectors(door: str) -> Operation:
-    return Operation(
+def _vectors(door: str) -> DescribedPath:
+    return DescribedPath(
         group="Vectors",
         method="POST",
         path=f"{door}/embeddings",
@@ -440,17 +440,17 @@ def _vectors(door: str) -> Operation:
     )  # fmt: skip
 
 
-def _models(door: str) -> list[Operation]:
+def _models(door: str) -> list[DescribedPath]:
     model = {"id": _MODEL, "object": "model", "created": 0, "owned_by": "openai"}
     return [
-        Operation(
+        DescribedPath(
             group="Models",
             method="GET",
             path=f"{door}/models",
             summary="What the key may ask for, as OpenAI lists models",
             answers=(_ref("OpenAIModels"), {"object": "list", "data": [model]}),
         ),
-        Operation(
+        DescribedPath(
             group="Models",
             method="GET",
             path=f"{door}/models/{{id}}",
@@ -490,7 +490,7 @@ _OF_PAGES = {"after": "The id after which to go on.", "limit": "How many."}
 _IDEMPOTENT = {"Idempotency-Key": "The same key again: the same job."}
 
 
-def _job(method: Any, path: str, summary: str, answer: Any = None, **more: Any) -> Operation:
+def _job(method: Any, path: str, summary: str, answer: Any = None, **more: Any) -> DescribedPath:
     refuses = (
         "job_not_found",
         "rate_limited",
@@ -499,18 +499,18 @@ def _job(method: Any, path: str, summary: str, answer: Any = None, **more: Any) 
         "admin_required",
         *more.pop("refuses", ()),
     )
-    return Operation(group="Jobs", method=method, path=path, summary=summary, answers=answer or (_ref("Job"), _JOB),
+    return DescribedPath(group="Jobs", method=method, path=path, summary=summary, answers=answer or (_ref("Job"), _JOB),
                      refuses=refuses, **more)  # fmt: skip
 
 
-def _media(method: Any, path: str, summary: str, answer: Any, **more: Any) -> Operation:
+def _media(method: Any, path: str, summary: str, answer: Any, **more: Any) -> DescribedPath:
     refuses = ("media_not_found", "rate_limited", "draining", "admin_required", *more.pop("refuses", ()))
-    return Operation(
+    return DescribedPath(
         group="Media", method=method, path=_MEDIA + path, summary=summary, answers=answer, refuses=refuses, **more
     )
 
 
-def _batches(door: str) -> list[Operation]:
+def _batches(door: str) -> list[DescribedPath]:
     page: Any = (_ref("Page"), {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False})
     shared = ("rate_limited", "draining", "admin_required", "storage_failed")
     table: list[tuple[Any, str, str, Any, dict[str, Any]]] = [
@@ -535,7 +535,7 @@ def _batches(door: str) -> list[Operation]:
     for method, path, summary, answer, more in table:
         refuses = (*shared, *more.pop("refuses", ()))
         found.append(
-            Operation(
+            DescribedPath(
                 group="Files and batches", method=method, path=door + path, summary=summary, answers=answer,
                 refuses=refuses, **more,
             )
@@ -543,7 +543,7 @@ def _batches(door: str) -> list[Operation]:
     return found
 
 
-_OF_JOBS: Sequence[Operation] = (
+_OF_JOBS: Sequence[DescribedPath] = (
     _job("POST", _JOBS, "Embed texts, a file, or files of the server's in the background", status=202,
          takes=(_ref("JobRequest"), {"texts": [{"id": "1", "text": "one text"}], "model": _MODEL}), headers=_IDEMPOTENT,
          takes_media=("application/json", "application/jsonl", "application/vnd.apache.parquet"),
@@ -582,10 +582,10 @@ _OF_JOBS: Sequence[Operation] = (
     *_batches("/api/v1"),
 )  # fmt: skip
 
-OPERATIONS: Sequence[Operation] = (
+OPERATIONS: Sequence[DescribedPath] = (
     _vectors("/v1"),
     _vectors("/api/v1"),
-    Operation(
+    DescribedPath(
         group="Vectors",
         method="POST",
         path=f"{_GUIDE}/batch",
@@ -600,7 +600,7 @@ OPERATIONS: Sequence[Operation] = (
     ),
     *_models("/v1"),
     *_models("/api/v1"),
-    Operation(
+    DescribedPath(
         group="Models",
         method="GET",
         path=f"{_GUIDE}/models",
@@ -615,7 +615,7 @@ OPERATIONS: Sequence[Operation] = (
             },
         ),
     ),
-    Operation(
+    DescribedPath(
         group="Models",
         method="GET",
         path=f"{_GUIDE}/models/{{id}}",
@@ -632,7 +632,7 @@ OPERATIONS: Sequence[Operation] = (
         refuses=("model_not_found", "unknown_provider", "provider_model_mismatch"),
     ),
     *_OF_JOBS,
-    Operation(
+    DescribedPath(
         group="Usage",
         method="GET",
         path=f"{_GUIDE}/usage",
@@ -649,7 +649,7 @@ OPERATIONS: Sequence[Operation] = (
         ),
         refuses=("invalid_parameter", "unknown_parameter", "workspace_denied", "overloaded", "storage_failed"),
     ),
-    Operation(
+    DescribedPath(
         group="Usage",
         method="GET",
         path=f"{_GUIDE}/usage/summary",
@@ -668,7 +668,7 @@ OPERATIONS: Sequence[Operation] = (
         ),
         refuses=("invalid_parameter", "unknown_parameter", "workspace_denied", "overloaded", "storage_failed"),
     ),
-    Operation(
+    DescribedPath(
         group="Health",
         method="GET",
         path=f"{_GUIDE}/health",
@@ -682,16 +682,16 @@ OPERATIONS: Sequence[Operation] = (
             },
         ),
     ),
-    Operation(group="Health", method="GET", path="/livez", summary="ok", who="anybody", answers="text/plain"),
-    Operation(
+    DescribedPath(group="Health", method="GET", path="/livez", summary="ok", who="anybody", answers="text/plain"),
+    DescribedPath(
         group="Health", method="GET", path="/readyz", summary="ok, or 503 and why not", who="anybody",
         answers="text/plain",
     ),
-    Operation(
+    DescribedPath(
         group="Health", method="GET", path="/metrics", summary="What Prometheus reads", who="metrics",
         answers="text/plain", refuses=("admin_required",),
     ),
-    Operation(
+    DescribedPath(
         group="Operators",
         method="GET",
         path=f"{_GUIDE}/providers-config",
@@ -711,7 +711,7 @@ OPERATIONS: Sequence[Operation] = (
             },
         ),
     ),
-    Operation(
+    DescribedPath(
         group="Operators",
         method="POST",
         path=f"{_GUIDE}/providers/{{name}}/test",
@@ -727,7 +727,7 @@ OPERATIONS: Sequence[Operation] = (
         ),
         refuses=(*_OF_NAMES, *_OF_CALLS),
     ),
-    Operation(
+    DescribedPath(
         group="Operators",
         method="GET",
         path=f"{_GUIDE}/circuit-breakers",
@@ -738,7 +738,7 @@ OPERATIONS: Sequence[Operation] = (
             {"openai": {"name": "openai", **_CIRCUIT, "settings": {"failure_threshold": 5}, "models": []}},
         ),
     ),
-    Operation(
+    DescribedPath(
         group="Operators",
         method="POST",
         path=f"{_GUIDE}/circuit-breakers/{{provider}}/reset",
@@ -747,7 +747,7 @@ OPERATIONS: Sequence[Operation] = (
         answers=(_ref("Message"), {"message": "the circuits of openai are closed"}),
         refuses=("breaker_not_found", "rate_limited"),
     ),
-    Operation(
+    DescribedPath(
         group="Operators",
         method="GET",
         path=f"{_GUIDE}/metrics",
@@ -762,7 +762,7 @@ OPERATIONS: Sequence[Operation] = (
             },
         ),
     ),
-    Operation(
+    DescribedPath(
         group="Operators",
         method="GET",
         path=f"{_GUIDE}/cache",
@@ -770,7 +770,7 @@ OPERATIONS: Sequence[Operation] = (
         who="admin",
         answers=(_ref("CacheStats"), _STATS),
     ),
-    Operation(
+    DescribedPath(
         group="Operators",
         method="DELETE",
         path=f"{_GUIDE}/cache",
@@ -780,7 +780,7 @@ OPERATIONS: Sequence[Operation] = (
         answers=(_ref("Removed"), {"message": "150 entries removed", "entries_removed": 150}),
         refuses=("unknown_parameter", "invalid_parameter", "rate_limited"),
     ),
-    Operation(
+    DescribedPath(
         group="Operators",
         method="POST",
         path=f"{_GUIDE}/models/warmup",
@@ -793,7 +793,7 @@ OPERATIONS: Sequence[Operation] = (
         ),
         refuses=(*_OF_NAMES, *_OF_CALLS, "would_cost", "invalid_parameter"),
     ),
-    Operation(
+    DescribedPath(
         group="Operators",
         method="POST",
         path=f"{_GUIDE}/models/download",
@@ -806,15 +806,15 @@ OPERATIONS: Sequence[Operation] = (
         ),
         refuses=(*_OF_NAMES, "provider_malformed_response", "provider_unavailable", "provider_credentials_rejected"),
     ),
-    Operation(
+    DescribedPath(
         group="Pages", method="GET", path="/dashboard", summary="What is spent, for people", who="anybody",
         answers="text/html", refuses=("not_found",),
     ),
-    Operation(
+    DescribedPath(
         group="Pages", method="GET", path="/docs", summary="This description, for people", who="anybody",
         answers="text/html", refuses=("not_found",),
     ),
-    Operation(
+    DescribedPath(
         group="Pages", method="GET", path="/openapi.json", summary="This description", who="admin",
         answers=(_ANY, {"openapi": "3.1.0"}), refuses=("not_found",),
     ),
@@ -850,7 +850,7 @@ def document() -> dict[str, Any]:
     }
 
 
-def _described(one: Operation) -> dict[str, Any]:
+def _described(one: DescribedPath) -> dict[str, Any]:
     in_path = [part[1:-1] for part in one.path.split("/") if part.startswith("{")]
     parameters = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in in_path]
     for where, names in (("query", one.parameters), ("header", one.headers)):
@@ -880,7 +880,7 @@ def _described(one: Operation) -> dict[str, Any]:
     return found
 
 
-def _refused(one: Operation) -> dict[str, Any]:
+def _refused(one: DescribedPath) -> dict[str, Any]:
     """Status → the codes with which it refuses."""
     codes = [
         *one.refuses,

@@ -25,7 +25,9 @@ from embedctl.settings.tables import (
     ServeSettings,
     TokenUsage,
     WorkspaceSettings,
+    names_a_variable,
 )
+from embedctl.storage.stores import checked_table
 
 _T = TypeVar("_T")
 
@@ -113,8 +115,22 @@ def _checked(path: Path, content: dict[str, Any], *, by_project: bool) -> Settin
         tables["fallback"] = {
             name: _value(chain, tuple[str, ...], f"{label}: [fallback] {name!r}") for name, chain in chains.items()
         }
-    known = (*NAMED_TABLES, *SINGLE_TABLES, "fallback")
+    if "stores" in content:
+        named = _table(content.pop("stores"), f"{label}: [stores]")
+        tables["stores"] = dict(
+            checked_table(name, _texts(entry, label), label, names_a_variable) for name, entry in named.items()
+        )
+    known = (*NAMED_TABLES, *SINGLE_TABLES, "fallback", "stores")
     return SettingsFile(path, options(content, label, also_known=known), tables, by_project=by_project)
+
+
+def _texts(entry: Any, label: str) -> dict[str, str]:
+    """A table's values as obstore takes them: true is "true"."""
+    table = _table(entry, f"{label}: [stores]")
+    for key, value in table.items():
+        if not isinstance(value, str | bool | int):
+            raise ConfigurationInvalid(f"{label}: [stores] {key!r} must be a string, a number, or true or false")
+    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in table.items()}
 
 
 _PATHS = {"ca_file": "", "fallback_tokenizer": "file:"}

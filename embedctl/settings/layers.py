@@ -34,6 +34,7 @@ from embedctl.settings.tables import (
     keeps_counts,
 )
 from embedctl.storage.named import check_local
+from embedctl.storage.stores import Stores
 
 PROJECT_FILE = "embedctl.toml"
 LEDGER_NAME = "usage.duckdb"
@@ -137,6 +138,7 @@ class Settings:
     models: Mapping[str, ModelSettings]
     cache: CacheSettings
     serve: ServeSettings = field(default_factory=ServeSettings)
+    stores: Stores = field(default_factory=Stores)
     paths: Paths
     origins: Mapping[str, str]
     files: tuple[Path, ...]
@@ -238,6 +240,7 @@ def load(
         models=MappingProxyType(tables.get("models", {})),
         cache=tables.get("cache", CacheSettings()),
         serve=tables.get("serve", ServeSettings()),
+        stores=Stores(given=options.values.get("store_option", {}), by_root=tables.get("stores", {})),
         paths=_paths(env, ledger),
         origins=MappingProxyType({entry.name: options.origins.get(entry.name, "default") for entry in fields(Options)}),
         files=tuple(file.path for file in files),
@@ -286,8 +289,8 @@ def read_job(path: Path) -> dict[str, Any]:
     return settings_files.options(content, str(path), hard_link=own) | job
 
 
-_NEVER_A_JOBS = ("insecure", "ledger")
-"""A job file may be a stranger's: keys would be read on the way, money would be counted elsewhere."""
+_NEVER_A_JOBS = ("insecure", "ledger", "store_option")
+"""A job file may be a stranger's: keys would be read on the way or sent elsewhere, money would be counted elsewhere."""
 
 
 _RIVALS = {"text_column": "template", "template": "text_column"}

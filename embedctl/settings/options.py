@@ -114,12 +114,31 @@ class Options:
         "online", "Ask at once, or through the provider's Batch API, cheaper within a day.", only="batch run"
     )
     wait: bool | None = option(
-        None, "Wait for batches; else exit 75 while any is pending. [default: on a terminal]", only="batch run"
+        None,
+        "Wait for batches (and, with a store, for other workers); else exit 75. [default: on a terminal; with a store]",
+        only="batch run",
     )
     batch_min_inputs: int = option(
         1000, "With --mode auto: fewer texts than so many are asked for at once.", only="batch run"
     )
     keep_remote_files: bool = option(False, "Leave the files of batches at the provider.", only="batch run")
+    shard_rows: int | None = option(
+        None,
+        "With a store: rows that one worker takes at a time, whole files or row groups. [default: 1000000]",
+        only="batch run",
+    )
+    lease: float = option(
+        60.0, "With a store: a worker that was silent for so long is taken over.", metavar="TIME", only="batch run"
+    )
+    share: bool = option(
+        True,
+        "With a store: workers may share the job; off for one that does not refuse to overwrite.",
+        only="batch run",
+    )
+    state: str | None = option(
+        None, "With a store: folder for scratch, which may vanish. [default: in EMBEDCTL_HOME]", metavar="DIR",
+        only="batch run",
+    )  # fmt: skip
     insecure: bool = option(False, "Allow plain http to another machine: texts and keys are sent unencrypted.")
     vector_type: Literal["fixed", "list"] = option(
         "fixed", "Parquet type of the vectors: fixed-size or variable-size list."
@@ -136,6 +155,9 @@ class Options:
     unique_ids: bool = option(False, "Fail on duplicate ids.")
     cache: bool | None = option(None, "Use the shared vector cache. [default: on for `embed` with a paid model]")
     max_row_bytes: int = option(104_857_600, "Maximum size of a row in bytes; a longer one fails.")
+    store_option: Mapping[str, str] = option(
+        {}, "How an object store is reached, like endpoint=https://…; repeatable.", metavar="K=V"
+    )
 
 
 def seconds(text: str | float) -> float:
@@ -174,12 +196,13 @@ def checked_name(name: str, what: str) -> str:
 _LEAST = {
     "chunk_size": 1, "chunk_overlap": 0, "dimensions": 1, "batch_size": 1, "concurrency": 1, "rpm": 0, "tpm": 0,
     "burst": 1, "retries": 0, "max_cost": 0, "max_row_bytes": 1, "batch_min_inputs": 0,
+    "shard_rows": 1, "lease": 1,
 }  # fmt: skip
 _MOST = 10**15
 MOST_TAGS, MOST_TAG = 20, 200
 """How many, and characters of each: they stand in every usage event."""
 
-DURATIONS = frozenset({"timeout", "max_wait", "deadline"})
+DURATIONS = frozenset({"timeout", "max_wait", "deadline", "lease"})
 """Options that are times: given as `seconds` reads them."""
 
 

@@ -99,9 +99,11 @@ _WHY = {
     "workspace_column": "it would change who pays",
     "ledger": "it would change where money is counted",
     "prices": "it would change how money is counted",
+    "stores": "credentials go only to stores the user configured",
+    "store_option": "credentials go only to stores the user configured",
     "budgets": "who may spend how much is the user's word",
 }
-_NAMED_TABLES = ("providers", "workspaces", "models")
+_NAMED_TABLES = ("providers", "workspaces", "models", "stores")
 HINT = "set it in your own settings (`embedctl config path`), or name this file with --config or EMBEDCTL_CONFIG"
 
 

@@ -1,26 +1,70 @@
-"""Where finished objects go, under a name, whole and never over another: parts, spool files, manifests.
+"""Where finished objects go, under a name, whole and never over another: parts, spool files, logs, manifests.
 
 A local folder is one; an object store with conditional puts is another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from embedctl.storage.disk import DISK, Disk
+from embedctl.errors import EmbedctlError, InputChanged, OutputRefused
+from embedctl.records import uuid7
+from embedctl.storage.disk import DISK, Buffer, Disk
 from embedctl.storage.files import TEMPORARY_PREFIX, Content, publish
+
+PROBES = "_embedctl/probe/"
+"""Where the trial puts its object."""
+
+REMOVERS = 32
+
+_COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What a store says of an object.
+
+    Attributes:
+        name: Relative to the store; parts are parted by "/".
+        size: In bytes.
+        etag: Opaque; another one when the object is another. None where the store has none.
+    """
+
+    name: str
+    size: int
+    etag: str | None
 
 
 class Store(Protocol):
-    """Objects by name. Once put, an object never changes."""
+    """Objects by name. Once put, an object never changes. Calls block, bounded in time, and may come from any thread.
 
-    def put_if_absent(self, name: str, content: Content) -> bool:
-        """Put a whole object unless something has that name; whether it was put.
+    Every method raises StoreDenied (77) for credentials that are missing or rejected, StoreUnreachable (75) when the
+    store cannot be reached, is overloaded or does not answer in time.
+    """
 
-        Either way, what has the name is durable when this returns.
+    @property
+    def url(self) -> str:
+        """What to call it in words for people."""
+
+    def put_if_absent(self, name: str, content: Content | Path, *, write_id: str | None = None) -> bool:
+        """Put a whole object unless something has that name; whether it is there and mine.
+
+        Either way, what has the name is durable when this returns. An answer that was lost is found out by the id that
+        is kept with the object, so a call that raised may be repeated with the same id.
+
+        Args:
+            content: A path: the file's bytes, which must not change meanwhile; they are never all in memory at once.
+            write_id: Who puts: what is there under the same id counts as put now. By default a new one for each call.
+
+        Raises:
+            OutputRefused: There is no such bucket, or it cannot refuse to overwrite.
+            StoreUnreachable: Nobody knows whether it arrived.
         """
 
     def read(self, name: str) -> bytes:
@@ -30,16 +74,68 @@ class Store(Protocol):
             FileNotFoundError: There is none.
         """
 
+    def read_range(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes:
+        """Bytes `start` to `end` (exclusive); fewer where the object ends before.
+
+        Args:
+            etag: What it must still be.
+
+        Raises:
+            FileNotFoundError: There is none.
+            InputChanged: It is another object than `etag` says.
+        """
+
+    def view(self, name: str, start: int, end: int, *, etag: str | None = None) -> Buffer:
+        """As `read_range`, in memory that is not copied: half the processor time of reading a large object."""
+
+    def stat(self, name: str) -> StoredObject | None:
+        """What there is under that name; None: nothing."""
+
     def list(self, prefix: str = "") -> Sequence[str]:
-        """Names that begin so, in order; not those of unfinished objects."""
+        """Names that begin so, also in folders below, in order; not those of unfinished objects."""
+
+    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """As `list`, as they come: in no order that may be relied on, and never all in memory at once."""
 
     def remove(self, name: str) -> None:
         """Remove an object; one that is gone already is as good."""
 
 
+def remove_all(store: Store, names: Iterable[str]) -> None:
+    """Remove many objects, some at a time: each takes its time on the way."""
+    with ThreadPoolExecutor(REMOVERS, thread_name_prefix="store-remover") as removers:
+        for _ in removers.map(store.remove, names):
+            pass
+
+
+def check_refuses(store: Store) -> None:
+    """The trial: an object is created twice, and the second time must be refused. Once a run, before anything is sent.
+
+    Raises:
+        OutputRefused: The store overwrites: two workers would both own a shard.
+    """
+    name = f"{PROBES}{uuid7()}"
+    store.put_if_absent(name, b"embedctl asks whether this can be created twice\n")
+    try:
+        overwrites = store.put_if_absent(name, b"it can\n")
+    except EmbedctlError:
+        with suppress(EmbedctlError):
+            store.remove(name)
+        raise
+    if not overwrites:
+        store.remove(name)
+        return
+    with suppress(EmbedctlError):
+        store.remove(name)
+    raise OutputRefused(
+        f"{store.url} does not refuse to overwrite (If-None-Match): two workers would both own a shard",
+        hint="use a store, or a version of its server, that does; or --no-share for one worker without claims",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class LocalStore:
-    """A folder as a store. It is made when the first object is put.
+    """A folder as a store. It, and folders below it, are made when the first object is put.
 
     Attributes:
         mode: Of the files, before umask.
@@ -49,23 +145,70 @@ class LocalStore:
     disk: Disk = DISK
     mode: int = 0o600
 
-    def put_if_absent(self, name: str, content: Content) -> bool:
-        """Put a whole file unless something has that name; whether it was put."""
-        self.disk.make_folder(self.folder)
-        return publish(self.disk, self.folder / name, content, mode=self.mode)
+    @property
+    def url(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
+    def put_if_absent(self, name: str, content: Content | Path, *, write_id: str | None = None) -> bool:
+        """Put a whole file unless something has that name; whether it was put. No answer of a disk is lost."""
+        path = self.folder / name
+        self.disk.make_folder(path.parent)
+        return publish(self.disk, path, _copied(content) if isinstance(content, Path) else content, mode=self.mode)
 
     def read(self, name: str) -> bytes:
         """A file's bytes."""
         return (self.folder / name).read_bytes()
 
+    def read_range(self, name: str, start: int, end: int, *, etag: str | None = None) -> bytes:
+        """A part of a file."""
+        with (self.folder / name).open("rb") as file:
+            if etag is not None and _etag(os.fstat(file.fileno())) != etag:
+                raise InputChanged(f"{self.folder / name} changed while it was read")
+            file.seek(start)
+            return file.read(max(0, end - start))
+
+    def view(self, name: str, start: int, end: int, *, etag: str | None = None) -> Buffer:
+        """A part of a file."""
+        return self.read_range(name, start, end, etag=etag)
+
+    def stat(self, name: str) -> StoredObject | None:
+        """Size and identity of a file."""
+        try:
+            seen = (self.folder / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return StoredObject(name, seen.st_size, _etag(seen))
+
     def list(self, prefix: str = "") -> Sequence[str]:
         """Names of files that begin so, in order."""
-        if not self.folder.is_dir():
-            return []
-        names = (path.name for path in self.folder.iterdir() if path.is_file())
-        return sorted(one for one in names if one.startswith(prefix) and not one.startswith(TEMPORARY_PREFIX))
+        return sorted(found.name for found in self.objects(prefix))
+
+    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Files whose names begin so."""
+        for folder, folders, names in os.walk(self.folder / prefix.rpartition("/")[0]):
+            folders[:] = [one for one in folders if not one.startswith(TEMPORARY_PREFIX)]
+            for name in names:
+                path = (Path(folder) / name).relative_to(self.folder).as_posix()
+                if path.startswith(prefix) and not name.startswith(TEMPORARY_PREFIX) and (found := self.stat(path)):
+                    yield found
 
     def remove(self, name: str) -> None:
-        """Remove a file."""
-        self.disk.unlink(self.folder / name)
-        self.disk.sync_folder(self.folder)
+        """Remove a file; folders stay."""
+        path = self.folder / name
+        self.disk.unlink(path)
+        if path.parent.is_dir():
+            self.disk.sync_folder(path.parent)
+
+
+def _etag(seen: os.stat_result) -> str:
+    return f"{seen.st_ino:x}-{seen.st_size:x}-{seen.st_mtime_ns:x}"
+
+
+def _copied(source: Path) -> Content:
+    def copy(into: object) -> None:
+        with source.open("rb") as file:
+            while piece := file.read(_COPY_BYTES):
+                into.write(piece)  # type: ignore[attr-defined]
+
+    return copy

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from embedctl.errors import InputInvalid
-from embedctl.vectors.files import Stored, StoredPart
+from embedctl.vectors.files import PartFile, Stored
 from embedctl.vectors.findings import Findings
 
 _NUMBER = re.compile(r"part-(\d{6})\.parquet\Z")
@@ -26,7 +26,7 @@ def check(stored: Stored, findings: Findings) -> None:
         _check_counts(counts, stored, findings, str(stored.path))
 
 
-def _check_part(part: StoredPart, stored: Stored, findings: Findings) -> None:
+def _check_part(part: PartFile, stored: Stored, findings: Findings) -> None:
     name = part.path.name
     if part.problem is not None:
         findings.add("unreadable", name, f"cannot be read: {part.problem}")
@@ -57,7 +57,9 @@ def _check_record(stored: Stored, findings: Findings) -> None:
         findings.add("unfinished", str(stored.path), f"{words}; run it again", wrong=not replacing)
         _add_gaps(gaps, findings)
         return
-    if record.get("parts") != len(numbers):
+    if isinstance(promised := record.get("names"), dict):  # on a store: name → bytes
+        _check_names(promised, stored, findings)
+    elif record.get("parts") != len(numbers):
         _add_gaps(gaps, findings)
         findings.add(
             "part_missing", str(stored.path), f"{len(numbers)} parts are there, {record.get('parts')} were made"
@@ -65,6 +67,18 @@ def _check_record(stored: Stored, findings: Findings) -> None:
     if record.get("space_id") not in (None, stored.space.space_id):
         findings.add("mixed_spaces", str(stored.path), "the run's record names another space than the parts")
     _check_counts(record.get("counts") or {}, stored, findings, str(stored.path))
+
+
+def _check_names(promised: dict[str, int], stored: Stored, findings: Findings) -> None:
+    """The parts that a manifest names, against those that are there."""
+    sizes = {part.path.name: part.size_bytes for part in stored.parts}
+    for name, size in promised.items():
+        if name not in sizes:
+            findings.add("part_missing", name, "is not there")
+        elif sizes[name] != size:
+            findings.add("part_missing", name, f"is another: it has {sizes[name]:,} bytes, {size:,} were written")
+    for name in sizes.keys() - promised.keys():
+        findings.add("not_ours", name, "is in no manifest")
 
 
 def _add_gaps(gaps: list[int], findings: Findings) -> None:
@@ -83,7 +97,7 @@ def _check_counts(counts: dict[str, Any], stored: Stored, findings: Findings, wh
     lost = counts["failed"] + counts["skipped"]
     listed = sum(1 for _ in failures(stored, findings))
     if listed < lost or (listed and not lost):
-        findings.add("failures", stored.failures.name, f"lists {listed:,} rows, {lost:,} have no vector")
+        findings.add("failures", stored.beside.failures_name, f"lists {listed:,} rows, {lost:,} have no vector")
 
 
 def failures(stored: Stored, findings: Findings | None = None) -> Iterator[dict[str, Any]]:
@@ -95,17 +109,14 @@ def failures(stored: Stored, findings: Findings | None = None) -> Iterator[dict[
     Raises:
         InputInvalid: A line cannot be read.
     """
-    if not stored.failures.is_file():
-        return
-    with stored.failures.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                found = orjson.loads(line)
-            except orjson.JSONDecodeError as problem:
-                where = f"{stored.failures.name} line {number}"
-                if findings is None:
-                    raise InputInvalid(f"{where} cannot be read: {problem}") from None
-                findings.add("failures", where, f"cannot be read: {problem}")
-                continue
-            if isinstance(found, dict):
-                yield found
+    for number, line in enumerate(stored.beside.failure_lines(), 1):
+        try:
+            found = orjson.loads(line)
+        except orjson.JSONDecodeError as problem:
+            where = f"{stored.beside.failures_name} line {number}"
+            if findings is None:
+                raise InputInvalid(f"{where} cannot be read: {problem}") from None
+            findings.add("failures", where, f"cannot be read: {problem}")
+            continue
+        if isinstance(found, dict):
+            yield found

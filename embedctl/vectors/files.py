@@ -1,4 +1,4 @@
-"""An output as it lies on the disk: its parts, what was written about them, their rows a few at a time.
+"""An output as it lies on the disk, or in a store: its parts, what was written about them, their rows a few at a time.
 
 The one door to pyarrow of this package.
 """
@@ -6,11 +6,11 @@ The one door to pyarrow of this package.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
@@ -23,6 +23,8 @@ from embedctl.inputs.row_ids import printed
 from embedctl.outputs import FAILURES, RECORD, STATE_FOLDER, parts_of
 from embedctl.outputs.parquet import METADATA_KEY
 from embedctl.records import TEXT_HASH_BYTES, Space
+from embedctl.storage.store import Store, StoredObject
+from embedctl.storage.store_file import READ_AHEAD, ViewedFile
 
 _BATCH_BYTES = 8 << 20
 _MOST_ROWS = 8192
@@ -78,8 +80,28 @@ class RowBatch:
         return np.asarray(column.flatten()).reshape(-1, dimensions)
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectPath:
+    """Where an object is, as `Path` is for a file."""
+
+    url: str
+    store: Store = field(repr=False, compare=False)
+    found: StoredObject
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """Behind the last slash."""
+        return self.url.rpartition("/")[2]
+
+
+Place = Path | ObjectPath
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredPart:
+class PartFile:
     """One Parquet file of an output.
 
     Attributes:
@@ -88,7 +110,7 @@ class StoredPart:
         problem: Why it cannot be read; None when its footer can.
     """
 
-    path: Path
+    path: Place
     size_bytes: int
     first_row: int = 0
     rows: int = 0
@@ -105,17 +127,63 @@ class StoredPart:
             return None
 
 
+class Beside(Protocol):
+    """What stands beside the parts of an output."""
+
+    @property
+    def failures_name(self) -> str:
+        """What the list of failures is called, whether it is there or not."""
+
+    def failure_lines(self) -> Iterator[bytes]:
+        """Its lines; none where there is no list."""
+
+    def record(self) -> Mapping[str, Any] | None:
+        """What the last run bound and counted; None where nothing can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class BesideFiles:
+    """On a disk: a run's record in its folder, failures in a file."""
+
+    path: Path
+    is_folder: bool
+
+    @property
+    def _failures(self) -> Path:
+        return self.path / FAILURES if self.is_folder else self.path.with_name(f"{self.path.name}.{FAILURES}")
+
+    @property
+    def failures_name(self) -> str:
+        """Of the file."""
+        return self._failures.name
+
+    def failure_lines(self) -> Iterator[bytes]:
+        """Of the file."""
+        if self._failures.is_file():
+            with self._failures.open("rb") as file:
+                yield from file
+
+    def record(self) -> Mapping[str, Any] | None:
+        """Of folders."""
+        try:
+            found = orjson.loads((self.path / STATE_FOLDER / RECORD).read_bytes()) if self.is_folder else None
+        except (OSError, orjson.JSONDecodeError):
+            return None
+        return found if isinstance(found, dict) else None
+
+
 @dataclass(frozen=True)
 class Stored:
     """An output: one file, or a folder of parts."""
 
-    path: Path
-    parts: tuple[StoredPart, ...]
+    path: Path | str
+    parts: tuple[PartFile, ...]
     is_folder: bool
+    beside: Beside
     _groups: dict[tuple[int, int, tuple[str, ...]], pa.Table] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def readable(self) -> tuple[StoredPart, ...]:
+    def readable(self) -> tuple[PartFile, ...]:
         """Parts that can be read and are ours, with a space; never empty."""
         return tuple(part for part in self.parts if part.problem is None and part.space is not None)
 
@@ -158,19 +226,10 @@ class Stored:
         """Whether the texts stand beside the vectors."""
         return "text" in self.schema.names
 
-    @property
-    def failures(self) -> Path:
-        """Its failures file, whether it is there or not."""
-        return self.path / FAILURES if self.is_folder else self.path.with_name(f"{self.path.name}.{FAILURES}")
-
     @cached_property
     def record(self) -> Mapping[str, Any] | None:
         """What the last run bound and counted (folders); None where nothing can be read."""
-        try:
-            found = orjson.loads((self.path / STATE_FOLDER / RECORD).read_bytes()) if self.is_folder else None
-        except (OSError, orjson.JSONDecodeError):
-            return None
-        return found if isinstance(found, dict) else None
+        return self.beside.record()
 
     @property
     def options(self) -> Mapping[str, Any] | None:
@@ -249,12 +308,21 @@ def open_stored(path: Path) -> Stored:
             f"{path} holds no part yet" if ours else f"{path} is no output of embedctl: it holds no part-….parquet",
             hint="run the batch to its end first" if ours else "name a folder that `batch run -o` wrote, or a file",
         )
-    parts: list[StoredPart] = []
+    return assembled(path, map(look, paths), BesideFiles(path, is_folder), is_folder=is_folder)
+
+
+def assembled(path: Path | str, looked: Iterable[PartFile], beside: Beside, *, is_folder: bool) -> Stored:
+    """An output of these parts, in order.
+
+    Raises:
+        InputInvalid: None of them can be read, or none is ours.
+    """
+    parts: list[PartFile] = []
     first_row = 0
-    for one in paths:
-        parts.append(_part(one, first_row))
-        first_row += parts[-1].rows
-    found = Stored(path, tuple(parts), is_folder)
+    for one in looked:
+        parts.append(replace(one, first_row=first_row))
+        first_row += one.rows
+    found = Stored(path, tuple(parts), is_folder, beside)
     if not found.readable:
         bad = parts[0]
         why = f"cannot be read: {bad.problem}" if bad.problem else "is Parquet, but not written by embedctl"
@@ -262,17 +330,17 @@ def open_stored(path: Path) -> Stored:
     return found
 
 
-def _part(path: Path, first_row: int) -> StoredPart:
+def look(path: Place) -> PartFile:
+    """A look into a part's footer."""
     try:
-        size = path.stat().st_size
+        size = path.stat().st_size if isinstance(path, Path) else path.found.size
         with _opened(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
             text = (file.metadata.metadata or {}).get(METADATA_KEY)
     except (pa.ArrowException, OSError) as problem:
-        return StoredPart(
+        return PartFile(
             path=path,
-            size_bytes=path.stat().st_size if path.is_file() else 0,
-            first_row=first_row,
+            size_bytes=_size(path),
             problem=_first_line(problem),
         )
     try:
@@ -281,15 +349,27 @@ def _part(path: Path, first_row: int) -> StoredPart:
         facts = None
     if "embedding" not in schema.names:
         facts = None
-    return StoredPart(path=path, size_bytes=size, first_row=first_row, rows=rows, facts=facts, schema=schema)
+    return PartFile(path=path, size_bytes=size, rows=rows, facts=facts, schema=schema)
 
 
-def _opened(path: Path) -> pq.ParquetFile:
-    whole = pa.OSFile(os.fsencode(path))  # a path as text might be taken for a URI, and must be UTF-8
-    return pq.ParquetFile(whole, page_checksum_verification=True, pre_buffer=False, buffer_size=_READ_BYTES)
+def _size(path: Place) -> int:
+    if isinstance(path, ObjectPath):
+        return path.found.size
+    return path.stat().st_size if path.is_file() else 0
 
 
-def _rows(part: StoredPart, columns: Sequence[str], most: int, broken: Broken | None) -> Iterator[RowBatch]:
+def _opened(path: Place) -> pq.ParquetFile:
+    if isinstance(path, ObjectPath):
+        one = path.found
+        content = ViewedFile(path.store, one.name, one.size, one.etag, url=path.url, ahead=0)
+        whole, buffer_bytes = pa.PythonFile(content, "r"), READ_AHEAD
+    else:
+        # A path as text might be taken for a URI, and must be UTF-8.
+        whole, buffer_bytes = pa.OSFile(os.fsencode(path)), _READ_BYTES
+    return pq.ParquetFile(whole, page_checksum_verification=True, pre_buffer=False, buffer_size=buffer_bytes)
+
+
+def _rows(part: PartFile, columns: Sequence[str], most: int, broken: Broken | None) -> Iterator[RowBatch]:
     """One part's rows; a row group that cannot be read is passed over."""
     with _opened(part.path) as file:
         first_row = part.first_row

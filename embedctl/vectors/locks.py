@@ -22,6 +22,8 @@ def own_lock(stored: Stored) -> SpaceLock | None:
     Raises:
         InputInvalid: It is damaged, or of another space than the vectors.
     """
+    if isinstance(stored.path, str):  # an address: an output on a store has none
+        return None
     path = lock_of(stored.path, is_folder=stored.is_folder)
     try:
         lock = space_lock.read(path)

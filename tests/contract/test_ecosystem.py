@@ -22,6 +22,7 @@ from embedctl.evaluation import bm25, retrieval
 from embedctl.evaluation.queries import Question
 from tests.support import static_models
 from tests.support.running import embedctl
+from tests.support.stores import StoreServer, make_bucket
 
 WIDTH = 384
 TEXTS = ["the cell is charged", "parcels leave at noon", "les colis partent à midi"]
@@ -230,6 +231,42 @@ def test_static_models_agree_with_model2vec(tmp_path: Path, kind: str, how: str,
 
     np.testing.assert_allclose(found, theirs, rtol=1e-5, atol=2e-6 * np.abs(theirs).max())
     assert local.protocol_of(tmp_path) == "static"
+
+
+# ── readers of an output on a store ──────────────────────────────────────────────────────────────────────────────────
+
+STORE_SNIPPET = re.compile(r"<!-- store reader: (\w+) -->\n```python\n(.*?)```", re.DOTALL)
+ON_STORE: dict[str, str] = dict(STORE_SNIPPET.findall((ROOT / "README.md").read_text("utf-8")))
+
+
+@pytest.fixture(scope="module")
+def vectors_on_store(outputs: Path, s3: StoreServer) -> StoreServer:
+    """An output with an object beside it that is none of its parts, at the address that README shows."""
+    make_bucket(s3.port, "vectors")
+    store = s3.open("s3://vectors/docs")
+    for path in sorted((outputs / "tickets").glob("part-*.parquet")):
+        store.put_if_absent(path.name, path)
+    store.put_if_absent("_embedctl/inputs.parquet", b"")
+    return s3
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["polars", "pandas", "duckdb"])
+def test_a_reader_opens_an_output_on_a_store(
+    name: str, vectors_on_store: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each snippet of README reads all parts where they are, and nothing else."""
+    library(name)
+    library("pandas")
+    for variable, value in vectors_on_store.environment.items():
+        monkeypatch.setenv(variable, value)
+    assert set(ON_STORE) == {"polars", "pandas", "duckdb"}
+    left: dict[str, Any] = {}
+
+    exec(compile(ON_STORE[name], f"README: {name} on a store", "exec"), left)
+
+    assert len(left["found"]) == TICKETS
+    assert np.array(next(iter(left["found"]["embedding"])), np.float32).shape == (WIDTH,)
 
 
 # ── what `models compare` computes, computed by others ───────────────────────────────────────────────────────────────

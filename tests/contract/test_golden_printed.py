@@ -465,7 +465,11 @@ def leaves(*path: str) -> Iterator[tuple[str, str]]:
         yield from leaves(*path, name)
 
 
-WITHOUT = {"models pull": "asks another machine", "batch cancel": "needs a batch: tests/cli/test_batch_mode.py"}
+WITHOUT = {
+    "models pull": "asks another machine",
+    "batch cancel": "needs a batch: tests/cli/test_batch_mode.py",
+    "batch finish": "needs a store: tests/cli/test_store_output.py",
+}
 
 
 def test_every_json_is_looked_at() -> None:

@@ -13,7 +13,7 @@ from openapi_spec_validator import validate
 from embedctl.server import app as apps
 from embedctl.server import openapi
 from embedctl.server.jobs import routes as job_routes
-from embedctl.server.openapi import OPERATIONS, Operation
+from embedctl.server.openapi import OPERATIONS, DescribedPath
 from embedctl.server.refusals import CODES
 from embedctl.settings import ServeSettings
 from tests.support.serving import MODEL, Serving, serving
@@ -77,7 +77,7 @@ def test_every_code_has_a_place() -> None:
 
 
 @pytest.mark.parametrize("one", OPERATIONS, ids=lambda one: f"{one.method} {one.path}")
-def test_its_examples_are_what_it_says(one: Operation) -> None:
+def test_its_examples_are_what_it_says(one: DescribedPath) -> None:
     """An example of a body or an answer is valid by its own schema."""
     described = openapi.document()["paths"][one.path][one.method.lower()]
     for about in (one.takes, one.answers):
@@ -96,7 +96,7 @@ TRIED = [one for one in OPERATIONS if one not in OF_SOMETHING or (one.method == 
 
 
 @pytest.mark.parametrize("one", TRIED, ids=lambda one: f"{one.method} {one.path}")
-def test_a_server_answers_as_it_says(one: Operation, server: Serving) -> None:
+def test_a_server_answers_as_it_says(one: DescribedPath, server: Serving) -> None:
     """The example of each operation, sent to a server, is answered with 200 and as its schema says."""
     names = {"id": MODEL, "name": "openai", "provider": "openai"}
     path = re.sub(r"{(\w+)}", lambda part: names[part[1]], one.path)

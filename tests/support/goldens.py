@@ -34,7 +34,7 @@ _PATTERNS = (
     (re.compile(r"\bprocess \d+\b"), "process <pid>"),
 )
 _VARYING = frozenset(
-    "seconds duration_ms pid host size size_bytes mtime_ns binding rows_per_second tokens_per_second load_s "  # noqa: SIM905
+    "seconds duration_ms pid host size size_bytes mtime_ns binding digest rows_per_second tokens_per_second load_s "  # noqa: SIM905
     "first_vector_s next_vector_s ready_in_s score version tool_version key seal".split()
 )
 """Keys whose value, where there is one, is another in every run."""

@@ -61,6 +61,7 @@ LOADED = (
     "embedctl.ledger.ingest",
     "embedctl.backends.onnx.local_model",
     "embedctl.providers.onnx",
+    "embedctl.runs.store_run",
     "embedctl.server.service",
     "embedctl.inputs.parquet",
     "embedctl.backends.http.transport",

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedctl.cli import _completion
+from embedctl.cli._flags import pairs
 
 if TYPE_CHECKING:
     from embedctl.runs.registry import RunRegistry
     from embedctl.settings import Paths
+    from embedctl.storage.store import Store
 
 Job = Annotated[
     str,
@@ -19,14 +21,34 @@ Job = Annotated[
         help="Name of a job, or id of a run.", metavar="JOB|RUN_ID", autocompletion=_completion.jobs_and_runs
     ),
 ]
+JobOrUrl = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a job, id of a run, or address of an output on a store.",
+        metavar="JOB|RUN_ID|URL",
+        autocompletion=_completion.jobs_and_runs,
+    ),
+]
 JobOrOutput = Annotated[
     str,
     typer.Argument(
-        help="Name of a job, id of a run, or an output.",
+        help="Name of a job, id of a run, or an output or its address.",
         metavar="JOB|RUN_ID|OUTPUT",
         autocompletion=_completion.jobs_and_runs,
     ),
 ]
+
+
+def on_store(name: str, store_option: list[str] | None, config: Path | None) -> Store | None:
+    """The store that an address leads to; None for any other name."""
+    from embedctl.storage import store_url
+
+    if not store_url.is_store_url(name):
+        return None
+    from embedctl import settings
+
+    given = {"store_option": pairs(store_option, "store_option")} if store_option else {}
+    return settings.load(config=config, flags=given).stores.open(store_url.parse(name))
 
 
 def registry(config: Path | None) -> RunRegistry:

@@ -7,29 +7,39 @@ from pathlib import Path
 import typer
 
 from embedctl import terminal
-from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
-from embedctl.cli.batch._registry import JobOrOutput, registry
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, StoreOptionFlag
+from embedctl.cli.batch._registry import JobOrOutput, on_store, registry
 
 app = typer.Typer()
 
 
 @app.command(epilog="Example: embedctl batch failures tickets/ --format csv")
 def failures(
-    job: JobOrOutput, form: FormatFlag = "table", as_json: JsonFlag = False, config: ConfigFlag = None
+    job: JobOrOutput,
+    form: FormatFlag = "table",
+    as_json: JsonFlag = False,
+    store_option: StoreOptionFlag = None,
+    config: ConfigFlag = None,
 ) -> None:
     """List the rows of an output that have no vector, and why."""
     from embedctl.runs.status import failures as read_failures
     from embedctl.runs.status import failures_file, run_of
 
-    found = run_of(registry(config), job)
-    run, output = (None, found) if isinstance(found, Path) else (found, Path(found.output))
-    rows = list(read_failures([failures_file(output)]))
+    run, output = None, job
+    if (store := on_store(job, store_option, config)) is not None:
+        from embedctl.runs import store_status
+
+        output, rows = store.url, list(store_status.failures(store))
+    else:
+        found = run_of(registry(config), job)
+        run, place = (None, found) if isinstance(found, Path) else (found, Path(found.output))
+        output, rows = str(place), list(read_failures([failures_file(place)]))
     names = ("id", "chunk_index", "reason", "skipped", "provider", "attempts", "tokens", "max_tokens", "message")
     columns = [terminal.Column(name, name.capitalize().replace("_", " ")) for name in names]
     envelope = {
         "run_id": str(run.run_id) if run else None,
         "job": (run.job_id or None) if run else None,
-        "output": str(output),
+        "output": output,
         "failures": rows,
     }
     terminal.table(terminal.Table(columns=columns, rows=rows, envelope=envelope), "json" if as_json else form)

@@ -31,7 +31,12 @@ def run(
     *,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of Parquet parts. [required, here or in JOB.toml]", metavar="DIR"),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder of Parquet parts, or s3://… gs://… az://…. [required, here or in JOB.toml]",
+            metavar="DIR",
+        ),
     ] = None,
     job: Annotated[
         str | None,

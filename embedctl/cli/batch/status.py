@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embedctl import terminal
-from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag
-from embedctl.cli.batch._registry import Job, paths, registry
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, StoreOptionFlag
+from embedctl.cli.batch._registry import JobOrUrl, on_store, paths, registry
+from embedctl.errors import WrongUsage
 from embedctl.records import format_duration, format_money
+
+if TYPE_CHECKING:
+    from embedctl.storage.store import Store
 
 app = typer.Typer()
 
 
 @app.command(epilog="Example: embedctl batch status nightly --id 4711")
 def status(
-    job: Job,
+    job: JobOrUrl,
     row_id: Annotated[str | None, typer.Option("--id", help="What became of the row with this id.")] = None,
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
+    store_option: StoreOptionFlag = None,
     config: ConfigFlag = None,
 ) -> None:
     """Show how a run stands: state, progress, rates, cost so far, last error, batches at its provider."""
+    if (store := on_store(job, store_option, config)) is not None:
+        _show_on_store(store, row_id, "json" if as_json else form)
+        return
     from embedctl.records import utc_now
     from embedctl.runs.status import remote_batches, whereabouts
     from embedctl.runs.status import status as status_of
@@ -37,6 +45,38 @@ def status(
     rows = [{"key": key, "value": value} for key, value in lines.items() if value]
     columns = [terminal.Column("key", "Run"), terminal.Column("value", answer.get("run_id") or run.job_id)]
     terminal.table(terminal.Table(columns=columns, rows=rows, envelope=answer), "json" if as_json else form)
+
+
+def _show_on_store(store: Store, row_id: str | None, form: terminal.Format) -> None:
+    """How a job on a store stands."""
+    from embedctl.runs.store_status import status as status_of
+
+    if row_id is not None:
+        raise WrongUsage("--id is not looked up in an address", hint="`embedctl batch failures URL` lists what failed")
+    answer = status_of(store)
+    rows = [{"key": key, "value": value} for key, value in _store_lines(answer).items() if value]
+    columns = [terminal.Column("key", "Job"), terminal.Column("value", answer["job"] or answer["job_id"])]
+    terminal.table(terminal.Table(columns=columns, rows=rows, envelope=answer), form)
+
+
+def _store_lines(answer: Mapping[str, Any]) -> dict[str, str]:
+    """A job on a store for people."""
+    counts, shards = answer["counts"], answer["shards"]
+    parts = [f"{counts['read']:,}"]
+    parts += [f"{counts[name]:,} {name}" for name in ("vectors", "failed", "skipped") if counts[name]]
+    words = [f"{shards['done']:,} of {shards['total']:,} done ({answer['progress']:.0%})"]
+    words += [f"{shards[name]:,} {name}" for name in ("begun", "free") if shards[name]]
+    return {
+        "state": answer["state"],
+        "shards": ", ".join(words),
+        "rows": f"{', '.join(parts)}{'' if answer['state'] == 'completed' else ', of shards that are done'}",
+        "reasons": ", ".join(f"{reason}: {count:,}" for reason, count in answer["failed_reasons"].items()),
+        "workers": ", ".join(answer["workers"]),
+        "model": answer["model"],
+        "workspace": answer["workspace"],
+        "planned": answer["planned_at"] or "",
+        "output": answer["output"],
+    }
 
 
 def _run_lines(answer: Mapping[str, Any]) -> dict[str, str]:

@@ -152,6 +152,7 @@ def _sample(inputs: Sequence[str], settings: Settings) -> tuple[list[str], int]:
             keep="none",
             spool=Path(folder),
             on_bad_file=options.on_bad_file,
+            stores=settings.stores,
             **{name: getattr(options, name) for name in ALIKE},
         )
         sample: list[str] = []

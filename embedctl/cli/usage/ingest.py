@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedctl import terminal
+from embedctl import settings, terminal
 from embedctl.cli import _ledger
-from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag
+from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag, StoreOptionFlag, pairs
 from embedctl.cli.usage._wait import Wait
+from embedctl.errors import WrongUsage
+
+if TYPE_CHECKING:
+    from embedctl.runs.store_usage import CopiedUsage
 
 app = typer.Typer()
 
@@ -23,6 +27,18 @@ def ingest(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Set the database aside and make it anew from all kept spool files.")
     ] = False,
+    from_url: Annotated[
+        str | None,
+        typer.Option("--from", metavar="URL", help="Take in what a job on a store has spent: s3://… gs://… az://…"),
+    ] = None,
+    seal: Annotated[
+        bool,
+        typer.Option("--seal", help="With --from: book what dead workers began and did not end as perhaps billed."),
+    ] = False,
+    lease: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="With --seal: a worker that is silent for so long is dead.")
+    ] = 60.0,
+    store_option: StoreOptionFlag = None,
     as_json: JsonFlag = False,
     ledger: LedgerFlag = None,
     config: ConfigFlag = None,
@@ -33,8 +49,18 @@ def ingest(
     from embedctl.ledger.ingest import prune
     from embedctl.runs import intake
 
-    opened = _ledger.opened(ledger, config)
+    given = {"store_option": pairs(store_option, "store_option")} if store_option else {}
+    opened = _ledger.of(settings.load(config=config, ledger=ledger, flags=given))
     told = terminal.TerminalObserver()
+    if from_url is None and (seal or given):
+        raise WrongUsage("--seal and --store-option belong to --from", hint="name the job: --from s3://BUCKET/PREFIX")
+    if from_url is not None:
+        copied = _copied(opened, from_url, seal=seal, lease_s=lease)
+        if copied.open_shards and not seal:
+            terminal.notice(
+                f"{copied.open_shards:,} shards are not done: what their workers have begun is booked when they end, "
+                "or by --seal"
+            )
     done = intake.ingest(opened.settings.paths, wait_s=wait, now=opened.now, rebuild=rebuild, observer=told)
     pruned = prune(opened.paths, older_than=timedelta(days=keep_days), now=opened.now)
     for note in done.notes():
@@ -44,3 +70,12 @@ def ingest(
         terminal.result(summary | {"pruned": pruned, "rebuilt_from": done.rebuilt_from, "unreadable": done.unreadable})
     else:
         terminal.notice(f"{done.events:,} new events from {done.files:,} spool files ({done.repeated:,} known already)")
+
+
+def _copied(opened: _ledger.Opened, url: str, *, seal: bool, lease_s: float) -> CopiedUsage:
+    """What a job on a store has spent, into the spool."""
+    from embedctl.runs import store_usage
+    from embedctl.storage.store_url import parse
+
+    store = opened.settings.stores.open(parse(url))
+    return store_usage.take_in(store, opened.paths.spool, seal=seal, lease_s=lease_s)

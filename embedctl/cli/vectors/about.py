@@ -11,8 +11,8 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli import _ledger
-from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
-from embedctl.cli.vectors._output import OutputPath
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, StoreOptionFlag
+from embedctl.cli.vectors._output import OutputPath, opened
 from embedctl.errors import EmbedctlError
 from embedctl.records import format_money
 
@@ -27,14 +27,14 @@ def info(
     file: OutputPath,
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
+    store_option: StoreOptionFlag = None,
     config: ConfigFlag = None,
     ledger: LedgerFlag = None,
 ) -> None:
     """Show what is in it: space, rows, failures, who made it, tokens, cost, size."""
     from embedctl.vectors.about import about
-    from embedctl.vectors.files import open_stored
 
-    output = about(open_stored(file))
+    output = about(opened(file, store_option, config))
     money = _cost(output, config, ledger)
     facts = {**_facts(output), "cost": _shown(money)}
     rows = [{"fact": fact, "value": value} for fact, value in facts.items()]

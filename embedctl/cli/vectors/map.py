@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from embedctl import terminal
-from embedctl.cli._flags import OverwriteFlag
-from embedctl.cli.vectors._output import OutputPath
+from embedctl.cli._flags import OverwriteFlag, StoreOptionFlag
+from embedctl.cli.vectors._output import OutputPath, opened
 from embedctl.errors import WrongUsage
 from embedctl.storage import named
 
@@ -27,11 +27,11 @@ def draw(
         int, typer.Option("--points", min=3, max=20_000, help="Most points, evenly over the rows.")
     ] = 10_000,
     overwrite: OverwriteFlag = False,
+    store_option: StoreOptionFlag = None,
 ) -> None:
     """Draw it in two dimensions (PCA): a page that loads nothing from elsewhere, or a picture."""
     from embedctl.reports import charts
     from embedctl.vectors import picture
-    from embedctl.vectors.files import open_stored
 
     kind = output.suffix.casefold()
     if kind not in (".html", ".png"):
@@ -39,7 +39,7 @@ def draw(
     named.check_free(output, overwrite=overwrite)
     if kind == ".png":
         charts.require_pictures()
-    stored = open_stored(file)
+    stored = opened(file, store_option)
     axes = picture.principal(stored)
     points = picture.points(stored, axes, colour=color, most=most)
     title = f"{file.name}: {len(points.ids):,} of {stored.rows:,} vectors of {stored.space.model}"

@@ -10,7 +10,7 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli import _ledger
-from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, StoreOptionFlag
 from embedctl.cli._telemetry import watched
 from embedctl.cli.vectors import _passages
 from embedctl.cli.vectors._asking import (
@@ -23,7 +23,7 @@ from embedctl.cli.vectors._asking import (
     spent,
     with_ledger,
 )
-from embedctl.cli.vectors._output import OutputPath
+from embedctl.cli.vectors._output import OutputPath, opened
 from embedctl.errors import InputInvalid, WrongUsage
 from embedctl.records import printable
 
@@ -49,11 +49,11 @@ def search(
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
+    store_option: StoreOptionFlag = None,
     config: ConfigFlag = None,
     ledger: LedgerFlag = None,
 ) -> None:
     """Find the rows nearest in meaning, by cosine, with the model that made the file."""
-    from embedctl.vectors.files import open_stored
     from embedctl.vectors.search import nearest
 
     if not words.strip():
@@ -61,7 +61,7 @@ def search(
     flags = AskingFlags(
         model=model, provider=provider, workspace=workspace, tag=tag, config=config, ledger=ledger, verbose=verbose
     )
-    stored = open_stored(file)
+    stored = opened(file, store_option, config)
     query, paid = _embedded(words, stored, flags)
     hits = [hit.as_dict() for hit in nearest(stored, query, count)]
     form = _ledger.chosen_format(form, as_json)

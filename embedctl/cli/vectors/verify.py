@@ -11,7 +11,7 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli import _ledger
-from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, pairs
+from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, StoreOptionFlag, pairs
 from embedctl.cli._telemetry import watched
 from embedctl.cli.vectors._asking import (
     AskingFlags,
@@ -23,7 +23,7 @@ from embedctl.cli.vectors._asking import (
     spent,
     with_ledger,
 )
-from embedctl.cli.vectors._output import OutputPath
+from embedctl.cli.vectors._output import OutputPath, opened
 from embedctl.errors import InputInvalid, WrongUsage
 
 if TYPE_CHECKING:
@@ -58,12 +58,12 @@ def verify(
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
+    store_option: StoreOptionFlag = None,
     config: ConfigFlag = None,
     ledger: LedgerFlag = None,
 ) -> None:
     """Check rows, numbers, widths, ids, texts, spaces, parts and checksums; exit 65 when something is wrong."""
     from embedctl.inputs import asked
-    from embedctl.vectors.files import open_stored
     from embedctl.vectors.findings import Findings
 
     flags = AskingFlags(
@@ -73,20 +73,20 @@ def verify(
         raise WrongUsage("--attach belongs to --sql", hint="--sql QUERY says what is read of it")
     if sql is not None and inputs:
         raise WrongUsage("--input and --sql both say what it was made of", hint="give one of them")
-    stored, findings = open_stored(file), Findings()
+    stored, findings = opened(file, store_option, config), Findings()
     query = None if sql is None else asked(sql, pairs(attach or [], "attach"), folder=None, attach_folder=None)
     counts = _verified(stored, findings, flags, query or inputs or [], sample)
     looked = [f"{counts['rows']:,} rows"]
     looked += [f"{counts['rows_read']:,} rows of the input"] if counts["rows_read"] is not None else []
     looked += [f"{counts['sampled']:,} texts embedded again"] if sample else []
     _print_findings(
-        f"{file}: {'wrong' if findings.wrong else 'right'} ({', '.join(looked)})",
+        f"{stored.path}: {'wrong' if findings.wrong else 'right'} ({', '.join(looked)})",
         findings,
-        {"schema_version": 1, "path": str(file), "ok": not findings.wrong, **counts},
+        {"schema_version": 1, "path": str(stored.path), "ok": not findings.wrong, **counts},
         _ledger.chosen_format(form, as_json),
     )
     if findings.wrong:
-        _ledger.after_result(InputInvalid(f"{file} is wrong in {findings.wrong:,} places"))
+        _ledger.after_result(InputInvalid(f"{stored.path} is wrong in {findings.wrong:,} places"))
 
 
 def _verified(
@@ -128,6 +128,8 @@ def _input(
     findings: Findings,
 ) -> Input:
     """The input, read as it was when the output was made."""
+    from dataclasses import replace
+
     from embedctl.inputs import open_input, open_query
     from embedctl.vectors import against
     from embedctl.vectors.verify import Input
@@ -137,8 +139,9 @@ def _input(
     if not exact:
         why = "it does not say how it was made" if shaped is None else "its model is not configured here"
         findings.add("not_checked", str(stored.path), f"only ids are compared with the input: {why}", wrong=False)
-    options = flags.load(shaped or {}).options
-    read = against.read_options(options, folder)
+    loaded = flags.load(shaped or {})
+    options = loaded.options
+    read = replace(against.read_options(options, folder), stores=loaded.stores)
     return Input(
         source=open_input(inputs, read) if isinstance(inputs, list) else open_query(inputs, read),
         options=options,

@@ -70,7 +70,7 @@ def test_answers_are_not_kept_until_the_next_ones() -> None:
 
 def test_a_slice_that_waits_keeps_no_texts() -> None:
     """What a slice knows of an outcome is where its vectors are; the request's texts end with it."""
-    slices = OpenSlices(None, lambda: 4, lambda number: None, lambda block: None, None)  # type: ignore[arg-type]
+    slices = OpenSlices(None, 4, lambda: True, lambda number: None, lambda block: None, None)  # type: ignore[arg-type]
     slice_ = Slice(number=0, first_row=0, first_target=0, pending=1)
     slices._open.append(slice_)
     asked = packed(0)

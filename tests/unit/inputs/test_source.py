@@ -111,7 +111,7 @@ def test_lines_do_not_depend_on_how_the_file_is_cut(tmp_path_factory, cut, lines
     path.write_bytes("".join(line + "\r\n" for line in lines).encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "CHUNK_BYTES", cut)
-        stream = decoding.Utf8Stream(path, "a", path.stat().st_size, encoding="utf-8")
+        stream = decoding.Utf8Stream(lambda: path.open("rb", 0), "a", path.stat().st_size, encoding="utf-8")
         found = [line for run in decoding.line_runs(stream, 1000) for line in run]
         stream.close()
 

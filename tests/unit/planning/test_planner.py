@@ -533,4 +533,5 @@ def test_ids_of_failed_rows_close_a_slice(tmp_path: Path) -> None:
     assert slice_.failed_bytes == 1000
     slice_.failed_bytes = SLICE_BYTES
     assert slice_.full(384)
-    assert not slice_.full(None)
+    assert slice_.full(None)
+    assert not slice_.full(None, closes_on_failures=False)

@@ -117,7 +117,7 @@ def test_every_option_says_what_it_is() -> None:
 
 
 def test_every_option_is_a_flag_of_a_run() -> None:
-    """`batch run` has a flag for each option, and `embed` for all but those of batches."""
+    """`batch run` has a flag for each option, and `embed` for all but those of batches and of outputs on stores."""
 
     def command(*, flags: Any) -> Any:
         return flags
@@ -126,7 +126,8 @@ def test_every_option_is_a_flag_of_a_run() -> None:
     names = {entry.name: None for entry in fields(Options)}
     others = set(names) - set(_flags.with_options(command).__signature__.parameters)  # type: ignore[attr-defined]
 
-    assert others == {"mode", "wait", "batch_min_inputs", "keep_remote_files"}
+    of_stores = {"lease", "share", "shard_rows", "state"}
+    assert others == {"mode", "wait", "batch_min_inputs", "keep_remote_files"} | of_stores
 
     assert set(wrapped.__signature__.parameters) == set(names)  # type: ignore[attr-defined]
     assert wrapped(**names) == {}
@@ -149,7 +150,7 @@ def test_a_tag_is_a_key_and_a_value(pair: str) -> None:
 def test_a_cost_that_is_no_amount_is_refused(text: str) -> None:
     """--max-cost takes a decimal number."""
     with pytest.raises(WrongUsage, match="--max-cost is no amount"):
-        _flags._read({"max_cost": text})
+        _flags.as_options({"max_cost": text})
 
 
 def test_a_word_not_known_is_answered_with_the_nearest() -> None:

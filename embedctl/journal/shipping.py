@@ -1,0 +1,323 @@
+"""A journal's files on their way to a store: nothing is sent before its intent is there.
+
+Two lanes that do not wait for each other. Intents go as entries of the shard's log, before their requests are sent;
+answers go as they are written, one object at a time, with what came meanwhile. The files themselves stay on this disk,
+which may vanish: parts are made from them. Nothing is synced here, for the store is what lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from embedctl.errors import ConfigurationInvalid, EmbedctlError, StorageFailed
+from embedctl.journal import frames
+from embedctl.journal.segments import ANSWERS, INTENTS
+from embedctl.journal.shard_log import Entry, ShardLog
+from embedctl.records import VectorRef
+from embedctl.storage import Buffer, Disk
+
+MOST_AT_ONCE = 16 << 20
+"""Bytes of one object with answers."""
+
+_READERS = 8
+
+
+@dataclass(slots=True, eq=False)
+class _Shipped:
+    """A file of the journal.
+
+    Attributes:
+        end: Bytes that are written, of which `shipped` are on the store.
+    """
+
+    path: Path
+    segment: str
+    fd: int
+    end: int = 0
+    shipped: int = 0
+
+
+class ShippingDisk(Disk):
+    """A disk whose journal files are on a store when they are synced. To be closed."""
+
+    def __init__(self, log: ShardLog) -> None:
+        self._log = log
+        self._files: dict[str, _Shipped] = {}
+        self._intents = threading.Lock()
+        self._answers = threading.Condition()
+        self._due: deque[_Shipped] = deque()
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._told: Callable[[], object] = lambda: None
+        self._uploader = threading.Thread(target=self._upload, name="journal-uploader", daemon=True)
+        self._uploader.start()
+
+    # the disk
+
+    def create(self, path: Path, *, mode: int = 0o600) -> int:
+        """A new file; one of a journal is shipped from now on."""
+        fd = super().create(path, mode=mode)
+        for suffix in (INTENTS, ANSWERS):
+            if path.name.endswith(suffix):
+                reading = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._files[path.name] = _Shipped(path, path.name.removesuffix(suffix), reading)
+        return fd
+
+    def write(self, fd: int, buffers: Sequence[Buffer], offset: int, path: Path) -> int:
+        """Write here; answers are on their way when this returns."""
+        count = super().write(fd, buffers, offset, path)
+        file = self._files.get(path.name)
+        if file is not None:
+            with self._answers:
+                file.end = max(file.end, offset + count)
+                if path.name.endswith(ANSWERS) and file not in self._due:
+                    self._due.append(file)
+                    self._answers.notify_all()
+        return count
+
+    def sync(self, fd: int, path: Path) -> None:
+        """What was written before the call is on the store when it returns.
+
+        Raises:
+            ShardLost: Another worker has the shard.
+            StoreUnreachable: Nobody knows.
+        """
+        file = self._files.get(path.name)
+        if file is None:
+            return
+        if path.name.endswith(INTENTS):
+            self._ship_intents(file)
+        else:
+            self._wait_for(file, file.end)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Nothing: names here need not last."""
+
+    def unlink(self, path: Path, *, folder_fd: int | None = None) -> None:
+        """Remove a file here; what is on the store stays."""
+        super().unlink(path, folder_fd=folder_fd)
+        file = self._files.pop(path.name, None)
+        if file is not None:
+            with self._answers:
+                if file in self._due:
+                    self._due.remove(file)
+                os.close(file.fd)
+                file.fd = -1
+
+    # lanes
+
+    def _ship_intents(self, file: _Shipped) -> None:
+        with self._intents:
+            end = file.end
+            if end > file.shipped:
+                body = os.pread(file.fd, end - file.shipped, file.shipped)
+                self._log.append({"segment": file.segment, "offset": file.shipped}, body)
+                file.shipped = end
+
+    def _upload(self) -> None:
+        try:
+            while (taken := self._next_piece()) is not None:
+                file, start, piece = taken
+                self._log.put_beside(f"{self._log.folder}answers/{file.segment}.{start}", piece)
+                with self._answers:
+                    file.shipped = start + len(piece)
+                    self._answers.notify_all()
+                self._told()
+        except BaseException as error:  # whoever waits must learn of it, whatever it is
+            self._fail(error)
+
+    def _next_piece(self) -> tuple[_Shipped, int, bytes] | None:
+        with self._answers:
+            while True:
+                while not self._due and not self._closed:
+                    self._answers.wait()
+                if not self._due:
+                    return None
+                file = self._due[0]
+                if file.shipped >= file.end or file.fd < 0:
+                    self._due.popleft()
+                    continue
+                start = file.shipped
+                return file, start, os.pread(file.fd, min(file.end - start, MOST_AT_ONCE), start)
+
+    def _wait_for(self, file: _Shipped, end: int) -> None:
+        with self._answers:
+            while file.shipped < end and file.fd >= 0:
+                self.check()
+                self._answers.wait()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._answers:
+            self._failure = error
+            self._answers.notify_all()
+        self._told()
+
+    def check(self) -> None:
+        """Raise why answers get to the store no more, when they do not."""
+        if isinstance(self._failure, EmbedctlError):
+            raise type(self._failure)(self._failure.message, hint=self._failure.hint)
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise StorageFailed("the journal's way to the store is closed")
+
+    # for the journal
+
+    def tell(self, told: Callable[[], object]) -> None:
+        """Call `told`, in a thread, whenever more of the answers is on the store, or will never be."""
+        self._told = told
+
+    def has(self, segment: str, end: int) -> bool:
+        """Whether a segment's answers up to the byte `end` are on the store, or nobody waits for them any more."""
+        file = self._files.get(f"{segment}{ANSWERS}")
+        return file is None or file.shipped >= end or self._failure is not None or self._closed
+
+    def end(self) -> None:
+        """Nothing more is shipped."""
+        with self._answers:
+            self._closed = True
+            self._due.clear()
+            self._answers.notify_all()
+        self._uploader.join(30)
+        for file in self._files.values():
+            with suppress(OSError):
+                os.close(file.fd)
+        self._files.clear()
+
+
+class ShippingTurnstile:
+    """Lets requests go whose intents are on the store. For one event loop.
+
+    What a dead worker loses is what was sent and is not on the store: never more than both limits together.
+
+    Args:
+        most_sent: Requests in flight.
+        most_unshipped: Answers on their way while another request is sent.
+        proceed: Raises when nothing more may be sent.
+    """
+
+    def __init__(
+        self, disk: ShippingDisk, *, most_sent: int, most_unshipped: int, proceed: Callable[[], object]
+    ) -> None:
+        self._disk = disk
+        self._most_sent = most_sent
+        self._most_unshipped = most_unshipped
+        self._proceed = proceed
+        self._loop = asyncio.get_running_loop()
+        self._moved = asyncio.Event()
+        self._sent = 0
+        self._unshipped: deque[tuple[str, int]] = deque()
+        disk.tell(self._tell)
+
+    async def enter(self) -> None:
+        """Returns when the request may be sent; raises why not."""
+        while True:
+            self._proceed()
+            self._disk.check()
+            if self._sent < self._most_sent and self._left() <= self._most_unshipped:
+                self._sent += 1
+                return
+            self._moved.clear()
+            await self._moved.wait()
+
+    def leave(self, ref: VectorRef | None = None) -> None:
+        """A request is over; where its answer is, if it brought one."""
+        self._sent -= 1
+        if ref is not None:
+            self._unshipped.append((ref.segment, ref.offset + ref.count * ref.dimensions * 4))
+        self._moved.set()
+
+    def _left(self) -> int:
+        while self._unshipped and self._disk.has(*self._unshipped[0]):  # they get there in this order, nearly
+            self._unshipped.popleft()
+        return len(self._unshipped)
+
+    def _tell(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._moved.set)
+
+
+@dataclass(slots=True)
+class Fetched:
+    """What earlier workers have left of a shard.
+
+    Attributes:
+        parts: What their logs say of parts, in order.
+        answers_bytes: How much was fetched.
+    """
+
+    parts: list[Entry] = field(default_factory=list)
+    answers_bytes: int = 0
+
+
+def fetch(log: ShardLog, into: Path) -> Fetched:
+    """Make the journal's files of earlier workers anew, as they were shipped, byte by byte.
+
+    The shard is ours: nothing is added to what is fetched, but what an earlier worker still has on its way, and that is
+    lost: its intents say so.
+
+    Raises:
+        StorageFailed: An entry is missing.
+        ConfigurationInvalid: A later version wrote it.
+    """
+    found = Fetched()
+    into.mkdir(0o700, parents=True, exist_ok=True)
+    for entry in log.entries():
+        if "part" in entry.about:
+            found.parts.append(entry)
+        if int(entry.about.get("format", 0)) > frames.FORMAT:
+            raise ConfigurationInvalid(
+                f"{log.store.url}: embedctl {entry.about.get('version')} writes a journal that this one cannot read",
+                hint="upgrade embedctl",
+            )
+        if "segment" in entry.about and entry.body:
+            _put(into / f"{_segment(entry.about['segment'])}{INTENTS}", int(entry.about["offset"]), entry.body)
+    folder = f"{log.folder}answers/"
+    pieces: dict[str, list[int]] = {}
+    for name in log.patience.with_(lambda: log.store.list(folder)):
+        segment, _, digits = name.removeprefix(folder).rpartition(".")
+        if digits.isdecimal():
+            pieces.setdefault(_segment(segment), []).append(int(digits))
+    with ThreadPoolExecutor(_READERS) as readers:
+        for segment, offsets in pieces.items():
+            end = 0
+            offsets.sort()
+            names = [f"{folder}{segment}.{offset}" for offset in offsets]
+            read = readers.map(lambda one: log.patience.with_(lambda: log.store.read(one)), names)
+            for offset, content in zip(offsets, read, strict=True):
+                if offset == end:  # behind a hole nothing can be told from what was never whole
+                    _put(into / f"{segment}{ANSWERS}", offset, content)
+                    end += len(content)
+            found.answers_bytes += end
+    return found
+
+
+def _segment(name: object) -> str:
+    """A segment's id, before it becomes part of a path.
+
+    Raises:
+        StorageFailed: It is none.
+    """
+    if not isinstance(name, str) or len(name) != 32 or name.strip("0123456789abcdef"):
+        raise StorageFailed(f"a log names a segment {str(name)[:40]!r}, which is none")
+    return name
+
+
+def _put(path: Path, offset: int, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        at = 0
+        while at < len(content):
+            at += os.pwrite(fd, content[at:], offset + at)
+    except OSError as refusal:
+        raise StorageFailed(f"cannot write {path}: {refusal.strerror}") from refusal
+    finally:
+        os.close(fd)

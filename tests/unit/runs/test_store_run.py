@@ -1,0 +1,321 @@
+"""What a worker does with a job on a store, beside dying."""
+
+from __future__ import annotations
+
+import os
+import threading
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embedctl.errors import ConfigurationInvalid, EmbedctlError, OutputRefused, WrongUsage
+from embedctl.journal.shard_log import ShardLog, label, tail
+from embedctl.outputs.parquet import matrix
+from embedctl.planning import slice as slices
+from embedctl.runs import store_plan, store_usage
+from embedctl.runs.receipt import Receipt
+from tests.support.crashed_runs import MODEL, WIDTH
+from tests.support.processes import sentence
+from tests.support.store_world import CrashingStore, StoreWorld
+from tests.support.wire.client import Wire, expected, hash_of
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
+
+TEXTS = [sentence(number) for number in range(12)]
+
+
+@pytest.fixture(autouse=True)
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "SLICE_BYTES", 1)
+
+
+@pytest.fixture
+def world(tmp_path: Path, wire: Wire) -> StoreWorld:
+    wire.reset()
+    made = StoreWorld(tmp_path, wire)
+    made.fill(TEXTS)
+    return made
+
+
+def done(ended: Receipt | EmbedctlError | None, code: int = 0) -> Receipt:
+    assert isinstance(ended, Receipt), ended
+    assert ended.exit_code == code, ended.error
+    return ended
+
+
+def lines(world: StoreWorld, name: str) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in world.place.read(name).splitlines()]
+
+
+def test_rows_that_fail_are_listed_shard_by_shard(world: StoreWorld) -> None:
+    """A refused text is in the failures of its shard, also when the worker that found it died after its part."""
+    world.wire.plan(poison=[TEXTS[0], TEXTS[7]])
+    dying = CrashingStore(world.place, 16, after=True)
+    assert world.work(dying) is None
+    receipt = done(world.work(), 3)
+
+    assert (receipt.rows, receipt.vectors, receipt.failed) == (12, 10, 2)
+    assert receipt.failures == f"{world.place.url}/failures/"
+    assert receipt.failed_reasons == {"text_refused": 2}
+    names = world.place.list("failures/")
+    assert [(name, line["id"]) for name in names for line in lines(world, name)] == [
+        ("failures/00000.jsonl", 0), ("failures/00001.jsonl", 7)
+    ]  # fmt: skip
+    manifest = store_plan.read_manifest(world.place)
+    assert manifest is not None
+    assert list(manifest.failures) == list(names)
+    world.check_bill()
+
+
+def test_a_large_file_is_cut_between_row_groups(world: StoreWorld) -> None:
+    """Shards of one Parquet file are row groups of it; rows without an id are numbered over the whole input."""
+    for old in (world.folder / "in").iterdir():
+        old.unlink()
+    texts = pa.table({"text": TEXTS})
+    pq.write_table(texts, world.folder / "in" / "all.parquet", row_group_size=3)
+    done(world.work())
+
+    plan = store_plan.plan_of(world.place)
+    assert [(shard.first_row, shard.rows) for shard in plan.shards] == [(0, 6), (6, 6)]
+    assert [shard.pieces for shard in plan.shards] == [((0, (0, 2)),), ((0, (2, 4)),)]
+    world.check_rows(TEXTS)
+
+
+def test_rows_nobody_has_counted_are_numbered_too(world: StoreWorld) -> None:
+    """JSON Lines are cut by whole files; their rows are counted once, so that each has its number in the input."""
+    for old in (world.folder / "in").iterdir():
+        old.unlink()
+    for number in range(3):
+        some = TEXTS[number * 4 : number * 4 + 4]
+        content = b"".join(orjson.dumps({"text": text}) + b"\n" for text in some)
+        (world.folder / "in" / f"{number}.jsonl").write_bytes(content)
+    done(world.work(flags={"shard_rows": 1}))
+
+    assert len(store_plan.plan_of(world.place).shards) == 3
+    world.check_rows(TEXTS)
+
+
+def test_an_input_without_rows(world: StoreWorld) -> None:
+    """A header without rows is an output without rows: one empty part, so that readers find its columns."""
+    for old in (world.folder / "in").iterdir():
+        old.unlink()
+    nothing = pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())})
+    pq.write_table(nothing, world.folder / "in" / "none.parquet")
+    receipt = done(world.work())
+
+    assert (receipt.rows, receipt.vectors) == (0, 0)
+    assert len(world.table()) == 0
+
+
+def test_two_workers_share_a_job(world: StoreWorld) -> None:
+    """Two at once: every shard is one worker's, nothing is bought twice, and both end when all is done."""
+    world.fill([sentence(number) for number in range(36)], files=6)
+    ended: list[object] = []
+    workers = [threading.Thread(target=lambda: ended.append(world.work(hurried=False))) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+    assert [one.exit_code for one in ended if isinstance(one, Receipt)] == [0, 0], ended
+    world.check_rows([sentence(number) for number in range(36)])
+    assert {times["standard"] for times in world.wire.invoice()["texts"].values()} == {1}
+
+
+def test_workers_do_not_share_a_budget(world: StoreWorld) -> None:
+    """A job with --max-cost is one worker's: another one that finds it at work is refused, 78."""
+    holder = holding(world, max_cost="5")
+    log = holder[0]
+    beat = threading.Timer(0.3, lambda: log.append({"beat": "now"}))
+    beat.start()
+    refused = world.work(hurried=False, flags={"max_cost": Decimal(5), "lease": 3.0})
+    beat.join()
+
+    assert isinstance(refused, ConfigurationInvalid), refused
+    assert world.wire.truth() == []
+
+
+def holding(world: StoreWorld, **flags: Any) -> list[ShardLog]:
+    """All shards of the job in the hands of a worker on another machine."""
+    options = {name: Decimal(value) for name, value in flags.items()}
+    dying = CrashingStore(world.place, 5, after=True)  # the plan is there
+    assert world.work(dying, flags=options) is None
+    plan = store_plan.plan_of(world.place)
+    logs = []
+    for shard in plan.shards:
+        end = tail(world.place, plan.label(shard))
+        log = ShardLog(world.place, plan.label(shard), "elsewhere", lease_s=60)
+        assert log.claim(0 if end is None else end.number + 1)
+        logs.append(log)
+    world.wire.reset()
+    return logs
+
+
+def test_who_does_not_wait_ends_with_75(world: StoreWorld) -> None:
+    """--no-wait ends when all that is left is held by workers that live; without news of a lease it is taken."""
+    logs = holding(world)
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(0.1):
+            for log in logs:
+                log.append({"beat": "now"})
+
+    beats = threading.Thread(target=beat)
+    beats.start()
+    ended = world.work(hurried=False, flags={"wait": False, "lease": 2.0})
+    stop.set()
+    beats.join()
+    assert done(ended, 75).error is not None
+
+    done(world.work())
+    world.check_rows(TEXTS)
+
+
+def test_max_cost_is_of_the_whole_job(world: StoreWorld) -> None:
+    """What dead workers have spent counts against --max-cost of the next one."""
+    most = {"max_cost": Decimal("0.00000099")}  # ten requests of 12 tokens at 0.02 USD are more
+    dying = CrashingStore(world.place, 17)
+    assert world.work(dying, flags=most) is None
+    stopped = world.work(flags=most)
+
+    assert done(stopped, 4).error is not None
+    assert world.wire.billed() * Decimal("0.02") / 1_000_000 <= most["max_cost"]
+
+
+def test_a_job_that_is_given_up_is_sealed(world: StoreWorld, tmp_path: Path) -> None:
+    """--seal books what a dead worker began as perhaps billed; the ledger's bounds hold, and a job may still go on."""
+    dying = CrashingStore(world.place, 15)
+    assert world.work(dying) is None
+    copied = store_usage.take_in(world.place, tmp_path / "home" / "spool", seal=True, lease_s=0.1)
+    world._take_in(world.order().settings.paths)  # type: ignore[arg-type]
+
+    assert copied.sealed >= 1
+    world.check_bill()
+    done(world.work())
+    world.check_rows(TEXTS)
+    world.check_bill()
+
+
+@pytest.mark.parametrize(
+    ("flags", "about"),
+    [
+        ({"cache": True}, {}),
+        ({"mode": "batch"}, {}),
+        ({"unique_ids": True}, {}),
+        ({}, {"overwrite": True}),
+        ({}, {"retry_failed": True}),
+    ],
+)
+def test_what_stores_cannot_is_refused(world: StoreWorld, flags: dict[str, Any], about: dict[str, Any]) -> None:
+    """Nothing is sent, and the code is 2."""
+    assert isinstance(world.work(flags=flags, **about), WrongUsage)
+    assert world.wire.truth() == []
+
+
+def test_another_output_is_not_touched(world: StoreWorld) -> None:
+    """A prefix with something else under it, or with a plan that is none, is refused: 73."""
+    world.place.put_if_absent("notes.txt", b"mine")
+    assert isinstance(world.work(), OutputRefused)
+    world.place.remove("notes.txt")
+    world.place.put_if_absent("_embedctl/plan.json", b"{}")
+    assert isinstance(world.work(), OutputRefused)
+    assert world.wire.truth() == []
+
+
+def test_a_store_that_overwrites_is_refused(world: StoreWorld) -> None:
+    """Two creations that both succeed: 73, before anything is sent."""
+
+    class Overwriting(CrashingStore):
+        def put_if_absent(self, name: str, content: Any, *, write_id: str | None = None) -> bool:
+            self.inner.remove(name)
+            return self.inner.put_if_absent(name, content, write_id=write_id)
+
+    assert isinstance(world.work(Overwriting(world.place)), OutputRefused)
+    assert world.wire.truth() == []
+
+
+def in_order(world: StoreWorld) -> list[str]:
+    """Texts as the newest manifest has them."""
+    manifest = store_plan.read_manifest(world.place)
+    assert manifest is not None
+    tables = [pq.read_table(pa.BufferReader(world.place.read(part.name))) for part in manifest.parts]
+    whole = pa.concat_tables(tables)
+    texts = whole.column("text").to_pylist()
+    assert np.allclose(matrix(whole.column("embedding"), WIDTH), expected(texts, MODEL, WIDTH), atol=1e-6)
+    assert set(world.place.list("part-")) == {part.name for part in manifest.parts}
+    return list(texts)
+
+
+def test_a_rerun_buys_what_is_new(world: StoreWorld) -> None:
+    """Unchanged shards keep their parts; changed ones take known texts from the parts that are there."""
+    world.fill(TEXTS, files=4)
+    cut = {"shard_rows": 3}
+    done(world.work(flags=cut))
+    before = world.place.list("part-")
+    world.wire.reset()
+    changed = [*TEXTS[6:9], sentence(100)]
+    path = world.folder / "in" / "2.parquet"
+    pq.write_table(pa.table({"id": range(6, 10), "text": changed}), path)
+    receipt = done(world.work(flags=cut))
+
+    assert in_order(world) == [*TEXTS[:6], *changed, *TEXTS[9:]]
+    assert list(world.wire.invoice()["texts"]) == [hash_of(sentence(100))]
+    assert (receipt.rows, receipt.vectors, receipt.reused) == (13, 13, 12)
+    kept = set(before) & set(world.place.list("part-"))
+    assert len(kept) == 3
+    assert {name for name in world.place.list("part-") if name.startswith("part-g0002-00002-")}
+    world.check_no_leftovers(generations=2)
+
+    seen = len(world.wire.truth())
+    assert done(world.work(flags=cut)).reused == 13
+    assert len(world.wire.truth()) == seen
+
+
+def test_a_rerun_for_touched_files_buys_nothing(world: StoreWorld) -> None:
+    """Files that only look new are read again: every text has its vector in the parts that are there."""
+    done(world.work())
+    world.wire.reset()
+    world.fill(TEXTS)
+    os.utime(world.folder / "in" / "0.parquet", (1, 1))
+    done(world.work())
+
+    assert in_order(world) == TEXTS
+    assert world.wire.truth() == []
+
+
+def test_rows_that_failed_stay_failed(world: StoreWorld) -> None:
+    """A refused text of a changed shard is not asked for again until it changes."""
+    world.wire.plan(poison=[TEXTS[1]])
+    done(world.work(), 3)
+    world.wire.reset()
+    world.fill([*TEXTS[:11], sentence(200)])
+    os.utime(world.folder / "in" / "0.parquet", (1, 1))
+    receipt = done(world.work(), 3)
+
+    assert receipt.failed == 1
+    assert list(world.wire.invoice()["texts"]) == [hash_of(sentence(200))]
+
+
+def test_a_job_that_is_not_finished_keeps_its_input(world: StoreWorld) -> None:
+    """A changed input is no reason to leave what was begun: 73, naming the file."""
+    assert world.work(CrashingStore(world.place, 20)) is None
+    world.fill([*TEXTS[:11], sentence(200)])
+    refused = world.work()
+
+    assert isinstance(refused, OutputRefused), refused
+    assert ".parquet" in refused.message
+
+
+def test_names_of_shards_sort_in_the_order_of_the_input() -> None:
+    """Of the first plan nothing is said in a name; later ones have their number in it."""
+    assert (label(42), label(42, 2)) == ("00042", "g0002-00042")
