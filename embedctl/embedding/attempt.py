@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -326,9 +327,12 @@ def _message(endpoint: Endpoint, request: Request, *, base64: bool) -> HttpReque
 
 def _server(message: HttpRequest | None) -> tuple[str, int] | None:
     """Host and port that a message goes to."""
-    if message is None:
-        return None
-    url = urlsplit(message.url)
+    return None if message is None else _host_and_port(message.url)
+
+
+@lru_cache(maxsize=64)
+def _host_and_port(address: str) -> tuple[str, int]:
+    url = urlsplit(address)
     return url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
 
 

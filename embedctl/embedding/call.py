@@ -274,6 +274,7 @@ class _Call:
                 now=self._clock(),
                 budget=leg.state.budget,
                 others_succeeded=others,
+                held_back=leg.state.limiter.per_second is not None,
                 unshaped=leg.state.unshaped,
             )
             if step.remedy in (Remedy.HALVE, Remedy.ISOLATE) or (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
@@ -29,8 +29,7 @@ class Leg:
     given_up: ProviderError | None = None
     asked_limits: bool = False
 
-    @contextmanager
-    def admitted(self, clock: Callable[[], float], *, isolating: bool) -> Iterator[None]:
+    def admitted(self, clock: Callable[[], float], *, isolating: bool) -> AbstractContextManager[None]:
         """A pass of the breaker for one attempt; see `EndpointState.admitted`.
 
         Raises:
@@ -38,8 +37,7 @@ class Leg:
         """
         if self.given_up is not None:
             raise NotAdmittedError(self.given_up)
-        with self.state.admitted(clock, isolating=isolating):
-            yield
+        return self.state.admitted(clock, isolating=isolating)
 
     def probing(self, now: float) -> bool:
         """Whether one request is under way that will tell whether it serves again."""

@@ -345,7 +345,7 @@ class Router:
         ready = leg.state.breaker.ready_in(now) or 0.0
         if held > ready:
             return Availability(ready_in_s=held, probe=not leg.state.asked_although_held, reason=reason)
-        return Availability(ready_in_s=ready, reason=leg.state.breaker.snapshot(now).reason or "")
+        return Availability(ready_in_s=ready, reason=leg.state.breaker.reason or "")
 
     def paced(self, leg: Leg) -> None:
         """An attempt ended: its endpoint may allow another pace than before."""

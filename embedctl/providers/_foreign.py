@@ -239,7 +239,7 @@ def _struck(said: str, keys: tuple[str, ...]) -> str:
         said = said.replace(key, STRUCK)
     disguises, said_plainly = _disguises(keys), said
     if disguises:
-        for _ in range(_UNPACKED):
+        for _ in range(_UNPACKED if "%" in said else 0):
             said_plainly = _PERCENT.sub(lambda found: chr(int(found[1], 16)), said_plainly)
         seen = _INVISIBLE.sub("", said_plainly).casefold()
         if any(disguise in seen for disguise in disguises):

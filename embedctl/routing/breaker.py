@@ -201,6 +201,11 @@ class Breaker:
             retry_after_s=ready_in,
         )
 
+    @property
+    def reason(self) -> str | None:
+        """What the provider said when it opened last."""
+        return self._cause.message if self._cause else None
+
     def snapshot(self, now: float) -> Snapshot:
         """Its state as a value."""
         ready_in = self.ready_in(now)
@@ -212,7 +217,7 @@ class Breaker:
             failures=sum(self._ill),
             openings=self._openings,
             ready_in_s=ready_in,
-            reason=self._cause.message if self._cause else None,
+            reason=self.reason,
             failed_at=self._failed_at,
             changed_at=self._changed_at,
             probing=self._probe is not None,

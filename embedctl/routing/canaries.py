@@ -11,6 +11,7 @@ import binascii
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
@@ -136,7 +137,10 @@ HostRecords = Mapping[str, HostRecord]
 
 def host_of(endpoint: Endpoint) -> str:
     """A provider at an address, and what the model is called there."""
-    return f"{endpoint.provider}@{urls.shown(endpoint.place.base_url)}#{endpoint.wire_model}"
+    return f"{endpoint.provider}@{_shown(endpoint.place.base_url)}#{endpoint.wire_model}"
+
+
+_shown = lru_cache(maxsize=64)(urls.shown)  # each call asks for it
 
 
 def file_of(folder: Path, endpoint: Endpoint) -> Path:

@@ -18,15 +18,19 @@ def known_providers(settings: Settings) -> list[str]:
     return list(dict.fromkeys([*catalog.providers(), *settings.providers]))
 
 
+def is_provider(settings: Settings, name: str) -> bool:
+    """Whether a name is one of those."""
+    return name in catalog.providers() or name in settings.providers
+
+
 def checked_provider(settings: Settings, name: str) -> str:
     """`name` itself, when there is such a provider.
 
     Raises:
         WrongUsage: There is none; the nearest is named.
     """
-    known = known_providers(settings)
-    if name not in known:
-        raise WrongUsage(f"unknown provider: {name!r}", hint=near(name, known))
+    if not is_provider(settings, name):
+        raise WrongUsage(f"unknown provider: {name!r}", hint=near(name, known_providers(settings)))
     return name
 
 
@@ -44,7 +48,7 @@ def asked_for(settings: Settings) -> tuple[str, str]:
             return BUNDLED
         return options.provider, default_model(settings, options.provider)
     prefix, colon, rest = options.model.partition(":")
-    if colon and prefix in known_providers(settings):
+    if colon and is_provider(settings, prefix):
         if options.provider not in (None, prefix):
             raise WrongUsage(f"--model {options.model} and --provider {options.provider} disagree", hint="give one")
         return prefix, rest or default_model(settings, prefix)

@@ -177,6 +177,7 @@ class Attempts:
         now: float,
         budget: RetryBudget,
         others_succeeded: int = 0,
+        held_back: bool = False,
         unshaped: int = 0,
     ) -> Step:
         """Decide what follows a failed attempt.
@@ -184,10 +185,11 @@ class Attempts:
         Args:
             now: Monotonic seconds.
             others_succeeded: Requests to this endpoint that succeeded since this one's first failure.
+            held_back: The limiter paces requests because many were refused.
             unshaped: Answers of a wrong shape that the endpoint gave since its last good one, this one counted.
         """
         if error.remedy is Remedy.WAIT:
-            return self._throttle(error, now, budget, others_succeeded)
+            return self._throttle(error, now, budget, 0 if held_back else others_succeeded)
         if error.remedy is not Remedy.RETRY:
             return Step(remedy=error.remedy, error=error)
         if isinstance(error, NotSent) and error.provider_code == "certificate":
@@ -209,7 +211,8 @@ class Attempts:
         return self._again(error, wait_s, TRANSIENT_COST, now, budget)
 
     def _throttle(self, error: ProviderError, now: float, budget: RetryBudget, others_succeeded: int) -> Step:
-        # While others get through, how much may be sent is the limiter's business: this one was unlucky.
+        # While others get through, and nothing is held back, it was unlucky: such refusals do not depend on the rate.
+        # Where a limit is shared, the wait is what makes room for other processes.
         self._throttled = 1 if others_succeeded > self._others else self._throttled + 1
         self._others = others_succeeded
         wait_s = wait_before(self._throttled, error, jitter=self._jitter)

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,6 +49,7 @@ MAX_HEADERS = 100
 MAX_URL_BYTES = 8 << 10
 SERVICE = "embedctl"
 _MOST_NAMED = 256
+_LONGEST_HOST = 256
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -63,8 +65,7 @@ class PiecewiseResponse(Response):
     media_type = "application/json"
 
     def __init__(self, pieces: list[bytes], headers: dict[str, str], slot: Slot) -> None:
-        super().__init__(None, 200, headers)
-        self.headers["content-length"] = str(sum(map(len, pieces)))
+        super().__init__(None, 200, {**headers, "content-length": str(sum(map(len, pieces)))})
         self._pieces = pieces
         self._slot = slot
         slot.hold()
@@ -161,7 +162,7 @@ class Door:
             raise Refused("invalid_json", "content-length and transfer-encoding exclude each other")
         serve = self._state.serve
         if self._state.loopback and (host := headers.get("host", "")):
-            name = urlsplit(f"//{host}").hostname or ""
+            name = _host_name(host) if len(host) <= _LONGEST_HOST else ""
             if name not in _LOOPBACK and name not in serve.hosts:
                 raise Refused("host_denied", "the Host header names another host")
         origin = headers.get("origin")
@@ -234,6 +235,12 @@ class Door:
             ms=round(seconds * 1000, 2),
             **exchange.about,
         )
+
+
+@lru_cache(maxsize=64)
+def _host_name(host: str) -> str:
+    """The name in a Host header, without its port."""
+    return urlsplit(f"//{host}").hostname or ""
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -1,18 +1,18 @@
 """Connections with deadlines: half a request keeps no place, a client that reads nothing no answer.
 
-uvicorn has a deadline for idle connections alone (facts/gateway.md 7, 2026-11-25).
+uvicorn has a deadline for idle connections alone (facts/gateway.md 7, 2026-11-25), and its parser in C bounds no head,
+takes what stands behind a body for headers, and loses the body of a request that offers an upgrade.
 """
 
 from __future__ import annotations
 
 import asyncio
 import resource
-import sys
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
-import h11
+import httptools
 import orjson
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from embedctl.server import refusals
 from embedctl.server.refusals import Refused
@@ -24,7 +24,11 @@ UPLOAD_BYTES = 1 << 20
 _SPARE_FILES = 128  # for journal, caches and providers
 _MOST_CONNECTIONS = 10_000
 _SMALL_BYTES = 64 << 10
+_MOST_IN_LINE = 32  # requests of one connection that came before those in front of them were answered
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+
+
+_CODING = b"transfer-encoding"
 
 
 class _Joined:
@@ -63,7 +67,11 @@ class _Joined:
         return getattr(self._transport, name)
 
 
-class Connection(H11Protocol):
+class _NoRequestError(Exception):
+    """Well formed, and not what HTTP allows or what is taken here."""
+
+
+class Connection(HttpToolsProtocol):
     """One connection. Subclassed by `protocol`, which says how long each part may take."""
 
     header_s: ClassVar[float] = 10.0
@@ -75,6 +83,9 @@ class Connection(H11Protocol):
     _timer: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
     _phase: str | None = None
+    _part: Literal["head", "body"] | None = None  # of a request that is coming
+    _unused = 0  # bytes that came since a head ended, or something of a body was read
+    _again = False  # the parser reads a head of ours
 
     def connection_made(self, transport: Any) -> None:
         """A deadline for the first request's headers; too many connections are not taken."""
@@ -88,14 +99,84 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """More of a request."""
-        super().data_received(data)
-        self._look()
+        self._unset_keepalive_if_required()
+        self._unused += len(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+            return
+        if self._unused > MAX_HEADER_BYTES:
+            self._refuse(431 if self._part == "head" else 400)
+            return
+        self._look(came=True)
         if self._phase == "body" and self.scope["path"] in self.uploads:
             self._came += len(data)
             if self._came >= UPLOAD_BYTES:  # so much more in time, and it may go on
                 self._came = 0
                 self._phase = None
                 self._look()
+
+    def _parse(self, data: bytes) -> None:
+        """Through the parser; an upgrade that is offered is not taken, and what follows is read as if it were not."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            framing = [b"%s: %s\r\n" % one for one in self.headers if one[0] in (b"content-length", _CODING)]
+            self.parser = httptools.HttpRequestParser(self)
+            self._again = True
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % b"".join(framing))
+            self._parse(data[offer.args[0] :])
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        if not self._again:
+            self._part = "head"
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of its address."""
+        if not self._again:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One of its headers; what stands behind a body is none: it would come too late to be checked."""
+        if self._part == "head" and not self._again:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Its head is whole.
+
+        Raises:
+            _NoRequestError: It is not to be understood in one way alone, or too many wait already.
+        """
+        if self._again:
+            self._again = False
+        else:
+            self._check_head()
+            super().on_headers_complete()
+        self._part, self._unused = "body", 0
+
+    def _check_head(self) -> None:
+        names = [name for name, _ in self.headers]
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1") or names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
+            raise _NoRequestError
+        if any(value.strip().lower() != b"chunked" for name, value in self.headers if name == _CODING):
+            raise _NoRequestError
+        if names.count(_CODING) > 1 or len(self.pipeline) >= _MOST_IN_LINE:
+            raise _NoRequestError
+
+    def on_body(self, body: bytes) -> None:
+        """More of its body."""
+        self._unused = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """It is whole, unless it offered an upgrade: then its body comes yet."""
+        if not self.parser.should_upgrade():
+            self._part, self._unused = None, 0
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """An answer is out."""
@@ -121,23 +202,41 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP, or has too many headers, is told so in JSON."""
-        hint = getattr(sys.exc_info()[1], "error_status_hint", 400)
-        if hint == 431:
+        self._refuse(400)
+
+    def _refuse(self, status: Literal[400, 431]) -> None:
+        """What it says is no request, and nothing can follow; an answer that is due to an earlier one is not given."""
+        cycle: Any = self.cycle
+        is_its_own = self._part == "body" and not self.pipeline and not cycle.response_started
+        if self._is_served and not is_its_own:
+            self.transport.close()
+        elif status == 431:
             self._end(Refused("headers_too_large", f"more than {MAX_HEADER_BYTES >> 10} KiB of headers"), 431)
         else:
             self._end(Refused("invalid_json", "this is no HTTP request"), 400)
+        self._enter(None)
 
-    def _look(self) -> None:
-        """What is waited for now."""
+    @property
+    def _is_served(self) -> bool:
+        """Whether a request has no whole answer yet, be it that it has not come whole."""
+        cycle: Any = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _look(self, *, came: bool = False) -> None:
+        """What is waited for now.
+
+        Args:
+            came: Something did, perhaps no more than a line break.
+        """
         if self.transport.is_closing():
             self._enter(None)
-            return
-        state = self.conn.their_state
-        if state is h11.SEND_BODY:
-            self._enter("body")
-        elif state is h11.IDLE and (self.conn.trailing_data[0] or self._phase == "head"):
+        elif self._part == "body":
+            self._enter(None if self.pipeline else "body")  # in its turn
+        elif self._is_served:
+            self._enter(None)
+        elif self._part == "head" or came:
             self._enter("head")
-        else:
+        elif self.cycle is not None:
             self._enter(None)
 
     def _enter(self, phase: str | None) -> None:
@@ -153,7 +252,7 @@ class Connection(H11Protocol):
     def _late(self) -> None:
         if not self.transport.is_closing():
             cycle: Any = self.cycle
-            if cycle is not None and cycle.response_started and not cycle.response_complete:
+            if self._part == "body" and cycle is not None and cycle.response_started:
                 self.transport.abort()
             else:
                 self._end(Refused("request_timeout", "the request did not come in time"), 408)

@@ -118,7 +118,7 @@ def read_object(body: bytes) -> dict[str, Any]:
     """
     try:
         text = body.decode("utf-8")
-        found = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_number)
+        found = _DECODER.decode(text)
     except UnicodeDecodeError:
         raise _not_json("the body is not UTF-8") from None
     except (ValueError, RecursionError) as problem:
@@ -145,6 +145,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> Any:
     raise ValueError(name)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_constant=_no_number)
 
 
 def _depth(value: Any, level: int = 0) -> int:

@@ -75,7 +75,7 @@ def _unknown(model: str) -> Refused:
 
 
 def _check_provider(settings: Settings, name: str) -> None:
-    if name not in names.known_providers(settings):
+    if not names.is_provider(settings, name):
         raise _no_provider(name, "provider")
 
 
@@ -87,16 +87,15 @@ def _no_provider(name: str, param: str) -> Refused:
 
 def _prefix(settings: Settings, model: str) -> tuple[str | None, str]:
     """(provider, model) of `provider:model`, and of `provider/model` where no model is called so."""
-    known = names.known_providers(settings)
     head, colon, rest = model.partition(":")
-    if colon and head in known:
+    if colon and names.is_provider(settings, head):
         return head, rest
     if catalog.named(model) or _is_configured(settings, model):
         return None, model
     if colon and "/" not in head:
         raise _no_provider(head, "model")
     head, slash, rest = model.partition("/")
-    return (head, rest) if slash and head in known else (None, model)
+    return (head, rest) if slash and names.is_provider(settings, head) else (None, model)
 
 
 def _is_configured(settings: Settings, model: str) -> bool:
@@ -130,7 +129,7 @@ def _known(settings: Settings, client: Client, provider: str, model: str, *, pin
 
 def _candidates(settings: Settings, client: Client, model: str) -> Iterator[str]:
     """Providers that a bare name may mean, in order."""
-    yield from (name for name in client.providers or () if name in names.known_providers(settings))
+    yield from (name for name in client.providers or () if names.is_provider(settings, name))
     if settings.options.provider is not None or settings.options.model is not None:
         with suppress(WrongUsage):
             yield names.asked_for(settings)[0]

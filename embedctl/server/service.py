@@ -33,7 +33,7 @@ from embedctl.server import app as apps
 from embedctl.server import keys, recovered, shifts
 from embedctl.server.admission import AdmissionQueue, KeyRates
 from embedctl.server.authentication import Client, DefaultRates, Failures, Keyring
-from embedctl.server.connections import MAX_HEADER_BYTES, protocol
+from embedctl.server.connections import protocol
 from embedctl.server.gateway import Gateway
 from embedctl.server.jobs import routes as job_routes
 from embedctl.server.jobs.queue import JobQueue
@@ -219,7 +219,6 @@ class Service:
             proxy_headers=False,
             timeout_keep_alive=max(1, round(serve.idle_s)),
             timeout_graceful_shutdown=max(1, round(serve.drain_s)),
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             ssl_certfile=tls.certificate if tls else None,
             ssl_keyfile=tls.key if tls else None,
         )

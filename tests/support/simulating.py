@@ -309,7 +309,8 @@ class Process:
             ):
                 self.rate_limit.strained(reservation, now)
             others = self.answers - work.before
-            step = work.attempts.after(error, now=now, budget=self.budget, others_succeeded=others)
+            held_back = self.rate_limit.pace.per_second is not None
+            step = work.attempts.after(error, now=now, budget=self.budget, others_succeeded=others, held_back=held_back)
             if step.remedy is Remedy.GIVE_UP:
                 self.left += 1
             else:
