@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
 import orjson
 
 from embedctl import storage
@@ -111,6 +110,8 @@ def copy(folder: Path, spool_id: str, content: bytes, *, disk: storage.Disk = st
 
 def events(content: bytes) -> Iterator[UsageEvent]:
     """The events of a spool file's content whose checksum is right, in order."""
+    import msgspec
+
     for text in content.splitlines():
         body = _good(text)
         if body is not None:

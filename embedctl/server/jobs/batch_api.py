@@ -30,7 +30,6 @@ WINDOW_S = 86_400
 _MOST_FILES = 10_000
 _MOST_BATCHES = 100
 _SHORTEST_S, _LONGEST_S = 3600, 30 * 86_400
-_PROGRAM = "embedctl.server.jobs.batch_lines"
 _ENDED = ("completed", "failed", "cancelled")
 
 
@@ -240,7 +239,7 @@ class BatchPaths:
             file = self._store.file(job.workspace, str(job.batch["input_file_id"]))
         except Refused as refused:
             return _failed(job, refused)
-        argv = children.program(_PROGRAM, "read", str(folder), str(self._store.content(file)))
+        argv = children.program("read", str(folder), str(self._store.content(file)))
         ended = await self._queue.help(argv, folder, children.environment(self._jobs.state.settings, "", ""), "read")
         said = ended.said
         if ended.code:
@@ -282,7 +281,7 @@ class BatchPaths:
         if not (folder / batch_lines.LINES).exists():
             return {}
         reason = "batch_cancelled" if job.state == "cancelled" else "batch_failed"
-        argv = children.program(_PROGRAM, "write", str(folder), reason)
+        argv = children.program("write", str(folder), reason)
         ended = await self._queue.help(argv, folder, children.environment(self._jobs.state.settings, "", ""), "written")
         if ended.code:
             raise Refused("storage_failed", "the files of the batch cannot be made", reason=ended.complained)

@@ -1,7 +1,4 @@
-"""OpenAI's lines → rows of a run, and a run's vectors → OpenAI's lines. A program of its own: files may be large.
-
-    python -m embedctl.server.jobs.batch_lines read JOB_FOLDER CONTENT       prints {"errors": […]} or {"model": …, …}
-    python -m embedctl.server.jobs.batch_lines write JOB_FOLDER REASON       prints {"completed": N, "failed": N}
+"""OpenAI's lines → rows of a run, and a run's vectors → OpenAI's lines.
 
 A line is one request of the embeddings endpoint, with one text, several, or token arrays. Each of its inputs is a row,
 numbered from 0 across the file, so that vectors and failures come in the order of the lines. `lines.jsonl` says of each
@@ -13,7 +10,6 @@ Source of the shapes: facts/batch_apis.md 2 (2026-11-25).
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +18,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from embedctl.errors import EmbedctlError
 from embedctl.server import encoding, fields
 from embedctl.server.fields import Asked
 from embedctl.server.jobs.children import OUTPUT
@@ -281,27 +276,3 @@ def _tokens(rows: list[Row]) -> int:
     from embedctl import tokens
 
     return sum(known) + sum(tokens.counter(None).count(unknown))
-
-
-def main(words: list[str]) -> int:
-    """The program; its exit code."""
-    try:
-        match words:
-            case ["read", folder, content]:
-                said: Any = read(Path(folder), Path(content))
-            case ["write", folder, reason]:
-                said = write(Path(folder), reason)
-            case _:
-                return 2
-    except EmbedctlError as problem:
-        sys.stderr.write(f"error: {problem.message}\n")
-        return problem.exit_code
-    except OSError as problem:
-        sys.stderr.write(f"error: {problem.strerror}\n")
-        return 74
-    sys.stdout.buffer.write(orjson.dumps(said))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

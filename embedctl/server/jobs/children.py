@@ -94,9 +94,9 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-P", "-m", "embedctl", *words]
 
 
-def program(module: str, *words: str) -> list[str]:
-    """A module of ours, run as a program."""
-    return [sys.executable, "-P", "-m", module, *words]
+def program(name: str, *words: str) -> list[str]:
+    """A short program of jobs; see `__main__`."""
+    return [sys.executable, "-P", "-m", "embedctl.server.jobs", name, *words]
 
 
 class Child:

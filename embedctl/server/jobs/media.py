@@ -194,7 +194,7 @@ class MediaPaths:
         with tempfile.TemporaryDirectory(prefix="search-", dir=self._store.root) as folder:
             path = Path(folder) / "asked.json"
             await asyncio.to_thread(path.write_bytes, orjson.dumps(asked))
-            argv = children.program("embedctl.server.jobs.search", str(path))
+            argv = children.program("search", str(path))
             ended = await self._jobs.queue.help(argv, path.parent, self._jobs.queue.environment(jobs[0]), "found")
         if ended.code:
             raise Refused("storage_failed", "the vectors cannot be searched now", reason=ended.complained)

@@ -322,7 +322,7 @@ class Jobs:
             if not path.exists():
                 if not job.counts.get("vectors"):
                     raise Refused("not_found", "no row of the job has a vector; its failures say why")
-                argv = children.program("embedctl.server.jobs.results", str(path.parent), form)
+                argv = children.program("results", str(path.parent), form)
                 ended = await self.queue.help(argv, path.parent, self.queue.environment(job), "made")
                 if ended.code:
                     raise Refused("storage_failed", "the result cannot be made", reason=ended.complained)

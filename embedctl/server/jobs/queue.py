@@ -497,7 +497,7 @@ class JobQueue:
         waiting = self.store.unaccounted()[:_TOGETHER]
         folder = self.store.root / "accounts"
         await asyncio.to_thread(storage.DISK.make_folder, folder)
-        argv = children.program("embedctl.server.jobs.accounts", *self._flags, *waiting)
+        argv = children.program("accounts", *self._flags, *waiting)
         env = children.environment(self._settings(), "", "")
         try:
             ended = await self.help(argv, folder, env, "said")

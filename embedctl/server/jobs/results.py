@@ -1,24 +1,17 @@
-"""What is made of a job's vectors: one Parquet file, or JSON Lines. A program of its own: it takes Arrow and its time.
-
-python -m embedctl.server.jobs.results JOB_FOLDER parquet|jsonl|base64
-"""
+"""What is made of a job's vectors: one Parquet file, or JSON Lines."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, BinaryIO
 
 import orjson
 import pybase64
 
-from embedctl.errors import EmbedctlError
 from embedctl.server.jobs.children import OUTPUT, Form, result_name
-
-_DISK_FULL = 74
 
 
 @contextmanager
@@ -72,22 +65,3 @@ def _line(row: dict[str, Any], vector: Any, *, base64: bool) -> bytes:
 
 def _as_text(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
-
-
-def main(words: list[str]) -> int:
-    """The program; its exit code."""
-    if len(words) != 2 or words[1] not in get_args(Form):
-        return 2
-    try:
-        make(Path(words[0]), words[1])  # type: ignore[arg-type]
-    except EmbedctlError as problem:
-        sys.stderr.write(f"error: {problem.message}\n")
-        return problem.exit_code
-    except OSError as problem:
-        sys.stderr.write(f"error: {problem.strerror}\n")
-        return _DISK_FULL
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,4 @@
-"""Chunks of media that are nearest to a query's vector. A program of its own: it takes Arrow and its time.
-
-    python -m embedctl.server.jobs.search ASKED_FILE         prints {"results": […]}
+"""Chunks of media that are nearest to a query's vector.
 
 The query itself is not among what it is told: only its vector.
 """
@@ -8,14 +6,10 @@ The query itself is not among what it is told: only its vector.
 from __future__ import annotations
 
 import heapq
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
-
-from embedctl.errors import EmbedctlError
 
 
 def nearest(folders: dict[str, str], query: list[float], count: int) -> list[dict[str, Any]]:
@@ -44,21 +38,3 @@ def nearest(folders: dict[str, str], query: list[float], count: int) -> list[dic
         }
         for score, media_id, hit in found
     ]
-
-
-def main(words: list[str]) -> int:
-    """The program; its exit code."""
-    if len(words) != 1:
-        return 2
-    try:
-        asked = orjson.loads(Path(words[0]).read_bytes())
-        found = nearest(asked["folders"], asked["query"], asked["count"])
-    except EmbedctlError as problem:
-        sys.stderr.write(f"error: {problem.message}\n")
-        return problem.exit_code
-    sys.stdout.buffer.write(orjson.dumps({"results": found}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
