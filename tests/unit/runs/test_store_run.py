@@ -196,10 +196,10 @@ def test_a_share_spends_its_part(world: StoreWorld) -> None:
     world.fill([sentence(number) for number in range(36)], files=6)
     most = Decimal("0.00000198")  # a share of it is what `test_max_cost_is_of_the_whole_job` stops at
     for _ in range(3):
-        assert done(world.work(flags=share(0, max_cost=most)), 4).error is not None
+        assert done(world.work(flags=share(0, wait=False, max_cost=most)), 4).error is not None
         assert world.wire.billed() * Decimal("0.02") / 1_000_000 <= most / 2
     billed = world.wire.billed()
-    assert done(world.work(flags=share(1, max_cost=most)), 4).error is not None
+    assert done(world.work(flags=share(1, wait=False, max_cost=most)), 4).error is not None
 
     assert world.wire.billed() > billed
     assert world.wire.billed() * Decimal("0.02") / 1_000_000 <= most
