@@ -23,7 +23,7 @@ _ALONE = ("AWS_BATCH_JOB_ARRAY_INDEX", "JOB_COMPLETION_INDEX")
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class JobShare:
     """One of `count` equal parts of a job.
 
     Attributes:
@@ -53,10 +53,10 @@ def check_share(text: str, spelt: str) -> None:
         raise WrongUsage(f"{spelt} {text}: shares are counted from 0 to {int(given[2]) - 1}")
 
 
-def share_of(text: str | None) -> Share:
+def share_of(text: str | None) -> JobShare:
     """What I/N says; all of the job where nothing does, or where "auto" is not looked up yet."""
     given = _GIVEN.match(text or "")
-    return Share(int(given[1]), int(given[2])) if given else Share()
+    return JobShare(int(given[1]), int(given[2])) if given else JobShare()
 
 
 def resolved_share(text: str | None, environment: Mapping[str, str]) -> str | None:
@@ -107,7 +107,7 @@ def _counted(name: str, index: int, count: int) -> str:
             f"--shard auto: {name} makes this number {index} of {count}, counted from 0",
             hint="as many tasks as shares, without gaps, like --array=0-3 with --shard auto",
         )
-    return str(Share(index, count))
+    return str(JobShare(index, count))
 
 
 def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:

@@ -218,6 +218,24 @@ def test_limits_are_divided_once(world: StoreWorld, other: dict[str, Any]) -> No
     assert len(world.wire.truth()) == seen
 
 
+class Budgeted(StoreWorld):
+    @property
+    def config(self) -> str:
+        path = self.folder / "config.toml"
+        path.write_text('[workspaces.default]\nbudget = { period = "month", amount = "2", action = "block" }\n')
+        return str(path)
+
+
+def test_budgets_are_not_divided(tmp_path: Path, wire: Wire) -> None:
+    """A workspace's budget is kept by each machine's own ledger: a share of such a job is refused, nothing is sent."""
+    wire.reset()
+    world = Budgeted(tmp_path, wire)
+    world.fill(TEXTS)
+
+    assert isinstance(world.work(flags=share(0)), ConfigurationInvalid)
+    assert wire.truth() == []
+
+
 def test_workers_do_not_share_a_budget(world: StoreWorld) -> None:
     """A job with --max-cost is one worker's: another one that finds it at work is refused, 78."""
     holder = holding(world, max_cost="5")

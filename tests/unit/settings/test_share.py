@@ -10,7 +10,7 @@ from embedctl import settings
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.routing import credentials
 from embedctl.settings.options import Options, check
-from embedctl.settings.share import Share, resolved_share, share_of
+from embedctl.settings.share import JobShare, resolved_share, share_of
 
 SLURM = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
 
@@ -18,19 +18,19 @@ SLURM = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
 @pytest.mark.parametrize(
     ("text", "environment", "found"),
     [
-        ("2/4", {}, Share(2, 4)),
-        ("0/1", SLURM, Share(0, 1)),
-        ("auto", SLURM, Share(3, 4)),
-        ("auto/4", SLURM, Share(3, 4)),
-        ("auto", {**SLURM, "SLURM_ARRAY_TASK_MIN": "1"}, Share(2, 4)),
-        ("auto", {**SLURM, "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_STEP": "2"}, Share(1, 4)),
-        ("auto", {"CLOUD_RUN_TASK_INDEX": "0", "CLOUD_RUN_TASK_COUNT": "2"}, Share(0, 2)),
-        ("auto/3", {"AWS_BATCH_JOB_ARRAY_INDEX": "2"}, Share(2, 3)),
-        ("auto/3", {"JOB_COMPLETION_INDEX": "1"}, Share(1, 3)),
-        (None, SLURM, Share(0, 1)),
+        ("2/4", {}, JobShare(2, 4)),
+        ("0/1", SLURM, JobShare(0, 1)),
+        ("auto", SLURM, JobShare(3, 4)),
+        ("auto/4", SLURM, JobShare(3, 4)),
+        ("auto", {**SLURM, "SLURM_ARRAY_TASK_MIN": "1"}, JobShare(2, 4)),
+        ("auto", {**SLURM, "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_STEP": "2"}, JobShare(1, 4)),
+        ("auto", {"CLOUD_RUN_TASK_INDEX": "0", "CLOUD_RUN_TASK_COUNT": "2"}, JobShare(0, 2)),
+        ("auto/3", {"AWS_BATCH_JOB_ARRAY_INDEX": "2"}, JobShare(2, 3)),
+        ("auto/3", {"JOB_COMPLETION_INDEX": "1"}, JobShare(1, 3)),
+        (None, SLURM, JobShare(0, 1)),
     ],
 )
-def test_shares_that_are_said(text: str | None, environment: dict[str, str], found: Share) -> None:
+def test_shares_that_are_said(text: str | None, environment: dict[str, str], found: JobShare) -> None:
     """Given, or looked up in the variables of the scheduler that started it; nothing said is all of the job."""
     check(Options(shard=text))
     assert share_of(resolved_share(text, environment)) == found
@@ -66,7 +66,7 @@ def test_variables_that_say_no_share(text: str, environment: dict[str, str]) -> 
 @given(shards=st.integers(0, 200), count=st.integers(1, 50))
 def test_every_shard_is_in_one_share(shards: int, count: int) -> None:
     """The shares of a job are all of it, and no two have one shard."""
-    found = [ordinal for index in range(count) for ordinal in range(shards) if Share(index, count).has(ordinal)]
+    found = [ordinal for index in range(count) for ordinal in range(shards) if JobShare(index, count).has(ordinal)]
     assert sorted(found) == list(range(shards))
 
 
