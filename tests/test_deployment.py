@@ -24,6 +24,7 @@ from jsonschema import Draft7Validator
 from embedctl.server.openapi import OPERATIONS
 from embedctl.settings import ServeSettings
 from tests.support import places
+from tests.support.running import embedctl
 from tests.support.serving import until
 
 DEPLOY = places.ROOT / "docs" / "deploy"
@@ -145,6 +146,55 @@ def test_the_manifest_promises_what_the_image_does() -> None:
     assert mounts["state"] == HOME
     assert pod["terminationGracePeriodSeconds"] > serve["grace_s"] + serve["drain_s"]
     assert set(found["Secret"]["stringData"].values()) == {""}
+
+
+def test_the_job_is_valid() -> None:
+    """The indexed Job is valid by its schema."""
+    kubernetes = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed (100 MB)")
+    for one in yaml.safe_load_all(read("kubernetes-job.yaml")):
+        kubernetes.validate(one, kubernetes.latest_version(), strict=True)
+
+
+def test_the_job_s_pods_are_its_shares() -> None:
+    """As many shares as pods, all at once, as nobody on a read-only root; its command is one, and holds no key."""
+    secret, job = yaml.safe_load_all(read("kubernetes-job.yaml"))
+    spec = job["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+
+    assert (spec["completionMode"], spec["parallelism"]) == ("Indexed", spec["completions"])
+    assert f"--shard=auto/{spec['completions']}" in container["args"]
+    assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["runAsUser"]) == (True, USER)
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {one["mountPath"] for one in container["volumeMounts"]} == {HOME, "/tmp"}
+    assert set(secret["stringData"].values()) == {""}
+    assert flags_of(container["args"]) <= known_flags()
+
+
+def test_the_array_is_a_script() -> None:
+    """Bash takes it, it does not wait, and its flags are those of the command."""
+    assert subprocess.run(["bash", "-n", DEPLOY / "slurm-array.sh"], capture_output=True).returncode == 0
+    script = read("slurm-array.sh")
+    command = re.findall(r"^srun embedctl (.*?)$", script.replace("\\\n", " "), re.MULTILINE)[0].split()
+
+    assert {"--shard", "auto", "--no-wait"} <= set(command)
+    assert flags_of(command) <= known_flags()
+
+
+def test_the_tasks_of_airflow_compile() -> None:
+    """Python takes the file, and its flags are those of the command."""
+    source = read("airflow_embed.py")
+    compile(source, "airflow_embed.py", "exec")
+
+    assert flags_of(re.findall(r"--[a-z-]+", source)) <= known_flags()
+
+
+def flags_of(words: list[str]) -> set[str]:
+    return {word.partition("=")[0] for word in words if word.startswith("--")}
+
+
+def known_flags() -> set[str]:
+    return set(re.findall(r"--[a-z-]+", embedctl("batch", "run", "--help").out))
 
 
 def _can_be_contained() -> bool:

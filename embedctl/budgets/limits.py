@@ -24,6 +24,7 @@ from embedctl.records import BudgetLow, Observer, utc_now
 from embedctl.routing.chain import Endpoint
 from embedctl.settings import Settings
 from embedctl.settings.options import Options
+from embedctl.settings.share import share_of
 from embedctl.storage import locks
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ def reservations(
         WrongUsage: A budget that blocks, and a model without a price.
     """
     options = settings.options
-    allowances = [] if options.max_cost is None else [SpendLimit("--max-cost", options.max_cost, spent)]
+    allowances = []
+    if options.max_cost is not None:  # of the whole job: a share of it has that part
+        allowances.append(SpendLimit("--max-cost", options.max_cost / share_of(options.shard).count, spent))
     keys = [] if key is None else [key]
     standings = partial(_run_standings, paths, settings, keys, take_in, trust=trust, state=state)
     prices = {endpoint.id: endpoint.per_hour or unit_price(endpoint) for endpoint in endpoints}

@@ -16,6 +16,7 @@ from embedctl.providers.catalog import ModelEntry, ProviderEntry
 from embedctl.records import Limits
 from embedctl.routing.rate_limit import RateLimits
 from embedctl.settings import ProviderSettings, Settings
+from embedctl.settings.share import share_of
 
 # fmt: off
 _NOT_FOR_PROTOCOLS = frozenset({
@@ -187,15 +188,20 @@ def rate_limits(settings: Settings, name: str, *, local: bool) -> RateLimits:
     """How fast one may ask: a flag's word on rates, then the user's, the catalog's, the default.
 
     What a project's file narrowed is the lowest of all these: it lifts nothing that a provider's own table says.
+    They are of the whole job: a share of it has that part of them.
     """
     own = settings.providers.get(name, ProviderSettings())
     built_in = catalog.providers().get(name)
     options = settings.options
+    shares = share_of(options.shard).count
 
     def first(option: str, *values: float | None) -> float:
         if option in settings.narrowed:
             return min(filter(None, values), default=0)
         return next((value for value in values if value is not None), 0)
+
+    def own_part(whole: float) -> float:
+        return whole if shares == 1 else whole / shares
 
     if local:
         return RateLimits(concurrency=2)
@@ -203,13 +209,13 @@ def rate_limits(settings: Settings, name: str, *, local: bool) -> RateLimits:
         concurrency=int(
             first("concurrency", own.concurrency, built_in.concurrency if built_in else None, options.concurrency)
         ),
-        requests_per_minute=first(
-            "rpm", options.rpm, own.requests_per_minute, built_in.requests_per_minute if built_in else None
+        requests_per_minute=own_part(
+            first("rpm", options.rpm, own.requests_per_minute, built_in.requests_per_minute if built_in else None)
         ),
-        tokens_per_minute=first(
-            "tpm", options.tpm, own.tokens_per_minute, built_in.tokens_per_minute if built_in else None
+        tokens_per_minute=own_part(
+            first("tpm", options.tpm, own.tokens_per_minute, built_in.tokens_per_minute if built_in else None)
         ),
-        burst=first("burst", own.burst, built_in.burst if built_in else None, options.burst),
+        burst=max(1, own_part(first("burst", own.burst, built_in.burst if built_in else None, options.burst))),
         counts_items=bool(built_in and built_in.requests_count_items),
     )
 

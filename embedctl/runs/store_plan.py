@@ -29,6 +29,7 @@ PLANS = "_embedctl/plan"
 SPACE = "_embedctl/space.json"
 MANIFESTS = "_embedctl/manifest/"
 USAGE = "_embedctl/usage/"
+WORKERS = "_embedctl/workers/"
 FAILURES = "failures/"
 
 OLD_PROBE_S = 3600.0
@@ -55,6 +56,7 @@ class StorePlan:
         ledger: Id of the ledger that the job was begun under.
         secret: In hex; makes the journals of the job evidence to its workers. Who may write there may write parts, too.
         limited: It has a budget or limits that workers who know nothing of each other cannot share.
+        shares: So many workers were to share it (`--shard I/N`); what it may spend and send is divided by that.
         shards: In the order of the input.
     """
 
@@ -73,6 +75,7 @@ class StorePlan:
     width: int | None = None
     generation: int = 1
     limited: bool = False
+    shares: int = 1
     job: str | None = None
     at: str = ""
     format: int = FORMAT
@@ -145,6 +148,11 @@ def read_plan(store: Store, generation: int | None = None) -> StorePlan | None:
         digits = (name.removeprefix(f"{PLANS}-").removesuffix(".json") for name in store.list(PLANS))
         generation = max((int(one) for one in digits if one.isdecimal()), default=1)
     return _read(store, plan_name(generation), StorePlan)
+
+
+def workers_name(share: int, generation: int, worker: str = "") -> str:
+    """The name of what says whose share a worker's spending is."""
+    return f"{WORKERS}{generation:04d}-{share:05d}/{worker}"
 
 
 def read_done(store: Store, plan: StorePlan, shard: Shard) -> ShardDone | None:
@@ -238,7 +246,10 @@ def finish(store: Store, plan: StorePlan) -> Manifest:
     store.put_if_absent(manifest_name(plan.generation), encoded(made))
     own = f"{SHARDS}g{plan.generation:04d}-" if plan.generation > 1 else SHARDS
     logs = [name for name in store.list(SHARDS) if name.startswith(own) and (plan.generation > 1 or "/g" not in name)]
-    remove_all(store, [*logs, *filter(_is_old, store.list(PROBES)), *_superseded(store, plan.generation, made)])
+    workers = store.list(WORKERS)
+    remove_all(
+        store, [*logs, *workers, *filter(_is_old, store.list(PROBES)), *_superseded(store, plan.generation, made)]
+    )
     return made
 
 

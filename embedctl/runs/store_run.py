@@ -69,6 +69,7 @@ from embedctl.runs.registration import Registration
 from embedctl.runs.run import Run, RunAsync
 from embedctl.runs.store_plan import SPACE, USAGE, Manifest, ShardDone, StorePlan, inputs_name, plan_name
 from embedctl.runs.wiring import Resources, RunPlan, Shipping
+from embedctl.settings.share import resolved_share, share_of
 from embedctl.storage import locks
 from embedctl.storage.store import Store, StoredObject, check_refuses, remove_all
 from embedctl.storage.store_file import StoreFile
@@ -99,8 +100,11 @@ class StoreRun(Run):
         patience: Patience | None = None,
         **rest: Any,
     ) -> None:
-        super().__init__(job, *args, **rest)
+        shard = resolved_share(job.settings.options.shard, job.settings.environment)
+        options = replace(job.settings.options, shard=shard)
+        super().__init__(replace(job, settings=replace(job.settings, options=options)), *args, **rest)
         assert job.store is not None  # noqa: S101 - who makes such a run gives it
+        self._share = share_of(shard)
         self._store: Store = job.store
         self._clock = clock
         self._patience = patience or Patience()
@@ -155,7 +159,7 @@ class StoreRun(Run):
             self._patience.with_(lambda: store_plan.finish(self._store, plan))  # whoever made it may have died then
         else:
             self._space = self._patience.with_(lambda: store_plan.read_space(self._store))
-            self._spent_before = self._spent_by_others()
+            self._spent_before = self._spent_by_others(plan)
             self._carry_over(plan)
             run_async(self._work(plan, source, chain, denied, entry))
         assert self._manifest is not None  # noqa: S101 - the work ends with it
@@ -180,7 +184,26 @@ class StoreRun(Run):
         elif self._is_changed(found):
             found = self._made(source, chain, after=found)
         self._check_same(found)
+        self._check_shares(found)
         return found
+
+    def _check_shares(self, found: StorePlan) -> None:
+        """What the job may spend and send is divided once: by as many shares for all of its workers.
+
+        Raises:
+            ConfigurationInvalid: It was begun with another number of shares; budgets are no machine's to divide.
+        """
+        if self._share.count > 1 and self._has_budget():
+            raise ConfigurationInvalid(
+                "--shard does not divide a workspace's budget: each machine has a ledger of its own",
+                hint="--max-cost is divided; or run it without --shard",
+            )
+        if (found.limited or self._is_limited()) and found.shares != self._share.count:
+            begun = f"with --shard I/{found.shares}" if found.shares > 1 else "without --shard"
+            raise ConfigurationInvalid(
+                f"{self._store.url} was begun {begun}, and --max-cost, --rpm and --tpm are divided by that",
+                hint="give the same number of shares, or choose another -o",
+            )
 
     def _is_changed(self, found: StorePlan) -> bool:
         """Whether the job is finished, and nothing but its input has changed since."""
@@ -226,6 +249,7 @@ class StoreRun(Run):
             terms=self._record.terms,
             generation=generation,
             limited=self._is_limited(),
+            shares=self._share.count,
             job=self.job.job,
             at=utc_now().isoformat(),
         )
@@ -281,19 +305,27 @@ class StoreRun(Run):
 
     def _is_limited(self) -> bool:
         """Whether it has money or a rate that workers would have to share."""
-        options, workspaces = self._options, self.job.settings.workspaces
-        has_budget = any(one.budget is not None for one in workspaces.values()) or budget_copy.there_are(self._ledger)
-        return bool(options.max_cost is not None or options.rpm or options.tpm or has_budget)
+        options = self._options
+        return bool(options.max_cost is not None or options.rpm or options.tpm or self._has_budget())
 
-    def _spent_by_others(self) -> Decimal:
-        """What earlier workers of the job have spent, where that counts against --max-cost."""
+    def _has_budget(self) -> bool:
+        workspaces = self.job.settings.workspaces.values()
+        return any(one.budget is not None for one in workspaces) or budget_copy.there_are(self._ledger)
+
+    def _spent_by_others(self, plan: StorePlan) -> Decimal:
+        """What earlier workers of the job, or of this share of it, have spent, where that counts against --max-cost."""
         if self._options.max_cost is None:
             return Decimal(0)
-        spending = Spending(self._prices.price)
+        spending, mine = Spending(self._prices.price), None
+        if self._share.count > 1:
+            folder = store_plan.workers_name(self._share.index, plan.generation)
+            self._put(f"{folder}{self.run_id}", b"{}")  # before it spends anything
+            mine = {name.removeprefix(folder) for name in self._patience.with_(lambda: self._store.list(folder))}
         for name in self._patience.with_(lambda: self._store.list(USAGE)):
             content = self._patience.with_(lambda n=name: self._store.read(n))  # type: ignore[misc]
             for event in spools.events(content):
-                spending.count(event)
+                if mine is None or str(event.run_id) in mine:
+                    spending.count(event)
         return spending.cost + spending.cost_at_risk
 
     # reruns
@@ -379,9 +411,9 @@ class StoreRun(Run):
                     break
                 taken = await asyncio.to_thread(self._take, plan)
                 if taken is None:
-                    if self._options.wait is False and len(self._living) == len(plan.shards) - len(self._done):
+                    if self._options.wait is False and len(self._living) == len(list(self._left(plan))):
                         raise ShardsHeld(
-                            f"{len(self._living)} shards of {self._store.url} are in the hands of other workers",
+                            f"{len(plan.shards) - len(self._done)} shards of {self._store.url} are other workers'",
                             hint="run the same command again later, or without --no-wait",
                         )
                     await self.stop.sleep(min(MOST_POLL_S, self._options.lease / 10))
@@ -398,6 +430,10 @@ class StoreRun(Run):
                 if found is not None:
                     self._done[shard.ordinal] = found
 
+    def _left(self, plan: StorePlan) -> Iterator[Shard]:
+        """Shards of its own share that are not done."""
+        return (one for one in plan.shards if one.ordinal not in self._done and self._share.has(one.ordinal))
+
     def _take(self, plan: StorePlan) -> tuple[Shard, ShardLog] | None:
         """A shard that is ours from now on; None: all that are left are held by others.
 
@@ -405,9 +441,7 @@ class StoreRun(Run):
             ConfigurationInvalid: Another worker lives, and they cannot share what the job may spend.
         """
         limited, free = plan.limited or self._is_limited(), []
-        for shard in plan.shards:
-            if shard.ordinal in self._done:
-                continue
+        for shard in self._left(plan):
             number = self._number_to_claim(plan.label(shard), limited=limited)
             if number is None and limited:
                 return None  # whether its worker lives is not known: nothing is sent beside it
@@ -454,7 +488,8 @@ class StoreRun(Run):
                 raise ConfigurationInvalid(
                     f"another worker works on {self._store.url}, and the job has a budget or limits: "
                     "workers that know nothing of each other cannot share them",
-                    hint="wait for it, or begin the job without --max-cost, --rpm, --tpm and budgets",
+                    hint="wait for it, or begin the job with --shard I/N for each, or without --max-cost, --rpm, --tpm "
+                    "and budgets",
                 )
         return None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import UUID
 
 from embedctl import storage
-from embedctl.errors import EmbedctlError, OutputRefused
+from embedctl.errors import EmbedctlError, OutputRefused, WrongUsage
 from embedctl.journal import Trust
 from embedctl.journal.rescue import JOURNAL, LOCK
 from embedctl.outputs import STATE_FOLDER, FolderOutput, Output
@@ -43,6 +43,10 @@ def output(job: JobRequest, run_id: UUID, trust: Trust, disk: Disk, observer: Ob
     if job.store is not None:
         return StoreOutput(job.scratch / str(run_id))
     assert job.output is not None  # noqa: S101 - likewise
+    if job.settings.options.shard is not None:
+        raise WrongUsage(
+            "--shard is for an output on a store", hint="-o s3://… (gs://, az://); a folder is one process's"
+        )
     check_local(job.output)
     try:
         if job.kind == "file":

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from embedctl.errors import WrongUsage
 from embedctl.records import InputType, Purpose, printable
+from embedctl.settings.share import check_share
 from embedctl.settings.tables import MOST_CONCURRENCY, is_amount
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
@@ -130,6 +131,13 @@ class Options:
     lease: float = option(
         60.0, "With a store: a worker that was silent for so long is taken over.", metavar="TIME", only="batch run"
     )
+    shard: str | None = option(
+        None,
+        "With a store: only every N-th shard, from the I-th (0 is the first), and 1/N of --rpm, --tpm and --max-cost; "
+        "auto (or auto/N) as the array of Slurm, Cloud Run, AWS Batch or Kubernetes says.",
+        metavar="I/N",
+        only="batch run",
+    )
     share: bool = option(
         True,
         "With a store: workers may share the job; off for one that does not refuse to overwrite.",
@@ -245,6 +253,8 @@ def check(options: Options, *, spelt: Callable[[str], str] = flag) -> Options:
             raise WrongUsage(f"{spelt(entry.name)} is no text: a byte of it is not UTF-8")
     if options.template is not None and options.text_column is not None:
         raise WrongUsage(f"{spelt('template')} and {spelt('text_column')} both say what the text is")
+    if options.shard is not None:
+        check_share(options.shard, spelt("shard"))
     if options.timeout <= 0:
         raise WrongUsage(f"{spelt('timeout')} must be more than 0", hint="like 90, 90s or 2m")
     if options.chunk_size is not None and (options.chunk_overlap or 0) >= options.chunk_size:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fault_proxy import fault_proxy
-from tests.support.processes import Zygote
+from tests.support.processes import Child, Zygote
 from tests.support.store_stories import StoreStory, story
 from tests.support.stores import StoreServer
 from tests.support.wire.client import Wire, hash_of
@@ -79,6 +79,53 @@ def test_a_paused_worker_is_fenced(job: StoreStory, counted: Tell) -> None:
     assert woken.code == 75, woken.err
     assert len(job.wire.truth()) == seen
     counted(f"{job.check()} texts bought again after a pause")
+
+
+def two_shares(job: StoreStory) -> tuple[Child, Child]:
+    """Two workers on machines of their own, at work."""
+    first, second = job.start("--shard", "0/2"), job.start("--shard", "1/2", world=job.machine())
+    job.wait_for_requests(6)
+    return first, second
+
+
+def test_one_of_two_shares_is_killed(job: StoreStory, counted: Tell) -> None:
+    """The other one waits for it, its rerun goes on where it was, and both end with 0."""
+    first, second = two_shares(job)
+    first.kill()
+    assert first.wait().code == -9
+    job.kills += 1
+    again = job.start("--shard", "0/2", world=job.machine())
+    ended = [again.wait(), second.wait()]
+
+    assert [one.code for one in ended] == [0, 0], ended
+    counted(f"{job.check()} texts bought again after {job.kills} kills")
+
+
+def test_one_of_two_shares_is_told_to_stop(job: StoreStory) -> None:
+    """SIGTERM, as a scheduler sends it: run again it buys nothing twice, and the ledger is the invoice."""
+    first, second = two_shares(job)
+    first.kill(signal.SIGTERM)
+    assert first.wait().code == 143
+    again = job.start("--shard", "0/2", world=job.machine())
+    ended = [again.wait(), second.wait()]
+
+    assert [one.code for one in ended] == [0, 0], ended
+    assert job.check() == 0
+    ledger = job.world.ledger()
+    assert (ledger["confirmed"], ledger["unknown"]) == (job.wire.billed(), 0)
+
+
+def test_two_workers_without_shares_race(job: StoreStory, counted: Tell) -> None:
+    """Started at once: one plan, each shard is one's; what a killed one held is taken over by the other."""
+    first, second = job.start(), job.start(world=job.machine())
+    job.wait_for_requests(6)
+    first.kill()
+    assert first.wait().code == -9
+    job.kills += 1
+    ended = second.wait()
+
+    assert ended.code == 0, ended.err
+    counted(f"{job.check()} texts bought again after {job.kills} kills")
 
 
 def test_the_store_is_down_for_longer_than_a_lease(tmp_path: Path, wire: Wire, forks: Zygote, s3: StoreServer) -> None:
@@ -148,6 +195,32 @@ def test_many_kills(gone: str, tmp_path: Path, wire: Wire, forks: Zygote, s3: St
                 if gone == "machine":
                     job.lose_machine()
             job.finish()
+            again += job.check()
+            kills += job.kills
+    counted(f"{again} texts bought again after {kills} kills")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_shares_are_killed_again_and_again(
+    tmp_path: Path, wire: Wire, forks: Zygote, s3: StoreServer, counted: Tell
+) -> None:
+    """Three shares, each killed and run again at any moment."""
+    again = kills = 0
+    for seed in range(4):
+        with story(tmp_path / str(seed), wire, forks, s3, seed=seed, texts=108) as (job, chance):
+            worlds = [job.machine() for _ in range(3)]
+            workers = [job.start("--shard", f"{index}/3", world=world) for index, world in enumerate(worlds)]
+            for _ in range(4):
+                seen = len(wire.truth())
+                index = chance.randrange(3)
+                job.wait_for_requests(min(seen + chance.randrange(1, 4), 30))
+                workers[index].kill()
+                if workers[index].wait().code == -9:
+                    job.kills += 1
+                workers[index] = job.start("--shard", f"{index}/3", world=worlds[index])
+            ended = [worker.wait() for worker in workers]
+            assert [one.code for one in ended] == [0, 0, 0], ended
             again += job.check()
             kills += job.kills
     counted(f"{again} texts bought again after {kills} kills")

@@ -34,6 +34,9 @@ from tests.support.wire.client import Wire, expected
 MODEL = "text-embedding-3-small"
 WIDTH = 8
 
+_TAKING = threading.Lock()
+"""A ledger has one writer, also where two runs of this process take in at once."""
+
 
 @dataclass
 class Small:
@@ -108,12 +111,13 @@ class Small:
             return None
 
     def _take_in(self, paths: LedgerPaths) -> None:
-        for path in sorted(paths.spool.glob("*.spool")):
-            lines = path.read_bytes().splitlines()
-            events = [orjson.loads(line[9:]) for line in lines if int(line[:8], 16) == zlib.crc32(line[9:])]
-            assert self.books.setdefault(path.name, events) == events
-            (paths.spool / "done").mkdir(exist_ok=True)
-            path.replace(paths.spool / "done" / path.name)
+        with _TAKING:
+            for path in sorted(paths.spool.glob("*.spool")):
+                lines = path.read_bytes().splitlines()
+                events = [orjson.loads(line[9:]) for line in lines if int(line[:8], 16) == zlib.crc32(line[9:])]
+                assert self.books.setdefault(path.name, events) == events
+                (paths.spool / "done").mkdir(exist_ok=True)
+                path.replace(paths.spool / "done" / path.name)
 
     def safe(self, *, overwritten: bool = False) -> set[str]:
         """Hashes of texts whose answers are on the disk; when overwritten, not those of the output as it stands."""

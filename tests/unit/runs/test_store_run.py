@@ -131,6 +131,111 @@ def test_two_workers_share_a_job(world: StoreWorld) -> None:
     assert {times["standard"] for times in world.wire.invoice()["texts"].values()} == {1}
 
 
+def side_by_side(world: StoreWorld, *flags: dict[str, Any]) -> list[object]:
+    """Workers at once, each with its flags; how each ended."""
+    ended: dict[int, object] = {}
+
+    def work(number: int) -> None:
+        ended[number] = world.work(hurried=False, flags=flags[number])
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(len(flags))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return [ended[number] for number in range(len(flags))]
+
+
+def share(number: int, of: int = 2, **flags: Any) -> dict[str, Any]:
+    return {"shard": f"{number}/{of}", **flags}
+
+
+def test_shares_are_worked_on_side_by_side(world: StoreWorld) -> None:
+    """Two shares of a job with limits: both end with 0 when all is done, every text is bought once, nothing is left."""
+    texts = [sentence(number) for number in range(36)]
+    world.fill(texts, files=6)
+    limits = {"max_cost": Decimal(1), "rpm": 100_000, "tpm": 10**9}
+    ended = side_by_side(world, share(0, **limits), share(1, **limits))
+
+    assert [done(one).vectors for one in ended] == [36, 36]  # type: ignore[arg-type]
+    world.check_rows(texts)
+    world.check_bill()
+    world.check_no_leftovers()
+    assert {times["standard"] for times in world.wire.invoice()["texts"].values()} == {1}
+
+
+def test_a_share_leaves_the_others_alone(world: StoreWorld) -> None:
+    """With --no-wait it ends with 75 when its own shards are done; the last one makes the manifest, and ends with 0."""
+    world.fill([sentence(number) for number in range(36)], files=6)
+    first = world.work(flags=share(1, wait=False))
+    assert done(first, 75).error is not None
+    plan = store_plan.plan_of(world.place)
+    assert store_plan.done_ordinals(world.place, plan) == {1, 3, 5}
+    assert len(world.wire.invoice()["texts"]) == 18
+
+    done(world.work(flags=share(0, wait=False)))
+    world.check_rows([sentence(number) for number in range(36)])
+
+
+def test_a_share_is_killed_and_run_again(world: StoreWorld) -> None:
+    """One dies while another works: the other waits for it, its rerun goes on, and the bill stays bounded."""
+    texts = [sentence(number) for number in range(36)]
+    world.fill(texts, files=6)
+    assert world.work(CrashingStore(world.place, 14), flags=share(0)) is None
+    ended = side_by_side(world, share(1), share(0))
+
+    assert [done(one).vectors for one in ended] == [36, 36]  # type: ignore[arg-type]
+    world.check_rows(texts)
+    world.check_bill()
+    again = sum(times["standard"] - 1 for times in world.wire.invoice()["texts"].values())
+    assert again <= (2 + 2) * 3  # two requests in flight, two answers on their way
+
+
+def test_a_share_spends_its_part(world: StoreWorld) -> None:
+    """--max-cost is of the whole job: a share stops at its part of it, also after a rerun, whatever others spend."""
+    world.fill([sentence(number) for number in range(36)], files=6)
+    most = Decimal("0.00000198")  # a share of it is what `test_max_cost_is_of_the_whole_job` stops at
+    for _ in range(3):
+        assert done(world.work(flags=share(0, wait=False, max_cost=most)), 4).error is not None
+        assert world.wire.billed() * Decimal("0.02") / 1_000_000 <= most / 2
+    billed = world.wire.billed()
+    assert done(world.work(flags=share(1, wait=False, max_cost=most)), 4).error is not None
+
+    assert world.wire.billed() > billed
+    assert world.wire.billed() * Decimal("0.02") / 1_000_000 <= most
+
+
+@pytest.mark.parametrize("other", [{}, share(0, 3)])
+def test_limits_are_divided_once(world: StoreWorld, other: dict[str, Any]) -> None:
+    """A worker with another number of shares, or with none, would send more than the job may: 78, nothing is sent."""
+    limits = {"tpm": 10**9}
+    done(world.work(flags=share(1, 2, wait=False, **limits)), 75)
+    seen = len(world.wire.truth())
+    refused = world.work(flags={**other, **limits})
+
+    assert isinstance(refused, ConfigurationInvalid), refused
+    assert "--shard I/2" in refused.message
+    assert len(world.wire.truth()) == seen
+
+
+class Budgeted(StoreWorld):
+    @property
+    def config(self) -> str:
+        path = self.folder / "config.toml"
+        path.write_text('[workspaces.default]\nbudget = { period = "month", amount = "2", action = "block" }\n')
+        return str(path)
+
+
+def test_budgets_are_not_divided(tmp_path: Path, wire: Wire) -> None:
+    """A workspace's budget is kept by each machine's own ledger: a share of such a job is refused, nothing is sent."""
+    wire.reset()
+    world = Budgeted(tmp_path, wire)
+    world.fill(TEXTS)
+
+    assert isinstance(world.work(flags=share(0)), ConfigurationInvalid)
+    assert wire.truth() == []
+
+
 def test_workers_do_not_share_a_budget(world: StoreWorld) -> None:
     """A job with --max-cost is one worker's: another one that finds it at work is refused, 78."""
     holder = holding(world, max_cost="5")
@@ -141,6 +246,7 @@ def test_workers_do_not_share_a_budget(world: StoreWorld) -> None:
     beat.join()
 
     assert isinstance(refused, ConfigurationInvalid), refused
+    assert "--shard I/N" in str(refused.hint)
     assert world.wire.truth() == []
 
 
