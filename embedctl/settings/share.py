@@ -97,7 +97,9 @@ def _index(environment: Mapping[str, str], name: str) -> int:
     first = _number(environment, "SLURM_ARRAY_TASK_MIN", default=0)
     index, rest = divmod(number - first, max(1, _number(environment, "SLURM_ARRAY_TASK_STEP", default=1)))
     if rest:
-        raise ConfigurationInvalid(f"--shard auto: {name}={number} is no step of the array", hint="like --array=0-3")
+        raise ConfigurationInvalid(
+            f"--shard auto: {name}={number} is no step of the array", hint="begin it at 0, as 0-3"
+        )
     return index
 
 
@@ -105,7 +107,7 @@ def _counted(name: str, index: int, count: int) -> str:
     if not (0 <= index < count <= MOST_SHARES):
         raise ConfigurationInvalid(
             f"--shard auto: {name} makes this number {index} of {count}, counted from 0",
-            hint="as many tasks as shares, without gaps, like --array=0-3 with --shard auto",
+            hint="as many tasks as shares, without gaps, like 0-3 with --shard auto",
         )
     return str(JobShare(index, count))
 

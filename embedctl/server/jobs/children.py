@@ -106,6 +106,7 @@ class Child:
         self._process = process
         self._said = said
         self._log = log
+        self._asked_to_stop = False
 
     @classmethod
     async def start(
@@ -150,7 +151,10 @@ class Child:
         return await asyncio.to_thread(ended, code, self._said, self._log)
 
     def ask_to_stop(self) -> None:
-        """End it as Ctrl-C would: what it has asked for is kept."""
+        """End it as Ctrl-C would: what it has asked for is kept. Once: a second signal would end it at once."""
+        if self._asked_to_stop:
+            return
+        self._asked_to_stop = True
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
 

@@ -96,6 +96,7 @@ class JobQueue:
         self.steps: dict[str, Steps] = {}
         self._working: dict[str, asyncio.Task[None]] = {}
         self._children: dict[str, Child] = {}
+        self._told: set[str] = set()  # jobs whose child, started by another server, was asked to stop
         self._wake = asyncio.Event()
         self._helping = asyncio.Semaphore(max(1, self.settings.at_once))
         self._accounting: asyncio.Task[None] | None = None
@@ -347,7 +348,8 @@ class JobQueue:
         child = self._children.get(job.id)
         if child is not None:
             child.ask_to_stop()
-        elif job.state == "running":
+        elif job.state == "running" and job.id not in self._told:
+            self._told.add(job.id)  # once: a second signal would end it at once
             children.stop_foreign(self.store.folder(job.id))
 
     async def _given_up(self, job: Job) -> None:
@@ -418,6 +420,7 @@ class JobQueue:
         except OSError as problem:
             raise StorageFailed(f"a job's process cannot be started: {problem.strerror}") from problem
         self._children[job.id] = child
+        self._told.discard(job.id)
         if self._stopping or (self.store.job(job.id) or job).cancel:
             child.ask_to_stop()
         ended = await child.wait()
