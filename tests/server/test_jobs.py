@@ -388,18 +388,18 @@ def test_what_a_child_is_told_is_nobody_s_secret(server: Serving, key: str, wire
 def test_a_revoked_key_s_job_stops(server: Serving, key: str, wire: Wire) -> None:
     """Its running child ends, and the job says why; another key of its workspace may go on, and buys nothing again."""
     wire.reset()
-    wire.plan(latency_s=3.0)
+    wire.plan(latency_s=8.0)
     gone = server.key()
     words = ["a text of a key that goes", "and another"]
     job = ask(server, "POST", JOBS, gone, {"model": MODEL, "texts": texts(*words)}).json["id"]
     until(lambda: len(wire.truth()) == 1, seconds=60)
     server.run("keys", "revoke", gone.split("_")[1])
+    until(lambda: ask(server, "GET", f"{JOBS}/{job}", gone).status == 401, seconds=60)
     found = ended(server, key, job)
     wire.plan()
     retried = ask(server, "POST", f"{JOBS}/{job}/retry", key)
     again = ended(server, key, job)
 
-    assert ask(server, "GET", f"{JOBS}/{job}", gone).status == 401
     # What was asked for is kept: where that was all, the job is complete, and nobody buys anything again.
     assert found["status"] == "completed" or found["error"]["code"] == "invalid_key"
     assert retried.status in (200, 202)
