@@ -161,6 +161,33 @@ def test_a_stopped_server_stops_its_jobs_and_the_next_one_goes_on(wire: Wire, tm
     assert [wire.bought(word)["standard"] for word in words(24)] == [1] * 24
 
 
+def test_a_revoked_key_s_job_stops(wire: Wire, tmp_path: Path) -> None:
+    """Its child asks for nothing more, and the job says why; another key of its workspace goes on, and buys none again.
+
+    What the child has asked for is kept.
+    """
+    wire.reset()
+    wire.plan(latency_s=4.0)
+    write_settings(tmp_path, SETTINGS)
+    env = environment(tmp_path, wire)
+    key = make_key(tmp_path, env)
+    with started(tmp_path, env) as server:
+        gone = server.key()
+        job = posted(server, gone, words(24))
+        begun(wire, server.home, job)
+        server.run("keys", "revoke", gone.split("_")[1])
+        until(lambda: shown(server, key, job)["status"] in ("failed", "completed"), seconds=60)
+        found = shown(server, key, job)
+        refused = server.ask("GET", f"{JOBS}/{job}", Authorization=f"Bearer {gone}")
+        wire.plan()
+        again = completed(server, key, job)
+        server.stop()
+
+    assert (found["status"], found["error"]["code"], refused.status) == ("failed", "invalid_key", 401)
+    assert again["embedding_count"] == 24
+    assert [wire.bought(word)["standard"] for word in words(24)] == [1] * 24
+
+
 def rounds(wire: Wire, folder: Path, number: int, seed: int, tell: Callable[[object], None]) -> None:
     """So many kills of the server, a child, or both, at random; then all jobs end, and the books are looked at."""
     chance = random.Random(seed)

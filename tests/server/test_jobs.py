@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedctl.storage.locks import is_held
-from tests.support.serving import MODEL, Reply, Serving, serving, until
+from tests.support.serving import MODEL, Reply, Serving, serving
 from tests.support.wire.client import Wire, expected
 
 JOBS = "/api/v1/embeddings/jobs"
@@ -383,28 +383,6 @@ def test_what_a_child_is_told_is_nobody_s_secret(server: Serving, key: str, wire
     assert (server.home / "jobs").stat().st_mode & 0o077 == 0
     modes = {path.name: path.stat().st_mode & 0o077 for path in folder.iterdir() if path.is_file()}
     assert set(modes.values()) == {0}, modes
-
-
-def test_a_revoked_key_s_job_stops(server: Serving, key: str, wire: Wire) -> None:
-    """Its running child ends, and the job says why; another key of its workspace may go on, and buys nothing again."""
-    wire.reset()
-    wire.plan(latency_s=8.0)
-    gone = server.key()
-    words = ["a text of a key that goes", "and another"]
-    job = ask(server, "POST", JOBS, gone, {"model": MODEL, "texts": texts(*words)}).json["id"]
-    until(lambda: len(wire.truth()) == 1, seconds=60)
-    server.run("keys", "revoke", gone.split("_")[1])
-    until(lambda: ask(server, "GET", f"{JOBS}/{job}", gone).status == 401, seconds=60)
-    found = ended(server, key, job)
-    wire.plan()
-    retried = ask(server, "POST", f"{JOBS}/{job}/retry", key)
-    again = ended(server, key, job)
-
-    # What was asked for is kept: where that was all, the job is complete, and nobody buys anything again.
-    assert found["status"] == "completed" or found["error"]["code"] == "invalid_key"
-    assert retried.status in (200, 202)
-    assert (again["status"], again["embedding_count"]) == ("completed", 2)
-    assert [wire.bought(word)["standard"] for word in words] == [1, 1]
 
 
 def test_so_many_jobs_are_worked_on_at_once(server: Serving, key: str, wire: Wire) -> None:
