@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "VIRTUAL_ENV", "CO
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Nothing of the machine's user is seen: `EMBEDCTL_HOME` and `HOME` are empty folders."""
     for name in list(os.environ):
         if name not in _KEPT and not name.startswith(("PYTEST", "HYPOTHESIS")):
@@ -38,7 +39,8 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("EMBEDCTL_HOME", str(home / "embedctl"))
     monkeypatch.setenv("EMBEDCTL_CANARY", "off")  # tests count requests; those about canaries ask for them
-    return home / "embedctl"
+    yield home / "embedctl"
+    shutil.rmtree(home, ignore_errors=True)  # thousands of them fill a disk
 
 
 @pytest.fixture(autouse=True)
