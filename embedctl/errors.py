@@ -197,6 +197,12 @@ class ShardLost(Temporary):
     word = "shard_lost"
 
 
+class HostLost(Temporary):
+    """The command that started this worker is gone, and with it limits and budget: nothing may be sent."""
+
+    word = "host_lost"
+
+
 class ShardsHeld(Temporary):
     """What is left to do is in the hands of other workers, and nobody waits for them."""
 

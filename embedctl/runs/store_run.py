@@ -29,7 +29,7 @@ from embedctl.errors import (
     ShardsHeld,
     WrongUsage,
 )
-from embedctl.journal import Spool, recover
+from embedctl.journal import Recovered, Spool, recover
 from embedctl.journal.rescue import JOURNAL, LOCK
 from embedctl.journal.shard_log import (
     Patience,
@@ -50,7 +50,6 @@ from embedctl.planning import shards
 from embedctl.planning.shards import Shard, Unit
 from embedctl.records import (
     AtRisk,
-    Observers,
     PhaseBegan,
     Refusal,
     RowCounts,
@@ -64,9 +63,10 @@ from embedctl.routing import allow
 from embedctl.routing.chain import FallbackChain
 from embedctl.runs import foundations, resume, space_locks, store_plan, store_usage, wiring
 from embedctl.runs.job import JobRequest
+from embedctl.runs.job_limits import JobLimits
 from embedctl.runs.receipt import Receipt, Spending
 from embedctl.runs.registration import Registration
-from embedctl.runs.run import Run, RunAsync
+from embedctl.runs.run import JobWork, Run, RunAsync
 from embedctl.runs.store_plan import SPACE, USAGE, Manifest, ShardDone, StorePlan, inputs_name, plan_name
 from embedctl.runs.wiring import Resources, RunPlan, Shipping
 from embedctl.settings.share import resolved_share, share_of
@@ -90,6 +90,7 @@ class StoreRun(Run):
     Args:
         clock: Goes on while the machine is suspended: leases are measured with it.
         patience: How long a store that cannot be reached is tried again.
+        shared: Limits of all workers of the job; None: this one knows of no other.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class StoreRun(Run):
         *args: Any,
         clock: Callable[[], float] = boot_time,
         patience: Patience | None = None,
+        shared: JobLimits | None = None,
         **rest: Any,
     ) -> None:
         shard = resolved_share(job.settings.options.shard, job.settings.environment)
@@ -108,6 +110,7 @@ class StoreRun(Run):
         self._store: Store = job.store
         self._clock = clock
         self._patience = patience or Patience()
+        self._shared = shared
         self._told_to_stop: EmbedctlError | None = None
         self._dead: frozenset[str] = frozenset()
         self._seen: dict[str, tuple[int, float]] = {}
@@ -120,6 +123,7 @@ class StoreRun(Run):
         self._marks: list[tuple[str, int, str]] = []
         self._manifest: Manifest | None = None
         self._spent_before = Decimal(0)
+        self._counted: set[str] = set()  # segments that are part of it
 
     def ask_to_stop(self, reason: EmbedctlError) -> None:
         """Stop sending; a store that cannot be reached is not waited for much longer."""
@@ -161,7 +165,7 @@ class StoreRun(Run):
             self._space = self._patience.with_(lambda: store_plan.read_space(self._store))
             self._spent_before = self._spent_by_others(plan)
             self._carry_over(plan)
-            run_async(self._work(plan, source, chain, denied, entry))
+            run_async(self._work(plan, JobWork(source, chain, denied, entry)))
         assert self._manifest is not None  # noqa: S101 - the work ends with it
         self._record.rows = store_plan.total([self._manifest.counts])
         reused = self._own if self._worked else RowCounts(reused=self._manifest.counts.vectors)
@@ -322,11 +326,29 @@ class StoreRun(Run):
             self._put(f"{folder}{self.run_id}", b"{}")  # before it spends anything
             mine = {name.removeprefix(folder) for name in self._patience.with_(lambda: self._store.list(folder))}
         for name in self._patience.with_(lambda: self._store.list(USAGE)):
+            self._counted.add(name.removeprefix(USAGE).removesuffix(spools.SUFFIX))
             content = self._patience.with_(lambda n=name: self._store.read(n))  # type: ignore[misc]
             for event in spools.events(content):
                 if mine is None or str(event.run_id) in mine:
                     spending.count(event)
         return spending.cost + spending.cost_at_risk
+
+    def _count_earlier_holders(self, recovered: Recovered) -> None:
+        """What earlier holders of a shard had spent, and had not put among the job's usage when this run began."""
+        for segment in recovered.segments:
+            run = next((str(event.run_id) for event in segment.events), str(self.run_id))
+            if run == str(self.run_id):
+                continue
+            spending = Spending(self._prices.price)
+            for event in segment.events:
+                spending.count(event)
+            if self._shared is not None:
+                shares = spending.workspaces.items()
+                by_workspace = {name: share.cost + share.cost_at_risk for name, share in shares}
+                self._shared.spent_before(segment.segment_id, run, by_workspace)
+            elif segment.segment_id not in self._counted:
+                self._counted.add(segment.segment_id)
+                self._spent_before += spending.cost + spending.cost_at_risk
 
     # reruns
 
@@ -393,14 +415,7 @@ class StoreRun(Run):
 
     # the work
 
-    async def _work(
-        self,
-        plan: StorePlan,
-        source: inputs.Source,
-        chain: FallbackChain,
-        denied: Mapping[str, str],
-        entry: Registration,
-    ) -> None:
+    async def _work(self, plan: StorePlan, work: JobWork) -> None:
         """Shards, one after the other, until all of the job are done."""
         while True:
             with self.stop.heeded():
@@ -418,7 +433,7 @@ class StoreRun(Run):
                         )
                     await self.stop.sleep(min(MOST_POLL_S, self._options.lease / 10))
                     continue
-            await self._embed_shard(plan, source, chain, denied, entry, *taken)
+            await self._embed_shard(plan, work, *taken)
         self._observer.notify(PhaseBegan("writing"))
         self._manifest = await asyncio.to_thread(self._patience.with_, lambda: store_plan.finish(self._store, plan))
 
@@ -440,7 +455,7 @@ class StoreRun(Run):
         Raises:
             ConfigurationInvalid: Another worker lives, and they cannot share what the job may spend.
         """
-        limited, free = plan.limited or self._is_limited(), []
+        limited, free = self._shared is None and (plan.limited or self._is_limited()), []
         for shard in self._left(plan):
             number = self._number_to_claim(plan.label(shard), limited=limited)
             if number is None and limited:
@@ -493,16 +508,7 @@ class StoreRun(Run):
                 )
         return None
 
-    async def _embed_shard(
-        self,
-        plan: StorePlan,
-        source: inputs.Source,
-        chain: FallbackChain,
-        denied: Mapping[str, str],
-        entry: Registration,
-        shard: Shard,
-        log: ShardLog,
-    ) -> None:
+    async def _embed_shard(self, plan: StorePlan, work: JobWork, shard: Shard, log: ShardLog) -> None:
         """One shard, from what earlier holders have left of it to `done`."""
         folder = self.job.scratch / str(self.run_id) / log.shard
         self._disk.make_folder(folder)
@@ -513,7 +519,7 @@ class StoreRun(Run):
             out = ShardOutput(folder, log=log, fix_space=self._fix_space)
             fetched = await asyncio.to_thread(fetch, log, folder / JOURNAL)
             await asyncio.to_thread(out.take_over, fetched.parts)
-            counts = await self._embed_rows(plan, source, chain, denied, entry, shard, out, disk)
+            counts = await self._embed_rows(plan, work, shard, out, disk)
             await asyncio.to_thread(self._say_done, plan, shard, out, counts)
         except ShardLost:
             raise
@@ -526,19 +532,12 @@ class StoreRun(Run):
             storage.remove_tree(self._disk, folder)
 
     async def _embed_rows(
-        self,
-        plan: StorePlan,
-        source: inputs.Source,
-        chain: FallbackChain,
-        denied: Mapping[str, str],
-        entry: Registration,
-        shard: Shard,
-        out: ShardOutput,
-        disk: ShippingDisk,
+        self, plan: StorePlan, work: JobWork, shard: Shard, out: ShardOutput, disk: ShippingDisk
     ) -> RowCounts:
         """Send what nobody has; what became of the shard's rows."""
         trusted = store_usage.trust(plan)
         recovered = await asyncio.to_thread(partial(recover, out.state / JOURNAL, trusted, fenced=True))
+        self._count_earlier_holders(recovered)
         parts, failed = await asyncio.to_thread(self._known_before, shard)
         existing = Existing(
             space=self._space,
@@ -548,41 +547,29 @@ class StoreRun(Run):
             done={number: part.counts for number, part in out.parts.items()},
             rows_hashes={n: part.rows_hash for n, part in out.parts.items() if part.rows_hash is not None},
         )
+        chain, source = work.chain, work.source
         if existing.space is None:
             spaces = [endpoint.space for endpoint in chain.endpoints]
             existing.space = resume.space_of_journal(existing, spaces, Path(out.log.store.url))
         concurrency = chain.first.rate_limits.concurrency
         unshipped = max(2, concurrency // UNSHIPPED_SHARE)
         part = source.part(shard.pieces, shard.first_row) if shard.pieces else source
-        run = RunPlan(
-            job=self.job,
-            run_id=self.run_id,
-            observer=Observers(self.spending, entry, self._observer),
-            stop=self.stop,
-            chain=chain,
-            source=part,
-            output=out,
-            existing=existing,
-            denied=denied,
-            trust=self._trust,
-            spending=self.spending,
-            prices=self._prices,
-            canary=space_locks.watch(
-                self.job.settings, self._observer, None, Existing(space=existing.space), chain.first
-            ),
-            facts=self._record.facts,
-            rows=RowCounts(),
-            disk=self._disk,
-            segment_bytes=self._segment_bytes,
+        run = self._run_plan(
+            replace(work, source=part),
+            out,
+            existing,
+            space_locks.watch(self.job.settings, self._observer, None, Existing(space=existing.space), chain.first),
+            RowCounts(),
             shipping=Shipping(
                 disk=disk, secret=trusted.secret, most_unshipped=unshipped, ahead=max(2, concurrency // AHEAD_SHARE)
             ),
             held=self.job.scratch / str(self.run_id),
             spent_before=self._spent_before,
+            shared=self._shared,
         )
         risk = None if self._said_risk else self._risk(chain, part, concurrency + unshipped)
         self._said_risk = True
-        begin = partial(self._begin_shard, entry, out.log, risk)
+        begin = partial(self._begin_shard, work.entry, out.log, risk)
         async with wiring.opened(run, begin) as resources:
             self._progress = resources.progress
             try:
