@@ -66,7 +66,7 @@ class _Held:
 
 
 @dataclass(slots=True)
-class _Worker:
+class _Lent:
     """What one worker has, by ticket."""
 
     held: dict[int, _Held] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class SharedLimits:
         self._make = limiter
         self._count = workers
         self._limiters: dict[SharedEndpoint, AdaptiveLimiter] = {}
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, _Lent] = {}
         self._runs: set[str] = set()
         self._segments = set(counted)
 
@@ -102,7 +102,7 @@ class SharedLimits:
         Args:
             worker: Its run's id: events of this run are counted as they happen.
         """
-        self._workers[worker] = _Worker()
+        self._workers[worker] = _Lent()
         self._runs.add(worker)
         return {"tenants": sorted(self._money.tenants), "is_limited": self._money.is_limited}
 
