@@ -9,6 +9,12 @@ from hashlib import blake2b
 SHARD_ROWS = 1_000_000
 """Rows of a shard where no option says so."""
 
+SHARDS_EACH = 8
+"""Shards of each of several workers, about: at the end none waits long for the others."""
+
+LEAST_ROWS = 1_000
+"""Of such a shard: each costs some files, and a moment without requests in flight."""
+
 USUAL_ROW_BYTES = 256
 """Of a file whose rows nobody has counted: how many it has decides only which files go together."""
 
@@ -62,6 +68,14 @@ def plan(binding: str) -> Sequence[Shard]:
         binding: Of the input and all options that shape the output (`resume.binding`).
     """
     return (Shard(ordinal=0, key=binding),)
+
+
+def rows_for(units: Sequence[Unit], workers: int) -> int:
+    """Rows of a shard where no option says so: as many as usual, but some shards for each of several workers."""
+    if workers == 1:
+        return SHARD_ROWS
+    rows = sum(unit.weight for unit in units)
+    return min(SHARD_ROWS, max(LEAST_ROWS, -(-rows // (workers * SHARDS_EACH))))
 
 
 def cut(units: Sequence[Unit], binding: str, shard_rows: int = SHARD_ROWS) -> tuple[Shard, ...]:

@@ -80,6 +80,11 @@ class StorePlan:
     at: str = ""
     format: int = FORMAT
 
+    @property
+    def host_label(self) -> str:
+        """Whose log a command holds that keeps limits and budget for all workers of the job."""
+        return "host" if self.generation == 1 else f"g{self.generation:04d}-host"
+
     def label(self, shard: Shard) -> str:
         """How one of its shards is called in names of objects."""
         return label(shard.ordinal, self.generation)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -53,6 +53,8 @@ from embedctl.records import (
     PhaseBegan,
     Refusal,
     RowCounts,
+    ShardBegan,
+    ShardEnded,
     Space,
     UsageEvent,
     Warned,
@@ -131,12 +133,17 @@ class StoreRun(Run):
         self._told_to_stop = self._told_to_stop or reason
         super().ask_to_stop(reason)
 
+    def others_died(self, workers: Collection[str]) -> None:
+        """Workers of the job are known to be dead: their shards are free at once."""
+        self._dead |= frozenset(workers)
+
     def execute(self, run_async: RunAsync) -> Receipt:
         """The whole run; what it spent is on the store, or in the ledger, when this returns or raises."""
         refuse_what_stores_cannot(self.job)
         scratch = self.job.scratch
-        self._dead = dead_workers(scratch)
-        for worker in self._dead:
+        dead = dead_workers(scratch)
+        self.others_died(dead)
+        for worker in dead:
             storage.remove_tree(self._disk, scratch / worker)
         try:
             return super().execute(run_async)
@@ -166,7 +173,8 @@ class StoreRun(Run):
             self._spent_before = self._spent_by_others(plan)
             self._carry_over(plan)
             run_async(self._work(plan, JobWork(source, chain, denied, entry)))
-        assert self._manifest is not None  # noqa: S101 - the work ends with it
+        if self._manifest is None:
+            return
         self._record.rows = store_plan.total([self._manifest.counts])
         reused = self._own if self._worked else RowCounts(reused=self._manifest.counts.vectors)
         self._record.rows.reused, self._record.rows.duplicates = reused.reused, reused.duplicates
@@ -230,10 +238,12 @@ class StoreRun(Run):
         Args:
             after: The finished one whose input has changed.
         """
-        rows = after.shard_rows if after is not None else self._options.shard_rows or shards.SHARD_ROWS
         generation = after.generation + 1 if after is not None else 1
         sizes = source.sizes()
-        cut = shards.cut(list(_units(sizes)), self._record.binding, rows)
+        units = list(_units(sizes))
+        rows = self._options.shard_rows or shards.rows_for(units, self._options.workers)
+        rows = after.shard_rows if after is not None else rows
+        cut = shards.cut(units, self._record.binding, rows)
         if source.numbers_rows and len(cut) > 1 and any(size.group_rows is None for size in sizes):
             cut = _counted(source, cut)
         cut = tuple(replace(one, key=self._key(one, source)) for one in cut)
@@ -322,8 +332,7 @@ class StoreRun(Run):
             return Decimal(0)
         spending, mine = Spending(self._prices.price), None
         if self._share.count > 1:
-            folder = store_plan.workers_name(self._share.index, plan.generation)
-            self._put(f"{folder}{self.run_id}", b"{}")  # before it spends anything
+            folder = self._say_whose(plan)
             mine = {name.removeprefix(folder) for name in self._patience.with_(lambda: self._store.list(folder))}
         for name in self._patience.with_(lambda: self._store.list(USAGE)):
             self._counted.add(name.removeprefix(USAGE).removesuffix(spools.SUFFIX))
@@ -332,6 +341,12 @@ class StoreRun(Run):
                 if mine is None or str(event.run_id) in mine:
                     spending.count(event)
         return spending.cost + spending.cost_at_risk
+
+    def _say_whose(self, plan: StorePlan) -> str:
+        """Say whose share this worker's spending is, before it spends anything; the folder of all that say so."""
+        folder = store_plan.workers_name(self._share.index, plan.generation)
+        self._put(f"{folder}{self.run_id}", b"{}")
+        return folder
 
     def _count_earlier_holders(self, recovered: Recovered) -> None:
         """What earlier holders of a shard had spent, and had not put among the job's usage when this run began."""
@@ -434,8 +449,13 @@ class StoreRun(Run):
                     await self.stop.sleep(min(MOST_POLL_S, self._options.lease / 10))
                     continue
             await self._embed_shard(plan, work, *taken)
-        self._observer.notify(PhaseBegan("writing"))
-        self._manifest = await asyncio.to_thread(self._patience.with_, lambda: store_plan.finish(self._store, plan))
+        await self._finish_job(plan)
+
+    async def _finish_job(self, plan: StorePlan) -> None:
+        """All shards are done: make the manifest. Of several workers, their command does."""
+        if not self.job.is_worker:
+            self._observer.notify(PhaseBegan("writing"))
+            self._manifest = await asyncio.to_thread(self._patience.with_, lambda: store_plan.finish(self._store, plan))
 
     def _look_at_done(self, plan: StorePlan) -> None:
         done = self._patience.with_(lambda: store_plan.done_ordinals(self._store, plan))
@@ -456,6 +476,8 @@ class StoreRun(Run):
             ConfigurationInvalid: Another worker lives, and they cannot share what the job may spend.
         """
         limited, free = self._shared is None and (plan.limited or self._is_limited()), []
+        if limited and self._number_to_claim(plan.host_label, limited=True) is None:
+            return None
         for shard in self._left(plan):
             number = self._number_to_claim(plan.label(shard), limited=limited)
             if number is None and limited:
@@ -503,8 +525,8 @@ class StoreRun(Run):
                 raise ConfigurationInvalid(
                     f"another worker works on {self._store.url}, and the job has a budget or limits: "
                     "workers that know nothing of each other cannot share them",
-                    hint="wait for it, or begin the job with --shard I/N for each, or without --max-cost, --rpm, --tpm "
-                    "and budgets",
+                    hint="wait for it, or start one command with --workers N, or begin the job with --shard I/N for "
+                    "each, or without --max-cost, --rpm, --tpm and budgets",
                 )
         return None
 
@@ -515,6 +537,8 @@ class StoreRun(Run):
         self._worked = True
         log.keep(self._lost)
         disk, drained = ShippingDisk(log), False
+        counts: RowCounts | None = None
+        self._observer.notify(ShardBegan(log.shard, shard.rows))
         try:
             out = ShardOutput(folder, log=log, fix_space=self._fix_space)
             fetched = await asyncio.to_thread(fetch, log, folder / JOURNAL)
@@ -530,6 +554,7 @@ class StoreRun(Run):
             await asyncio.to_thread(disk.end)
             await asyncio.to_thread(partial(log.release, drained=drained))
             storage.remove_tree(self._disk, folder)
+            self._observer.notify(ShardEnded(log.shard, counts))
 
     async def _embed_rows(
         self, plan: StorePlan, work: JobWork, shard: Shard, out: ShardOutput, disk: ShippingDisk

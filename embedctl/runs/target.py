@@ -17,10 +17,12 @@ from embedctl.outputs.file import FileOutput
 from embedctl.outputs.shard import StoreOutput
 from embedctl.outputs.stream import StreamOutput
 from embedctl.records import Observer
+from embedctl.runs import store_plan
 from embedctl.runs.job import JobRequest
 from embedctl.storage import Disk, locks
 from embedctl.storage.locks import Lock
 from embedctl.storage.named import check_local
+from embedctl.storage.store import OutputFolder, Store
 
 OUTPUT_FOLDER_MODE = 0o777
 """Folders made for an output are the user's, as open as umask says, like the output itself; ours in it are not."""
@@ -60,6 +62,28 @@ def output(job: JobRequest, run_id: UUID, trust: Trust, disk: Disk, observer: Ob
     return FolderOutput(job.output, trust, disk)
 
 
+def shared_folder(folder: Path, *, workers: int) -> Store | None:
+    """The folder as a store, where several workers write it, or wrote it: then it looks as an output on a store does.
+
+    Raises:
+        OutputRefused: It holds something else.
+    """
+    place = Path(os.path.abspath(folder))  # noqa: PTH100 - as it is named: links stay what they are
+    if (place / store_plan.PLAN).exists():
+        check_local(folder)
+        return OutputFolder(place)
+    if workers == 1:
+        return None
+    check_local(folder)
+    _check_folder(folder)
+    if (folder / STATE_FOLDER).is_dir():
+        raise OutputRefused(
+            f"{folder} was begun without --workers, and looks as one process writes it",
+            hint="go on without --workers, or choose another -o",
+        )
+    return OutputFolder(place)
+
+
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise OutputRefused(f"{path} is a folder", hint="-o names a file; `batch run` writes folders")
@@ -92,7 +116,7 @@ def held(out: Output, job: JobRequest, disk: Disk) -> Iterator[Lock]:
     """
     made = [folder for folder in (out.state, *out.state.parents) if not os.path.isdir(folder)]  # noqa: PTH112
     with ExitStack() as stack:
-        if job.job is not None:
+        if job.job is not None and not job.is_worker:
             runs = job.settings.paths.runs
             disk.make_folder(runs)
             stack.enter_context(locks.hold(runs / f"{job.job}.lock", command=job.resume or ""))
