@@ -169,12 +169,14 @@ def test_a_signal_costs_nothing(job: WorkersStory) -> None:
     assert (ledger["confirmed"], ledger["unknown"]) == (job.wire.billed(), 0)
 
 
-def test_a_second_signal_ends_all_at_once(tmp_path: Path, wire: Wire, forks: Zygote, s3: StoreServer) -> None:
+def test_a_second_signal_ends_all_at_once(job: WorkersStory) -> None:
     """Who does not want to wait for answers in flight sends a second signal: nobody is left, nothing was drained."""
-    job = WorkersStory(tmp_path, wire, forks, s3)
-    job.begin(144, files=12, latency_s=4.0)
     child = job.start()
-    job.wait_for_requests(1)
+    job.wait_for_requests(8)
+    job.wire.plan(latency_s=20.0)
+    seen = -1
+    while seen < (seen := len(job.wire.truth())):
+        time.sleep(1)  # what is in flight from now on stays there
     workers = job.children(child)
     child.kill(signal.SIGTERM)
     while "stopping" not in child.err.read_text():
@@ -185,7 +187,7 @@ def test_a_second_signal_ends_all_at_once(tmp_path: Path, wire: Wire, forks: Zyg
     assert child.wait().code == -15
     job.gone(workers)
     job.kills += len(workers)
-    wire.plan(latency_s=0.01)
+    job.wire.plan(latency_s=0.01)
     job.finish()
     job.check()
     assert job.world.ledger()["unknown"] > 0, "answers were waited for"
