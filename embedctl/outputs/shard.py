@@ -26,6 +26,7 @@ from embedctl.outputs.parts import PublishedPart
 from embedctl.records import RowCounts, Space, uuid7
 
 FAILURES_FOLDER = "failures/"
+PARTS = "part-*.parquet"
 
 _READ_AT_ONCE = 1 << 20
 

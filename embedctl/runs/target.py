@@ -12,7 +12,7 @@ from embedctl import storage
 from embedctl.errors import EmbedctlError, OutputRefused, WrongUsage
 from embedctl.journal import Trust
 from embedctl.journal.rescue import JOURNAL, LOCK
-from embedctl.outputs import STATE_FOLDER, FolderOutput, Output
+from embedctl.outputs import RECORD, STATE_FOLDER, FolderOutput, Output
 from embedctl.outputs.file import FileOutput
 from embedctl.outputs.shard import StoreOutput
 from embedctl.outputs.stream import StreamOutput
@@ -22,7 +22,7 @@ from embedctl.runs.job import JobRequest
 from embedctl.storage import Disk, locks
 from embedctl.storage.locks import Lock
 from embedctl.storage.named import check_local
-from embedctl.storage.store import OutputFolder, Store
+from embedctl.storage.store import PROBES, OutputFolder, Store
 
 OUTPUT_FOLDER_MODE = 0o777
 """Folders made for an output are the user's, as open as umask says, like the output itself; ours in it are not."""
@@ -69,14 +69,24 @@ def shared_folder(folder: Path, *, workers: int) -> Store | None:
         OutputRefused: It holds something else.
     """
     place = Path(os.path.abspath(folder))  # noqa: PTH100 - as it is named: links stay what they are
-    if (place / store_plan.PLAN).exists():
+    try:
+        begun = [place / store_plan.PLAN, place / store_plan.inputs_name(1), place / PROBES]
+        if any(one.exists() for one in begun):  # the last two: its first command died before it had a plan
+            check_local(folder)
+            return OutputFolder(place)
+        if workers == 1:
+            return None
         check_local(folder)
-        return OutputFolder(place)
-    if workers == 1:
-        return None
-    check_local(folder)
-    _check_folder(folder)
-    if (folder / STATE_FOLDER).is_dir():
+        _check_folder(folder)
+        state = folder / STATE_FOLDER
+        is_other = (state / RECORD).exists() or any((state / JOURNAL).glob("*")) or locks.is_held(state / LOCK)
+    except OSError as refusal:
+        if workers == 1:
+            return None
+        raise OutputRefused(
+            f"cannot create {folder}: {refusal.strerror}", hint="choose a place you may write to"
+        ) from refusal
+    if is_other:
         raise OutputRefused(
             f"{folder} was begun without --workers, and looks as one process writes it",
             hint="go on without --workers, or choose another -o",

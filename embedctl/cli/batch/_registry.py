@@ -24,8 +24,8 @@ Job = Annotated[
 JobOrUrl = Annotated[
     str,
     typer.Argument(
-        help="Name of a job, id of a run, or address of an output on a store.",
-        metavar="JOB|RUN_ID|URL",
+        help="Name of a job, id of a run, or a folder of several workers or an address.",
+        metavar="JOB|RUN_ID|OUTPUT",
         autocompletion=_completion.jobs_and_runs,
     ),
 ]
@@ -40,11 +40,12 @@ JobOrOutput = Annotated[
 
 
 def on_store(name: str, store_option: list[str] | None, config: Path | None) -> Store | None:
-    """The store that an address leads to; None for any other name."""
+    """The store that an address leads to, or a folder that several workers have written; None for any other name."""
+    from embedctl.runs.target import shared_folder
     from embedctl.storage import store_url
 
     if not store_url.is_store_url(name):
-        return None
+        return shared_folder(Path(name), workers=1)
     from embedctl import settings
 
     given = {"store_option": pairs(store_option, "store_option")} if store_option else {}

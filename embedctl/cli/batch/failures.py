@@ -26,14 +26,16 @@ def failures(
     from embedctl.runs.status import failures_file, run_of
 
     run, output = None, job
-    if (store := on_store(job, store_option, config)) is not None:
+    if (store := on_store(job, store_option, config)) is None:
+        found = run_of(registry(config), job)
+        run, output = (None, str(found)) if isinstance(found, Path) else (found, found.output)
+        store = on_store(output, store_option, config)
+    if store is not None:
         from embedctl.runs import store_status
 
         output, rows = store.url, list(store_status.failures(store))
     else:
-        found = run_of(registry(config), job)
-        run, place = (None, found) if isinstance(found, Path) else (found, Path(found.output))
-        output, rows = str(place), list(read_failures([failures_file(place)]))
+        rows = list(read_failures([failures_file(Path(output))]))
     names = ("id", "chunk_index", "reason", "skipped", "provider", "attempts", "tokens", "max_tokens", "message")
     columns = [terminal.Column(name, name.capitalize().replace("_", " ")) for name in names]
     envelope = {
