@@ -73,7 +73,7 @@ from embedctl.runs.store_plan import SPACE, USAGE, Manifest, ShardDone, StorePla
 from embedctl.runs.wiring import Resources, RunPlan, Shipping
 from embedctl.settings.share import resolved_share, share_of
 from embedctl.storage import locks
-from embedctl.storage.store import Store, StoredObject, check_refuses, remove_all
+from embedctl.storage.store import OutputFolder, Store, StoredObject, check_refuses, remove_all
 from embedctl.storage.store_file import StoreFile
 
 MOST_POLL_S = 5.0
@@ -246,6 +246,8 @@ class StoreRun(Run):
         cut = shards.cut(units, self._record.binding, rows)
         if source.numbers_rows and len(cut) > 1 and any(size.group_rows is None for size in sizes):
             cut = _counted(source, cut)
+        if self._options.workers > 1 or (after is not None and any(one.within for one in after.shards)):
+            cut = tuple(self._divided(source, units, cut, rows))
         cut = tuple(replace(one, key=self._key(one, source)) for one in cut)
         made = StorePlan(
             job_id=str(uuid7()),
@@ -264,6 +266,7 @@ class StoreRun(Run):
             generation=generation,
             limited=self._is_limited(),
             shares=self._share.count,
+            format=2 if any(one.within for one in cut) else 1,
             job=self.job.job,
             at=utc_now().isoformat(),
         )
@@ -275,11 +278,33 @@ class StoreRun(Run):
         self._put(plan_name(generation), store_plan.encoded(made))
         return self._patience.with_(lambda: store_plan.plan_of(self._store))
 
+    def _divided(self, source: inputs.Source, units: Sequence[Unit], cut: Sequence[Shard], rows: int) -> list[Shard]:
+        """Shards of which none is a file much larger than the others: several workers are to have work."""
+        if source.query is not None or self._options.shard_rows is not None:
+            return list(cut)
+        weights = {(unit.file, unit.group): unit.weight for unit in units}
+        found: list[Shard] = []
+        for shard in cut:
+            weight = 0
+            if len(shard.pieces) == 1:
+                file, groups = shard.pieces[0]
+                weight = weights.get((file, groups[0] if groups else None), 0)
+            if weight <= rows:  # else nothing that is cut: a shard of several is never larger
+                found.append(shard)
+                continue
+            counted = shard.rows
+            if counted is None:
+                counted = sum(len(block) for block in source.part(shard.pieces, 0).blocks())
+            most = shards.PARTS_EACH * self._options.workers
+            found += shards.divided(shard, counted, max(rows, -(-counted // most)))
+        return list(shards.numbered(found))
+
     def _key(self, shard: Shard, source: inputs.Source) -> str:
         """Equal for shards of the same rows with the same options, whatever else the input holds."""
         pieces = [(*self._marks[file], groups) for file, groups in shard.pieces]
         first_row = shard.first_row if source.numbers_rows else None
-        return resume.digest({"terms": self._record.terms, "pieces": pieces, "first_row": first_row})
+        about = {"terms": self._record.terms, "pieces": pieces, "first_row": first_row}
+        return resume.digest(about if shard.within is None else {**about, "within": shard.within})
 
     def _check_same(self, found: StorePlan) -> None:
         """Refuse a plan that is not of this job, naming what differs."""
@@ -578,7 +603,7 @@ class StoreRun(Run):
             existing.space = resume.space_of_journal(existing, spaces, Path(out.log.store.url))
         concurrency = chain.first.rate_limits.concurrency
         unshipped = max(2, concurrency // UNSHIPPED_SHARE)
-        part = source.part(shard.pieces, shard.first_row) if shard.pieces else source
+        part = source.part(shard.pieces, shard.first_row, shard.within) if shard.pieces else source
         run = self._run_plan(
             replace(work, source=part),
             out,
@@ -729,11 +754,15 @@ def refuse_what_stores_cannot(job: JobRequest) -> None:
         "--retry-failed": job.retry_failed,
         "--locked": options.locked,
         "--workspace-column with budgets of several workspaces": options.workspace_column is not None and tenants > 1,
+        "--no-share": not options.share and options.workers > 1,
     }
+    of, hint = "an output on a store", "write to a folder, and copy that there"
+    if isinstance(job.store, OutputFolder):
+        of, hint = "several workers, or what they have written,", "use another folder, without --workers"
     for what, is_asked in refused.items():
         if is_asked:
             raise WrongUsage(
-                f"{what} and an output on a store do not go together", hint="write to a folder, and copy that there"
+                f"{what} and {'several workers' if what == '--no-share' else of} do not go together", hint=hint
             )
 
 

@@ -77,6 +77,8 @@ def shared_folder(folder: Path, *, workers: int) -> Store | None:
         if workers == 1:
             return None
         check_local(folder)
+        if folder.suffix == ".parquet":
+            raise WrongUsage(f"--workers writes a folder of parts, not {folder}", hint="-o names a folder")
         _check_folder(folder)
         state = folder / STATE_FOLDER
         is_other = (state / RECORD).exists() or any((state / JOURNAL).glob("*")) or locks.is_held(state / LOCK)
