@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,19 +52,19 @@ _SAID_BEFORE = (ColumnsChosen, PhaseBegan)
 _OF_THE_INPUT = frozenset({"input", "left_out", "bad_file", "key_file"})
 
 
-class HostRun(StoreRun):
+class HostRun(StoreRun, ABC):
     """Such a command."""
 
     _crew: Crew
     _told: Observers
 
+    @abstractmethod
     async def _run_workers(self, plan: StorePlan, left: Sequence[Shard], limits: SharedLimits) -> None:
         """Start workers, answer them with `limits`, give what they tell to `_hear`, and return when all have ended.
 
         Raises:
             EmbedctlError: Why the job ends before it is done; all workers have ended then.
         """
-        raise NotImplementedError
 
     async def _work(self, plan: StorePlan, work: JobWork) -> None:
         """Let workers do what is left, and finish."""
