@@ -4,7 +4,8 @@
      "faults": {"reset_after": 0.05, "rate": {"p": 0.1, "form": "ms", "seconds": 0.2}}, "seed": 7,
      "latency_s": 0.01, "dimensions": 8, "spaces": {"model": "another space"}, "keys": ["sk-good"],
      "poison": ["bad text"], "poison_kind": "poison|bad|server", "max_items": 96,
-     "max_tokens": 8191, "max_request_tokens": 300000, "max_bytes": 2000000,
+     "per_second": 40, "burst": 10, "window_s": 20, "max_tokens": 8191, "max_request_tokens": 300000,
+     "max_bytes": 2000000,
      "batch": {...}}                                                     of the Batch APIs: batches.py
 
 Faults: rate quota status unauthorized forbidden not_found too_large too_long redirect reset_before reset_after hang
@@ -19,6 +20,7 @@ base64_refused huge error_200 other_model says.
 from __future__ import annotations
 
 import random
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,8 +44,13 @@ class Plan:
     max_bytes: int | None = None
     protocols: list[str] | None = None
     batch: dict[str, Any] = field(default_factory=dict)
+    per_second: float | None = None
+    burst: int = 10
+    window_s: float | None = None
 
     def __post_init__(self) -> None:
+        self._left, self._at = float(self.burst), 0.0
+        self._taken: deque[float] = deque()
         self._chance = random.Random(self.seed)
         self._place = 0
 
@@ -62,3 +69,21 @@ class Plan:
                 return {"fault": name, **(how if isinstance(how, dict) else {})}
             draw -= chance
         return {"fault": "ok"}
+
+    def is_too_fast(self, now: float) -> bool:
+        """Whether a request is one too many: of `per_second` with `burst` at once, or on average of any `window_s`."""
+        if self.per_second is None:
+            return False
+        if self.window_s is not None:
+            while self._taken and self._taken[0] <= now - self.window_s:
+                self._taken.popleft()
+            if len(self._taken) >= self.per_second * self.window_s:
+                return True
+            self._taken.append(now)
+            return False
+        self._left = min(float(self.burst), self._left + (now - self._at) * self.per_second)
+        self._at = now
+        if self._left < 1:
+            return True
+        self._left -= 1
+        return False

@@ -184,6 +184,8 @@ class Server:
         total = [vectors.billed(text) for text in asked.texts]
         if plan.keys is not None and key not in plan.keys:
             return "unauthorized"
+        if plan.is_too_fast(time.monotonic()):
+            return "rate"
         if plan.max_bytes is not None and len(request.body) > plan.max_bytes:
             return "too_large"
         if plan.max_items is not None and len(asked.texts) > plan.max_items:
