@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_UP, Decimal
 from functools import partial
+from typing import Any
 
 from embedctl.budgets.shared import SharedBudget
 from embedctl.embedding import usage
@@ -347,6 +348,10 @@ class Reservations:
         if allowance.warn_at is not None and (due or allowance.spent >= allowance.warn_at):
             allowance.warn_at = None
             self._observer.notify(BudgetLow(allowance.name, allowance.spent, allowance.amount))
+
+    def handed_over(self) -> tuple[Sequence[SpendLimit], tuple[Any, ...] | None, Sequence[str]]:
+        """Limits, arguments of the `SharedBudget`, and accounts, for a process that keeps them in place of this one."""
+        return self._allowances, None if self._purse is None else self._purse.handed_over(), self._also
 
     def close(self) -> None:
         """The run is over."""

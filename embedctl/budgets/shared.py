@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -74,11 +75,13 @@ class Sums:
 class SharedBudget:
     """One run's access to the file; it lists the run from `join` on, until a later one finds it in the ledger."""
 
-    def __init__(self, path: Path, run_id: str, folder: Path) -> None:
+    def __init__(
+        self, path: Path, run_id: str, folder: Path, bases: Mapping[str, Decimal] = MappingProxyType({})
+    ) -> None:
         self._path = path
         self._run_id = run_id
         self._mine = BudgetShare(str(folder.absolute()))
-        self._bases: Mapping[str, Decimal] = {}
+        self._bases: Mapping[str, Decimal] = dict(bases)
         self._begun = False
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
@@ -161,6 +164,10 @@ class SharedBudget:
             shares = [share for share in sums.shares.values() if share.reserved.get(workspace)]
         return any(locks.is_held(Path(share.folder) / "lock") for share in shares)
 
+    def handed_over(self) -> tuple[Path, str, Path, Mapping[str, Decimal]]:
+        """Arguments for a process that takes part in place of this one."""
+        return self._path, self._run_id, Path(self._mine.folder), self._bases
+
     def close(self) -> None:
         """Take no part any more; what was spent stays listed until it is in the ledger."""
         if self._fd >= 0:
@@ -181,7 +188,9 @@ class SharedBudget:
         for key, base in self._bases.items():
             sums.bases.setdefault(key, base)
         if not self._begun and (before := sums.shares.get(self._run_id)) is not None:
-            self._mine.spent = dict(before.spent)  # in batches, by this same run
+            self._mine.spent = dict(before.spent)  # in batches, by this same run …
+            for workspace, amount in before.reserved.items():  # … or by a process of it that has died
+                self._mine.spent[workspace] = self._mine.spent.get(workspace, _ZERO) + amount
         self._begun = True
         sums.shares[self._run_id] = self._mine
         return sums
