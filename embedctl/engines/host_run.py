@@ -59,8 +59,8 @@ class HostRun(StoreRun, ABC):
     _told: Observers
 
     @abstractmethod
-    async def _run_workers(self, plan: StorePlan, left: Sequence[Shard], limits: SharedLimits) -> None:
-        """Start workers, answer them with `limits`, give what they tell to `_hear`, and return when all have ended.
+    async def _run_workers(self, plan: StorePlan, left: Sequence[Shard], money: Reservations) -> None:
+        """Start workers, keep limits and `money` for them, give what they tell to `_hear`; return when all have ended.
 
         Raises:
             EmbedctlError: Why the job ends before it is done; all workers have ended then.
@@ -97,7 +97,7 @@ class HostRun(StoreRun, ABC):
                 work.entry.running()
                 telling = asyncio.create_task(self._tell(documents=work.source.is_document))
                 try:
-                    await self._run_workers(plan, left, self._shared_limits(money))
+                    await self._run_workers(plan, left, money)
                 finally:
                     telling.cancel()
             finally:
@@ -108,6 +108,13 @@ class HostRun(StoreRun, ABC):
         finally:
             if held is not None:
                 await asyncio.to_thread(lambda: held.release(drained=drained))
+
+    def _worker_count(self, left: Sequence[Shard]) -> int:
+        """No more than there are shards."""
+        count = min(self._options.workers, len(left))
+        if count < self._options.workers:
+            self._observer.notify(Warned("few_shards", count=len(left)))
+        return count
 
     def _check_machines(self, work: JobWork) -> None:
         """Raise WrongUsage for a machine that costs by the hour: each worker would account for all of its time."""

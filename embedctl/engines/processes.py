@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from embedctl.budgets.reservations import Reservations
 from embedctl.engines.host_run import HostRun
 from embedctl.engines.packed_job import packed
 from embedctl.engines.process_line import Frames, framed
@@ -54,11 +55,10 @@ class _Child:
 class ProcessesRun(HostRun):
     """A command whose workers are processes beside it."""
 
-    async def _run_workers(self, plan: StorePlan, left: Sequence[Shard], limits: SharedLimits) -> None:
+    async def _run_workers(self, plan: StorePlan, left: Sequence[Shard], money: Reservations) -> None:
         """Start them, and return when all have ended."""
-        count = min(self._options.workers, len(left))
-        if count < self._options.workers:
-            self._observer.notify(Warned("few_shards", count=len(left)))
+        limits = self._shared_limits(money)
+        count = self._worker_count(left)
         self._children: set[_Child] = set()
         self._dead_workers: list[str] = []
         self._again = 0
