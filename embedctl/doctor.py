@@ -32,6 +32,7 @@ _EXTRAS = {
     "hub": ("huggingface_hub", "models pull"),
     "charts": ("matplotlib", "vectors map -o FILE.png"),
     "store": ("obstore", "embed s3://…"),
+    "ray": ("ray", "batch run --engine ray"),
 }
 _PROXIES = ("HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 

@@ -205,6 +205,12 @@ class HostLost(Temporary):
     word = "host_lost"
 
 
+class RayUnreachable(Temporary):
+    """No Ray cluster answers, or it does not answer any more."""
+
+    word = "ray_unreachable"
+
+
 class ShardsHeld(Temporary):
     """What is left to do is in the hands of other workers, and nobody waits for them."""
 

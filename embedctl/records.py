@@ -749,7 +749,7 @@ Concern = Literal[
     "cache", "learned_file", "input", "folder_gone", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
     "other_model", "input_type_lost", "bad_file", "bad_row", "left_out", "telemetry", "count_cache",
     "store_usage", "batch_mode", "batch_unseen", "batch_twin", "batch_line", "batch_files", "model_changed",
-    "model_version", "canary", "few_shards", "worker_died",
+    "model_version", "canary", "few_shards", "worker_died", "workers_waiting",
 ]  # fmt: skip
 
 

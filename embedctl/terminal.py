@@ -543,6 +543,7 @@ _CONCERNS = {
     "batch_files": "files of batch {subject} stay at the provider: {detail}",
     "few_shards": "{count:,} shards are left to do: no more workers are started; --shard-rows makes smaller ones",
     "worker_died": "worker {subject} died{detail}: another one takes its place",
+    "workers_waiting": "{count} workers have not begun: no machine of the Ray cluster may have --ray-cpus CPUs free",
     "input_differs": "the input is not what an interrupted run read: it is planned anew, known texts are reused",
 }
 

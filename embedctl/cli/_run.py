@@ -103,7 +103,9 @@ def execute(
             estimate, receipt = _run(job, observer).estimate(), None
         else:
             watch = ExitStack()
-            alone = loaded.options.workers == 1  # else each worker has a collector of its own
+            alone = (
+                loaded.options.workers == 1 and loaded.options.engine == "local"
+            )  # else each worker has a collector of its own
             run = _run(job, watch.enter_context(watched(loaded, observer)) if alone else observer)
             with _signals(run, display), watch:
                 estimate, receipt = None, run.execute(asyncio.run)
@@ -122,7 +124,15 @@ def _store(loaded: Settings, output: Path) -> Store | None:
     from embedctl.storage import store_url
 
     if not store_url.is_store_url(str(output)):
-        return target.shared_folder(output, workers=loaded.options.workers)
+        options = loaded.options
+        if options.engine == "ray" and options.ray_address != "local":
+            raise WrongUsage(
+                f"{output} is a folder of this machine, which others of a Ray cluster do not see",
+                hint=f"write to a store: {store_url.WRITABLE}",
+            )
+        return target.shared_folder(
+            output, workers=options.workers if options.engine == "local" else max(2, options.workers)
+        )
     url = store_url.parse(str(output))
     if url.scheme == "hf":
         raise WrongUsage(f"{url} is read only", hint=f"give {store_url.WRITABLE}")
@@ -131,6 +141,10 @@ def _store(loaded: Settings, output: Path) -> Store | None:
 
 def _run(job: JobRequest, observer: Observer) -> Run:
     """A run, a worker where the output is on a store, or a command with several of them."""
+    if job.settings.options.engine == "ray":
+        from embedctl.engines.ray_run import RayRun
+
+        return RayRun(job, observer)
     if job.store is not None and job.settings.options.workers > 1:
         from embedctl.engines.processes import ProcessesRun
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from embedctl.settings.layers import LEDGER_NAME as LEDGER_NAME
     from embedctl.settings.layers import Paths as Paths
     from embedctl.settings.layers import Settings as Settings
+    from embedctl.settings.layers import home_of as home_of
     from embedctl.settings.layers import load as load
     from embedctl.settings.layers import misplaced as misplaced
     from embedctl.settings.layers import read_job as read_job

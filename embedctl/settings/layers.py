@@ -158,8 +158,8 @@ def user_config_path(environment: Mapping[str, str]) -> Path:
         return Path(named)
     usual = _usual_config_path()
     if not environment.get("EMBEDCTL_HOME"):
-        return usual or _home(environment) / CONFIG_NAME
-    within = _home(environment) / CONFIG_NAME
+        return usual or home_of(environment) / CONFIG_NAME
+    within = home_of(environment) / CONFIG_NAME
     return usual if usual and not _is_there(within) and _is_there(usual) else within
 
 
@@ -167,7 +167,7 @@ def misplaced(environment: Mapping[str, str], config: Path) -> str | None:
     """A sentence about the settings file `config` when it is read outside of EMBEDCTL_HOME, though that is set."""
     if environment.get("EMBEDCTL_CONFIG") or not environment.get("EMBEDCTL_HOME") or config != _usual_config_path():
         return None
-    return f"EMBEDCTL_HOME is set, but the settings are in {config}: move them to {_home(environment) / CONFIG_NAME}"
+    return f"EMBEDCTL_HOME is set, but the settings are in {config}: move them to {home_of(environment) / CONFIG_NAME}"
 
 
 def _usual_config_path() -> Path | None:
@@ -180,7 +180,7 @@ def _usual_config_path() -> Path | None:
         return None
 
 
-def _home(environment: Mapping[str, str]) -> Path:
+def home_of(environment: Mapping[str, str]) -> Path:
     """Where embedctl keeps its state.
 
     Raises:
@@ -366,7 +366,7 @@ def _strong_layers(
 
 
 def _paths(env: Mapping[str, str], ledger: Path | None) -> Paths:
-    home = _home(env)
+    home = home_of(env)
     check_local(home)
     _check_home(home)
     paths = Paths(home=home, ledger=ledger or Path(env.get("EMBEDCTL_LEDGER") or home / LEDGER_NAME))

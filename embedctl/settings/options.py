@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from embedctl.errors import WrongUsage
 from embedctl.records import InputType, Purpose, printable
+from embedctl.settings.ray_address import check_ray
 from embedctl.settings.share import check_share
 from embedctl.settings.tables import MOST_CONCURRENCY, is_amount
 
@@ -151,6 +152,17 @@ class Options:
         None, "With a store: folder for scratch, which may vanish. [default: in EMBEDCTL_HOME]", metavar="DIR",
         only="batch run",
     )  # fmt: skip
+    engine: Literal["local", "ray"] = option(
+        "local", "With a store: where its workers run: on this machine, or on a Ray cluster.", only="batch run"
+    )
+    ray_address: str | None = option(
+        None,
+        "With --engine ray: auto (the cluster that this machine is part of), HOST:PORT of one, or local: one that ends "
+        "with the command.",
+        metavar="ADDRESS",
+        only="batch run",
+    )
+    ray_cpus: int = option(1, "With --engine ray: CPUs that Ray counts for each worker.", only="batch run")
     insecure: bool = option(False, "Allow plain http to another machine: texts and keys are sent unencrypted.")
     vector_type: Literal["fixed", "list"] = option(
         "fixed", "Parquet type of the vectors: fixed-size or variable-size list."
@@ -208,7 +220,7 @@ def checked_name(name: str, what: str) -> str:
 _LEAST = {
     "chunk_size": 1, "chunk_overlap": 0, "dimensions": 1, "batch_size": 1, "concurrency": 1, "rpm": 0, "tpm": 0,
     "burst": 1, "retries": 0, "max_cost": 0, "max_row_bytes": 1, "batch_min_inputs": 0,
-    "workers": 1, "shard_rows": 1, "lease": 1,
+    "workers": 1, "shard_rows": 1, "lease": 1, "ray_cpus": 0,
 }  # fmt: skip
 _MOST = 10**15
 MOST_WORKERS = 1024
@@ -260,6 +272,7 @@ def check(options: Options, *, spelt: Callable[[str], str] = flag) -> Options:
         raise WrongUsage(f"{spelt('template')} and {spelt('text_column')} both say what the text is")
     if options.shard is not None:
         check_share(options.shard, spelt("shard"))
+    check_ray(options.engine, options.ray_address, spelt)
     if options.timeout <= 0:
         raise WrongUsage(f"{spelt('timeout')} must be more than 0", hint="like 90, 90s or 2m")
     if options.chunk_size is not None and (options.chunk_overlap or 0) >= options.chunk_size:

@@ -102,6 +102,8 @@ _WHY = {
     "stores": "credentials go only to stores the user configured",
     "store_option": "credentials go only to stores the user configured",
     "budgets": "who may spend how much is the user's word",
+    "engine": "it would say whose machines see the texts",
+    "ray_address": "it would say whose machines see the texts",
 }
 _NAMED_TABLES = ("providers", "workspaces", "models", "stores")
 HINT = "set it in your own settings (`embedctl config path`), or name this file with --config or EMBEDCTL_CONFIG"

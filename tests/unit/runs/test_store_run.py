@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from embedctl.errors import ConfigurationInvalid, EmbedctlError, OutputRefused, 
 from embedctl.journal.shard_log import ShardLog, label, tail
 from embedctl.outputs.parquet import matrix
 from embedctl.planning import slice as slices
+from embedctl.records import utc_now
 from embedctl.runs import store_plan, store_usage
 from embedctl.runs.receipt import Receipt
 from tests.support.crashed_runs import MODEL, WIDTH
@@ -266,9 +268,14 @@ def holding(world: StoreWorld, **flags: Any) -> list[ShardLog]:
     return logs
 
 
-def test_who_does_not_wait_ends_with_75(world: StoreWorld) -> None:
-    """--no-wait ends when all that is left is held by workers that live; without news of a lease it is taken."""
-    logs = holding(world)
+@pytest.mark.parametrize("ahead", [timedelta(days=365), timedelta(days=-365)])
+def test_who_does_not_wait_ends_with_75(world: StoreWorld, ahead: timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--no-wait ends when all that is left is held by workers that live; without news of a lease it is taken. Whatever
+    the clocks of their machines show.
+    """
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("embedctl.journal.shard_log.utc_now", lambda: utc_now() + ahead)
+        logs = holding(world)
     stop = threading.Event()
 
     def beat() -> None:
