@@ -17,6 +17,7 @@ EmbedctlError                              70  (a bug, when raised bare)
 │   ├── DeadlinePassed                     75
 │   ├── NoProviderNow                      75
 │   ├── HostLost                           75  the command that started this worker is gone: nothing more is sent
+│   ├── RayUnreachable                     75  no Ray cluster answers, or not any more
 │   ├── ShardLost                          75  another worker has taken the shard over: nothing more is sent
 │   ├── ShardsHeld                         75  the rest is other workers' (--no-wait)
 │   └── StoreUnreachable                   75
