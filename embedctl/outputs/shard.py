@@ -8,6 +8,7 @@ A part that is there already, made of the same rows by an earlier holder of the 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -27,7 +28,7 @@ from embedctl.records import RowCounts, Space, uuid7
 
 FAILURES_FOLDER = "failures/"
 
-_READ_AT_ONCE = 1 << 20
+_WRITTEN_AT_ONCE = 1 << 20
 
 
 def part_name(shard: str, number: int) -> str:
@@ -176,7 +177,7 @@ class ShardOutput(StoreOutput):
             facts.update(orjson.loads(finished.facts(rows)), part_id=uuid7().hex)
             return orjson.dumps(facts)
 
-        with path.open("wb") as file:
+        with _HashedFile(path) as file:
             parquet_content(finished.tables, finished.layout, told)(file)
         self.fix_space(Space(**facts["space"]))
         part = PublishedPart(
@@ -185,7 +186,7 @@ class ShardOutput(StoreOutput):
             id=facts["part_id"],
             rows=facts["rows"],
             bytes=path.stat().st_size,
-            sha256=_digest(path),
+            sha256=file.sha256.hexdigest(),
             counts=RowCounts(**facts["counts"]),
             rows_hash=facts.get("rows_hash"),
             failures=f"{self.log.folder}failed/{finished.number:06d}-{facts['part_id']}.jsonl" if failed else None,
@@ -267,9 +268,14 @@ def _part(about: Mapping[str, Any]) -> PublishedPart | None:
     raise StorageFailed("an entry of a shard's log announces a part as no version of embedctl does")
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_READ_AT_ONCE):
-            digest.update(piece)
-    return digest.hexdigest()
+class _HashedFile(io.BufferedWriter):
+    """A new file that is written from its beginning to its end, and hashed meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"), _WRITTEN_AT_ONCE)
+        self.sha256 = hashlib.sha256()
+
+    def write(self, buffer: Any) -> int:
+        """Write, and hash what is written."""
+        self.sha256.update(buffer)
+        return super().write(buffer)

@@ -13,10 +13,11 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import util
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -60,6 +61,7 @@ _MAPPED = 1 << 20
 """Contents that are larger are mapped from a file."""
 _MOST = 5_000_000_000
 """Bytes of one put: S3's limit is 5 GiB, Azure's 5000 MiB."""
+_REMOVED_AT_ONCE = 1000
 _PUTS = 6
 """Puts of one object, where answers are lost or S3 says "conflict, try again"."""
 
@@ -218,6 +220,19 @@ class ObjectStore:
         with self._told(f"remove {name}"), suppress(FileNotFoundError):
             obstore.delete(self._client, name)
 
+    def remove_all(self, names: Iterable[str]) -> None:
+        """Remove many objects; the library removes some at a time."""
+        import obstore
+
+        left = iter(names)
+        while some := list(islice(left, _REMOVED_AT_ONCE)):
+            try:
+                with self._told("remove objects"):
+                    obstore.delete(self._client, some)
+            except FileNotFoundError:  # it ends at the first one that is gone already
+                for name in some:
+                    self.remove(name)
+
     def _get(self, name: str, start: int, end: int, etag: str | None) -> tuple[Buffer, StoredObject]:
         import obstore
         from obstore.exceptions import PreconditionError
@@ -304,6 +319,8 @@ class ObjectStore:
         try:
             if self._url.scheme == "s3":
                 config.setdefault("disable_bulk_delete", "true")  # a gateway's answer to it cannot be read
+                if store_options.is_encrypted(config):
+                    config.setdefault("unsigned_payload", "true")
                 given = store_options.profile(config)
                 return store.S3Store(self._url.bucket, config=cast("Any", config), credential_provider=given, **shared)
             if self._url.scheme == "gs":

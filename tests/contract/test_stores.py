@@ -168,6 +168,17 @@ def test_removal_may_be_repeated(store: Store) -> None:
     assert store.put_if_absent("part-1", b"y")
 
 
+def test_many_are_removed_whether_they_are_there_or_not(store: Store) -> None:
+    """Of many names all are gone afterwards, also where some were gone before; what was not named stays."""
+    names = [f"log/{number:04d}" for number in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: store.put_if_absent(name, b"x"), ["other", *names[::2]]))
+    store.remove_all(names)
+    store.remove_all(iter(()))
+
+    assert list(store.list()) == ["other"]
+
+
 def test_a_store_that_refuses_to_overwrite_passes_the_trial(store: Store) -> None:
     """The trial says nothing, and leaves nothing."""
     check_refuses(store)

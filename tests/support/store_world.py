@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,6 +77,10 @@ class CrashingStore:
 
     def remove(self, name: str) -> None:
         self._change(f"remove {name}", lambda: self.inner.remove(name))
+
+    def remove_all(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.remove(name)
 
     def read(self, name: str) -> bytes:
         self._look()
