@@ -38,9 +38,11 @@ class Turnstile(Protocol):
 
     Attributes:
         stock: Intents that are written and not sent: while there are so many, others wait to be written together.
+        gather_s: How long they wait at most: who may be sent at once, when many answers come at once, must be written.
     """
 
     stock: int
+    gather_s: float
 
     async def enter(self) -> None:
         """Returns when the request may be sent.
@@ -167,6 +169,8 @@ class Journal:
 
     async def _sent_in_turn(self, turnstile: Turnstile, entry: Append, event: UsageEvent) -> None:
         """Write it together with others as long as enough are ready to be sent, and wait for its turn."""
+        if not self._gathered:
+            asyncio.get_running_loop().call_later(turnstile.gather_s, self._put_gathered, None)
         self._gathered[event.event_id] = entry
         self._put_gathered(turnstile.stock)
         is_written = False
@@ -184,8 +188,9 @@ class Journal:
                 self._ready -= 1
                 self._put_gathered(turnstile.stock)
 
-    def _put_gathered(self, stock: int) -> None:
-        if self._gathered and self._ready < stock:
+    def _put_gathered(self, stock: int | None) -> None:
+        """Hand the gathered ones over when fewer than `stock` are ready, or at once."""
+        if self._gathered and (stock is None or self._ready < stock):
             entries = list(self._gathered.values())
             self._gathered.clear()
             self._ready += len(entries)

@@ -28,7 +28,10 @@ MOST_AT_ONCE = 16 << 20
 """Bytes of one object with answers."""
 
 _LINGER_S = 0.02
-"""How long an answer waits for others that go with it, while nobody waits for it."""
+"""How long an answer waits for others that go with it, while few are on their way."""
+
+GATHER_S = 0.05
+"""How long an intent waits for others that go with it, while enough are ready."""
 
 _READERS = 8
 
@@ -225,6 +228,7 @@ class ShippingTurnstile:
     ) -> None:
         self._disk = disk
         self.stock = max(1, most_sent // 2)
+        self.gather_s = GATHER_S
         self._most_sent = most_sent
         self._most_unshipped = most_unshipped
         self._proceed = proceed
@@ -250,7 +254,7 @@ class ShippingTurnstile:
         self._sent -= 1
         if ref is not None:
             self._unshipped.append((ref.segment, ref.offset + ref.count * ref.dimensions * 4))
-            if self._left() >= self._most_unshipped:
+            if 2 * self._left() >= self._most_unshipped:
                 self._disk.hurry()
         self._moved.set()
 

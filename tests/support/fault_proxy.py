@@ -56,6 +56,7 @@ def fault_proxy(upstream: int) -> Iterator[FaultProxy]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16  # head and body in one packet: else each answer waits 40 ms for an acknowledgement
 
         def log_message(self, *said: Any) -> None:
             pass

@@ -90,8 +90,9 @@ def test_intents_are_on_the_store_before_their_requests(tmp_path: Path) -> None:
     assert there == [True] * 24
 
 
-def test_intents_go_together_while_enough_are_ready(tmp_path: Path) -> None:
+def test_intents_go_together_while_enough_are_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While half as many as are in flight wait with their intents on the store, others are gathered for one entry."""
+    monkeypatch.setattr("embedctl.journal.shipping.GATHER_S", 3600)
 
     async def run() -> None:
         book, _ = opened(tmp_path, disk)
@@ -112,6 +113,28 @@ def test_intents_go_together_while_enough_are_ready(tmp_path: Path) -> None:
         for event in events[1:]:
             await book.answer(event, HASHES, vectors(1))
         await asyncio.gather(*waiting)
+        await book.close()
+
+    with shipping(tmp_path) as (store, disk):
+        asyncio.run(run())
+
+
+def test_intents_are_not_gathered_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while all are on the store, though nothing is sent: answers that come at once let as many go at once."""
+    monkeypatch.setattr("embedctl.journal.shipping.GATHER_S", 0.01)
+
+    async def run() -> None:
+        book, _ = opened(tmp_path, disk)
+        await asyncio.gather(*(book.intend(intent()) for _ in range(SENT)))
+        events = [intent() for _ in range(SENT)]
+        waiting = [asyncio.ensure_future(book.intend(event)) for event in events]
+        await settled()
+
+        assert all(any(str(event.event_id).encode() in one for one in entries(store)) for event in events)
+
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
         await book.close()
 
     with shipping(tmp_path) as (store, disk):
