@@ -68,6 +68,14 @@ _PUTS = 6
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>\s*([A-Za-z]{1,60})\s*</Code>")
 _OF_CREDENTIALS = ("credential", "decod", "service account", "access key", "base64", "pem", "secret")
+_EXPIRED = "the session's credentials have expired: get new ones, then run the same command again"
+_DENIED = {
+    "ExpiredToken": _EXPIRED, "ExpiredTokenException": _EXPIRED, "TokenRefreshRequired": _EXPIRED,
+    "InvalidToken": "AWS_SESSION_TOKEN does not belong to the other credentials, or is damaged",
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it, then run the same command again",
+}  # fmt: skip
+"""What S3 says of credentials with other states than 401 and 403, or of what is not them; and what helps."""
+_INVALID = re.compile(r'Path "(.*?)" contained')
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _BARE = re.compile(r'^"(.*)"$')
 _LOOPBACK = re.compile(r"http://(127\.\d+\.\d+\.\d+|localhost|\[::1\])([:/]|$)", re.IGNORECASE)
@@ -373,10 +381,12 @@ class ObjectStore:
             if reading and _code(missing) in _NO_BUCKET:
                 raise self._no_bucket(InputMissing) from None
             raise FileNotFoundError(f"{self.url}: {doing}") from None
-        except InvalidPathError:
+        except InvalidPathError as invalid:
+            name = _INVALID.search(str(invalid))
+            shown = f"{self._url.root}/{name[1].encode('unicode_escape').decode()[:200]}" if name else self.url
             raise InputInvalid(
-                f"{self.url}: a name with an empty part, '.' or '..' in it, which cannot be read",
-                hint="name a prefix without it",
+                f"{shown}: an object whose name has an empty part, '.' or '..' in it, which cannot be read",
+                hint="rename it, or name a prefix without it: no listing goes past it",
             ) from None
         except (BaseError, OSError, ValueError, RuntimeError) as refusal:  # the last: not built for this store
             raise self._ours(refusal, doing, reading=reading) from None
@@ -391,8 +401,9 @@ class ObjectStore:
             return _BeyondTheEnd()
         if _asked_an_instance(text):
             return StoreDenied(f"{self._url.root}: no credentials were found", hint=self._how())
-        if kind in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
-            return StoreDenied(f"{self._url.root}: may not {doing} ({said or 'denied'})", hint=self._how())
+        if kind in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403) or code in _DENIED:
+            hint = _DENIED.get(code or "") or self._how()
+            return StoreDenied(f"{self._url.root}: may not {doing} ({said or 'denied'})", hint=hint)
         if status == 404 and (code in _NO_BUCKET or reading):
             return self._no_bucket(InputMissing if reading else OutputRefused)
         if (
@@ -405,9 +416,10 @@ class ObjectStore:
                 f"{self.url}: the store cannot create without overwriting (If-None-Match)",
                 hint="use a store, or a version of its server, that can",
             )
-        if status is not None and 300 <= status < 500 and status not in (408, 409, 425, 429):
+        is_elsewhere = "redirect without LOCATION" in text  # how S3 answers for a bucket of another region
+        if is_elsewhere or (status is not None and 300 <= status < 500 and status not in (408, 409, 425, 429)):
             return ConfigurationInvalid(
-                f"{self._url.root}: the store refuses to {doing} ({said})",
+                f"{self._url.root}: the store refuses to {doing} ({said or 'it is in another region'})",
                 hint="look at region and endpoint: --store-option region=…, endpoint=…",
             )
         return StoreUnreachable(
