@@ -21,9 +21,10 @@ from embedctl.errors import InvariantBroken, OutputRefused, StorageFailed
 from embedctl.journal.shard_log import Entry, ShardLog
 from embedctl.outputs import failures
 from embedctl.outputs.folder import parquet_content
-from embedctl.outputs.output import Existing, Facts, Finished, OutputRequest, Record, lines, row_counts
+from embedctl.outputs.output import Facts, Finished, Record, lines, row_counts
 from embedctl.outputs.parquet import Layout
 from embedctl.outputs.parts import PublishedPart
+from embedctl.outputs.scratch import ScratchOutput
 from embedctl.records import RowCounts, Space, uuid7
 
 FAILURES_FOLDER = "failures/"
@@ -42,53 +43,16 @@ def failures_name(shard: str) -> str:
 
 
 @dataclass
-class StoreOutput:
+class StoreOutput(ScratchOutput):
     """An output on a store, as far as one worker has it on this machine: its scratch, which may vanish.
 
-    What is there already is told by plan, `done` and logs.
-
-    Attributes:
-        state: Scratch, in the hands of this run alone.
+    What is there already, and what its vectors were made with, is told by plan, space, `done` and logs.
     """
 
-    state: Path
     keeps_journal: bool = False
     resumable: bool = True
     replacing: bool = False
     failures: Path | None = None
-
-    @property
-    def lock_path(self) -> None:
-        """It has none: plan and space say what its vectors were made with."""
-        return
-
-    @property
-    def place(self) -> Path:
-        """Its scratch: who looks for the output looks on the store."""
-        return self.state
-
-    def own_files(self) -> tuple[Path, ...]:
-        """None: parts on a store are left out where its inputs are listed."""
-        return ()
-
-    def check_input(self, path: Path, label: str) -> None:
-        """Nothing is replaced."""
-
-    def existing(self, request: OutputRequest) -> Existing:
-        """Nothing is here."""
-        return Existing()
-
-    def peek(self, request: OutputRequest) -> Existing:
-        """Nothing is here."""
-        return Existing()
-
-    def part_count(self) -> int:
-        """Parts published so far."""
-        return 0
-
-    def holds_more_than_state(self) -> bool:
-        """It has no folder of its own."""
-        return False
 
     def put(self, finished: Finished) -> Path | None:
         """Slices are put by shards.
@@ -98,17 +62,8 @@ class StoreOutput:
         """
         raise InvariantBroken("a slice was put into no shard")
 
-    def finish(self, layout: Layout | None, facts: Facts, record: Callable[[], Record]) -> None:
-        """Nothing: shards are finished."""
-
-    def record(self, record: Record) -> None:
-        """Nothing: plan and log say it."""
-
     def tidy(self) -> None:
         """Nothing: scratch is removed as a whole."""
-
-    def close(self) -> None:
-        """Nothing is left open."""
 
 
 @dataclass(kw_only=True)

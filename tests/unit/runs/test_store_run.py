@@ -17,33 +17,22 @@ import pytest
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, OutputRefused, WrongUsage
 from embedctl.journal.shard_log import ShardLog, label, tail
 from embedctl.outputs.parquet import matrix
-from embedctl.planning import slice as slices
 from embedctl.runs import store_plan, store_status, store_usage
 from embedctl.runs.receipt import Receipt
 from tests.support.crashed_runs import MODEL, WIDTH
 from tests.support.processes import sentence
-from tests.support.store_world import CrashingStore, StoreWorld
+from tests.support.store_world import WORKERS_DIE, CrashingStore, StoreWorld
 from tests.support.wire.client import Wire, expected, hash_of
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
-]
+pytestmark = WORKERS_DIE
 
 TEXTS = [sentence(number) for number in range(12)]
 
 
-@pytest.fixture(autouse=True)
-def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "SLICE_BYTES", 1)
-
-
 @pytest.fixture
-def world(tmp_path: Path, wire: Wire) -> StoreWorld:
-    wire.reset()
-    made = StoreWorld(tmp_path, wire)
-    made.fill(TEXTS)
-    return made
+def world(store_world: StoreWorld) -> StoreWorld:
+    store_world.fill(TEXTS)
+    return store_world
 
 
 def done(ended: Receipt | EmbedctlError | None, code: int = 0) -> Receipt:
