@@ -51,6 +51,11 @@ def uuid7(now_s: float | None = None, random: bytes | None = None) -> uuid.UUID:
     return uuid.UUID(int=value)
 
 
+def minted_at(made: uuid.UUID) -> float:
+    """When a UUIDv7 was minted, in Unix seconds."""
+    return (made.int >> 80) / 1000
+
+
 def new_operation_id() -> str:
     """80 random bits as 20 hex digits: the ledger keeps them in 11.5 bytes, a UUID written out in 18.9."""
     return _random_bytes().hex()

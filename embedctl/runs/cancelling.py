@@ -123,7 +123,7 @@ def cancel(
             trust=trust,
             spending=done.spending,
             prices=prices,
-            canary=CanaryWatch(settings.paths.canaries, observer, when="off"),
+            canary=CanaryWatch(settings.paths.canaries, observer, chain.endpoints, when="off"),
             facts=lambda *_: b"",
             rows=RowCounts(),
             disk=disk,
