@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from embedctl.embedding.batch_collector import READ_AT
 from embedctl.errors import OutputRefused
 from embedctl.outputs import Existing
 from embedctl.outputs.assemble import Purchase, Purchases, SegmentNumbers, tokens_array
@@ -88,7 +89,8 @@ def index(
         if space_id is None or (answer.extra or {}).get("space_id") != space_id:
             continue
         event = answer.event
-        if not keeps(event.provider, event.model, minted_at(event.event_id), event.occurred_at.timestamp()):
+        answered_at = (answer.extra or {}).get(READ_AT, event.occurred_at.timestamp())
+        if not keeps(event.provider, event.model, minted_at(event.event_id), answered_at):
             continue
         file = segments.number(answer.place.segment)
         bought = Purchase(

@@ -30,7 +30,7 @@ from embedctl.embedding.canary import CanaryWatch
 from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
-from embedctl.errors import BudgetReached, InputInvalid
+from embedctl.errors import BudgetReached, InputInvalid, ProviderError
 from embedctl.inputs.columns import is_name, matching
 from embedctl.journal import Journal, Recovered, Spool, Trust
 from embedctl.journal.batches import Batch, BatchLog
@@ -614,6 +614,7 @@ async def opened_batches(
     left: FoundBatches,
     *,
     patient: bool,
+    cancels: bool = False,
 ) -> AsyncIterator[BatchResources]:
     """Everything a run buys batches with, closed in the opposite order.
 
@@ -621,6 +622,7 @@ async def opened_batches(
         begin: As of `opened`.
         left: What earlier runs of this output have under way.
         patient: Whether it waits for them.
+        cancels: All of them are to end: what they cost is booked, whatever has become of their model.
     """
     job, options, state, stop = plan.job, plan.job.settings.options, plan.output.state, plan.stop
     recovered = plan.existing.recovered
@@ -707,11 +709,13 @@ async def opened_batches(
                 await plan.canary.settled()
 
             async def look_again() -> None:
-                """What is paid for already is read, also when three more texts are too dear."""
+                """What is paid for already is read, also when three more texts are too dear; or refused, at the end."""
                 try:
                     await look()
-                except BudgetReached as reached:
-                    plan.observer.notify(Warned("canary", endpoint.id, reached.message))
+                except (BudgetReached, ProviderError) as refused:
+                    if isinstance(refused, ProviderError) and not cancels:
+                        raise
+                    plan.observer.notify(Warned("canary", endpoint.id, refused.message))
 
             answers = BatchAnswers(
                 calls,
@@ -748,6 +752,7 @@ async def opened_batches(
                 sleep=stop.sleep,
                 proceed=stop.proceed,
                 look=look_again,
+                books_all=cancels,
             )
             await answers.take_over([*left.batches.values()])
             for path in left.paths:

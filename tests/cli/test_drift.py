@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -433,9 +433,50 @@ def test_batches_are_not_ordered_of_a_changed_model(
     stopped = with_rows(9, "--wait")
     assert (stopped.code, stopped.json["vectors"]) == (76, 0), stopped
     assert "--on-drift warn takes what they brought" in stopped.err, stopped.err
+    assert "`embedctl batch cancel`" in stopped.err
     assert sum(table.num_rows for table in map(pq.read_table, Path("out").glob("part-*"))) == 6
     assert with_rows(9, "--wait", "--on-drift", "warn").code == 0
     assert [times["batch"] for times in wire.invoice()["texts"].values() if times["batch"]] == [1] * 9
+
+
+def test_cancelled_batches_of_a_changed_model_are_booked_alone(
+    wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`batch cancel` looks at the model, too: of one that changed it books what was done, and the next run takes no
+    vector of it, unless it is told to mix.
+    """
+    wire.reset()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMBEDCTL_CANARY", "always")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("OPENAI_BASE_URL", wire.base_url())
+    user_settings("[providers.openai]\nbatch = true\nbatch_poll_s = 0.01\nbatch_grace_s = 0.05\n")
+    words = ("batch", "run", "in.jsonl", "-o", "out", "-m", "openai:text-embedding-3-small", "--dimensions", 8)
+    words = (*words, "--mode", "batch", "--job", "nightly", "--no-progress", "--batch-size", 2)
+
+    def table(rows: Iterable[int]) -> None:
+        Path("in.jsonl").write_text("".join(json.dumps({"id": at, "text": sentence(at)}) + "\n" for at in rows))
+
+    table(range(6))
+    assert embedctl(*words, "--wait").code == 0
+    table(range(30))
+    wire.plan(batch={"each": {"seconds": 3600, "cancel_polls": 1}})
+    assert embedctl(*words, "--no-wait").code == 75
+    wire.plan(spaces={"text-embedding-3-small": "another"}, batch={"each": {"seconds": 3600, "cancel_polls": 1}})
+    ended = embedctl("batch", "cancel", "nightly", "--json", "--no-progress")
+    billed = wire.invoice()["models"]["text-embedding-3-small"]["batch"]
+    wire.plan(spaces={"text-embedding-3-small": "another"})
+    table(at for at in range(30) if wire.bought(sentence(at))["batch"])  # nothing is left to be bought
+    stopped = embedctl(*words, "--wait")
+
+    assert (ended.code, "only --on-drift warn takes it" in ended.err) == (0, True), ended
+    assert 0 < ended.json["collected"] < 24
+    assert stopped.code == 76, stopped
+    assert sum(table.num_rows for table in map(pq.read_table, Path("out").glob("part-*"))) == 6
+    booked = "SELECT sum(input_count), sum(tokens_total) FROM usage_event WHERE price_tier = 'batch'"
+    assert ledger(booked) == [(6 + ended.json["collected"], billed)]
+    mixed = embedctl(*words, "--wait", "--on-drift", "warn", "--json")
+    assert (mixed.code, mixed.json["reused"]) == (0, 6 + ended.json["collected"]), mixed
 
 
 def is_all_of(path: str, embed: Embed) -> bool:
