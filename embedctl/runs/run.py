@@ -21,7 +21,7 @@ from embedctl.journal.batches import Found
 from embedctl.journal.rescue import JOURNAL, rescue
 from embedctl.ledger import segment_owners
 from embedctl.ledger.prices.run_prices import RunPrices
-from embedctl.outputs import Existing, Output, failures
+from embedctl.outputs import Existing, Output, failures, parquet
 from embedctl.planning import shards
 from embedctl.records import (
     UNOBSERVED,
@@ -30,6 +30,7 @@ from embedctl.records import (
     Observers,
     PhaseBegan,
     RowCounts,
+    Space,
     UsageEvent,
     Warned,
     utc_now,
@@ -162,6 +163,7 @@ class Run:
         spend_limits.check_priced(chain.endpoints, self._prices.of, self._options)
         trust = home_trust(self.job.settings.paths, self._disk, make=False)
         output = target.output(self.job, self.run_id, trust, self._disk, self._observer)
+        chain = self._like(output, chain)
         source, endpoint = self._source(output, None), chain.first
         denied = allow.denied(self.job.settings, endpoint.in_chain)
         existing = output.peek(self._record.bind(source, endpoint, tuple(denied)))
@@ -183,12 +185,24 @@ class Run:
                 self._observer.notify(Warned("key_file", detail=note))
         return chain
 
+    def _like(self, output: Output, chain: FallbackChain) -> FallbackChain:
+        """The chain, with its space named as in the output that it goes on with."""
+        if chain.first.revision is None or self.job.overwrite:
+            return chain
+        found = next(filter(None, map(parquet.read_metadata, output.own_files())), None)
+        same = chain if found is None else chain.like(Space(**found["space"]))
+        if same.first.revision is None:
+            self._observer.notify(Warned("older_space", str(self.job.output)))
+            self._record.space = same.first.space()
+        return same
+
     def _has_begun(self, failure: EmbedctlError) -> bool:
         """Whether there is anything to account for."""
         return bool(self.spending.attempts or self._record.rows.read or failure.exit_code in (4, 75, 130, 143))
 
     def _fulfil(self, output: Output, chain: FallbackChain, entry: Registration, run_async: RunAsync) -> None:
         """Do what is left to do."""
+        chain = self._like(output, chain)
         source = self._source(output, output.state)
         wiring.check_source(source, self._options, output.state)
         denied = allow.denied(self.job.settings, chain.first.in_chain)
