@@ -340,7 +340,8 @@ def page(here: Path) -> Path:
 
 
 def test_the_page_weighs_little_and_asks_nobody(page: Path) -> None:
-    """The page is at most 300 kB, and loads no script, style, font or picture from elsewhere."""
+    """The page is at most 300 kB, its owner's alone, and loads no script, style, font or picture from elsewhere."""
+    assert page.stat().st_mode & 0o777 == 0o600
     text = page.read_text("utf-8")
 
     assert len(text.encode()) <= 300_000
