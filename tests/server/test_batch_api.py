@@ -245,8 +245,9 @@ def test_lines_that_differ_in_what_makes_a_space_are_refused(server: Serving, ke
 
 
 def test_a_cancelled_batch_answers_every_line_and_is_gone_on_with(server: Serving, key: str, wire: Wire) -> None:
-    """What was bought stands in the output file, the rest in the error file; the same file submitted again goes on, and
-    buys nothing twice.
+    """What was bought stands in the output file, the rest in the error file.
+
+    The same file submitted again goes on, and buys nothing twice.
     """
     wire.reset()
     wire.plan(latency_s=1)
