@@ -87,6 +87,7 @@ class CanaryWatch:
     seen: dict[str, Canaries] = field(default_factory=dict)
     changes: Changes = field(init=False)
     _likeness: tuple[object, bool] | None = None
+    _files: dict[str, Path] = field(default_factory=dict)
     _passed: dict[str, tuple[str, float]] = field(default_factory=dict)
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
     _beside: set[asyncio.Task[None]] = field(default_factory=set)
@@ -155,11 +156,13 @@ class CanaryWatch:
         endpoint = maker or self.chain[0]
         if self.reference is None or self.when == "off" or endpoint.local:
             return True
-        endpoint = self.asked_as.get(host_of(endpoint), endpoint)
-        path = canaries.file_of(self.folder, endpoint)
-        signature = (path, host_of(endpoint), canaries.signature_of(path))
+        host = host_of(endpoint)
+        path = self._files.get(host)
+        if path is None:  # its name is a hash of the space: each vector asks
+            path = self._files[host] = canaries.file_of(self.folder, self.asked_as.get(host, endpoint))
+        signature = (host, canaries.signature_of(path))
         if self._likeness is None or self._likeness[0] != signature:
-            record = canaries.load(path).get(host_of(endpoint))
+            record = canaries.load(path).get(host)
             alike = record is not None and (
                 compare(self.reference.vectors, record.last.vectors).what is None
                 or _was_settled(record, self.reference, record.last)
