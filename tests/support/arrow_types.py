@@ -55,7 +55,7 @@ def _nested() -> dict[str, pa.Array]:
         "large_list_view": pa.array(lists, pa.large_list_view(pa.int64())),
         "list<string_view>": pa.array([["a", None], None, [], ["b"]], pa.list_(pa.string_view())),
         "list<dictionary>": pa.ListArray.from_arrays(pa.array([0, 2, 2, 3, 3], pa.int32()), words),
-        "list<dictionary, uint32>": pa.ListArray.from_arrays(pa.array([0, 2, 2, 3, 4], pa.int32()), _indexed(pa.uint32())),
+        "list<dictionary, uint32>": pa.ListArray.from_arrays([0, 2, 2, 3, 4], _indexed(pa.uint32())),
         "list<timestamp[ns]>": pa.array([[1], None, [], [2]], pa.list_(pa.timestamp("ns"))),
         "struct": pa.array([{"a": 1, "b": "x"}, None, {"a": None, "b": None}, {"a": 2, "b": ""}], struct),
         "map": pa.array([[("k", 1)], None, [], [("a", None), ("b", 2)]], pa.map_(pa.string(), pa.int64())),
