@@ -137,7 +137,7 @@ def _refuse_encrypted(file: InputFile, metadata: pq.FileMetaData) -> None:
     with raw.arrow_file(file, ahead=0) as content:
         footer_bytes = int.from_bytes(content.read_at(_FOOTER_BYTES, content.size() - _TAIL_BYTES), "little")
     if footer_bytes == metadata.serialized_size + _SIGNATURE_BYTES:
-        raise InputInvalid(f"{file.label}: encrypted Parquet", hint="decrypt it first: keys of files are not known here")
+        raise InputInvalid(f"{file.label}: encrypted Parquet", hint="decrypt it first: no keys of files are known")
 
 
 _TAIL_BYTES = 8
