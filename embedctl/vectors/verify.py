@@ -139,8 +139,8 @@ async def embedded_again(
         found = cosine(vector, again)
         if found < SAME_COSINE:
             alike = found >= ALIKE_HERE and asking.endpoint.local
-            again = "a slightly other" if alike else "another"
-            message = f"its text has {again} vector when it is embedded again (cosine {found:.4f})"
+            which = "a slightly other" if alike else "another"
+            message = f"its text has {which} vector when it is embedded again (cosine {found:.4f})"
             message += ", as another version's arithmetic makes: `--no-reuse` makes all anew" if alike else ""
             findings.add("other_vector", stored.place(row), message, wrong=not alike)
     return compared, made.spending
