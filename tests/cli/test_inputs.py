@@ -276,3 +276,13 @@ def test_categories_of_polars_are_texts() -> None:
 
     assert (done.code, texts()) == (0, [(1, "two"), (3, "one")])
     assert failures() == [(2, "null", "the cell is empty", True)]
+
+
+def test_columns_of_a_text_file_are_no_silent_wish() -> None:
+    """A template or text column that a text file cannot have changes nothing, and that is said."""
+    Path("a.txt").write_text("The harbour opens at seven.")
+    done = embed("a.txt", "--template", "passage: {text}")
+
+    assert done.code == 0
+    assert "warning: text files have no columns: --template changes nothing" in done.err
+    assert "warning" not in embed("a.txt").err
