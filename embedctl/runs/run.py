@@ -92,6 +92,7 @@ class Run:
         self._segment_bytes = segment_bytes
         self._options = job.settings.options
         self._ledger = foundations.ledger_paths(job.settings)
+        self._ledger.refuse_others()
         self._prices = RunPrices(self._ledger.price_file, utc_now())
         self._record = RunRecord(job, self.run_id)
         self._spool = foundations.spool(job.settings, disk)

@@ -440,6 +440,17 @@ def test_pull_of_nothing(
     assert not list((clean_environment / "models").glob("*"))
 
 
+def test_pull_without_network(monkeypatch: pytest.MonkeyPatch, clean_environment: Path) -> None:
+    """A hub that is not reached is one line (69), whichever HTTP client its library brings."""
+    with hub(published()) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)  # nobody listens there any more
+    ended = run("models", "pull", "me/model")
+
+    assert ended.exit_code == 69, ended.output
+    assert ended.stderr.startswith("error: Hugging Face cannot be reached: ")
+    assert not list((clean_environment / "models").glob("*"))
+
+
 def test_a_damaged_file_is_not_pulled(monkeypatch: pytest.MonkeyPatch, clean_environment: Path) -> None:
     """Weights that are not the ones whose digest the hub names are refused, and nothing of them stays."""
     with hub(published(), damaged="onnx/model.onnx") as endpoint:

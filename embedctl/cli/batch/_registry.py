@@ -21,14 +21,6 @@ Job = Annotated[
         help="Name of a job, or id of a run.", metavar="JOB|RUN_ID", autocompletion=_completion.jobs_and_runs
     ),
 ]
-JobOrUrl = Annotated[
-    str,
-    typer.Argument(
-        help="Name of a job, id of a run, or address of an output on a store.",
-        metavar="JOB|RUN_ID|URL",
-        autocompletion=_completion.jobs_and_runs,
-    ),
-]
 JobOrOutput = Annotated[
     str,
     typer.Argument(

@@ -9,6 +9,7 @@ import typer
 from embedctl import terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, StoreOptionFlag
 from embedctl.cli.batch._registry import JobOrOutput, on_store, registry
+from embedctl.errors import InputInvalid
 
 app = typer.Typer()
 
@@ -23,7 +24,7 @@ def failures(
 ) -> None:
     """List the rows of an output that have no vector, and why."""
     from embedctl.runs.status import failures as read_failures
-    from embedctl.runs.status import failures_file, run_of
+    from embedctl.runs.status import failures_file, is_output, run_of
 
     run, output = None, job
     if (store := on_store(job, store_option, config)) is not None:
@@ -33,7 +34,10 @@ def failures(
     else:
         found = run_of(registry(config), job)
         run, place = (None, found) if isinstance(found, Path) else (found, Path(found.output))
-        output, rows = str(place), list(read_failures([failures_file(place)]))
+        listed = failures_file(place)
+        if run is None and not listed.is_file() and not is_output(place):
+            raise InputInvalid(f"{place} is no output of embedctl", hint="name what `embed -o` or `batch run -o` wrote")
+        output, rows = str(place), list(read_failures([listed]))
     names = ("id", "chunk_index", "reason", "skipped", "provider", "attempts", "tokens", "max_tokens", "message")
     columns = [terminal.Column(name, name.capitalize().replace("_", " ")) for name in names]
     envelope = {

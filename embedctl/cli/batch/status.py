@@ -10,7 +10,8 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, StoreOptionFlag
-from embedctl.cli.batch._registry import JobOrUrl, on_store, paths, registry
+from embedctl.cli.batch._registry import JobOrOutput, on_store, paths, registry
+from embedctl.errors import InputMissing
 from embedctl.records import format_duration, format_money
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: embedctl batch status nightly --id 4711")
 def status(
-    job: JobOrUrl,
+    job: JobOrOutput,
     row_id: Annotated[str | None, typer.Option("--id", help="What became of the row with this id.")] = None,
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
@@ -33,10 +34,12 @@ def status(
         _show_on_store(store, row_id, config, "json" if as_json else form)
         return
     from embedctl.records import utc_now
-    from embedctl.runs.status import remote_batches, whereabouts
+    from embedctl.runs.status import remote_batches, run_of, whereabouts
     from embedctl.runs.status import status as status_of
 
-    run = registry(config).find(job)
+    run = run_of(registry(config), job)
+    if isinstance(run, Path):
+        raise InputMissing(f"no run that is known here wrote {job}", hint="`embedctl vectors info` looks into it")
     if row_id is None:
         answer = {**status_of(run, utc_now()), "batches": remote_batches(paths(config), run)}
     else:
