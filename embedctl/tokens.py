@@ -233,8 +233,8 @@ def _encoding(name: str) -> Any:
 
     if name != "cl100k_base":
         return tiktoken.get_encoding(name)
-    pairs = (line.split() for line in asset(_VOCABULARY).read_bytes().splitlines())
-    ranks = {binascii.a2b_base64(token): int(rank) for token, rank in pairs}
+    words = asset(_VOCABULARY).read_bytes().split()  # token and rank in turn
+    ranks = dict(zip(map(binascii.a2b_base64, words[::2]), map(int, words[1::2]), strict=True))
     return tiktoken.Encoding(name, pat_str=_CL100K_PATTERN, mergeable_ranks=ranks, special_tokens=_CL100K_SPECIAL)
 
 
