@@ -290,7 +290,7 @@ class PlainVectorsWriter:
             group = table.slice(start, row_group_size)
             self._others.write_table(group.remove_column(self._at), row_group_size=row_group_size)
             begin = self._file.tell()
-            vectors = [_numbers(chunk) for chunk in group.column(self._at).chunks if len(chunk)]
+            vectors = [_numbers(chunk).reshape(len(chunk), -1) for chunk in group.column(self._at).chunks if len(chunk)]
             for page in vector_column.pages(vectors):
                 for buffer in page:
                     self._file.write(buffer)
@@ -353,9 +353,15 @@ class _Divided:
         """Whoever opened the file flushes it."""
 
 
-def _numbers(lists: pa.Array) -> NDArray[np.float32]:
-    """A column of vectors as it is in memory, shape (n, D)."""
-    return np.asarray(lists.flatten()).reshape(len(lists), -1)
+def _numbers(lists: pa.Array) -> NDArray[Any]:
+    """A column of vectors as it is in memory, one after the other; `flatten` loads all of Arrow's compute functions."""
+    if lists.null_count:
+        return np.asarray(lists.flatten())
+    if pa.types.is_fixed_size_list(lists.type):
+        width = lists.type.list_size
+        return np.asarray(lists.values.slice(lists.offset * width, len(lists) * width))
+    first, last = lists.offsets[0].as_py(), lists.offsets[-1].as_py()
+    return np.asarray(lists.values.slice(first, last - first))
 
 
 def _leaf(field: pa.Field) -> str:
@@ -557,7 +563,7 @@ _PURCHASE_COLUMNS = ("embedding_model", "embedding_provider", "embedding_operati
 def matrix(column: pa.ChunkedArray | pa.Array, dimensions: int) -> NDArray[np.float32]:
     """A column of vectors as float32, shape (n, D), without a list of Python floats."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    parts = [np.asarray(chunk.flatten()).astype(np.float32, copy=False).reshape(-1, dimensions) for chunk in chunks]
+    parts = [_numbers(chunk).astype(np.float32, copy=False).reshape(-1, dimensions) for chunk in chunks if len(chunk)]
     return np.concatenate(parts) if parts else np.empty((0, dimensions), np.float32)
 
 
