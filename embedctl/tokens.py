@@ -14,7 +14,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -239,7 +239,13 @@ def _encoding(name: str) -> Any:
 
 
 def tokenizer_file(path: Path) -> Tokenizer:
-    """A tokenizer.json without its padding and truncation: nothing is ever cut silently."""
+    """A tokenizer.json without its padding and truncation: nothing is ever cut silently. Loaded once."""
+    found = path.stat()
+    return _tokenizer(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(4)
+def _tokenizer(path: Path, _mtime_ns: int, _size: int) -> Tokenizer:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))
