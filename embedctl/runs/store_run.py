@@ -125,6 +125,7 @@ class StoreRun(Run):
         self._marks: list[tuple[str, int, str]] = []
         self._manifest: Manifest | None = None
         self._spent_before = Decimal(0)
+        self._has_booked = False
         self._counted: set[str] = set()  # segments that are part of it
 
     def ask_to_stop(self, reason: EmbedctlError) -> None:
@@ -511,22 +512,43 @@ class StoreRun(Run):
                 free.append((shard, number))
             if free and not limited:
                 break
+        if limited and free and not self._has_booked:
+            self._book_the_dead(plan)
+            return self._take(plan)
         for shard, number in free:
             name = plan.label(shard)
-            log = ShardLog(
-                self._store,
-                name,
-                str(self.run_id),
-                lease_s=self._options.lease,
-                patience=self._patience,
-                clock=self._clock,
-            )
+            log = self._log(name)
             if log.claim(number):
                 if self._patience.with_(lambda n=name: self._store.stat(done_name(n))) is None:  # type: ignore[misc]
                     self._living.discard(name)
                     return shard, log
                 log.release(drained=True)  # it was done since, and its log was removed
         return None
+
+    def _log(self, name: str) -> ShardLog:
+        """The log of this name, in no hands yet."""
+        return ShardLog(
+            self._store,
+            name,
+            str(self.run_id),
+            lease_s=self._options.lease,
+            patience=self._patience,
+            clock=self._clock,
+        )
+
+    def _book_the_dead(self, plan: StorePlan) -> None:
+        """Count what dead holders of all shards have spent, before any of it is spent again; nobody else lives."""
+        self._has_booked = True
+        for shard in self._left(plan):
+            name = plan.label(shard)
+            end = self._patience.with_(lambda n=name: tail(self._store, n))  # type: ignore[misc]
+            if end is not None and not end.is_drained:
+                log = self._log(name)
+                if log.claim(end.number + 1):
+                    store_usage.book(log, plan)
+        if self._has_budget() and plan.ledger == identity.ledger_id(self._ledger, self._disk):
+            store_usage.copy(self._store, self._ledger.spool, patience=self._patience, disk=self._disk)
+        self._spent_before = self._spent_by_others(plan)
 
     def _number_to_claim(self, name: str, *, limited: bool) -> int | None:
         """The entry that takes a shard; None: somebody holds it, as far as is known."""
