@@ -86,6 +86,11 @@ class Planner:
         """Targets so far, those that are known included."""
         return self._ordinal
 
+    @property
+    def reuses(self) -> bool:
+        """Whether there are vectors that need not be asked for."""
+        return len(self._known) > 0
+
     def open_slice(self, number: int, first_row: int) -> Slice:
         """A new slice that begins where the last one ended."""
         return Slice(number=number, first_row=first_row, first_target=self._ordinal)

@@ -73,17 +73,17 @@ from embedctl.runs.store_plan import SPACE, USAGE, Manifest, ShardDone, StorePla
 from embedctl.runs.wiring import Resources, RunPlan, Shipping
 from embedctl.settings.share import resolved_share, share_of
 from embedctl.storage import locks
-from embedctl.storage.store import OutputFolder, Store, StoredObject, check_refuses, remove_all
+from embedctl.storage.store import OutputFolder, Store, StoredObject, check_refuses
 from embedctl.storage.store_file import StoreFile
 
 MOST_POLL_S = 5.0
 """How long it takes at most until the shards of other workers are looked at again."""
 
-AHEAD_SHARE = 2
-"""Of so many requests in flight, one more has its intent on the way to the store meanwhile."""
+AHEAD_SHARE = 1
+"""For so many requests in flight, one more has its intent on the way to the store meanwhile."""
 
 UNSHIPPED_SHARE = 4
-"""One answer in so many requests in flight may be on its way to the store while others are sent."""
+"""For so many requests in flight, one answer more may be on its way to the store."""
 
 
 class StoreRun(Run):
@@ -706,7 +706,7 @@ class StoreRun(Run):
         self._done[shard.ordinal] = done
         self._own.reused += counts.reused
         self._own.duplicates += counts.duplicates
-        self._patience.with_(lambda: remove_all(self._store, _served(self._store, log.folder)))
+        self._patience.with_(lambda: self._store.remove_all(_served(self._store, log.folder)))
 
     def _fix_space(self, space: Space) -> None:
         """The job's vectors are of this space, from the first part on.
