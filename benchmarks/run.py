@@ -63,12 +63,12 @@ def peer_python() -> str:
     return str(python)
 
 
-def serve() -> subprocess.Popen[bytes]:
+def serve(built: Path | None = None) -> subprocess.Popen[bytes]:
     """The mock server, built when needed; ends with this process."""
-    subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=HERE / "server", check=True)
-    server = subprocess.Popen(
-        [HERE / "server/target/release/mockemb", str(PORT), "0", "1536"], stderr=subprocess.DEVNULL
-    )
+    if built is None:
+        subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=HERE / "server", check=True)
+        built = HERE / "server/target/release/mockemb"
+    server = subprocess.Popen([built, str(PORT), "0", "1536"], stderr=subprocess.DEVNULL)
     for _ in range(100):
         try:
             configure(latency_ms=0)

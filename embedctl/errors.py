@@ -16,6 +16,7 @@ EmbedctlError                              70  (a bug, when raised bare)
 │   ├── Locked                             75
 │   ├── DeadlinePassed                     75
 │   ├── NoProviderNow                      75
+│   ├── HostLost                           75  the command that started this worker is gone: nothing more is sent
 │   ├── ShardLost                          75  another worker has taken the shard over: nothing more is sent
 │   ├── ShardsHeld                         75  the rest is other workers' (--no-wait)
 │   └── StoreUnreachable                   75
@@ -28,6 +29,7 @@ EmbedctlError                              70  (a bug, when raised bare)
 ├── Interrupted                           130
 ├── Terminated                            143
 ├── InvariantBroken                        70
+├── WorkersDied                            70  several workers in a row, of the same shard or before they took one
 └── ProviderError                          69  one attempt's failure; the class decides what happens next
     ├── NotSent                            69  DNS, refused, TLS: nothing reached the provider
     ├── Throttled                          75  429 of a rate
@@ -198,6 +200,12 @@ class ShardLost(Temporary):
     word = "shard_lost"
 
 
+class HostLost(Temporary):
+    """The command that started this worker is gone, and with it limits and budget: nothing may be sent."""
+
+    word = "host_lost"
+
+
 class ShardsHeld(Temporary):
     """What is left to do is in the hands of other workers, and nobody waits for them."""
 
@@ -299,6 +307,12 @@ class InvariantBroken(EmbedctlError):
     """A promise of this program does not hold. Always a bug."""
 
     word = "invariant_broken"
+
+
+class WorkersDied(EmbedctlError):
+    """Workers die of the same shard, or before they have one: another one would, too."""
+
+    word = "workers_died"
 
 
 class ProviderError(EmbedctlError):

@@ -742,12 +742,36 @@ class AtRisk:
     cost: Decimal | None
 
 
+@dataclass(frozen=True, slots=True)
+class ShardBegan:
+    """A worker has taken a shard of a job on a store.
+
+    Attributes:
+        shard: Its name among objects; `rows` of it, where they are counted.
+    """
+
+    shard: str
+    rows: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEnded:
+    """The worker's hands are off it.
+
+    Attributes:
+        counts: What became of its rows; None: it is not done.
+    """
+
+    shard: str
+    counts: RowCounts | None
+
+
 Concern = Literal[
     "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "ledger", "duplicate_ids",
     "cache", "learned_file", "input", "folder_gone", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
     "other_model", "input_type_lost", "bad_file", "bad_row", "left_out", "telemetry", "count_cache",
     "store_usage", "batch_mode", "batch_unseen", "batch_twin", "batch_line", "batch_files", "model_changed",
-    "model_version", "canary", "older_space",
+    "model_version", "canary", "older_space", "few_shards", "worker_died",
 ]  # fmt: skip
 
 
@@ -769,7 +793,8 @@ class Warned:
 
 Event = (
     Waiting | Paced | GaveUp | FellBack | LimitLearned | BudgetLow | OperationBegan | OperationEnded | AttemptEnded
-    | ColumnsChosen | AtRisk | PhaseBegan | Progressed | BatchesProgressed | Inferred | RowFailed | Warned
+    | ColumnsChosen | AtRisk | ShardBegan | ShardEnded | PhaseBegan | Progressed | BatchesProgressed | Inferred
+    | RowFailed | Warned
 )  # fmt: skip
 
 

@@ -543,6 +543,8 @@ _CONCERNS = {
     "counted",
     "batch_line": "a result of batch {subject} is passed over: {detail}",
     "batch_files": "files of batch {subject} stay at the provider: {detail}",
+    "few_shards": "{count:,} shards are left to do: no more workers are started; --shard-rows makes smaller ones",
+    "worker_died": "worker {subject} died{detail}: another one takes its place",
     "input_differs": "the input is not what an interrupted run read: it is planned anew, known texts are reused",
 }
 

@@ -10,6 +10,7 @@ from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_UP, Decimal
+from functools import partial
 
 from embedctl.budgets.shared import SharedBudget
 from embedctl.embedding import usage
@@ -90,12 +91,17 @@ class _Hours:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Money set aside for one attempt."""
+    """Money set aside for one attempt.
+
+    Attributes:
+        ticket: Of whoever keeps it for all workers of a job, where that is somebody else.
+    """
 
     amount: Decimal
     unit_price: Decimal
     allowances: tuple[SpendLimit, ...]
     machine: _Hours | None = None
+    ticket: int | None = None
 
     @property
     def accounts(self) -> set[str]:
@@ -137,6 +143,11 @@ class Reservations:
         return other
 
     @property
+    def is_limited(self) -> bool:
+        """Whether there is anything that must not be passed."""
+        return bool(self._allowances)
+
+    @property
     def tenants(self) -> frozenset[str]:
         """Workspaces whose rows fail when their budget is used up, while others go on."""
         return frozenset(one.workspace_id or "" for one in self._allowances if one.is_tenants and one.blocks)
@@ -169,18 +180,53 @@ class Reservations:
         """
         price, mine = self._concerned(endpoint, request, also)
         if not mine:
-            return Reservation(next(self._amounts(endpoint, request, price)), price, mine)
+            return Reservation(next(most_costs(endpoint, request, price)), price, mine)
+        return await self._waited(
+            partial(self._reserve, endpoint, request, price, mine, patient=patient, anyway=anyway)
+        )
+
+    async def set_aside(
+        self, amount: Decimal, accounts: Collection[str], *, at_once: bool = False
+    ) -> Reservation | None:
+        """Set an amount aside for another worker of the job, which has worked it out; waits as `reserve` does.
+
+        Args:
+            accounts: That pay.
+            at_once: Wait for nothing, and say None where it does not fit.
+
+        Raises:
+            BudgetReached: As `reserve`; never `at_once`.
+        """
+        mine = self.concerned(*accounts)
+        if not mine:
+            return Reservation(amount, _ZERO, mine)
+        if at_once:
+            async with self._one_at_a_time:
+                return await self._in_thread(lambda: self._take(amount, _ZERO, mine)[0])
+        return await self._waited(partial(self._reserve_amount, amount, mine))
+
+    async def _waited(self, reserve: Callable[[], Reservation | None]) -> Reservation:
+        """The reservation, once there is enough for it."""
         while True:
             settled = self._settled
             async with self._one_at_a_time:
-                reservation = await asyncio.to_thread(
-                    self._reserve, endpoint, request, price, mine, patient=patient, anyway=anyway
-                )
+                reservation = await self._in_thread(reserve)
             if reservation is not None:
                 return reservation
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if self._purse is None else OTHERS_S):
                     await settled.wait()
+
+    async def _in_thread(self, reserve: Callable[[], Reservation | None]) -> Reservation | None:
+        """What it gives; when nobody waits for it any more, it is given back."""
+        reserving = asyncio.ensure_future(asyncio.to_thread(reserve))
+        try:
+            return await asyncio.shield(reserving)
+        except asyncio.CancelledError:
+            with suppress(BudgetReached):
+                if (late := await reserving) is not None:
+                    await asyncio.to_thread(self._settle, late, _ZERO)
+            raise
 
     def _reserve(
         self,
@@ -200,52 +246,89 @@ class Reservations:
             now = self._clock()
             machine = self._hours.setdefault(endpoint.provider, _Hours(now))
             standing = machine.standing(now, endpoint.per_hour)
-        for amount in self._amounts(endpoint, request, price):
-            with self._counted(mine) as purse:
-                short = [one for one in mine if not one.fits(amount + standing)]
-                if not short or anyway:
-                    for one in mine:
-                        one.reserved += amount
-                    if machine is not None:
-                        machine.flying += 1
-                    reservation = Reservation(amount, price, mine, machine)
-                    if purse is not None:
-                        for account in reservation.accounts:
-                            purse.add(account, reserved=amount)
-                    return reservation
+        for amount in most_costs(endpoint, request, price):
+            reservation, short = self._take(amount, price, mine, machine, standing=standing, anyway=anyway)
+            if reservation is not None:
+                return reservation
         if patient and self._comes_back(short):
             return None
+        raise self._refusal(short, amount)
+
+    def _reserve_amount(self, amount: Decimal, mine: tuple[SpendLimit, ...]) -> Reservation | None:
+        """As `_reserve`."""
+        reservation, short = self._take(amount, _ZERO, mine)
+        if reservation is None and not self._comes_back(short):
+            raise self._refusal(short, amount)
+        return reservation
+
+    def _refusal(self, short: Sequence[SpendLimit], amount: Decimal) -> BudgetReached:
         for one in short:
             self._warn(one, due=one.is_tenants)
-        raise reached(next((one for one in short if not one.is_tenants), short[0]), amount)
+        return reached(next((one for one in short if not one.is_tenants), short[0]), amount)
+
+    def _take(
+        self,
+        amount: Decimal,
+        price: Decimal,
+        mine: tuple[SpendLimit, ...],
+        machine: _Hours | None = None,
+        *,
+        standing: Decimal = _ZERO,
+        anyway: bool = False,
+    ) -> tuple[Reservation | None, list[SpendLimit]]:
+        """The reservation where it fits; else the limits that it would pass."""
+        with self._counted(mine) as purse:
+            short = [one for one in mine if not one.fits(amount + standing)]
+            if short and not anyway:
+                return None, short
+            for one in mine:
+                one.reserved += amount
+            if machine is not None:
+                machine.flying += 1
+            reservation = Reservation(amount, price, mine, machine)
+            if purse is not None:
+                for account in reservation.accounts:
+                    purse.add(account, reserved=amount)
+            return reservation, []
 
     async def release(self, reservation: object) -> None:
         """Give back what was set aside for an attempt that was never made."""
-        await self._give_back(reservation, None)
+        await self._give_back(reservation, _ZERO)
 
     async def settle(self, reservation: object, event: UsageEvent) -> None:
         """Give back what was set aside, and count what was or may have been billed."""
-        await self._give_back(reservation, event)
+        if not isinstance(reservation, Reservation):
+            raise TypeError("not a reservation")
+        await self._give_back(reservation, charged(reservation, event))
+
+    async def settle_at(self, reservation: Reservation, amount: Decimal) -> None:
+        """Give back what was set aside, and count `amount` as spent."""
+        await self._give_back(reservation, amount)
+
+    def spent_before(self, amount: Decimal, account: str) -> None:
+        """Count what was spent before this run began, and nobody knew then; shared budgets learn it from the ledger."""
+        for one in self.concerned(account):
+            if self._purse is None or one.workspace_id is None:
+                one.spent += amount
 
     async def charge(self, event: UsageEvent) -> None:
         """Count what nothing was set aside for: the time of a machine that no attempt was charged."""
         mine = self.concerned(event.workspace_id)
-        await self._give_back(Reservation(_ZERO, _ZERO, mine), event)
+        await self.settle(Reservation(_ZERO, _ZERO, mine), event)
 
-    async def _give_back(self, reservation: object, event: UsageEvent | None) -> None:
+    async def _give_back(self, reservation: object, spent: Decimal) -> None:
         if not isinstance(reservation, Reservation):
             raise TypeError("not a reservation")
         if reservation.allowances:
-            await asyncio.shield(self._given_back(reservation, event))
+            await asyncio.shield(self._given_back(reservation, spent))
 
-    async def _given_back(self, reservation: Reservation, event: UsageEvent | None) -> None:
+    async def _given_back(self, reservation: Reservation, spent: Decimal) -> None:
         async with self._one_at_a_time:
-            await asyncio.to_thread(self._settle, reservation, event)
+            await asyncio.to_thread(self._settle, reservation, spent)
         self._settled.set()
         self._settled = asyncio.Event()
 
-    def _settle(self, reservation: Reservation, event: UsageEvent | None) -> None:
-        spent = _ZERO if event is None else _spent(reservation, event)
+    def _settle(self, reservation: Reservation, spent: Decimal) -> None:
         with self._counted(reservation.allowances) as purse:
             for one in reservation.allowances:
                 one.reserved -= reservation.amount
@@ -291,20 +374,6 @@ class Reservations:
         with self._counted(mine):
             return min(mine, key=lambda one: one.amount - one.spent - one.reserved, default=None)
 
-    @staticmethod
-    def _amounts(endpoint: Endpoint, request: Request, price: Decimal) -> Iterator[Decimal]:
-        """The most a request can cost: at a glance, and, when that does not fit, with its tokens counted.
-
-        At a machine that costs by the hour: all its time until the request is given up.
-        """
-        if endpoint.per_hour is not None:
-            most = Decimal(endpoint.timeout_s) * endpoint.per_hour / 3600
-            yield most.quantize(_NANO, ROUND_UP)  # with few digits: what is given back later is all of it
-            return
-        yield cost(usage.upper_bound(request), price)
-        tokens, _ = usage.exact(endpoint, request)
-        yield cost(tokens + tokens // 50 + 16, price)
-
     @contextmanager
     def _counted(self, mine: Sequence[SpendLimit]) -> Iterator[SharedBudget | None]:
         """While the sums are as all runs see them: the shared budget, where there is one."""
@@ -325,7 +394,21 @@ class Reservations:
         return own or (self._purse is not None and any(self._purse.is_flying(name) for name in shared))
 
 
-def _spent(reservation: Reservation, event: UsageEvent) -> Decimal:
+def most_costs(endpoint: Endpoint, request: Request, price: Decimal) -> Iterator[Decimal]:
+    """The most a request can cost: at a glance, and, when that does not fit, with its tokens counted.
+
+    At a machine that costs by the hour: all its time until the request is given up.
+    """
+    if endpoint.per_hour is not None:
+        most = Decimal(endpoint.timeout_s) * endpoint.per_hour / 3600
+        yield most.quantize(_NANO, ROUND_UP)  # with few digits: what is given back later is all of it
+        return
+    yield cost(usage.upper_bound(request), price)
+    tokens, _ = usage.exact(endpoint, request)
+    yield cost(tokens + tokens // 50 + 16, price)
+
+
+def charged(reservation: Reservation, event: UsageEvent) -> Decimal:
     """What an attempt that has ended has cost, or may have."""
     if event.billable == "no":
         return _ZERO

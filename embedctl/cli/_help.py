@@ -22,7 +22,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Providers": ("provider", "fallback", "insecure"),
     "Pace": (
         "concurrency", "batch_size", "rpm", "tpm", "burst", "retries", "timeout", "max_wait", "deadline", "mode",
-        "wait", "batch_min_inputs", "keep_remote_files", "shard_rows", "lease", "shard", "share",
+        "wait", "batch_min_inputs", "keep_remote_files", "workers", "shard_rows", "lease", "shard", "share",
     ),
     "Reruns": ("reuse", "retry_failed", "cache", "canary", "on_drift", "locked"),
     "Command": ("state", "config", "no_progress", "verbose", "help"),

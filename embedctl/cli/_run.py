@@ -103,7 +103,8 @@ def execute(
             estimate, receipt = _run(job, observer).estimate(), None
         else:
             watch = ExitStack()
-            run = _run(job, watch.enter_context(watched(loaded, observer)))
+            alone = loaded.options.workers == 1  # else each worker has a collector of its own
+            run = _run(job, watch.enter_context(watched(loaded, observer)) if alone else observer)
             with _signals(run, display), watch:
                 estimate, receipt = None, run.execute(asyncio.run)
     if estimate is not None:
@@ -116,11 +117,12 @@ def execute(
 
 
 def _store(loaded: Settings, output: Path) -> Store | None:
-    """What an address as output leads to; None for a path."""
+    """What the output is a store of: an address, or a folder that several workers write, or wrote."""
+    from embedctl.runs import target
     from embedctl.storage import store_url
 
     if not store_url.is_store_url(str(output)):
-        return None
+        return target.shared_folder(output, workers=loaded.options.workers)
     url = store_url.parse(str(output))
     if url.scheme == "hf":
         raise WrongUsage(f"{url} is read only", hint=f"give {store_url.WRITABLE}")
@@ -128,7 +130,11 @@ def _store(loaded: Settings, output: Path) -> Store | None:
 
 
 def _run(job: JobRequest, observer: Observer) -> Run:
-    """A run, or a worker where the output is on a store."""
+    """A run, a worker where the output is on a store, or a command with several of them."""
+    if job.store is not None and job.settings.options.workers > 1:
+        from embedctl.engines.processes import ProcessesRun
+
+        return ProcessesRun(job, observer)
     if job.store is not None:
         from embedctl.runs.store_run import StoreRun
 

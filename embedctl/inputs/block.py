@@ -158,14 +158,18 @@ def pieces(block: Block, max_rows: int = ROWS_PER_BLOCK) -> Iterator[Block]:
         yield block
         return
     for start in range(0, len(block), max_rows):
-        end = min(start + max_rows, len(block))
-        yield Block(
-            block.first_row + start,
-            block.ids[start:end],
-            block.texts[start:end],
-            None if block.tokens is None else block.tokens[start:end],
-            None if block.kept is None else block.kept.slice(start, end - start),
-            {at - start: why for at, why in block.reasons.items() if start <= at < end},
-            None if block.id_column is None else block.id_column.slice(start, end - start),
-            {at - start: what for at, what in block.messages.items() if start <= at < end},
-        )
+        yield some(block, start, min(start + max_rows, len(block)))
+
+
+def some(block: Block, start: int, end: int) -> Block:
+    """Rows `start` to `end` (exclusive) of a block."""
+    return Block(
+        block.first_row + start,
+        block.ids[start:end],
+        block.texts[start:end],
+        None if block.tokens is None else block.tokens[start:end],
+        None if block.kept is None else block.kept.slice(start, end - start),
+        {at - start: why for at, why in block.reasons.items() if start <= at < end},
+        None if block.id_column is None else block.id_column.slice(start, end - start),
+        {at - start: what for at, what in block.messages.items() if start <= at < end},
+    )

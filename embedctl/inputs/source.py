@@ -16,7 +16,7 @@ from embedctl.inputs import query as read_query
 from embedctl.inputs.block import REASONS as REASONS
 from embedctl.inputs.block import Block as Block
 from embedctl.inputs.block import InputFile as InputFile
-from embedctl.inputs.block import Position
+from embedctl.inputs.block import Position, some
 from embedctl.inputs.block import ReadOptions as ReadOptions
 from embedctl.inputs.block import Reason as Reason
 from embedctl.inputs.columns import Columns
@@ -68,7 +68,8 @@ class Source:
         left_out: Files that are not read.
         warnings: What a person should know of what is not read, a sentence each.
         query: What is asked instead of files.
-        first_row: Ordinal of its first row in the input that it is a part of.
+        first_row: Ordinal of the first row of its files in the input that it is a part of.
+        rows: From and to which of its files' rows it goes; None: all of them.
     """
 
     kind: Literal["text", "table"]
@@ -81,6 +82,7 @@ class Source:
     warnings: tuple[str, ...] = ()
     query: Query | None = None
     first_row: int = 0
+    rows: tuple[int, int] | None = None
 
     @property
     def label(self) -> str:
@@ -168,23 +170,43 @@ class Source:
         """Whether a row's id is its place in the whole input."""
         return self.kind == "table" and (self.columns is None or self.columns.id is None)
 
-    def part(self, pieces: Sequence[tuple[int, tuple[int, int] | None]], first_row: int) -> Source:
+    def part(
+        self,
+        pieces: Sequence[tuple[int, tuple[int, int] | None]],
+        first_row: int,
+        within: tuple[int, int] | None = None,
+    ) -> Source:
         """Some of its files, or of their row groups.
 
         Args:
             pieces: Number of a file, and which of its row groups (None: all).
             first_row: Of the part, in the whole.
+            within: From and to which row of these pieces; None: all.
         """
+        first_row -= within[0] if within is not None else 0
         files = tuple(replace(self.files[number], groups=groups, position=Position()) for number, groups in pieces)
-        return replace(self, files=files, first_row=first_row, rows_hint=None)
+        return replace(self, files=files, first_row=first_row, rows=within, rows_hint=None)
 
     def blocks(self) -> Iterator[Block]:
-        """All rows, in order; files that turn out to be unreadable are left out, or end it, as `on_bad_file` says.
+        """Its rows, in order; files that turn out to be unreadable are left out, or end it, as `on_bad_file` says.
 
         Raises:
             InputInvalid: Something cannot be read that stands for more than one row (facts/faults.md 2.2).
             InputMissing: A file vanished.
         """
+        if self.rows is None:
+            yield from self._blocks()
+            return
+        (start, end), seen = self.rows, 0
+        for block in self._blocks():
+            before, seen = seen, seen + len(block)
+            if before >= end:
+                return
+            if seen > start:
+                yield some(block, max(0, start - before), min(len(block), end - before))
+
+    def _blocks(self) -> Iterator[Block]:
+        """All rows of its files."""
         for file in self.files:
             file.position.offset = 0
         if self.kind == "text":

@@ -28,6 +28,7 @@ from embedctl.outputs.scratch import ScratchOutput
 from embedctl.records import RowCounts, Space, uuid7
 
 FAILURES_FOLDER = "failures/"
+PARTS = "part-*.parquet"
 
 _WRITTEN_AT_ONCE = 1 << 20
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 SHARD_ROWS = 1_000_000
 """Rows of a shard where no option says so."""
+
+SHARDS_EACH = 8
+"""Shards of each of several workers, about: at the end none waits long for the others."""
+
+PARTS_EACH = 3
+"""Parts of one file for each of several workers at most: each part reads all that comes before it, too."""
+
+LEAST_ROWS = 1_000
+"""Of such a shard: each costs some files, and a moment without requests in flight."""
 
 USUAL_ROW_BYTES = 256
 """Of a file whose rows nobody has counted: how many it has decides only which files go together."""
@@ -26,6 +36,7 @@ class Shard:
         key: Equal only if the rows are, and all that shapes their vectors: what was answered for it may be used again.
         pieces: The files, or row groups, that it is; none: all of the input.
         rows: How many, as far as that is known before they are read.
+        within: From and to which row of its pieces it goes, where it is a part of a file; None: all of them.
     """
 
     ordinal: int
@@ -33,6 +44,7 @@ class Shard:
     first_row: int = 0
     pieces: tuple[Piece, ...] = ()
     rows: int | None = None
+    within: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,14 @@ def plan(binding: str) -> Sequence[Shard]:
     return (Shard(ordinal=0, key=binding),)
 
 
+def rows_for(units: Sequence[Unit], workers: int) -> int:
+    """Rows of a shard where no option says so: as many as usual, but some shards for each of several workers."""
+    if workers == 1:
+        return SHARD_ROWS
+    rows = sum(unit.weight for unit in units)
+    return min(SHARD_ROWS, max(LEAST_ROWS, -(-rows // (workers * SHARDS_EACH))))
+
+
 def cut(units: Sequence[Unit], binding: str, shard_rows: int = SHARD_ROWS) -> tuple[Shard, ...]:
     """The shards of an input: of about `shard_rows` rows each, whole units, at least one shard.
 
@@ -79,6 +99,25 @@ def cut(units: Sequence[Unit], binding: str, shard_rows: int = SHARD_ROWS) -> tu
         shards.append(Shard(ordinal=ordinal, key=key, first_row=first_row, pieces=tuple(_pieces(taken)), rows=rows))
         first_row += sum(unit.weight for unit in taken)
     return tuple(shards) or (Shard(ordinal=0, key=binding),)
+
+
+def divided(shard: Shard, rows: int, shard_rows: int) -> tuple[Shard, ...]:
+    """A shard of one large file, in equal parts of about `shard_rows` rows; each reads the file up to its end.
+
+    Args:
+        rows: That it has.
+    """
+    parts = max(1, min(-(-rows // shard_rows), rows))
+    borders = [rows * number // parts for number in range(parts + 1)]
+    return tuple(
+        replace(shard, first_row=shard.first_row + start, rows=end - start, within=(start, end))
+        for start, end in itertools.pairwise(borders)
+    )
+
+
+def numbered(shards: Sequence[Shard]) -> tuple[Shard, ...]:
+    """The same in their order."""
+    return tuple(replace(shard, ordinal=number) for number, shard in enumerate(shards))
 
 
 def _runs(units: Sequence[Unit], shard_rows: int) -> Iterator[list[Unit]]:

@@ -27,6 +27,7 @@ class JobRequest:
         query: What is asked instead of `inputs`.
         store: What is under `url`, where the output is on an object store; `output` is None then.
         waits: Batches are waited for where no option says so: somebody looks on.
+        is_worker: A command has started it beside others; that command is registered, and holds the job's name.
         key_budget: Of the service's key that pays for it beside its workspace.
     """
 
@@ -46,6 +47,7 @@ class JobRequest:
     waits: bool = False
     key_budget: KeyBudget | None = None
     store: Store | None = None
+    is_worker: bool = False
 
     @property
     def url(self) -> str | None:

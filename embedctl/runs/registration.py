@@ -25,7 +25,7 @@ KEPT_RUNS = 2000
 
 
 class Registration:
-    """Keeps one entry true. The output's lock is held as long as it exists."""
+    """Keeps one entry true. The output's lock is held as long as it exists. A worker has none: its command has."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Registration:
         self._spending = spending
         self._background = Background()
         self._said_at = clock()
+        self._is_worker = job.is_worker
         self._entry = registry.RunEntry(
             run_id=run_id,
             job_id=job.job or "",
@@ -60,6 +61,8 @@ class Registration:
 
         What one of them waits for is ours to collect.
         """
+        if self._is_worker:
+            return
         entries = self._registry.all()
         for run in entries:
             if run.state in (*registry.OPEN, "waiting") and run.folder == self._entry.folder:
@@ -71,11 +74,12 @@ class Registration:
 
     def running(self) -> None:
         """It has begun to send."""
-        self._entry = self._registry.update(self._entry, state="running")
+        if not self._is_worker:
+            self._entry = self._registry.update(self._entry, state="running")
 
     def notify(self, event: Event) -> None:
         """Say how far it is, now and then."""
-        if not isinstance(event, Progressed) or self._clock() - self._said_at < EVERY_S:
+        if self._is_worker or not isinstance(event, Progressed) or self._clock() - self._said_at < EVERY_S:
             return
         self._said_at = self._clock()
         counts = {"rows": event.rows, "in_flight": event.in_flight, **spent(self._spending)}
@@ -101,6 +105,8 @@ class Registration:
             waiting: Batches of it are under way.
         """
         self._background.close()
+        if self._is_worker:
+            return
         state: State = "completed" if failure is None else "failed"
         if failure is not None and exit_code in RESUMABLE:
             state = "interrupted"

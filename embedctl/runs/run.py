@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,20 @@ from embedctl.storage import Disk
 INGEST_WAIT_S = 5
 
 RunAsync = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class JobWork:
+    """What a run works on, once it is known and before anything is open.
+
+    Attributes:
+        denied: Workspaces of rows that may not use the model → why.
+    """
+
+    source: inputs.Source
+    chain: FallbackChain
+    denied: Mapping[str, str]
+    entry: Registration
 
 
 class Run:
@@ -221,28 +235,46 @@ class Run:
             self._check_locked(chain.first, existing)
             canary = self._watch(chain, existing)
             existing = self._without_older(canary, existing, output, source, chain, tuple(denied))
-            plan = RunPlan(
-                job=self.job,
-                run_id=self.run_id,
-                observer=Observers(self.spending, entry, self._observer),
-                stop=self.stop,
-                chain=chain,
-                source=source,
-                output=output,
-                existing=existing,
-                denied=denied,
-                trust=self._trust,
-                spending=self.spending,
-                prices=self._prices,
-                canary=canary,
-                facts=self._record.facts,
-                rows=self._record.rows,
-                disk=self._disk,
-                segment_bytes=self._segment_bytes,
-            )
+            plan = self._run_plan(JobWork(source, chain, denied, entry), output, existing, canary, self._record.rows)
             run_async(self._send(plan, entry, chosen))
         output.tidy()
         segment_owners.forget(output.state, self._disk)
+
+    def _run_plan(
+        self,
+        work: JobWork,
+        output: Output,
+        existing: Existing,
+        canary: CanaryWatch,
+        rows: RowCounts,
+        **more: Any,
+    ) -> RunPlan:
+        """What is done now, of all of the input or of a part of it.
+
+        Args:
+            rows: Counted there.
+            more: Fields of `RunPlan`.
+        """
+        return RunPlan(
+            job=self.job,
+            run_id=self.run_id,
+            observer=Observers(self.spending, work.entry, self._observer),
+            stop=self.stop,
+            chain=work.chain,
+            source=work.source,
+            output=output,
+            existing=existing,
+            denied=work.denied,
+            trust=self._trust,
+            spending=self.spending,
+            prices=self._prices,
+            canary=canary,
+            facts=self._record.facts,
+            rows=rows,
+            disk=self._disk,
+            segment_bytes=self._segment_bytes,
+            **more,
+        )
 
     def _watch(self, chain: FallbackChain, existing: Existing) -> CanaryWatch:
         """Looks at the model; what its vectors are compared with is what the output began with."""

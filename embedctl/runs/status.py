@@ -15,9 +15,11 @@ import orjson
 
 from embedctl.errors import InputMissing
 from embedctl.journal.batches import Batch, known
+from embedctl.journal.shard_log import SHARDS
 from embedctl.outputs import FAILURES, STATE_FOLDER, parts_of
 from embedctl.outputs.failures import MOST_LINE
 from embedctl.outputs.parquet import Part
+from embedctl.outputs.shard import FAILURES_FOLDER, PARTS
 from embedctl.runs.registry import OPEN, RunEntry, RunRegistry, home_trust
 from embedctl.settings import Paths
 
@@ -103,10 +105,15 @@ def whereabouts(run: RunEntry, row_id: str) -> dict[str, Any]:
     """What became of one row: embedded, failed, skipped; waiting while the run has not ended, else absent."""
     folder = Path(run.output)
     unfinished = [*folder.glob(f"{STATE_FOLDER}/failed/*.jsonl")]
+    unfinished += [*folder.glob(f"{FAILURES_FOLDER}*.jsonl"), *folder.glob(f"{SHARDS}*/failed/*.jsonl")]
     for failure in failures([failures_file(folder), *unfinished]):
         if str(failure["id"]) == row_id:
             return {"id": row_id, "state": "skipped" if failure.get("skipped") else "failed", "failure": failure}
-    for parts in ([folder] if folder.is_file() else [], parts_of(folder / STATE_FOLDER / "next"), parts_of(folder)):
+    for parts in (
+        [folder] if folder.is_file() else [],
+        parts_of(folder / STATE_FOLDER / "next"),
+        sorted(folder.glob(PARTS)),
+    ):
         for path in parts:
             if chunks := Part(path, 0).rows_of(row_id):
                 return {"id": row_id, "state": "embedded", "part": path.name, "chunks": chunks}

@@ -34,8 +34,8 @@ FAILURES = "failures/"
 
 OLD_PROBE_S = 3600.0
 
-FORMAT = 1
-"""Of plan, done and manifest; a later one is left to later versions."""
+FORMAT = 2
+"""Of plan, done and manifest; a later one is left to later versions. Plans with parts of files are 2, others 1."""
 
 _Record = TypeVar("_Record")
 
@@ -78,7 +78,12 @@ class StorePlan:
     shares: int = 1
     job: str | None = None
     at: str = ""
-    format: int = FORMAT
+    format: int = 1
+
+    @property
+    def host_label(self) -> str:
+        """Whose log a command holds that keeps limits and budget for all workers of the job."""
+        return "host" if self.generation == 1 else f"g{self.generation:04d}-host"
 
     def label(self, shard: Shard) -> str:
         """How one of its shards is called in names of objects."""
@@ -105,7 +110,7 @@ class ShardDone:
     failed_reasons: Mapping[str, int] = field(default_factory=dict)
     worker: str = ""
     at: str = ""
-    format: int = FORMAT
+    format: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +124,7 @@ class Manifest:
     failures: Sequence[str] = ()
     failed_reasons: Mapping[str, int] = field(default_factory=dict)
     space: Mapping[str, Any] | None = None
-    format: int = FORMAT
+    format: int = 1
 
 
 def encoded(record: object) -> bytes:
@@ -289,4 +294,4 @@ def _read(store: Store, name: str, kind: type[_Record]) -> _Record | None:
 
 
 class _Format(msgspec.Struct):
-    format: int = FORMAT
+    format: int = 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -29,7 +29,7 @@ from embedctl.errors import (
     ShardsHeld,
     WrongUsage,
 )
-from embedctl.journal import Spool, recover
+from embedctl.journal import Recovered, Spool, recover
 from embedctl.journal.rescue import JOURNAL, LOCK
 from embedctl.journal.shard_log import (
     Patience,
@@ -50,10 +50,11 @@ from embedctl.planning import shards
 from embedctl.planning.shards import Shard, Unit
 from embedctl.records import (
     AtRisk,
-    Observers,
     PhaseBegan,
     Refusal,
     RowCounts,
+    ShardBegan,
+    ShardEnded,
     Space,
     UsageEvent,
     Warned,
@@ -64,14 +65,15 @@ from embedctl.routing import allow
 from embedctl.routing.chain import FallbackChain
 from embedctl.runs import foundations, resume, space_locks, store_plan, store_usage, wiring
 from embedctl.runs.job import JobRequest
+from embedctl.runs.job_limits import JobLimits
 from embedctl.runs.receipt import Receipt, Spending
 from embedctl.runs.registration import Registration
-from embedctl.runs.run import Run, RunAsync
+from embedctl.runs.run import JobWork, Run, RunAsync
 from embedctl.runs.store_plan import SPACE, USAGE, Manifest, ShardDone, StorePlan, inputs_name, plan_name
 from embedctl.runs.wiring import Resources, RunPlan, Shipping
 from embedctl.settings.share import resolved_share, share_of
 from embedctl.storage import locks
-from embedctl.storage.store import Store, StoredObject, check_refuses
+from embedctl.storage.store import OutputFolder, Store, StoredObject, check_refuses
 from embedctl.storage.store_file import StoreFile
 
 MOST_POLL_S = 5.0
@@ -90,6 +92,7 @@ class StoreRun(Run):
     Args:
         clock: Goes on while the machine is suspended: leases are measured with it.
         patience: How long a store that cannot be reached is tried again.
+        shared: Limits of all workers of the job; None: this one knows of no other.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class StoreRun(Run):
         *args: Any,
         clock: Callable[[], float] = boot_time,
         patience: Patience | None = None,
+        shared: JobLimits | None = None,
         **rest: Any,
     ) -> None:
         shard = resolved_share(job.settings.options.shard, job.settings.environment)
@@ -108,6 +112,7 @@ class StoreRun(Run):
         self._store: Store = job.store
         self._clock = clock
         self._patience = patience or Patience()
+        self._shared = shared
         self._told_to_stop: EmbedctlError | None = None
         self._dead: frozenset[str] = frozenset()
         self._seen: dict[str, tuple[int, float]] = {}
@@ -120,6 +125,8 @@ class StoreRun(Run):
         self._marks: list[tuple[str, int, str]] = []
         self._manifest: Manifest | None = None
         self._spent_before = Decimal(0)
+        self._has_booked = False
+        self._counted: set[str] = set()  # segments that are part of it
 
     def ask_to_stop(self, reason: EmbedctlError) -> None:
         """Stop sending; a store that cannot be reached is not waited for much longer."""
@@ -127,12 +134,17 @@ class StoreRun(Run):
         self._told_to_stop = self._told_to_stop or reason
         super().ask_to_stop(reason)
 
+    def others_died(self, workers: Collection[str]) -> None:
+        """Workers of the job are known to be dead: their shards are free at once."""
+        self._dead |= frozenset(workers)
+
     def execute(self, run_async: RunAsync) -> Receipt:
         """The whole run; what it spent is on the store, or in the ledger, when this returns or raises."""
         refuse_what_stores_cannot(self.job)
         scratch = self.job.scratch
-        self._dead = dead_workers(scratch)
-        for worker in self._dead:
+        dead = dead_workers(scratch)
+        self.others_died(dead)
+        for worker in dead:
             storage.remove_tree(self._disk, scratch / worker)
         try:
             return super().execute(run_async)
@@ -161,8 +173,9 @@ class StoreRun(Run):
             self._space = self._patience.with_(lambda: store_plan.read_space(self._store))
             self._spent_before = self._spent_by_others(plan)
             self._carry_over(plan)
-            run_async(self._work(plan, source, chain, denied, entry))
-        assert self._manifest is not None  # noqa: S101 - the work ends with it
+            run_async(self._work(plan, JobWork(source, chain, denied, entry)))
+        if self._manifest is None:
+            return
         self._record.rows = store_plan.total([self._manifest.counts])
         reused = self._own if self._worked else RowCounts(reused=self._manifest.counts.vectors)
         self._record.rows.reused, self._record.rows.duplicates = reused.reused, reused.duplicates
@@ -226,12 +239,16 @@ class StoreRun(Run):
         Args:
             after: The finished one whose input has changed.
         """
-        rows = after.shard_rows if after is not None else self._options.shard_rows or shards.SHARD_ROWS
         generation = after.generation + 1 if after is not None else 1
         sizes = source.sizes()
-        cut = shards.cut(list(_units(sizes)), self._record.binding, rows)
+        units = list(_units(sizes))
+        rows = self._options.shard_rows or shards.rows_for(units, self._options.workers)
+        rows = after.shard_rows if after is not None else rows
+        cut = shards.cut(units, self._record.binding, rows)
         if source.numbers_rows and len(cut) > 1 and any(size.group_rows is None for size in sizes):
             cut = _counted(source, cut)
+        if self._options.workers > 1 or (after is not None and any(one.within for one in after.shards)):
+            cut = tuple(self._divided(source, units, cut, rows))
         cut = tuple(replace(one, key=self._key(one, source)) for one in cut)
         made = StorePlan(
             job_id=str(uuid7()),
@@ -250,6 +267,7 @@ class StoreRun(Run):
             generation=generation,
             limited=self._is_limited(),
             shares=self._share.count,
+            format=2 if any(one.within for one in cut) else 1,
             job=self.job.job,
             at=utc_now().isoformat(),
         )
@@ -261,11 +279,33 @@ class StoreRun(Run):
         self._put(plan_name(generation), store_plan.encoded(made))
         return self._patience.with_(lambda: store_plan.plan_of(self._store))
 
+    def _divided(self, source: inputs.Source, units: Sequence[Unit], cut: Sequence[Shard], rows: int) -> list[Shard]:
+        """Shards of which none is a file much larger than the others: several workers are to have work."""
+        if source.query is not None or self._options.shard_rows is not None:
+            return list(cut)
+        weights = {(unit.file, unit.group): unit.weight for unit in units}
+        found: list[Shard] = []
+        for shard in cut:
+            weight = 0
+            if len(shard.pieces) == 1:
+                file, groups = shard.pieces[0]
+                weight = weights.get((file, groups[0] if groups else None), 0)
+            if weight <= rows:  # else nothing that is cut: a shard of several is never larger
+                found.append(shard)
+                continue
+            counted = shard.rows
+            if counted is None:
+                counted = sum(len(block) for block in source.part(shard.pieces, 0).blocks())
+            most = shards.PARTS_EACH * self._options.workers
+            found += shards.divided(shard, counted, max(rows, -(-counted // most)))
+        return list(shards.numbered(found))
+
     def _key(self, shard: Shard, source: inputs.Source) -> str:
         """Equal for shards of the same rows with the same options, whatever else the input holds."""
         pieces = [(*self._marks[file], groups) for file, groups in shard.pieces]
         first_row = shard.first_row if source.numbers_rows else None
-        return resume.digest({"terms": self._record.terms, "pieces": pieces, "first_row": first_row})
+        about = {"terms": self._record.terms, "pieces": pieces, "first_row": first_row}
+        return resume.digest(about if shard.within is None else {**about, "within": shard.within})
 
     def _check_same(self, found: StorePlan) -> None:
         """Refuse a plan that is not of this job, naming what differs."""
@@ -318,15 +358,38 @@ class StoreRun(Run):
             return Decimal(0)
         spending, mine = Spending(self._prices.price), None
         if self._share.count > 1:
-            folder = store_plan.workers_name(self._share.index, plan.generation)
-            self._put(f"{folder}{self.run_id}", b"{}")  # before it spends anything
+            folder = self._say_whose(plan)
             mine = {name.removeprefix(folder) for name in self._patience.with_(lambda: self._store.list(folder))}
         for name in self._patience.with_(lambda: self._store.list(USAGE)):
+            self._counted.add(name.removeprefix(USAGE).removesuffix(spools.SUFFIX))
             content = self._patience.with_(lambda n=name: self._store.read(n))  # type: ignore[misc]
             for event in spools.events(content):
                 if mine is None or str(event.run_id) in mine:
                     spending.count(event)
         return spending.cost + spending.cost_at_risk
+
+    def _say_whose(self, plan: StorePlan) -> str:
+        """Say whose share this worker's spending is, before it spends anything; the folder of all that say so."""
+        folder = store_plan.workers_name(self._share.index, plan.generation)
+        self._put(f"{folder}{self.run_id}", b"{}")
+        return folder
+
+    def _count_earlier_holders(self, recovered: Recovered) -> None:
+        """What earlier holders of a shard had spent, and had not put among the job's usage when this run began."""
+        for segment in recovered.segments:
+            run = next((str(event.run_id) for event in segment.events), str(self.run_id))
+            if run == str(self.run_id):
+                continue
+            spending = Spending(self._prices.price)
+            for event in segment.events:
+                spending.count(event)
+            if self._shared is not None:
+                shares = spending.workspaces.items()
+                by_workspace = {name: share.cost + share.cost_at_risk for name, share in shares}
+                self._shared.spent_before(segment.segment_id, run, by_workspace)
+            elif segment.segment_id not in self._counted:
+                self._counted.add(segment.segment_id)
+                self._spent_before += spending.cost + spending.cost_at_risk
 
     # reruns
 
@@ -393,14 +456,7 @@ class StoreRun(Run):
 
     # the work
 
-    async def _work(
-        self,
-        plan: StorePlan,
-        source: inputs.Source,
-        chain: FallbackChain,
-        denied: Mapping[str, str],
-        entry: Registration,
-    ) -> None:
+    async def _work(self, plan: StorePlan, work: JobWork) -> None:
         """Shards, one after the other, until all of the job are done."""
         while True:
             with self.stop.heeded():
@@ -418,9 +474,14 @@ class StoreRun(Run):
                         )
                     await self.stop.sleep(min(MOST_POLL_S, self._options.lease / 10))
                     continue
-            await self._embed_shard(plan, source, chain, denied, entry, *taken)
-        self._observer.notify(PhaseBegan("writing"))
-        self._manifest = await asyncio.to_thread(self._patience.with_, lambda: store_plan.finish(self._store, plan))
+            await self._embed_shard(plan, work, *taken)
+        await self._finish_job(plan)
+
+    async def _finish_job(self, plan: StorePlan) -> None:
+        """All shards are done: make the manifest. Of several workers, their command does."""
+        if not self.job.is_worker:
+            self._observer.notify(PhaseBegan("writing"))
+            self._manifest = await asyncio.to_thread(self._patience.with_, lambda: store_plan.finish(self._store, plan))
 
     def _look_at_done(self, plan: StorePlan) -> None:
         done = self._patience.with_(lambda: store_plan.done_ordinals(self._store, plan))
@@ -440,7 +501,9 @@ class StoreRun(Run):
         Raises:
             ConfigurationInvalid: Another worker lives, and they cannot share what the job may spend.
         """
-        limited, free = plan.limited or self._is_limited(), []
+        limited, free = self._shared is None and (plan.limited or self._is_limited()), []
+        if limited and self._number_to_claim(plan.host_label, limited=True) is None:
+            return None
         for shard in self._left(plan):
             number = self._number_to_claim(plan.label(shard), limited=limited)
             if number is None and limited:
@@ -449,22 +512,43 @@ class StoreRun(Run):
                 free.append((shard, number))
             if free and not limited:
                 break
+        if limited and free and not self._has_booked:
+            self._book_the_dead(plan)
+            return self._take(plan)
         for shard, number in free:
             name = plan.label(shard)
-            log = ShardLog(
-                self._store,
-                name,
-                str(self.run_id),
-                lease_s=self._options.lease,
-                patience=self._patience,
-                clock=self._clock,
-            )
+            log = self._log(name)
             if log.claim(number):
                 if self._patience.with_(lambda n=name: self._store.stat(done_name(n))) is None:  # type: ignore[misc]
                     self._living.discard(name)
                     return shard, log
                 log.release(drained=True)  # it was done since, and its log was removed
         return None
+
+    def _log(self, name: str) -> ShardLog:
+        """The log of this name, in no hands yet."""
+        return ShardLog(
+            self._store,
+            name,
+            str(self.run_id),
+            lease_s=self._options.lease,
+            patience=self._patience,
+            clock=self._clock,
+        )
+
+    def _book_the_dead(self, plan: StorePlan) -> None:
+        """Count what dead holders of all shards have spent, before any of it is spent again; nobody else lives."""
+        self._has_booked = True
+        for shard in self._left(plan):
+            name = plan.label(shard)
+            end = self._patience.with_(lambda n=name: tail(self._store, n))  # type: ignore[misc]
+            if end is not None and not end.is_drained:
+                log = self._log(name)
+                if log.claim(end.number + 1):
+                    store_usage.book(log, plan)
+        if self._has_budget() and plan.ledger == identity.ledger_id(self._ledger, self._disk):
+            store_usage.copy(self._store, self._ledger.spool, patience=self._patience, disk=self._disk)
+        self._spent_before = self._spent_by_others(plan)
 
     def _number_to_claim(self, name: str, *, limited: bool) -> int | None:
         """The entry that takes a shard; None: somebody holds it, as far as is known."""
@@ -488,32 +572,25 @@ class StoreRun(Run):
                 raise ConfigurationInvalid(
                     f"another worker works on {self._store.url}, and the job has a budget or limits: "
                     "workers that know nothing of each other cannot share them",
-                    hint="wait for it, or begin the job with --shard I/N for each, or without --max-cost, --rpm, --tpm "
-                    "and budgets",
+                    hint="wait for it, or start one command with --workers N, or begin the job with --shard I/N for "
+                    "each, or without --max-cost, --rpm, --tpm and budgets",
                 )
         return None
 
-    async def _embed_shard(
-        self,
-        plan: StorePlan,
-        source: inputs.Source,
-        chain: FallbackChain,
-        denied: Mapping[str, str],
-        entry: Registration,
-        shard: Shard,
-        log: ShardLog,
-    ) -> None:
+    async def _embed_shard(self, plan: StorePlan, work: JobWork, shard: Shard, log: ShardLog) -> None:
         """One shard, from what earlier holders have left of it to `done`."""
         folder = self.job.scratch / str(self.run_id) / log.shard
         self._disk.make_folder(folder)
         self._worked = True
         log.keep(self._lost)
         disk, drained = ShippingDisk(log), False
+        counts: RowCounts | None = None
+        self._observer.notify(ShardBegan(log.shard, shard.rows))
         try:
             out = ShardOutput(folder, log=log, fix_space=self._fix_space)
             fetched = await asyncio.to_thread(fetch, log, folder / JOURNAL)
             await asyncio.to_thread(out.take_over, fetched.parts)
-            counts = await self._embed_rows(plan, source, chain, denied, entry, shard, out, disk)
+            counts = await self._embed_rows(plan, work, shard, out, disk)
             await asyncio.to_thread(self._say_done, plan, shard, out, counts)
         except ShardLost:
             raise
@@ -524,21 +601,15 @@ class StoreRun(Run):
             await asyncio.to_thread(disk.end)
             await asyncio.to_thread(partial(log.release, drained=drained))
             storage.remove_tree(self._disk, folder)
+            self._observer.notify(ShardEnded(log.shard, counts))
 
     async def _embed_rows(
-        self,
-        plan: StorePlan,
-        source: inputs.Source,
-        chain: FallbackChain,
-        denied: Mapping[str, str],
-        entry: Registration,
-        shard: Shard,
-        out: ShardOutput,
-        disk: ShippingDisk,
+        self, plan: StorePlan, work: JobWork, shard: Shard, out: ShardOutput, disk: ShippingDisk
     ) -> RowCounts:
         """Send what nobody has; what became of the shard's rows."""
         trusted = store_usage.trust(plan)
         recovered = await asyncio.to_thread(partial(recover, out.state / JOURNAL, trusted, fenced=True))
+        self._count_earlier_holders(recovered)
         parts, failed = await asyncio.to_thread(self._known_before, shard)
         existing = Existing(
             space=self._space,
@@ -548,41 +619,29 @@ class StoreRun(Run):
             done={number: part.counts for number, part in out.parts.items()},
             rows_hashes={n: part.rows_hash for n, part in out.parts.items() if part.rows_hash is not None},
         )
+        chain, source = work.chain, work.source
         if existing.space is None:
             spaces = [endpoint.space for endpoint in chain.endpoints]
             existing.space = resume.space_of_journal(existing, spaces, Path(out.log.store.url))
         concurrency = chain.first.rate_limits.concurrency
         unshipped = max(2, concurrency // UNSHIPPED_SHARE)
-        part = source.part(shard.pieces, shard.first_row) if shard.pieces else source
-        run = RunPlan(
-            job=self.job,
-            run_id=self.run_id,
-            observer=Observers(self.spending, entry, self._observer),
-            stop=self.stop,
-            chain=chain,
-            source=part,
-            output=out,
-            existing=existing,
-            denied=denied,
-            trust=self._trust,
-            spending=self.spending,
-            prices=self._prices,
-            canary=space_locks.watch(
-                self.job.settings, self._observer, None, Existing(space=existing.space), chain.first
-            ),
-            facts=self._record.facts,
-            rows=RowCounts(),
-            disk=self._disk,
-            segment_bytes=self._segment_bytes,
+        part = source.part(shard.pieces, shard.first_row, shard.within) if shard.pieces else source
+        run = self._run_plan(
+            replace(work, source=part),
+            out,
+            existing,
+            space_locks.watch(self.job.settings, self._observer, None, Existing(space=existing.space), chain.first),
+            RowCounts(),
             shipping=Shipping(
                 disk=disk, secret=trusted.secret, most_unshipped=unshipped, ahead=max(2, concurrency // AHEAD_SHARE)
             ),
             held=self.job.scratch / str(self.run_id),
             spent_before=self._spent_before,
+            shared=self._shared,
         )
         risk = None if self._said_risk else self._risk(chain, part, concurrency + unshipped)
         self._said_risk = True
-        begin = partial(self._begin_shard, entry, out.log, risk)
+        begin = partial(self._begin_shard, work.entry, out.log, risk)
         async with wiring.opened(run, begin) as resources:
             self._progress = resources.progress
             try:
@@ -717,11 +776,15 @@ def refuse_what_stores_cannot(job: JobRequest) -> None:
         "--retry-failed": job.retry_failed,
         "--locked": options.locked,
         "--workspace-column with budgets of several workspaces": options.workspace_column is not None and tenants > 1,
+        "--no-share": not options.share and options.workers > 1,
     }
+    of, hint = "an output on a store", "write to a folder, and copy that there"
+    if isinstance(job.store, OutputFolder):
+        of, hint = "several workers, or what they have written,", "use another folder, without --workers"
     for what, is_asked in refused.items():
         if is_asked:
             raise WrongUsage(
-                f"{what} and an output on a store do not go together", hint="write to a folder, and copy that there"
+                f"{what} and {'several workers' if what == '--no-share' else of} do not go together", hint=hint
             )
 
 

@@ -12,15 +12,17 @@ from embedctl import storage
 from embedctl.errors import EmbedctlError, OutputRefused, WrongUsage
 from embedctl.journal import Trust
 from embedctl.journal.rescue import JOURNAL, LOCK
-from embedctl.outputs import STATE_FOLDER, FolderOutput, Output
+from embedctl.outputs import RECORD, STATE_FOLDER, FolderOutput, Output
 from embedctl.outputs.file import FileOutput
 from embedctl.outputs.shard import StoreOutput
 from embedctl.outputs.stream import StreamOutput
 from embedctl.records import Observer
+from embedctl.runs import store_plan
 from embedctl.runs.job import JobRequest
 from embedctl.storage import Disk, locks
 from embedctl.storage.locks import Lock
 from embedctl.storage.named import check_local
+from embedctl.storage.store import PROBES, OutputFolder, Store
 
 OUTPUT_FOLDER_MODE = 0o777
 """Folders made for an output are the user's, as open as umask says, like the output itself; ours in it are not."""
@@ -60,6 +62,40 @@ def output(job: JobRequest, run_id: UUID, trust: Trust, disk: Disk, observer: Ob
     return FolderOutput(job.output, trust, disk)
 
 
+def shared_folder(folder: Path, *, workers: int) -> Store | None:
+    """The folder as a store, where several workers write it, or wrote it: then it looks as an output on a store does.
+
+    Raises:
+        OutputRefused: It holds something else.
+    """
+    place = Path(os.path.abspath(folder))  # noqa: PTH100 - as it is named: links stay what they are
+    try:
+        begun = [place / store_plan.PLAN, place / store_plan.inputs_name(1), place / PROBES]
+        if any(one.exists() for one in begun):  # the last two: its first command died before it had a plan
+            check_local(folder)
+            return OutputFolder(place)
+        if workers == 1:
+            return None
+        check_local(folder)
+        if folder.suffix == ".parquet":
+            raise WrongUsage(f"--workers writes a folder of parts, not {folder}", hint="-o names a folder")
+        _check_folder(folder)
+        state = folder / STATE_FOLDER
+        is_other = (state / RECORD).exists() or any((state / JOURNAL).glob("*")) or locks.is_held(state / LOCK)
+    except OSError as refusal:
+        if workers == 1:
+            return None
+        raise OutputRefused(
+            f"cannot create {folder}: {refusal.strerror}", hint="choose a place you may write to"
+        ) from refusal
+    if is_other:
+        raise OutputRefused(
+            f"{folder} was begun without --workers, and looks as one process writes it",
+            hint="go on without --workers, or choose another -o",
+        )
+    return OutputFolder(place)
+
+
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise OutputRefused(f"{path} is a folder", hint="-o names a file; `batch run` writes folders")
@@ -92,7 +128,7 @@ def held(out: Output, job: JobRequest, disk: Disk) -> Iterator[Lock]:
     """
     made = [folder for folder in (out.state, *out.state.parents) if not os.path.isdir(folder)]  # noqa: PTH112
     with ExitStack() as stack:
-        if job.job is not None:
+        if job.job is not None and not job.is_worker:
             runs = job.settings.paths.runs
             disk.make_folder(runs)
             stack.enter_context(locks.hold(runs / f"{job.job}.lock", command=job.resume or ""))

@@ -55,6 +55,7 @@ from embedctl.routing.limiter import AdaptiveLimiter, Limiter
 from embedctl.routing.retry import Policy
 from embedctl.runs import foundations, resume
 from embedctl.runs.job import JobRequest
+from embedctl.runs.job_limits import JobLimits
 from embedctl.runs.pipeline import Tools
 from embedctl.runs.progress import Progress, UnderWay
 from embedctl.runs.receipt import Spending
@@ -247,6 +248,7 @@ def router(
     connections: int,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ahead: int = 0,
+    shared: JobLimits | None = None,
 ) -> Router:
     """All endpoints of this process. To be closed.
 
@@ -254,12 +256,14 @@ def router(
         connections: Most at once to one host.
         ahead: Requests that are prepared beside those in flight.
         sleep: Waits, and raises when the run is told to stop.
+        shared: Of all workers of the job; None: there is but this one.
     """
     max_wait_s = settings.options.max_wait
 
     def limiter(endpoint: Endpoint, waiting: Callable[[float], None]) -> Limiter:
         limits = replace(endpoint.rate_limits, concurrency=endpoint.rate_limits.concurrency + ahead)
-        return AdaptiveLimiter(limits, sleep=sleep, longest_gate_s=max_wait_s, waiting=waiting)
+        alone = AdaptiveLimiter(limits, sleep=sleep, longest_gate_s=max_wait_s, waiting=waiting)
+        return alone if shared is None else shared.limiter(endpoint, limits, alone)
 
     return Router(
         hints_file=settings.paths.home / "hints.json",
@@ -336,6 +340,7 @@ class RunPlan:
         facts: Space, rows written, rows read and their hash → metadata of a part or file.
         after_batches: What can be had through them is there: --deadline was for them, and what they cost is spent.
         observer: Told of everything, the spending's own counting included.
+        shared: Limits of all workers of the job; None: there is but this one.
     """
 
     job: JobRequest
@@ -359,6 +364,7 @@ class RunPlan:
     shipping: Shipping | None = None
     held: Path | None = None
     spent_before: Decimal = Decimal(0)
+    shared: JobLimits | None = None
 
     @property
     def width(self) -> int | None:
@@ -422,7 +428,9 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             far = plan.shipping
             ahead = far.ahead if far else 0
             connections = first.rate_limits.concurrency
-            asked = router(job.settings, plan.observer, connections=connections, sleep=stop.sleep, ahead=ahead)
+            asked = router(
+                job.settings, plan.observer, connections=connections, sleep=stop.sleep, ahead=ahead, shared=plan.shared
+            )
             turns = Turns(connections + ahead)
             embedder = Embedder(
                 asked,
@@ -444,22 +452,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             )
             stack.callback(route.close)
             limits(asked.limits(route))
-            try:
-                money = reservations(
-                    job.settings,
-                    plan.chain,
-                    plan.prices,
-                    plan.observer,
-                    plan.trust,
-                    run_id=str(plan.run_id),
-                    state=plan.held or state,
-                    spent=plan.spending.cost + plan.spending.cost_at_risk + plan.spent_before,
-                    key=job.key_budget,
-                )
-            except BudgetReached as reached:
-                if not plan.after_batches or not isinstance(reached.limit, SpendLimit):
-                    raise
-                money = Reservations(plan.prices.of, [reached.limit], plan.observer)  # nothing more, but what is there
+            money = _money(plan)
             stack.callback(money.close)
             endpoint = await asked.ask(route)
             spool_segment = begin()
@@ -577,6 +570,28 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             stack.callback(telling.cancel)
             yield resources
             finished = True
+
+
+def _money(plan: RunPlan) -> Reservations:
+    """What the run may spend."""
+    if plan.shared is not None:
+        return plan.shared.reservations(plan.prices.of)
+    try:
+        return reservations(
+            plan.job.settings,
+            plan.chain,
+            plan.prices,
+            plan.observer,
+            plan.trust,
+            run_id=str(plan.run_id),
+            state=plan.held or plan.output.state,
+            spent=plan.spending.cost + plan.spending.cost_at_risk + plan.spent_before,
+            key=plan.job.key_budget,
+        )
+    except BudgetReached as reached:
+        if not plan.after_batches or not isinstance(reached.limit, SpendLimit):
+            raise
+        return Reservations(plan.prices.of, [reached.limit], plan.observer)  # nothing more, but what is there
 
 
 # ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────────

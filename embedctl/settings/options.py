@@ -123,9 +123,13 @@ class Options:
         1000, "With --mode auto: fewer texts than so many are asked for at once.", only="batch run"
     )
     keep_remote_files: bool = option(False, "Leave the files of batches at the provider.", only="batch run")
+    workers: int = option(
+        1, "Worker processes on this machine, which share --rpm, --tpm, --max-cost and budgets.", only="batch run"
+    )
     shard_rows: int | None = option(
         None,
-        "With a store: rows that one worker takes at a time, whole files or row groups. [default: 1000000]",
+        "With a store or --workers: rows that one worker takes at a time, whole files or row groups. "
+        "[default: 1000000, with --workers fewer]",
         only="batch run",
     )
     lease: float = option(
@@ -204,9 +208,10 @@ def checked_name(name: str, what: str) -> str:
 _LEAST = {
     "chunk_size": 1, "chunk_overlap": 0, "dimensions": 1, "batch_size": 1, "concurrency": 1, "rpm": 0, "tpm": 0,
     "burst": 1, "retries": 0, "max_cost": 0, "max_row_bytes": 1, "batch_min_inputs": 0,
-    "shard_rows": 1, "lease": 1,
+    "workers": 1, "shard_rows": 1, "lease": 1,
 }  # fmt: skip
 _MOST = 10**15
+MOST_WORKERS = 1024
 MOST_TAGS, MOST_TAG = 20, 200
 """How many, and characters of each: they stand in every usage event."""
 
@@ -236,7 +241,7 @@ def check(options: Options, *, spelt: Callable[[str], str] = flag) -> Options:
     checked_name(options.workspace, "workspace")
     for name, least in _LEAST.items():
         value = getattr(options, name)
-        most = MOST_CONCURRENCY if name == "concurrency" else _MOST
+        most = {"concurrency": MOST_CONCURRENCY, "workers": MOST_WORKERS}.get(name, _MOST)
         if isinstance(value, Decimal) and not is_amount(value):
             raise WrongUsage(f"{spelt(name)} must be an amount, not {value}")
         if value is not None and value < least:

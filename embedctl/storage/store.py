@@ -17,7 +17,10 @@ from embedctl.records import uuid7
 from embedctl.storage.disk import DISK, Buffer, Disk
 from embedctl.storage.files import TEMPORARY_PREFIX, Content, publish
 
-PROBES = "_embedctl/probe/"
+OURS = "_embedctl/"
+"""What begins so is no part of an output that others read."""
+
+PROBES = f"{OURS}probe/"
 """Where the trial puts its object."""
 
 _COPY_BYTES = 1 << 20
@@ -197,6 +200,20 @@ class LocalStore:
         """Remove files, one after the other."""
         for name in names:
             self.remove(name)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFolder(LocalStore):
+    """A folder as the store of a job's output: parts are as open as umask says, what is ours in it is not."""
+
+    def put_if_absent(self, name: str, content: Content | Path, *, write_id: str | None = None) -> bool:
+        """Put a whole file unless something has that name; whether it was put."""
+        is_ours = name.startswith(OURS)
+        path = self.folder / name
+        self.disk.make_folder(self.folder, mode=0o777)
+        self.disk.make_folder(path.parent, mode=0o700 if is_ours else 0o777)
+        whole = _copied(content) if isinstance(content, Path) else content
+        return publish(self.disk, path, whole, mode=0o600 if is_ours else 0o666)
 
 
 def _etag(seen: os.stat_result) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.storage import store_options
-from embedctl.storage.store import Store
-from embedctl.storage.store_url import StoreUrl, parse
+from embedctl.storage.store import OutputFolder, Store
+from embedctl.storage.store_url import StoreUrl, is_store_url, parse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,14 @@ class Stores:
         from embedctl.storage.object_store import ObjectStore
 
         return ObjectStore(url, self.options_of(url), scratch=scratch)
+
+    def at(self, place: str) -> Store:
+        """What an address leads to, or a folder.
+
+        Raises:
+            WrongUsage, ExtraMissing, ConfigurationInvalid, StoreDenied: It cannot be opened.
+        """
+        return self.open(parse(place)) if is_store_url(place) else OutputFolder(Path(place))
 
 
 def checked_table(

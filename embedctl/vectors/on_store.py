@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from embedctl.errors import InputInvalid, InputMissing
 from embedctl.outputs import FAILURES, RECORD, STATE_FOLDER
+from embedctl.outputs.shard import PARTS
 from embedctl.runs import store_plan
-from embedctl.storage.store import Store, StoredObject
+from embedctl.storage.store import OutputFolder, Store, StoredObject
 from embedctl.storage.store_url import StoreUrl
 from embedctl.storage.stores import Stores
-from embedctl.vectors.files import ObjectPath, Stored, assembled, look
+from embedctl.vectors.files import ObjectPath, Stored, assembled, look, open_stored
 
 LOOKS_AT_ONCE = 16
 """Footers that are read at a time: each is a request or two."""
@@ -52,6 +54,14 @@ def open_on_store(url: StoreUrl, stores: Stores) -> Stored:
     return _assembled(
         store.url, [ObjectPath(f"{store.url}/{one.name}", store, one) for one in there], beside, is_folder=True
     )
+
+
+def open_here(path: Path) -> Stored:
+    """The output at a path, also where several workers have written it as on a store. Raises as `open_stored`."""
+    parts = sorted(path.glob(PARTS)) if (path / store_plan.PLAN).is_file() else []
+    if not parts:
+        return open_stored(path)
+    return assembled(path, map(look, parts), _BesideParts(OutputFolder(path)), is_folder=True)
 
 
 def _is_part(found: StoredObject) -> bool:

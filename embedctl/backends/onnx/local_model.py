@@ -24,10 +24,16 @@ BATCH_TOKENS = 512
 """Padded tokens of one inference call; larger batches were measured slower (facts/performance.md, B)."""
 
 
+def _threads() -> int:
+    """One per core, unless whoever started this process says otherwise: it shares the cores with others."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(said)) if said.isdecimal() else os.cpu_count() or 1
+
+
 class OnnxModel:
     """A model folder: `model.onnx` and `tokenizer.json`; pooled as the folder says, unit length.
 
-    Thread-safe; one inference thread per core, each with one intra-op thread.
+    Thread-safe; one inference thread per core (or OMP_NUM_THREADS), each with one intra-op thread.
     """
 
     def __init__(self, folder: Path, max_tokens: int) -> None:
@@ -36,7 +42,7 @@ class OnnxModel:
         self._inputs = {entry.name for entry in self._session.get_inputs()}
         self._tokenizer = model_tokenizer(folder / "tokenizer.json")
         self._max_tokens = max_tokens
-        self._workers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="inference")
+        self._workers = ThreadPoolExecutor(_threads(), thread_name_prefix="inference")
 
     def embed(
         self, texts: Sequence[str], done: Callable[[int, int], None] = lambda texts, tokens: None

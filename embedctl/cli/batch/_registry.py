@@ -32,11 +32,12 @@ JobOrOutput = Annotated[
 
 
 def on_store(name: str, store_option: list[str] | None, config: Path | None) -> Store | None:
-    """The store that an address leads to; None for any other name."""
+    """The store that an address leads to, or a folder that several workers have written; None for any other name."""
+    from embedctl.runs.target import shared_folder
     from embedctl.storage import store_url
 
     if not store_url.is_store_url(name):
-        return None
+        return shared_folder(Path(name), workers=1)
     from embedctl import settings
 
     given = {"store_option": pairs(store_option, "store_option")} if store_option else {}

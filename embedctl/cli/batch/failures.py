@@ -27,17 +27,21 @@ def failures(
     from embedctl.runs.status import failures_file, is_output, run_of
 
     run, output = None, job
-    if (store := on_store(job, store_option, config)) is not None:
+    if (store := on_store(job, store_option, config)) is None:
+        found = run_of(registry(config), job)
+        run, output = (None, str(found)) if isinstance(found, Path) else (found, found.output)
+        store = on_store(output, store_option, config)
+    if store is not None:
         from embedctl.runs import store_status
 
         output, rows = store.url, list(store_status.failures(store))
     else:
-        found = run_of(registry(config), job)
-        run, place = (None, found) if isinstance(found, Path) else (found, Path(found.output))
-        listed = failures_file(place)
-        if run is None and not listed.is_file() and not is_output(place):
-            raise InputInvalid(f"{place} is no output of embedctl", hint="name what `embed -o` or `batch run -o` wrote")
-        output, rows = str(place), list(read_failures([listed]))
+        listed = failures_file(Path(output))
+        if run is None and not listed.is_file() and not is_output(Path(output)):
+            raise InputInvalid(
+                f"{output} is no output of embedctl", hint="name what `embed -o` or `batch run -o` wrote"
+            )
+        rows = list(read_failures([listed]))
     names = ("id", "chunk_index", "reason", "skipped", "provider", "attempts", "tokens", "max_tokens", "message")
     columns = [terminal.Column(name, name.capitalize().replace("_", " ")) for name in names]
     envelope = {

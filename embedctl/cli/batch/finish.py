@@ -16,7 +16,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: embedctl batch finish s3://bucket/tickets")
 def finish(
-    url: Annotated[str, typer.Argument(help="Address of the output.", metavar="URL")],
+    url: Annotated[str, typer.Argument(help="Address of the output, or a folder of several workers.", metavar="URL")],
     as_json: Annotated[bool, typer.Option("--json", "-j", help="Print one JSON object on stdout.")] = False,
     store_option: StoreOptionFlag = None,
     config: ConfigFlag = None,
@@ -26,7 +26,9 @@ def finish(
 
     store = on_store(url, store_option, config)
     if store is None:
-        raise WrongUsage(f"{url} is no address of a store", hint="a run into a folder finishes itself")
+        raise WrongUsage(
+            f"{url} is no address of a store, nor a folder of several workers", hint="other runs finish themselves"
+        )
     plan = store_plan.plan_of(store)
     left = len(plan.shards) - len(store_plan.done_ordinals(store, plan))
     if left:

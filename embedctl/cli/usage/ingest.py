@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,7 +30,9 @@ def ingest(
     ] = False,
     from_url: Annotated[
         str | None,
-        typer.Option("--from", metavar="URL", help="Take in what a job on a store has spent: s3://… gs://… az://…"),
+        typer.Option(
+            "--from", metavar="URL", help="Take in what a job on a store, or in a folder of workers, has spent."
+        ),
     ] = None,
     seal: Annotated[
         bool,
@@ -75,7 +78,9 @@ def ingest(
 def _copied(opened: _ledger.Opened, url: str, *, seal: bool, lease_s: float) -> CopiedUsage:
     """What a job on a store has spent, into the spool."""
     from embedctl.runs import store_usage
-    from embedctl.storage.store_url import parse
+    from embedctl.runs.target import shared_folder
+    from embedctl.storage.store_url import is_store_url, parse
 
-    store = opened.settings.stores.open(parse(url))
+    store = None if is_store_url(url) else shared_folder(Path(url), workers=1)
+    store = store or opened.settings.stores.open(parse(url))
     return store_usage.take_in(store, opened.paths.spool, seal=seal, lease_s=lease_s)

@@ -29,9 +29,9 @@ def opened(file: Path, store_option: list[str] | None, config: Path | None = Non
     from embedctl.storage import store_url
 
     if not store_url.is_store_url(str(file)):
-        from embedctl.vectors.files import open_stored
+        from embedctl.vectors.on_store import open_here
 
-        return open_stored(file)
+        return open_here(file)
     from embedctl import settings
     from embedctl.vectors.on_store import open_on_store
 

@@ -26,10 +26,10 @@ def drift(
 ) -> None:
     """Show how a model's vectors of three fixed texts compared with its first ones, run by run; nothing is asked."""
     from embedctl.vectors import locks
-    from embedctl.vectors.files import open_stored
+    from embedctl.vectors.on_store import open_here
 
     is_id = re.fullmatch(r"[0-9a-f]{32}", space) is not None and not Path(space).exists()
-    space_id = space if is_id else open_stored(Path(space)).space.space_id
+    space_id = space if is_id else open_here(Path(space)).space.space_id
     hosts = [locks.as_dict(one) for one in locks.history(space_id, settings.load(config=config).paths.canaries)]
     rows = [{"host": host["host"], **seen} for host in hosts for seen in host["history"]]
     terminal.table(

@@ -24,9 +24,9 @@ def lock(
 ) -> None:
     """Write down what its vectors are made with; nothing is asked. `--locked` and `serve --lock` go by it."""
     from embedctl.vectors import locks
-    from embedctl.vectors.files import open_stored
+    from embedctl.vectors.on_store import open_here
 
-    stored = open_stored(file)
+    stored = open_here(file)
     found = locks.own_lock(stored)
     if found is None:
         flags = AskingFlags(

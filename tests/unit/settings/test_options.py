@@ -126,7 +126,7 @@ def test_every_option_is_a_flag_of_a_run() -> None:
     names = {entry.name: None for entry in fields(Options)}
     others = set(names) - set(_flags.with_options(command).__signature__.parameters)  # type: ignore[attr-defined]
 
-    of_stores = {"lease", "shard", "share", "shard_rows", "state"}
+    of_stores = {"lease", "shard", "share", "shard_rows", "state", "workers"}
     assert others == {"mode", "wait", "batch_min_inputs", "keep_remote_files"} | of_stores
 
     assert set(wrapped.__signature__.parameters) == set(names)  # type: ignore[attr-defined]
