@@ -24,6 +24,7 @@ EmbedctlError                              70  (a bug, when raised bare)
 ├── NotAllowed                             77
 ├── StoreDenied                            77
 ├── ModelChanged                           76
+│   └── BegunAnew                          76  seen in the middle of a new output: it is begun once more
 ├── ConfigurationInvalid                   78
 │   └── ExtraMissing                       78
 ├── Interrupted                           130
@@ -243,6 +244,10 @@ class ModelChanged(EmbedctlError):
 
     exit_code = 76
     word = "model_changed"
+
+
+class BegunAnew(ModelChanged):
+    """A model was found to have changed, with leave to go on, after vectors of before were taken into a new output."""
 
 
 class ConfigurationInvalid(EmbedctlError):

@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
@@ -49,6 +49,11 @@ def uuid7(now_s: float | None = None, random: bytes | None = None) -> uuid.UUID:
     value = value & ~(0xF << 76) | 0x7 << 76  # version 7
     value = value & ~(0x3 << 62) | 0x2 << 62  # variant 10
     return uuid.UUID(int=value)
+
+
+def minted_at(made: uuid.UUID) -> float:
+    """When a UUIDv7 was minted, in Unix seconds."""
+    return (made.int >> 80) / 1000
 
 
 def new_operation_id() -> str:
@@ -229,6 +234,23 @@ class Space:
         """Sentences that name each field in which two spaces differ."""
         mine, theirs = self.as_dict(), other.as_dict()
         return [f"{name}: {mine[name]!r} here, {theirs[name]!r} there" for name in mine if mine[name] != theirs[name]]
+
+    def like(self, other: Space) -> Space:
+        """This space as an older version would name it, where `other` is named so; else itself.
+
+        They named a local model by its weights alone, without tokenizer, pooling and longest text.
+        """
+        of_files = self.revision is not None and self.revision.startswith(_FILES)
+        older = replace(self, revision=None) if of_files and other.revision is None else self
+        return older if older == other else self
+
+
+_FILES = "files:"
+
+
+def files_revision(digest: str) -> str:
+    """The revision of a model that nobody but its files names."""
+    return f"{_FILES}{digest}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -749,7 +771,7 @@ Concern = Literal[
     "cache", "learned_file", "input", "folder_gone", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
     "other_model", "input_type_lost", "bad_file", "bad_row", "left_out", "telemetry", "count_cache",
     "store_usage", "batch_mode", "batch_unseen", "batch_twin", "batch_line", "batch_files", "model_changed",
-    "model_version", "canary", "few_shards", "worker_died", "workers_waiting",
+    "model_version", "canary", "older_space", "few_shards", "worker_died", "workers_waiting",
 ]  # fmt: skip
 
 

@@ -525,6 +525,8 @@ _CONCERNS = {
     "set_aside": "a damaged or foreign state file is set aside as {subject}",
     "model_changed": "{detail}",
     "model_version": "{detail}",
+    "older_space": "{subject} was begun by an older version, whose spaces say nothing of a local model's tokenizer and "
+    "pooling: it is gone on with as it is, and --overwrite makes it anew",
     "canary": "whether {subject} is still the model it was is not known: {detail}",
     "other_model": "{subject} says that it answers from {detail}: is it the model that was asked for?",
     "input_type_lost": "{subject}: {detail}",

@@ -14,7 +14,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -233,13 +233,19 @@ def _encoding(name: str) -> Any:
 
     if name != "cl100k_base":
         return tiktoken.get_encoding(name)
-    pairs = (line.split() for line in asset(_VOCABULARY).read_bytes().splitlines())
-    ranks = {binascii.a2b_base64(token): int(rank) for token, rank in pairs}
+    words = asset(_VOCABULARY).read_bytes().split()  # token and rank in turn
+    ranks = dict(zip(map(binascii.a2b_base64, words[::2]), map(int, words[1::2]), strict=True))
     return tiktoken.Encoding(name, pat_str=_CL100K_PATTERN, mergeable_ranks=ranks, special_tokens=_CL100K_SPECIAL)
 
 
 def tokenizer_file(path: Path) -> Tokenizer:
-    """A tokenizer.json without its padding and truncation: nothing is ever cut silently."""
+    """A tokenizer.json without its padding and truncation: nothing is ever cut silently. Loaded once."""
+    found = path.stat()
+    return _tokenizer(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(4)
+def _tokenizer(path: Path, _mtime_ns: int, _size: int) -> Tokenizer:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))

@@ -8,7 +8,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,6 +18,9 @@ from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.processes import Zygote, zygote
 from tests.support.stores import HAS_AZURITE, StoreServer, azure_server, gcs_server, s3_server
 from tests.support.wire.client import Wire, started
+
+if TYPE_CHECKING:
+    from tests.support.store_world import StoreWorld
 
 # No test may time anything: hypothesis fails examples that take 0.2 s, or long to make, unless told not to.
 # Other examples each time: what few of them find, many runs find.
@@ -147,6 +150,23 @@ def overwriting() -> Iterator[StoreServer]:
     """A store that takes the condition of a put and overwrites all the same."""
     with gcs_server(overwrites=True) as server:
         yield server
+
+
+@pytest.fixture
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part for every few rows."""
+    from embedctl.planning import slice as slices
+
+    monkeypatch.setattr(slices, "SLICE_BYTES", 1)
+
+
+@pytest.fixture
+def store_world(tmp_path: Path, wire: Wire) -> StoreWorld:
+    """A provider that has been asked nothing, and a folder as a store."""
+    from tests.support.store_world import StoreWorld
+
+    wire.reset()
+    return StoreWorld(tmp_path, wire)
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ class Folder:
         pooling: How the vectors of a text's tokens become one.
         dimensions: Width; None where config.json does not say.
         max_tokens: Of a text, special tokens included; None: any number.
-        digest: 16 hex digits of all that makes its vectors: another file is another space.
+        digest: 16 hex digits of its weights.
+        revision: Of all else that makes its vectors; None where `digest` is of that, too.
         normalized: Its vectors have unit length.
     """
 
@@ -37,6 +38,7 @@ class Folder:
     dimensions: int | None
     max_tokens: int | None
     digest: str
+    revision: str | None = None
     normalized: bool = True
 
 

@@ -98,12 +98,22 @@ def _fetch(name: str, into: Path, files: Sequence[str], revision: str | None, en
         ) from None
     except errors.RevisionNotFoundError:
         raise ModelNotFound(f"{name} has no revision {revision!r}") from None
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, ConnectionError) as error:
+    except Exception as trouble:
+        if _is_disk(trouble):
+            raise
         raise NotSent(
-            f"Hugging Face cannot be reached: {type(error).__name__}", hint="is the network up? proxies are honoured"
+            f"Hugging Face cannot be reached: {type(trouble).__name__}", hint="is the network up? proxies are honoured"
         ) from None
     _check_digests(name, into, {one.rfilename: one.lfs.sha256 for one in info.siblings or () if one.lfs})
     return commit or "main"
+
+
+def _is_disk(trouble: Exception) -> bool:
+    """Whether it is this machine's own; all else that the library raises is the network's.
+
+    Its errors are those of its HTTP client, which is another one from version to version (requests, httpx, httpx2).
+    """
+    return isinstance(trouble, OSError) and trouble.errno is not None and not isinstance(trouble, ConnectionError)
 
 
 def _check_digests(name: str, into: Path, published: Mapping[str, str]) -> None:

@@ -82,7 +82,7 @@ def reservations(
     if options.max_cost is not None:  # of the whole job: a share of it has that part
         allowances.append(SpendLimit("--max-cost", options.max_cost / share_of(options.shard).count, spent))
     keys = [] if key is None else [key]
-    standings = partial(_run_standings, paths, settings, keys, take_in, trust=trust, state=state)
+    standings = partial(_all_standings, paths, settings, keys, take_in, trust=trust, state=state)
     prices = {endpoint.id: endpoint.per_hour or unit_price(endpoint) for endpoint in endpoints}
     if all(price == 0 for price in prices.values()) or not (
         keys or budget_copy.there_are(paths) or _has_budget(settings)
@@ -166,21 +166,13 @@ def _all_standings(
     without_runs: Collection[str] = (),
     *,
     trust: Trust,
+    state: Path | None = None,
 ) -> Sequence[BudgetStatus]:
-    found = _standings(paths, settings, take_in, without_runs, trust=trust, everybody=True)
-    return [*found, *_of_keys(paths, keys, without_runs, _waiting(settings.paths.batches, paths, trust, None))]
+    """Budgets of workspaces and of keys.
 
-
-def _run_standings(
-    paths: LedgerPaths,
-    settings: Settings,
-    keys: Sequence[KeyBudget],
-    take_in: Callable[[], object],
-    without_runs: Collection[str] = (),
-    *,
-    trust: Trust,
-    state: Path,
-) -> Sequence[BudgetStatus]:
+    Args:
+        state: Of the run that they are for; None: of a server, that pays for everybody.
+    """
     found = _standings(paths, settings, take_in, without_runs, trust=trust, state=state)
     return [*found, *_of_keys(paths, keys, without_runs, _waiting(settings.paths.batches, paths, trust, state))]
 
@@ -217,10 +209,9 @@ def _standings(
     without_runs: Collection[str] = (),
     *,
     trust: Trust,
-    state: Path | None = None,
-    everybody: bool = False,
+    state: Path | None,
 ) -> Sequence[BudgetStatus]:
-    """How the budgets of this run's workspaces (or of `everybody`) stand, everything spent by now included.
+    """How the budgets of a run's workspaces stand (without `state`: of everybody), everything spent by now included.
 
     What waits at a provider in batches counts as well, but for those of living runs and of `state`: whoever works with
     them has set that aside.
@@ -230,7 +221,7 @@ def _standings(
 
     now = utc_now()
     take_in()
-    only = None if everybody or settings.options.workspace_column else settings.options.workspace
+    only = None if state is None or settings.options.workspace_column else settings.options.workspace
     own = [one for one in budgets.configured(settings.workspaces) if only in (None, one.workspace)]
     with reader(paths, wait_s=LEDGER_WAIT_S, now=now) as connection:
         found = budgets.standings(connection, own, workspace=only, now=now, without_runs=sorted(without_runs))

@@ -127,6 +127,7 @@ class BatchAnswers:
         sleep: Waits; raises when the run is told to stop.
         proceed: Called before each create; raises when nothing more may be sent.
         look: Sees to it that the model is what it was; raises ModelChanged when it is not.
+        books_all: What a model that changed has brought is read all the same: booked, and kept for who wants it.
 
     Attributes:
         dirty: Texts have come back without an answer: they are to be planned again.
@@ -155,6 +156,7 @@ class BatchAnswers:
         sleep: Callable[[float], Awaitable[None]],
         proceed: Callable[[], None] = lambda: None,
         look: Callable[[], Awaitable[None]] = _unwatched,
+        books_all: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._calls = calls
@@ -184,6 +186,7 @@ class BatchAnswers:
         self._sleep = sleep
         self._proceed = proceed
         self._watch = look
+        self._books_all = books_all
         self._clock = clock
         self._open: list[OpenBatch] = []
         self._draft = _Draft()
@@ -579,8 +582,11 @@ class BatchAnswers:
         try:
             await self._watch()
         except ModelChanged as changed:
-            changed.hint = _CHANGED_HINT
-            raise
+            if not self._books_all:
+                changed.hint = _CHANGED_HINT
+                raise
+            detail = f"{changed.message}; what its batches brought is booked, and only --on-drift warn takes it"
+            self._observer.notify(Warned("model_changed", self._endpoint.id, detail))
         found = await self._collector.collect(one)
         state = one.state
         assert state is not None  # noqa: S101 - it has ended

@@ -29,6 +29,9 @@ from embedctl.providers._batch import MOST_LINE_BYTES, BatchState, LineResult, R
 from embedctl.records import AttemptEnded, Observer, Request, UsageEvent, Warned
 from embedctl.routing.endpoint import Endpoint
 
+READ_AT = "read_at"
+"""When a line was read, in Unix seconds, beside its vectors: its model was looked at then, not when it was answered."""
+
 _MISMATCH_HINT = "nothing of it was written; what is left is asked for online by the next run: is it still the model?"
 
 
@@ -216,7 +219,7 @@ class BatchCollector:
             if not has_vectors:
                 each = wire.tokens_each or ((used.tokens_total,) if batch.lines[number].texts == 1 else None)
                 space = self._route.space
-                extra = {"space_id": space.space_id} if space else None
+                extra = {"space_id": space.space_id, READ_AT: self._clock()} if space else None
                 await self._journal.collect(ended, batch.hashes_of(number), vectors, each, extra)
             self._had(batch.hashes_of(number))
         else:

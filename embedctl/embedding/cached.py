@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from embedctl.embedding import usage_events
 from embedctl.embedding.attempt import AttemptRecord, SpendGuard
 from embedctl.embedding.call import Embedder
+from embedctl.embedding.canary import CanaryWatch
 from embedctl.embedding.route import Route
 from embedctl.embedding.usage_events import Caller
 from embedctl.journal import Journal
 from embedctl.planning.packer import PackedRequest
-from embedctl.records import TEXT_HASH_BYTES, Answer, Outcome, Request, Space, Usage, UsageEvent
+from embedctl.records import TEXT_HASH_BYTES, Answer, Outcome, Request, Space, Usage, UsageEvent, minted_at
 from embedctl.routing.endpoint import Endpoint
-from embedctl.storage.vector_cache import CachedVector, VectorCache
+from embedctl.storage.vector_cache import CachedVector, Stands, VectorCache
 
 _MOST_WIDTH = 8192
 """Of vectors whose width nobody says."""
@@ -34,6 +35,7 @@ class CachedEmbedder:
     Args:
         cache: None: nothing is remembered.
         endpoint: Whose space is looked for before the first answer.
+        watch: Says which vectors of the cache may stand in the output, and is told what does.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class CachedEmbedder:
         budget: SpendGuard,
         caller: Caller,
         endpoint: Endpoint,
+        watch: CanaryWatch,
     ) -> None:
         self._embedder = embedder
         self._cache = cache
@@ -54,6 +57,7 @@ class CachedEmbedder:
         self._budget = budget
         self._caller = caller
         self._endpoint = endpoint
+        self._watch = watch
         self.hits = 0
 
     async def embed(self, packed: PackedRequest) -> list[Outcome]:
@@ -68,7 +72,9 @@ class CachedEmbedder:
         arrived: list[Outcome] = []
         if space is not None:
             hashes = _each(packed.request.hashes)
-            found = await asyncio.to_thread(self._cache.look_up, space.space_id, hashes, space.dimensions)
+            found = await asyncio.to_thread(
+                self._cache.look_up, space.space_id, hashes, space.dimensions, self._watch.stands
+            )
             have = [place for place, text_hash in enumerate(hashes) if text_hash in found]
             if have:
                 arrived = await self._kept(packed, have, [found[hashes[place]] for place in have], space)
@@ -99,9 +105,8 @@ class CachedEmbedder:
             answer = outcome.answer
             if answer is not None:
                 each = answer.tokens_each or (None,) * len(answer.vectors)
-                hits = [
-                    CachedVector(answer.provider, answer.model, each[i], row) for i, row in enumerate(answer.vectors)
-                ]
+                maker, asked_at = (answer.provider, answer.model), minted_at(answer.event_id)
+                hits = [CachedVector(*maker, each[i], row, asked_at) for i, row in enumerate(answer.vectors)]
                 known = [hashes[ordinal] for ordinal in outcome.targets]
                 await asyncio.to_thread(self._cache.put, space.space_id, known, hits)
 
@@ -110,6 +115,7 @@ class CachedEmbedder:
     ) -> list[Outcome]:
         """Write hits to the journal, those of one maker together."""
         self._route.space = space
+        self._watch.holds = True
         self.hits += len(hits)
         arrived: list[Outcome] = []
         for maker in sorted({(hit.provider, hit.model) for hit in hits}):
@@ -151,7 +157,7 @@ class Recalled:
     taken: frozenset[bytes] = frozenset()
 
 
-def recalled(cache: VectorCache, endpoint: Endpoint, hashes: Sequence[bytes]) -> Recalled:
+def recalled(cache: VectorCache, endpoint: Endpoint, hashes: Sequence[bytes], stands: Stands) -> Recalled:
     """What an endpoint itself has made before: another host's vectors of the same weights say nothing of this one.
 
     Where nobody says how wide its vectors are, those that it made before do.
@@ -163,11 +169,11 @@ def recalled(cache: VectorCache, endpoint: Endpoint, hashes: Sequence[bytes]) ->
         space = next((one for one in widths if one is not None and one.space_id in ids), None)
     if space is None:
         return Recalled()
-    found = cache.look_up(space.space_id, hashes, space.dimensions)
+    found = cache.look_up(space.space_id, hashes, space.dimensions, stands)
     maker = (endpoint.provider, endpoint.model)
     taken = frozenset(digest for digest, one in found.items() if (one.provider, one.model) != maker)
     if taken:
-        own = cache.look_up(_own_id(space.space_id, endpoint), list(taken), space.dimensions)
+        own = cache.look_up(_own_id(space.space_id, endpoint), list(taken), space.dimensions, stands)
         found = {digest: one for digest, one in found.items() if digest not in taken} | own
     return Recalled(space, found, taken)
 
@@ -202,7 +208,7 @@ class RememberingJournal:
         if extra is not None:  # not a probe's
             each = tokens_each or (None,) * len(vectors)
             made = {
-                digest: CachedVector(event.provider, event.model, each[i], vectors[i])
+                digest: CachedVector(event.provider, event.model, each[i], vectors[i], minted_at(event.event_id))
                 for i, digest in enumerate(_each(hashes))
             }
             shared = [digest for digest in made if digest not in self._taken]
@@ -215,10 +221,12 @@ class RememberingJournal:
         return await self._journal.answer(event, hashes, vectors, tokens_each, extra)
 
 
-async def unknown_to(cache: VectorCache, space: Space, packed: PackedRequest) -> PackedRequest | None:
+async def unknown_to(
+    cache: VectorCache, space: Space, packed: PackedRequest, watch: CanaryWatch
+) -> PackedRequest | None:
     """A request without the texts that the cache has; None when it has all of them."""
     hashes = _each(packed.request.hashes)
-    found = await asyncio.to_thread(cache.look_up, space.space_id, hashes, space.dimensions)
+    found = await asyncio.to_thread(cache.look_up, space.space_id, hashes, space.dimensions, watch.stands)
     missing = [place for place, text_hash in enumerate(hashes) if text_hash not in found]
     if not missing or len(missing) == len(hashes):
         return packed if missing else None

@@ -200,6 +200,8 @@ class _Call:
             leg = await self._router.next(self._route, self._probe, operation.wait_budget)
             try:
                 await self.look(leg)
+                if self._route.canary is not None and request.purpose != "test":
+                    self._route.canary.holds = True
                 await self._with_retry(leg, operation, done.rest_of(request), done)
             except _LeftError as left:
                 error = left.step.error

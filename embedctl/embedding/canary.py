@@ -2,15 +2,19 @@
 
 Looked at once a day and space (`canary = "daily"`), by whichever run comes first; the first run of all is not held up:
 its canaries travel beside its own requests.
+
+Wherever vectors are that were made before (cache, journal, parts), they are taken only when no change of their maker's
+model was noticed between the output's beginning and their making.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.embedding.model_change import RANKED_TEXTS, SAME_COSINE, Difference, compare, ranks_agree
-from embedctl.errors import EmbedctlError, ModelChanged, ProviderError, SpaceMismatch
+from embedctl.errors import BegunAnew, EmbedctlError, ModelChanged, ProviderError, SpaceMismatch
 from embedctl.records import Observer, Space, Warned, utc_now
 from embedctl.routing import canaries
-from embedctl.routing.canaries import TEXTS, Canaries, HostRecord, Verdict, host_of
+from embedctl.routing.canaries import TEXTS, Canaries, Changes, HostRecord, Verdict, host_of
 from embedctl.routing.endpoint import Endpoint
+from embedctl.storage.vector_cache import CachedVector
 
 LATE_S = 10.0
 """The end of a run waits no longer than so for canaries that were never compared with anything."""
@@ -47,6 +52,7 @@ class CanaryWatch:
 
     Args:
         folder: Of the home, where canaries are kept.
+        chain: Who may be asked, first the model that was asked for.
         when: How often; `off` still heeds `hosts`.
         on_drift: What becomes of a run whose model changed.
         reference: What the output began with; None: what this home saw first.
@@ -54,12 +60,17 @@ class CanaryWatch:
         hosts: Who may be asked; None: who passes.
         sample: Of the output's own texts.
         forget: Empties the shared cache of what an endpoint made before it changed; in a thread.
-        waits: Also for the first canaries of all: what they are written to ends with the call.
+        begun_at: When the oldest of the vectors was made that the output holds, in Unix seconds; now, where it holds
+            none, or is to hold none of them; infinite where each call is on its own.
+        owned: It holds vectors that its earlier runs bought, and goes on with them: who says `warn` mixes models.
+        holds: Vectors were taken, or bought, since.
+        waits: Also for the first canaries of all: it serves calls, and what they are written to ends with the call.
         asked_as: Host → how the canaries are asked for, where the endpoint embeds questions and they are documents.
     """
 
     folder: Path
     observer: Observer
+    chain: Sequence[Endpoint]
     when: When = "daily"
     on_drift: Literal["stop", "warn"] = "stop"
     reference: Canaries | None = None
@@ -68,16 +79,29 @@ class CanaryWatch:
     sample: Sample = no_sample
     asked_as: Mapping[str, Endpoint] = field(default_factory=dict)
     forget: Callable[[Endpoint], object] = lambda endpoint: None
+    begun_at: float = field(default_factory=time.time)
+    owned: bool = False
+    holds: bool = False
     waits: bool = False
     clock: Callable[[], datetime] = utc_now
     seen: dict[str, Canaries] = field(default_factory=dict)
-    _passed: dict[str, str] = field(default_factory=dict)
+    changes: Changes = field(init=False)
+    _likeness: tuple[object, bool] | None = None
+    _files: dict[str, Path] = field(default_factory=dict)
+    _passed: dict[str, tuple[str, float]] = field(default_factory=dict)
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
     _beside: set[asyncio.Task[None]] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.changes = Changes(self.folder)
+
     def is_due(self, endpoint: Endpoint) -> bool:
         """Whether `check` has anything to do before this endpoint is asked."""
-        return not endpoint.local and self._passed.get(host_of(endpoint)) != self._today()
+        if endpoint.local:
+            return False
+        host = host_of(endpoint)
+        day, at = self._passed.get(host, ("", 0.0))
+        return day != self._today() or self.changes.any(lambda other: other == host, at) is not None
 
     def begun_with(self) -> Canaries | None:
         """What the output's vectors are to be compared with later on."""
@@ -88,20 +112,67 @@ class CanaryWatch:
         """Who was looked at and found to make the same vectors, by this process."""
         return tuple(self.seen)
 
-    def trusts_cache(self, endpoints: Sequence[Endpoint]) -> bool:
-        """Whether what is cached of these is of the model that the output began with, as far as the home knows.
+    def stands(self, hit: CachedVector) -> bool:
+        """Whether a vector of the cache may stand in the output: nobody is asked for canaries for it.
 
-        A hit is not sent, so nobody is asked for canaries. Reads files.
+        Another host's vectors only where neither of the two was ever seen to change: since then they may differ.
         """
-        return self.reference is None or all(self._is_as_begun(one, self.reference) for one in endpoints)
+        first = self.chain[0]
+        maker = next((one for one in self.chain if (one.provider, one.model) == (hit.provider, hit.model)), None)
+        if self.hosts is not None and (maker is None or not (maker.local or host_of(maker) in self.hosts)):
+            return False
+        if maker is not None and maker.local:
+            return True  # its files are named in its space
+        after = min(self.begun_at, hit.made_at) if maker is first else 0.0
+        return self._changed(after, first, hit.provider, maker) is None and self._is_as_begun(maker)
 
-    def _is_as_begun(self, endpoint: Endpoint, begun: Canaries) -> bool:
-        record = None
-        if not endpoint.local:
-            record = canaries.load(canaries.file_of(self.folder, endpoint)).get(host_of(endpoint))
-        if record is None or compare(begun.vectors, record.last.vectors).what is None:
+    def keeps(self, provider: str, model: str, asked_at: float, answered_at: float) -> bool:
+        """Whether a vector of the output's journal or parts may stand in it.
+
+        Args:
+            asked_at: Unix seconds; likewise `answered_at`.
+        """
+        if self.owned and self.on_drift == "warn":
             return True
-        return _was_settled(record, begun, record.last)
+        maker = next((one for one in self.chain if (one.provider, one.model) == (provider, model)), None)
+        first, last = min(self.begun_at, asked_at), max(self.begun_at, answered_at)
+        return self._changed(first, self.chain[0], provider, maker, last) is None
+
+    def _changed(
+        self, after: float, first: Endpoint, provider: str, maker: Endpoint | None, until: float = float("inf")
+    ) -> float | None:
+        """When the model that was asked for, or the maker's, was last seen to be another than before."""
+        hosts = {host_of(one) for one in (first, maker) if one is not None and not one.local}
+        unknown = f"{provider}@" if maker is None else None  # none of the chain: any of its hosts
+        return self.changes.any(
+            lambda host: host in hosts or (unknown is not None and host.startswith(unknown)), after, until
+        )
+
+    def _is_as_begun(self, maker: Endpoint | None) -> bool:
+        """Whether what is cached is of the model of `reference`, as far as the home knows.
+
+        Where the home knows nothing of it, the first request tells.
+        """
+        endpoint = maker or self.chain[0]
+        if self.reference is None or self.when == "off" or endpoint.local:
+            return True
+        host = host_of(endpoint)
+        path = self._files.get(host)
+        if path is None:  # its name is a hash of the space: each vector asks
+            path = self._files[host] = canaries.file_of(self.folder, self.asked_as.get(host, endpoint))
+        signature = (host, canaries.signature_of(path))
+        if self._likeness is None or self._likeness[0] != signature:
+            record = canaries.load(path).get(host)
+            alike = record is not None and (
+                compare(self.reference.vectors, record.last.vectors).what is None
+                or _was_settled(record, self.reference, record.last)
+            )
+            self._likeness = signature, alike
+        return self._likeness[1]
+
+    def begin_anew(self) -> None:
+        """The output's vectors are made from now on."""
+        self.begun_at, self.holds = max(self.begun_at, self.clock().timestamp()), False
 
     async def check(self, endpoint: Endpoint, ask: Ask) -> None:
         """Look at an endpoint; returns when it may be asked for vectors.
@@ -124,7 +195,7 @@ class CanaryWatch:
                 )
             if self.when != "off":
                 await self._look(endpoint, host, ask)
-            self._passed[host] = self._today()
+            self._pass(host)
 
     async def settled(self) -> None:
         """Wait, but not for long, for canaries that travel beside other requests."""
@@ -140,6 +211,10 @@ class CanaryWatch:
             task.cancel()
         await asyncio.gather(*self._beside, return_exceptions=True)
 
+    def _pass(self, host: str) -> None:
+        now = self.clock()
+        self._passed[host] = now.date().isoformat(), now.timestamp()
+
     def _today(self) -> str:
         return self.clock().date().isoformat()
 
@@ -147,6 +222,8 @@ class CanaryWatch:
         path = canaries.file_of(self.folder, endpoint)
         known = await asyncio.to_thread(canaries.load, path)
         record = known.get(host)
+        if self.reference is None and self.owned:
+            self._say_changed_since(endpoint)
         home = next(iter(self.seen), host)
         own = record.first if record else None
         before = self.reference or (own if home == host else self.seen[home])
@@ -204,13 +281,15 @@ class CanaryWatch:
         elif verdict == "same" and renamed:
             verdict = "version"
         warns = self.on_drift == "warn" and now.host == before.host
-        begins = self.reference is None
+        begins = self.reference is None and not self.owned
         if verdict == "changed" and warns and begins:
             verdict = "accepted"
-        if asked and verdict in ("changed", "accepted") and _is_news(record, now):
-            await asyncio.to_thread(self.forget, endpoint)  # first: what is remembered is no news any more
+        if asked and verdict in ("changed", "accepted") and _is_news(record, before, now):
+            await asyncio.to_thread(self._note_change, endpoint)  # first: what is remembered is no news any more
         if asked or verdict == "accepted":
             await self._remember(endpoint, path, now, found.cosine, verdict)
+        if verdict == "accepted" and not self.holds:
+            self.begin_anew()
         said = _said(endpoint, before, now, found)
         if verdict in ("changed", "accepted") or (self.locked and verdict != "same"):
             if now.host != before.host:
@@ -218,6 +297,11 @@ class CanaryWatch:
             if self.locked or not warns:
                 raise ModelChanged(said, hint=_LOCKED_HINT if self.locked else _CHANGED_HINT)
             self.observer.notify(Warned("model_changed", endpoint.id, said))
+            if begins and self.holds and not self.waits:
+                self._pass(now.host)
+                raise BegunAnew(said, hint="run the same command again: what was made before is not taken any more")
+            if not begins:
+                self.reference = before  # the next run is to hear of it, too
         elif verdict == "version" and (record is None or record.last.version != now.version):
             names = f"{now.version or 'nothing'} now, and {before.version or 'nothing'} on {before.at[:10]}"
             detail = f"{endpoint.id} calls its model {names}: its vectors are the same"
@@ -225,6 +309,22 @@ class CanaryWatch:
         elif verdict == "arithmetic" and asked and not settled:
             detail = f"{said}; but texts find each other as before: other arithmetic, the same weights"
             self.observer.notify(Warned("model_version", endpoint.id, detail))
+
+    def _say_changed_since(self, endpoint: Endpoint) -> None:
+        """Of an output without a lock: raise ModelChanged, or warn, when its vectors are from before a change."""
+        changed_at = self.changes.any(lambda host: host == host_of(endpoint), self.begun_at)
+        if changed_at is None:
+            return
+        begun, changed = (datetime.fromtimestamp(at, UTC).date().isoformat() for at in (self.begun_at, changed_at))
+        said = f"{endpoint.id} is not the model that it was: the output was begun on {begun}, it changed by {changed}"
+        if self.on_drift == "stop":
+            raise ModelChanged(said, hint=_CHANGED_HINT)
+        self.observer.notify(Warned("model_changed", endpoint.id, said))
+
+    def _note_change(self, endpoint: Endpoint) -> None:
+        """Nothing that was made before may be taken for what is made now. A disk that refuses ends the run."""
+        canaries.note_change(self.folder, host_of(endpoint), self.clock().timestamp())
+        self.forget(endpoint)
 
     async def _ranks_agree(self, ask: Ask) -> bool:
         """Whether the output's own texts, embedded now, find those that are there in the order they did."""
@@ -257,9 +357,11 @@ _LOCKED_HINT = "--locked buys nothing that differs: leave it out, or lock anew w
 _ANOTHER_HINT = "its weights, prefixes or pooling differ; take it out of the [fallback] chain"
 
 
-def _is_news(record: HostRecord | None, now: Canaries) -> bool:
+def _is_news(record: HostRecord | None, before: Canaries, now: Canaries) -> bool:
     """Whether the host made other vectors when it was looked at last: then those are what the cache holds."""
-    return record is not None and compare(record.last.vectors, now.vectors).what is not None
+    if record is None:
+        return before.host == now.host
+    return compare(record.last.vectors, now.vectors).what is not None
 
 
 def _was_settled(record: HostRecord | None, before: Canaries, now: Canaries) -> bool:

@@ -55,17 +55,22 @@ class Crew:
         """A worker has ended in order."""
         self._members.pop(worker, None)
 
-    def died(self, worker: str, how: str) -> str | None:
-        """A worker has died; the shard that it had.
+    def shard_of(self, worker: str) -> str | None:
+        """The shard that a worker has told of."""
+        member = self._members.get(worker)
+        return member.shard.shard if member is not None and member.shard is not None else None
+
+    def died(self, worker: str, how: str, name: str) -> None:
+        """A worker has died.
 
         Args:
+            name: Of the shard that it had; "" when it had none.
             how: For messages: "by signal 9".
 
         Raises:
             WorkersDied: Several have, of the same shard, or before they took one.
         """
-        shard = self._members.pop(worker, _Member()).shard
-        name = shard.shard if shard is not None else ""
+        self._members.pop(worker, None)
         self._deaths[name] += 1
         if self._deaths[name] >= MOST_DEATHS:
             if name:
@@ -77,7 +82,6 @@ class Crew:
                 f"{MOST_DEATHS} workers ended before they took a shard, the last one {how}",
                 hint="run it without --workers to see why",
             )
-        return name or None
 
     def told(self, done_before: int, *, cost: Decimal | None, tokens: int, documents: bool) -> Progressed:
         """How far they are together.

@@ -134,16 +134,10 @@ class HostRun(StoreRun, ABC):
         while True:
             free = await asyncio.to_thread(self._free_host, plan)
             if free is not None:
-                log = ShardLog(
-                    self._store,
-                    plan.host_label,
-                    str(self.run_id),
-                    lease_s=self._options.lease,
-                    patience=self._patience,
-                    clock=self._clock,
-                )
+                log = self._log(plan.host_label)
                 if await asyncio.to_thread(log.claim, free):
                     log.keep(self._lost)
+                    await asyncio.to_thread(self._book_the_dead, plan)
                     return log
             await self.stop.sleep(min(MOST_POLL_S, self._options.lease / 10))
 
@@ -179,6 +173,16 @@ class HostRun(StoreRun, ABC):
             return AdaptiveLimiter(limits, longest_gate_s=self._options.max_wait, waiting=waiting)
 
         return SharedLimits(money, limiter, workers=self._options.workers, counted=self._counted)
+
+    def _shard_of_dead(self, plan: StorePlan, worker: str) -> str:
+        """The shard that a dead worker had; "" when it had none. It may have taken one that it never told of."""
+        if (told := self._crew.shard_of(worker)) is not None or not worker:
+            return told or ""
+        done = self._patience.with_(lambda: store_plan.done_ordinals(self._store, plan))
+        for shard, end in self._patience.with_(lambda: list(store_plan.tails(self._store, plan, done))):
+            if end is not None and end.worker == worker and not end.is_drained:
+                return plan.label(shard)
+        return ""
 
     # what workers tell
 

@@ -67,7 +67,7 @@ class ProcessesRun(HostRun):
         try:
             async with asyncio.TaskGroup() as places:
                 for _ in range(count):
-                    places.create_task(self._place(content, count, limits))
+                    places.create_task(self._place(plan, content, count, limits))
         finally:
             stopping.cancel()
             for child in self._children:
@@ -81,7 +81,7 @@ class ProcessesRun(HostRun):
         for child in self._children:
             child.say("stop", self.stop.reason)
 
-    async def _place(self, content: bytes, count: int, limits: SharedLimits) -> None:
+    async def _place(self, plan: StorePlan, content: bytes, count: int, limits: SharedLimits) -> None:
         """One worker after the other, until one ends in order, or none may be started any more."""
         try:
             while not self.stop.reasons:
@@ -95,12 +95,12 @@ class ProcessesRun(HostRun):
                 finally:
                     self._children.discard(child)
                     child.writer.close()
-                if not self._is_started_again(child, code):
+                if not await self._is_started_again(plan, child, code):
                     return
         except EmbedctlError as error:
             self.stop.because(error)
 
-    def _is_started_again(self, child: _Child, code: int) -> bool:
+    async def _is_started_again(self, plan: StorePlan, child: _Child, code: int) -> bool:
         """Whether another worker takes its place.
 
         Raises:
@@ -120,10 +120,10 @@ class ProcessesRun(HostRun):
                 raise child.error
             return True
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        shard = self._crew.died(child.worker, how)
-        self._observer.notify(
-            Warned("worker_died", str(child.process.pid), f" {how}{f' at shard {shard}' if shard else ''}")
-        )
+        shard = await asyncio.to_thread(self._shard_of_dead, plan, child.worker)
+        self._crew.died(child.worker, how, shard)
+        where = f" at shard {shard}" if shard else ""
+        self._observer.notify(Warned("worker_died", str(child.process.pid), f" {how}{where}"))
         for other in self._children:
             other.say("dead", [child.worker])
         return True

@@ -343,9 +343,15 @@ def _notes(candidate: Candidate, found: Embedded, expected: Expected, asked: Seq
             )
     elif candidate.price is None:
         notes.append(f"{name} has no price: what it costs is unknown until `embedctl prices set` tells one")
-    if found.usage_source != "native" and not found.cut.is_exact and candidate.price != 0:
+    if found.usage_source != "native" and candidate.price != 0:
         counted = "in part " if found.usage_source == "mixed" else ""
-        notes.append(f"{name}: tokens are {counted}counted by {found.cut.tokenizer_id}, not by its own tokenizer")
+        if not found.cut.is_exact:
+            notes.append(f"{name}: tokens are {counted}counted by {found.cut.tokenizer_id}, not by its own tokenizer")
+        if found.texts_bought < len(set(found.cut.texts)):
+            notes.append(
+                f"{name}: tokens of texts that came from the cache are counted here, not those that were billed for "
+                "them: --no-cache asks again"
+            )
     refused = [f"{count:,} {what}" for count, what in zip(found.refused, ("texts", "queries"), strict=True) if count]
     if refused:
         notes.append(f"{name} refused {' and '.join(refused)}: what they would find counts as not found")

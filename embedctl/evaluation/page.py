@@ -25,7 +25,7 @@ def write(found: Comparison, place: Path, *, overwrite: bool = False) -> None:
     Raises:
         OutputRefused: Something is there, and `overwrite` is not set.
     """
-    named.write(place, page(found).encode(), overwrite=overwrite, mode=0o666)
+    named.write(place, page(found).encode(), overwrite=overwrite)
 
 
 def page(found: Comparison) -> str:

@@ -109,6 +109,7 @@ def _opened(
     """
     if int96 is None:
         with _opened(file, [], "ns") as fine:
+            _refuse_encrypted(file, fine.metadata)
             metadata, int96 = fine.metadata, _int96_unit(file, fine)
     buffer_bytes, is_whole = BUFFER_BYTES, False
     if file.stored is not None and columns is not None and metadata is not None:
@@ -123,6 +124,26 @@ def _opened(
         page_checksum_verification=True,
         coerce_int96_timestamp_unit=int96,
     )
+
+
+def _refuse_encrypted(file: InputFile, metadata: pq.FileMetaData) -> None:
+    """Refuse a file with encrypted columns whose footer can be read: pyarrow ends the process that looks at them.
+
+    Such a footer is followed by its signature, a nonce and a tag. Source: apache/parquet-format, Encryption.md 5.5.
+
+    Raises:
+        InputInvalid: It is one.
+    """
+    with raw.arrow_file(file, ahead=0) as content:
+        footer_bytes = int.from_bytes(content.read_at(_FOOTER_BYTES, content.size() - _TAIL_BYTES), "little")
+    if footer_bytes == metadata.serialized_size + _SIGNATURE_BYTES:
+        raise InputInvalid(f"{file.label}: encrypted Parquet", hint="decrypt it first: no keys of files are known")
+
+
+_TAIL_BYTES = 8
+_FOOTER_BYTES = 4
+"""Of those; what follows is the magic."""
+_SIGNATURE_BYTES = 12 + 16
 
 
 def _root(chunk: Any) -> str:

@@ -29,7 +29,7 @@ def of(column: pa.Array) -> NDArray[np.int64] | int:
         sizes = of(column.dictionary)
         if isinstance(sizes, int):
             return sizes
-        indices = column.indices.fill_null(-1) if column.null_count else column.indices
+        indices = column.indices.cast(pa.int64()).fill_null(-1) if column.null_count else column.indices
         each: NDArray[np.int64] = np.append(sizes, 0)[indices.to_numpy(zero_copy_only=False)]
         return each
     if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):

@@ -259,6 +259,13 @@ class Source:
             yield block if is_plain else widening.adapted(block, own, columns, partitions, file.label)
 
 
+def _without_columns(options: ReadOptions) -> tuple[str, ...]:
+    """What to say when the text of a text file was to be made of columns."""
+    asked = {"--template": options.template, "--text-column": options.text_column}
+    given = [flag for flag, value in asked.items() if value is not None]
+    return (f"text files have no columns: {' and '.join(given)} changes nothing",) if given else ()
+
+
 def open_input(inputs: Sequence[str], options: ReadOptions, *, stdin: BinaryIO | None = None) -> Source:
     """Find and look into every input before any work is done.
 
@@ -285,6 +292,7 @@ def open_input(inputs: Sequence[str], options: ReadOptions, *, stdin: BinaryIO |
             hint="one run for each; a glob such as 'folder/**/*.md', or --format, chooses",
         )
     if texts:
+        warnings += _without_columns(options)
         rows_hint = len(files) if options.split == "document" else None
         return Source(
             kind="text", files=tuple(files), options=options, rows_hint=rows_hint, left_out=left_out, warnings=warnings

@@ -34,7 +34,15 @@ _FRAME_BYTES = 4096
 
 
 class Turnstile(Protocol):
-    """Between an intent that lasts and its request: while many intents are on their way, few requests are."""
+    """Between an intent that lasts and its request: while many intents are on their way, few requests are.
+
+    Attributes:
+        stock: Intents that are written and not sent: while there are so many, others wait to be written together.
+        gather_s: How long they wait at most: who may be sent at once, when many answers come at once, must be written.
+    """
+
+    stock: int
+    gather_s: float
 
     async def enter(self) -> None:
         """Returns when the request may be sent.
@@ -56,6 +64,8 @@ class Journal:
         self._dimensions = dimensions
         self._turnstile = turnstile
         self._entered: set[UUID] = set()
+        self._gathered: dict[UUID, Append] = {}
+        self._ready = 0
         self._closing: asyncio.Future[VectorRef | None] | None = None
 
     @classmethod
@@ -148,18 +158,43 @@ class Journal:
         vector_bytes = TEXT_HASH_BYTES + self._dimensions * 4
         room = event.input_count * vector_bytes + _FRAME_BYTES
         entry = Append(frames.draft("intent", event), _waiter(), room)
+        if self._turnstile is not None:
+            await self._sent_in_turn(self._turnstile, entry, event)
+            return
         try:
             await self._written(entry)
         except asyncio.CancelledError:
             self._never_sent(event)
             raise
-        if self._turnstile is not None:
-            try:
-                await self._turnstile.enter()
-            except BaseException:
-                self._never_sent(event)
-                raise
+
+    async def _sent_in_turn(self, turnstile: Turnstile, entry: Append, event: UsageEvent) -> None:
+        """Write it together with others as long as enough are ready to be sent, and wait for its turn."""
+        if not self._gathered:
+            asyncio.get_running_loop().call_later(turnstile.gather_s, self._put_gathered, None)
+        self._gathered[event.event_id] = entry
+        self._put_gathered(turnstile.stock)
+        is_written = False
+        try:
+            await entry.waiter
+            is_written = True
+            await turnstile.enter()
             self._entered.add(event.event_id)
+        except BaseException as error:
+            if is_written or (isinstance(error, asyncio.CancelledError) and event.event_id not in self._gathered):
+                self._never_sent(event)
+            raise
+        finally:
+            if self._gathered.pop(event.event_id, None) is None:
+                self._ready -= 1
+                self._put_gathered(turnstile.stock)
+
+    def _put_gathered(self, stock: int | None) -> None:
+        """Hand the gathered ones over when fewer than `stock` are ready, or at once."""
+        if self._gathered and (stock is None or self._ready < stock):
+            entries = list(self._gathered.values())
+            self._gathered.clear()
+            self._ready += len(entries)
+            self._put(*entries)
 
     def _never_sent(self, event: UsageEvent) -> None:
         never = replace(event, status="cancelled", billable="no", error_class="not_sent", tokens_total=0)

@@ -27,6 +27,12 @@ from embedctl.storage import Buffer, Disk
 MOST_AT_ONCE = 16 << 20
 """Bytes of one object with answers."""
 
+_LINGER_S = 0.02
+"""How long an answer waits for others that go with it, while few are on their way."""
+
+GATHER_S = 0.05
+"""How long an intent waits for others that go with it, while enough are ready."""
+
 _READERS = 8
 
 
@@ -54,6 +60,7 @@ class ShippingDisk(Disk):
         self._intents = threading.Lock()
         self._answers = threading.Condition()
         self._due: deque[_Shipped] = deque()
+        self._urgent = threading.Event()
         self._failure: BaseException | None = None
         self._closed = False
         self._told: Callable[[], object] = lambda: None
@@ -136,6 +143,11 @@ class ShippingDisk(Disk):
 
     def _next_piece(self) -> tuple[_Shipped, int, bytes] | None:
         with self._answers:
+            while not self._due and not self._closed:
+                self._answers.wait()
+        self._urgent.wait(_LINGER_S)
+        self._urgent.clear()
+        with self._answers:
             while True:
                 while not self._due and not self._closed:
                     self._answers.wait()
@@ -152,6 +164,7 @@ class ShippingDisk(Disk):
         with self._answers:
             while file.shipped < end and file.fd >= 0:
                 self.check()
+                self._urgent.set()
                 self._answers.wait()
 
     def _fail(self, error: BaseException) -> None:
@@ -180,8 +193,13 @@ class ShippingDisk(Disk):
         file = self._files.get(f"{segment}{ANSWERS}")
         return file is None or file.shipped >= end or self._failure is not None or self._closed
 
+    def hurry(self) -> None:
+        """Answers wait for no others that might go with them."""
+        self._urgent.set()
+
     def end(self) -> None:
         """Nothing more is shipped."""
+        self._urgent.set()
         with self._answers:
             self._closed = True
             self._due.clear()
@@ -196,11 +214,12 @@ class ShippingDisk(Disk):
 class ShippingTurnstile:
     """Lets requests go whose intents are on the store. For one event loop.
 
-    What a dead worker loses is what was sent and is not on the store: never more than both limits together.
+    What a dead worker loses is what was sent and is not on the store: never more than both limits together. Only their
+    sum stops a request: where answers come all at once, a limit of its own for them would stop every request meanwhile.
 
     Args:
         most_sent: Requests in flight.
-        most_unshipped: Answers on their way while another request is sent.
+        most_unshipped: Answers on their way to the store while so many requests are in flight.
         proceed: Raises when nothing more may be sent.
     """
 
@@ -208,6 +227,8 @@ class ShippingTurnstile:
         self, disk: ShippingDisk, *, most_sent: int, most_unshipped: int, proceed: Callable[[], object]
     ) -> None:
         self._disk = disk
+        self.stock = max(1, most_sent // 2)
+        self.gather_s = GATHER_S
         self._most_sent = most_sent
         self._most_unshipped = most_unshipped
         self._proceed = proceed
@@ -222,7 +243,7 @@ class ShippingTurnstile:
         while True:
             self._proceed()
             self._disk.check()
-            if self._sent < self._most_sent and self._left() <= self._most_unshipped:
+            if self._sent < min(self._most_sent, self._most_sent + self._most_unshipped - self._left()):
                 self._sent += 1
                 return
             self._moved.clear()
@@ -233,6 +254,8 @@ class ShippingTurnstile:
         self._sent -= 1
         if ref is not None:
             self._unshipped.append((ref.segment, ref.offset + ref.count * ref.dimensions * 4))
+            if 2 * self._left() >= self._most_unshipped:
+                self._disk.hurry()
         self._moved.set()
 
     def _left(self) -> int:

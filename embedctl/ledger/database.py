@@ -112,12 +112,12 @@ def writer(paths: LedgerPaths, *, wait_s: float, now: datetime) -> Iterator[duck
     Raises:
         Locked: Another embedctl, or another program, holds it.
         Broken: It cannot be read; see `set_aside`.
-        ConfigurationInvalid: Of a newer version, or not a ledger.
+        ConfigurationInvalid: Of a newer version, not a ledger, or another file.
     """
     with held(paths, shared=False, wait_s=wait_s):
         if not _is_there(paths.database):
             _create(paths.database, now)
-        with opened(paths.database, wait_s=wait_s, read_only=False) as connection:
+        with _opened(paths, wait_s, read_only=False) as connection:
             schema.migrate(connection, paths.database, now)
             yield connection
 
@@ -134,10 +134,21 @@ def reader(paths: LedgerPaths, *, wait_s: float = 10, now: datetime) -> Iterator
             pass
     with (
         held(paths, shared=True, wait_s=wait_s),
-        opened(paths.database, wait_s=wait_s, read_only=True) as connection,
+        _opened(paths, wait_s, read_only=True) as connection,
     ):
         schema.refuse_foreign(connection, paths.database)
         yield connection
+
+
+@contextmanager
+def _opened(paths: LedgerPaths, wait_s: float, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
+    """As `opened`; a file that never was a ledger is not called a damaged one."""
+    try:
+        with opened(paths.database, wait_s=wait_s, read_only=read_only) as connection:
+            yield connection
+    except Broken:
+        paths.refuse_others()
+        raise
 
 
 @contextmanager

@@ -102,7 +102,8 @@ def ingest(paths: LedgerPaths, *, wait_s: float = 60, now: datetime, rebuild: bo
 
     Raises:
         Locked: It is still held after `wait_s`; nothing is lost.
-        ConfigurationInvalid: The schema is newer, or a price file is wrong; the spool stays.
+        ConfigurationInvalid: The schema is newer, a price file is wrong, or what is there never was a ledger: it is
+            somebody's file, and stays; so does the spool.
         StorageFailed: The disk refused.
     """
     book = prices.price_texts(paths.price_file)
@@ -114,6 +115,7 @@ def ingest(paths: LedgerPaths, *, wait_s: float = 60, now: datetime, rebuild: bo
             pass
     with database.held(paths, shared=False, wait_s=wait_s):
         if paths.database.exists() and (rebuild or _is_broken(paths)):
+            paths.refuse_others()
             storage.publish(storage.DISK, paths.rebuilding, b"")
             aside = database.set_aside(paths.database, now)
     return replace(_ingest(paths, book, wait_s, now), rebuilt_from=aside, asked=rebuild)

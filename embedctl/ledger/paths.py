@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedctl.errors import ConfigurationInvalid
 from embedctl.settings import Paths
+
+_MAGIC = slice(8, 12)
+"""Where "DUCK" stands in a database's file, after a checksum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,26 @@ class LedgerPaths:
     def of(cls, paths: Paths) -> LedgerPaths:
         """Those that the settings name."""
         return cls(paths.ledger, paths.spool, paths.price_file)
+
+    def refuse_others(self) -> None:
+        """Refuse a file that never was a ledger: it is somebody's, and damaged ledgers are set aside.
+
+        A ledger that has taken anything in, and that of the home, is not looked at: see `database`.
+
+        Raises:
+            ConfigurationInvalid: It is no database, and nothing beside it says that it was one.
+        """
+        if self.spool == self.database.with_name("spool") or any(self.done.glob("*")):
+            return
+        try:
+            with self.database.open("rb") as file:
+                start = file.read(_MAGIC.stop)
+        except OSError:
+            return  # told when it is opened
+        if start and start[_MAGIC] != b"DUCK":
+            raise ConfigurationInvalid(
+                f"{self.database} is another file, not a ledger", hint="choose another with --ledger or EMBEDCTL_LEDGER"
+            )
 
     @property
     def lock(self) -> Path:

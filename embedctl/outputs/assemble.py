@@ -146,11 +146,11 @@ def same_part(
     targets = np.asarray(slice_.rows, np.int64)
     if not len(targets) or not kept.all() or (targets < 0).any():
         return None
-    files = np.unique(slice_.file[targets])
+    files = set(slice_.file[targets].tolist())
     in_order = np.array_equal(slice_.offset[targets], np.arange(len(targets), dtype=np.uint64))
     if len(files) != 1 or not in_order or not (slice_.where[targets] == VectorSource.PART).all():
         return None
-    part = parts[int(files[0])]
+    part = parts[files.pop()]
     found = parquet.read_metadata(part.path) or {}
     if found.get("rows") != len(targets) or found.get("counts") != asdict(counted):
         return None
@@ -241,9 +241,9 @@ def _fill(
     in_journal = np.flatnonzero(where == VectorSource.JOURNAL)
     _from_journal(out, filled[in_journal], file[in_journal], offset[in_journal], sources)
     in_parts = np.flatnonzero(where == VectorSource.PART)
-    for number in np.unique(file[in_parts]):
+    for number in sorted(set(file[in_parts].tolist())):
         mine = in_parts[file[in_parts] == number]
-        vectors, purchases, tokens = sources.parts[int(number)].take(offset[mine])
+        vectors, purchases, tokens = sources.parts[number].take(offset[mine])
         out.vectors[filled[mine]] = vectors
         out.tokens[filled[mine]] = tokens
         out.bought[filled[mine]] = [out.number(purchase) for purchase in purchases]

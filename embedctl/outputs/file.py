@@ -157,6 +157,8 @@ class FileOutput:
         for growing in (self._growing, self._failed):
             if growing is not None:
                 growing.drop()
+        self._growing = self._failed = self._writer = None  # the run may begin it anew
+        self._rows = 0
 
     @property
     def failures_path(self) -> Path:

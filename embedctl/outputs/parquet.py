@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
 import orjson
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from embedctl import __version__
 from embedctl.errors import InputInvalid, OutputRefused, StorageFailed
 from embedctl.inputs.row_ids import iso, printed
+from embedctl.outputs import vector_column
+from embedctl.outputs.vector_column import ColumnChunk
 from embedctl.records import TEXT_HASH_BYTES, Space
 
 ROW_GROUP_ROWS = 16_384
@@ -248,11 +250,15 @@ def read_listing(content: bytes) -> dict[str, list[Any]]:
         raise OutputRefused(f"a list of inputs cannot be read: {str(damage).splitlines()[0]}") from damage
 
 
-def writer(sink: BinaryIO | str | Path, layout: Layout) -> pq.ParquetWriter:
+def writer(sink: BinaryIO, layout: Layout) -> pq.ParquetWriter | PlainVectorsWriter:
     """A Parquet writer for `layout`: vectors plain and uncompressed (int8: dictionary, zstd), page checksums on."""
-    vectors = "embedding.list.element"
-    small = layout.dtype == "int8"
-    schema = layout.schema
+    if layout.dtype == "float32":
+        return PlainVectorsWriter(sink, layout.schema)
+    return _arrow_writer(sink, layout.schema, small=layout.dtype == "int8")
+
+
+def _arrow_writer(sink: Any, schema: pa.Schema, *, small: bool = False) -> pq.ParquetWriter:
+    vectors = ".".join(vector_column.PATH)
     words = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type)]
     words = [name for name in words if name not in ("id", "text")]
     codecs = {_leaf(field): "zstd" for field in schema if field.name != "embedding"}
@@ -265,6 +271,97 @@ def writer(sink: BinaryIO | str | Path, layout: Layout) -> pq.ParquetWriter:
         write_page_checksum=True,
         store_schema=True,
     )
+
+
+class PlainVectorsWriter:
+    """As Arrow's writer, which writes all columns but the vectors: they are put into the file beside it."""
+
+    def __init__(self, sink: BinaryIO, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._at = schema.get_field_index("embedding")
+        self._sink = _Divided(sink)
+        self._file = pa.PythonFile(self._sink, mode="w")  # what it writes for us counts where Arrow's offsets begin
+        self._others = _arrow_writer(self._file, schema.remove(self._at))
+        self._chunks: list[ColumnChunk] = []
+
+    def write_table(self, table: pa.Table, row_group_size: int = ROW_GROUP_ROWS) -> None:
+        """Write the rows, as row groups of so many."""
+        for start in range(0, len(table), row_group_size):
+            group = table.slice(start, row_group_size)
+            self._others.write_table(group.remove_column(self._at), row_group_size=row_group_size)
+            begin = self._file.tell()
+            vectors = [_numbers(chunk).reshape(len(chunk), -1) for chunk in group.column(self._at).chunks if len(chunk)]
+            for page in vector_column.pages(vectors):
+                for buffer in page:
+                    self._file.write(buffer)
+            values = sum(piece.size for piece in vectors)
+            self._chunks.append(ColumnChunk(begin, self._file.tell() - begin, values))
+
+    def add_key_value_metadata(self, pairs: dict[str, str]) -> None:
+        """Say more in the footer."""
+        self._others.add_key_value_metadata(pairs)
+
+    def close(self) -> None:
+        """Write the footer."""
+        empty = io.BytesIO()
+        _arrow_writer(empty, self._schema).close()
+        written = pq.read_metadata(empty).schema
+        leaf = [written.column(at).path for at in range(len(written))].index(".".join(vector_column.PATH))
+        self._sink.footer = bytearray()
+        self._others.close()
+        footer = vector_column.with_column(
+            _footer(bytes(self._sink.footer)), _footer(empty.getvalue()), leaf, self._chunks
+        )
+        self._sink.file.write(footer + len(footer).to_bytes(4, "little") + _MAGIC)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *said: object) -> None:
+        if kind is None:
+            self.close()
+
+
+_MAGIC = b"PAR1"
+
+
+def _footer(file: bytes) -> bytes:
+    """The footer of a file that ends with it."""
+    size = int.from_bytes(file[-8:-4], "little")
+    return file[-8 - size : -8]
+
+
+class _Divided:
+    """What Arrow writes to: the file, and at last a footer that is not yet the file's."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.footer: bytearray | None = None
+
+    closed = False
+
+    def write(self, content: Any) -> int:
+        if self.footer is None:
+            return self.file.write(content)
+        self.footer += content
+        return len(content)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def flush(self) -> None:
+        """Whoever opened the file flushes it."""
+
+
+def _numbers(lists: pa.Array) -> NDArray[Any]:
+    """A column of vectors as it is in memory, one after the other; `flatten` loads all of Arrow's compute functions."""
+    if lists.null_count:
+        return np.asarray(lists.flatten())
+    if pa.types.is_fixed_size_list(lists.type):
+        width = lists.type.list_size
+        return np.asarray(lists.values.slice(lists.offset * width, len(lists) * width))
+    first, last = lists.offsets[0].as_py(), lists.offsets[-1].as_py()
+    return np.asarray(lists.values.slice(first, last - first))
 
 
 def _leaf(field: pa.Field) -> str:
@@ -466,7 +563,7 @@ _PURCHASE_COLUMNS = ("embedding_model", "embedding_provider", "embedding_operati
 def matrix(column: pa.ChunkedArray | pa.Array, dimensions: int) -> NDArray[np.float32]:
     """A column of vectors as float32, shape (n, D), without a list of Python floats."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    parts = [np.asarray(chunk.flatten()).astype(np.float32, copy=False).reshape(-1, dimensions) for chunk in chunks]
+    parts = [_numbers(chunk).astype(np.float32, copy=False).reshape(-1, dimensions) for chunk in chunks if len(chunk)]
     return np.concatenate(parts) if parts else np.empty((0, dimensions), np.float32)
 
 

@@ -8,6 +8,7 @@ A part that is there already, made of the same rows by an earlier holder of the 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -20,15 +21,16 @@ from embedctl.errors import InvariantBroken, OutputRefused, StorageFailed
 from embedctl.journal.shard_log import Entry, ShardLog
 from embedctl.outputs import failures
 from embedctl.outputs.folder import parquet_content
-from embedctl.outputs.output import Existing, Facts, Finished, OutputRequest, Record, lines, row_counts
+from embedctl.outputs.output import Facts, Finished, Record, lines, row_counts
 from embedctl.outputs.parquet import Layout
 from embedctl.outputs.parts import PublishedPart
+from embedctl.outputs.scratch import ScratchOutput
 from embedctl.records import RowCounts, Space, uuid7
 
 FAILURES_FOLDER = "failures/"
 PARTS = "part-*.parquet"
 
-_READ_AT_ONCE = 1 << 20
+_WRITTEN_AT_ONCE = 1 << 20
 
 
 def part_name(shard: str, number: int) -> str:
@@ -42,53 +44,16 @@ def failures_name(shard: str) -> str:
 
 
 @dataclass
-class StoreOutput:
+class StoreOutput(ScratchOutput):
     """An output on a store, as far as one worker has it on this machine: its scratch, which may vanish.
 
-    What is there already is told by plan, `done` and logs.
-
-    Attributes:
-        state: Scratch, in the hands of this run alone.
+    What is there already, and what its vectors were made with, is told by plan, space, `done` and logs.
     """
 
-    state: Path
     keeps_journal: bool = False
     resumable: bool = True
     replacing: bool = False
     failures: Path | None = None
-
-    @property
-    def lock_path(self) -> None:
-        """It has none: plan and space say what its vectors were made with."""
-        return
-
-    @property
-    def place(self) -> Path:
-        """Its scratch: who looks for the output looks on the store."""
-        return self.state
-
-    def own_files(self) -> tuple[Path, ...]:
-        """None: parts on a store are left out where its inputs are listed."""
-        return ()
-
-    def check_input(self, path: Path, label: str) -> None:
-        """Nothing is replaced."""
-
-    def existing(self, request: OutputRequest) -> Existing:
-        """Nothing is here."""
-        return Existing()
-
-    def peek(self, request: OutputRequest) -> Existing:
-        """Nothing is here."""
-        return Existing()
-
-    def part_count(self) -> int:
-        """Parts published so far."""
-        return 0
-
-    def holds_more_than_state(self) -> bool:
-        """It has no folder of its own."""
-        return False
 
     def put(self, finished: Finished) -> Path | None:
         """Slices are put by shards.
@@ -98,17 +63,8 @@ class StoreOutput:
         """
         raise InvariantBroken("a slice was put into no shard")
 
-    def finish(self, layout: Layout | None, facts: Facts, record: Callable[[], Record]) -> None:
-        """Nothing: shards are finished."""
-
-    def record(self, record: Record) -> None:
-        """Nothing: plan and log say it."""
-
     def tidy(self) -> None:
         """Nothing: scratch is removed as a whole."""
-
-    def close(self) -> None:
-        """Nothing is left open."""
 
 
 @dataclass(kw_only=True)
@@ -177,7 +133,7 @@ class ShardOutput(StoreOutput):
             facts.update(orjson.loads(finished.facts(rows)), part_id=uuid7().hex)
             return orjson.dumps(facts)
 
-        with path.open("wb") as file:
+        with _HashedFile(path) as file:
             parquet_content(finished.tables, finished.layout, told)(file)
         self.fix_space(Space(**facts["space"]))
         part = PublishedPart(
@@ -186,7 +142,7 @@ class ShardOutput(StoreOutput):
             id=facts["part_id"],
             rows=facts["rows"],
             bytes=path.stat().st_size,
-            sha256=_digest(path),
+            sha256=file.sha256.hexdigest(),
             counts=RowCounts(**facts["counts"]),
             rows_hash=facts.get("rows_hash"),
             failures=f"{self.log.folder}failed/{finished.number:06d}-{facts['part_id']}.jsonl" if failed else None,
@@ -268,9 +224,14 @@ def _part(about: Mapping[str, Any]) -> PublishedPart | None:
     raise StorageFailed("an entry of a shard's log announces a part as no version of embedctl does")
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_READ_AT_ONCE):
-            digest.update(piece)
-    return digest.hexdigest()
+class _HashedFile(io.BufferedWriter):
+    """A new file that is written from its beginning to its end, and hashed meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"), _WRITTEN_AT_ONCE)
+        self.sha256 = hashlib.sha256()
+
+    def write(self, buffer: Any) -> int:
+        """Write, and hash what is written."""
+        self.sha256.update(buffer)
+        return super().write(buffer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -14,17 +14,16 @@ from embedctl import storage
 from embedctl.errors import StorageFailed
 from embedctl.inputs.row_ids import printed
 from embedctl.outputs import parquet
-from embedctl.outputs.output import Existing, Facts, Finished, OutputRequest, Record
-from embedctl.outputs.parquet import Layout
+from embedctl.outputs.output import Finished
+from embedctl.outputs.scratch import ScratchOutput
 from embedctl.records import UNOBSERVED, Observer, RowFailed
 from embedctl.storage import Disk
 
 
 @dataclass
-class StreamOutput:
+class StreamOutput(ScratchOutput):
     """JSON lines; `state` is a folder of this run alone."""
 
-    state: Path
     stream: BinaryIO
     vectors: Literal["float", "base64"] = "float"
     disk: Disk = storage.DISK
@@ -49,51 +48,9 @@ class StreamOutput:
             self.observer.notify(RowFailed(failure))
         return None
 
-    @property
-    def lock_path(self) -> None:
-        """Nobody comes back to it."""
-        return
-
-    @property
-    def place(self) -> Path:
-        """Nowhere but its state."""
-        return self.state
-
-    def own_files(self) -> tuple[Path, ...]:
-        """None."""
-        return ()
-
-    def check_input(self, path: Path, label: str) -> None:
-        """Nothing is replaced."""
-
-    def part_count(self) -> int:
-        """No parts."""
-        return 0
-
-    def holds_more_than_state(self) -> bool:
-        """It has no folder of its own."""
-        return False
-
-    def existing(self, request: OutputRequest) -> Existing:
-        """Nothing is there before it."""
-        return Existing()
-
-    def peek(self, request: OutputRequest) -> Existing:
-        """Nothing is there before it."""
-        return Existing()
-
-    def finish(self, layout: Layout | None, facts: Facts, record: Callable[[], Record]) -> None:
-        """Nothing is left to do."""
-
-    def record(self, record: Record) -> None:
-        """Nothing: nobody comes back to it."""
-
     def tidy(self) -> None:
         """Remove the state folder."""
         storage.remove_tree(self.disk, self.state)
-
-    def close(self) -> None:
-        """Nothing is left open."""
 
 
 def json_lines(table: Any, dimensions: int, vectors: str) -> Iterator[bytes]:

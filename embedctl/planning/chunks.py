@@ -121,6 +121,11 @@ class Chunks:
         self._payers = self._workspaces(block)
         return self._lengths(list(self._candidates(block, slice_)), block, slice_)
 
+    @property
+    def one_pays(self) -> bool:
+        """Whether one workspace pays for all rows."""
+        return self._payers is None
+
     def payer(self, position: int) -> str:
         """The workspace that pays for a row of the block."""
         return self._options.workspace if self._payers is None else self._payers[position]

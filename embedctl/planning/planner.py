@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -26,6 +27,8 @@ Found = tuple[NDArray[np.void], NDArray[np.bool_]]
 
 JOURNAL_FILES = 1 << 31
 """File numbers of `known` from here on are segments of the journal; below, parts."""
+
+_KNOWN, _NEW, _ONE = 0, 1, 2  # what is done with a candidate: its vector is there, it is bought, it is looked at alone
 
 CHUNKED_AT_ONCE = 1 << 17
 """Characters, about: cutting them takes a moment, and what they have become can be sent while others are cut."""
@@ -86,6 +89,11 @@ class Planner:
         """Targets so far, those that are known included."""
         return self._ordinal
 
+    @property
+    def reuses(self) -> bool:
+        """Whether there are vectors that need not be asked for."""
+        return len(self._known) > 0
+
     def open_slice(self, number: int, first_row: int) -> Slice:
         """A new slice that begins where the last one ended."""
         return Slice(number=number, first_row=first_row, first_target=self._ordinal)
@@ -137,19 +145,56 @@ class Planner:
         yield from self._packer.rest()
 
     def _take_plain(self, candidates: Sequence[Chunk], slice_: Slice, fresh: _Fresh) -> Iterator[PackedRequest]:
-        """Each candidate gets a vector of its own; those that are known are taken together."""
-        sent = b"".join(one.digest for one in candidates)
+        """Each candidate gets a vector of its own; those that are known, or new, are taken together."""
+        sent = b"".join([one.digest for one in candidates])
         places, is_known = self._known.look_up(sent)
         seen = self._seen.look_up(self._keys(candidates, sent)) if not is_known.all() else (places, is_known)
-        first, done = slice_.targets, 0
-        for at in np.flatnonzero(~is_known).tolist():
-            if done < at:
-                self._have(slice_, places[done:at])
-            if full := self._want(slice_, candidates[at], at, seen, fresh):
-                yield full
-            done = at + 1
-        self._have(slice_, places[done:])
+        first = slice_.targets
+        kinds = np.where(is_known, _KNOWN, self._kinds(candidates, seen[1]))
+        borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(candidates)]
+        for start, stop in pairwise(borders):
+            if kinds[start] == _KNOWN:
+                self._have(slice_, places[start:stop])
+            elif kinds[start] == _NEW:
+                yield from self._want_all(slice_, candidates[start:stop], fresh)
+            else:
+                for at in range(start, stop):
+                    if full := self._want(slice_, candidates[at], at, seen, fresh):
+                        yield full
         slice_.rows += range(first, slice_.targets)
+
+    def _kinds(self, candidates: Sequence[Chunk], is_seen: NDArray[np.bool_]) -> NDArray[np.int8]:
+        """_NEW for each text that nobody wanted before, _ONE for what must be looked at more closely."""
+        kinds = np.full(len(candidates), _NEW, np.int8)
+        if self._tenants or not self._candidates.one_pays:
+            kinds[:] = _ONE
+            return kinds
+        kinds[is_seen] = _ONE
+        digests = [one.digest for one in candidates]
+        first = dict(zip(reversed(digests), range(len(digests) - 1, -1, -1), strict=True))
+        if len(first) < len(digests):
+            kinds[[at for at, digest in enumerate(digests) if first[digest] != at]] = _ONE
+        if self._failed_before:
+            kinds[[at for at, digest in enumerate(digests) if digest in self._failed_before]] = _ONE
+        return kinds
+
+    def _want_all(self, slice_: Slice, chunks: Sequence[Chunk], fresh: _Fresh) -> Iterator[PackedRequest]:
+        """Texts that nobody wanted before, one after the other; as `_want`."""
+        first, count, prefix = self._ordinal, len(chunks), self._prefix
+        digests = [one.digest for one in chunks]
+        self._ordinal += count
+        self.asked += count
+        slice_.add_targets(count)
+        fresh.ordinals.update(zip(digests, range(first, first + count), strict=True))
+        texts = [prefix + one.text if prefix and isinstance(one.text, str) else one.text for one in chunks]
+        yield from self._packer.add_all(
+            texts,  # type: ignore[arg-type]  # all of one kind
+            digests,
+            first,
+            content_bytes=[one.content_bytes for one in chunks],
+            tokens=[one.tokens for one in chunks],
+            workspace=self._candidates.payer(chunks[0].position),
+        )
 
     def _take_pieces(self, candidates: Sequence[Chunk], slice_: Slice, fresh: _Fresh) -> Iterator[PackedRequest]:
         """Some candidates get the mean of several vectors, unless that is known itself."""

@@ -122,6 +122,11 @@ class Slice:
         self.targets = place + 1
         return place
 
+    def add_targets(self, count: int) -> None:
+        """Add so many targets that are about to be asked for."""
+        self._make_room(count)
+        self.targets += count
+
     def add_known(self, where: NDArray[np.uint8], file: NDArray[np.uint32], offset: NDArray[np.uint64]) -> None:
         """Add targets that are there, one entry of each array for each."""
         first, end = self.targets, self.targets + len(where)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,7 +23,6 @@ _FLOATS = msgspec.json.Decoder(list[float])
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 _STRING = msgspec.json.Decoder(str)
 _ABSENT = msgspec.Raw()
-_EMPTY = b'""'
 _MOST_NUMBERS = 1 << 25  # a number is at least two bytes of JSON, and no answer is larger than 64 MiB
 _MOST_PLACE = 1 << 31
 
@@ -31,20 +30,35 @@ Struct = msgspec.Struct
 Raw = msgspec.Raw
 
 
-class _Item(Struct, gc=False):
-    embedding: Raw = _ABSENT
-    index: Any = None
-
-
-class _ListedBody(Struct, gc=False):
-    data: tuple[_Item, ...] = ()
+class _Body(Struct, gc=False):
     model: Any = None
     id: Any = None
     usage: Raw = _ABSENT
     error: Raw = _ABSENT
 
 
+class _Item(Struct, gc=False):
+    embedding: Raw = _ABSENT
+    index: Any = None
+
+
+class _ListedBody(_Body, gc=False):
+    data: tuple[_Item, ...] = ()
+
+
+class _EmptiedItem(Struct, gc=False):
+    embedding: Literal[""]
+    index: Any = None
+
+
+class _EmptiedBody(_Body, gc=False):
+    """An answer whose strings were cut out: each item has had one."""
+
+    data: tuple[_EmptiedItem, ...] = ()
+
+
 _BODY = msgspec.json.Decoder(_ListedBody)
+_EMPTIED = msgspec.json.Decoder(_EmptiedBody)
 
 
 class UsageCounts(NamedTuple):
@@ -77,29 +91,41 @@ def listed(body: bytes) -> Listed:
     Raises:
         AnswerUnusable: Cut, not JSON, empty, ragged, or with a value that is no number.
     """
-    answer, vectors = _without_strings(body) or (decoded(_BODY, body), None)
-    packed = vectors is not None
+    if (emptied := _without_strings(body)) is not None:
+        answer, vectors = emptied
+        return _listed(answer, lambda: (vectors, True), body)
+    whole = decoded(_BODY, body)
+    return _listed(whole, lambda: _rows_of(whole), body)
+
+
+def _listed(
+    answer: _EmptiedBody | _ListedBody, vectors: Callable[[], tuple[NDArray[np.float32], bool]], body: bytes
+) -> Listed:
+    """What an answer says, and its vectors, of which it is asked whether they were base64."""
     used = counts(answer.usage)
     with billed(used.total):
         if not answer.data:
             raise unusable("the answer holds no vectors", body)
-        if vectors is None:
-            vectors = rows([item.embedding for item in answer.data], "data[{}].embedding")
-            packed = memoryview(answer.data[0].embedding)[0] == _QUOTE
+        found, packed = vectors()
         order = places([item.index for item in answer.data])
-    return Listed(vectors, order, used, text(answer.model), text(answer.id), packed)
+    return Listed(found, order, used, text(answer.model), text(answer.id), packed)
 
 
-def _without_strings(body: bytes) -> tuple[_ListedBody, NDArray[np.float32]] | None:
+def _rows_of(answer: _ListedBody) -> tuple[NDArray[np.float32], bool]:
+    raws = [item.embedding for item in answer.data]
+    return rows(raws, "data[{}].embedding"), memoryview(raws[0])[0] == _QUOTE
+
+
+def _without_strings(body: bytes) -> tuple[_EmptiedBody, NDArray[np.float32]] | None:
     """The answer and its vectors when every item is one base64 string, and nothing else is; None: read it whole."""
     if (parted := _packed.cut(body)) is None:
         return None
     left, strings = parted
     try:
-        answer = decoded(_BODY, left)
+        answer = decoded(_EMPTIED, left)
     except AnswerUnusable:
         return None
-    if len(answer.data) != len(strings) or any(bytes(item.embedding) != _EMPTY for item in answer.data):
+    if len(answer.data) != len(strings):
         return None
     vectors = _packed.matrix(strings)
     return None if vectors is None else (answer, vectors)

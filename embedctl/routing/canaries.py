@@ -1,15 +1,18 @@
 """What a model makes of three fixed texts: kept from its first run in a space on, and compared with what it makes now.
 
 `$EMBEDCTL_HOME/canaries/` has a file for each space, `space.lock` of an output what that output began with. Losing a
-file costs one request of some fifty tokens; a broken one counts as none.
+file costs one request of some fifty tokens; a broken one counts as none. Beside them, `changes` says when each host was
+seen to make other vectors than before, in whatever space.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import math
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -42,6 +45,7 @@ name. accepted: changed, and a new output was begun with it all the same."""
 MOST_HOSTS = 64
 MOST_SIGHTINGS = 400
 MOST_DIMENSIONS = 1 << 16
+MOST_CHANGES = 64
 MAX_BYTES = 64 << 20
 LOCK_WAIT_S = 5.0
 
@@ -175,6 +179,76 @@ def update(path: Path, host: str, change: Callable[[HostRecord | None], HostReco
         kept = dict([*records.items()][-MOST_HOSTS:])
         content = {"version": 1, "hosts": {name: _encoded(one) for name, one in kept.items()}}
         storage.replace(DISK, path, orjson.dumps(content, option=orjson.OPT_INDENT_2))
+
+
+CHANGES = "changes"
+"""The file of a home's canaries that says when hosts changed; not of the name of those that `every` reads."""
+
+
+class Changes:
+    """When hosts were seen to make other vectors than before, by whatever run of this home.
+
+    The file is read again when it has changed: whoever works for days hears of it from others.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / CHANGES
+        self._seen: object = None
+        self._times: Mapping[str, Sequence[float]] = {}
+
+    def any(self, is_meant: Callable[[str], bool], after: float, until: float = math.inf) -> float | None:
+        """When one of these hosts was last seen to have changed; None when none was.
+
+        Args:
+            is_meant: Of a host, as `host_of` names it.
+            after: Unix seconds, not included; `until` is.
+        """
+        found = [at for host, times in self._read().items() if is_meant(host) for at in times if after < at <= until]
+        return max(found, default=None)
+
+    def _read(self) -> Mapping[str, Sequence[float]]:
+        signature = signature_of(self._path)
+        if signature != self._seen:
+            self._seen, self._times = signature, _times(self._path)
+        return self._times
+
+
+def note_change(folder: Path, host: str, at: float) -> None:
+    """Keep that a host makes other vectors than before.
+
+    Args:
+        at: Unix seconds.
+
+    Raises:
+        Locked, OutputRefused, StorageFailed: It cannot be written.
+    """
+    path = folder / CHANGES
+    DISK.make_folder(folder)
+    with locks.hold(path.with_name(f".{CHANGES}.lock"), command="remembering canaries", wait_s=LOCK_WAIT_S):
+        times = dict(_times(path))
+        times[host] = [*times.pop(host, ()), at][-MOST_CHANGES:]
+        content = {"version": 1, "hosts": times}
+        storage.replace(DISK, path, orjson.dumps(content, option=orjson.OPT_INDENT_2))
+
+
+def signature_of(path: Path) -> object:
+    """Differs when a file has been replaced; None where there is none."""
+    try:
+        found = os.stat(path, follow_symlinks=False)  # noqa: PTH116 - each call of a service asks
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _times(path: Path) -> Mapping[str, Sequence[float]]:
+    """What a file of changes says; nothing when it is missing or broken."""
+    try:
+        found = orjson.loads(storage.read_small(path, max_bytes=MAX_BYTES, follow=False))
+        if found["version"] != 1:
+            return {}
+        return {str(host): [float(at) for at in times] for host, times in found["hosts"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
 
 
 def every(folder: Path) -> list[HostRecord]:

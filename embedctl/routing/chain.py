@@ -14,7 +14,7 @@ from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.providers import catalog
 from embedctl.providers._contract import RequestOptions as WireOptions
 from embedctl.providers.catalog import ModelEntry, ProviderEntry
-from embedctl.records import BY_THE_HOUR, UNOBSERVED, Observer, Warned, expanded
+from embedctl.records import BY_THE_HOUR, UNOBSERVED, Observer, Space, Warned, expanded
 from embedctl.routing import allow, credentials, input_types
 from embedctl.routing.endpoint import BatchTerms, Endpoint, check_usable
 from embedctl.routing.fallback import ChainEntry, Excluded, allowed, require
@@ -47,6 +47,10 @@ class FallbackChain:
     def first(self) -> Endpoint:
         """The one that was asked for."""
         return self.endpoints[0]
+
+    def like(self, space: Space) -> FallbackChain:
+        """The chain that goes on with vectors of this space, which an older version may have named."""
+        return replace(self, endpoints=tuple(one.like(space) for one in self.endpoints))
 
     def close(self) -> None:
         """Nobody counts any more."""
@@ -202,6 +206,7 @@ def endpoint(settings: Settings, provider: str, model: str, *, now_s: float | No
         insecure=own.insecure or options.insecure,
         ca_file=expanded(own.ca_file) if own.ca_file else None,
         folder=folder.path if folder else None,
+        revision=folder.revision if folder and not entry else None,
         key_variable=own.api_key_env,
         key_source=credentials.key_source(settings.environment, credentials.key_variables(settings, provider)),
         batch=BatchTerms(

@@ -10,7 +10,7 @@ from typing import Literal
 from embedctl import storage
 from embedctl.backends.http import urls
 from embedctl.errors import ConfigurationInvalid
-from embedctl.providers import catalog, tldw
+from embedctl.providers import catalog
 from embedctl.providers._contract import Provider, Secret, WireProtocol
 from embedctl.providers.catalog import ModelEntry, ProviderEntry
 from embedctl.records import Limits
@@ -171,6 +171,8 @@ def _minted(environment: Mapping[str, str], name: str, own: ProviderSettings, no
             f"provider {name!r} cannot sign a token: {missing}",
             hint=f"[providers.{name}] needs jwt_secret_env, the name of a variable that is set, and jwt_subject",
         )
+    from embedctl.providers import tldw  # and OpenAI's, whose dialect it speaks: few runs mint a token
+
     return tldw.minted(Secret(signing[1]), own.jwt_subject, now_s)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,7 @@ class Endpoint:
         model: As asked for; what the ledger calls it.
         wire_model: As the provider calls it.
         canonical: The weights; "PROVIDER:MODEL" where the catalog does not know them.
+        revision: Of a local model's folder; see `backends.folders.Folder`.
         price_as: A catalog provider, "free", "hour", or None: no price.
         per_hour: USD per hour of its machine, where that is what it costs.
         dimensions: Width of the vectors that are written, None until the first answer.
@@ -84,6 +85,7 @@ class Endpoint:
     fallback_tokenizer: str = "tiktoken:cl100k_base"
     truncation: str = "none"
     takes_tokens: bool = False
+    revision: str | None = None
     insecure: bool = False
     ca_file: Path | None = None
     folder: Path | None = None
@@ -109,6 +111,7 @@ class Endpoint:
             return None
         return Space(
             model=self.canonical,
+            revision=self.revision,
             dimensions=width,
             dimension_policy=self.policy,
             normalized=True if self.normalise or self.policy == "reduce" else self.normalized,
@@ -116,6 +119,11 @@ class Endpoint:
             prefix=self.prefix,
             truncation=self.truncation,
         )
+
+    def like(self, space: Space) -> Endpoint:
+        """This endpoint, as an older version would name its space, where `space` is named so; else itself."""
+        mine = self.space(space.dimensions)
+        return self if mine is None else replace(self, revision=mine.like(space).revision)
 
     @cached_property
     def in_chain(self) -> ChainEntry:

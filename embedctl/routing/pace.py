@@ -121,6 +121,7 @@ class Pace:
         self._refused_since = now
         self._look_at = now
         self.blocked_since: float | None = None
+        self._blocked_after = 0  # the last request that was sent before: its answer tells nothing of what came since
         self._before_blocked: tuple[float, float] | None = None
         self._blocked_before = -math.inf
         self._cycle = 0.0
@@ -166,7 +167,7 @@ class Pace:
         self._outcomes += 1
         if self._bucket is None:
             self._unpaced -= self._unpaced / 32
-        if self._in_a_row and number > self._refused_first:
+        if self._in_a_row and number > (self._refused_first if self.blocked_since is None else self._blocked_after):
             self._in_a_row = 0
             if self.blocked_since is not None:
                 self._unblock(now, self.blocked_since)
@@ -334,7 +335,7 @@ class Pace:
 
     def _block(self, now: float) -> None:
         if self.blocked_since is None:
-            self.blocked_since = self._refused_since
+            self.blocked_since, self._blocked_after = self._refused_since, self._number
         self._look_at = max(self._look_at, now + self._look_s(now))
 
     def _look_s(self, now: float) -> float:

@@ -109,7 +109,7 @@ class SpaceLock:
         space = endpoint.space() or endpoint.space(self.space.dimensions)
         if space is None:
             return []
-        theirs = replace(space, input_type=self.space.input_type, prefix=self.space.prefix)
+        theirs = replace(space, input_type=self.space.input_type, prefix=self.space.prefix).like(self.space)
         found = self.differences(replace(SpaceLock.of(endpoint, theirs), chunker=self.chunker))
         wanted = self.prefixes.get(endpoint.input_type or "document", "")
         if endpoint.prefix != wanted:

@@ -7,6 +7,7 @@ what a process spent that was killed in the middle is found all the same.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from embedctl import storage
 from embedctl.embedding.cached import Recalled, RememberingJournal, recalled
 from embedctl.embedding.call import Embedder
+from embedctl.embedding.canary import CanaryWatch
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import EmbedctlError
 from embedctl.journal import Journal
@@ -122,7 +124,8 @@ async def embed(
     options, first = settings.options, chain.first
     had = Recalled()
     if cache is not None:
-        had = await asyncio.to_thread(recalled, cache, first, [text_hash(text) for text in texts])
+        watch = CanaryWatch(settings.paths.canaries, observer, chain.endpoints, begun_at=math.inf)
+        had = await asyncio.to_thread(recalled, cache, first, [text_hash(text) for text in texts], watch.stands)
         space = space or had.space
     wanted = answers.recall(texts, had, space)
     if not wanted:

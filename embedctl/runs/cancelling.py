@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ from embedctl.journal.batches import known
 from embedctl.journal.rescue import JOURNAL, LOCK, rescue
 from embedctl.ledger import segment_owners
 from embedctl.ledger.prices.run_prices import RunPrices
-from embedctl.outputs import Existing, FolderOutput
+from embedctl.outputs import Existing, FolderOutput, Output
 from embedctl.outputs.stream import StreamOutput
 from embedctl.records import UNOBSERVED, Observer, Observers, RowCounts, Warned, format_duration, utc_now
 from embedctl.routing import chain as chains
+from embedctl.routing import space_lock
+from embedctl.routing.chain import FallbackChain
 from embedctl.routing.endpoint import check_usable
-from embedctl.runs import batching, foundations, intake, wiring
+from embedctl.routing.space_lock import SpaceLock
+from embedctl.runs import batching, foundations, intake, space_locks, wiring
 from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Spending
 from embedctl.runs.registry import RunEntry, RunRegistry, home_trust
@@ -67,12 +71,24 @@ class Cancelled:
             "job": run.job_id or None,
             "batches": self.batches,
             "given_up": self.given_up,
-            "collected": self.spending.texts,
+            "collected": self.spending.texts_batched,
             "tokens": self.spending.tokens,
             "tokens_unknown": self.spending.tokens_unknown,
             "cost": self.spending.known_cost,
             "cost_at_risk": self.spending.cost_at_risk,
         }
+
+
+def _watch(
+    settings: Settings, observer: Observer, output: Output, existing: Existing, chain: FallbackChain
+) -> CanaryWatch:
+    """Looks at the model as the run itself would before it reads a batch; not where nobody can take the vectors."""
+    if output.lock_path is None:
+        return CanaryWatch(settings.paths.canaries, observer, chain.endpoints, when="off")
+    lock: SpaceLock | None = None
+    with suppress(InputMissing):
+        lock = space_lock.read(output.lock_path)
+    return space_locks.watch(settings, observer, lock, existing, chain.first)
 
 
 def cancel(
@@ -84,6 +100,8 @@ def cancel(
     disk: Disk = DISK,
 ) -> Cancelled:
     """End all batches of a run; what they did is in the journal and on its way to the ledger then.
+
+    Of a model that has changed since the output was begun, what was done is booked, and its vectors are in no output.
 
     Raises:
         InputMissing: It has none.
@@ -110,6 +128,7 @@ def cancel(
         give = segment_owners.routed(
             state, foundations.spool(settings, disk), trust, ledger=settings.paths.ledger, disk=disk
         )
+        existing = Existing(recovered=recover(state / JOURNAL, trust))
         plan = RunPlan(
             job=JobRequest(settings=settings, inputs=(), kind="folder", job=run.job_id or None, command="batch cancel"),
             run_id=run.run_id,
@@ -118,12 +137,12 @@ def cancel(
             chain=chain,
             source=None,  # type: ignore[arg-type]
             output=output,
-            existing=Existing(recovered=recover(state / JOURNAL, trust)),
+            existing=existing,
             denied={},
             trust=trust,
             spending=done.spending,
             prices=prices,
-            canary=CanaryWatch(settings.paths.canaries, observer, when="off"),
+            canary=_watch(settings, observer, output, existing, chain),
             facts=lambda *_: b"",
             rows=RowCounts(),
             disk=disk,
@@ -131,7 +150,7 @@ def cancel(
 
         async def work() -> None:
             api = batching.usable(chain.first, None)
-            async with wiring.opened_batches(plan, lambda: give, api, found, patient=True) as resources:
+            async with wiring.opened_batches(plan, lambda: give, api, found, patient=True, cancels=True) as resources:
                 answers = resources.answers
                 until = time.monotonic() + WAITS_S
                 try:

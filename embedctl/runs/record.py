@@ -33,6 +33,7 @@ class RunRecord:
     Attributes:
         space: Of its vectors; None while it is not known.
         rows: What became of rows so far.
+        begun_at: When the oldest of the output's vectors was made, in Unix seconds.
         binding: Of the input as it is and all that shapes the output; `terms` of the latter alone.
     """
 
@@ -40,6 +41,7 @@ class RunRecord:
     run_id: UUID
     space: Space | None = None
     rows: RowCounts = field(default_factory=RowCounts)
+    begun_at: float = 0.0
     binding: str = ""
     terms: str = ""
     _seen_at_start: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +91,9 @@ class RunRecord:
         """
         if space is None:
             raise OutputRefused("no vector was made, so nobody knows how wide one is")
-        extra = {"binding": self.binding, "counts": asdict(counts), "options": self._shaping()}
+        extra: dict[str, Any] = {"binding": self.binding, "counts": asdict(counts), "options": self._shaping()}
+        if self.begun_at:
+            extra["begun_at"] = self.begun_at
         if rows_hash is not None:
             extra["rows_hash"] = rows_hash
         return parquet.metadata(space, run_id=str(self.run_id), source=self.input, rows=written, extra=extra)

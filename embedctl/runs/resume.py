@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import orjson
 
+from embedctl.embedding.batch_collector import READ_AT
 from embedctl.errors import OutputRefused
 from embedctl.outputs import Existing
 from embedctl.outputs.assemble import Purchase, Purchases, SegmentNumbers, tokens_array
 from embedctl.planning.planner import JOURNAL_FILES
-from embedctl.records import Space
+from embedctl.records import Space, minted_at
 from embedctl.storage.hash_index import LOCATION, HashIndex
 
 
@@ -57,10 +58,23 @@ def space_of_journal(
     return None
 
 
+Keeps = Callable[[str, str, float, float], bool]
+"""Provider, model, when it was asked for and answered, in Unix seconds → whether such a vector may be taken."""
+
+
 def index(
-    existing: Existing, space_id: str | None, known: HashIndex, segments: SegmentNumbers, purchases: Purchases
+    existing: Existing,
+    space_id: str | None,
+    known: HashIndex,
+    segments: SegmentNumbers,
+    purchases: Purchases,
+    keeps: Keeps,
 ) -> None:
-    """Fill `known` with everything that has a vector of this space: parts first, then the recovered journal."""
+    """Fill `known` with everything that has a vector of this space: parts first, then the recovered journal.
+
+    Args:
+        keeps: Says which answers of the journal may stand in the output.
+    """
     for number, part in enumerate(existing.parts):
         row = 0
         for hashes in part.hashes():
@@ -73,6 +87,10 @@ def index(
     for answer in existing.recovered.answers if existing.recovered else ():
         width = answer.place.dimensions
         if space_id is None or (answer.extra or {}).get("space_id") != space_id:
+            continue
+        event = answer.event
+        answered_at = (answer.extra or {}).get(READ_AT, event.occurred_at.timestamp())
+        if not keeps(event.provider, event.model, minted_at(event.event_id), answered_at):
             continue
         file = segments.number(answer.place.segment)
         bought = Purchase(

@@ -14,14 +14,14 @@ from uuid import UUID
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
 from embedctl.embedding.canary import CanaryWatch
-from embedctl.errors import EmbedctlError, Locked
+from embedctl.errors import BegunAnew, EmbedctlError, Locked
 from embedctl.inputs.left_out import LeftOut, LeftOutFile
 from embedctl.journal import Spool
 from embedctl.journal.batches import Found
 from embedctl.journal.rescue import JOURNAL, rescue
 from embedctl.ledger import segment_owners
 from embedctl.ledger.prices.run_prices import RunPrices
-from embedctl.outputs import Existing, Output, failures
+from embedctl.outputs import Existing, Output, failures, parquet
 from embedctl.planning import shards
 from embedctl.records import (
     UNOBSERVED,
@@ -30,6 +30,7 @@ from embedctl.records import (
     Observers,
     PhaseBegan,
     RowCounts,
+    Space,
     UsageEvent,
     Warned,
     utc_now,
@@ -105,6 +106,7 @@ class Run:
         self._segment_bytes = segment_bytes
         self._options = job.settings.options
         self._ledger = foundations.ledger_paths(job.settings)
+        self._ledger.refuse_others()
         self._prices = RunPrices(self._ledger.price_file, utc_now())
         self._record = RunRecord(job, self.run_id)
         self._spool = foundations.spool(job.settings, disk)
@@ -176,6 +178,7 @@ class Run:
         spend_limits.check_priced(chain.endpoints, self._prices.of, self._options)
         trust = home_trust(self.job.settings.paths, self._disk, make=False)
         output = target.output(self.job, self.run_id, trust, self._disk, self._observer)
+        chain = self._like(output, chain)
         source, endpoint = self._source(output, None), chain.first
         denied = allow.denied(self.job.settings, endpoint.in_chain)
         existing = output.peek(self._record.bind(source, endpoint, tuple(denied)))
@@ -197,12 +200,24 @@ class Run:
                 self._observer.notify(Warned("key_file", detail=note))
         return chain
 
+    def _like(self, output: Output, chain: FallbackChain) -> FallbackChain:
+        """The chain, with its space named as in the output that it goes on with."""
+        if chain.first.revision is None or self.job.overwrite:
+            return chain
+        found = next(filter(None, map(parquet.read_metadata, output.own_files())), None)
+        same = chain if found is None else chain.like(Space(**found["space"]))
+        if same.first.revision is None:
+            self._observer.notify(Warned("older_space", str(self.job.output)))
+            self._record.space = same.first.space()
+        return same
+
     def _has_begun(self, failure: EmbedctlError) -> bool:
         """Whether there is anything to account for."""
         return bool(self.spending.attempts or self._record.rows.read or failure.exit_code in (4, 75, 130, 143))
 
     def _fulfil(self, output: Output, chain: FallbackChain, entry: Registration, run_async: RunAsync) -> None:
         """Do what is left to do."""
+        chain = self._like(output, chain)
         source = self._source(output, output.state)
         wiring.check_source(source, self._options, output.state)
         denied = allow.denied(self.job.settings, chain.first.in_chain)
@@ -218,7 +233,8 @@ class Run:
             self._lock_found = space_locks.find(self.job, output, existing.space or chain.first.space())
             self._chunker = space_locks.chunker_of(source, self._options)
             self._check_locked(chain.first, existing)
-            canary = space_locks.watch(self.job.settings, self._observer, self._lock_found.lock, existing, chain.first)
+            canary = self._watch(chain, existing)
+            existing = self._without_older(canary, existing, output, source, chain, tuple(denied))
             plan = self._run_plan(JobWork(source, chain, denied, entry), output, existing, canary, self._record.rows)
             run_async(self._send(plan, entry, chosen))
         output.tidy()
@@ -259,6 +275,31 @@ class Run:
             segment_bytes=self._segment_bytes,
             **more,
         )
+
+    def _watch(self, chain: FallbackChain, existing: Existing) -> CanaryWatch:
+        """Looks at the model; what its vectors are compared with is what the output began with."""
+        lock, first, others = self._lock_found.lock, chain.first, chain.endpoints[1:]
+        return space_locks.watch(
+            self.job.settings, self._observer, lock, existing, first, others=others, overwrite=self.job.overwrite
+        )
+
+    def _without_older(
+        self,
+        canary: CanaryWatch,
+        existing: Existing,
+        output: Output,
+        source: inputs.Source,
+        chain: FallbackChain,
+        denied: tuple[str, ...],
+    ) -> Existing:
+        """What is there of the model as it is now."""
+        self._record.begun_at = canary.begun_at
+        found = space_locks.without_older(existing, canary)
+        if found is None:
+            self._record.rows = RowCounts()
+            anew = self._existing(output, source, chain, denied, anew=True)
+            found = space_locks.without_older(anew, canary) or anew
+        return found
 
     def _check_locked(self, first: Endpoint, existing: Existing) -> None:
         """Raise ModelChanged when --locked does not allow what would be bought."""
@@ -314,12 +355,30 @@ class Run:
             BatchesPending: Batches are under way, and nobody waits for them.
             EmbedctlError: Why it stopped; what was bought is in the journal.
         """
+        try:
+            await self._send_all(plan, entry, chosen)
+        except BegunAnew:
+            if not plan.output.resumable:  # its rows are printed already
+                raise
+            self.stop.go_on()
+            plan.canary.begin_anew()
+            await self._send_all(self._anew(plan), entry, chosen)
+
+    async def _send_all(self, plan: RunPlan, entry: Registration, chosen: ModeChoice) -> None:
         if self.job.kind != "folder":
             return await self._send_the_rest(plan, entry)
         with self.stop.heeded():
             await self._send_the_rest(await self._bought(plan, entry, chosen), entry)
         batching.forget(self._batches_left(plan), self._disk)
         return None
+
+    def _anew(self, plan: RunPlan) -> RunPlan:
+        """The same run from its first row on; of what is there, it takes what may stand in its output."""
+        self._record.rows = RowCounts()
+        denied = tuple(plan.denied)
+        existing = self._existing(plan.output, plan.source, plan.chain, denied, anew=True)
+        existing = self._without_older(plan.canary, existing, plan.output, plan.source, plan.chain, denied)
+        return replace(plan, existing=existing, rows=self._record.rows)
 
     def _choice(self, endpoint: Endpoint, source: inputs.Source) -> ModeChoice:
         """Only a folder can wait for batches."""
@@ -364,7 +423,9 @@ class Run:
             finally:
                 self.batches.pending, self.batches.submitted = answers.pending, answers.submitted
         self._record.rows = RowCounts()
-        existing = self._existing(plan.output, plan.source, plan.chain, tuple(plan.denied))
+        denied = tuple(plan.denied)
+        existing = self._existing(plan.output, plan.source, plan.chain, denied)
+        existing = self._without_older(plan.canary, existing, plan.output, plan.source, plan.chain, denied)
         return replace(plan, existing=existing, rows=self._record.rows, after_batches=True)
 
     async def _send_the_rest(self, plan: RunPlan, entry: Registration) -> None:
@@ -374,9 +435,7 @@ class Run:
         except RowsDiffer:  # before anything was sent: what is published comes first
             self._observer.notify(Warned("input_differs"))
             self.stop.go_on()
-            self._record.rows = RowCounts()
-            existing = self._existing(plan.output, plan.source, plan.chain, tuple(plan.denied), anew=True)
-            await self._attempt(replace(plan, existing=existing, rows=self._record.rows), entry)
+            await self._attempt(self._anew(plan), entry)
 
     async def _attempt(self, plan: RunPlan, entry: Registration) -> None:
         """Send what is left to send.

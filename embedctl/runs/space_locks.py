@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +17,9 @@ from numpy.typing import NDArray
 from embedctl import inputs, storage
 from embedctl.embedding.canary import CanaryWatch
 from embedctl.errors import InputMissing, ModelChanged
-from embedctl.outputs import OUTPUT_MODE, Existing, Output
+from embedctl.outputs import OUTPUT_MODE, Existing, Output, parquet
 from embedctl.planning import splitter
-from embedctl.records import TEXT_HASH_BYTES, Observer, Space, text_hash
+from embedctl.records import TEXT_HASH_BYTES, Observer, Space, minted_at, text_hash
 from embedctl.routing import space_lock
 from embedctl.routing.canaries import host_of
 from embedctl.routing.endpoint import Endpoint
@@ -108,21 +111,83 @@ def chunker_of(source: inputs.Source, options: Options) -> dict[str, object] | N
 
 
 def watch(
-    settings: Settings, observer: Observer, lock: SpaceLock | None, existing: Existing, endpoint: Endpoint
+    settings: Settings,
+    observer: Observer,
+    lock: SpaceLock | None,
+    existing: Existing,
+    endpoint: Endpoint,
+    *,
+    others: Sequence[Endpoint] = (),
+    overwrite: bool = False,
 ) -> CanaryWatch:
-    """Looks at the endpoints of a run."""
+    """Looks at the endpoints of a run, and at what was made before.
+
+    Args:
+        endpoint: That is asked first, and `others` when it cannot serve.
+        overwrite: Nothing of the output stays but what interrupted runs have bought for its successor.
+    """
     options = settings.options
+    begun_at = None if overwrite else _begun_at(lock, existing)
     return CanaryWatch(
         settings.paths.canaries,
         observer,
+        (endpoint, *others),
         when=options.canary,
         on_drift=options.on_drift,
         reference=lock.canaries if lock else None,
         locked=options.locked,
         hosts=frozenset(lock.hosts) if options.locked and lock and lock.hosts else None,
         sample=lambda: _sample(existing, endpoint),
+        begun_at=time.time() if begun_at is None else begun_at,
+        owned=begun_at is not None,
         forget=partial(foundations.forget_cached, settings, observer),
     )
+
+
+def _begun_at(lock: SpaceLock | None, existing: Existing) -> float | None:
+    """When the oldest of an output's vectors was made, in Unix seconds; None where it has none."""
+    if lock is not None and lock.canaries is not None:
+        return datetime.fromisoformat(lock.canaries.at).timestamp()
+    answers = existing.recovered.answers if existing.recovered else ()
+    return min(
+        [
+            *filter(None, (part_begun_at(part.path) for part in existing.parts[:1])),  # all parts say the same
+            *(minted_at(answer.event.event_id) for answer in answers),
+        ],
+        default=None,
+    )
+
+
+def part_begun_at(path: Path) -> float | None:
+    """When the output was begun that a part is of, in Unix seconds; None where nobody knows, as on a store."""
+    found = parquet.read_metadata(path) or {}
+    begun_at = found.get("begun_at")
+    if isinstance(begun_at, float):
+        return begun_at
+    try:
+        return minted_at(UUID(found.get("run_id")))  # of an older version
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def without_older(existing: Existing, watch: CanaryWatch) -> Existing | None:
+    """What is there without parts that interrupted runs made of a model which is another one since.
+
+    Returns:
+        None when slices of the run that is gone on with are among them: it is to be begun anew.
+    """
+    endpoint = watch.chain[0]
+    if watch.owned or watch.keeps(endpoint.provider, endpoint.model, 0.0, watch.begun_at):
+        return existing
+    fits = [
+        watch.keeps(endpoint.provider, endpoint.model, begun, begun)
+        for begun in (part_begun_at(part.path) or 0.0 for part in existing.parts)
+    ]
+    if all(fits):
+        return existing
+    if existing.done:
+        return None
+    return replace(existing, parts=[part for part, fit in zip(existing.parts, fits, strict=True) if fit])
 
 
 def keep(found: FoundLock, mine: SpaceLock, disk: Disk) -> None:

@@ -136,12 +136,25 @@ def run_of(runs: RunRegistry, name: str) -> RunEntry | Path:
     try:
         return runs.find(name)
     except InputMissing:
-        path = Path(name)
-        if not path.exists():
+        if not name:
             raise
+        path = Path(name)
         place = path.parent if path.name == FAILURES else Path(str(path).removesuffix(f".{FAILURES}"))
         written = (run for run in runs.all() if os.path.realpath(run.output) == os.path.realpath(place))
-        return next(written, path)
+        if (run := next(written, None)) is not None:
+            return run
+        if not path.exists():
+            raise
+        return path
+
+
+def is_output(place: Path) -> bool:
+    """Whether embedctl wrote it, whole or not; of a file its footer says so."""
+    if place.is_dir():
+        return (place / STATE_FOLDER).is_dir() or bool(parts_of(place))
+    from embedctl.outputs import parquet
+
+    return parquet.read_metadata(place) is not None
 
 
 def failures(paths: Sequence[Path]) -> Iterator[Mapping[str, Any]]:

@@ -22,7 +22,7 @@ from embedctl.journal.shard_log import DONE, SHARDS, Tail, done_name, label, tai
 from embedctl.outputs.parts import PublishedPart
 from embedctl.planning.shards import Shard
 from embedctl.records import RowCounts, Space
-from embedctl.storage.store import PROBES, Store, remove_all
+from embedctl.storage.store import PROBES, Store
 
 PLAN = "_embedctl/plan.json"
 PLANS = "_embedctl/plan"
@@ -252,9 +252,8 @@ def finish(store: Store, plan: StorePlan) -> Manifest:
     own = f"{SHARDS}g{plan.generation:04d}-" if plan.generation > 1 else SHARDS
     logs = [name for name in store.list(SHARDS) if name.startswith(own) and (plan.generation > 1 or "/g" not in name)]
     workers = store.list(WORKERS)
-    remove_all(
-        store, [*logs, *workers, *filter(_is_old, store.list(PROBES)), *_superseded(store, plan.generation, made)]
-    )
+    old = [*filter(_is_old, store.list(PROBES)), *_superseded(store, plan.generation, made)]
+    store.remove_all([*logs, *workers, *old])
     return made
 
 

@@ -73,17 +73,17 @@ from embedctl.runs.store_plan import SPACE, USAGE, Manifest, ShardDone, StorePla
 from embedctl.runs.wiring import Resources, RunPlan, Shipping
 from embedctl.settings.share import resolved_share, share_of
 from embedctl.storage import locks
-from embedctl.storage.store import OutputFolder, Store, StoredObject, check_refuses, remove_all
+from embedctl.storage.store import OutputFolder, Store, StoredObject, check_refuses
 from embedctl.storage.store_file import StoreFile
 
 MOST_POLL_S = 5.0
 """How long it takes at most until the shards of other workers are looked at again."""
 
-AHEAD_SHARE = 2
-"""Of so many requests in flight, one more has its intent on the way to the store meanwhile."""
+AHEAD_SHARE = 1
+"""For so many requests in flight, one more has its intent on the way to the store meanwhile."""
 
 UNSHIPPED_SHARE = 4
-"""One answer in so many requests in flight may be on its way to the store while others are sent."""
+"""For so many requests in flight, one answer more may be on its way to the store."""
 
 
 class StoreRun(Run):
@@ -125,6 +125,7 @@ class StoreRun(Run):
         self._marks: list[tuple[str, int, str]] = []
         self._manifest: Manifest | None = None
         self._spent_before = Decimal(0)
+        self._has_booked = False
         self._counted: set[str] = set()  # segments that are part of it
 
     def ask_to_stop(self, reason: EmbedctlError) -> None:
@@ -511,22 +512,43 @@ class StoreRun(Run):
                 free.append((shard, number))
             if free and not limited:
                 break
+        if limited and free and not self._has_booked:
+            self._book_the_dead(plan)
+            return self._take(plan)
         for shard, number in free:
             name = plan.label(shard)
-            log = ShardLog(
-                self._store,
-                name,
-                str(self.run_id),
-                lease_s=self._options.lease,
-                patience=self._patience,
-                clock=self._clock,
-            )
+            log = self._log(name)
             if log.claim(number):
                 if self._patience.with_(lambda n=name: self._store.stat(done_name(n))) is None:  # type: ignore[misc]
                     self._living.discard(name)
                     return shard, log
                 log.release(drained=True)  # it was done since, and its log was removed
         return None
+
+    def _log(self, name: str) -> ShardLog:
+        """The log of this name, in no hands yet."""
+        return ShardLog(
+            self._store,
+            name,
+            str(self.run_id),
+            lease_s=self._options.lease,
+            patience=self._patience,
+            clock=self._clock,
+        )
+
+    def _book_the_dead(self, plan: StorePlan) -> None:
+        """Count what dead holders of all shards have spent, before any of it is spent again; nobody else lives."""
+        self._has_booked = True
+        for shard in self._left(plan):
+            name = plan.label(shard)
+            end = self._patience.with_(lambda n=name: tail(self._store, n))  # type: ignore[misc]
+            if end is not None and not end.is_drained:
+                log = self._log(name)
+                if log.claim(end.number + 1):
+                    store_usage.book(log, plan)
+        if self._has_budget() and plan.ledger == identity.ledger_id(self._ledger, self._disk):
+            store_usage.copy(self._store, self._ledger.spool, patience=self._patience, disk=self._disk)
+        self._spent_before = self._spent_by_others(plan)
 
     def _number_to_claim(self, name: str, *, limited: bool) -> int | None:
         """The entry that takes a shard; None: somebody holds it, as far as is known."""
@@ -684,7 +706,7 @@ class StoreRun(Run):
         self._done[shard.ordinal] = done
         self._own.reused += counts.reused
         self._own.duplicates += counts.duplicates
-        self._patience.with_(lambda: remove_all(self._store, _served(self._store, log.folder)))
+        self._patience.with_(lambda: self._store.remove_all(_served(self._store, log.folder)))
 
     def _fix_space(self, space: Space) -> None:
         """The job's vectors are of this space, from the first part on.

@@ -112,13 +112,22 @@ def _sealed(
                 f"a living worker holds shard {name} of {store.url}",
                 hint="wait for it, or stop it; without --seal what is booked by now is taken in",
             )
-        with TemporaryDirectory() as folder:
-            fetch(log, Path(folder) / "journal")
-            for segment in recover(Path(folder) / "journal", trust(plan), fenced=True).segments:
-                if segment.events:
-                    spool_to(log, segment.segment_id, segment.events)
-        log.release(drained=True)
+        book(log, plan)
     return len(begun)
+
+
+def book(log: ShardLog, plan: StorePlan) -> None:
+    """Put what a shard's earlier holders have begun among the job's usage, and let it go.
+
+    Args:
+        log: Claimed.
+    """
+    with TemporaryDirectory() as folder:
+        fetch(log, Path(folder) / "journal")
+        for segment in recover(Path(folder) / "journal", trust(plan), fenced=True).segments:
+            if segment.events:
+                spool_to(log, segment.segment_id, segment.events)
+    log.release(drained=True)
 
 
 def trust(plan: StorePlan) -> Trust:

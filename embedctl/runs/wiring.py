@@ -30,7 +30,7 @@ from embedctl.embedding.canary import CanaryWatch
 from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller
-from embedctl.errors import BudgetReached, InputInvalid
+from embedctl.errors import BudgetReached, InputInvalid, ProviderError
 from embedctl.inputs.columns import is_name, matching
 from embedctl.journal import Journal, Recovered, Spool, Trust
 from embedctl.journal.batches import Batch, BatchLog
@@ -162,6 +162,7 @@ def planner(
     columns: Callable[[Any, list[int], list[int], list[str] | None], Any] | None = None,
     cut: Callable[[int, str, int], None] = lambda rows, name, characters: None,
     own_run: UUID | None = None,
+    keeps: resume.Keeps = lambda provider, model, asked_at, answered_at: True,
 ) -> Iterator[Planner]:
     """Steps 2 and 3, with indexes of known and of seen texts, closed at the end.
 
@@ -173,13 +174,14 @@ def planner(
         columns: Makes the record batch of some rows; None: the columns of the output.
         cut: See `Chunks`.
         own_run: Which of the answers that are there are not reused, because this run has bought them.
+        keeps: Which of them may stand in the output at all.
     """
     existing = existing or Existing()
     segments = segments or SegmentNumbers()
     fields = row_columns(opened, options) if columns is None else None
     with HashIndex(folder) as known, HashIndex(folder) as seen:
         space_id = existing.space.space_id if existing.space else None
-        resume.index(existing, space_id, known, segments, purchases or Purchases())
+        resume.index(existing, space_id, known, segments, purchases or Purchases(), keeps)
         answers = existing.recovered.answers if existing.recovered and own_run else ()
         own = {JOURNAL_FILES + segments.number(one.place.segment) for one in answers if one.event.run_id == own_run}
         yield Planner(
@@ -470,8 +472,10 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                     tenants=money.tenants,
                     own_run=plan.run_id if plan.after_batches else None,
                     cut=under_way.cut,
+                    keeps=plan.canary.keeps,
                 )
             )
+            plan.canary.holds |= plans.reuses
             ids = stack.enter_context(DuplicateIds(plan.source, state))
             journal = Journal.open(
                 state / JOURNAL,
@@ -489,7 +493,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
             caller = Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag)
             stack.push_async_callback(foundations.charge_idle, asked, caller, journal, money, plan.observer)
             stack.callback(plan.output.close)
-            shared = await asyncio.to_thread(_cache, plan, endpoint)
+            shared = cache(plan.job, plan.prices.of(endpoint), plan.observer)
             if shared is not None:
                 stack.callback(shared.close)
             cached = CachedEmbedder(
@@ -500,6 +504,7 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 budget=money,
                 caller=caller,
                 endpoint=endpoint,
+                watch=plan.canary,
             )
             columns = row_columns(plan.source, options)
 
@@ -589,13 +594,6 @@ def _money(plan: RunPlan) -> Reservations:
         return Reservations(plan.prices.of, [reached.limit], plan.observer)  # nothing more, but what is there
 
 
-def _cache(plan: RunPlan, endpoint: Endpoint) -> VectorCache | None:
-    """The shared cache, unless what it has is of another model than the output began with."""
-    if not plan.canary.trusts_cache(plan.chain.endpoints):
-        return None
-    return cache(plan.job, plan.prices.of(endpoint), plan.observer)
-
-
 # ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -631,6 +629,7 @@ async def opened_batches(
     left: FoundBatches,
     *,
     patient: bool,
+    cancels: bool = False,
 ) -> AsyncIterator[BatchResources]:
     """Everything a run buys batches with, closed in the opposite order.
 
@@ -638,6 +637,7 @@ async def opened_batches(
         begin: As of `opened`.
         left: What earlier runs of this output have under way.
         patient: Whether it waits for them.
+        cancels: All of them are to end: what they cost is booked, whatever has become of their model.
     """
     job, options, state, stop = plan.job, plan.job.settings.options, plan.output.state, plan.stop
     recovered = plan.existing.recovered
@@ -687,7 +687,8 @@ async def opened_batches(
             spool_segment = begin()
             had = stack.enter_context(HashIndex(state))
             space_id = plan.existing.space.space_id if plan.existing.space else None
-            resume.index(plan.existing, space_id, had, SegmentNumbers(), Purchases())
+            resume.index(plan.existing, space_id, had, SegmentNumbers(), Purchases(), plan.canary.keeps)
+            plan.canary.holds |= len(had) > 0
             journal = Journal.open(
                 state / JOURNAL,
                 secret=plan.trust.secret,
@@ -707,7 +708,7 @@ async def opened_batches(
                 had.add(hashes, np.zeros(len(hashes) // TEXT_HASH_BYTES, LOCATION))
 
             space = plan.existing.space or endpoint.space()
-            shared = await asyncio.to_thread(_cache, plan, endpoint)
+            shared = cache(plan.job, plan.prices.of(endpoint), plan.observer)
             if shared is not None:
                 stack.callback(shared.close)
             caller = Caller(run_id=plan.run_id, workspace_id=options.workspace, job_id=job.job, tags=options.tag)
@@ -723,11 +724,13 @@ async def opened_batches(
                 await plan.canary.settled()
 
             async def look_again() -> None:
-                """What is paid for already is read, also when three more texts are too dear."""
+                """What is paid for already is read, also when three more texts are too dear; or refused, at the end."""
                 try:
                     await look()
-                except BudgetReached as reached:
-                    plan.observer.notify(Warned("canary", endpoint.id, reached.message))
+                except (BudgetReached, ProviderError) as refused:
+                    if isinstance(refused, ProviderError) and not cancels:
+                        raise
+                    plan.observer.notify(Warned("canary", endpoint.id, refused.message))
 
             answers = BatchAnswers(
                 calls,
@@ -764,6 +767,7 @@ async def opened_batches(
                 sleep=stop.sleep,
                 proceed=stop.proceed,
                 look=look_again,
+                books_all=cancels,
             )
             await answers.take_over([*left.batches.values()])
             for path in left.paths:
@@ -772,7 +776,7 @@ async def opened_batches(
             async def not_cached(packed: PackedRequest) -> PackedRequest | None:
                 if shared is None or space is None:
                     return packed
-                return await unknown_to(shared, space, packed)
+                return await unknown_to(shared, space, packed, plan.canary)
 
             async def lines() -> AsyncIterator[PackedRequest]:
                 looked = False

@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from embedctl.providers import catalog
 from embedctl.records import format_money, utc_now
 from embedctl.routing import chain as chains
+from embedctl.routing.fallback import ChainEntry
 from embedctl.server import answers, encoding, fields, model_names, refusals
 from embedctl.server.accounts import Accounts
 from embedctl.server.admin import Admin
@@ -414,12 +415,21 @@ class Endpoints:
         return _json({"object": "list", "data": [_as_openai(one) for one in self._openai_models(request)]})
 
     async def openai_model(self, request: Request) -> Response:
-        """GET /v1/models/{id}."""
-        name = request.path_params["id"]
+        """GET /v1/models/{id}: whatever may be asked for by this name, listed or not."""
+        name, settings, client = request.path_params["id"], self._state.settings, answers.exchange(request).who
         for one in self._openai_models(request):
             if _id(one) == name:
                 return _json(_as_openai(one))
-        raise Refused("model_not_found", f"there is no model {name[:200]!r} here", param="model")
+        try:
+            target = model_names.target(settings, client, name, None, None)
+            entry = catalog.find(target.provider, target.model)
+            in_chain = ChainEntry(
+                provider=target.provider, model=target.model, canonical=entry.canonical if entry else None
+            )
+            model_names.check_entry_allowed(settings, client, in_chain)
+        except Refused:
+            raise Refused("model_not_found", f"there is no model {name[:200]!r} here", param="model") from None
+        return _json(_as_openai({"provider": target.provider, "model": target.model}) | {"id": name})
 
     def _openai_models(self, request: Request) -> list[dict[str, Any]]:
         found = model_names.listed(self._state.settings, answers.exchange(request).who)

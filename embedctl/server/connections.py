@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, cast
 
 import httptools
@@ -24,6 +25,9 @@ UPLOAD_BYTES = 1 << 20
 _SPARE_FILES = 128  # for journal, caches and providers
 _MOST_CONNECTIONS = 10_000
 _SMALL_BYTES = 64 << 10
+LINGER_S, LINGER_BYTES = 2.0, 32 << 20
+"""So much of a body that is refused is thrown away: who is closed at once loses the refusal (RFC 9112 9.6)."""
+
 _MOST_IN_LINE = 32  # requests of one connection that came before those in front of them were answered
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
@@ -36,12 +40,20 @@ class _Joined:
 
     Args:
         transport: What it writes to, and is in all else.
+        is_sent_more: Whether a request is coming that was not read to its end.
+
+    Attributes:
+        lingers: The answer is out and nothing more is; what comes is to be thrown away.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, is_sent_more: Callable[[], bool]
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._is_sent_more = is_sent_more
         self._pieces: list[bytes] = []
+        self.lingers = False
 
     def write(self, piece: bytes) -> None:
         """Send it, at the latest when whoever runs now has nothing more to send."""
@@ -54,9 +66,19 @@ class _Joined:
             self._pieces.append(piece)
 
     def close(self) -> None:
-        """Send what waits, and close."""
+        """Send what waits, and close; a client that is still sending gets to read that first."""
         self._flush()
-        self._transport.close()
+        if self.lingers or not self._is_sent_more() or not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        self.lingers = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._loop.call_later(LINGER_S, self._transport.close)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more can be written."""
+        return self.lingers or self._transport.is_closing()
 
     def _flush(self) -> None:
         if self._pieces:
@@ -79,6 +101,7 @@ class Connection(HttpToolsProtocol):
     most: ClassVar[int] = _MOST_CONNECTIONS
     uploads: ClassVar[frozenset[str]] = frozenset()
 
+    _joined: _Joined
     _came: int = 0
     _timer: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
@@ -90,7 +113,8 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """A deadline for the first request's headers; too many connections are not taken."""
         super().connection_made(transport)
-        self.transport = cast("asyncio.Transport", _Joined(transport, self.loop))
+        self._joined = _Joined(transport, self.loop, lambda: self._part == "body")
+        self.transport = cast("asyncio.Transport", self._joined)
         if len(self.connections) > self.most:
             self._phase = "full"
             transport.abort()
@@ -99,6 +123,11 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """More of a request."""
+        if self._joined.lingers:
+            self._came += len(data)
+            if self._came > LINGER_BYTES:
+                self.transport.abort()
+            return
         self._unset_keepalive_if_required()
         self._unused += len(data)
         try:
@@ -208,6 +237,7 @@ class Connection(HttpToolsProtocol):
         """What it says is no request, and nothing can follow; an answer that is due to an earlier one is not given."""
         cycle: Any = self.cycle
         is_its_own = self._part == "body" and not self.pipeline and not cycle.response_started
+        self._part = None
         if self._is_served and not is_its_own:
             self.transport.close()
         elif status == 431:
@@ -263,6 +293,7 @@ class Connection(HttpToolsProtocol):
             b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nx-content-type-options: nosniff"
             b"\r\nconnection: close\r\n\r\n" % (status, _REASONS[status], len(body))
         )
+        self._part = None  # whoever does not keep to HTTP is not listened to any more
         self.transport.write(head + body)
         self.transport.close()
 

@@ -47,7 +47,7 @@ from embedctl.server.shifts import Shift
 from embedctl.server.spending import CallGuard
 from embedctl.server.texts import Texts
 from embedctl.settings import ServeSettings
-from embedctl.storage.vector_cache import VectorCache
+from embedctl.storage.vector_cache import CachedVector, VectorCache
 
 _BYTES_A_TOKEN = 4
 _FEW = 4
@@ -66,6 +66,7 @@ class Vector:
 
     Attributes:
         tokens: Where somebody counted this text alone.
+        kept: As the cache had it; None where it was bought for this request or one beside it.
         fallback_from: "provider:model" that was asked first, when it was another.
     """
 
@@ -73,6 +74,7 @@ class Vector:
     provider: str
     model: str
     tokens: int | None
+    kept: CachedVector | None = None
     fallback_from: str | None = None
 
 
@@ -287,6 +289,7 @@ class Gateway:
     async def _obtained(self, call: _ServedCall) -> dict[bytes, Vector]:
         found: dict[bytes, Vector] = {}
         for _ in range(_MOST_ROUNDS):
+            found = {one: vector for one, vector in found.items() if self._stands(call, vector)}
             missing = [one for one in dict.fromkeys(call.texts.hashes) if one not in found]
             if not missing:
                 break
@@ -342,13 +345,18 @@ class Gateway:
         if self._cache is None or space is None or not wanted:
             return {}
         scoped = self._scope(space.space_id, call.client.workspace)
-        found = self._cache.glance(scoped, wanted, space.dimensions) if len(wanted) <= _FEW else None
+        stands = call.route.watch.stands
+        found = self._cache.glance(scoped, wanted, space.dimensions, stands) if len(wanted) <= _FEW else None
         if found is None:
-            found = await asyncio.to_thread(self._cache.look_up, scoped, wanted, space.dimensions)
+            found = await asyncio.to_thread(self._cache.look_up, scoped, wanted, space.dimensions, stands)
         return {
-            text_hash: Vector(vector=hit.vector, provider=hit.provider, model=hit.model, tokens=hit.tokens)
+            text_hash: Vector(vector=hit.vector, provider=hit.provider, model=hit.model, tokens=hit.tokens, kept=hit)
             for text_hash, hit in found.items()
         }
+
+    def _stands(self, call: _ServedCall, one: Vector) -> bool:
+        """Whether the model that made it is still the same: what was bought meanwhile may have told that it is not."""
+        return one.kept is None or call.route.watch.stands(one.kept)
 
     def _begin(self, call: _ServedCall, flights: Mapping[bytes, asyncio.Future[Vector]]) -> None:
         """Begin to buy these texts.

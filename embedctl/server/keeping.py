@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.embedding.attempt import AttemptRecord
-from embedctl.records import TEXT_HASH_BYTES, UsageEvent
+from embedctl.records import TEXT_HASH_BYTES, UsageEvent, minted_at
 from embedctl.storage.vector_cache import CachedVector, VectorCache
 
 TOGETHER_S = 0.02
@@ -66,9 +66,8 @@ class KeepingJournal:
         for one in answers:
             count = len(one.vectors)
             each = one.tokens_each or ((one.event.tokens_total,) if count == 1 else (None,) * count)
-            hits = [
-                CachedVector(one.event.provider, one.event.model, each[i], row) for i, row in enumerate(one.vectors)
-            ]
+            maker, asked_at = (one.event.provider, one.event.model), minted_at(one.event.event_id)
+            hits = [CachedVector(*maker, each[i], row, asked_at) for i, row in enumerate(one.vectors)]
             hashes = [one.hashes[at : at + TEXT_HASH_BYTES] for at in range(0, len(one.hashes), TEXT_HASH_BYTES)]
             some.append((scope(one.space_id), hashes, hits))
         let_go = [(self._journal, one.place.segment, len(one.vectors)) for one in answers]

@@ -15,7 +15,7 @@ from embedctl.journal import Recovered, Trust, recover
 from embedctl.journal.rescue import JOURNAL, LOCK, rescue
 from embedctl.journal.segments import Views
 from embedctl.ledger import spool
-from embedctl.records import TEXT_HASH_BYTES
+from embedctl.records import TEXT_HASH_BYTES, minted_at
 from embedctl.runs.registry import RunEntry, RunRegistry, home_trust
 from embedctl.server.shifts import COMMAND
 from embedctl.settings import Settings
@@ -83,7 +83,8 @@ def _kept(found: Recovered, cache: VectorCache, scope: Scope) -> int:
             continue  # damaged: it is bought anew
         each = answer.tokens_each or ((answer.event.tokens_total,) if place.count == 1 else (None,) * place.count)
         hashes = [answer.hashes[at : at + TEXT_HASH_BYTES] for at in range(0, len(answer.hashes), TEXT_HASH_BYTES)]
-        hits = [CachedVector(answer.provider, answer.model, each[i], row) for i, row in enumerate(vectors)]
+        asked_at = minted_at(answer.event.event_id)
+        hits = [CachedVector(answer.provider, answer.model, each[i], row, asked_at) for i, row in enumerate(vectors)]
         cache.put(scope(space_id, answer.event.workspace_id), hashes, hits)
         count += len(hits)
     return count

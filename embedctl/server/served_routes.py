@@ -6,9 +6,11 @@ What a call finds out of a server (limits, proofs, a stranger) stays; that a cal
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,12 @@ class ServedRoute:
     def space(self) -> Space | None:
         """Of its vectors; None until that is known."""
         return self.route.space
+
+    @property
+    def watch(self) -> CanaryWatch:
+        """Says which of the vectors that are kept are its model's."""
+        assert self.route.canary is not None  # noqa: S101 - `ServedRoutes` gives it one
+        return self.route.canary
 
     @property
     def first(self) -> Endpoint:
@@ -205,7 +213,7 @@ class ServedRoutes:
                 mode=mode,
                 policy=Policy(),
                 space=chain.first.space(),
-                canary=self._watch(key, chain.first, lock),
+                canary=self._watch(key, endpoints, lock),
             ),
             sends_tokens,
         )
@@ -232,10 +240,11 @@ class ServedRoutes:
             raise Refused("space_mismatch", f"{space_lock.NAME} does not allow it: {'; '.join(unlike)}")
         return None
 
-    def _watch(self, key: RouteKey, first: Endpoint, lock: SpaceLock | None) -> CanaryWatch:
+    def _watch(self, key: RouteKey, endpoints: tuple[Endpoint, ...], lock: SpaceLock | None) -> CanaryWatch:
         """Looks at who is asked; questions to documents that a lock is of are looked at as documents are."""
-        settings = self.settings
+        settings, first = self.settings, endpoints[0]
         asked_as: dict[str, Endpoint] = {}
+        begun = lock.canaries if lock else None
         if lock is not None and lock.space.input_type != first.input_type:
             wanted: Any = lock.space.input_type or "document"
             as_document = replace(key, input_type=wanted)
@@ -244,11 +253,13 @@ class ServedRoutes:
         return CanaryWatch(
             settings.paths.canaries,
             self._observer,
+            endpoints,
             when=settings.options.canary,
             on_drift=settings.options.on_drift,
-            reference=lock.canaries if lock else None,
+            reference=begun,
             hosts=frozenset(lock.hosts) if lock and lock.hosts else None,
             asked_as=asked_as,
+            begun_at=datetime.fromisoformat(begun.at).timestamp() if begun else math.inf,
             forget=partial(foundations.forget_cached, settings, self._observer),
             waits=True,
         )

@@ -378,7 +378,8 @@ def _paths(env: Mapping[str, str], ledger: Path | None) -> Paths:
         )
     try:
         kind = paths.ledger.stat().st_mode
-        trouble = None if stat.S_ISREG(kind) or stat.S_ISDIR(kind) else "it is a pipe or device, not a file"
+        trouble = None if stat.S_ISREG(kind) else "it is a pipe or device, not a file"
+        trouble = "it is a folder, not a file" if stat.S_ISDIR(kind) else trouble
     except OSError as problem:
         trouble = problem.strerror if problem.errno in (errno.ELOOP, errno.ENAMETOOLONG) else None
     if trouble:

@@ -47,9 +47,10 @@ def opened(path: Path, *, max_bytes: int = MAX_BYTES) -> storage.SmallFile:
     try:
         return storage.open_small(path, max_bytes=max_bytes)
     except OSError as problem:
-        raise ConfigurationInvalid(
-            f"{path} cannot be read: {problem.strerror}", hint=f"an ordinary file of at most {max_bytes >> 20} MiB"
-        ) from None
+        hint = f"an ordinary file of at most {max_bytes >> 20} MiB"
+        if isinstance(problem, PermissionError):
+            hint = "check who owns it and its mode, and HOME and EMBEDCTL_HOME: is it this user's?"
+        raise ConfigurationInvalid(f"{path} cannot be read: {problem.strerror}", hint=hint) from None
 
 
 def decoded(content: bytes, label: str) -> dict[str, Any]:

@@ -260,7 +260,8 @@ def _failure(refusal: OSError, path: Path, doing: str) -> EmbedctlError:
             hint="free some space and run the same command again: nothing that was answered is lost",
         )
     if doing == "create" and refusal.errno in _FORBIDDEN:
-        return OutputRefused(f"cannot create {path}: {refusal.strerror}", hint="choose a place you may write to")
+        hint = "choose a place you may write to; EMBEDCTL_HOME names embedctl's own"
+        return OutputRefused(f"cannot create {path}: {refusal.strerror}", hint=hint)
     return StorageFailed(
         f"cannot {doing} {path}: {refusal.strerror or refusal}",
         hint="look at the disk, then run the same command again: nothing that was answered is lost",

@@ -7,7 +7,7 @@ an extra, for data sets.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -67,6 +67,14 @@ class HubDataset:
         raise OutputRefused(f"{self.url} is read only", hint="write to a folder, and upload that with `hf upload`")
 
     def remove(self, name: str) -> None:
+        """Never.
+
+        Raises:
+            OutputRefused: Always.
+        """
+        raise OutputRefused(f"{self.url} is read only")
+
+    def remove_all(self, names: Iterable[str]) -> None:
         """Never.
 
         Raises:

@@ -13,10 +13,11 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import util
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -60,12 +61,21 @@ _MAPPED = 1 << 20
 """Contents that are larger are mapped from a file."""
 _MOST = 5_000_000_000
 """Bytes of one put: S3's limit is 5 GiB, Azure's 5000 MiB."""
+_REMOVED_AT_ONCE = 1000
 _PUTS = 6
 """Puts of one object, where answers are lost or S3 says "conflict, try again"."""
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>\s*([A-Za-z]{1,60})\s*</Code>")
 _OF_CREDENTIALS = ("credential", "decod", "service account", "access key", "base64", "pem", "secret")
+_EXPIRED = "the session's credentials have expired: get new ones, then run the same command again"
+_DENIED = {
+    "ExpiredToken": _EXPIRED, "ExpiredTokenException": _EXPIRED, "TokenRefreshRequired": _EXPIRED,
+    "InvalidToken": "AWS_SESSION_TOKEN does not belong to the other credentials, or is damaged",
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it, then run the same command again",
+}  # fmt: skip
+"""What S3 says of credentials with other states than 401 and 403, or of what is not them; and what helps."""
+_INVALID = re.compile(r'Path "(.*?)" contained')
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _BARE = re.compile(r'^"(.*)"$')
 _LOOPBACK = re.compile(r"http://(127\.\d+\.\d+\.\d+|localhost|\[::1\])([:/]|$)", re.IGNORECASE)
@@ -218,6 +228,19 @@ class ObjectStore:
         with self._told(f"remove {name}"), suppress(FileNotFoundError):
             obstore.delete(self._client, name)
 
+    def remove_all(self, names: Iterable[str]) -> None:
+        """Remove many objects; the library removes some at a time."""
+        import obstore
+
+        left = iter(names)
+        while some := list(islice(left, _REMOVED_AT_ONCE)):
+            try:
+                with self._told("remove objects"):
+                    obstore.delete(self._client, some)
+            except FileNotFoundError:  # it ends at the first one that is gone already
+                for name in some:
+                    self.remove(name)
+
     def _get(self, name: str, start: int, end: int, etag: str | None) -> tuple[Buffer, StoredObject]:
         import obstore
         from obstore.exceptions import PreconditionError
@@ -304,6 +327,8 @@ class ObjectStore:
         try:
             if self._url.scheme == "s3":
                 config.setdefault("disable_bulk_delete", "true")  # a gateway's answer to it cannot be read
+                if store_options.is_encrypted(config):
+                    config.setdefault("unsigned_payload", "true")
                 given = store_options.profile(config)
                 return store.S3Store(self._url.bucket, config=cast("Any", config), credential_provider=given, **shared)
             if self._url.scheme == "gs":
@@ -356,10 +381,12 @@ class ObjectStore:
             if reading and _code(missing) in _NO_BUCKET:
                 raise self._no_bucket(InputMissing) from None
             raise FileNotFoundError(f"{self.url}: {doing}") from None
-        except InvalidPathError:
+        except InvalidPathError as invalid:
+            name = _INVALID.search(str(invalid))
+            shown = f"{self._url.root}/{name[1].encode('unicode_escape').decode()[:200]}" if name else self.url
             raise InputInvalid(
-                f"{self.url}: a name with an empty part, '.' or '..' in it, which cannot be read",
-                hint="name a prefix without it",
+                f"{shown}: an object whose name has an empty part, '.' or '..' in it, which cannot be read",
+                hint="rename it, or name a prefix without it: no listing goes past it",
             ) from None
         except (BaseError, OSError, ValueError, RuntimeError) as refusal:  # the last: not built for this store
             raise self._ours(refusal, doing, reading=reading) from None
@@ -374,8 +401,9 @@ class ObjectStore:
             return _BeyondTheEnd()
         if _asked_an_instance(text):
             return StoreDenied(f"{self._url.root}: no credentials were found", hint=self._how())
-        if kind in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
-            return StoreDenied(f"{self._url.root}: may not {doing} ({said or 'denied'})", hint=self._how())
+        if kind in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403) or code in _DENIED:
+            hint = _DENIED.get(code or "") or self._how()
+            return StoreDenied(f"{self._url.root}: may not {doing} ({said or 'denied'})", hint=hint)
         if status == 404 and (code in _NO_BUCKET or reading):
             return self._no_bucket(InputMissing if reading else OutputRefused)
         if (
@@ -388,9 +416,10 @@ class ObjectStore:
                 f"{self.url}: the store cannot create without overwriting (If-None-Match)",
                 hint="use a store, or a version of its server, that can",
             )
-        if status is not None and 300 <= status < 500 and status not in (408, 409, 425, 429):
+        is_elsewhere = "redirect without LOCATION" in text  # how S3 answers for a bucket of another region
+        if is_elsewhere or (status is not None and 300 <= status < 500 and status not in (408, 409, 425, 429)):
             return ConfigurationInvalid(
-                f"{self._url.root}: the store refuses to {doing} ({said})",
+                f"{self._url.root}: the store refuses to {doing} ({said or 'it is in another region'})",
                 hint="look at region and endpoint: --store-option region=…, endpoint=…",
             )
         return StoreUnreachable(

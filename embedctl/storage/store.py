@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,6 @@ OURS = "_embedctl/"
 
 PROBES = f"{OURS}probe/"
 """Where the trial puts its object."""
-
-REMOVERS = 32
 
 _COPY_BYTES = 1 << 20
 
@@ -103,12 +100,8 @@ class Store(Protocol):
     def remove(self, name: str) -> None:
         """Remove an object; one that is gone already is as good."""
 
-
-def remove_all(store: Store, names: Iterable[str]) -> None:
-    """Remove many objects, some at a time: each takes its time on the way."""
-    with ThreadPoolExecutor(REMOVERS, thread_name_prefix="store-remover") as removers:
-        for _ in removers.map(store.remove, names):
-            pass
+    def remove_all(self, names: Iterable[str]) -> None:
+        """Remove many objects, some at a time: each takes its time on the way."""
 
 
 def check_refuses(store: Store) -> None:
@@ -202,6 +195,11 @@ class LocalStore:
         self.disk.unlink(path)
         if path.parent.is_dir():
             self.disk.sync_folder(path.parent)
+
+    def remove_all(self, names: Iterable[str]) -> None:
+        """Remove files, one after the other."""
+        for name in names:
+            self.remove(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ _SAID_OTHERWISE = (
     "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SKIP_SIGNATURE",
 )  # fmt: skip
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _FILES = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
 
 
@@ -73,6 +74,20 @@ def profile(options: Mapping[str, str]) -> Any:
         raise StoreDenied(
             f"AWS profile {named or 'default'}: {type(problem).__name__}", hint="look at it with `aws configure list`"
         ) from None
+
+
+def is_encrypted(options: Mapping[str, str]) -> bool:
+    """Whether requests to S3 go by https, and nobody has said how their contents are signed.
+
+    Then TLS keeps contents whole, and to sign them too would hash every byte once more: a third of what it costs to
+    send them. AWS's own client decides alike.
+    """
+    names = {re.sub(r"^aws_", "", name.lower()): value for name, value in options.items()}
+    if "unsigned_payload" in names or "AWS_UNSIGNED_PAYLOAD" in os.environ:
+        return False
+    endpoints = [value for name, value in names.items() if name.startswith("endpoint")]
+    endpoints = endpoints or [os.environ[name] for name in _ENDPOINTS if os.environ.get(name)]
+    return not any(one.lower().startswith("http:") for one in endpoints)
 
 
 def _is_there(file: tuple[str, str]) -> bool:

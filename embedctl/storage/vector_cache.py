@@ -36,15 +36,30 @@ CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
 INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM total);
 """
 
+_RENEW = """
+UPDATE entry SET provider = ?, model = ?, tokens = ?, made_at = ?, used_at = ?, vector = ?
+WHERE space_id = ? AND text_hash = ? AND made_at < ? AND length(vector) = ?
+"""
+"""A newer vector of a text; one of another width has another space."""
+
 
 @dataclass(frozen=True, slots=True)
 class CachedVector:
-    """A text's vector (float32, shape (D,)) and who made it; tokens where somebody counted."""
+    """A text's vector (float32, shape (D,)) and who made it; tokens where somebody counted.
+
+    Attributes:
+        made_at: When it was asked for, in Unix seconds.
+    """
 
     provider: str
     model: str
     tokens: int | None
     vector: NDArray[np.float32]
+    made_at: float
+
+
+Stands = Callable[[CachedVector], bool]
+"""Whether a vector may be taken: of whoever reads the cache, because a model may be another one since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +96,8 @@ class VectorCache:
         self._wall = wall
         self._swept_at = 0
 
-    def look_up(self, space_id: str, hashes: Sequence[bytes], width: int) -> dict[bytes, CachedVector]:
-        """The vectors of those texts that it has, and that are not too old.
+    def look_up(self, space_id: str, hashes: Sequence[bytes], width: int, stands: Stands) -> dict[bytes, CachedVector]:
+        """The vectors of those texts that it has, that are not too old, and that may stand where they are wanted.
 
         Args:
             hashes: 16 bytes each.
@@ -91,6 +106,7 @@ class VectorCache:
         now = int(self._wall())
         nothing: tuple[dict[bytes, CachedVector], list[bytes]] = ({}, [])
         found, stale = self._cache.do(lambda one: self._select(one, space_id, hashes, width, now), nothing)
+        found = {text_hash: one for text_hash, one in found.items() if stands(one)}
 
         def touch(connection: sqlite3.Connection) -> None:
             connection.execute("BEGIN IMMEDIATE")
@@ -109,7 +125,9 @@ class VectorCache:
         self._cache.open()
         self._reading.open()
 
-    def glance(self, space_id: str, hashes: Sequence[bytes], width: int) -> dict[bytes, CachedVector] | None:
+    def glance(
+        self, space_id: str, hashes: Sequence[bytes], width: int, stands: Stands
+    ) -> dict[bytes, CachedVector] | None:
         """The same, and never waits for who writes; None where only `look_up` can tell.
 
         From one thread. It takes some 30 µs a text.
@@ -121,6 +139,7 @@ class VectorCache:
         found, stale = self._reading.do(lambda one: self._select(one, space_id, hashes, width, now), nothing)
         if stale:
             return None
+        found = {text_hash: one for text_hash, one in found.items() if stands(one)}
         self._reading.saw(len(found), len(hashes) - len(found))
         return found
 
@@ -132,12 +151,12 @@ class VectorCache:
         stale: list[bytes] = []
         for some, marks in some_at_once(hashes):
             rows = connection.execute(
-                "SELECT text_hash, provider, model, tokens, vector, used_at FROM entry "  # noqa: S608 - only marks are put in
+                "SELECT text_hash, provider, model, tokens, vector, made_at, used_at FROM entry "  # noqa: S608 - only marks are put in
                 f"WHERE space_id = ? AND made_at > ? AND length(vector) = ? AND text_hash IN ({marks})",
                 [space_id, now - self._ttl_s, width * 4, *some],
             )
-            for text_hash, provider, model, tokens, vector, used_at in rows:
-                found[text_hash] = CachedVector(provider, model, tokens, np.frombuffer(vector, "<f4"))
+            for text_hash, provider, model, tokens, vector, made_at, used_at in rows:
+                found[text_hash] = CachedVector(provider, model, tokens, np.frombuffer(vector, "<f4"), made_at)
                 if used_at < now - _TOUCHED_S:
                     stale.append(text_hash)
         return found, stale
@@ -162,7 +181,16 @@ class VectorCache:
         """
         now = int(self._wall())
         rows = [
-            (space_id, text_hash, hit.provider, hit.model, hit.tokens, now, now, hit.vector.astype("<f4").tobytes())
+            (
+                space_id,
+                text_hash,
+                hit.provider,
+                hit.model,
+                hit.tokens,
+                hit.made_at,
+                now,
+                hit.vector.astype("<f4").tobytes(),
+            )
             for space_id, hashes, hits in some
             for text_hash, hit in zip(hashes, hits, strict=True)
         ]
@@ -180,6 +208,8 @@ class VectorCache:
             for row in rows:
                 new = connection.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row).rowcount
                 added += len(row[-1]) if new else 0
+                if not new:  # what is bought once more takes the place of what did not stand
+                    connection.execute(_RENEW, (*row[2:], *row[:2], row[5], len(row[-1])))
             connection.execute("UPDATE total SET bytes = bytes + ?", [added])
             self._make_room(connection)
 

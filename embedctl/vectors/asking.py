@@ -130,7 +130,7 @@ def _check(endpoint: Endpoint, stored: Stored) -> None:
     if mine is None:
         return
     alike: dict[str, Any] = {
-        "revision": theirs.revision,
+        "revision": theirs.revision if None in (mine.revision, theirs.revision) else mine.revision,
         "normalized": theirs.normalized,
         "truncation": theirs.truncation,
     }

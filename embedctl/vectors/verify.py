@@ -18,7 +18,7 @@ from embedctl.vectors.asking import Asking
 from embedctl.vectors.checks import Alike, RowWalk
 from embedctl.vectors.files import Stored
 from embedctl.vectors.findings import Findings
-from embedctl.vectors.sample import SAME_COSINE, Sample, cosine
+from embedctl.vectors.sample import ALIKE_HERE, SAME_COSINE, Sample, cosine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +138,9 @@ async def embedded_again(
         compared += 1
         found = cosine(vector, again)
         if found < SAME_COSINE:
-            message = f"its text has another vector when it is embedded again (cosine {found:.4f})"
-            findings.add("other_vector", stored.place(row), message)
+            alike = found >= ALIKE_HERE and asking.endpoint.local
+            which = "a slightly other" if alike else "another"
+            message = f"its text has {which} vector when it is embedded again (cosine {found:.4f})"
+            message += ", as another version's arithmetic makes: `--no-reuse` makes all anew" if alike else ""
+            findings.add("other_vector", stored.place(row), message, wrong=not alike)
     return compared, made.spending

@@ -219,3 +219,19 @@ def test_failures_of_an_output(world: World) -> None:
     assert shown(world, "failures", "moved")["run_id"] is None
     assert shown(world, "failures", "moved")["failures"] == by_job["failures"]
     assert world.run("batch", "failures", "nowhere").code == 66
+    (world.folder / "notes.txt").write_text("no output")
+    for other in ("notes.txt", "in"):
+        assert "is no output of embedctl" in (refused := world.run("batch", "failures", other)).err
+        assert refused.code == 65
+
+
+def test_status_of_an_output(world: World) -> None:
+    """`batch status` takes what a run known here wrote; of any other output it says where to look (66)."""
+    world.run("batch", "run", "in", "-o", "out", "--job", "nightly", *OPENAI)
+    world.run("embed", "in", "-o", "one.parquet", *OPENAI)
+
+    assert shown(world, "status", "out/") == shown(world, "status", "nightly")
+    assert shown(world, "status", "one.parquet")["output"].endswith("one.parquet")
+    (world.folder / "out").rename(world.folder / "moved")
+    moved = world.run("batch", "status", "moved")
+    assert (moved.code, "`embedctl vectors info`" in moved.err) == (66, True)

@@ -186,8 +186,16 @@ def test_months_batches_and_machines(wire: Wire) -> None:
 # ── what is bought ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def told(found: Ran) -> list[str]:
+    """Words that tokens are not those that were billed."""
+    return [line for line in found.json["warnings"] if "not those that were billed" in line]
+
+
 def test_nothing_is_bought_twice_and_all_is_booked(wire: Wire) -> None:
-    """Texts that stand there twice are bought once, a second look buys nothing, a larger sample only what is new."""
+    """Texts that stand there twice are bought once, a second look buys nothing, a larger sample only what is new.
+
+    Tokens of what is not bought now are counted here, and said to be.
+    """
     put("ships.jsonl", [*table(), *({**row, "id": f"again {row['id']}"} for row in table())])
     flags = ("--candidates", MODEL, "-w", "acme", "--tag", "team=search", "--json")
     first = compare("ships.jsonl", "--sample", "40", *flags)
@@ -199,6 +207,8 @@ def test_nothing_is_bought_twice_and_all_is_booked(wire: Wire) -> None:
     assert [first.code, again.code, all_of_them.code] == [0, 0, 0], first.err + again.err
     assert again.json["candidates"][0]["cost_sample"] == "0.00"
     assert [row["mrr"] for row in again.json["candidates"]] == [row["mrr"] for row in first.json["candidates"]]
+    sources = [(one.json["candidates"][0]["usage_source"], bool(told(one))) for one in (first, again, all_of_them)]
+    assert sources == [("native", False), ("fallback", True), ("mixed", True)]
     assert times == {1}
     assert 0 < some < wire.billed()
     assert ledger("SELECT DISTINCT purpose, workspace_id, tags ->> 'team' FROM usage_event") == [
@@ -330,7 +340,8 @@ def page(here: Path) -> Path:
 
 
 def test_the_page_weighs_little_and_asks_nobody(page: Path) -> None:
-    """The page is at most 300 kB, and loads no script, style, font or picture from elsewhere."""
+    """The page is at most 300 kB, its owner's alone, and loads no script, style, font or picture from elsewhere."""
+    assert page.stat().st_mode & 0o777 == 0o600
     text = page.read_text("utf-8")
 
     assert len(text.encode()) <= 300_000

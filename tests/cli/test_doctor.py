@@ -207,6 +207,16 @@ def test_keys_are_named_and_never_shown(home: Path, monkeypatch: pytest.MonkeyPa
     assert KEY not in str(run("doctor"))
 
 
+@pytest.mark.parametrize("proxy", ["http://[::1", "http://:3128", "socks5://127.0.0.1:1080", "http://proxy:99999"])
+def test_a_proxy_that_cannot_be(home: Path, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    """A proxy that no run could use is bad (69), whatever the variable holds."""
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    code, out, _ = run("doctor", "--json")
+    checks = {one["check"]: one for one in json.loads(out)["checks"]}
+
+    assert (code, checks["proxy"]["state"], checks["proxy"]["hint"]) == (69, "bad", "http://HOST:PORT")
+
+
 def test_online_asks_whether_they_answer(home: Path) -> None:
     """--online tells who answers and who does not, sends no text, and costs nothing."""
     with socket.create_server(("127.0.0.1", 0)) as closed:

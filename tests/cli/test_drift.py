@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -432,6 +433,175 @@ def test_batches_are_not_ordered_of_a_changed_model(
     stopped = with_rows(9, "--wait")
     assert (stopped.code, stopped.json["vectors"]) == (76, 0), stopped
     assert "--on-drift warn takes what they brought" in stopped.err, stopped.err
+    assert "`embedctl batch cancel`" in stopped.err
     assert sum(table.num_rows for table in map(pq.read_table, Path("out").glob("part-*"))) == 6
     assert with_rows(9, "--wait", "--on-drift", "warn").code == 0
     assert [times["batch"] for times in wire.invoice()["texts"].values() if times["batch"]] == [1] * 9
+
+
+def test_cancelled_batches_of_a_changed_model_are_booked_alone(
+    wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`batch cancel` looks at the model, too: of one that changed it books what was done, and the next run takes no
+    vector of it, unless it is told to mix.
+    """
+    wire.reset()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMBEDCTL_CANARY", "always")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("OPENAI_BASE_URL", wire.base_url())
+    user_settings("[providers.openai]\nbatch = true\nbatch_poll_s = 0.01\nbatch_grace_s = 0.05\n")
+    words = ("batch", "run", "in.jsonl", "-o", "out", "-m", "openai:text-embedding-3-small", "--dimensions", 8)
+    words = (*words, "--mode", "batch", "--job", "nightly", "--no-progress", "--batch-size", 2)
+
+    def table(rows: Iterable[int]) -> None:
+        Path("in.jsonl").write_text("".join(json.dumps({"id": at, "text": sentence(at)}) + "\n" for at in rows))
+
+    table(range(6))
+    assert embedctl(*words, "--wait").code == 0
+    table(range(30))
+    wire.plan(batch={"each": {"seconds": 3600, "cancel_polls": 1}})
+    assert embedctl(*words, "--no-wait").code == 75
+    wire.plan(spaces={"text-embedding-3-small": "another"}, batch={"each": {"seconds": 3600, "cancel_polls": 1}})
+    ended = embedctl("batch", "cancel", "nightly", "--json", "--no-progress")
+    billed = wire.invoice()["models"]["text-embedding-3-small"]["batch"]
+    wire.plan(spaces={"text-embedding-3-small": "another"})
+    table(at for at in range(30) if wire.bought(sentence(at))["batch"])  # nothing is left to be bought
+    stopped = embedctl(*words, "--wait")
+
+    assert (ended.code, "only --on-drift warn takes it" in ended.err) == (0, True), ended
+    assert 0 < ended.json["collected"] < 24
+    assert stopped.code == 76, stopped
+    assert sum(table.num_rows for table in map(pq.read_table, Path("out").glob("part-*"))) == 6
+    booked = "SELECT sum(input_count), sum(tokens_total) FROM usage_event WHERE price_tier = 'batch'"
+    assert ledger(booked) == [(6 + ended.json["collected"], billed)]
+    mixed = embedctl(*words, "--wait", "--on-drift", "warn", "--json")
+    assert (mixed.code, mixed.json["reused"]) == (0, 6 + ended.json["collected"]), mixed
+
+
+def is_all_of(path: str, embed: Embed) -> bool:
+    """Whether every vector of an output is what this model makes of its text."""
+    found = pq.read_table(path).to_pydict()
+    return np.allclose(np.stack(found["embedding"]), embed(found["text"]), atol=1e-5)
+
+
+def killed(model: ModelServer, *words: object, requests: int = 2) -> None:
+    """A run that is killed when it asks for its so-manieth request of rows."""
+    command = [sys.executable, "-m", "embedctl", "embed", "in.jsonl", "-o", "out.parquet", "--no-progress", *words]
+    rows = 0
+
+    def before(texts: list[str]) -> None:
+        nonlocal rows
+        rows += texts != list(TEXTS)
+        if rows == requests:
+            while not [*(Path(os.environ["EMBEDCTL_HOME"]) / "canaries").glob("*.json")]:
+                time.sleep(0.01)  # the first ones travel beside the rows
+            process.send_signal(signal.SIGKILL)
+
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([str(word) for word in command], env=env, stderr=subprocess.DEVNULL) as process:
+        model.before = before
+        process.wait(60)
+    model.before = lambda texts: None
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_an_output_that_is_replaced_holds_nothing_that_the_cache_has_of_before(output: ModelServer) -> None:
+    """--overwrite --on-drift warn: what the shared cache gave before the change was seen is made anew, once."""
+    output.embed = STOPPED["pooling: first token"]
+    done = run("--overwrite", "--on-drift", "warn", "--batch-size", 30)
+
+    assert (done.code, "is not the model that it was" in done.err) == (0, True), done
+    assert is_all_of("out.parquet", output.embed)
+    assert sorted(text for texts in output.asked for text in texts if texts != list(TEXTS)) == sorted(
+        pq.read_table("out.parquet")["text"].to_pylist()
+    )
+    asked = len(output.asked)
+    assert run("--overwrite").code == 0  # all of it is in the cache now
+    assert len(output.asked) == asked
+
+
+def test_an_output_that_is_replaced_holds_nothing_that_a_killed_run_bought_before(output: ModelServer) -> None:
+    """What a killed --overwrite left in its journal is taken by the next one, unless the model changed in between."""
+    words = ("--overwrite", "--on-drift", "warn", "--no-cache", "--batch-size", "5", "--concurrency", "1")
+    killed(output, *words, requests=4)
+    output.embed = STOPPED["pooling: first token"]
+    assert run(*words).code == 0
+    assert is_all_of("out.parquet", output.embed)
+
+
+def test_a_killed_run_is_not_gone_on_with_by_another_model(model: ModelServer) -> None:
+    """A first run was killed; another output's run saw the model change and took it: the first one ends with 76."""
+    write()
+    words = ("--no-cache", "--batch-size", "5", "--concurrency", "1")
+    killed(model, *words)
+    model.embed = STOPPED["pooling: first token"]
+    other = embedctl("embed", "in.jsonl", "-o", "other.parquet", "--no-progress", *words, "--on-drift", "warn")
+    model.asked = []
+    stopped = run(*words)
+
+    assert (other.code, stopped.code) == (0, 76), stopped
+    assert [texts for texts in model.asked if texts != list(TEXTS)] == []
+    assert run(*words, "--overwrite").code == 0
+    assert is_all_of("out.parquet", model.embed)
+
+
+def test_a_change_that_another_run_saw_is_heeded_in_the_middle_of_a_run(
+    output: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that has looked today looks again as soon as anybody has seen its model change."""
+    monkeypatch.setenv("EMBEDCTL_CANARY", "daily")
+    write(len(SENTENCES) + 6)
+
+    def before(texts: list[str]) -> None:
+        if texts == list(TEXTS) or output.embed is not models.as_it_is:
+            return
+        output.embed = STOPPED["pooling: first token"]
+        Path("one.txt").write_text("One text.")
+        words = ["embed", "one.txt", "-o", "one.parquet", "--no-progress", "--on-drift", "warn"]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "EMBEDCTL_CANARY": "always"}
+        subprocess.run([sys.executable, "-m", "embedctl", *words], env=env, check=True, capture_output=True)
+
+    output.before = before
+    done = run("--batch-size", 1, "--concurrency", 1)
+    output.before = lambda texts: None
+    assert done.code == 76, done
+
+
+def test_what_another_host_left_in_the_cache_is_not_taken_after_a_change(output: ModelServer) -> None:
+    """Vectors of a host that did not change are in no output of one that did: the two were equal before."""
+    settings = settings_of(output) + settings_of(output, "other").split("\n", 1)[1]
+    user_settings(settings)
+    words = ("embed", "in.jsonl", "--no-progress", "--overwrite", "--batch-size", 30)
+    there = Path(os.environ["EMBEDCTL_HOME"]) / "cache.sqlite"
+    there.unlink()
+    write(len(SENTENCES))
+    assert embedctl(*words, "-o", "theirs.parquet", "-m", "other:all-MiniLM-L6-v2").code == 0
+    output.embed = STOPPED["pooling: first token"]
+    write(len(SENTENCES) + 1)
+    assert embedctl(*words, "-o", "new.parquet", "--on-drift", "warn").code == 0
+    assert is_all_of("new.parquet", output.embed)
+
+
+def test_parts_of_before_a_change_are_not_gone_on_with(output: ModelServer) -> None:
+    """Parts that an interrupted --overwrite run has published tell when it was begun: after a change they are none."""
+    from embedctl.outputs import Existing
+    from embedctl.outputs.parquet import Part
+    from embedctl.records import UNOBSERVED, RowCounts
+    from embedctl.routing import canaries, chain
+    from embedctl.runs import space_locks
+    from embedctl.settings import load
+
+    settings = load()
+    endpoint = chain.endpoint(settings, "mini", "all-MiniLM-L6-v2")
+    existing = Existing(parts=[Part(Path("out.parquet"), 384)])
+    watch = space_locks.watch(settings, UNOBSERVED, None, existing, endpoint, overwrite=True)
+    before = space_locks.without_older(existing, watch)
+    canaries.note_change(settings.paths.canaries, canaries.host_of(endpoint), watch.begun_at - 0.001)
+    after = space_locks.without_older(existing, watch)
+    existing.done = {0: RowCounts()}
+
+    assert before is not None
+    assert after is not None
+    assert (len(before.parts), len(after.parts)) == (1, 0)
+    assert space_locks.without_older(existing, watch) is None

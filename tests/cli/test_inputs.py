@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
+from pyarrow.parquet import encryption
 
 from tests.support.running import Ran, embedctl, ledger, rows
 
@@ -237,3 +240,49 @@ def test_names_are_bytes_in_every_format(here: Path, suffix: str) -> None:
     if suffix in content:
         [line] = (folder / os.fsdecode(b"o-\xe9.parquet.failures.jsonl")).read_text().splitlines()
         assert json.loads(line)["message"].startswith("caf\\xe9." + suffix)
+
+
+class _Keys(encryption.KmsClient):
+    """Who keeps keys, and does not hide them."""
+
+    def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64decode(wrapped_key)
+
+
+@pytest.mark.parametrize("footer", [True, False], ids=["readable footer", "hidden footer"])
+def test_encrypted_parquet_is_refused(footer: bool) -> None:
+    """65 and one line, also where the footer can be read: pyarrow would end the process at the first hidden column."""
+    config = encryption.EncryptionConfiguration("f", column_keys={"k": ["secret"]}, plaintext_footer=footer)
+    factory = encryption.CryptoFactory(lambda _: _Keys())
+    hidden = factory.file_encryption_properties(encryption.KmsConnectionConfig(), config)
+    content = pa.table({"text": ["one", "two"], "secret": [1, 2]})
+    with pq.ParquetWriter("a.parquet", content.schema, encryption_properties=hidden) as writer:
+        writer.write_table(content)
+    done = subprocess.run([EMBEDCTL, "embed", "a.parquet"], capture_output=True, text=True)
+
+    assert done.returncode == 65
+    assert done.stderr.startswith("error: a.parquet: ")
+    assert "encrypted" in done.stderr
+
+
+def test_categories_of_polars_are_texts() -> None:
+    """Dictionaries whose places are unsigned numbers, with nulls, as Polars writes categories, are read."""
+    words = pa.DictionaryArray.from_arrays(pa.array([1, None, 0], pa.uint32()), pa.array(["one", "two"]))
+    feather.write_feather(pa.table({"text": words, "id": [1, 2, 3]}), "a.arrow")
+    done = embed("a.arrow")
+
+    assert (done.code, texts()) == (0, [(1, "two"), (3, "one")])
+    assert failures() == [(2, "null", "the cell is empty", True)]
+
+
+def test_columns_of_a_text_file_are_no_silent_wish() -> None:
+    """A template or text column that a text file cannot have changes nothing, and that is said."""
+    Path("a.txt").write_text("The harbour opens at seven.")
+    done = embed("a.txt", "--template", "passage: {text}")
+
+    assert done.code == 0
+    assert "warning: text files have no columns: --template changes nothing" in done.err
+    assert "warning" not in embed("a.txt").err

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from embedctl.cli import app
+from embedctl.records import Space
 from embedctl.tokens import ASSETS
 from tests.support import static_models
 from tests.support.hub import hub
@@ -265,6 +266,69 @@ def test_a_folder(here: Path) -> None:
     assert spaces[0] != spaces[1]
 
 
+def spaced(name: str) -> dict[str, Any]:
+    """The space of an output."""
+    found: dict[str, Any] = orjson.loads(pq.read_metadata(name).metadata[b"embedctl"])["space"]
+    return found
+
+
+def in_words(folder: Path) -> None:
+    """Another tokenizer: it keeps capitals."""
+    path = folder / "tokenizer.json"
+    said = orjson.loads(path.read_bytes())
+    said["normalizer"]["lowercase"] = False
+    path.write_bytes(orjson.dumps(said))
+
+
+def in_cls(folder: Path) -> None:
+    modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (folder / "1_Pooling" / "config.json").write_bytes(orjson.dumps(modes))
+
+
+def in_length(folder: Path) -> None:
+    (folder / "sentence_bert_config.json").write_bytes(orjson.dumps({"max_seq_length": 100}))
+
+
+@pytest.mark.parametrize("change", [in_words, in_cls, in_length])
+def test_a_folder_is_known_by_all_that_makes_its_vectors(here: Path, change: Any) -> None:
+    """Another tokenizer, pooling or longest text is another space: nothing is added to the output (73), nor found."""
+    folder = folder_of(here / "mine")
+    embedded(f"onnx:{folder}", "one.parquet")
+    change(folder)
+    Path("a.txt").write_text("Another short text.")
+    ended = run("embed", "a.txt", "-m", f"onnx:{folder}", "-o", "one.parquet")
+
+    assert (ended.exit_code, "revision: 'files:" in ended.output) == (73, True), ended.output
+    asked = run("vectors", "search", "one.parquet", "text")
+    assert (asked.exit_code, "revision: 'files:" in asked.output) == (2, True), asked.output
+    assert run("embed", "a.txt", "-m", f"onnx:{folder}", "-o", "one.parquet", "--overwrite").exit_code == 0
+
+
+def test_an_output_of_before_a_folder_was_known_so_is_gone_on_with(here: Path) -> None:
+    """An older version's space said nothing of the tokenizer: its output is gone on with, with a word, in its space."""
+    folder = folder_of(here / "mine")
+    embedded(f"onnx:{folder}", "one.parquet")
+    said = orjson.loads(pq.read_metadata("one.parquet").metadata[b"embedctl"])
+    old = Space(**{**said["space"], "revision": None})
+    said |= {"space": old.as_dict(), "space_id": old.space_id}
+    table = pq.read_table("one.parquet")
+    pq.write_table(table.replace_schema_metadata({b"embedctl": orjson.dumps(said)}), "one.parquet")
+    Path("a.txt").write_text("A short text.\nAnother one.\n")
+
+    words = ("embed", "a.txt", "--split", "lines", "-m", f"onnx:{folder}", "-o", "one.parquet", "--json")
+    ended = run(*words)
+    assert ended.exit_code == 0, ended.output
+    assert ended.stderr.count("begun by an older version") == 1
+    assert (orjson.loads(ended.stdout)["reused"], spaced("one.parquet")["revision"]) == (1, None)
+    assert run("vectors", "search", "one.parquet", "text").exit_code == 0
+    assert run("vectors", "lock", "one.parquet").exit_code == 0
+    again = run(*words)
+    assert (again.exit_code, orjson.loads(again.stdout)["requests"]) == (0, 0)
+    assert run(*words, "--overwrite").exit_code == 0
+    assert spaced("one.parquet")["revision"].startswith("files:")
+    assert "older version" not in run(*words).stderr
+
+
 def test_cls_pooling(here: Path) -> None:
     """A folder that pools by its first token gives other vectors than one that takes the mean."""
     cls = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
@@ -373,6 +437,17 @@ def test_pull_of_nothing(
 
     assert ended.exit_code == code, ended.output
     assert said in ended.stderr
+    assert not list((clean_environment / "models").glob("*"))
+
+
+def test_pull_without_network(monkeypatch: pytest.MonkeyPatch, clean_environment: Path) -> None:
+    """A hub that is not reached is one line (69), whichever HTTP client its library brings."""
+    with hub(published()) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)  # nobody listens there any more
+    ended = run("models", "pull", "me/model")
+
+    assert ended.exit_code == 69, ended.output
+    assert ended.stderr.startswith("error: Hugging Face cannot be reached: ")
     assert not list((clean_environment / "models").glob("*"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,19 @@ def test_a_job_on_a_store_tells_how_it_stands(filled: str) -> None:
     assert [(one["id"], one["reason"]) for one in failures["failures"]] == [("2", "blank")]
     assert failures["output"] == f"{filled}/out"
     assert "2 of 2 done (100%)" in embedctl("batch", "status", f"{filled}/out").out
+    assert (status["working"], status["tokens_unknown"], status["cost_is_lower_bound"]) == ([], 0, False)
+    assert Decimal(status["cost"]) == 0
+
+
+def test_a_row_of_a_job_on_a_store_is_found(filled: str) -> None:
+    """`batch status URL --id` says what became of a row: embedded and in which part, skipped and why, or absent."""
+    asked = [embedctl("batch", "status", f"{filled}/out", "--id", one, "--json").json for one in ("1", "2", "77")]
+
+    assert [one["state"] for one in asked] == ["embedded", "skipped", "absent"]
+    assert asked[0]["part"].startswith("part-00000-")
+    assert len(asked[0]["chunks"]) == 1
+    assert asked[1]["failure"]["reason"] == "blank"
+    assert "skipped" in embedctl("batch", "status", f"{filled}/out", "--id", "2").out
 
 
 def _copy(s3: StoreServer, source: str) -> tuple[str, Any]:
@@ -162,7 +176,6 @@ def _one_line(ran: Ran) -> str:
         (["embed", "ftp://bucket/x"], 66, "no such file: ftp://bucket/x"),
         (["embed", "az://container/x"], 78, "no storage account is named"),
         (["batch", "status", "s3://bucket/nothing"], 66, "is no output of embedctl"),
-        (["batch", "status", "s3://bucket/nothing", "--id", "1"], 2, "--id is not looked up"),
         (["vectors", "info", "s3://bucket/nothing"], 66, "nothing is under s3://bucket/nothing"),
         (["vectors", "info", "s3://no-such-bucket/nothing"], 66, "there is no such bucket"),
     ],

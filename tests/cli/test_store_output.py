@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.fault_proxy import FaultProxy
 from tests.support.running import embedctl
 from tests.support.stores import StoreServer
 
@@ -61,6 +62,23 @@ def test_a_store_that_overwrites(overwriting: StoreServer, monkeypatch: pytest.M
     assert "does not refuse to overwrite" in refused.err
     assert "--no-share" in refused.err
     assert (alone.code, alone.json["vectors"]) == (0, 6)
+
+
+@pytest.mark.parametrize("alone", [[], ["--no-share"]])
+def test_a_store_that_knows_no_conditions(
+    alone: list[str], faulty_s3: tuple[StoreServer, FaultProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers 501 to every put that must not overwrite: refused before anything is made, also for one worker."""
+    server, proxy = faulty_s3
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    proxy.faults = ["not implemented"] * 20
+    url = server.new()
+    refused = embedctl("batch", "run", "in.parquet", "-o", url, *alone)
+
+    assert refused.code == 73
+    assert "cannot create without overwriting" in refused.err
+    assert list(server.open(url).list()) == []
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,10 @@ BAD = {
         "no such settings file: nope.toml",
         "embedctl config init",
     ),
+    "ledger is an input": (["a.txt", "--ledger", "a.txt"], 78, "a.txt is another file, not a ledger", "--ledger"),
+    "ledger is a folder": (["a.txt", "--ledger", "folder"], 78, "the ledger folder cannot be reached: it is a", None),
+    "ledger is nothing": (["a.txt", "--ledger", ""], 78, "the ledger . cannot be reached: it is a folder", None),
+    "ledger is the root": (["a.txt", "--ledger", "/"], 78, "the ledger / cannot be reached: it is a folder", None),
 }
 
 
@@ -245,7 +249,10 @@ def test_a_misspelt_command_is_answered_with_the_nearest() -> None:
 
 
 def limited(size: int, *words: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process that may not write a file larger than `size` bytes, as on a disk that is full."""
+    """The command in a process that may not write a file larger than `size` bytes, as on a disk that is full.
+
+    Python would cut the bytecode that it keeps of libraries as well, and every later process would fail with it.
+    """
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -255,7 +262,7 @@ def limited(size: int, *words: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         preexec_fn=limit,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
     )
 
 

@@ -13,32 +13,21 @@ import pytest
 from embedctl.errors import EmbedctlError
 from embedctl.journal.segments import INTENTS
 from embedctl.journal.shipping import ShippingDisk
-from embedctl.planning import slice as slices
 from embedctl.runs.receipt import Receipt
 from tests.support.processes import sentence
-from tests.support.store_world import CrashingStore, ForgetfulStore, StoreWorld
-from tests.support.wire.client import Wire, hash_of
+from tests.support.store_world import WORKERS_DIE, CrashingStore, ForgetfulStore, StoreWorld
+from tests.support.wire.client import hash_of
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
-]
+pytestmark = WORKERS_DIE
 
 TEXTS = [sentence(number) for number in range(17)] + [sentence(3)]
 CHANGED = [*TEXTS[:8], sentence(100), *TEXTS[9:]]
 
 
-@pytest.fixture(autouse=True)
-def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "SLICE_BYTES", 1)
-
-
 @pytest.fixture
-def world(tmp_path: Path, wire: Wire) -> StoreWorld:
-    wire.reset()
-    made = StoreWorld(tmp_path, wire)
-    made.fill(TEXTS)
-    return made
+def world(store_world: StoreWorld) -> StoreWorld:
+    store_world.fill(TEXTS)
+    return store_world
 
 
 def test_a_job_is_done_by_one_worker(world: StoreWorld) -> None:

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.serving import MODEL, Reply, Serving, serving
+from tests.support.serving import (
+    MODEL,
+    Reply,
+    Serving,
+    environment,
+    make_key,
+    serving,
+    started,
+    until,
+    write_settings,
+)
 from tests.support.wire.client import Wire, expected
 
 VOYAGE = "voyage-4"
@@ -235,15 +245,20 @@ def test_lines_that_differ_in_what_makes_a_space_are_refused(server: Serving, ke
 
 
 def test_a_cancelled_batch_answers_every_line_and_is_gone_on_with(server: Serving, key: str, wire: Wire) -> None:
-    """What was not embedded stands in the error file; the same file submitted again goes on, and buys nothing twice."""
+    """What was bought stands in the output file, the rest in the error file.
+
+    The same file submitted again goes on, and buys nothing twice.
+    """
     wire.reset()
-    wire.plan(latency_s=0.3)
+    wire.plan(latency_s=1)
     words = [f"text {n} of a batch that is cancelled" for n in range(24)]
     file = upload(server, key, lines(*(line(f"n{n}", [word]) for n, word in enumerate(words))))
     batch = create(server, key, file.json["id"])
+    until(lambda: bool(wire.truth()))
     said = ask(server, "POST", f"/v1/batches/{batch.json['id']}/cancel", key)
     found = ended(server, key, batch.json["id"])
-    bad = content(server, key, found["error_file_id"])
+    bad, good = (content(server, key, found[f"{name}_file_id"]) for name in ("error", "output"))
+    bought = {f"n{n}" for n, word in enumerate(words) if wire.bought(word)["standard"]}
     wire.plan()
     again = create(server, key, file.json["id"])
     finished = ended(server, key, batch.json["id"])
@@ -251,9 +266,46 @@ def test_a_cancelled_batch_answers_every_line_and_is_gone_on_with(server: Servin
     assert said.json["status"] in ("cancelling", "cancelled")
     assert found["status"] == "cancelled"
     assert {one["error"]["code"] for one in bad.values()} <= {"batch_cancelled"}
+    assert bought
+    assert good.keys() == bought
+    assert found["request_counts"] == {"total": 24, "completed": len(good), "failed": len(bad)}
+    for name, one in good.items():
+        body = one["response"]["body"]
+        vector = np.array(body["data"][0]["embedding"], np.float32)
+        assert np.array_equal(vector, expected([words[int(name[1:])]], MODEL)[0])
+        assert body["usage"]["total_tokens"] > 0
     assert again.json["id"] == batch.json["id"]
     assert (finished["status"], finished["request_counts"]["completed"]) == ("completed", 24)
     assert all(wire.bought(word) == {"standard": 1, "batch": 0} for word in words)
+
+
+def test_a_batch_ends_with_its_window(wire: Wire, tmp_path: Path) -> None:
+    """After 24 hours a batch is expired, with what was done by then in its output file; it can be gone on with."""
+    wire.reset()
+    wire.plan(latency_s=1)
+    words = [f"text {n} of a batch that expires" for n in range(6)]
+    write_settings(tmp_path, SETTINGS.format(voyage=wire.base_url("voyage")))
+    env = environment(tmp_path, wire)
+    key = make_key(tmp_path, env)
+    with started(tmp_path, env) as server:
+        file = upload(server, key, lines(*(line(f"n{n}", word) for n, word in enumerate(words))))
+        batch = create(server, key, file.json["id"]).json
+        until(lambda: bool(wire.truth()))
+        server.stop()
+    record = tmp_path / "state" / "jobs" / batch["id"] / "job.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "created_at": time.time() - 86_401}))
+    wire.plan()
+    with started(tmp_path, env) as server:
+        found = ended(server, key, batch["id"])
+        good = content(server, key, found["output_file_id"])
+        again = create(server, key, file.json["id"]).json
+        finished = ended(server, key, batch["id"])
+        server.stop()
+
+    assert (found["status"], found["expired_at"] is None, found["cancelled_at"]) == ("expired", False, None)
+    assert len(good) == sum(wire.bought(word)["standard"] for word in words)
+    assert (again["id"], finished["status"]) == (batch["id"], "completed")
+    assert again["expires_at"] > time.time() + 86_000
 
 
 def test_files_of_others_are_not_there(server: Serving, key: str) -> None:

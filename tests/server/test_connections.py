@@ -154,6 +154,21 @@ def test_what_does_not_end_is_bounded(server: Serving, begins: bytes, goes_on: b
     assert server.embed("served all the same").status == 200
 
 
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_a_refusal_reaches_who_is_still_sending(server: Serving, framing: str) -> None:
+    """A client that sends all of a body that is too large before it reads gets the whole 413, and not a reset."""
+    content = b'{"input":"' + b"x" * (10 << 20) + b'"}'
+    framed = b"Content-Length: %d\r\n\r\n%s" % (len(content), content)
+    if framing == "chunks":
+        framed = b"Transfer-Encoding: chunked\r\n\r\n" + chunked(content)
+    with connected(server) as client:
+        client.sendall(HEAD + framed)
+        said = ended(client)
+
+    assert said.startswith(b"HTTP/1.1 413 ")
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "body_too_large"
+
+
 def test_requests_in_line_are_answered_in_their_order(server: Serving) -> None:
     """Requests that come before the one in front of them is answered wait, and are answered in their order."""
     contents = [body(f"in line {n}") for n in range(3)]

@@ -173,7 +173,7 @@ def test_eight_mebibytes_are_taken(wire: Wire, tmp_path: Path) -> None:
 
 def test_nothing_is_sent_that_cannot_be_written_down(wire: Wire, tmp_path: Path) -> None:
     """With a full disk it is 503 `storage_failed` and not ready, and no provider is asked; it lives on."""
-    with serving(tmp_path / "g", wire) as server:
+    with serving(tmp_path / "g", wire, PYTHONDONTWRITEBYTECODE="1") as server:  # or it would be cut, for all
         assert server.embed("while there was room").status == 200
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1024, 1024))
         replies = [server.embed(f"no room {n}") for n in range(3)]

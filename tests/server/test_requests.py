@@ -449,6 +449,9 @@ def test_lists_and_health_ask_nobody(server: Serving, wire: Wire) -> None:
     assert health["cache_stats"].keys() == {"size", "max_size", "ttl_seconds"}
     assert MODEL in [model["id"] for model in openai["data"]]
     assert alone["owned_by"] == "openai"
-    assert server.ask("GET", "/v1/models/nothing").code == "model_not_found"
+    for name in ("nothing", "zzz:nothing", "openai:nothing"):
+        assert server.ask("GET", f"/v1/models/{name}").code == "model_not_found"
+    for name in (f"openai:{MODEL}", f"openai%3A{MODEL}"):  # whatever embeddings takes for a name
+        assert server.ask("GET", f"/v1/models/{name}").json["id"] == f"openai:{MODEL}"
     assert server.ask("GET", "/api/v1/embeddings/models/nothing").code == "model_not_found"
     assert wire.truth() == []

@@ -55,6 +55,7 @@ def _nested() -> dict[str, pa.Array]:
         "large_list_view": pa.array(lists, pa.large_list_view(pa.int64())),
         "list<string_view>": pa.array([["a", None], None, [], ["b"]], pa.list_(pa.string_view())),
         "list<dictionary>": pa.ListArray.from_arrays(pa.array([0, 2, 2, 3, 3], pa.int32()), words),
+        "list<dictionary, uint32>": pa.ListArray.from_arrays([0, 2, 2, 3, 4], _indexed(pa.uint32())),
         "list<timestamp[ns]>": pa.array([[1], None, [], [2]], pa.list_(pa.timestamp("ns"))),
         "struct": pa.array([{"a": 1, "b": "x"}, None, {"a": None, "b": None}, {"a": 2, "b": ""}], struct),
         "map": pa.array([[("k", 1)], None, [], [("a", None), ("b", 2)]], pa.map_(pa.string(), pa.int64())),
@@ -63,6 +64,11 @@ def _nested() -> dict[str, pa.Array]:
             pa.list_(pa.struct([("m", pa.map_(pa.string(), pa.list_(pa.float64())))])),
         ),
     }
+
+
+def _indexed(kind: pa.DataType) -> pa.DictionaryArray:
+    """As Polars has categories: places of words as unsigned numbers."""
+    return pa.DictionaryArray.from_arrays(pa.array([1, None, 0, 1], kind), pa.array(["a", "b"]))
 
 
 def _others() -> dict[str, pa.Array]:
@@ -80,6 +86,7 @@ def _others() -> dict[str, pa.Array]:
         "dictionary<string>": pa.array(_TEXTS).dictionary_encode(),
         "dictionary<int16>": pa.array([5, None, 6, 5], pa.int16()).dictionary_encode(),
         "dictionary<decimal>": pa.array([D("1.1"), None, D(2), D(2)], pa.decimal128(9, 1)).dictionary_encode(),
+        **{f"dictionary<string, {kind}>": _indexed(kind) for kind in (pa.int8(), pa.uint8(), pa.uint32(), pa.uint64())},
         "uuid": pa.array(ids, pa.uuid()),
         "json": pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a":1}', None, "null", "[]"])),
         "bool8": pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, None, 0, 1], pa.int8())),

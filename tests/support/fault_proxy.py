@@ -12,13 +12,21 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Fault = Literal["drop answer", "drop request", "conflict", "unavailable", "denied", "not implemented", "slow"]
+Fault = Literal[
+    "drop answer", "drop request", "conflict", "unavailable", "denied", "not implemented", "slow", "expired",
+    "other token", "wrong clock", "other region", "malformed",
+]  # fmt: skip
 
 _ANSWERS: dict[Fault, tuple[int, str]] = {
     "conflict": (409, "ConditionalRequestConflict"),
     "unavailable": (503, "SlowDown"),
     "denied": (403, "AccessDenied"),
     "not implemented": (501, "NotImplemented"),
+    "expired": (400, "ExpiredToken"),
+    "other token": (400, "InvalidToken"),
+    "wrong clock": (403, "RequestTimeTooSkewed"),
+    "other region": (301, "PermanentRedirect"),
+    "malformed": (400, "AuthorizationHeaderMalformed"),
 }
 
 
@@ -56,6 +64,7 @@ def fault_proxy(upstream: int) -> Iterator[FaultProxy]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16  # head and body in one packet: else each answer waits 40 ms for an acknowledgement
 
         def log_message(self, *said: Any) -> None:
             pass

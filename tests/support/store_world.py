@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from embedctl.errors import EmbedctlError, StoreUnreachable
 from embedctl.journal import recover
@@ -32,6 +33,13 @@ from embedctl.storage.store import PROBES, LocalStore, Store, StoredObject
 from tests.support.crashed_runs import MODEL, WIDTH, Small
 from tests.support.crashing import Crashed
 from tests.support.wire.client import expected
+
+WORKERS_DIE = [
+    pytest.mark.usefixtures("small_slices"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
+"""Marks of tests whose workers die in this process, at parts of a few rows: what they leave behind is no error."""
 
 
 @dataclass
@@ -77,6 +85,10 @@ class CrashingStore:
 
     def remove(self, name: str) -> None:
         self._change(f"remove {name}", lambda: self.inner.remove(name))
+
+    def remove_all(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.remove(name)
 
     def read(self, name: str) -> bytes:
         self._look()

@@ -128,11 +128,12 @@ def test_client_mistakes_and_429_are_no_illness() -> None:
 def test_every_deliberate_exit_goes_through_the_tree() -> None:
     """No module calls sys.exit or raises SystemExit: codes come from classes, caught once in cli.
 
-    Three processes end themselves: the one that reads a query and the short programs of jobs, of which their parents
-    make errors of our tree, and a server that is told to stop a second time.
+    Four processes end themselves: the one that reads a query, the short programs of jobs and workers, of which their
+    parents make errors of our tree, and a server that is told to stop a second time.
     """
     calls = re.compile(r"\bsys\.exit\(|\bSystemExit\b|\bos\._exit\(|\bquit\(")
-    themselves = {SOURCE / "inputs" / "query.py", SOURCE / "server" / "service.py", SOURCE / "server/jobs/__main__.py"}
+    programs = ("inputs/query.py", "server/service.py", "server/jobs/__main__.py", "engines/process_worker.py")
+    themselves = {SOURCE / name for name in programs}
     found = [
         f"{path.relative_to(SOURCE)}:{number}"
         for path in sorted({*SOURCE.rglob("*.py")} - themselves)

@@ -153,9 +153,16 @@ class Transport:
         self._ways.clear()
 
     def proxy(self, url: str) -> str | None:
-        """HOST:PORT of the proxy that requests to this URL pass, for `doctor`; None without one."""
+        """HOST:PORT of the proxy that requests to this URL pass, for `doctor`; None without one.
+
+        Raises:
+            ConfigurationInvalid: The environment names one that cannot be.
+        """
         proxy = urls.proxy_for(urls.checked(url, insecure=self._insecure), self._environ)
-        return urlsplit(proxy).netloc.rpartition("@")[2] if proxy else None
+        if proxy is None:
+            return None
+        _check_proxy(proxy)
+        return urlsplit(proxy).netloc.rpartition("@")[2]
 
     def _way(self, url: str) -> _Way:
         """Checked, and looked up in the environment, once for each URL."""
@@ -173,10 +180,8 @@ class Transport:
         return way
 
     def _client(self, scheme: str, proxy: str | None) -> Curls:
-        if proxy is not None and not _is_proxy(proxy):
-            raise ConfigurationInvalid(
-                "the proxy that HTTPS_PROXY or ALL_PROXY names cannot be used", hint="http://HOST:PORT"
-            )
+        if proxy is not None:
+            _check_proxy(proxy)
         trust = self._certificates() if scheme == "https" else None
         return Curls(self._connections, trust=trust, proxy=proxy)
 
@@ -246,13 +251,21 @@ async def _exchange(
         await response.aclose()
 
 
-def _is_proxy(url: str) -> bool:
-    """Whether it is one that libcurl can ask and that we speak to (not SOCKS)."""
+def _check_proxy(url: str) -> None:
+    """Refuse what libcurl cannot ask, or we do not speak to (SOCKS).
+
+    Raises:
+        ConfigurationInvalid: It is no such proxy.
+    """
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        return False
+        usable = False
+    if not usable:
+        raise ConfigurationInvalid(
+            "the proxy that HTTPS_PROXY or ALL_PROXY names cannot be used", hint="http://HOST:PORT"
+        )
 
 
 def _host_of(location: str) -> str:

@@ -8,7 +8,6 @@ import socket
 import unicodedata
 from collections.abc import Mapping
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
-from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
 
 from embedctl.errors import ConfigurationInvalid
 
@@ -156,6 +155,9 @@ def proxy_for(parts: SplitResult, environ: Mapping[str, str]) -> str | None:
     proxy = variables.get("https_proxy") or variables.get("all_proxy")
     if not proxy:
         return None
+    # Only where there is a proxy: it brings a client and the parsers of mail along.
+    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
+
     where = f"{host}:{parts.port}" if parts.port else host
     if proxy_bypass_environment(where, {"no": variables.get("no_proxy", "")}):
         return None

@@ -1,18 +1,29 @@
 """ONNX models: folders as sentence-transformers writes them.
 
-Source: sentence-transformers' `modules.json`, `1_Pooling/config.json`, `sentence_bert_config.json` (2026-11-21).
+Source: sentence-transformers' `modules.json`, `1_Pooling/config.json`, `sentence_bert_config.json` (2026-11-21); of
+tensors in files of their own: onnx.proto, `TensorProto.external_data`, and onnx/docs/ExternalData.md (2026-11-26).
 """
 
 from __future__ import annotations
 
+import mmap
+import os
+import re
+from contextlib import closing
 from pathlib import Path
 
-from embedctl.backends.folders import Folder, Pooling, digest, settings_file
+from embedctl.backends.folders import Folder, Pooling, checked_file, digest, settings_file
 from embedctl.errors import ConfigurationInvalid
+from embedctl.records import files_revision
 
 MODEL_FILES = ("model.onnx", "onnx/model.onnx")
 MAX_TOKENS = 512
 """Of a text, where the folder says nothing."""
+
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
+"""The entry of a tensor that names its file, as protobuf writes it: key, value, and the length of the name."""
+
+_MOST_BYTES = 64 << 30
 
 
 def read(path: Path) -> Folder:
@@ -29,16 +40,34 @@ def read(path: Path) -> Folder:
         config.get("max_position_embeddings"),
     )
     lengths = [length for length in said if isinstance(length, int) and 0 < length < 1_000_000]
+    longest, pooling = lengths[0] if lengths else MAX_TOKENS, pooling_of(path)
     width = config.get("hidden_size")
     return Folder(
         protocol="onnx",
         path=path,
         weights=weights,
-        pooling=pooling_of(path),
+        pooling=pooling,
         dimensions=width if isinstance(width, int) else None,
-        max_tokens=lengths[0] if lengths else MAX_TOKENS,
+        max_tokens=longest,
         digest=digest([weights]),
+        revision=files_revision(
+            digest([*external(weights, path), path / "tokenizer.json"], f"{pooling} {longest}".encode())
+        ),
     )
+
+
+def external(weights: Path, folder: Path) -> list[Path]:
+    """Files that a model keeps tensors in, beside its own.
+
+    Raises:
+        ConfigurationInvalid: One is missing, or not of its folder.
+    """
+    try:
+        with weights.open("rb") as file, closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
+            found = {content[one.end() : one.end() + one[1][0]] for one in _LOCATION.finditer(content)}
+    except (OSError, ValueError) as problem:  # ValueError: it is empty
+        raise ConfigurationInvalid(f"{weights} cannot be read: {problem}") from None
+    return [checked_file(weights.parent / os.fsdecode(name), folder, _MOST_BYTES) for name in sorted(found)]
 
 
 def weights_in(path: Path) -> Path:

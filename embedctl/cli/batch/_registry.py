@@ -21,14 +21,6 @@ Job = Annotated[
         help="Name of a job, or id of a run.", metavar="JOB|RUN_ID", autocompletion=_completion.jobs_and_runs
     ),
 ]
-JobOrUrl = Annotated[
-    str,
-    typer.Argument(
-        help="Name of a job, id of a run, or a folder of several workers or an address.",
-        metavar="JOB|RUN_ID|OUTPUT",
-        autocompletion=_completion.jobs_and_runs,
-    ),
-]
 JobOrOutput = Annotated[
     str,
     typer.Argument(

@@ -44,6 +44,6 @@ def cancel(
         many = "1 batch" if done.batches == 1 else f"{done.batches} batches"
         paid = "cost unknown" if cost is None else f"{format_cents(cost)} USD"
         terminal.notice(
-            f"cancelled {many}: {done.spending.texts:,} of {done.texts:,} texts were done, {paid}; "
+            f"cancelled {many}: {done.spending.texts_batched:,} of {done.texts:,} texts were done, {paid}; "
             "the run's own command goes on with the rest"
         )

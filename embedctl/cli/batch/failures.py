@@ -9,6 +9,7 @@ import typer
 from embedctl import terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, StoreOptionFlag
 from embedctl.cli.batch._registry import JobOrOutput, on_store, registry
+from embedctl.errors import InputInvalid
 
 app = typer.Typer()
 
@@ -23,7 +24,7 @@ def failures(
 ) -> None:
     """List the rows of an output that have no vector, and why."""
     from embedctl.runs.status import failures as read_failures
-    from embedctl.runs.status import failures_file, run_of
+    from embedctl.runs.status import failures_file, is_output, run_of
 
     run, output = None, job
     if (store := on_store(job, store_option, config)) is None:
@@ -35,7 +36,12 @@ def failures(
 
         output, rows = store.url, list(store_status.failures(store))
     else:
-        rows = list(read_failures([failures_file(Path(output))]))
+        listed = failures_file(Path(output))
+        if run is None and not listed.is_file() and not is_output(Path(output)):
+            raise InputInvalid(
+                f"{output} is no output of embedctl", hint="name what `embed -o` or `batch run -o` wrote"
+            )
+        rows = list(read_failures([listed]))
     names = ("id", "chunk_index", "reason", "skipped", "provider", "attempts", "tokens", "max_tokens", "message")
     columns = [terminal.Column(name, name.capitalize().replace("_", " ")) for name in names]
     envelope = {

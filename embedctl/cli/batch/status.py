@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embedctl import terminal
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, StoreOptionFlag
-from embedctl.cli.batch._registry import JobOrUrl, on_store, paths, registry
-from embedctl.errors import WrongUsage
+from embedctl.cli.batch._registry import JobOrOutput, on_store, paths, registry
+from embedctl.errors import InputMissing
 from embedctl.records import format_duration, format_money
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: embedctl batch status nightly --id 4711")
 def status(
-    job: JobOrUrl,
+    job: JobOrOutput,
     row_id: Annotated[str | None, typer.Option("--id", help="What became of the row with this id.")] = None,
     form: FormatFlag = "table",
     as_json: JsonFlag = False,
@@ -30,13 +31,15 @@ def status(
 ) -> None:
     """Show how a run stands: state, progress, rates, cost so far, last error, batches at its provider."""
     if (store := on_store(job, store_option, config)) is not None:
-        _show_on_store(store, row_id, "json" if as_json else form)
+        _show_on_store(store, row_id, config, "json" if as_json else form)
         return
     from embedctl.records import utc_now
-    from embedctl.runs.status import remote_batches, whereabouts
+    from embedctl.runs.status import remote_batches, run_of, whereabouts
     from embedctl.runs.status import status as status_of
 
-    run = registry(config).find(job)
+    run = run_of(registry(config), job)
+    if isinstance(run, Path):
+        raise InputMissing(f"no run that is known here wrote {job}", hint="`embedctl vectors info` looks into it")
     if row_id is None:
         answer = {**status_of(run, utc_now()), "batches": remote_batches(paths(config), run)}
     else:
@@ -47,15 +50,18 @@ def status(
     terminal.table(terminal.Table(columns=columns, rows=rows, envelope=answer), "json" if as_json else form)
 
 
-def _show_on_store(store: Store, row_id: str | None, form: terminal.Format) -> None:
-    """How a job on a store stands."""
-    from embedctl.runs.store_status import status as status_of
+def _show_on_store(store: Store, row_id: str | None, config: Path | None, form: terminal.Format) -> None:
+    """How a job on a store stands, or what became of one row of it."""
+    from embedctl.runs import store_status
 
     if row_id is not None:
-        raise WrongUsage("--id is not looked up in an address", hint="`embedctl batch failures URL` lists what failed")
-    answer = status_of(store)
-    rows = [{"key": key, "value": value} for key, value in _store_lines(answer).items() if value]
-    columns = [terminal.Column("key", "Job"), terminal.Column("value", answer["job"] or answer["job_id"])]
+        answer = store_status.whereabouts(store, row_id)
+        lines, name = _row_lines(answer), store.url
+    else:
+        answer = store_status.status(store, paths(config).price_file)
+        lines, name = _store_lines(answer), answer["job"] or answer["job_id"]
+    rows = [{"key": key, "value": value} for key, value in lines.items() if value]
+    columns = [terminal.Column("key", "Job"), terminal.Column("value", name)]
     terminal.table(terminal.Table(columns=columns, rows=rows, envelope=answer), form)
 
 
@@ -66,10 +72,18 @@ def _store_lines(answer: Mapping[str, Any]) -> dict[str, str]:
     parts += [f"{counts[name]:,} {name}" for name in ("vectors", "failed", "skipped") if counts[name]]
     words = [f"{shards['done']:,} of {shards['total']:,} done ({answer['progress']:.0%})"]
     words += [f"{shards[name]:,} {name}" for name in ("begun", "free") if shards[name]]
+    in_work = sum(one["rows"] or 0 for one in answer["working"])
+    cost = answer["cost"]
+    spent = "unknown" if cost is None else f"{format_money(cost)} USD"
+    at_risk = answer["cost_at_risk"]
     return {
         "state": answer["state"],
         "shards": ", ".join(words),
         "rows": f"{', '.join(parts)}{'' if answer['state'] == 'completed' else ', of shards that are done'}",
+        "in work": f"{in_work:,} rows of shards that are begun" if in_work else "",
+        "tokens": f"{answer['tokens']:,}",
+        "cost": f"{'at least ' if answer['cost_is_lower_bound'] else ''}{spent}"
+        + (f", up to {format_money(at_risk)} USD unconfirmed" if at_risk else ""),
         "reasons": ", ".join(f"{reason}: {count:,}" for reason, count in answer["failed_reasons"].items()),
         "workers": ", ".join(answer["workers"]),
         "model": answer["model"],

@@ -45,12 +45,11 @@ def draw(
     title = f"{file.name}: {len(points.ids):,} of {stored.rows:,} vectors of {stored.space.model}"
     if kind == ".html":
         page = picture.as_page(points, axes, title=title, colour=color).encode("utf-8", "replace")
-        named.write(output, page, overwrite=overwrite, mode=0o666)
+        named.write(output, page, overwrite=overwrite)
     else:
         named.write(
             output,
             lambda sink: picture.as_png(sink, points, axes, title=title, colour=color),
             overwrite=overwrite,
-            mode=0o666,
         )
     terminal.notice(f"{len(points.ids):,} points in {output}")

@@ -1,6 +1,6 @@
 """OpenAI's Batch API over our jobs: files in, batches of them, files out; for any provider that embedctl knows.
 
-    upload → create → validating → in_progress → finalizing → completed | failed | cancelled
+    upload → create → validating → in_progress → finalizing → completed | failed | cancelled | expired
 
 Shapes and statuses as OpenAI's own SDK reads them. Source: facts/batch_apis.md 2 (2026-11-25).
 """
@@ -21,12 +21,11 @@ from embedctl.server.authentication import Client
 from embedctl.server.jobs import asking, batch_lines, children, uploads
 from embedctl.server.jobs.asking import JobOptions
 from embedctl.server.jobs.paths import Jobs, client_of, json_answer
-from embedctl.server.jobs.queue import Steps
+from embedctl.server.jobs.queue import WINDOW_S, Steps
 from embedctl.server.jobs.store import Job, StoredFile, new_id
 from embedctl.server.refusals import Refused
 
 MOST_METADATA, LONGEST_NAME, LONGEST_VALUE = 16, 64, 512
-WINDOW_S = 86_400
 _MOST_FILES = 10_000
 _MOST_BATCHES = 100
 _SHORTEST_S, _LONGEST_S = 3600, 30 * 86_400
@@ -197,8 +196,11 @@ class BatchPaths:
         """A batch as OpenAI shows one."""
         about = job.batch
         status: str = job.state if job.state in _ENDED else "in_progress" if job.inputs else "validating"
-        if job.is_open and job.cancel:
-            status = "cancelling"
+        expired = job.expired and job.state == "cancelled"
+        if expired:
+            status = "expired"
+        elif job.is_open and job.cancel:
+            status = "finalizing" if job.expired else "cancelling"
         done = about.get("counts", {})
         finished = int(job.finished_at) if job.finished_at else None
         return {
@@ -214,13 +216,13 @@ class BatchPaths:
             "error_file_id": about.get("error_file_id"),
             "created_at": int(job.created_at),
             "in_progress_at": int(job.started_at) if job.started_at and job.inputs else None,
-            "expires_at": int(job.created_at) + WINDOW_S,
+            "expires_at": int(about.get("since", job.created_at)) + int(WINDOW_S),
             "finalizing_at": finished if job.state == "completed" else None,
             "completed_at": finished if job.state == "completed" else None,
             "failed_at": finished if job.state == "failed" else None,
-            "expired_at": None,
-            "cancelling_at": int(job.updated_at) if job.cancel else None,
-            "cancelled_at": finished if job.state == "cancelled" else None,
+            "expired_at": finished if expired else None,
+            "cancelling_at": int(job.updated_at) if job.cancel and not job.expired else None,
+            "cancelled_at": finished if job.state == "cancelled" and not expired else None,
             "request_counts": {
                 "total": about.get("lines", 0),
                 "completed": done.get("completed", 0),
@@ -280,7 +282,9 @@ class BatchPaths:
         folder = self._store.folder(job.id)
         if not (folder / batch_lines.LINES).exists():
             return {}
-        reason = "batch_cancelled" if job.state == "cancelled" else "batch_failed"
+        reason = "batch_failed"
+        if job.state == "cancelled":
+            reason = "batch_expired" if job.expired else "batch_cancelled"
         argv = children.program("write", str(folder), reason)
         ended = await self._queue.help(argv, folder, children.environment(self._jobs.state.settings, "", ""), "written")
         if ended.code:

@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
+from embedctl.errors import StorageFailed
+from embedctl.records import TEXT_HASH_BYTES, text_hash, tokens_hash
 from embedctl.server import encoding, fields
 from embedctl.server.fields import Asked
 from embedctl.server.jobs.children import OUTPUT
@@ -159,18 +161,72 @@ class Row:
     text: str | None
 
 
+class _Unpublished:
+    """What a run has bought that came to no end: in its journal, by the hash of what was sent."""
+
+    def __init__(self, folder: Path) -> None:
+        from embedctl import settings
+        from embedctl.journal import recover
+        from embedctl.journal.rescue import JOURNAL
+        from embedctl.journal.segments import Views
+        from embedctl.outputs.folder import STATE_FOLDER
+        from embedctl.runs.registry import home_trust
+
+        journal = folder / OUTPUT / STATE_FOLDER / JOURNAL
+        self._places: dict[bytes, tuple[Any, int]] = {}
+        self._views = Views(journal)
+        self._prefix = _prefix(journal.parent)
+        if not journal.is_dir():
+            return
+        for answer in recover(journal, home_trust(settings.load().paths, make=False)).answers:
+            place = answer.place
+            size = place.count * place.dimensions * 4
+            self._views.expect(place.segment, answer.file, place.offset, size, answer.checksum)
+            for at in range(place.count):
+                self._places[answer.hashes[at * TEXT_HASH_BYTES : (at + 1) * TEXT_HASH_BYTES]] = answer, at
+
+    def of(self, raw: bytes) -> Row | None:
+        """The vector of a row of the run's input; None where it has none."""
+        if not self._places:
+            return None
+        row = orjson.loads(raw)
+        text, tokens = row.get("text"), row.get("tokens")
+        digest = tokens_hash(tokens) if text is None else text_hash(self._prefix + text)
+        answer, at = self._places.get(digest, (None, 0))
+        if answer is None:
+            return None
+        try:
+            vector = self._views.read(answer.place)[at]
+        except StorageFailed:  # damaged: it is bought anew when the batch is gone on with
+            return None
+        each = answer.tokens_each or ((answer.event.tokens_total,) if answer.place.count == 1 else None)
+        return Row(vector, each[at] if each else None, text)
+
+
+def _prefix(state: Path) -> str:
+    """What was put before each text, as the run's record says."""
+    try:
+        found = orjson.loads((state / "run.json").read_bytes())
+    except (OSError, ValueError):
+        return ""
+    space = found.get("space") if isinstance(found, dict) else None
+    prefix = space.get("prefix") if isinstance(space, dict) else None
+    return prefix if isinstance(prefix, str) else ""
+
+
 def write(folder: Path, reason: str) -> dict[str, int]:
     """Every line is answered: in the output file with its vectors, or in the error file.
 
     Args:
         reason: Why inputs that nobody has asked for have no vector: a code of a line's error.
     """
-    failures = _failures(folder)
+    failures, unpublished = _failures(folder), _Unpublished(folder)
     vectors = _vectors(folder)
     here = next(vectors, None)
     at, counts = 0, {"completed": 0, "failed": 0}
     with (
         (folder / LINES).open("rb") as lines,
+        (folder / ROWS).open("rb") as rows,
         made(folder / COMPLETED) as completed,
         made(folder / FAILED) as failed,
     ):
@@ -179,9 +235,12 @@ def write(folder: Path, reason: str) -> dict[str, int]:
             found: list[Row] = []
             error: dict[str, Any] | None = None
             for place in range(line.get("inputs", 0)):
+                asked = rows.readline()
                 if here is not None and here[0] == at:
                     found.append(here[1])
                     here = next(vectors, None)
+                elif (bought := unpublished.of(asked)) is not None:
+                    found.append(bought)
                 elif error is None:
                     error = _error(failures.get(at), place, reason)
                 at += 1
@@ -241,6 +300,7 @@ def _error(failure: dict[str, Any] | None, place: int, reason: str) -> dict[str,
 _REASONS = {
     "batch_cancelled": "the batch was cancelled before this line was answered",
     "batch_failed": "the batch ended before this line was answered",
+    "batch_expired": "the line could not be answered before the completion window expired",
 }
 
 

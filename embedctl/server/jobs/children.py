@@ -102,8 +102,9 @@ def program(name: str, *words: str) -> list[str]:
 class Child:
     """One child process. It has its own session: what ends the server ends no job in the middle."""
 
-    def __init__(self, process: asyncio.subprocess.Process, said: Path, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, said: Path, log: Path, mark: Path | None) -> None:
         self._process = process
+        self._mark = mark
         self._said = said
         self._log = log
         self._asked_to_stop = False
@@ -143,7 +144,7 @@ class Child:
         finally:
             for fd in (out, err, *held):
                 os.close(fd)
-        return cls(process, said, log)
+        return cls(process, said, log, mark)
 
     async def wait(self) -> ChildEnd:
         """How it ended."""
@@ -155,6 +156,8 @@ class Child:
         if self._asked_to_stop:
             return
         self._asked_to_stop = True
+        if self._mark is not None:
+            _note_asked(self._mark, self._process.pid)
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
 
@@ -185,12 +188,24 @@ def is_at_work(folder: Path) -> bool:
 
 
 def stop_foreign(folder: Path) -> None:
-    """Ask a child to stop that another server has started; only while it lives."""
+    """Ask a child to stop that another server has started; only while it lives, and once, whoever asked."""
     path = mark_of(folder)
     with suppress(OSError, ValueError, KeyError, TypeError):
-        pid = int(orjson.loads(storage.read_small(path, max_bytes=_MOST_SAID, follow=False))["pid"])
-        if pid > 1 and locks.is_held(path):
+        said = orjson.loads(storage.read_small(path, max_bytes=_MOST_SAID, follow=False))
+        pid = int(said["pid"])
+        if pid > 1 and not said.get("asked") and locks.is_held(path):
+            _note_asked(path, pid)
             os.kill(pid, signal.SIGTERM)
+
+
+def _note_asked(mark: Path, pid: int) -> None:
+    """Say beside a child's number that it was asked to stop: the server that comes back must not ask again."""
+    with suppress(OSError):
+        fd = os.open(mark, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, orjson.dumps({"pid": pid, "asked": True}), 0)
+        finally:
+            os.close(fd)
 
 
 def _object(path: Path) -> Mapping[str, Any]:

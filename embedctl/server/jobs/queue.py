@@ -44,6 +44,9 @@ MOST_WAITS = 60
 LONGEST_WAIT = 10
 """Of `again_s`: the longer a job waits, the less often is looked."""
 
+WINDOW_S = 86_400.0
+"""A batch of OpenAI's shape that has not ended by then is ended, with what was done."""
+
 ACCOUNTS_S = 30
 _TOGETHER = 200
 _EXPIRES_S = 600.0
@@ -169,7 +172,8 @@ class JobQueue:
         job = await self._changed(
             job,
             state="queued", key=client.id, cancel=False, error=None, deaths=0, waits=0, again_at=None,
-            finished_at=None, accounted=False, retry_failed=bool(job.counts.get("failed")),
+            finished_at=None, accounted=False, retry_failed=bool(job.counts.get("failed")), expired=False,
+            batch={**job.batch, "since": self.store.clock()} if job.batch else {},
         )  # fmt: skip
         self._log.say("job", job=job.id, key=client.id or None, workspace=job.workspace, act="retry")
         self._wake.set()
@@ -292,6 +296,10 @@ class JobQueue:
     async def _looked(self) -> None:
         now = self.store.clock()
         for job in self.store.open_jobs():
+            if job.kind == "batch" and not job.cancel and now >= job.batch.get("since", job.created_at) + WINDOW_S:
+                self._log.say("job", job=job.id, workspace=job.workspace, act="expired")
+                self._stop_child(await self._changed(job, cancel=True, expired=True))
+        for job in self.store.open_jobs():
             if not self._is_paid(job) and not job.cancel and job.id in self._working:
                 self._stop_child(job)
             if job.id not in self._working and (job.cancel or not self._is_paid(job)):
@@ -349,7 +357,7 @@ class JobQueue:
         if child is not None:
             child.ask_to_stop()
         elif job.state == "running" and job.id not in self._told:
-            self._told.add(job.id)  # once: a second signal would end it at once
+            self._told.add(job.id)
             children.stop_foreign(self.store.folder(job.id))
 
     async def _given_up(self, job: Job) -> None:
@@ -379,7 +387,7 @@ class JobQueue:
         while await asyncio.to_thread(children.is_at_work, folder):
             current = self.store.job(job.id) or job
             if current.cancel or not self._is_paid(job):
-                await asyncio.to_thread(children.stop_foreign, folder)
+                self._stop_child(current)
             await asyncio.sleep(LOOK_S)
 
     async def _worked(self, job: Job) -> None:

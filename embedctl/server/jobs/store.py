@@ -80,6 +80,7 @@ class Job:
     waits: int = 0
     again_at: float | None = None
     cancel: bool = False
+    expired: bool = False
     retry_failed: bool = False
     started_at: float | None = None
     finished_at: float | None = None

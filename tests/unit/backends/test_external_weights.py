@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embedctl.backends.onnx import local_model
+from embedctl.backends.onnx import folders, local_model
 from embedctl.errors import ConfigurationInvalid
 from embedctl.tokens import ASSETS
 
@@ -55,6 +55,19 @@ def test_weights_beside_the_model_are_read(folder: Path) -> None:
     local_model.OnnxModel(folder, 256)
 
 
+def test_weights_beside_the_model_are_part_of_what_it_is(folder: Path) -> None:
+    """Another second file is another revision, under the same `model.onnx`; so is another tokenizer."""
+    (folder / "model.onnx").write_bytes(graph("inside.bin"))
+    first = folders.read(folder)
+    (folder / "inside.bin").write_bytes(WEIGHTS[::-1])
+    second = folders.read(folder)
+    (folder / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes() + b"\n")
+    third = folders.read(folder)
+
+    assert first.digest == second.digest == third.digest
+    assert len({one.revision for one in (first, second, third)}) == 3
+
+
 @pytest.mark.parametrize("location", ["../../secret.bin", "./../../secret.bin", "link.bin", "/secret.bin", "{secret}"])
 def test_weights_elsewhere_are_refused(folder: Path, location: str) -> None:
     """A model that names a file out of its folder, by a path or a link, is refused (78)."""
@@ -62,3 +75,5 @@ def test_weights_elsewhere_are_refused(folder: Path, location: str) -> None:
     (folder / "model.onnx").write_bytes(graph(location.format(secret=secret)))
     with pytest.raises(ConfigurationInvalid, match="not a model that onnxruntime can load"):
         local_model.OnnxModel(folder, 256)
+    with pytest.raises(ConfigurationInvalid, match=r"out of its folder|cannot be read"):
+        folders.read(folder)

@@ -71,11 +71,34 @@ def test_a_vector_does_not_depend_on_its_batch_mates(
         assert float(alone @ vectors[place]) >= 0.99999
 
 
-def test_processors_without_int8_instructions_get_the_same_vectors(model: local_model.OnnxModel) -> None:
-    """No sum of products overflows on x64 without VNNI: the session asks for exact sums, which are faster with it."""
-    options = model._session.get_session_options()
+VNNI = "processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512dq avx512bw avx512vl avx512_vnni\n\nprocessor\t: 1\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "exact"),
+    [
+        (VNNI, True),
+        (VNNI.replace(" avx512_vnni", ""), False),
+        (VNNI.replace(" avx512bw", ""), False),
+        (VNNI.replace("flags", "Features"), False),
+        ("", False),
+    ],
+)
+def test_processors_without_int8_instructions_are_told_apart(cpuinfo: str, exact: bool) -> None:
+    """Only one that has all of AVX-512 VNNI sums in 32 bits; of one of which nothing is known, nothing is assumed."""
+    assert local_model.sums_in_32_bits(cpuinfo) is exact
+
+
+def test_processors_without_int8_instructions_get_the_same_vectors(
+    model: local_model.OnnxModel, vectors: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where sums of products might overflow, the session asks for exact sums, and the vectors are the same."""
+    monkeypatch.setattr(local_model, "_processor", lambda: "")
+    careful = local_model.OnnxModel(ASSETS / "minilm", 256)
+    options = careful._session.get_session_options()
 
     assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    np.testing.assert_allclose(careful.embed(TEXTS[:20])[0], model.embed(TEXTS[:20])[0], atol=1e-5)
 
 
 def test_each_text_gets_its_own_vector_in_any_order(model: local_model.OnnxModel, vectors: NDArray[np.float32]) -> None:

@@ -50,7 +50,7 @@ def endpoint(provider: str, model: str = "text-embedding-3-small") -> Endpoint:
 
 def answered(cache: VectorCache, place: Endpoint, vectors: np.ndarray) -> None:
     """An endpoint answers both texts, and is killed."""
-    had = recalled(cache, place, TEXTS)
+    had = recalled(cache, place, TEXTS, lambda one: True)
     journal = RememberingJournal(Torn(), cache, place, had.taken)
     space = place.space(vectors.shape[1])
     assert space is not None
@@ -65,10 +65,10 @@ def test_who_is_killed_before_the_journal_has_an_answer_has_its_vectors(cache: V
     probe = RememberingJournal(Torn(), cache, place, frozenset())
     with pytest.raises(StorageFailed):
         asyncio.run(probe.answer(event(), TEXTS[0], vectors[:1], None, None))
-    assert recalled(cache, place, TEXTS).vectors == {}
+    assert recalled(cache, place, TEXTS, lambda one: True).vectors == {}
     answered(cache, place, vectors)
 
-    found = recalled(cache, place, TEXTS).vectors
+    found = recalled(cache, place, TEXTS, lambda one: True).vectors
     assert np.array_equal(np.stack([found[one].vector for one in TEXTS]), vectors)
 
 
@@ -80,16 +80,16 @@ def test_each_host_has_its_own_vectors(cache: VectorCache) -> None:
         answered(cache, endpoint(name), made[name])
 
     for name in "ab":
-        found = recalled(cache, endpoint(name), TEXTS).vectors
+        found = recalled(cache, endpoint(name), TEXTS, lambda one: True).vectors
         assert np.array_equal(np.stack([found[one].vector for one in TEXTS]), made[name])
 
 
 def test_a_width_that_nobody_says_is_known_once_it_was_answered(cache: VectorCache) -> None:
     """Vectors of a model that no catalog knows are found again by the width that they had."""
     place = endpoint("a", "of-my-own")
-    assert recalled(cache, place, TEXTS).space is None
+    assert recalled(cache, place, TEXTS, lambda one: True).space is None
     answered(cache, place, np.ones((2, 37), np.float32))
-    found = recalled(cache, place, TEXTS)
+    found = recalled(cache, place, TEXTS, lambda one: True)
 
     assert found.space is not None
     assert (found.space.dimensions, set(found.vectors)) == (37, set(TEXTS))

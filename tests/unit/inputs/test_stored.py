@@ -260,6 +260,57 @@ def test_what_an_input_is_known_by(s3: StoreServer, stores: Stores) -> None:
     assert before != after
 
 
+def boto3(server: StoreServer) -> Any:
+    """AWS's own client."""
+    made = pytest.importorskip("boto3").client
+    return made(
+        "s3", endpoint_url=server.options["endpoint"], region_name="us-east-1", aws_access_key_id="CANARY-store-key",
+        aws_secret_access_key=server.options["secret_access_key"],
+    )  # fmt: skip
+
+
+def test_what_others_put_there_is_read(s3: StoreServer, stores: Stores) -> None:
+    """Names as people and tools choose them, objects that stand for folders, contents stored with an encoding."""
+    url, client = s3.new(), boto3(s3)
+    names = [
+        "a b.txt",
+        "ü ß.txt",
+        "k=v/x.txt",
+        "a%2Fb.txt",
+        "plus+&.txt",
+        "sub/deep/er/z.txt",
+        "\U0001f600.txt",
+        "q?#.txt",
+    ]
+
+    def put(name: str, body: bytes, **about: str) -> None:
+        client.put_object(Bucket="bucket", Key=f"{url.removeprefix('s3://bucket/')}/{name}", Body=body, **about)
+
+    for name in names:
+        put(f"in/{name}", name.encode())
+    for folder in ("in/", "in/sub/", "in/nothing/"):
+        put(folder, b"")
+    rows = gzip.compress(b'{"id": "1", "text": "one"}\n{"id": "2", "text": "two"}\n')
+    put("plain/a.jsonl", rows, ContentEncoding="gzip")
+    put("named/a.jsonl.gz", rows, ContentEncoding="gzip", ContentType="application/json")
+
+    texts = [text for block in opened(f"{url}/in/", stores).blocks() for text in block.texts]
+    assert sorted(texts) == sorted(names)
+    for kind in ("plain", "named"):
+        assert [text for block in opened(f"{url}/{kind}/", stores).blocks() for text in block.texts] == ["one", "two"]
+
+
+def test_an_object_that_no_listing_goes_past_is_named(s3: StoreServer, stores: Stores) -> None:
+    """A name with an empty part ends the run, 65, and the line says which it is."""
+    url = s3.new()
+    client = boto3(s3)
+    client.put_object(Bucket="bucket", Key=f"{url.removeprefix('s3://bucket/')}/double//x.txt", Body=b"x")
+
+    with pytest.raises(InputInvalid, match=r"/double//x\.txt: an object whose name has an empty part") as said:
+        opened(f"{url}/", stores)
+    assert said.value.exit_code == 65
+
+
 def test_no_bucket_and_no_credentials_are_told_apart(
     s3: StoreServer, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -514,6 +514,20 @@ def _damage_empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_a_file_that_never_was_a_ledger_stays(tmp_path: Path, rebuild: bool) -> None:
+    """A ledger that is named and is another file is refused, for readers and writers: it is never set aside."""
+    paths = LedgerPaths(tmp_path / "notes.txt", tmp_path / "notes.txt.spool", tmp_path / "prices.toml")
+    paths.database.write_text("The harbour opens at seven.")
+
+    with pytest.raises(ConfigurationInvalid, match="is another file, not a ledger"):
+        ingest(paths, now=NOW, rebuild=rebuild)
+    with pytest.raises(ConfigurationInvalid, match="is another file, not a ledger"), database.reader(paths, now=NOW):
+        pass
+
+    assert paths.database.read_text() == "The harbour opens at seven."
+
+
 @pytest.mark.parametrize("damage", [_damage_none, _damage_half, _damage_bits, _damage_empty])
 def test_a_damaged_ledger_is_set_aside_and_rebuilt(tmp_path: Path, damage: object) -> None:
     """A damaged database is renamed, said so, and rebuilt from the spool and what was taken in before."""

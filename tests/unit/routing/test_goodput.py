@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -195,7 +196,7 @@ def test_headers_are_kept_without_a_refusal(counted: Callable[[object], None]) -
 
 
 def test_texts_are_the_measure_where_a_provider_counts_texts(counted: Callable[[object], None]) -> None:
-    """A hundred texts a minute in requests of twenty, as Gemini's free tier counts them: 0.9 of it, nearly."""
+    """A hundred texts a minute in requests of twenty, as Gemini's free tier counts them: 0.9 of it, few refusals."""
     found = row(
         lambda: Provider([SlidingWindow(100, 60, items)], amount=items, hint="exact"),
         100 / 60,
@@ -205,8 +206,8 @@ def test_texts_are_the_measure_where_a_provider_counts_texts(counted: Callable[[
     )
     counted(found)
 
-    assert found.goodput >= 0.88
-    assert found.refused <= 0.15
+    assert found.goodput >= 0.9
+    assert found.refused <= 0.05
     assert found.given_up == 0
 
 
@@ -244,13 +245,16 @@ def test_who_comes_later_gets_its_share(counted: Callable[[object], None]) -> No
 
 
 def test_a_limit_that_drops_and_comes_back_is_followed_within_seconds(counted: Callable[[object], None]) -> None:
-    """From 40 to 10 a second and back: 0.85 and 0.8 of each, from twenty seconds after it on."""
-    [process] = simulate(Provider([TokenBucket(40, 40, changes=[(100.0, 10.0), (200.0, 40.0)])]), seconds=300)
-    down, up = process.got(120, 200), process.got(220, 300)
+    """From 40 to 10 a second and back: 0.8 and 0.6 of each, from twenty seconds after it on; the mean of ten runs."""
+    runs = [
+        simulate(Provider([TokenBucket(40, 40, changes=[(100.0, 10.0), (200.0, 40.0)])]), seconds=300, seed=seed)[0]
+        for seed in range(1, 11)
+    ]
+    down, up = fmean(run.got(120, 200) for run in runs), fmean(run.got(220, 300) for run in runs)
     counted(f"{down:.1f} of 10, {up:.1f} of 40")
 
-    assert down >= 8.5
-    assert up >= 33
+    assert down >= 8.0
+    assert up >= 24
 
 
 def test_a_refused_start_costs_little_more_than_it_lasts(counted: Callable[[object], None]) -> None:

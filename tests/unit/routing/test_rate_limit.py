@@ -187,6 +187,21 @@ def test_no_rate_is_made_up() -> None:
     assert pace.ready_in(1.0, 1.0) == 0.0
 
 
+def test_an_answer_to_what_was_sent_before_ends_no_block() -> None:
+    """Refusals come sooner than answers: one that was under way when all was refused tells nothing of what is now."""
+    pace = Pace(0.0)
+    together = [pace.take(0.0, 1.0) for _ in range(16)]
+    for number in together[:BLOCKED_AFTER]:
+        pace.throttled(0.05, number)
+    pace.succeeded(0.3, 1.0, together[-1])
+
+    assert pace.blocked_since == 0.05
+
+    pace.succeeded(61.0, 1.0, pace.take(60.0, 1.0))
+
+    assert pace.blocked_since is None
+
+
 @given(st.floats(0.5, 200))
 def test_looking_again_takes_half_of_the_time_that_nothing_got_through(seconds: float) -> None:
     """A provider that refuses everything for some seconds is asked again within half of them more, 5 s at most."""

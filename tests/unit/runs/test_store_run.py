@@ -18,34 +18,23 @@ import pytest
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, OutputRefused, WrongUsage
 from embedctl.journal.shard_log import ShardLog, label, tail
 from embedctl.outputs.parquet import matrix
-from embedctl.planning import slice as slices
 from embedctl.records import utc_now
-from embedctl.runs import store_plan, store_usage
+from embedctl.runs import store_plan, store_status, store_usage
 from embedctl.runs.receipt import Receipt
 from tests.support.crashed_runs import MODEL, WIDTH
 from tests.support.processes import sentence
-from tests.support.store_world import CrashingStore, StoreWorld
+from tests.support.store_world import WORKERS_DIE, CrashingStore, StoreWorld
 from tests.support.wire.client import Wire, expected, hash_of
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
-]
+pytestmark = WORKERS_DIE
 
 TEXTS = [sentence(number) for number in range(12)]
 
 
-@pytest.fixture(autouse=True)
-def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "SLICE_BYTES", 1)
-
-
 @pytest.fixture
-def world(tmp_path: Path, wire: Wire) -> StoreWorld:
-    wire.reset()
-    made = StoreWorld(tmp_path, wire)
-    made.fill(TEXTS)
-    return made
+def world(store_world: StoreWorld) -> StoreWorld:
+    store_world.fill(TEXTS)
+    return store_world
 
 
 def done(ended: Receipt | EmbedctlError | None, code: int = 0) -> Receipt:
@@ -292,6 +281,24 @@ def test_who_does_not_wait_ends_with_75(world: StoreWorld, ahead: timedelta, mon
 
     done(world.work())
     world.check_rows(TEXTS)
+
+
+def test_a_job_that_is_worked_on_tells_who_does_what(world: StoreWorld) -> None:
+    """Status names the shards in work, their rows and workers; cost is what the usage says, also when all is done."""
+    holding(world)
+    prices = world.order().settings.paths.price_file
+    status = store_status.status(world.place, prices)
+
+    assert (status["state"], status["shards"]["free"]) == ("running", 0)
+    assert sum(one["rows"] for one in status["working"]) == 12
+    assert {one["worker"] for one in status["working"]} == {"elsewhere"}
+    assert store_status.whereabouts(world.place, "3") == {"id": "3", "state": "waiting"}
+
+    done(world.work())
+    status = store_status.status(world.place, prices)
+    assert status["working"] == []
+    assert status["cost"] == world.wire.billed() * Decimal("0.02") / 1_000_000
+    assert store_status.whereabouts(world.place, "3")["state"] == "embedded"
 
 
 def test_max_cost_is_of_the_whole_job(world: StoreWorld) -> None:

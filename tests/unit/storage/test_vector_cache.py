@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from hashlib import blake2b
 from pathlib import Path
 
@@ -32,8 +33,13 @@ def digest(number: int) -> bytes:
     return blake2b(str(number).encode(), digest_size=16).digest()
 
 
-def hit(number: int, width: int = 4) -> CachedVector:
-    return CachedVector("openai", MODEL, number, np.full(width, number, np.float32))
+def hit(number: int, width: int = 4, made_at: float = 0.0) -> CachedVector:
+    return CachedVector("openai", MODEL, number, np.full(width, number, np.float32), made_at or time.time())
+
+
+def any_(found: CachedVector) -> bool:
+    """Whatever it has may be taken."""
+    return True
 
 
 def cache(path: Path, **about: object) -> VectorCache:
@@ -94,7 +100,7 @@ def test_a_cache_that_is_a_link_is_a_miss(tmp_path: Path, name: str) -> None:
     kept = Kept()
     linked = cache(tmp_path, observer=kept)
     linked.put(SPACE, [digest(1)], [hit(1)])
-    found = linked.look_up(SPACE, [digest(1)], 4)
+    found = linked.look_up(SPACE, [digest(1)], 4, any_)
     linked.close()
 
     assert found == {}
@@ -122,9 +128,9 @@ def test_spaces_and_widths_are_apart(tmp_path: Path) -> None:
     kept = cache(tmp_path)
     kept.put(SPACE, [digest(1)], [hit(1)])
 
-    assert kept.look_up("another", [digest(1)], 4) == {}
-    assert kept.look_up(SPACE, [digest(1)], 5) == {}
-    assert kept.look_up(SPACE, [digest(1), digest(2)], 4)[digest(1)].vector.tolist() == [1, 1, 1, 1]
+    assert kept.look_up("another", [digest(1)], 4, any_) == {}
+    assert kept.look_up(SPACE, [digest(1)], 5, any_) == {}
+    assert kept.look_up(SPACE, [digest(1), digest(2)], 4, any_)[digest(1)].vector.tolist() == [1, 1, 1, 1]
     kept.close()
 
 
@@ -133,7 +139,7 @@ def test_many_at_once(tmp_path: Path) -> None:
     kept = cache(tmp_path)
     numbers = range(1300)
     kept.put(SPACE, [digest(n) for n in numbers], [hit(n) for n in numbers])
-    found = kept.look_up(SPACE, [digest(n) for n in range(1500)], 4)
+    found = kept.look_up(SPACE, [digest(n) for n in range(1500)], 4, any_)
 
     assert {found[digest(n)].tokens for n in numbers} == set(numbers)
     assert len(found) == 1300
@@ -144,11 +150,11 @@ def test_old_entries_go(tmp_path: Path) -> None:
     """After the time to live an entry is a miss, and the next write removes it."""
     now = [1_000_000.0]
     kept = cache(tmp_path, wall=lambda: now[0])
-    kept.put(SPACE, [digest(1)], [hit(1)])
+    kept.put(SPACE, [digest(1)], [hit(1, made_at=now[0])])
     now[0] += 86_401
 
-    assert kept.look_up(SPACE, [digest(1)], 4) == {}
-    kept.put(SPACE, [digest(2)], [hit(2)])
+    assert kept.look_up(SPACE, [digest(1)], 4, any_) == {}
+    kept.put(SPACE, [digest(2)], [hit(2, made_at=now[0])])
     assert (kept.stats().entries, kept.stats().bytes) == (1, 16)
     kept.close()
 
@@ -159,12 +165,12 @@ def test_the_longest_unused_go_first(tmp_path: Path) -> None:
     kept = cache(tmp_path, max_bytes=16 * 20, wall=lambda: now[0])
     for number in range(20):
         now[0] += 4000
-        kept.put(SPACE, [digest(number)], [hit(number)])
+        kept.put(SPACE, [digest(number)], [hit(number, made_at=now[0])])
     now[0] += 4000
-    kept.look_up(SPACE, [digest(0)], 4)
+    kept.look_up(SPACE, [digest(0)], 4, any_)
     now[0] += 4000
-    kept.put(SPACE, [digest(99)], [hit(99)])
-    found = kept.look_up(SPACE, [digest(n) for n in (0, 1, 2, 19, 99)], 4)
+    kept.put(SPACE, [digest(99)], [hit(99, made_at=now[0])])
+    found = kept.look_up(SPACE, [digest(n) for n in (0, 1, 2, 19, 99)], 4, any_)
 
     assert digest(0) in found
     assert digest(99) in found
@@ -186,7 +192,7 @@ def test_busy_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     other.close()
     kept.put(SPACE, [digest(3)], [hit(3)])
 
-    assert set(kept.look_up(SPACE, [digest(n) for n in (1, 2, 3)], 4)) == {digest(1), digest(3)}
+    assert set(kept.look_up(SPACE, [digest(n) for n in (1, 2, 3)], 4, any_)) == {digest(1), digest(3)}
     assert observer.warned == []
     kept.close()
 
@@ -194,12 +200,12 @@ def test_busy_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_glance_waits_for_nobody(tmp_path: Path) -> None:
     """It finds what a look-up finds, also while somebody writes; before the file is open it finds nothing out."""
     kept, hashes = cache(tmp_path), [digest(3), digest(4)]
-    before = kept.glance("space", hashes, 4)
+    before = kept.glance("space", hashes, 4, any_)
     kept.open()
     kept.put("space", hashes[:1], [hit(3)])
     writer = sqlite3.connect(tmp_path / "cache.sqlite", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
-    found = kept.glance("space", hashes, 4)
+    found = kept.glance("space", hashes, 4, any_)
     writer.execute("ROLLBACK")
     writer.close()
 
@@ -213,7 +219,7 @@ def test_a_glance_waits_for_nobody(tmp_path: Path) -> None:
 def test_entries_go_by_their_maker(tmp_path: Path) -> None:
     """`forget` removes entries of a provider, a model, or all, in any number, counts them, and frees their room."""
     kept = cache(tmp_path)
-    other = CachedVector("voyage", "voyage-3", 1, np.ones(4, np.float32))
+    other = CachedVector("voyage", "voyage-3", 1, np.ones(4, np.float32), time.time())
     kept.put("one", [digest(number) for number in range(2500)], [hit(number) for number in range(2500)])
     kept.put("two", [digest(1)], [other])
 
@@ -222,5 +228,19 @@ def test_entries_go_by_their_maker(tmp_path: Path) -> None:
     assert (kept.stats().entries, kept.stats().bytes) == (1, 16)
     assert kept.forget() == 1
     assert kept.forget() == 0
-    assert kept.look_up("two", [digest(1)], 4) == {}
+    assert kept.look_up("two", [digest(1)], 4, any_) == {}
+    kept.close()
+
+
+def test_what_does_not_stand_is_a_miss_and_what_is_bought_instead_takes_its_place(tmp_path: Path) -> None:
+    """Who reads says which vectors may be taken; a newer vector of a text takes the older one's place, not reversed."""
+    kept = cache(tmp_path, wall=lambda: 400.0)
+    kept.put(SPACE, [digest(1)], [hit(1, made_at=100.25)])
+    assert kept.look_up(SPACE, [digest(1)], 4, lambda found: found.made_at > 200) == {}
+    kept.put(SPACE, [digest(1)], [hit(2, made_at=300.5)])
+    kept.put(SPACE, [digest(1)], [hit(3, made_at=200.5)])
+    found = kept.look_up(SPACE, [digest(1)], 4, any_)[digest(1)]
+
+    assert (found.tokens, found.made_at, found.vector.tolist()) == (2, 300.5, [2, 2, 2, 2])
+    assert (kept.stats().entries, kept.stats().bytes) == (1, 16)
     kept.close()

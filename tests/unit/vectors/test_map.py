@@ -168,6 +168,7 @@ def test_the_page_renders_in_a_browser(tmp_path: Path) -> None:
     made.ids[3] = made.texts[3] = HOSTILE
     output = tmp_path / "map.html"
     assert run("vectors", "map", str(put(tmp_path / "out.parquet", made)), "-o", str(output), "-c", "id")[0] == 0
+    assert output.stat().st_mode & 0o777 == 0o600  # it shows texts
     seen = look(output, tmp_path)
 
     assert seen.console == []

@@ -179,3 +179,28 @@ def test_a_sample_finds_shifted_rows(tmp_path: Path) -> None:
     assert code == 65
     assert [one["check"] for one in json.loads(out)["findings"]] == ["other_vector"] * 4
     assert json.loads(out)["ok"] is False
+
+
+@pytest.mark.parametrize(("cosine", "code"), [(0.9985, 0), (0.99, 65)])
+def test_other_arithmetic_is_no_other_vector(tmp_path: Path, cosine: float, code: int) -> None:
+    """What an earlier version's arithmetic made of the bundled model is noted, and right; less alike is wrong."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    output = tmp_path / "faq.parquet"
+    run("embed", str(FAQ), "-o", str(output), "-q")
+    table = pq.read_table(output)
+    made = np.stack(table["embedding"].to_numpy()).astype(np.float64)
+    aside = np.random.default_rng(7).standard_normal(made.shape)
+    aside -= (aside * made).sum(axis=1, keepdims=True) * made
+    aside /= np.linalg.norm(aside, axis=1, keepdims=True)
+    turned = (cosine * made + np.sqrt(1 - cosine**2) * aside).astype(np.float32)
+    field = table.schema.field("embedding")
+    column = pa.FixedSizeListArray.from_arrays(pa.array(turned.ravel()), turned.shape[1]).cast(field.type)
+    table = table.set_column(table.schema.get_field_index("embedding"), field, column)
+    facts = pq.read_metadata(output).metadata[b"embedctl"]
+    pq.write_table(table.replace_schema_metadata({"embedctl": facts}), output, write_page_checksum=True)
+    ended, out, _ = run("vectors", "verify", str(output), "--sample", "4", "--json")
+
+    assert ended == code
+    assert [(one["check"], one["wrong"]) for one in json.loads(out)["findings"]] == [("other_vector", code != 0)] * 4

@@ -1,0 +1,225 @@
+"""The journal's way to a store: nothing is sent before its intent is there, and little is lost with the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedctl.journal import Journal
+from embedctl.journal.shard_log import ShardLog
+from embedctl.journal.shipping import ShippingDisk, ShippingTurnstile
+from embedctl.records import UsageEvent
+from embedctl.storage.store import LocalStore
+from tests.support.attempts import HASHES, SECRET, intent, vectors
+
+SENT, UNSHIPPED = 4, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Gated(LocalStore):
+    """A folder whose puts of answers wait until they are let through."""
+
+    opened: threading.Event = field(default_factory=threading.Event)
+
+    def put_if_absent(self, name: str, content: Any, *, write_id: str | None = None) -> bool:
+        if "/answers/" in name:
+            assert self.opened.wait(60)
+        return LocalStore.put_if_absent(self, name, content, write_id=write_id)
+
+
+@contextmanager
+def shipping(folder: Path) -> Iterator[tuple[Gated, ShippingDisk]]:
+    store = Gated(folder / "store")
+    log = ShardLog(store, "00000", "worker", lease_s=600)
+    assert log.claim(0)
+    disk = ShippingDisk(log)
+    try:
+        yield store, disk
+    finally:
+        store.opened.set()
+        disk.end()
+
+
+def opened(folder: Path, disk: ShippingDisk) -> tuple[Journal, ShippingTurnstile]:
+    turnstile = ShippingTurnstile(disk, most_sent=SENT, most_unshipped=UNSHIPPED, proceed=lambda: None)
+
+    def spool(segment_id: str, events: Sequence[UsageEvent]) -> bool:
+        return True
+
+    return Journal.open(folder / "journal", secret=SECRET, spool=spool, disk=disk, turnstile=turnstile), turnstile
+
+
+async def settled() -> None:
+    """Whatever can go on without a store has gone on."""
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+
+
+def entries(store: LocalStore) -> list[bytes]:
+    """Intents that are on the store, entry by entry."""
+    return [content for name in store.list() if "/log/" in name and b'"segment"' in (content := store.read(name))]
+
+
+def test_intents_are_on_the_store_before_their_requests(tmp_path: Path) -> None:
+    """However many begin at once, whoever may send finds its own intent on the store."""
+    there: list[bool] = []
+
+    async def run() -> None:
+        book, _ = opened(tmp_path, disk)
+        store.opened.set()
+
+        async def request() -> None:
+            event = intent()
+            await book.intend(event)
+            there.append(any(str(event.event_id).encode() in one for one in entries(store)))
+            await book.answer(event, HASHES, vectors(1))
+
+        await asyncio.gather(*(request() for _ in range(24)))
+        await book.close()
+
+    with shipping(tmp_path) as (store, disk):
+        asyncio.run(run())
+
+    assert there == [True] * 24
+
+
+def test_intents_go_together_while_enough_are_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While half as many as are in flight wait with their intents on the store, others are gathered for one entry."""
+    monkeypatch.setattr("embedctl.journal.shipping.GATHER_S", 3600)
+
+    async def run() -> None:
+        book, _ = opened(tmp_path, disk)
+        events = [intent() for _ in range(SENT)]
+        await asyncio.gather(*map(book.intend, events))
+        before = len(entries(store))
+        waiting = []
+        for ready in (1, 2, 2, 2):
+            waiting.append(asyncio.ensure_future(book.intend(intent())))
+            await settled()
+            assert len(entries(store)) - before == ready
+
+        await book.settle(events[0])
+        await settled()
+        assert len(entries(store)) - before == 3
+
+        store.opened.set()
+        for event in events[1:]:
+            await book.answer(event, HASHES, vectors(1))
+        await asyncio.gather(*waiting)
+        await book.close()
+
+    with shipping(tmp_path) as (store, disk):
+        asyncio.run(run())
+
+
+def test_intents_are_not_gathered_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while all are on the store, though nothing is sent: answers that come at once let as many go at once."""
+    monkeypatch.setattr("embedctl.journal.shipping.GATHER_S", 0.01)
+
+    async def run() -> None:
+        book, _ = opened(tmp_path, disk)
+        await asyncio.gather(*(book.intend(intent()) for _ in range(SENT)))
+        events = [intent() for _ in range(SENT)]
+        waiting = [asyncio.ensure_future(book.intend(event)) for event in events]
+        await settled()
+
+        assert all(any(str(event.event_id).encode() in one for one in entries(store)) for event in events)
+
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await book.close()
+
+    with shipping(tmp_path) as (store, disk):
+        asyncio.run(run())
+
+
+def test_answers_that_come_at_once_stop_no_request(tmp_path: Path) -> None:
+    """What is sent and not on the store is never more than both limits, and never less while the store is slow: answers
+    on their way stop only as many requests as there would be too many.
+    """
+
+    async def run() -> None:
+        book, _ = opened(tmp_path, disk)
+        inside: list[UsageEvent] = []
+
+        async def begin() -> None:
+            event = intent()
+            await book.intend(event)
+            inside.append(event)
+
+        first = [asyncio.ensure_future(begin()) for _ in range(SENT)]
+        await asyncio.gather(*first)
+        later = [asyncio.ensure_future(begin()) for _ in range(SENT)]
+        await settled()
+        assert len(inside) == SENT
+
+        await asyncio.gather(*(book.answer(event, HASHES, vectors(1)) for event in list(inside)))
+        await settled()
+        assert len(inside) == SENT + UNSHIPPED
+
+        store.opened.set()
+        await asyncio.gather(*later)
+        for event in inside[SENT:]:
+            await book.answer(event, HASHES, vectors(1))
+        await book.close()
+
+    with shipping(tmp_path) as (store, disk):
+        asyncio.run(run())
+
+
+def test_who_gives_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Requests that are cancelled, before their intents are written or after, stop no later one."""
+
+    async def run() -> None:
+        book, turnstile = opened(tmp_path, disk)
+        store.opened.set()
+        events = [intent() for _ in range(SENT)]
+        await asyncio.gather(*map(book.intend, events))
+        for _ in range(3):
+            waiting = [asyncio.ensure_future(book.intend(intent())) for _ in range(3 * SENT)]
+            await settled()
+            assert not any(task.done() for task in waiting)
+            for task in waiting:
+                task.cancel()
+            for task in waiting:
+                with suppress(asyncio.CancelledError):
+                    await task
+        for event in events:
+            await book.answer(event, HASHES, vectors(1))
+        for _ in range(3 * SENT):
+            event = intent()
+            await asyncio.wait_for(book.intend(event), 30)
+            await book.answer(event, HASHES, vectors(1))
+        await book.close()
+        assert turnstile._sent == 0
+
+    with shipping(tmp_path) as (store, disk):
+        asyncio.run(run())
+
+
+def test_answers_wait_for_nobody_who_waits_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long answers may wait for others to go with: who syncs, or may send nothing more, does not wait."""
+    monkeypatch.setattr("embedctl.journal.shipping._LINGER_S", 3600)
+    monkeypatch.setattr("embedctl.journal.writer.SYNC_AFTER_S", 3600)
+
+    async def run() -> None:
+        book, turnstile = opened(tmp_path, disk)
+        store.opened.set()
+        for _ in range(3 * (SENT + UNSHIPPED) + 1):
+            event = intent()
+            await book.intend(event)
+            await book.answer(event, HASHES, vectors(1))
+        await book.sync()
+        assert turnstile._left() == 0
+        await book.close()
+
+    with shipping(tmp_path) as (store, disk):
+        asyncio.run(run())
