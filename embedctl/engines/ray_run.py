@@ -110,7 +110,7 @@ class RayRun(HostRun):
             for one in (
                 self._hear_from(cluster, actors.limiter),
                 self._hear_from(cluster, actors.budget),
-                self._watch(cluster, actors),
+                self._watch_silent(cluster, actors),
                 self._pass_on_stop(cluster, actors),
                 self.stop.at(self._deadline()),
             )
@@ -182,7 +182,8 @@ class RayRun(HostRun):
         Raises:
             WorkersDied: Several have died of the same shard, or before they had one.
         """
-        shard = self._crew.died(worker, how.removeprefix(": ") or "killed")
+        shard = self._crew.shard_of(worker) or ""
+        self._crew.died(worker, how.removeprefix(": ") or "killed", shard)
         self._observer.notify(Warned("worker_died", worker[-12:], f" at shard {shard}" if shard else how))
 
     # what workers tell
@@ -213,7 +214,7 @@ class RayRun(HostRun):
             except EmbedctlError as error:
                 self.stop.because(error)
 
-    async def _watch(self, cluster: ray_cluster.RayCluster, actors: ray_cluster.Actors) -> None:
+    async def _watch_silent(self, cluster: ray_cluster.RayCluster, actors: ray_cluster.Actors) -> None:
         """Give up workers that say nothing for a lease; tell of those that no machine takes."""
         await asyncio.sleep(LONG_S)
         waiting = sum(not place.worker for place in self._places.values())
