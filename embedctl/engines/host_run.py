@@ -38,7 +38,7 @@ from embedctl.routing.waits import Waits
 from embedctl.runs import store_plan, wiring
 from embedctl.runs.run import JobWork
 from embedctl.runs.store_plan import StorePlan
-from embedctl.runs.store_run import MOST_POLL_S, StoreRun
+from embedctl.runs.store_run import StoreRun
 
 EVERY_S = 0.25
 """How often is told how far the job is."""
@@ -131,6 +131,7 @@ class HostRun(StoreRun, ABC):
         Raises:
             ConfigurationInvalid: Somebody else lives who works on the job.
         """
+        began = self._clock()
         while True:
             free = await asyncio.to_thread(self._free_host, plan)
             if free is not None:
@@ -139,7 +140,7 @@ class HostRun(StoreRun, ABC):
                     log.keep(self._lost)
                     await asyncio.to_thread(self._book_the_dead, plan)
                     return log
-            await self.stop.sleep(min(MOST_POLL_S, self._options.lease / 10))
+            await self.stop.sleep(self._pause_s(self._clock() - began))
 
     def _free_host(self, plan: StorePlan) -> int | None:
         """The number that makes the log ours; None: whether somebody lives is not known yet."""

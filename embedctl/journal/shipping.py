@@ -2,7 +2,8 @@
 
 Two lanes that do not wait for each other. Intents go as entries of the shard's log, before their requests are sent;
 answers go as they are written, one object at a time, with what came meanwhile. The files themselves stay on this disk,
-which may vanish: parts are made from them. Nothing is synced here, for the store is what lasts.
+which may vanish: parts are made from them. Nothing is synced here, for the store is what lasts; where it is a folder
+of the same disk, the file of answers is itself the object, and nothing is written twice.
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ class _Shipped:
     """A file of the journal.
 
     Attributes:
+        is_held: It is itself the object on the store.
         end: Bytes that are written, of which `shipped` are on the store.
     """
 
     path: Path
     segment: str
     fd: int
+    is_held: bool = False
     end: int = 0
     shipped: int = 0
 
@@ -75,8 +78,13 @@ class ShippingDisk(Disk):
         for suffix in (INTENTS, ANSWERS):
             if path.name.endswith(suffix):
                 reading = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                self._files[path.name] = _Shipped(path, path.name.removesuffix(suffix), reading)
+                segment = path.name.removesuffix(suffix)
+                is_held = suffix == ANSWERS and self._log.store.hold(self._piece_name(segment, 0), path)
+                self._files[path.name] = _Shipped(path, segment, reading, is_held)
         return fd
+
+    def _piece_name(self, segment: str, start: int) -> str:
+        return f"{self._log.folder}answers/{segment}.{start}"
 
     def write(self, fd: int, buffers: Sequence[Buffer], offset: int, path: Path) -> int:
         """Write here; answers are on their way when this returns."""
@@ -132,16 +140,27 @@ class ShippingDisk(Disk):
     def _upload(self) -> None:
         try:
             while (taken := self._next_piece()) is not None:
-                file, start, piece = taken
-                self._log.put_beside(f"{self._log.folder}answers/{file.segment}.{start}", piece)
+                file, start, end, piece = taken
+                if isinstance(piece, bytes):
+                    self._log.put_beside(self._piece_name(file.segment, start), piece)
+                else:
+                    self._sync_held(file, piece)
                 with self._answers:
-                    file.shipped = start + len(piece)
+                    file.shipped = end
                     self._answers.notify_all()
                 self._told()
         except BaseException as error:  # whoever waits must learn of it, whatever it is
             self._fail(error)
 
-    def _next_piece(self) -> tuple[_Shipped, int, bytes] | None:
+    def _sync_held(self, file: _Shipped, fd: int) -> None:
+        self._log.check()
+        try:
+            super().sync(fd, file.path)
+        finally:
+            os.close(fd)
+
+    def _next_piece(self) -> tuple[_Shipped, int, int, bytes | int] | None:
+        """From where to where a file is due, and these bytes, or a descriptor of its own for one that is held."""
         with self._answers:
             while not self._due and not self._closed:
                 self._answers.wait()
@@ -158,7 +177,10 @@ class ShippingDisk(Disk):
                     self._due.popleft()
                     continue
                 start = file.shipped
-                return file, start, os.pread(file.fd, min(file.end - start, MOST_AT_ONCE), start)
+                if file.is_held:
+                    return file, start, file.end, os.dup(file.fd)
+                piece = os.pread(file.fd, min(file.end - start, MOST_AT_ONCE), start)
+                return file, start, start + len(piece), piece
 
     def _wait_for(self, file: _Shipped, end: int) -> None:
         with self._answers:

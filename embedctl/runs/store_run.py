@@ -76,8 +76,8 @@ from embedctl.storage import locks
 from embedctl.storage.store import OutputFolder, Store, StoredObject, check_refuses
 from embedctl.storage.store_file import StoreFile
 
-MOST_POLL_S = 5.0
-"""How long it takes at most until the shards of other workers are looked at again."""
+LEAST_POLL_S, MOST_POLL_S = 0.1, 5.0
+"""How long it takes until the shards of other workers are looked at again."""
 
 AHEAD_SHARE = 1
 """For so many requests in flight, one more has its intent on the way to the store meanwhile."""
@@ -458,6 +458,7 @@ class StoreRun(Run):
 
     async def _work(self, plan: StorePlan, work: JobWork) -> None:
         """Shards, one after the other, until all of the job are done."""
+        waits_since: float | None = None
         while True:
             with self.stop.heeded():
                 if self._told_to_stop is not None:
@@ -472,10 +473,16 @@ class StoreRun(Run):
                             f"{len(plan.shards) - len(self._done)} shards of {self._store.url} are other workers'",
                             hint="run the same command again later, or without --no-wait",
                         )
-                    await self.stop.sleep(min(MOST_POLL_S, self._options.lease / 10))
+                    waits_since = self._clock() if waits_since is None else waits_since
+                    await self.stop.sleep(self._pause_s(self._clock() - waits_since))
                     continue
+            waits_since = None
             await self._embed_shard(plan, work, *taken)
         await self._finish_job(plan)
+
+    def _pause_s(self, waited_s: float) -> float:
+        """Until the shards of others are looked at again: it costs at most a fourth of the time that they take."""
+        return min(MOST_POLL_S, self._options.lease / 10, max(LEAST_POLL_S, waited_s / 4))
 
     async def _finish_job(self, plan: StorePlan) -> None:
         """All shards are done: make the manifest. Of several workers, their command does."""

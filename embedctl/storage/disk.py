@@ -105,13 +105,15 @@ class Disk:
         return True
 
     def hard_link(self, source: Path, target: Path) -> bool:
-        """Give `source` a second name; False, and nothing done, where links are missing or something has that name."""
+        """Give `source` a second name; False, and nothing done, where links are missing, the target's disk is another,
+        or something has that name.
+        """
         try:
             os.link(source, target, follow_symlinks=False)
         except FileExistsError:
             return False
         except OSError as refusal:
-            if refusal.errno in _UNSUPPORTED:
+            if refusal.errno in (*_UNSUPPORTED, errno.EXDEV):
                 return False
             raise _failure(refusal, target, "create") from refusal
         return True

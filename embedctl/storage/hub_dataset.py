@@ -82,6 +82,10 @@ class HubDataset:
         """
         raise OutputRefused(f"{self.url} is read only")
 
+    def hold(self, name: str, path: Path) -> bool:
+        """No file of this machine can be an object there."""
+        return False
+
     def read(self, name: str) -> bytes:
         """A file's bytes."""
         found = self.stat(name)

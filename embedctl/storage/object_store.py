@@ -161,6 +161,10 @@ class ObjectStore:
             hint="run the same command again later",
         )
 
+    def hold(self, name: str, path: Path) -> bool:
+        """No file of this machine can be an object there."""
+        return False
+
     def read(self, name: str) -> bytes:
         """An object's bytes, in pieces when it is large."""
         first, found = self._get(name, 0, _PIECE, None)

@@ -67,6 +67,12 @@ class Store(Protocol):
             StoreUnreachable: Nobody knows whether it arrived.
         """
 
+    def hold(self, name: str, path: Path) -> bool:
+        """Give a growing file of this machine that name too; False, and nothing done, where that cannot be.
+
+        The only object that changes: what is written to the file, and synced, stands durably under the name.
+        """
+
     def read(self, name: str) -> bytes:
         """An object's bytes.
 
@@ -152,6 +158,10 @@ class LocalStore:
         self.disk.make_folder(path.parent)
         return publish(self.disk, path, _copied(content) if isinstance(content, Path) else content, mode=self.mode)
 
+    def hold(self, name: str, path: Path) -> bool:
+        """Whatever has a name here never changes."""
+        return False
+
     def read(self, name: str) -> bytes:
         """A file's bytes."""
         return (self.folder / name).read_bytes()
@@ -208,12 +218,39 @@ class OutputFolder(LocalStore):
 
     def put_if_absent(self, name: str, content: Content | Path, *, write_id: str | None = None) -> bool:
         """Put a whole file unless something has that name; whether it was put."""
-        is_ours = name.startswith(OURS)
+        path, is_ours = self._place(name), name.startswith(OURS)
+        if not isinstance(content, Path):
+            return publish(self.disk, path, content, mode=0o600 if is_ours else 0o666)
+        if not is_ours and self._linked(content, path):
+            return True
+        return publish(self.disk, path, _copied(content), mode=0o600 if is_ours else 0o666)
+
+    def hold(self, name: str, path: Path) -> bool:
+        """A second name for the file: its bytes are written once."""
+        place = self._place(name)
+        if not self.disk.hard_link(path, place):
+            return False
+        self.disk.sync_folder(place.parent)
+        return True
+
+    def _place(self, name: str) -> Path:
+        """The path of that name, whose folder is there."""
         path = self.folder / name
         self.disk.make_folder(self.folder, mode=0o777)
-        self.disk.make_folder(path.parent, mode=0o700 if is_ours else 0o777)
-        whole = _copied(content) if isinstance(content, Path) else content
-        return publish(self.disk, path, whole, mode=0o600 if is_ours else 0o666)
+        self.disk.make_folder(path.parent, mode=0o700 if name.startswith(OURS) else 0o777)
+        return path
+
+    def _linked(self, source: Path, path: Path) -> bool:
+        """Whether a whole file, as open as umask says, has got that name too."""
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            self.disk.sync(fd, source)
+        finally:
+            self.disk.close(fd)
+        if not self.disk.hard_link(source, path):
+            return False
+        self.disk.sync_folder(path.parent)
+        return True
 
 
 def _etag(seen: os.stat_result) -> str:

@@ -241,5 +241,5 @@ def test_missing_extras_say_how_to_get_them() -> None:
     check = doctor.extras(lambda name: None)
 
     assert check.state == "note"
-    assert check.hint == "pip install 'huggingface-hub>=0.30' 'matplotlib>=3.10.7' 'obstore>=0.11'"
+    assert check.hint == "pip install 'huggingface-hub>=0.30' 'matplotlib>=3.10.7' 'obstore>=0.11' 'ray>=2.60'"
     assert doctor.extras(lambda name: object()).state == "ok"

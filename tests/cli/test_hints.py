@@ -18,7 +18,7 @@ from embedctl.cli import COMMANDS, app
 from tests.support.running import embedctl
 
 SOURCE = Path(__file__).parents[2] / "embedctl"
-OTHERS = {"--help", "--collector.textfile.directory", "--user", "--env-file", "--force-reinstall"}
+OTHERS = {"--help", "--collector.textfile.directory", "--user", "--env-file", "--force-reinstall", "--head"}
 """Flags of every command, and of other programs."""
 
 _CODE = re.compile(r"`([^`]+)`")

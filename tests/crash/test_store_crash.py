@@ -14,6 +14,7 @@ from embedctl.errors import EmbedctlError
 from embedctl.journal.segments import INTENTS
 from embedctl.journal.shipping import ShippingDisk
 from embedctl.runs.receipt import Receipt
+from embedctl.storage.store import LocalStore, OutputFolder
 from tests.support.processes import sentence
 from tests.support.store_world import WORKERS_DIE, CrashingStore, ForgetfulStore, StoreWorld
 from tests.support.wire.client import hash_of
@@ -70,7 +71,7 @@ def end_everywhere(world: StoreWorld, points: int | None, *, rerun: bool = False
     every, ends = counting.count, 0
     for at in range(1, every + 1, 1 if points is None else max(1, every // points)):
         for after in (False, True) if points is None else (bool(at // max(1, every // points) % 2),):
-            begun = StoreWorld(world.folder / f"{at}-{after}", world.wire)
+            begun = StoreWorld(world.folder / f"{at}-{after}", world.wire, kind=world.kind)
             begun.fill(TEXTS)
             world.wire.reset()
             if rerun:
@@ -114,8 +115,10 @@ TWICE = {hash_of(sentence(3))}
 """Bought once for each shard that has it."""
 
 
-def test_dies_anywhere(world: StoreWorld, counted: Callable[[object], None]) -> None:
+@pytest.mark.parametrize("kind", [LocalStore, OutputFolder])
+def test_dies_anywhere(world: StoreWorld, kind: type[LocalStore], counted: Callable[[object], None]) -> None:
     """Where a worker dies at a change, another goes on with nothing but the store; nothing kept is bought again."""
+    world.kind = kind
     ends = end_everywhere(world, POINTS)
     counted(f"{ends} times")
 

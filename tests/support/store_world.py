@@ -83,6 +83,9 @@ class CrashingStore:
     def put_if_absent(self, name: str, content: Any, *, write_id: str | None = None) -> bool:
         return bool(self._change(f"put {name}", lambda: self.inner.put_if_absent(name, content, write_id=write_id)))
 
+    def hold(self, name: str, path: Path) -> bool:
+        return bool(self._change(f"hold {name}", lambda: self.inner.hold(name, path)))
+
     def remove(self, name: str) -> None:
         self._change(f"remove {name}", lambda: self.inner.remove(name))
 
@@ -142,14 +145,15 @@ class StoreWorld(Small):
     """A small world whose output is on a store.
 
     Attributes:
-        store: By default a folder as a store.
+        store: By default a folder as a store, of this kind.
     """
 
     store: Store | None = None
+    kind: type[LocalStore] = LocalStore
 
     @property
     def place(self) -> Store:
-        return self.store or LocalStore(self.folder / "store")
+        return self.store or self.kind(self.folder / "store")
 
     def job(self, store: Store | None = None, **about: Any) -> JobRequest:
         flags = {"shard_rows": 6, "lease": 1.0, **about.pop("flags", {})}

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from embedctl.journal import Journal
+from embedctl.journal import Journal, Trust, recover
 from embedctl.journal.shard_log import ShardLog
-from embedctl.journal.shipping import ShippingDisk, ShippingTurnstile
+from embedctl.journal.shipping import ShippingDisk, ShippingTurnstile, fetch
 from embedctl.records import UsageEvent
-from embedctl.storage.store import LocalStore
+from embedctl.storage.store import LocalStore, OutputFolder
 from tests.support.attempts import HASHES, SECRET, intent, vectors
 
 SENT, UNSHIPPED = 4, 2
@@ -88,6 +88,33 @@ def test_intents_are_on_the_store_before_their_requests(tmp_path: Path) -> None:
         asyncio.run(run())
 
     assert there == [True] * 24
+
+
+def test_on_a_folder_answers_are_written_once(tmp_path: Path) -> None:
+    """A folder of the same disk holds the journal's own file of answers; another worker finds all of it there."""
+    log = ShardLog(OutputFolder(tmp_path / "out"), "00000", "worker", lease_s=600)
+    assert log.claim(0)
+    disk = ShippingDisk(log)
+
+    async def run() -> None:
+        book, _ = opened(tmp_path, disk)
+        event = intent()
+        await book.intend(event)
+        await book.answer(event, HASHES, vectors(1))
+        await book.sync()
+        (own,) = (tmp_path / "journal").glob("*.answers")
+        (held,) = (tmp_path / "out" / log.folder / "answers").iterdir()
+        assert held.samefile(own)
+        await book.close()
+
+    try:
+        asyncio.run(run())
+    finally:
+        disk.end()
+
+    fetch(log, tmp_path / "fetched")
+    (answer,) = recover(tmp_path / "fetched", Trust(SECRET), fenced=True).answers
+    assert answer.hashes == HASHES
 
 
 def test_intents_go_together_while_enough_are_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

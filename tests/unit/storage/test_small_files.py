@@ -37,10 +37,10 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     assert "pipe or device" in str(trouble(tmp_path / "link").strerror)
 
 
-def test_what_is_no_file_is_said(tmp_path: Path) -> None:
+def test_what_is_no_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Devices, sockets and folders are refused in words."""
     with socket.socket(socket.AF_UNIX) as bound:
-        os.chdir(tmp_path)
+        monkeypatch.chdir(tmp_path)
         bound.bind("socket")
 
         assert "device" in str(trouble(tmp_path / "socket").strerror)
