@@ -6,9 +6,11 @@ Rows once and right; confirmed ≤ billed ≤ confirmed + unknown; texts bought 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -241,6 +243,34 @@ def test_a_second_command_on_a_limited_job_is_refused(job: WorkersStory) -> None
     assert job.check() == 0
 
 
+def test_a_paused_worker_is_woken(job: WorkersStory, counted: Tell) -> None:
+    """A worker that is stopped for longer than a lease has lost its shard to another; woken, it sends nothing more of
+    it, and the command ends with 0.
+    """
+    job.lease_s = 2.0
+    child = job.start()
+    job.wait_for_requests(8)
+    paused = job.children(child)[0]
+    os.kill(paused, signal.SIGSTOP)
+    job.kills += 1
+    job.wait_for_requests(48)  # as many as the job needs: none is left but in flight where it stands still
+    os.kill(paused, signal.SIGCONT)
+    ended = child.wait()
+
+    assert ended.code == 0, ended.err
+    counted(f"{job.check()} texts bought again after a pause")
+
+
+def test_a_text_that_is_refused_fails_alone(job: WorkersStory) -> None:
+    """What one shard holds costs the others nothing: the row is listed, the rest has vectors, the code is 3."""
+    job.wire.plan(latency_s=0.01, poison=[job.texts[50]])
+    ended = job.start().wait()
+
+    assert ended.code == 3, ended.err
+    assert (ended.receipt["vectors"], ended.receipt["failed"]) == (143, 1)
+    assert ended.receipt["rows"] == 144
+
+
 def test_a_shard_that_kills_its_workers(job: WorkersStory) -> None:
     """Three workers of one shard are dead: the job ends, naming the shard, and what others did is kept."""
     child = job.start("--batch-size", 1)
@@ -259,3 +289,36 @@ def test_a_shard_that_kills_its_workers(job: WorkersStory) -> None:
     assert "shard 00000 has ended 3 workers, the last one by signal SIGKILL" in ended.out + ended.err
     job.finish()
     job.check()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("who", ["a worker", "the command", "all"])
+def test_many_kills(who: str, tmp_path: Path, wire: Wire, forks: Zygote, s3: StoreServer, counted: Tell) -> None:
+    """The same again and again, at any moment, also of those who took a dead one's place."""
+    again = kills = 0
+    for seed in range(6):
+        job, chance = WorkersStory(tmp_path / str(seed), wire, forks, s3, workers=3), random.Random(seed)
+        job.begin(144, files=12, latency_s=0.05)
+        child = job.start()
+        for _ in range(4):
+            job.wait_for_requests(min(len(wire.truth()) + chance.randrange(2, 10), 44))
+            workers = job.children(child)
+            dying = {"a worker": workers[:1], "the command": [child.pid], "all": [child.pid, *workers]}[who]
+            for pid in dying:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if who == "a worker":
+                job.kills += len(dying)
+                continue
+            job.kills += len(workers)
+            child.wait()
+            job.gone(workers)
+            child = job.start()
+        ended = child.wait()
+        if ended.code != 0:
+            assert "has ended 3 workers" in ended.err or "ended before they took a shard" in ended.err, ended.err
+            job.finish()
+        again += job.check()
+        kills += job.kills
+    counted(f"{again} texts bought again after {kills} deaths of workers")
