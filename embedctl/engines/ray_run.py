@@ -105,7 +105,7 @@ class RayRun(HostRun):
         cluster, count = self._cluster, self._worker_count(left)
         actors = await cluster.keep(*self._kept(money, count))
         job = ray_worker.handed(self.job)
-        helpers = [
+        beside = [
             asyncio.create_task(one)
             for one in (
                 self._hear_from(cluster, actors.limiter),
@@ -121,9 +121,9 @@ class RayRun(HostRun):
                     places.create_task(self._place(cluster, actors, number, job))
             await asyncio.sleep(2 * EVERY_S)  # what they have told last
         finally:
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
+            for one in beside:
+                one.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             await asyncio.to_thread(self._count_spending)
         self.stop.proceed()
 

@@ -17,7 +17,7 @@ from embedctl.vectors.files import Stored
 
 
 def own_lock(stored: Stored) -> SpaceLock | None:
-    """The lock that the output was given by its runs; None when it has none.
+    """The lock that the output was given by its runs; None when it has none, or is another user's, who keeps it closed.
 
     Raises:
         InputInvalid: It is damaged, or of another space than the vectors.
@@ -26,8 +26,9 @@ def own_lock(stored: Stored) -> SpaceLock | None:
         return None
     path = lock_of(stored.path, is_folder=stored.is_folder)
     try:
+        path.lstat()
         lock = space_lock.read(path)
-    except InputMissing:
+    except (FileNotFoundError, PermissionError, InputMissing):
         return None
     if differences := lock.space.differences(stored.space):
         raise InputInvalid(f"{path} is not of {stored.path}: {'; '.join(differences)}", hint="remove it")
