@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import UUID
 
-from embedctl.records import RowCounts
+from embedctl.records import RowCounts, minted_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,3 +28,11 @@ class PublishedPart:
     counts: RowCounts
     rows_hash: str | None = None
     failures: str | None = None
+
+    @property
+    def made_at(self) -> float | None:
+        """When it was made, in Unix seconds; None where its id does not tell."""
+        try:
+            return minted_at(UUID(self.id))
+        except (ValueError, TypeError, AttributeError):
+            return None

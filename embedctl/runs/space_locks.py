@@ -119,15 +119,18 @@ def watch(
     *,
     others: Sequence[Endpoint] = (),
     overwrite: bool = False,
+    made_at: float | None = None,
 ) -> CanaryWatch:
     """Looks at the endpoints of a run, and at what was made before.
 
     Args:
         endpoint: That is asked first, and `others` when it cannot serve.
         overwrite: Nothing of the output stays but what interrupted runs have bought for its successor.
+        made_at: When the oldest vectors were made that stand in the output beside what `existing` knows; Unix seconds.
     """
     options = settings.options
-    begun_at = None if overwrite else _begun_at(lock, existing)
+    times = [] if overwrite else [_begun_at(lock, existing), made_at]
+    begun_at = min((at for at in times if at is not None), default=None)
     return CanaryWatch(
         settings.paths.canaries,
         observer,

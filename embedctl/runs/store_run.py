@@ -9,8 +9,9 @@ silent for a lease; the shard's log keeps two of them apart.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO, cast
 import orjson
 
 from embedctl import __version__, inputs, storage
+from embedctl.embedding.canary import CanaryWatch
 from embedctl.errors import (
     ConfigurationInvalid,
     EmbedctlError,
@@ -45,6 +47,7 @@ from embedctl.ledger import spool as spools
 from embedctl.ledger.prices.price import cost
 from embedctl.outputs import Existing, Output, failures, parquet
 from embedctl.outputs.parquet import Part
+from embedctl.outputs.parts import PublishedPart
 from embedctl.outputs.shard import FAILURES_FOLDER, ShardOutput, failures_name
 from embedctl.planning import shards
 from embedctl.planning.shards import Shard, Unit
@@ -118,6 +121,7 @@ class StoreRun(Run):
         self._seen: dict[str, tuple[int, float]] = {}
         self._living: set[str] = set()
         self._done: dict[int, ShardDone] = {}
+        self._oldest_part = math.inf
         self._own = RowCounts()
         self._worked = self._said_risk = False
         self._space: Space | None = None
@@ -496,7 +500,11 @@ class StoreRun(Run):
             if shard.ordinal in done and shard.ordinal not in self._done:
                 found = self._patience.with_(lambda s=shard: store_plan.read_done(self._store, plan, s))  # type: ignore[misc]
                 if found is not None:
-                    self._done[shard.ordinal] = found
+                    self._is_done(shard, found)
+
+    def _is_done(self, shard: Shard, done: ShardDone) -> None:
+        self._done[shard.ordinal] = done
+        self._oldest_part = min([self._oldest_part, *_made(done.parts)])
 
     def _left(self, plan: StorePlan) -> Iterator[Shard]:
         """Shards of its own share that are not done."""
@@ -637,7 +645,7 @@ class StoreRun(Run):
             replace(work, source=part),
             out,
             existing,
-            space_locks.watch(self.job.settings, self._observer, None, Existing(space=existing.space), chain.first),
+            self._watch_shard(chain, existing, out),
             RowCounts(),
             shipping=Shipping(
                 disk=disk, secret=trusted.secret, most_unshipped=unshipped, ahead=max(2, concurrency // AHEAD_SHARE)
@@ -659,6 +667,18 @@ class StoreRun(Run):
             finally:
                 self._record.space = resources.space
         return run.rows
+
+    def _watch_shard(self, chain: FallbackChain, existing: Existing, out: ShardOutput) -> CanaryWatch:
+        """Looks at the model: it must be the one that the job's parts were made with."""
+        oldest = min([self._oldest_part, *_made(out.published)])
+        return space_locks.watch(
+            self.job.settings,
+            self._observer,
+            None,
+            Existing(space=existing.space),
+            chain.first,
+            made_at=oldest if oldest < math.inf else None,
+        )
 
     def _begin_shard(self, entry: Registration, log: ShardLog, risk: AtRisk | None) -> Spool:
         entry.running()
@@ -710,7 +730,7 @@ class StoreRun(Run):
         log.append({"done": shard.ordinal})
         if not log.put(done_name(log.shard), store_plan.encoded(done)):
             done = self._patience.with_(lambda: store_plan.read_done(self._store, plan, shard)) or done
-        self._done[shard.ordinal] = done
+        self._is_done(shard, done)
         self._own.reused += counts.reused
         self._own.duplicates += counts.duplicates
         self._patience.with_(lambda: self._store.remove_all(_served(self._store, log.folder)))
@@ -826,6 +846,11 @@ def _marks(files: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, int, str]]
     for one in files:
         mark = next((str(one[key]) for key in ("etag", "blake2b", "mtime_ns") if one.get(key) is not None), "")
         yield one["name"], one["size"], mark
+
+
+def _made(parts: Iterable[PublishedPart]) -> Iterator[float]:
+    """When parts were made, in Unix seconds, as far as they say."""
+    return (at for part in parts if (at := part.made_at) is not None)
 
 
 def _listing(marks: Sequence[tuple[str, int, str]], sizes: Sequence[inputs.FileSize]) -> bytes:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,6 +25,7 @@ from tests.support.model_server import Embed, ModelServer, rounded, served, stat
 from tests.support.places import ROOT
 from tests.support.processes import sentence
 from tests.support.running import Ran, embedctl, ledger, user_settings
+from tests.support.stores import StoreServer
 from tests.support.wire.client import Wire
 
 SENTENCES = [
@@ -544,6 +546,27 @@ def test_a_killed_run_is_not_gone_on_with_by_another_model(model: ModelServer) -
     assert [texts for texts in model.asked if texts != list(TEXTS)] == []
     assert run(*words, "--overwrite").code == 0
     assert is_all_of("out.parquet", model.embed)
+
+
+def test_parts_on_a_store_of_before_a_change_are_not_gone_on_with(
+    model: ModelServer, s3: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One shard of a job is done; another output's run saw the model change and took it: the job ends with 76."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    Path("in").mkdir()
+    for number in range(2):
+        pq.write_table(pa.table({"text": SENTENCES[12 * number :][:12]}), f"in/{number}.parquet")
+    job = ("batch", "run", "in", "-o", s3.new(), "--shard-rows", 12, "--no-progress", "--no-wait", "--lease", 1)
+    assert embedctl(*job, "--shard", "0/2").code == 75
+    model.embed = STOPPED["pooling: first token"]
+    write()
+    assert run("--no-cache", "--on-drift", "warn").code == 0
+    model.asked = []
+    stopped = embedctl(*job, "--shard", "1/2")
+
+    assert (stopped.code, "is not the model that it was" in stopped.err) == (76, True), stopped
+    assert [texts for texts in model.asked if texts != list(TEXTS)] == []
 
 
 def test_a_change_that_another_run_saw_is_heeded_in_the_middle_of_a_run(
