@@ -11,7 +11,7 @@ import pickle
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,7 +140,7 @@ def _worked(number: int, job: JobRequest, open_line: Callable[[str], WorkerLine]
             run.watch(observer)
             with _in_touch(line, run):
                 try:
-                    return run.execute(asyncio.run).error
+                    return run.execute(_run_async).error
                 finally:
                     reports.flush()
 
@@ -198,3 +198,11 @@ def _in_touch(line: WorkerLine, run: WorkerRun) -> Iterator[None]:
         yield
     finally:
         over.set()
+
+
+def _run_async(work: Coroutine[Any, Any, None]) -> None:
+    """As `asyncio.run`, in the standard library's loop: Ray puts uvloop in its place where that is installed, and
+    connections are watched through calls that uvloop refuses.
+    """
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(work)
