@@ -244,9 +244,7 @@ def test_a_second_command_on_a_limited_job_is_refused(job: WorkersStory) -> None
 
 
 def test_a_paused_worker_is_woken(job: WorkersStory, counted: Tell) -> None:
-    """A worker that is stopped for longer than a lease has lost its shard to another; woken, it sends nothing more of
-    it, and the command ends with 0.
-    """
+    """Stopped for longer than a lease a worker loses its shard; woken, it sends nothing more of it, and all is done."""
     job.lease_s = 2.0
     child = job.start()
     job.wait_for_requests(8)
