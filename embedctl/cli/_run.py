@@ -18,8 +18,8 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli._progress import ProgressDisplay
-from embedctl.cli._telemetry import watched
 from embedctl.errors import BatchesPending, Interrupted, Terminated, WrongUsage
+from embedctl.telemetry.watching import watched
 
 if TYPE_CHECKING:
     from embedctl.inputs import Query

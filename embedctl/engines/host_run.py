@@ -12,7 +12,6 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 from embedctl.budgets.reservations import Reservations
 from embedctl.engines.crew import Crew
@@ -57,6 +56,8 @@ class HostRun(StoreRun, ABC):
 
     _crew: Crew
     _told: Observers
+    _counts_before: RowCounts
+    _heard: set[Event]
 
     @abstractmethod
     async def _run_workers(self, plan: StorePlan, left: Sequence[Shard], money: Reservations) -> None:
@@ -93,7 +94,7 @@ class HostRun(StoreRun, ABC):
                 self._crew = Crew({plan.label(shard): shard.rows for shard in left})
                 self._told = Observers(self.spending, work.entry, self._observer)
                 self._counts_before = store_plan.total([done.counts for done in self._done.values()])
-                self._heard: set[Event] = set()
+                self._heard = set()
                 work.entry.running()
                 telling = asyncio.create_task(self._tell(documents=work.source.is_document))
                 try:
@@ -214,7 +215,3 @@ class HostRun(StoreRun, ABC):
             cost, tokens = self.spending.known_cost, self.spending.tokens
             self._told.notify(self._crew.told(self._counts_before.read, cost=cost, tokens=tokens, documents=documents))
             await asyncio.sleep(EVERY_S)
-
-    def __init__(self, *args: Any, **rest: Any) -> None:
-        super().__init__(*args, **rest)
-        self._counts_before = RowCounts()

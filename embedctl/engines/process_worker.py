@@ -11,11 +11,12 @@ from typing import Any
 
 from embedctl.engines.packed_job import unpacked
 from embedctl.engines.process_line import WorkerEnd, lost, portable
-from embedctl.engines.worker_run import Reports, WorkerRun, signals, watched
+from embedctl.engines.worker_run import Reports, WorkerRun, signals
 from embedctl.errors import EmbedctlError, Terminated
 from embedctl.runs.run import JobWork
 from embedctl.runs.store_plan import StorePlan
 from embedctl.runs.store_run import StoreRun
+from embedctl.telemetry.watching import watched
 
 
 class ProcessWorkerRun(WorkerRun):
@@ -57,7 +58,7 @@ def work(fd: int) -> int:
     reports = Reports(lambda events: end.say("events", events))
     try:
         job = unpacked(end.first()[1], dict(os.environ))
-        with watched(job.settings.environment, reports, job.settings.paths.price_file) as observer:
+        with watched(job.settings, reports) as observer:
             run = ProcessWorkerRun(job, observer)
             run.end = end
             with signals(run):

@@ -263,7 +263,7 @@ class RayCluster:
         """A worker's result, for `result`: `ray_worker.work`'s.
 
         Args:
-            job: As `ray_worker.packed` has made it.
+            job: As `ray_worker.handed` has made it.
         """
         named = self._task.options(name=f"embedctl worker {number}")
         return named.remote(__version__, number, job, actors.limiter, actors.budget)

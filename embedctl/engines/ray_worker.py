@@ -21,13 +21,14 @@ from embedctl import storage
 from embedctl.engines.leases import LimitsLine
 from embedctl.engines.packed_job import packed, unpacked
 from embedctl.engines.process_line import portable
-from embedctl.engines.worker_run import EVERY_S, Reports, WorkerRun, signals, watched
+from embedctl.engines.worker_run import EVERY_S, Reports, WorkerRun, signals
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, Terminated
 from embedctl.journal.rescue import LOCK
 from embedctl.records import uuid7
 from embedctl.runs.job import JobRequest
 from embedctl.settings import LEDGER_NAME, Paths, ProviderSettings, Settings, home_of
 from embedctl.storage import DISK, locks
+from embedctl.telemetry.watching import watched
 
 _SECRET = re.compile(r"auth|key|token|secret|password|cookie|signature|credential", re.IGNORECASE)
 """Names of headers that may hold a key."""
@@ -136,7 +137,7 @@ def _worked(number: int, job: JobRequest, open_line: Callable[[str], WorkerLine]
     with closing(open_line(str(run.run_id))) as line, signals(run):
         run.share(line, line.join(number))
         reports = Reports(lambda events: line.report(pickle.dumps(events)))
-        with watched(job.settings.environment, reports, job.settings.paths.price_file) as observer:
+        with watched(job.settings, reports) as observer:
             run.watch(observer)
             with _in_touch(line, run):
                 try:

@@ -113,17 +113,3 @@ def signals(run: StoreRun) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def watched(environment: Any, observer: Observer, price_file: Any) -> Iterator[Observer]:
-    """The observer, and a collector beside it where the environment names one."""
-    if not any(name.startswith("OTEL_EXPORTER_OTLP_") for name in environment):
-        yield observer
-        return
-    from embedctl.ledger.prices.run_prices import RunPrices
-    from embedctl.records import utc_now
-    from embedctl.telemetry import collector
-
-    with collector.watched(environment, observer, RunPrices(price_file, utc_now()).price) as told:
-        yield told

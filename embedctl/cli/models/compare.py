@@ -19,8 +19,8 @@ from embedctl.cli._flags import (
     OverwriteFlag,
     as_options,
 )
-from embedctl.cli._telemetry import watched
 from embedctl.errors import WrongUsage
+from embedctl.telemetry.watching import watched
 
 if TYPE_CHECKING:
     from embedctl.evaluation.candidates import Candidate

@@ -47,10 +47,10 @@ def try_out(
     import asyncio
 
     from embedctl.cli import _ledger
-    from embedctl.cli._telemetry import watched
     from embedctl.routing.chain import chain as chain_of
     from embedctl.routing.names import checked_provider
     from embedctl.runs import adhoc
+    from embedctl.telemetry.watching import watched
 
     flags = {
         "provider": name,

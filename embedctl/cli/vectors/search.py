@@ -11,7 +11,6 @@ import typer
 from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, StoreOptionFlag
-from embedctl.cli._telemetry import watched
 from embedctl.cli.vectors import _passages
 from embedctl.cli.vectors._asking import (
     AskingFlags,
@@ -26,6 +25,7 @@ from embedctl.cli.vectors._asking import (
 from embedctl.cli.vectors._output import OutputPath, opened
 from embedctl.errors import InputInvalid, WrongUsage
 from embedctl.records import printable
+from embedctl.telemetry.watching import watched
 
 if TYPE_CHECKING:
     from embedctl.vectors.files import Stored

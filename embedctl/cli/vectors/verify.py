@@ -12,7 +12,6 @@ import typer
 from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag, StoreOptionFlag, pairs
-from embedctl.cli._telemetry import watched
 from embedctl.cli.vectors._asking import (
     AskingFlags,
     ModelFlag,
@@ -25,6 +24,7 @@ from embedctl.cli.vectors._asking import (
 )
 from embedctl.cli.vectors._output import OutputPath, opened
 from embedctl.errors import InputInvalid, WrongUsage
+from embedctl.telemetry.watching import watched
 
 if TYPE_CHECKING:
     from embedctl.inputs import Query

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def watched(settings: Settings, observer: Observer = UNOBSERVED) -> Iterator[Observer]:
-    """The observer for a call of this command; see `telemetry.collector.watched`."""
+    """The observer for a call or a worker of this process; see `telemetry.collector.watched`."""
     if not any(name.startswith("OTEL_EXPORTER_OTLP_") for name in settings.environment):
         yield observer
         return
