@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +17,7 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli._progress import ProgressDisplay
+from embedctl.dataclass import dataclass
 from embedctl.errors import BatchesPending, Interrupted, Terminated, WrongUsage
 from embedctl.telemetry.watching import watched
 

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedctl import __version__
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid, OutputRefused, StorageFailed
 from embedctl.inputs.row_ids import iso, printed
 from embedctl.outputs import vector_column

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import accumulate
 
+from embedctl.dataclass import dataclass
 from embedctl.records import TEXT_HASH_BYTES, Limits, Purpose, Request, new_operation_id
 
 ANSWER_BYTES_IN_FLIGHT = 64 * 1024 * 1024

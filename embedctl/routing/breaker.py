@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import CircuitOpen, ProviderError, Remedy
 from embedctl.routing.retry import Jitter
 

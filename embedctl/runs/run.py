@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from uuid import UUID
 
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
+from embedctl.dataclass import dataclass
 from embedctl.embedding.canary import CanaryWatch
 from embedctl.errors import BegunAnew, EmbedctlError, Locked
 from embedctl.inputs.left_out import LeftOut, LeftOutFile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from importlib import metadata
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl import inputs, storage
+from embedctl.dataclass import dataclass
 from embedctl.embedding.canary import CanaryWatch
 from embedctl.errors import InputMissing, ModelChanged
 from embedctl.outputs import OUTPUT_MODE, Existing, Output, parquet

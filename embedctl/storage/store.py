@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, InputChanged, OutputRefused
 from embedctl.records import uuid7
 from embedctl.storage.disk import DISK, Buffer, Disk

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 
 Scheme = Literal["s3", "gs", "az", "hf"]
