@@ -92,3 +92,19 @@ def test_a_local_run_imports_no_other_tokenizer(tmp_path: Path) -> None:
 
     assert {"pyarrow", "onnxruntime", "tokenizers", "numpy"} <= found
     assert found & {"tiktoken", "rich", "pydantic"} == set()
+
+
+def test_the_end_looks_for_no_cycles() -> None:
+    """A command ends without the collector, which would look through all that was ever imported."""
+    code = """
+import atexit, gc, sys
+from embedctl.cli import main
+atexit.register(lambda: print(gc.get_freeze_count() > 0, len(gc.get_objects())))
+sys.argv = ["embedctl", "--version"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    frozen, left = done.stdout.splitlines()[-1].split()
+
+    assert frozen == "True"
+    assert int(left) < 1_000
