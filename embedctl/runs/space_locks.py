@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from uuid import UUID
 
@@ -107,6 +106,8 @@ def chunker_of(source: inputs.Source, options: Options) -> dict[str, object] | N
     overlap = options.chunk_overlap
     if overlap is None:
         overlap = splitter.DEFAULT_OVERLAP * size // splitter.DEFAULT_SIZE
+    from importlib import metadata  # loads `email`, to read one line
+
     name = "semantic-text-splitter"
     return {"name": name, "version": metadata.version(name), "size": size, "overlap": overlap}
 
