@@ -102,7 +102,7 @@ class Packer:
         bundle = self._bundles.get(workspace)
         full = None
         if bundle is not None and not self._fits(bundle, size, content_bytes):
-            full, bundle = self._pack(workspace, bundle), None
+            full, bundle = self._pack(workspace, self._bundles.pop(workspace)), None
         if bundle is None:
             bundle = self._bundles[workspace] = _Bundle()
         bundle.texts.append(text)  # type: ignore[arg-type]
@@ -160,7 +160,7 @@ class Packer:
         return max(stop, at)
 
     def rest(self) -> Iterator[PackedRequest]:
-        """What has been collected and not given back yet."""
+        """What has been collected and not given back yet; whose first text came first comes first."""
         for workspace in list(self._bundles):
             yield self._pack(workspace, self._bundles.pop(workspace))
 
