@@ -207,7 +207,7 @@ class Connection(HttpToolsProtocol):
             self._part, self._unused = None, 0
             super().on_message_complete()
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends nothing more; what it has sent whole is answered still, and then the connection closed.
 
         Whether it has closed only its half (RFC 9112 9.6) or is gone cannot be told before something is written. TLS
