@@ -217,7 +217,7 @@ class Door:
             raise ConnectionError("the answer had begun")
         allow = str(exchange.about.pop("allow", ""))
         body = refusals.body(refused, openai=exchange.openai, allow=allow)
-        answer = Response(orjson.dumps(body.content), body.status, media_type="application/json")
+        answer = Response(refusals.encoded(body.content), body.status, media_type="application/json")
         for name, value in body.headers:
             answer.headers.append(name, value)
         await answer(scope, receive, send)
