@@ -16,6 +16,7 @@ MOST_DEPTH = 4
 _LONGEST_USER = 256
 _LONGEST_NAME = 256
 _LARGEST_TOKEN = 2**31
+_MOST_DIMENSIONS = 10**6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,8 +262,10 @@ def is_unicode(text: str) -> bool:
 
 def _common(fields: Mapping[str, Any]) -> dict[str, Any]:
     dimensions = fields.get("dimensions")
-    if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
-        raise Refused("invalid_dimensions", "dimensions must be a whole number of at least 1", param="dimensions")
+    if dimensions is not None and (type(dimensions) is not int or not 1 <= dimensions <= _MOST_DIMENSIONS):
+        raise Refused(
+            "invalid_dimensions", f"dimensions must be a whole number from 1 to {_MOST_DIMENSIONS}", param="dimensions"
+        )
     return {
         "model": _name(fields.get("model"), "model"),
         "provider": _name(fields.get("provider"), "provider"),

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -105,6 +106,7 @@ def test_whatever_a_body_holds_it_is_told(body: dict[str, Any]) -> None:
     )
 
     assert said.get("errors") or lines[0]["id"] == "a"
+    assert orjson.loads(orjson.dumps(said)) == said  # it is told to the server so
 
 
 @pytest.mark.parametrize(
