@@ -207,6 +207,21 @@ class Connection(HttpToolsProtocol):
             self._part, self._unused = None, 0
             super().on_message_complete()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends nothing more; what it has sent whole is answered still, and then the connection closed.
+
+        Whether it has closed only its half (RFC 9112 9.6) or is gone cannot be told before something is written. TLS
+        has no halves.
+
+        Returns:
+            Whether the connection stays open.
+        """
+        if self._part is not None or not self._is_served or not self.transport.can_write_eof():
+            return False
+        cycle: Any = self.cycle  # of the last request in line
+        cycle.keep_alive = False
+        return True
+
     def on_response_complete(self) -> None:
         """An answer is out."""
         super().on_response_complete()
