@@ -190,8 +190,9 @@ class ShippingDisk(Disk):
         with self._answers:
             while not self._is_due():
                 self._answers.wait()
-        self._urgent.wait(_LINGER_S)
-        self._urgent.clear()
+        if not self._closed:
+            self._urgent.wait(_LINGER_S)
+            self._urgent.clear()
         with self._answers:
             while True:
                 while not self._is_due():
@@ -252,11 +253,11 @@ class ShippingDisk(Disk):
 
     def end(self) -> None:
         """Nothing more is shipped."""
-        self._urgent.set()
         with self._answers:
             self._closed = True
             self._due.clear()
             self._answers.notify_all()
+        self._urgent.set()
         until = time.monotonic() + _END_S
         for uploader in self._uploaders:
             uploader.join(max(0.0, until - time.monotonic()))

@@ -29,6 +29,7 @@ from embedctl.errors import (
     InputInvalid,
     InputMissing,
     OutputRefused,
+    StorageFailed,
     StoreDenied,
     StoreUnreachable,
 )
@@ -75,6 +76,8 @@ _DENIED = {
     "RequestTimeTooSkewed": "this machine's clock is wrong: set it, then run the same command again",
 }  # fmt: skip
 """What S3 says of credentials with other states than 401 and 403, or of what is not them; and what helps."""
+_FULL = ("XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "InsufficientStorage")
+"""What stores say that take no more, beside 507: it does not pass by itself."""
 _INVALID = re.compile(r'Path "(.*?)" contained')
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _BARE = re.compile(r'^"(.*)"$')
@@ -403,6 +406,11 @@ class ObjectStore:
         kind = type(refusal).__name__
         if status == 416 or "StartTooLarge" in text:
             return _BeyondTheEnd()
+        if status == 507 or code in _FULL:
+            return StorageFailed(
+                f"{self._url.root}: the store is full, or its quota is used up: cannot {doing} ({said})",
+                hint="make room there, then run the same command again: it goes on where it ended",
+            )
         if _asked_an_instance(text):
             return StoreDenied(f"{self._url.root}: no credentials were found", hint=self._how())
         if kind in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403) or code in _DENIED:

@@ -51,7 +51,7 @@ class Store(Protocol):
     """Objects by name. Once put, an object never changes. Calls block, bounded in time, and may come from any thread.
 
     Every method raises StoreDenied (77) for credentials that are missing or rejected, StoreUnreachable (75) when the
-    store cannot be reached, is overloaded or does not answer in time.
+    store cannot be reached, is overloaded or does not answer in time, StorageFailed (74) when it is full.
     """
 
     @property
