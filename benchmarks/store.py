@@ -132,7 +132,14 @@ class Bench:
             **reached(self.args.store, self.store),
         }  # fmt: skip
         output = str(self.folder / f"out{number}") if put_ms is None else f"{self.args.store}://bucket/out{number}"
-        asked = ["-m", "openai:text-embedding-3-small", "--batch-size", str(BATCH), "--dimensions", self.args.dimensions]
+        asked = [
+            "-m",
+            "openai:text-embedding-3-small",
+            "--batch-size",
+            str(BATCH),
+            "--dimensions",
+            self.args.dimensions,
+        ]
         command = [sys.executable, "-m", "embedctl", "batch", "run", str(self.table(rows)), "-o", output, *asked]
         took = measured([*command, "--concurrency", str(concurrency), "--json"], environment, self.folder)
         self.requests[setting, kind] = json.loads(self.store.ask("-/stats"))["requests"]
@@ -188,19 +195,28 @@ def main() -> None:
         shutil.rmtree(folder)
     one_of = min if args.least else statistics.median
     counted = {which: [one_of(values) for values in zip(*took, strict=True)] for which, took in taken.items()}
-    print(f"{'rows':>9}{'ms':>5}{'in flight':>11}  {'':26}{'CPU s':>8}{'x':>7}{'s':>8}{'x':>7}{'MB':>6}{'requests':>10}")
+    print(
+        f"{'rows':>9}{'ms':>5}{'in flight':>11}  {'':26}{'CPU s':>8}{'x':>7}{'s':>8}{'x':>7}{'MB':>6}{'requests':>10}"
+    )
     for (setting, kind), (cpu, seconds, memory) in counted.items():
         of_cpu, of_seconds, _ = counted[setting, FOLDER]
         shares = f"{cpu:8.2f}{cpu / of_cpu:7.3f}{seconds:8.2f}{seconds / of_seconds:7.3f}"
-        print(f"{setting[0]:9}{setting[1]:5}{setting[2]:11}  {kind:26}{shares}{memory:6.0f}{bench.requests[setting, kind]:10}")
+        print(
+            f"{setting[0]:9}{setting[1]:5}{setting[2]:11}  {kind:26}{shares}{memory:6.0f}{bench.requests[setting, kind]:10}"
+        )
     few, many = min(args.rows), max(args.rows)
     if many > few and not args.seconds:
         for latency_ms, concurrency, kind in product(args.latency, args.concurrency, kinds):
-            of_few, of_many = counted[(few, latency_ms, concurrency), kind], counted[(many, latency_ms, concurrency), kind]
+            of_few, of_many = (
+                counted[(few, latency_ms, concurrency), kind],
+                counted[(many, latency_ms, concurrency), kind],
+            )
             each = [(b - a) / (many - few) for a, b in zip(of_few, of_many, strict=True)]
             run = [value - few * one for value, one in zip(of_few, each, strict=True)]
             print(f"{'a run':>9}{latency_ms:5}{concurrency:11}  {kind:26}{run[0]:8.2f}{'':7}{run[1]:8.2f}")
-            print(f"{'1000 rows':>9}{latency_ms:5}{concurrency:11}  {kind:26}{1000 * each[0]:8.4f}{'':7}{1000 * each[1]:8.4f}")
+            print(
+                f"{'1000 rows':>9}{latency_ms:5}{concurrency:11}  {kind:26}{1000 * each[0]:8.4f}{'':7}{1000 * each[1]:8.4f}"
+            )
 
 
 if __name__ == "__main__":

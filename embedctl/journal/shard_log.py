@@ -223,7 +223,7 @@ class ShardLog:
         if self._lost is not None:
             raise ShardLost(self._lost.message, hint=self._lost.hint)
 
-    def put_beside(self, name: str, content: bytes) -> None:
+    def put_beside(self, name: str, content: bytes | memoryview) -> None:
         """Put what only serves the work on the shard, under a name that nobody else can have.
 
         Raises:

@@ -10,6 +10,7 @@ of the same disk, the file of answers is itself the object, and nothing is writt
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import threading
 import time
@@ -167,10 +168,11 @@ class ShippingDisk(Disk):
                     if taken is None:
                         return
                     file, start, end, piece = taken
-                    if not isinstance(piece, bytes):  # what is synced meanwhile would be synced once more
+                    if isinstance(piece, int):  # what is synced meanwhile would be synced once more
                         self._sync_held(file, piece)
-                if isinstance(piece, bytes):
+                if not isinstance(piece, int):
                     self._log.put_beside(self._piece_name(file.segment, start), piece)
+                del taken, piece  # unmapped
                 with self._answers:
                     file.arrive(start, end)
                     self._answers.notify_all()
@@ -185,7 +187,7 @@ class ShippingDisk(Disk):
         finally:
             os.close(fd)
 
-    def _next_piece(self) -> tuple[_Shipped, int, int, bytes | int] | None:
+    def _next_piece(self) -> tuple[_Shipped, int, int, memoryview | int] | None:
         """From where to where a file is due, and these bytes, or a descriptor of its own for one that is held."""
         with self._answers:
             while not self._is_due():
@@ -207,9 +209,8 @@ class ShippingDisk(Disk):
                 if file.is_held:
                     file.taken = file.end
                     return file, start, file.end, os.dup(file.fd)
-                piece = os.pread(file.fd, min(file.end - start, MOST_AT_ONCE), start)
-                file.taken = start + len(piece)
-                return file, start, file.taken, piece
+                file.taken = min(file.end, start + MOST_AT_ONCE)
+                return file, start, file.taken, _mapped(file.fd, start, file.taken)
 
     def _is_due(self) -> bool:
         return bool(self._due) or self._closed or self._failure is not None
@@ -377,6 +378,13 @@ def fetch(log: ShardLog, into: Path) -> Fetched:
                     end += len(content)
             found.answers_bytes += end
     return found
+
+
+def _mapped(fd: int, start: int, end: int) -> memoryview:
+    """Bytes of a file, none of which are copied."""
+    before = start % mmap.ALLOCATIONGRANULARITY
+    pages = mmap.mmap(fd, end - start + before, offset=start - before, access=mmap.ACCESS_READ)
+    return memoryview(pages)[before:]
 
 
 def _segment(name: object) -> str:

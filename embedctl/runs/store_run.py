@@ -526,12 +526,12 @@ class StoreRun(Run):
 
     async def _finish_job(self, plan: StorePlan) -> None:
         """All shards are done: make the manifest. Of several workers, their command does."""
+        for swept in self._swept:
+            await asyncio.wrap_future(swept)
         if not self.job.is_worker:
             self._observer.notify(PhaseBegan("writing"))
             made = partial(store_plan.finish, self._store, plan, self._done)
             self._manifest = await asyncio.to_thread(self._patience.with_, made)
-        for swept in self._swept:
-            await asyncio.wrap_future(swept)
 
     def _look_at_done(self, plan: StorePlan) -> None:
         done = self._patience.with_(lambda: store_plan.done_ordinals(self._store, plan))
@@ -773,7 +773,8 @@ class StoreRun(Run):
         self._is_done(shard, done)
         self._own.reused += counts.reused
         self._own.duplicates += counts.duplicates
-        self._swept.append(self._sweeper.submit(self._sweep, log.folder))
+        if len(self._done) < len(plan.shards) or self.job.is_worker:  # else all goes together, in a moment
+            self._swept.append(self._sweeper.submit(self._sweep, log.folder))
 
     def _sweep(self, folder: str) -> None:
         """Remove what only served the work on a shard; its log stays. Nothing waits for it but the end of the job."""

@@ -12,10 +12,12 @@ import os
 import random
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from importlib import util
 from itertools import islice
 from pathlib import Path
@@ -37,7 +39,7 @@ from embedctl.records import uuid7
 from embedctl.storage import store_options
 from embedctl.storage.disk import Buffer
 from embedctl.storage.files import Content
-from embedctl.storage.store import StoredObject
+from embedctl.storage.store import StoredObject, at_once
 from embedctl.storage.store_url import StoreUrl
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ _PIECE = 16 << 20
 """Bytes of one ranged read."""
 _MAPPED = 1 << 20
 """Contents that are larger are mapped from a file."""
+_RELEASED_EACH_S = 0.01
 _MOST = 5_000_000_000
 """Bytes of one put: S3's limit is 5 GiB, Azure's 5000 MiB."""
 _REMOVED_AT_ONCE = 1000
@@ -245,8 +248,7 @@ class ObjectStore:
                 with self._told("remove objects"):
                     obstore.delete(self._client, some)
             except FileNotFoundError:  # it ends at the first one that is gone already
-                for name in some:
-                    self.remove(name)
+                at_once(partial(self.remove, name) for name in some)
 
     def _get(self, name: str, start: int, end: int, etag: str | None) -> tuple[Buffer, StoredObject]:
         import obstore
@@ -279,8 +281,8 @@ class ObjectStore:
         return next((value for key, value in found.items() if key.lower() == WRITE_ID), "")
 
     @contextmanager
-    def _body(self, name: str, content: Content | Path) -> Iterator[bytes | mmap.mmap]:
-        if isinstance(content, bytes):
+    def _body(self, name: str, content: Content | Path) -> Iterator[bytes | memoryview | mmap.mmap]:
+        if isinstance(content, (bytes, memoryview)):
             yield content
             return
         if isinstance(content, Path):
@@ -303,7 +305,8 @@ class ObjectStore:
             return
         body = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         try:
-            yield body
+            with _releasing(body):
+                yield body
         finally:
             with suppress(BufferError):  # a request that was given up may still hold it
                 body.close()
@@ -438,6 +441,29 @@ class ObjectStore:
             f"{self._url.root}: cannot {doing}: {said or _without_answer(text)}",
             hint="look at the network and the endpoint, then run the same command again",
         )
+
+
+@contextmanager
+def _releasing(body: mmap.mmap) -> Iterator[None]:
+    """While the block lasts, what was read of a mapped file is no memory of ours: who needs a page again gets it from the
+    system's cache. The library takes a body as one piece, and does not say how much of it was sent.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        yield
+        return
+    ended = threading.Event()
+
+    def release() -> None:
+        while not ended.wait(_RELEASED_EACH_S):
+            body.madvise(mmap.MADV_DONTNEED)
+
+    releaser = threading.Thread(target=release, name="store-pages", daemon=True)
+    releaser.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        releaser.join()
 
 
 class _BeyondTheEnd(Exception):  # noqa: N818 - a condition, caught where it is read

@@ -67,9 +67,7 @@ def shipping(folder: Path) -> Iterator[tuple[Gated, ShippingDisk]]:
         disk.end()
 
 
-def opened(
-    folder: Path, disk: ShippingDisk, *, unshipped: int = UNSHIPPED
-) -> tuple[Journal, ShippingTurnstile]:
+def opened(folder: Path, disk: ShippingDisk, *, unshipped: int = UNSHIPPED) -> tuple[Journal, ShippingTurnstile]:
     turnstile = ShippingTurnstile(disk, most_sent=SENT, most_unshipped=unshipped, proceed=lambda: None)
 
     def spool(segment_id: str, events: Sequence[UsageEvent]) -> bool:
