@@ -4,9 +4,11 @@
     python benchmarks/store.py --store s3 --rows 20000                     # signed
     python benchmarks/store.py --latency 0 100 500 --concurrency 8 16 --seconds 20 --put-ms 0 30
 
-Store and provider are the Rust servers of benchmarks/server, each in a process of its own: a late answer is a thread that
-sleeps, so that they take little of the machine while the run is measured. --put-ms is how late each request of the store
-is answered. CPU is that of embedctl's process alone. All kinds take turns; of several rounds the middle one counts, with
+Store and provider are the Rust servers of benchmarks/server, each in a process of its own: a late answer is a thread
+that sleeps, so that they take little of the machine while the run is measured. --put-ms is how late each request of the
+store is answered. CPU is that of embedctl's process alone. Of several rounds, in turn, the middle one counts, with
+--least the least. With two sizes what a run costs is told from what a row costs. On a busy machine run it with a
+priority (`nice -n -15`): times are compared.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count, product
 from pathlib import Path
@@ -31,6 +33,7 @@ import pyarrow.parquet as pq
 
 SERVERS = Path(__file__).parent / "server"
 FOLDER = "folder"
+MODEL = "openai:text-embedding-3-small"
 BATCH = 100
 TEXTS_A_SECOND = 12_000
 """About what embedctl does on one core."""
@@ -132,14 +135,7 @@ class Bench:
             **reached(self.args.store, self.store),
         }  # fmt: skip
         output = str(self.folder / f"out{number}") if put_ms is None else f"{self.args.store}://bucket/out{number}"
-        asked = [
-            "-m",
-            "openai:text-embedding-3-small",
-            "--batch-size",
-            str(BATCH),
-            "--dimensions",
-            self.args.dimensions,
-        ]
+        asked = ["-m", MODEL, "--batch-size", str(BATCH), "--dimensions", self.args.dimensions]
         command = [sys.executable, "-m", "embedctl", "batch", "run", str(self.table(rows)), "-o", output, *asked]
         took = measured([*command, "--concurrency", str(concurrency), "--json"], environment, self.folder)
         self.requests[setting, kind] = json.loads(self.store.ask("-/stats"))["requests"]
@@ -160,6 +156,26 @@ class Bench:
                 sizes = [int(self.args.seconds * min(most, TEXTS_A_SECOND)) // BATCH * BATCH]
             found += [(rows, latency_ms, concurrency) for rows in sizes]
         return found
+
+
+def named(setting: tuple[str | int, int, int]) -> str:
+    """The beginning of a line."""
+    return f"{setting[0]:>9}{setting[1]:5}{setting[2]:10}  "
+
+
+def shares_of_rows(
+    counted: Mapping[tuple[Setting, str], Sequence[float]], few: Setting, many: Setting, kinds: Sequence[str]
+) -> None:
+    """What a run takes whatever its rows are, and what a thousand rows take more."""
+    of_folder: list[float] = []
+    for kind in kinds:
+        both = zip(counted[few, kind], counted[many, kind], strict=True)
+        each = [(b - a) / (many[0] - few[0]) for a, b in both]
+        run = [value - few[0] * one for value, one in zip(counted[few, kind], each, strict=True)]
+        of_folder = of_folder or each
+        print(f"{named(('a run', *few[1:]))}{kind:26}{run[0]:8.2f}{'':7}{run[1]:8.2f}")
+        shares = [f"{1000 * one:8.4f}{one / of:7.3f}" for one, of in zip(each, of_folder, strict=True)]
+        print(f"{named(('1000 rows', *few[1:]))}{kind:26}{''.join(shares[:2])}")
 
 
 def main() -> None:
@@ -195,28 +211,15 @@ def main() -> None:
         shutil.rmtree(folder)
     one_of = min if args.least else statistics.median
     counted = {which: [one_of(values) for values in zip(*took, strict=True)] for which, took in taken.items()}
-    print(
-        f"{'rows':>9}{'ms':>5}{'in flight':>11}  {'':26}{'CPU s':>8}{'x':>7}{'s':>8}{'x':>7}{'MB':>6}{'requests':>10}"
-    )
+    print(f"{'rows':>9}{'ms':>5}{'in flight':>10}  {'':26}{'CPU s':>8}{'x':>7}{'s':>8}{'x':>7}{'MB':>6}{'requests':>9}")
     for (setting, kind), (cpu, seconds, memory) in counted.items():
         of_cpu, of_seconds, _ = counted[setting, FOLDER]
-        shares = f"{cpu:8.2f}{cpu / of_cpu:7.3f}{seconds:8.2f}{seconds / of_seconds:7.3f}"
-        print(
-            f"{setting[0]:9}{setting[1]:5}{setting[2]:11}  {kind:26}{shares}{memory:6.0f}{bench.requests[setting, kind]:10}"
-        )
+        shares = f"{cpu:8.2f}{cpu / of_cpu:7.3f}{seconds:8.2f}{seconds / of_seconds:7.3f}{memory:6.0f}"
+        print(f"{named(setting)}{kind:26}{shares}{bench.requests[setting, kind]:9}")
     few, many = min(args.rows), max(args.rows)
     if many > few and not args.seconds:
-        for latency_ms, concurrency, kind in product(args.latency, args.concurrency, kinds):
-            of_few, of_many = (
-                counted[(few, latency_ms, concurrency), kind],
-                counted[(many, latency_ms, concurrency), kind],
-            )
-            each = [(b - a) / (many - few) for a, b in zip(of_few, of_many, strict=True)]
-            run = [value - few * one for value, one in zip(of_few, each, strict=True)]
-            print(f"{'a run':>9}{latency_ms:5}{concurrency:11}  {kind:26}{run[0]:8.2f}{'':7}{run[1]:8.2f}")
-            print(
-                f"{'1000 rows':>9}{latency_ms:5}{concurrency:11}  {kind:26}{1000 * each[0]:8.4f}{'':7}{1000 * each[1]:8.4f}"
-            )
+        for latency_ms, concurrency in product(args.latency, args.concurrency):
+            shares_of_rows(counted, (few, latency_ms, concurrency), (many, latency_ms, concurrency), list(kinds))
 
 
 if __name__ == "__main__":

@@ -87,8 +87,8 @@ AHEAD_SHARE = 1
 """For so many requests in flight, one more has its intent on the way to the store meanwhile."""
 
 UNSHIPPED_SHARE = 2
-"""For so many requests in flight, one answer more may be on its way to the store: a put of 30 ms and what is gathered for
-it are less than half of what an answer takes, for nearly all providers.
+"""For so many requests in flight, one answer more may be on its way to the store: a put takes less than half of what
+an answer takes, for nearly all providers.
 """
 
 

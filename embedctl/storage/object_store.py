@@ -445,8 +445,8 @@ class ObjectStore:
 
 @contextmanager
 def _releasing(body: mmap.mmap) -> Iterator[None]:
-    """While the block lasts, what was read of a mapped file is no memory of ours: who needs a page again gets it from the
-    system's cache. The library takes a body as one piece, and does not say how much of it was sent.
+    """While the block lasts, what was read of a mapped file is no memory of ours for long: who needs it again gets it
+    from the system's cache. The library takes a body as one piece, and does not say how much of it was sent.
     """
     if not hasattr(mmap, "MADV_DONTNEED"):
         yield

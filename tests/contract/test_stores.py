@@ -282,7 +282,7 @@ def test_what_a_store_says_of_credentials_and_region_is_understood(
 
 @pytest.mark.parametrize("fault", ["full", "quota"])
 def test_a_full_store_is_a_full_disk(faulty_s3: tuple[StoreServer, FaultProxy], fault: Fault) -> None:
-    """A store that takes no more does not heal while it is waited for: 74 after the library's few tries, and what helps."""
+    """A store that takes no more does not heal while it is waited for: 74 after a few tries, and what helps."""
     server, proxy = faulty_s3
     proxy.always = fault
     patience = Patience(3600)

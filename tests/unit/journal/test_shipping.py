@@ -295,7 +295,7 @@ def test_who_syncs_does_not_wait_for_what_might_go_along(tmp_path: Path, monkeyp
 
 
 def test_an_answer_counts_when_all_before_it_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Objects with answers go side by side; one that arrives before an earlier one is as good as not there until then."""
+    """Objects with answers go side by side; one that arrives before an earlier one does not count until then."""
     monkeypatch.setattr("embedctl.journal.shipping._LINGER_S", 0)
     refs: list[VectorRef] = []
 
