@@ -13,11 +13,11 @@ import hashlib
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid
 from embedctl.records import expanded
 

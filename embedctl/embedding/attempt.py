@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.backends import local
+from embedctl.dataclass import dataclass
 from embedctl.embedding import checks, usage, usage_events
 from embedctl.embedding.leg import Leg
 from embedctl.embedding.route import Route

@@ -12,12 +12,13 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl.dataclass import dataclass
 from embedctl.embedding.attempt import Attempt, AttemptRecord, Operation, SpendGuard
 from embedctl.embedding.endpoint_state import NotAdmittedError
 from embedctl.embedding.leg import Leg

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
+from embedctl.dataclass import dataclass
 from embedctl.embedding.checks import AnswerIdentity
 from embedctl.embedding.machine_time import MachineTime
 from embedctl.embedding.usage import CountTrust

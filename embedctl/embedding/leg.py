@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
+from embedctl.dataclass import dataclass
 from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
 from embedctl.errors import ProviderError
 from embedctl.routing.endpoint import Endpoint

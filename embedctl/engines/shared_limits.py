@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from decimal import Decimal
 from typing import Any, TypeVar
 
 from embedctl.budgets.reservations import Reservation, Reservations
+from embedctl.dataclass import dataclass
 from embedctl.errors import AnswerLost, BudgetReached, NotSent, Throttled
 from embedctl.providers._rate_headers import Rates
 from embedctl.routing.limiter import AdaptiveLimiter, Permit

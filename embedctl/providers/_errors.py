@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import (
     AnswerUnusable,
     KeyRejected,

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import AnswerLost, CircuitOpen, ProviderError, Remedy
 from embedctl.routing.retry import Jitter, may_be_the_texts_fault
 

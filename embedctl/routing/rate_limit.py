@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from embedctl.dataclass import dataclass
 from embedctl.providers._rate_headers import Rates
 from embedctl.routing.pace import Pace
 from embedctl.routing.quota import Quota

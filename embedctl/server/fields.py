@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, get_args
 
+from embedctl.dataclass import dataclass
 from embedctl.records import InputType
 from embedctl.server.refusals import Refused
 

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from embedctl.budgets.limits import key_account
 from embedctl.budgets.reservations import Reservations
+from embedctl.dataclass import dataclass
 from embedctl.embedding import usage, usage_events
 from embedctl.embedding.attempt import AttemptRecord
 from embedctl.embedding.call import Embedder

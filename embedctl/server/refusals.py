@@ -10,13 +10,14 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import orjson
 
 from embedctl import errors
 from embedctl.budgets.reservations import SpendLimit
+from embedctl.dataclass import dataclass
 from embedctl.records import Refusal, format_money
 
 CODES: Mapping[str, tuple[int, str]] = {

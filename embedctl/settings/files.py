@@ -6,13 +6,14 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage, nearest
 from embedctl.settings import options as run_options
 from embedctl.settings import project, toml_files

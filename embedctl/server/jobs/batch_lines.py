@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import StorageFailed
 from embedctl.records import TEXT_HASH_BYTES, text_hash, tokens_hash
 from embedctl.server import encoding, fields
