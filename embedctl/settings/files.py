@@ -199,7 +199,7 @@ def converted(value: Any, kind: type[_T], label: str) -> _T:
     for name, entry in known.items():
         if name not in table and entry.default is MISSING and entry.default_factory is MISSING:
             raise ConfigurationInvalid(f"{label}: {name!r} is missing")
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     values = {name: _value(found, hints[name], f"{label} {name!r}") for name, found in table.items()}
     for name, value in values.items():
         rule = known[name].metadata.get("rule")
@@ -208,7 +208,10 @@ def converted(value: Any, kind: type[_T], label: str) -> _T:
     return kind(**values)
 
 
-_hints = lru_cache(maxsize=64)(typing.get_type_hints)  # a file of keys has thousands of one kind
+@lru_cache(maxsize=64)
+def _hints(kind: type[Any]) -> Mapping[str, Any]:
+    """Field → its type; a file of keys has thousands of one kind."""
+    return typing.get_type_hints(kind)
 
 
 def _option(value: Any, hint: Any, where: str, key: str, error: type[EmbedctlError]) -> Any:
