@@ -274,7 +274,7 @@ class Breaker:
             model=self.model,
             state=self._state,
             results=len(self._results),
-            failures=sum(one is not None for one in self._results),
+            failures=len(self._results) - self._results.count(None),
             openings=self._openings,
             ready_in_s=ready_in,
             reason=self.reason,
@@ -312,14 +312,13 @@ class Breaker:
 
     def _evidence(self) -> tuple[int, int]:
         """Failures, each input's once, and successes among the last results."""
-        passed = sum(one is None for one in self._results)
-        return len(set(self._results) - {None}), passed
+        return len(set(self._results) - {None}), self._results.count(None)
 
     def _count(self, ticket: Pass, error: ProviderError | None, now: float) -> None:
         if error is None:
             self._results.append(None)
             self._in_a_row.clear()
-            if len(self._results) == self._is.window and not any(one is not None for one in self._results):
+            if self._results.count(None) == self._is.window:
                 self._openings = 0  # only a healthy stretch makes the next stay short again
             return
         is_its_own = ticket.subject is not None and _may_be_the_inputs_fault(error)

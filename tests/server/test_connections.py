@@ -111,6 +111,16 @@ def test_a_client_may_close_its_half(server: Serving, wire: Wire, in_line: int) 
     assert found[-1][1]["connection"] == "close"
 
 
+def test_an_answer_that_is_there_at_once_is_not_lost(server: Serving) -> None:
+    """Also when it is made in the very moment in which the client closes its half."""
+    for _ in range(20):
+        with connected(server) as client:
+            client.sendall(LIVE + b"\r\n")
+            client.shutdown(socket.SHUT_WR)
+
+            assert [content for _, _, content in answers(client, 2)] == [b"ok"]
+
+
 @pytest.mark.parametrize("sent", [b"", HEAD, HEAD + b"Content-Length: 20\r\n\r\n{", LIVE + b"\r\n"])
 def test_half_a_request_from_half_a_connection_is_nothing(server: Serving, sent: bytes) -> None:
     """Who closes its half before its request is whole, or after its answer, is not waited for."""
