@@ -252,7 +252,8 @@ def _ledger(settings: Settings, now: datetime) -> Check:
     facts["events"] = int(row[0]) if row else 0
     if paths.rebuilding.exists():
         return Check("ledger", "note", f"{path} is being rebuilt", "`embedctl usage ingest` goes on with it", facts)
-    return Check("ledger", "ok", f"{path}: {facts['events']:,} events", facts=facts)
+    many = "1 event" if facts["events"] == 1 else f"{facts['events']:,} events"
+    return Check("ledger", "ok", f"{path}: {many}", facts=facts)
 
 
 def _runs(settings: Settings) -> Check:

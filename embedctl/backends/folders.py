@@ -56,6 +56,14 @@ def home(name: str, pulled: Path) -> Path:
     return pulled / name.replace("/", "--")
 
 
+def pulled_names(pulled: Path) -> dict[str, Path]:
+    """OWNER/NAME of every model that `models pull` has brought, and where it is."""
+    if not pulled.is_dir():
+        return {}
+    found = sorted(path for path in pulled.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return {path.name.replace("--", "/", 1): path for path in found}
+
+
 def settings_file(path: Path, expected: type = dict) -> Any:
     """A settings file of the folder; empty where there is none.
 

@@ -127,7 +127,7 @@ class Attempt:
             event = None
             try:
                 self._proceed()
-                with leg.admitted(self._clock, isolating=operation.isolating):
+                with leg.admitted(self._clock, isolating=operation.isolating, subject=request.subject):
                     operation.asked_base64 = leg.state.asks_base64 and not operation.floats
                     message = _message(leg.endpoint, request, base64=operation.asked_base64)
                     operation.attempts += 1

@@ -29,7 +29,9 @@ class Leg:
     given_up: ProviderError | None = None
     asked_limits: bool = False
 
-    def admitted(self, clock: Callable[[], float], *, isolating: bool) -> AbstractContextManager[None]:
+    def admitted(
+        self, clock: Callable[[], float], *, isolating: bool, subject: int | None = None
+    ) -> AbstractContextManager[None]:
         """A pass of the breaker for one attempt; see `EndpointState.admitted`.
 
         Raises:
@@ -37,7 +39,7 @@ class Leg:
         """
         if self.given_up is not None:
             raise NotAdmittedError(self.given_up)
-        return self.state.admitted(clock, isolating=isolating)
+        return self.state.admitted(clock, isolating=isolating, subject=subject)
 
     def probing(self, now: float) -> bool:
         """Whether one request is under way that will tell whether it serves again."""

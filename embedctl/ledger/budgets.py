@@ -154,6 +154,12 @@ def stored(connection: duckdb.DuckDBPyConnection) -> list[Budget]:
     ]
 
 
+def workspaces(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """All that spent anything, or have a budget here."""
+    rows = connection.execute("SELECT workspace_id FROM usage_event UNION SELECT workspace_id FROM budget ORDER BY ALL")
+    return [row[0] for row in rows.fetchall()]
+
+
 def configured(workspaces: Mapping[str, Any]) -> list[Budget]:
     """Budgets of the settings' `[workspaces.NAME]`; `workspaces` is `Settings.workspaces`."""
     return [

@@ -46,7 +46,10 @@ def event(connection: Connection, name: str) -> Explanation:
         [name, name, name],
     )
     if not found:
-        raise WrongUsage(f"no event or operation {name!r} is in the ledger", hint="`embedctl usage ingest` first?")
+        raise WrongUsage(
+            f"no event or operation {name!r} is in the ledger",
+            hint="an id stands in `embedding_operation_id` of an output, and in `usage sql`",
+        )
     return Explanation(found, _total(found))
 
 
