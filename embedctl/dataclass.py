@@ -2,8 +2,9 @@
 
 The standard library writes the source of eight methods a class and compiles it where the class stands, also of classes
 that make no object: for a few hundred classes that was a sixth of a short run. Here methods work on the fields that the
-standard library finds, and only `__init__` is compiled, with the first object. Fields, slots, arguments, comparison and
-`dataclasses.fields`, `replace` and `asdict` are the standard library's, and `match` and pickle work as they do with it.
+standard library finds, and only `__init__` is compiled, once a class has several objects. Fields, slots, arguments,
+comparison and `dataclasses.fields`, `replace` and `asdict` are the standard library's, and `match` and pickle work as
+they do with it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ else:
         if "__eq__" in own and own["__hash__"] is None:  # which is what Python makes of a class with `__eq__`
             del own["__hash__"]
         cls.__doc__ = cls.__doc__ or cls.__name__  # else a signature is looked for, and compiled
-        cls = dataclasses.dataclass(cls, init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)
+        checked = frozen and any(map(dataclasses.is_dataclass, cls.__mro__[1:]))  # only bases of its kind are allowed
+        cls = dataclasses.dataclass(cls, init=False, repr=False, eq=False, slots=slots, kw_only=kw_only, frozen=checked)
+        cls.__dataclass_params__.frozen = frozen  # for who inherits from it
         methods = {"__init__": _init(cls, frozen), "__repr__": _repr(cls)}
         if eq:
             methods |= _comparison(cls, hashable=frozen)
@@ -39,19 +42,52 @@ else:
                 setattr(cls, name, method)
         return cls
 
+    _FEW = 3
+    """Objects of a class before its `__init__` is compiled: most of what a run makes one of, it makes no more of."""
+
     def _init(cls, frozen):
-        """Makes way for a method that is compiled, as soon as there is an object for it."""
-        compiled = None
+        """Sets the fields of the first few objects one by one, and makes way for a method that is compiled then."""
+        fields = dataclasses.fields(cls)
+        places = [field.name for field in fields if field.init and not field.kw_only]
+        taken = {field.name for field in fields if field.init}
+        made, compiled = 0, None
 
-        def compile_first(self, *args, **kwargs):
-            nonlocal compiled
-            if compiled is None:
-                compiled = _compiled(cls, frozen)
-                if vars(cls)["__init__"] is compile_first:
-                    cls.__init__ = compiled
-            compiled(self, *args, **kwargs)
+        def set_each(self, *args, **kwargs):
+            nonlocal made, compiled
+            given = dict(zip(places, args, strict=False))
+            unclear = len(args) > len(places) or given.keys() & kwargs or not kwargs.keys() <= taken
+            values = None if unclear or made >= _FEW else _values_of(fields, given | kwargs)
+            if values is None:  # or the call is wrong, and Python says how
+                if compiled is None:
+                    compiled = _compiled(cls, frozen)
+                    if vars(cls)["__init__"] is set_each:
+                        cls.__init__ = compiled
+                return compiled(self, *args, **kwargs)
+            made += 1
+            for name, value in values:
+                object.__setattr__(self, name, value)
+            if hasattr(cls, "__post_init__"):
+                self.__post_init__()
+            return None
 
-        return compile_first
+        return set_each
+
+    def _values_of(fields, given):
+        """Of each field that gets one; None where an argument is missing."""
+        values = []
+        for field in fields:
+            if field.init and field.name in given:
+                value = given[field.name]
+            elif field.default_factory is not MISSING:
+                value = field.default_factory()
+            elif field.default is not MISSING:
+                value = field.default
+            elif field.init:
+                return None
+            else:
+                continue
+            values.append((field.name, value))
+        return values
 
     _NOT_GIVEN = object()
 
