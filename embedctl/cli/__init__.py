@@ -179,3 +179,4 @@ def main() -> None:
             app()
     finally:
         terminal.let_go()
+        memory.collect_no_more()

@@ -12,7 +12,6 @@ import asyncio
 import pickle
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import orjson
 
 from embedctl.budgets.reservations import Reservations, SpendLimit
 from embedctl.budgets.shared import SharedBudget
+from embedctl.dataclass import dataclass
 from embedctl.engines.shared_limits import SharedLimits, limiters
 from embedctl.records import Event
 

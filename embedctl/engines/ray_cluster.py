@@ -19,12 +19,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
-from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 from embedctl import __version__
+from embedctl.dataclass import dataclass
 from embedctl.engines.ray_actor import KeptLimits
 from embedctl.errors import (
     ConfigurationInvalid,

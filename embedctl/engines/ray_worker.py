@@ -13,11 +13,12 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.engines.leases import LimitsLine
 from embedctl.engines.packed_job import packed, unpacked
 from embedctl.engines.process_line import portable

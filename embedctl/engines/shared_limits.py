@@ -14,12 +14,13 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from decimal import Decimal
 from functools import partial
 from typing import Any, TypeVar
 
 from embedctl.budgets.reservations import Reservation, Reservations
+from embedctl.dataclass import dataclass
 from embedctl.errors import AnswerLost, BudgetReached, NotSent, Throttled
 from embedctl.providers._rate_headers import Rates
 from embedctl.records import Observer

@@ -170,6 +170,9 @@ class Server:
         if self.plan.latency_s:
             await asyncio.sleep(self.plan.latency_s)
         if (kind := self._refused(asked, request, key, fault)) is not None:
+            if kind == "reset":
+                self._remember(truth, one, asked, 0, 0, kind, key)
+                raise Reset
             status, headers, body = one.refuse(kind, {"key": key, **step})
             if fault in ("rate", "status"):
                 headers = {**headers, **wait_headers(step)}
