@@ -9,6 +9,7 @@ How workers are started and heard is the engine's: `_run_workers`.
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ from embedctl.records import (
     ShardEnded,
     Warned,
 )
+from embedctl.routing.waits import Waits
 from embedctl.runs import store_plan, wiring
 from embedctl.runs.run import JobWork
 from embedctl.runs.store_plan import StorePlan
@@ -162,7 +164,7 @@ class HostRun(StoreRun, ABC):
         )
 
     def _shared_limits(self, money: Reservations) -> SharedLimits:
-        limiter = limiters(self._observer, self._options.max_wait)
+        limiter = limiters(Waits(self._observer, time.monotonic), self._options.max_wait)
         return SharedLimits(money, limiter, workers=self._options.workers, counted=self._counted)
 
     def _shard_of_dead(self, plan: StorePlan, worker: str) -> str:

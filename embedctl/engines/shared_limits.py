@@ -11,7 +11,6 @@ which survive JSON. Who asks gives each question a ticket, a number of its own, 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import field, replace
@@ -23,7 +22,6 @@ from embedctl.budgets.reservations import Reservation, Reservations
 from embedctl.dataclass import dataclass
 from embedctl.errors import AnswerLost, BudgetReached, NotSent, Throttled
 from embedctl.providers._rate_headers import Rates
-from embedctl.records import Observer
 from embedctl.routing.limiter import AdaptiveLimiter, Permit
 from embedctl.routing.rate_limit import RateLimits
 from embedctl.routing.waits import Waits
@@ -35,13 +33,12 @@ Answer = dict[str, Any]
 _T = TypeVar("_T")
 
 
-def limiters(observer: Observer, longest_gate_s: float) -> MakeLimiter:
-    """Makes limiters that tell an observer when requests wait for long, once per wait.
+def limiters(waits: Waits, longest_gate_s: float) -> MakeLimiter:
+    """Makes limiters that tell when requests wait for long, once per wait.
 
     Args:
         longest_gate_s: `--max-wait`.
     """
-    waits = Waits(observer, time.monotonic)
 
     def made(name: str, limits: RateLimits) -> AdaptiveLimiter:
         waiting = partial(waits.say, name, "held back by its rate limit")
