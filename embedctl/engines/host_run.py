@@ -31,7 +31,6 @@ from embedctl.records import (
     ShardEnded,
     Warned,
 )
-from embedctl.routing.waits import Waits
 from embedctl.runs import store_plan, wiring
 from embedctl.runs.run import JobWork
 from embedctl.runs.store_plan import StorePlan
@@ -164,7 +163,7 @@ class HostRun(StoreRun, ABC):
         )
 
     def _shared_limits(self, money: Reservations) -> SharedLimits:
-        limiter = limiters(Waits(self._observer, time.monotonic), self._options.max_wait)
+        limiter = limiters(self._observer, self._options.max_wait, time.monotonic)
         return SharedLimits(money, limiter, workers=self._options.workers, counted=self._counted)
 
     def _shard_of_dead(self, plan: StorePlan, worker: str) -> str:

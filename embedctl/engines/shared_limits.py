@@ -22,6 +22,7 @@ from embedctl.budgets.reservations import Reservation, Reservations
 from embedctl.dataclass import dataclass
 from embedctl.errors import AnswerLost, BudgetReached, NotSent, Throttled
 from embedctl.providers._rate_headers import Rates
+from embedctl.records import Observer
 from embedctl.routing.limiter import AdaptiveLimiter, Permit
 from embedctl.routing.rate_limit import RateLimits
 from embedctl.routing.waits import Waits
@@ -33,12 +34,14 @@ Answer = dict[str, Any]
 _T = TypeVar("_T")
 
 
-def limiters(waits: Waits, longest_gate_s: float) -> MakeLimiter:
-    """Makes limiters that tell when requests wait for long, once per wait.
+def limiters(observer: Observer, longest_gate_s: float, clock: Callable[[], float]) -> MakeLimiter:
+    """Makes limiters that tell an observer when requests wait for long, once per wait.
 
     Args:
         longest_gate_s: `--max-wait`.
+        clock: Monotonic seconds.
     """
+    waits = Waits(observer, clock)
 
     def made(name: str, limits: RateLimits) -> AdaptiveLimiter:
         waiting = partial(waits.say, name, "held back by its rate limit")
