@@ -131,6 +131,7 @@ class Admin:
             "half_open_calls": int(one.probing),
             "current_recovery_timeout": round(one.stay_s, 3),
             "ready_in_s": None if one.ready_in_s is None else round(one.ready_in_s, 3),
+            "inputs_put_off": one.put_off,
             "cause": refusals.clean(one.reason) if one.reason and one.state is not State.CLOSED else None,
         }
 
