@@ -208,7 +208,10 @@ class Admin:
     async def _read(self, request: Request) -> AsyncIterator[tuple[bytes, Slot]]:
         """An admin's body, `{}` where there is none, and a place in flight."""
         client = answers.admin(request)
-        if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
+        if (
+            answers.exchange(request).headers.get("content-length", "0") != "0"
+            or "transfer-encoding" in request.headers
+        ):
             async with self._admitted(request) as found:
                 yield found
             return
