@@ -26,6 +26,7 @@ from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router, WaitBudget
 from embedctl.embedding.usage_events import Caller
 from embedctl.errors import (
+    AnswerLost,
     AnswerUnusable,
     BudgetReached,
     EmbedctlError,
@@ -251,11 +252,18 @@ class _Call:
         except ProviderError as error:
             raise left or _LeftError(Step(remedy=Remedy.GIVE_UP, error=error)) from None
 
-    async def _with_retry(self, leg: Leg, operation: Operation, request: Request, done: _Answered) -> None:
-        """One line's attempts at a request; smaller ones where its size or one text is to blame."""
-        attempts = Attempts(self._policy_for(request, operation), jitter=self._jitter)
+    async def _with_retry(
+        self, leg: Leg, operation: Operation, request: Request, done: _Answered, earlier: Attempts | None = None
+    ) -> None:
+        """One line's attempts at a request; smaller ones where its size or one text is to blame.
+
+        Args:
+            earlier: Those that it had before it was suspected.
+        """
+        attempts = Attempts(self._policy_for(request, operation), jitter=self._jitter, earlier=earlier)
         before = leg.state.successes
         while True:
+            at_last = leg.state.successes
             try:
                 answer, ref = await self._attempt.once(leg, operation, request)
             except NotAdmittedError as refused:
@@ -267,7 +275,9 @@ class _Call:
                 attempts.succeeded(leg.state.budget)
                 done.add(len(request), answer=answer, ref=ref)
                 return None
-            self._failed += not operation.isolating and failure.remedy not in (Remedy.HALVE, Remedy.ISOLATE)
+            self._failed += isinstance(failure, AnswerLost) or not (
+                operation.isolating or failure.remedy in (Remedy.HALVE, Remedy.ISOLATE)
+            )
             if self._is_spent:
                 raise _LeftError(Step(remedy=Remedy.GIVE_UP, error=failure))
             if _base64_in_doubt(leg, operation, failure):
@@ -284,8 +294,15 @@ class _Call:
             if step.remedy in (Remedy.HALVE, Remedy.ISOLATE) or (
                 self._looks_closer(request, step, attempts)
                 and step.error is failure
-                and await self._a_text_is_to_blame(leg, operation, request, failure, before)
+                and await self._a_text_is_to_blame(
+                    leg, operation, request, failure, attempts, before if len(request) > 1 else at_last
+                )
             ):
+                if may_be_the_texts_fault(failure):
+                    operation.isolating = True
+                    attempts.excused(leg.state.budget)
+                if len(request) == 1 and isinstance(failure, AnswerLost) and attempts.failures <= self._policy.retries:
+                    return await self._with_retry(leg, operation, request, done, attempts)
                 return await self._smaller(leg, operation, request, failure, done)
             if step.remedy is Remedy.GIVE_UP:
                 raise _LeftError(step)
@@ -297,12 +314,9 @@ class _Call:
         return self._policy.most_failed is not None and self._failed >= self._policy.most_failed
 
     def _policy_for(self, request: Request, operation: Operation) -> Policy:
-        """A text that stands alone is given all its retries: there is nothing to halve, and the server may be ill."""
         if operation.probe and not operation.patient:
             return replace(self._policy, retries=min(self._policy.retries, _PROBE_RETRIES))
-        if len(request) == 1:
-            return replace(self._policy, isolate_after=self._policy.retries + 1)
-        return replace(self._policy, others=0) if operation.isolating else self._policy
+        return self._policy.for_part(len(request), suspected=operation.isolating)
 
     def _looks_closer(self, request: Request, step: Step, attempts: Attempts) -> bool:
         """Whether it is time to find out who is to blame: at the end, and of several texts after a few failures."""
@@ -323,15 +337,26 @@ class _Call:
             await self._with_retry(leg, operation, half, done)
 
     async def _a_text_is_to_blame(
-        self, leg: Leg, operation: Operation, request: Request, error: ProviderError, before: int
+        self,
+        leg: Leg,
+        operation: Operation,
+        request: Request,
+        error: ProviderError,
+        attempts: Attempts,
+        before: int,
     ) -> bool:
         """Whether a failure that stays is the fault of one text: others succeed, or a text known to be good does.
 
-        A sick provider, or a parameter that it refuses, is no reason for a row to fail.
+        A sick provider, a parameter that it refuses, or one or two lost answers are no reason for a row to fail.
+
+        Args:
+            before: Successes of the endpoint at the time from which on others have to succeed.
         """
         if operation.probe or not (isinstance(error, RequestRefused) or may_be_the_texts_fault(error)):
             return False
         if not (operation.isolating and len(request) > 1):
+            if isinstance(error, AnswerLost) and attempts.repeated < self._policy.isolate_after:
+                return False
             async with leg.state.asking:
                 if leg.state.successes == before:
                     try:
@@ -417,7 +442,7 @@ def refusal(error: ProviderError, endpoint: Endpoint, attempts: int) -> Refusal:
         reason = "too_long"
     elif isinstance(error, AnswerUnusable):
         reason = "unusable_vector"
-    elif isinstance(error, ServerFailed):
+    elif isinstance(error, ServerFailed | AnswerLost):
         reason = "provider_failed"
     told: Mapping[str, Any] = next((detail for detail in error.details if "tokens" in detail), {})
     return Refusal(

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from embedctl.dataclass import dataclass
-from embedctl.errors import AnswerLost, CircuitOpen, ProviderError, Remedy
+from embedctl.errors import CircuitOpen, ProviderError, Remedy
 from embedctl.routing.retry import Jitter, may_be_the_texts_fault
 
 _MOST_SUSPECTS = 256
@@ -304,7 +304,7 @@ class Breaker:
             return
         if error is None:
             self._suspects.pop(ticket.subject, None)
-        elif _may_be_the_inputs_fault(error):
+        elif may_be_the_texts_fault(error):
             suspect = self._suspects.setdefault(ticket.subject, _Suspect(error))
             suspect.failures += 1
             self._suspects.move_to_end(ticket.subject)
@@ -324,7 +324,7 @@ class Breaker:
             if self._results.count(None) == self._is.window:
                 self._openings = 0  # only a healthy stretch makes the next stay short again
             return
-        is_its_own = ticket.subject is not None and _may_be_the_inputs_fault(error)
+        is_its_own = ticket.subject is not None and may_be_the_texts_fault(error)
         evidence = ("input", ticket.subject) if is_its_own else ("attempt", ticket.number)
         self._results.append(evidence)
         self._in_a_row.add(evidence)
@@ -350,8 +350,3 @@ class Breaker:
         self._state, self._changed_at = state, now
         self._era += 1
         self._probe = None
-
-
-def _may_be_the_inputs_fault(error: ProviderError) -> bool:
-    """Whether a server may fail so over one input; 502 to 504, and a refused connection, are its own affair."""
-    return isinstance(error, AnswerLost) or may_be_the_texts_fault(error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from embedctl.dataclass import dataclass
 from embedctl.errors import (
@@ -67,17 +68,22 @@ def wait_before(
 
 
 def may_be_the_texts_fault(error: ProviderError) -> bool:
-    """Whether a failure that repeats may be one text's fault: a server that is overloaded or restarting says so."""
+    """Whether a server may fail so over one text, again and again: answer nonsense, or 500, break off, or fall silent.
+
+    502 to 504, and a refused connection, are its own affair: one that is overloaded or restarting says so.
+    """
     if isinstance(error, AnswerUnshaped):
         return False
-    return isinstance(error, AnswerUnusable) or (isinstance(error, ServerFailed) and error.status in (None, 500, 424))
+    if isinstance(error, ServerFailed):
+        return error.status in (None, 500, 424)
+    return isinstance(error, AnswerUnusable | AnswerLost)
 
 
 class RetryBudget:
     """What an endpoint may be asked in retries, so that a sick provider is not stormed.
 
-    Full at the start. A retry pays its price, gets it back when it succeeds, and every request that succeeds
-    at once adds 1. The level never leaves [0, capacity].
+    Full at the start. A retry pays its price, gets it back when it succeeds or a text was to blame, and every request
+    that succeeds at once adds 1. The level never leaves [0, capacity].
     """
 
     __slots__ = ("capacity", "level")
@@ -121,13 +127,14 @@ class Policy:
 
     Attributes:
         retries: `--retries`: how often one request is sent again after transient, ambiguous or unusable failures.
-        lost_retries: How many of these may follow an `AnswerLost`: each one may have been billed.
+        lost_retries: How many of these may follow an `AnswerLost`: each one may have been billed. See `for_part`.
         max_wait_s: `--max-wait`: seconds one request may spend waiting because it was throttled, in all.
         deadline: Monotonic time at which the run ends, None = never.
-        isolate_after: Failures of one request, while others succeed, after which one of its texts is suspected.
+        isolate_after: Failures of one request, while others succeed, after which one of its texts is suspected. Fewer
+            lost answers, because `retries` allows no more, do not tell a text from a bad network.
         others: How many others must have succeeded since its first failure.
         most_failed: Failed attempts of one call, at all endpoints and with its probes, after which it ends; halving is
-            no failure. None: as many as the other rules take.
+            no failure, unless the answer was lost. None: as many as the other rules take.
     """
 
     retries: int = 6
@@ -138,22 +145,57 @@ class Policy:
     others: int = 5
     most_failed: int | None = None
 
+    def for_part(self, texts: int, *, suspected: bool) -> Policy:
+        """The policy for a request, or for a part of one that was halved.
+
+        A text that stands alone is given all its retries, and never isolated: there is nothing to halve, and the
+        server may have fallen ill since others got through; that is looked into at the end. Once it is suspected, its
+        retries include those after a lost answer. Of several suspected texts one lost answer is enough to halve them.
+        So one text over which a server breaks off puts at risk, at one endpoint, at most `lost_retries` + 2 times the
+        tokens of its request and `retries` + 1 times its own; each further one in the same request as much as the
+        request's halves that it is in, and `retries` + 1 times its own.
+
+        Args:
+            suspected: It was found out that others get through meanwhile.
+        """
+        if texts == 1:
+            lost_retries = self.retries if suspected else self.lost_retries
+            return replace(self, isolate_after=self.retries + 2, lost_retries=lost_retries)
+        return replace(self, others=0, lost_retries=0) if suspected else self
+
 
 class Attempts:
     """The attempts of one request at one provider."""
 
-    __slots__ = ("_counted", "_jitter", "_lost", "_others", "_paid", "_policy", "_repeated", "_throttled", "_waited_s")
+    __slots__ = (
+        "_counted",
+        "_jitter",
+        "_lost",
+        "_others",
+        "_paid",
+        "_paid_in_all",
+        "_policy",
+        "_repeated",
+        "_throttled",
+        "_waited_s",
+    )
 
-    def __init__(self, policy: Policy, *, jitter: Jitter) -> None:
+    def __init__(self, policy: Policy, *, jitter: Jitter, earlier: Attempts | None = None) -> None:
+        """Begin.
+
+        Args:
+            earlier: Those at the same request, before it was suspected: their failures count.
+        """
         self._policy = policy
         self._jitter = jitter
-        self._counted = 0
-        self._lost = 0
-        self._repeated = 0
+        self._counted: int = earlier._counted if earlier else 0
+        self._lost: int = earlier._lost if earlier else 0
+        self._repeated: int = earlier._repeated if earlier else 0
         self._throttled = 0
         self._others = 0
         self._waited_s = 0.0
         self._paid = 0
+        self._paid_in_all = 0
 
     @property
     def failures(self) -> int:
@@ -169,6 +211,11 @@ class Attempts:
         """Settle with the budget: the last retry's price back, or 1 for a success at once."""
         budget.add(self._paid or 1)
         self._paid = 0
+
+    def excused(self, budget: RetryBudget) -> None:
+        """Put back what all retries cost: a text was to blame, which says nothing about the provider."""
+        budget.add(self._paid_in_all)
+        self._paid = self._paid_in_all = 0
 
     def after(
         self,
@@ -232,6 +279,7 @@ class Attempts:
         if not budget.spend(cost):
             return Step(remedy=Remedy.GIVE_UP, error=_out_of_retries(error, wait_s))
         self._paid = cost
+        self._paid_in_all += cost
         return Step(remedy=error.remedy, error=error, wait_s=wait_s)
 
 

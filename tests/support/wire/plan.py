@@ -3,7 +3,8 @@
     {"script": ["ok", "rate", {"fault": "status", "status": 503}],      one per request, in order
      "faults": {"reset_after": 0.05, "rate": {"p": 0.1, "form": "ms", "seconds": 0.2}}, "seed": 7,
      "latency_s": 0.01, "dimensions": 8, "spaces": {"model": "another space"}, "keys": ["sk-good"],
-     "poison": ["bad text"], "poison_kind": "poison|bad|server|reset", "max_items": 96,
+     "poison": ["bad text"], "poison_kind": "poison|bad|server|reset|lost",
+     "max_items": 96,                     lost: billed, and then a reset
      "hold_after": 8,                     answers so many requests; later ones wait for the next plan, or a reset
      "per_second": 40, "burst": 10, "window_s": 20, "max_tokens": 8191, "max_request_tokens": 300000,
      "max_bytes": 2000000,

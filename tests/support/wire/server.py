@@ -170,8 +170,9 @@ class Server:
         if self.plan.latency_s:
             await asyncio.sleep(self.plan.latency_s)
         if (kind := self._refused(asked, request, key, fault)) is not None:
-            if kind == "reset":
-                self._remember(truth, one, asked, 0, 0, kind, key)
+            if kind in ("reset", "lost"):
+                billed = sum(vectors.billed(text) for text in asked.texts) if kind == "lost" else 0
+                self._remember(truth, one, asked, 0, billed, kind, key)
                 raise Reset
             status, headers, body = one.refuse(kind, {"key": key, **step})
             if fault in ("rate", "status"):

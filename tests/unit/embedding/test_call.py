@@ -191,6 +191,148 @@ def test_a_text_the_server_chokes_on(wire: Wire, tmp_path: Path, kind: str, reas
     right(done.vectors[1], TEXTS[:3])
 
 
+def test_a_text_over_which_the_connection_breaks(wire: Wire, tmp_path: Path) -> None:
+    """It is named, its neighbours are embedded; at risk is 4 times the request, and the text as often as it is sent."""
+    texts = counted_alike(64)
+    wire.plan(poison=[texts[41]], poison_kind="lost")
+    found = openai(wire, tmp_path)
+
+    done = embed(found, [texts], tmp_path)
+
+    assert done.error is None
+    assert done.refusals == [(0, 41, "provider_failed")]
+    right([vector for vector in done.vectors[0] if vector is not None], texts[:41] + texts[42:])
+    lost = [one for one in wire.truth() if one["fault"] == "lost"]
+    assert [one["items"] for one in lost] == [64] * 3 + [32, 16, 8, 4, 2] + [1] * 7
+    assert len(wire.truth()) == len(done.events) <= len(lost) + 6 + 2
+    confirmed, unknown = done.billed("yes"), done.billed("unknown")
+    assert confirmed < wire.billed() <= confirmed + unknown
+    assert unknown <= 6 * (4 * 64 + 7)  # each of these texts has six tokens
+    paths = LedgerPaths(found.paths.ledger, found.paths.spool, found.paths.price_file)
+    ingest(paths, wait_s=5, now=datetime.now(UTC))
+    with duckdb.connect(str(paths.database), read_only=True) as ledger:
+        costs = ledger.execute("SELECT count(*), count(cost) FROM usage_event WHERE billable = 'unknown'").fetchall()
+    assert costs == [(len(lost), 0)]
+
+
+def test_a_text_among_many_requests_over_which_the_connection_breaks(wire: Wire, tmp_path: Path) -> None:
+    """While others get through nobody has to be asked who is to blame, and halves are not sent again and again."""
+    wire.plan(poison=[TEXTS[5]], poison_kind="lost")
+
+    done = embed(openai(wire, tmp_path), [TEXTS, *[[f"text {i}"] for i in range(60)]], tmp_path, at_once=3)
+
+    assert done.error is None
+    assert done.refusals == [(0, 5, "provider_failed")]
+    assert [one["items"] for one in wire.truth() if one["fault"] == "lost"] == [8] * 3 + [4, 2] + [1] * 7
+
+
+def test_texts_over_which_the_connection_breaks_open_no_circuit(wire: Wire, tmp_path: Path) -> None:
+    """What is known to be the texts' fault says nothing about the server, however many they are."""
+    wire.plan(poison=TEXTS[:7], poison_kind="reset")
+
+    done = embed(openai(wire, tmp_path), [TEXTS], tmp_path)
+
+    assert done.error is None
+    assert done.refusals == [(0, number, "provider_failed") for number in range(7)]
+    assert [one.openings for one in done.router.snapshots()] == [0]
+    assert done.route.first.state.budget.level == 500
+
+
+@pytest.mark.parametrize("batch", [TEXTS, TEXTS[:1]], ids=["several", "one"])
+@pytest.mark.parametrize("script", [[], ["ok"]], ids=["from the start", "in mid-run"])
+def test_a_server_that_answers_nothing_fails_no_row(
+    wire: Wire, tmp_path: Path, batch: list[str], script: list[str]
+) -> None:
+    """When a text that is known to be good is lost too, the run ends with 75: no row fails, little is at risk."""
+    wire.plan(script=script, faults={"reset_after": 1.0})
+
+    done = embed(openai(wire, tmp_path), [batch] * 4, tmp_path, max_wait_s=100.0)
+
+    assert done.error is not None
+    assert done.error.exit_code == 75
+    assert done.refusals == []
+    lost = [event for event in done.events if event.billable == "unknown"]
+    assert [event.purpose == "test" for event in lost] == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("batch", [TEXTS, TEXTS[:1]], ids=["several", "one"])
+def test_a_server_that_falls_silent_while_a_text_is_looked_for(wire: Wire, tmp_path: Path, batch: list[str]) -> None:
+    """Whoever got through before a text's last attempt is no witness against it."""
+    script = [*["reset_after"] * 3, "ok"] if len(batch) > 1 else []  # the text that is known to be good
+    wire.plan(script=script, faults={"reset_after": 1.0})
+    others = {1: 5, 3: 1, 4: 5} if len(batch) == 1 else {}
+    lost = 0
+
+    def watched(route: Any) -> None:
+        line = route.first.state
+
+        def failed() -> None:
+            nonlocal lost
+            lost += 1
+            line.successes += others.get(lost, 0)  # while this attempt failed
+
+        line.moved = failed
+
+    done = embed(openai(wire, tmp_path), [batch], tmp_path, max_wait_s=100.0, before=watched)
+
+    assert done.error is not None
+    assert done.error.exit_code == 75
+    assert done.refusals == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "script"),
+    [
+        pytest.param(1, "lllolll", id="alone"),
+        pytest.param(2, "lllollllll", id="halved"),
+    ],
+)
+def test_a_text_has_all_its_retries_before_it_fails(wire: Wire, tmp_path: Path, texts: int, script: str) -> None:
+    """On a bad network an innocent text whose answer is lost six times over has its vector with the seventh."""
+    wire.plan(script=["ok" if one == "o" else "reset_after" for one in script])
+
+    done = embed(openai(wire, tmp_path), [TEXTS[:texts]], tmp_path)
+
+    assert done.error is None
+    assert done.refusals == []
+    right(done.vectors[0], TEXTS[:texts])
+    assert len(done.events) == 3 + 1 + (6 if texts > 1 else 3) + texts
+
+
+def test_a_bad_network_fails_no_row(wire: Wire, tmp_path: Path) -> None:
+    """With a tenth of all answers lost every text has its vector."""
+    wire.plan(faults={"reset_after": 0.05, "reset_before": 0.05}, seed=5)
+    batches = [[f"text {i}"] for i in range(40)] + [[f"{i} {text}" for text in TEXTS] for i in range(20)]
+
+    done = embed(openai(wire, tmp_path), batches, tmp_path, at_once=4)
+
+    assert done.error is None
+    assert done.refusals == []
+
+
+def test_with_few_attempts_another_host_is_asked(wire: Wire, other: Wire, tmp_path: Path) -> None:
+    """One or two lost answers, as --retries 1 or a service with somebody to fall back to have, blame no text."""
+    wire.plan(poison=[TEXTS[3]], poison_kind="reset")
+
+    done = embed(two_hosts(wire, other, tmp_path), [TEXTS[3:4]], tmp_path, retries=1)
+
+    assert done.error is None
+    assert done.refusals == []
+    assert [one["items"] for one in wire.truth()] == [1, 1]
+    right(done.vectors[0], TEXTS[3:4])
+
+
+def test_lost_answers_count_while_a_text_is_looked_for(wire: Wire, tmp_path: Path) -> None:
+    """A call that may fail three times fails so often, also after one of its texts was refused."""
+    wire.plan(script=[{"fault": "status", "status": 400}] * 2 + ["ok"], faults={"reset_after": 1.0})
+
+    done = embed(openai(wire, tmp_path), [TEXTS], tmp_path, retries=2, most_failed=3)
+
+    assert done.error is not None
+    assert done.error.exit_code == 75
+    assert [event.billable for event in done.events].count("unknown") <= 3
+
+
 def test_a_wrong_parameter_is_no_texts_fault(wire: Wire, tmp_path: Path) -> None:
     """When a text that is known to be good is refused too, the run ends with 78 and no row fails."""
     wire.plan(faults={"status": {"p": 1.0, "status": 400}})

@@ -33,6 +33,7 @@ from embedctl.routing.retry import (
     RetryBudget,
     Step,
     hinted_s,
+    may_be_the_texts_fault,
     wait_before,
 )
 
@@ -237,13 +238,59 @@ def test_one_that_is_refused_while_others_get_through_waits_no_longer_each_time(
     assert waits == [0.5 * THROTTLE_BASE_S * times for times in doubled]
 
 
-@pytest.mark.parametrize("kind", [NotSent, AnswerLost])
-def test_a_lost_or_unsent_request_accuses_no_text(kind: type[ProviderError]) -> None:
-    """Where no answer came there is nothing that one of the texts could be blamed for."""
+@pytest.mark.parametrize("error", [NotSent("x"), ServerFailed("x", status=503)], ids=["unsent", "overloaded"])
+def test_an_unsent_request_accuses_no_text(error: ProviderError) -> None:
+    """Where nothing was read, or the server says that it is overloaded, no text can be blamed."""
     tries, budget = attempts(), RetryBudget()
-    steps = [tries.after(kind("x"), now=0.0, budget=budget, others_succeeded=99) for _ in range(8)]
+    steps = [tries.after(error, now=0.0, budget=budget, others_succeeded=99) for _ in range(8)]
 
     assert Remedy.ISOLATE not in {step.remedy for step in steps}
+    assert not may_be_the_texts_fault(error)
+
+
+@pytest.mark.parametrize(("others", "last"), [(0, Remedy.GIVE_UP), (4, Remedy.GIVE_UP), (5, Remedy.ISOLATE)])
+def test_a_lost_answer_accuses_a_text_while_others_get_through(others: int, last: Remedy) -> None:
+    """After three lost answers a text is suspected if five others succeeded meanwhile; else the server is."""
+    tries, budget = attempts(), RetryBudget()
+    steps = [tries.after(AnswerLost("x"), now=0.0, budget=budget, others_succeeded=others) for _ in range(3)]
+
+    assert [step.remedy for step in steps] == [Remedy.RETRY, Remedy.RETRY, last]
+    assert may_be_the_texts_fault(AnswerLost("x"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "suspected", "lost"),
+    [
+        pytest.param(8, False, 3, id="a request: twice again"),
+        pytest.param(4, True, 1, id="half of a suspected one: halved at once"),
+        pytest.param(1, False, 3, id="a text alone, until others are known to get through"),
+        pytest.param(1, True, 7, id="a text alone: all its retries"),
+    ],
+)
+def test_how_often_an_answer_may_be_lost(texts: int, suspected: bool, lost: int) -> None:
+    """Each lost answer may be billed: only a text that is about to fail is sent as often as for other failures."""
+    tries = Attempts(Policy().for_part(texts, suspected=suspected), jitter=full)
+
+    assert len(until_left(tries, AnswerLost("x"), RetryBudget())) == lost
+
+
+@pytest.mark.parametrize("kind", [AnswerLost, AnswerUnusable, ServerFailed])
+def test_a_text_alone_is_not_blamed_for_who_got_through_before(kind: type[ProviderError]) -> None:
+    """However many others succeeded since its first failure, its retries end, and then the server is looked at."""
+    tries, budget = Attempts(Policy().for_part(1, suspected=True), jitter=full), RetryBudget()
+    steps = [tries.after(kind("x"), now=0.0, budget=budget, others_succeeded=99).remedy for _ in range(7)]
+
+    assert steps == [Remedy.RETRY] * 6 + [Remedy.GIVE_UP]
+
+
+def test_failures_of_before_count() -> None:
+    """What a text was tried before it was suspected is part of its retries."""
+    earlier = Attempts(Policy().for_part(1, suspected=False), jitter=full)
+    until_left(earlier, AnswerLost("x"), RetryBudget())
+    tries = Attempts(Policy().for_part(1, suspected=True), jitter=full, earlier=earlier)
+
+    assert (tries.failures, tries.repeated) == (3, 3)
+    assert len(until_left(tries, AnswerLost("x"), RetryBudget())) == 4
 
 
 # ── how much ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -268,6 +315,21 @@ def test_retries_have_prices() -> None:
     attempts().succeeded(budget)
 
     assert budget.level == 487
+
+
+def test_retries_over_a_bad_text_are_put_back() -> None:
+    """Where a text was to blame the provider's budget is what it was."""
+    budget, tries = RetryBudget(), attempts()
+    for error in (AnswerLost("x"), Throttled("x"), AnswerLost("x")):
+        tries.after(error, now=0.0, budget=budget)
+    tries.excused(budget)
+
+    assert budget.level == 500
+
+    budget.level = 400
+    tries.excused(budget)
+
+    assert budget.level == 400
 
 
 def test_an_empty_budget_stops_all_retrying() -> None:
