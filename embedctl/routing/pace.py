@@ -9,8 +9,8 @@ around it (the RFC's Reno-friendly region), then by the cube of the time. What d
 - The first cut is a trial. A limit lets through what is below it. Refusals that go on at less than what got through
   (Wald's sequential test) do not depend on the rate, and nothing is paced any more; BBR likewise keeps its rate under a
   loss that does not depend on it.
-- A trial at less than one request in two seconds ends after two minutes: evidence for it would take an hour, in which
-  others take what it does not.
+- A trial at less than one request in two seconds needs less evidence after two minutes: more of it would take an hour,
+  in which others take what it leaves.
 - Until its first cut a held rate doubles (slow start, RFC 5681), after each cut at a quarter of the speed.
 - The growth is the same for all who share a limit: it depends on the share of refusals alone, which all of them see
   alike (as in TFRC, RFC 5348). Cuts are in proportion. So they end with like shares, however many they are.
@@ -35,7 +35,7 @@ CLEAN = 0.2  # of the suspected share of refusals: what a limit would still refu
 LUCK = 0.6  # of the share of refusals when they were many: that moment was no lucky one
 LEAST_SUSPECTED, LARGEST_SUSPECTED = 0.04, 0.4
 SURE = 5.0  # log likelihood ratio
-TRIAL_S, TRIAL_RATE = 120.0, 0.5  # where fewer requests a second would take an hour, so long is enough
+TRIAL_S, TRIAL_RATE, SLIGHT = 120.0, 0.5, 1.0  # where fewer requests a second would take an hour, so little is enough
 LIMIT_SHARE = 0.5  # what refuses more than half of all is a limit
 LARGEST_NORMAL = 0.35
 FALLS, MOST_FALLS = 2, 4  # failed trials until refusals are known not to depend on the rate: normally, and after many
@@ -182,7 +182,7 @@ class Pace:
             if self._trial:
                 self._doubt += math.log((1 - self._suspected) / (1 - CLEAN * self._suspected))
                 few = self._rate < TRIAL_RATE * self._cost and now - self._cut_at > TRIAL_S
-                if self._doubt <= -SURE * (1 + min(1, self._falls)) or (few and self._doubt <= 0):
+                if self._doubt <= -SURE * (1 + min(1, self._falls)) or (few and self._doubt <= -SLIGHT):
                     self._trial, self._normal = False, 0.0
                     self._good, self._cut_at, self._recent = self._rate, now, 0.0
                     self._aim()

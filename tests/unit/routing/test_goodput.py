@@ -244,7 +244,7 @@ def test_one_request_a_second_is_shared_too(processes: int, refused: float, coun
     0.0155 x processes / limit: 8 % for five. Nothing is promised beyond that without a hint: with 5 % for twenty, each
     would be refused once in 400 s, and the difference of two shares would be a third after ten such cuts, an hour
     (twenty share unlike, and half of what they send is refused). Nor where a limit takes no two requests at once: who
-    sends regularly leaves no gap for another.
+    sends regularly leaves no gap for another, and two get 0.9 of it together, one of them nearly all of that.
     """
     found = row(lambda: Provider([TokenBucket(1, 10)]), 1, processes=processes, seconds=7200, settled=2400)
     counted(found)
