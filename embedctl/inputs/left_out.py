@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Why = Literal["other_kind", "other_format", "binary", "link_outside", "unreadable"]
+Why = Literal["other_kind", "other_format", "binary", "link_outside", "unreadable", "odd_name"]
 
 
 @dataclass(frozen=True, slots=True)

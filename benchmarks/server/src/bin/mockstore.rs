@@ -70,8 +70,9 @@ fn write_all(s: &mut TcpStream, head: &[u8], body: &[u8]) -> std::io::Result<()>
 
 fn answer(s: &mut TcpStream, asked: &Asked, status: &str, headers: &str, body: &[u8]) -> std::io::Result<()> {
     let head = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
+    let body = if asked.method == "HEAD" { b"" } else { body };
     BYTES_OUT.fetch_add(body.len() as u64, Relaxed);
-    write_all(s, head.as_bytes(), if asked.method == "HEAD" { b"" } else { body })
+    write_all(s, head.as_bytes(), body)
 }
 
 fn refuse(s: &mut TcpStream, asked: &Asked, status: &str, code: &str) -> std::io::Result<()> {
