@@ -9,13 +9,13 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
 
 from embedctl import __version__
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, Locked, install_command
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.runs.pending import pending
@@ -252,7 +252,8 @@ def _ledger(settings: Settings, now: datetime) -> Check:
     facts["events"] = int(row[0]) if row else 0
     if paths.rebuilding.exists():
         return Check("ledger", "note", f"{path} is being rebuilt", "`embedctl usage ingest` goes on with it", facts)
-    return Check("ledger", "ok", f"{path}: {facts['events']:,} events", facts=facts)
+    many = "1 event" if facts["events"] == 1 else f"{facts['events']:,} events"
+    return Check("ledger", "ok", f"{path}: {many}", facts=facts)
 
 
 def _runs(settings: Settings) -> Check:

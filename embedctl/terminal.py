@@ -12,12 +12,15 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
+from itertools import zip_longest
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, ModelChanged, StorageFailed, WrongUsage
 
 if TYPE_CHECKING:
@@ -241,7 +244,8 @@ def table(content: Table, form: Format) -> None:
     elif form == "md":
         out(_markdown(content))
     elif sys.stdout.isatty():
-        out(_text(_fitting(content, width()), coloured=_coloured()))
+        fitting, room = _fitting(content, width())
+        out(_text(fitting, room, coloured=_coloured()))
     else:
         out(_text(content))
 
@@ -336,25 +340,53 @@ def _markdown(content: Table) -> str:
     return "\n".join([*lines, *(f"\n{_markdown_cell(line)}" for line in content.footer)]) + "\n"
 
 
-def _text(content: Table, *, coloured: bool = False) -> str:
+def _text(content: Table, room: Mapping[str, int] = MappingProxyType({}), *, coloured: bool = False) -> str:
+    """The table as lines.
+
+    Args:
+        room: Cells of columns whose texts are wrapped, by key.
+    """
     from rich.cells import cell_len
 
-    cells, widths = _cells(content)
+    cells = [
+        [_wrapped(text, room.get(column.key)) for text, column in zip(line, content.columns, strict=True)]
+        for line in _cells(content)[0]
+    ]
+    widths = [max(cell_len(piece) for line in cells for piece in line[i]) for i in range(len(content.columns))]
 
     def padded(text: str, i: int) -> str:
         blanks = " " * (widths[i] - cell_len(text))
         return blanks + text if content.columns[i].align == "right" else text + blanks
 
-    def styled(line: str, code: str) -> str:
-        return _styled(line, code) if coloured else line
+    def row(line: list[list[str]], code: str = "") -> str:
+        shown = [
+            "  ".join(padded(text, i) for i, text in enumerate(pieces)).rstrip()
+            for pieces in zip_longest(*line, fillvalue="")
+        ]
+        return "\n".join(styled(one, code) for one in shown)
 
-    lines = ["  ".join(padded(text, i) for i, text in enumerate(line)).rstrip() for line in cells]
-    rule = "-" * max(map(cell_len, lines))
-    lines[0] = styled(lines[0], _BOLD)
+    def styled(line: str, code: str) -> str:
+        return _styled(line, code) if coloured and code else line
+
+    head, *rows = cells
+    lines = [row(head, _BOLD), *map(row, rows[:-1] if content.totals else rows)]
     if content.totals:
-        lines[-1:] = [styled(rule, _DIM), styled(lines[-1], _BOLD)]
-    head = [styled(safe(content.title), _DIM)] if content.title else []
-    return "\n".join([*head, *lines, *(styled(safe(line), _YELLOW) for line in content.footer)]) + "\n"
+        rule = "-" * (sum(widths) + _GAP * (len(widths) - 1))
+        lines += [styled(rule, _DIM), row(rows[-1], _BOLD)]
+    title = [styled(safe(content.title), _DIM)] if content.title else []
+    return "\n".join([*title, *lines, *(styled(safe(line), _YELLOW) for line in content.footer)]) + "\n"
+
+
+def _wrapped(text: str, room: int | None) -> list[str]:
+    """A cell's lines; one where there is room for it."""
+    from rich.cells import cell_len
+
+    if room is None or cell_len(text) <= room:
+        return [text]
+    from rich.console import Console
+    from rich.text import Text
+
+    return [line.plain.strip() for line in Text(text).wrap(Console(), room)]
 
 
 _BOLD, _DIM, _YELLOW = "1", "2", "33"
@@ -373,33 +405,29 @@ def _cells(content: Table) -> tuple[list[list[str]], list[int]]:
     return cells, [max(cell_len(line[i]) for line in cells) for i in range(len(content.columns))]
 
 
-def _fitting(content: Table, width: int) -> Table:
-    """The table for so many cells a line: where it is wider, without optional columns, and its longest texts cut."""
-    from rich.cells import cell_len, set_cell_size
+def _fitting(content: Table, width: int) -> tuple[Table, dict[str, int]]:
+    """The table for so many cells a line, and the cells of each column whose texts are wrapped.
 
-    def over(table: Table) -> int:
-        return sum(_cells(table)[1]) + _GAP * (len(table.columns) - 1) - width
-
+    Where it is wider, it goes without optional columns, and its longest texts take several lines: none is cut.
+    """
     left_out = []
-    while over(content) > 0 and (least := max(content.columns, key=lambda column: column.optional)).optional:
+    while _over(content, width) > 0 and (least := max(content.columns, key=lambda column: column.optional)).optional:
         left_out.append(least.heading)
         content = replace(content, columns=[column for column in content.columns if column is not least])
     texts = {column.key: size for column, size in zip(content.columns, _cells(content)[1], strict=True)
              if column.align == "left" and size > _LEAST_CELLS}  # fmt: skip
-    too_much = over(content)
+    too_much = _over(content, width)
     while too_much > 0 and any(size > _LEAST_CELLS for size in texts.values()):
         longest = max(texts, key=lambda key: texts[key])
         texts[longest] -= 1
         too_much -= 1
-
-    def cut(row: Mapping[str, Any]) -> Mapping[str, Any]:
-        shown = {key: _cell(row.get(key), absent="-") for key in texts}
-        return {**row, **{key: f"{set_cell_size(shown[key], size - 1).rstrip()}…"
-                          for key, size in texts.items() if cell_len(shown[key]) > size}}  # fmt: skip
-
     footer = [*content.footer, *([f"no room for: {', '.join(left_out)}"] if left_out else [])]
-    totals = None if content.totals is None else cut(content.totals)
-    return replace(content, rows=[cut(row) for row in content.rows], totals=totals, footer=footer)
+    return replace(content, footer=footer), texts
+
+
+def _over(content: Table, width: int) -> int:
+    """How many cells too wide it is."""
+    return sum(_cells(content)[1]) + _GAP * (len(content.columns) - 1) - width
 
 
 class _Screen:
@@ -645,7 +673,9 @@ _REASONS = {
 
 
 def receipt(done: Receipt) -> None:
-    """The end of a run, for people, on stderr."""
+    """The end of a run, for people, on stderr; nothing of one that an error ended before there was a row."""
+    if done.error is not None and not (done.rows or done.requests or done.batch or done.unfinished):
+        return
     if done.batch is not None and done.batch["pending"]:
         notice(under_way(done.batch))
     elif done.unfinished is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid
 from embedctl.records import expanded
 
@@ -54,6 +54,14 @@ def find(name: str, pulled: Path) -> Path | None:
 def home(name: str, pulled: Path) -> Path:
     """Where `models pull` puts OWNER/NAME."""
     return pulled / name.replace("/", "--")
+
+
+def pulled_names(pulled: Path) -> dict[str, Path]:
+    """OWNER/NAME of every model that `models pull` has brought, and where it is."""
+    if not pulled.is_dir():
+        return {}
+    found = sorted(path for path in pulled.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return {path.name.replace("--", "/", 1): path for path in found}
 
 
 def settings_file(path: Path, expected: type = dict) -> Any:

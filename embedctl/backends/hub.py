@@ -14,7 +14,6 @@ from embedctl.backends.folders import Folder
 from embedctl.errors import (
     ConfigurationInvalid,
     EmbedctlError,
-    ExtraMissing,
     KeyRejected,
     ModelNotFound,
     NotSent,
@@ -22,6 +21,7 @@ from embedctl.errors import (
     WrongUsage,
 )
 from embedctl.records import expanded
+from embedctl.storage import hub_access
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SETTINGS = (
@@ -41,13 +41,13 @@ def pull(name: str, pulled: Path, *, revision: str | None = None, endpoint: str 
     Args:
         name: OWNER/NAME.
         pulled: Where pulled models are.
-        endpoint: Of the hub; None: the library's own, or what HF_ENDPOINT says.
+        endpoint: Of the hub; None: Hugging Face itself.
 
     Raises:
         ExtraMissing: huggingface_hub is not installed.
         WrongUsage: The name is none.
         ModelNotFound, KeyRejected, NotSent: There is no such repository, it is closed, or the hub is not reached.
-        ConfigurationInvalid: It holds no model that runs here.
+        ConfigurationInvalid: It holds no model that runs here; or what answers is no hub.
     """
     if not _NAME.fullmatch(name):
         raise WrongUsage(f"not a repository: {name!r}", hint="OWNER/NAME, like sentence-transformers/all-mpnet-base-v2")
@@ -74,11 +74,10 @@ def _fetch(name: str, into: Path, files: Sequence[str], revision: str | None, en
     """Fetch files of one commit; which one that was."""
     if expanded("~") == Path("~"):  # a user without a home folder: the library wants one when it is imported
         os.environ.setdefault("HF_HOME", str(into / ".cache" / "huggingface"))
-    try:
-        from huggingface_hub import HfApi, errors, snapshot_download
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-    except ImportError:
-        raise ExtraMissing("fetching models needs huggingface_hub, which is not installed", extra="hub") from None
+    hub_access.import_library("fetching models")
+    from huggingface_hub import HfApi, errors, snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
     disable_progress_bars()
     try:
         info = HfApi(endpoint=endpoint).model_info(name, revision=revision, files_metadata=True)
@@ -101,18 +100,15 @@ def _fetch(name: str, into: Path, files: Sequence[str], revision: str | None, en
     except Exception as trouble:
         if _is_disk(trouble):
             raise
-        raise NotSent(
-            f"Hugging Face cannot be reached: {type(trouble).__name__}", hint="is the network up? proxies are honoured"
-        ) from None
+        words, hint, again = hub_access.trouble_words(trouble)
+        kind = NotSent if again else ConfigurationInvalid
+        raise kind(f"{'the hub' if endpoint else 'Hugging Face'} {words}", hint=hint) from None
     _check_digests(name, into, {one.rfilename: one.lfs.sha256 for one in info.siblings or () if one.lfs})
     return commit or "main"
 
 
 def _is_disk(trouble: Exception) -> bool:
-    """Whether it is this machine's own; all else that the library raises is the network's.
-
-    Its errors are those of its HTTP client, which is another one from version to version (requests, httpx, httpx2).
-    """
+    """Whether it is this machine's own; all else that the library raises is the network's."""
     return isinstance(trouble, OSError) and trouble.errno is not None and not isinstance(trouble, ConnectionError)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from embedctl import settings, terminal
-from embedctl.errors import EmbedctlError, Locked, WrongUsage
+from embedctl.dataclass import dataclass
+from embedctl.errors import EmbedctlError, InputMissing, Locked, WrongUsage, nearest
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import utc_now
 
@@ -25,16 +26,21 @@ MOST_USD = Decimal(10) ** 13
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The ledger that a command works on."""
+    """The ledger that a command works on.
+
+    Attributes:
+        by_flag: `--ledger` names it: who only reads it expects it to be there.
+    """
 
     paths: LedgerPaths
     settings: Settings
     now: datetime
+    by_flag: bool = False
 
 
 def opened(ledger: Path | None, config: Path | None) -> Opened:
     """The ledger the flags, the environment and the settings name."""
-    return of(settings.load(config=config, ledger=ledger))
+    return replace(of(settings.load(config=config, ledger=ledger)), by_flag=ledger is not None)
 
 
 def of(settings: Settings) -> Opened:
@@ -56,17 +62,43 @@ def take_in(ledger: Opened, *, wait_s: float = 10) -> list[str]:
 
     Returns:
         What the reader should know about it: events that still wait, lines dropped, a ledger that was rebuilt.
+
+    Raises:
+        InputMissing: As `refuse_missing`.
     """
     from embedctl.ledger import spool
     from embedctl.runs import intake
 
     try:
-        return intake.take_in(
+        notes = intake.take_in(
             ledger.settings.paths, wait_s=wait_s, now=ledger.now, observer=terminal.TerminalObserver()
         )
     except Locked as busy:
         waiting = spool.pending_events(ledger.paths.spool)
-        return [f"{waiting:,} spooled events are not included: {busy.message}"]
+        notes = [f"{waiting:,} spooled events are not included: {busy.message}"]
+    refuse_missing(ledger)
+    return notes
+
+
+def refuse_missing(ledger: Opened) -> None:
+    """A ledger that `--ledger` names to be read is there: else it is misspelt. One of the settings may still come.
+
+    Raises:
+        InputMissing: It is not; the file beside it with the nearest name is named.
+    """
+    path = ledger.paths.database
+    if not ledger.by_flag or path.exists():
+        return
+    try:
+        beside = [one.name for one in path.parent.glob("*.duckdb")]
+    except OSError:
+        beside = []
+    close = nearest(path.name, beside)
+    own = ledger.settings.environment.get("EMBEDCTL_LEDGER") or ledger.settings.paths.home / settings.LEDGER_NAME
+    raise InputMissing(
+        f"no such ledger: {path}",
+        hint=f"did you mean {path.with_name(close)}?" if close else f"without --ledger it is {own}",
+    )
 
 
 def refuse_unknown_provider(ledger: Opened, name: str) -> None:

@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
 
 from embedctl import __version__
+from embedctl.dataclass import dataclass
 from embedctl.errors import InvariantBroken, ShardLost, StorageFailed, StoreUnreachable
 from embedctl.journal import frames
 from embedctl.records import utc_now, uuid7

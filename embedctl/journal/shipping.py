@@ -18,9 +18,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, StorageFailed
 from embedctl.journal import frames
 from embedctl.journal.segments import ANSWERS, INTENTS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import duckdb
 
-from embedctl.errors import OutputRefused
+from embedctl.errors import InputMissing, OutputRefused
 from embedctl.ledger import database
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.storage import named
@@ -21,14 +21,17 @@ def backup(paths: LedgerPaths, place: Path, *, overwrite: bool = False, wait_s: 
         Events in the copy.
 
     Raises:
+        InputMissing: There is no ledger.
         OutputRefused: As `named.check_free`; or `place` is the ledger.
         Locked: The ledger is being written for all of `wait_s`.
     """
     named.check_free(place, overwrite=overwrite)
-    if place.exists() and paths.database.exists() and place.samefile(paths.database):
+    if not paths.database.exists():
+        raise InputMissing(f"there is no ledger {paths.database} yet", hint="it comes with the first run")
+    if place.exists() and place.samefile(paths.database):
         raise OutputRefused(f"{place} is the ledger itself", hint="name another file")
     with database.reader(paths, wait_s=wait_s, now=now):
-        pass  # makes it when it is not there, and refuses what is no ledger of ours
+        pass  # refuses what is no ledger of ours
     with named.filled(place, overwrite=overwrite) as made:
         source, target = (str(path).replace("'", "''") for path in (paths.database, made))
         with (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
 import duckdb
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 from embedctl.ledger import periods
 from embedctl.ledger.periods import Range, Unit
@@ -151,6 +152,12 @@ def stored(connection: duckdb.DuckDBPyConnection) -> list[Budget]:
         Budget(workspace=row[0], amount=row[1], period=row[2], timezone=row[3], action=row[4], warn_ratio=row[5])
         for row in rows
     ]
+
+
+def workspaces(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """All that spent anything, or have a budget here."""
+    rows = connection.execute("SELECT workspace_id FROM usage_event UNION SELECT workspace_id FROM budget ORDER BY ALL")
+    return [row[0] for row in rows.fetchall()]
 
 
 def configured(workspaces: Mapping[str, Any]) -> list[Budget]:

@@ -124,20 +124,28 @@ def writer(paths: LedgerPaths, *, wait_s: float, now: datetime) -> Iterator[duck
 
 @contextmanager
 def reader(paths: LedgerPaths, *, wait_s: float = 10, now: datetime) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The database for queries only; made empty when it is not there.
+    """The database for queries only. Where there is none, one without events answers, and no file is made.
 
     Raises:
         Locked, Broken, ConfigurationInvalid: As for `writer`.
     """
     if not _is_there(paths.database):
-        with writer(paths, wait_s=wait_s, now=now):
-            pass
+        with closing(duckdb.connect(config=dict(_CONNECT))) as connection:
+            fill_empty(connection, now)
+            yield connection
+        return
     with (
         held(paths, shared=True, wait_s=wait_s),
         _opened(paths, wait_s, read_only=True) as connection,
     ):
         schema.refuse_foreign(connection, paths.database)
         yield connection
+
+
+def fill_empty(connection: duckdb.DuckDBPyConnection, now: datetime) -> None:
+    """Make a database in memory a ledger without events."""
+    connection.execute("SET TimeZone = 'UTC'")
+    schema.migrate(connection, Path(":memory:"), now)
 
 
 @contextmanager

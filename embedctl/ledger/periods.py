@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import zoneinfo
 from bisect import bisect_right
-from dataclasses import dataclass
 from datetime import MAXYEAR, MINYEAR, UTC, date, datetime, time, timedelta, tzinfo
 from typing import Literal
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage, nearest
 
 Unit = Literal["day", "week", "month"]
@@ -98,13 +98,18 @@ def chosen(
 
 
 def named(text: str, where: tzinfo, now: datetime) -> Range:
-    """A word of --last, or SINCE..UNTIL.
+    """A word of --last, a month like 2026-10, or SINCE..UNTIL.
 
     Raises:
-        WrongUsage: It is neither.
+        WrongUsage: It is none.
     """
     since, dots, until = text.partition("..")
-    return chosen(since or None, until or None, None, where, now) if dots else _last(text, where, now)
+    if dots:
+        return chosen(since or None, until or None, None, where, now)
+    return _month(text, where) if _MONTH.fullmatch(text) else _last(text, where, now, "the range")
+
+
+_MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
 
 
 def _month(text: str, where: tzinfo) -> Range:
@@ -113,7 +118,7 @@ def _month(text: str, where: tzinfo) -> Range:
     Raises:
         WrongUsage: It is none.
     """
-    parts = re.fullmatch(r"(\d{4})-(0[1-9]|1[0-2])", text)
+    parts = _MONTH.fullmatch(text)
     if parts is None or not MINYEAR < int(parts[1]) < MAXYEAR:
         raise WrongUsage(f"--month {text!r} is no month", hint="like 2026-10")
     first = date(int(parts[1]), int(parts[2]), 1)
@@ -124,7 +129,7 @@ _WHOLE: dict[str, Unit] = {"yesterday": "day", "day": "day", "week": "week", "mo
 _SO_FAR: dict[str, Unit] = {"today": "day", "wtd": "week", "mtd": "month"}
 
 
-def _last(text: str, where: tzinfo, now: datetime) -> Range:
+def _last(text: str, where: tzinfo, now: datetime, flag: str = "--last") -> Range:
     today = now.astimezone(where).date()
     count = re.fullmatch(r"([1-9]\d{0,3})([hdwm])", text)
     if text in _SO_FAR:
@@ -133,9 +138,9 @@ def _last(text: str, where: tzinfo, now: datetime) -> Range:
         after = floor(today, _WHOLE[text])
         return Range(start_of(floor(after - timedelta(days=1), _WHOLE[text]), where), start_of(after, where))
     if count is None:
+        words = "7d, 24h, 4w, 3m, today, yesterday, week or month (the one before this), wtd or mtd (this one)"
         raise WrongUsage(
-            f"--last {text!r} is no period",
-            hint="7d, 24h, 4w, 3m, today, yesterday, week or month (the one before this), wtd or mtd (this one)",
+            f"{flag} {text!r} is no period", hint=f"--month {text} is one" if _MONTH.fullmatch(text) else words
         )
     number, unit = int(count[1]), count[2]
     if unit == "h":

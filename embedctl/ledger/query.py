@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import Locked, StorageFailed, Temporary, WrongUsage
 from embedctl.ledger.database import held
 from embedctl.ledger.paths import LedgerPaths
@@ -60,7 +60,7 @@ def ask(
     memory_mb: int = 1024,
     wait_s: float = 10,
 ) -> QueryResult:
-    """Run one statement on the ledger.
+    """Run one statement on the ledger; where there is none, on one without events.
 
     Raises:
         WrongUsage: It is no single statement that reads, or DuckDB refuses it.
@@ -76,8 +76,9 @@ def ask(
         "memory_mb": memory_mb,
         "timeout_s": timeout_s,
     }
+    there = paths.database.exists()
     try:
-        with held(paths, shared=True, wait_s=wait_s):
+        with held(paths, shared=True, wait_s=wait_s) if there else nullcontext():
             child = subprocess.run(  # noqa: S603 - this Python, with our own words
                 children.command("embedctl.ledger.query"),
                 input=orjson.dumps(task),
@@ -141,9 +142,13 @@ def _answer(task: dict[str, Any]) -> dict[str, Any]:
 def _locked_down(database: str, memory_mb: int) -> Any:
     import duckdb
 
+    from embedctl.ledger.database import fill_empty
+    from embedctl.records import utc_now
+
+    there = Path(database).exists()
     connection = duckdb.connect(
-        database,
-        read_only=True,
+        database if there else ":memory:",
+        read_only=there,
         config={
             "enable_external_access": "false",
             "python_enable_replacements": "false",
@@ -155,6 +160,8 @@ def _locked_down(database: str, memory_mb: int) -> Any:
         },
     )
     connection.execute("SET TimeZone = 'UTC'")
+    if not there:
+        fill_empty(connection, utc_now())
     connection.execute("SET enable_progress_bar = false")  # after two seconds it would be drawn, as for a notebook
     connection.execute("SET lock_configuration = true")
     return connection

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 from embedctl.ledger.database import Connection
 from embedctl.records import NO_USAGE
@@ -46,7 +46,10 @@ def event(connection: Connection, name: str) -> Explanation:
         [name, name, name],
     )
     if not found:
-        raise WrongUsage(f"no event or operation {name!r} is in the ledger", hint="`embedctl usage ingest` first?")
+        raise WrongUsage(
+            f"no event or operation {name!r} is in the ledger",
+            hint="an id stands in `embedding_operation_id` of an output, and in `usage sql`",
+        )
     return Explanation(found, _total(found))
 
 

@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from embedctl import __version__
+from embedctl.dataclass import dataclass
 from embedctl.ledger import database, prices, rating
 from embedctl.ledger.database import Connection
 from embedctl.ledger.paths import LedgerPaths
@@ -64,7 +64,9 @@ def reprice(paths: LedgerPaths, *, since: datetime | None, apply: bool, wait_s: 
         Locked, ConfigurationInvalid, StorageFailed: As for `ingest`.
     """
     book = prices.price_texts(paths.price_file)
-    with database.writer(paths, wait_s=wait_s, now=now) as connection:
+    nothing = not (apply or paths.database.exists())
+    ledger = database.reader if nothing else database.writer  # a dry run makes no ledger
+    with ledger(paths, wait_s=wait_s, now=now) as connection:
         connection.execute("BEGIN")
         if rating.known_fingerprint(connection) != prices.fingerprint(book):
             rating.sync_prices(connection, prices.load(book), now)

@@ -89,8 +89,9 @@ def _bare(settings: Settings, name: str) -> tuple[str, str]:
         prefix, colon, rest = name.partition(":")
         if colon and rest and not catalog.named(prefix):
             raise WrongUsage(f"unknown provider: {prefix!r} (of {name!r})", hint=_how_to_add(settings, prefix, rest))
+        pulled = f", onnx:{name} or static:{name} if it was pulled" if "/" in name else ""
         raise WrongUsage(
-            f"unknown model: {name!r}", hint=f"{near(name, names)}; or say who serves it: -m PROVIDER:{name}"
+            f"unknown model: {name!r}", hint=f"{near(name, names)}; or say who serves it: -m PROVIDER:{name}{pulled}"
         )
     bundled = next((one for one in usable if one.bundled and name in (one.name, one.canonical)), None)
     return (bundled.provider, bundled.name) if bundled else (usable[0].provider, name)

@@ -36,7 +36,7 @@ def take_in(
     thorough: bool = False,
     into_ledger: Ingest | None = None,
 ) -> list[str]:
-    """Put everything that was spent by now into the ledger, as far as it is not there.
+    """Put everything that was spent by now into the ledger, as far as it is not there. No ledger is made for nothing.
 
     Args:
         wait_s: For another process that holds the ledger.
@@ -55,8 +55,8 @@ def take_in(
         return [_read_only_note(ledger)]
     if thorough or _is_left(paths):
         recover(paths, observer=observer, disk=disk)
-    is_there = ledger.database.exists()
-    if is_there and not spool.pending(ledger.spool) and not missing.count(ledger, wait_s=wait_s, now=now):
+    half_made = not ledger.database.exists() and ledger.rebuilding.exists()
+    if not (half_made or spool.pending(ledger.spool) or missing.count(ledger, wait_s=wait_s, now=now)):
         return spool.aside_notes(ledger.aside)
     if into_ledger is not None:
         return list(into_ledger(ledger) or ())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
@@ -19,6 +19,7 @@ from uuid import UUID
 import msgspec
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid, OutputRefused, StorageFailed
 from embedctl.journal.shard_log import DONE, SHARDS, Tail, done_name, label, tail
 from embedctl.outputs.parts import PublishedPart

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import Locked
 from embedctl.journal import Trust, recover
 from embedctl.journal.shard_log import Patience, ShardLog, boot_time, is_there, tail

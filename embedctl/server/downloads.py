@@ -18,6 +18,7 @@ from embedctl.server.fields import AskedModel
 from embedctl.server.model_names import Target
 from embedctl.server.refusals import Refused
 from embedctl.settings import Settings
+from embedctl.storage import hub_access
 
 _BUNDLED = {"all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"}
 
@@ -59,7 +60,7 @@ def fetch(settings: Settings, wanted: Target) -> None:
     """
     if wanted.model == "all-MiniLM-L6-v2":
         return
-    folder = hub.pull(wanted.model, settings.paths.models, endpoint=settings.environment.get("HF_ENDPOINT"))
+    folder = hub.pull(wanted.model, settings.paths.models, endpoint=hub_access.endpoint(settings.environment))
     if folder.protocol != wanted.provider:
         raise ModelNotFound(f"{wanted.model} is a model of {folder.protocol}, not of {wanted.provider}")
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib import util
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from embedctl.errors import (
+    ConfigurationInvalid,
     EmbedctlError,
-    ExtraMissing,
     InputMissing,
     OutputRefused,
     StoreDenied,
     StoreUnreachable,
 )
+from embedctl.storage import hub_access
 from embedctl.storage.disk import Buffer
 from embedctl.storage.files import Content
 from embedctl.storage.store import StoredObject
@@ -37,17 +37,17 @@ class HubDataset:
 
     Raises:
         ExtraMissing: huggingface_hub is not installed.
+        ConfigurationInvalid: HF_ENDPOINT, or another variable of the library's, is wrong.
         InputMissing: There is no such data set or revision, or it is closed and no token is known.
         StoreDenied, StoreUnreachable: As every store.
     """
 
     def __init__(self, url: StoreUrl) -> None:
-        if util.find_spec("huggingface_hub") is None:
-            raise ExtraMissing(f"{url} needs a library that is not installed", extra="hub")
+        endpoint = hub_access.endpoint(os.environ)
+        hub_access.import_library(str(url))
         from huggingface_hub import HfApi, HfFileSystem
 
         self._url = url.at(url.path.rstrip("/"))
-        endpoint = os.environ.get("HF_ENDPOINT") or None
         api = HfApi(endpoint=endpoint)
         found = self._asked(lambda: api.dataset_info(url.bucket, revision=url.revision, timeout=30))
         self._files = HfFileSystem(endpoint=endpoint, skip_instance_cache=True)
@@ -150,10 +150,9 @@ class HubDataset:
         except Exception as trouble:
             if isinstance(trouble, EmbedctlError):
                 raise
-            raise StoreUnreachable(
-                f"{self.url}: the hub cannot be reached: {type(trouble).__name__}",
-                hint="look at the network and HF_ENDPOINT, then run the same command again",
-            ) from None
+            words, hint, again = hub_access.trouble_words(trouble)
+            kind = StoreUnreachable if again else ConfigurationInvalid
+            raise kind(f"{self.url}: the hub {words}", hint=hint) from None
 
     def _ours(self, refusal: Any) -> EmbedctlError:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError

@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, InputChanged, OutputRefused
 from embedctl.records import uuid7
 from embedctl.storage.disk import DISK, Buffer, Disk

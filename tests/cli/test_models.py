@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from embedctl.cli import app
 from embedctl.records import Space
 from embedctl.tokens import ASSETS
 from tests.support import static_models
+from tests.support.bad_servers import bad_server
 from tests.support.hub import hub
 from tests.support.running import user_settings
 from tests.support.wire.client import Wire
@@ -419,6 +423,67 @@ def test_pull(monkeypatch: pytest.MonkeyPatch, clean_environment: Path) -> None:
     np.testing.assert_array_equal(embedded("onnx:me/model", "one.parquet"), embedded("all-MiniLM-L6-v2", "two.parquet"))
 
 
+def test_a_pulled_model_is_listed_as_it_is_called(monkeypatch: pytest.MonkeyPatch, clean_environment: Path) -> None:
+    """`models list` and `show` have a pulled model before it was ever used, under the name that asks for it."""
+    with hub(published()) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        run("models", "pull", "me/model")
+    (clean_environment / "models" / "no--model").mkdir()
+    found = orjson.loads(run("models", "list", "--json").stdout)["data"]
+    listed = [row for row in found if row["status"] == "own (pulled)"]
+    shown = orjson.loads(run("models", "show", "onnx:me/model", "--json").stdout)["model"]
+
+    assert [(row["called"], row["dimensions"], row["usd_per_million"]) for row in listed] == [
+        ("onnx:me/model", 384, "free")
+    ]
+    assert shown == listed[0]
+    assert "onnx:me/model" in run("models", "show", "onnx:me/model").stdout
+    Path("x.txt").touch()
+    assert "onnx:me/model" in run("embed", "x.txt", "-m", "me/model").stderr
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["not a url", "huggingface.co", "http://", "http://[::1", "http://127.0.0.1:99999", "file:///etc"]
+)
+@pytest.mark.parametrize("words", [["models", "pull", "me/model"], ["embed", "hf://datasets/org/name/a.parquet"]])
+def test_an_odd_endpoint_is_one_line(monkeypatch: pytest.MonkeyPatch, words: list[str], endpoint: str) -> None:
+    """HF_ENDPOINT that is no address is named, and not repeated (78), whoever asks the hub."""
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    ended = run(*words)
+
+    assert ended.exit_code == 78
+    assert ended.stderr.splitlines() == [
+        "error: HF_ENDPOINT is no address of a hub",
+        "hint: like https://huggingface.co, which it is when it is not set",
+    ]
+
+
+@pytest.mark.parametrize("words", [["models", "pull", "me/model"], ["embed", "hf://datasets/org/name/a.parquet"]])
+def test_what_is_no_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    """An address at which something else answers is one line that names HF_ENDPOINT (78)."""
+    with bad_server("page") as port:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+        ended = run(*words)
+
+    assert ended.exit_code == 78, ended.stderr
+    assert "the hub does not answer as a hub does" in ended.stderr.splitlines()[0]
+    assert ended.stderr.splitlines()[1:] == ["hint: look at HF_ENDPOINT: it leads to something else"]
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_DOWNLOAD_TIMEOUT=soon", "HF_HUB_ETAG_TIMEOUT="])
+def test_a_library_that_does_not_start_is_one_line(variable: str) -> None:
+    """Variables that huggingface_hub fails with when it is imported are named (78)."""
+    name, _, value = variable.partition("=")
+    command = [sys.executable, "-m", "embedctl", "models", "pull", "me/model"]
+    ended = subprocess.run(command, env={**os.environ, name: value}, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 78, ended.stderr
+    assert ended.stderr.splitlines() == [
+        "error: huggingface_hub does not start: ValueError",
+        f"hint: look at {name}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "files", "code", "said"),
     [
@@ -447,7 +512,7 @@ def test_pull_without_network(monkeypatch: pytest.MonkeyPatch, clean_environment
     ended = run("models", "pull", "me/model")
 
     assert ended.exit_code == 69, ended.output
-    assert ended.stderr.startswith("error: Hugging Face cannot be reached: ")
+    assert ended.stderr.startswith("error: the hub cannot be reached: ")
     assert not list((clean_environment / "models").glob("*"))
 
 

@@ -331,11 +331,53 @@ def test_a_busy_ledger_exits_75(run: Run, paths: LedgerPaths) -> None:
 
 def test_ledger_flag_names_the_file(run: Run, paths: LedgerPaths, tmp_path: Path) -> None:
     """--ledger PATH is used instead of the one in the home."""
-    told = run("usage", "report", "--ledger", str(tmp_path / "other.duckdb"))
+    told = run("usage", "budget", "set", "--amount", "1", "--ledger", str(tmp_path / "other.duckdb"))
 
     assert told.code == 0
     assert (tmp_path / "other.duckdb").is_file()
     assert not paths.database.exists()
+    assert run("usage", "report", "--ledger", str(tmp_path / "other.duckdb")).code == 0
+
+
+READERS = [
+    "report", "report --no-ingest", "report --html page.html", "daily", "sql SELECT\v1", "metrics", "budget check",
+    "budget list", "export -o charges.csv", "doctor", "backup copy.duckdb", "explain x", "drift", "forecast",
+    "anomalies", "diff --from 2026-09 --to 2026-10", "reprice", "reprice --apply",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", READERS)
+def test_who_only_reads_makes_no_ledger(run: Run, paths: LedgerPaths, tmp_path: Path, words: str) -> None:
+    """A misspelt --ledger is one line, the nearest name and exit 66, whatever asks; no file comes to be."""
+    (tmp_path / "usage.duckdb").touch()
+    command = [word.replace("\v", " ") for word in words.split(" ")]
+    told = run("usage", *command, "--ledger", "usgae.duckdb")
+
+    assert (told.code, told.out) == (66, "")
+    assert told.err == "error: no such ledger: usgae.duckdb\nhint: did you mean usage.duckdb?\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["usage.duckdb"]
+    assert not paths.database.exists()
+
+
+@pytest.mark.parametrize("words", [words for words in READERS if "--apply" not in words])
+def test_before_the_first_run_there_is_nothing_to_read(run: Run, paths: LedgerPaths, words: str) -> None:
+    """Where nothing was ever booked, questions have an empty answer, and no ledger comes to be."""
+    told = run("usage", *(word.replace("\v", " ") for word in words.split(" ")))
+
+    assert told.code == {"explain x": 2, "backup copy.duckdb": 66}.get(words, 0), told.err
+    assert not paths.database.exists()
+    assert not paths.lock.exists()
+
+
+def test_a_named_ledger_for_which_events_wait_is_made(run: Run, tmp_path: Path, clean_environment: Path) -> None:
+    """A ledger that is not there yet, and whose events wait beside it, is made by who asks for it."""
+    other = LedgerPaths(tmp_path / "other.duckdb", tmp_path / "other.duckdb.spool", clean_environment / "prices.toml")
+    spool.publish(other.spool, uuid7().hex, [event()])
+
+    told = run("usage", "report", "--json", "--ledger", str(other.database))
+
+    assert told.json["totals"]["calls"] == 1
+    assert other.database.is_file()
 
 
 def test_explain_shows_the_arithmetic(run: Run, paths: LedgerPaths) -> None:
@@ -420,7 +462,21 @@ def test_budgets_warn_and_block(run: Run, paths: LedgerPaths) -> None:
         "0.00",
         "exceeded",
     )
-    assert run("usage", "budget", "check", "-w", "other").code == 0
+    other = run("usage", "budget", "check", "-w", "default")
+    assert (other.code, "default has no budget" in other.out) == (0, True)
+
+
+def test_a_misspelt_workspace_has_no_budget_to_check(run: Run, paths: LedgerPaths) -> None:
+    """`budget check -w` of a workspace that neither ledger nor settings know is refused, and the nearest is named."""
+    take(paths, event(workspace_id="acme"))
+    user_settings("[workspaces.initech]")
+
+    told = run("usage", "budget", "check", "-w", "amce")
+
+    assert (told.code, told.out) == (2, "")
+    assert told.err == "error: no workspace 'amce' is in the ledger or in the settings\nhint: did you mean acme?\n"
+    assert run("usage", "budget", "check", "-w", "initech").code == 0
+    assert run("usage", "export", "-o", "charges.csv", "-w", "amce").code == 2
 
 
 def test_budgets_outlive_a_damaged_ledger(run: Run, paths: LedgerPaths) -> None:

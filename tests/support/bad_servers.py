@@ -12,6 +12,7 @@ SAYS = {
     "nonsense": b"\x00\xff\xfe nonsense, and no line end",
     "http": b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
     "not_here": b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+    "page": b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 7\r\n\r\nwelcome",
     "busy": b"HTTP/1.1 503 Busy\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n",
     "endless": b"+" + b"a" * 65_536,
 }
@@ -31,7 +32,7 @@ def bad_server(kind: str) -> Iterator[int]:
 
     def serve(connection: socket.socket) -> None:
         with suppress(OSError):
-            if kind in ("http", "not_here", "busy"):
+            if kind in ("http", "not_here", "page", "busy"):
                 connection.recv(65_536)
             connection.sendall(SAYS[kind])
             while kind == "endless" and not over.is_set():

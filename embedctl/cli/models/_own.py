@@ -1,9 +1,11 @@
-"""Models that the catalog does not know: of the settings, with a price of the user's, or that answered here."""
+"""Models that the catalog does not know: of the settings, pulled, with a price of the user's, or that answered here."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+from embedctl.backends import folders, local
 from embedctl.errors import EmbedctlError
 from embedctl.ledger import prices
 from embedctl.ledger.prices import PriceBook, price_list
@@ -27,6 +29,9 @@ def _names(settings: Settings) -> dict[tuple[str, str], str]:
     for provider, place in settings.providers.items():
         for name in (*place.models, *([place.model] if place.model else [])):
             known.setdefault((provider, name), "settings")
+    for name, folder in folders.pulled_names(settings.paths.models).items():
+        with suppress(EmbedctlError):  # a folder that is no model is none that can be asked for
+            known.setdefault((local.protocol_of(folder), name), "pulled")
     own = price_list.own_text(settings.paths.price_file)
     for price in prices.load([(str(settings.paths.price_file), own)]).prices if own else ():
         if "*" not in (price.provider, price.model):
@@ -52,6 +57,7 @@ def _row(settings: Settings, book: PriceBook, provider: str, name: str, why: str
         costs = "free"
     lists = allow.lists(settings, settings.options.workspace)
     return {
+        "called": f"{provider}:{name}",
         "provider": provider,
         "model": name,
         "canonical": endpoint.canonical,

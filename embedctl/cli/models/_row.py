@@ -19,6 +19,7 @@ def row(model: ModelEntry, settings: Settings, book: PriceBook) -> dict[str, Any
     entry = ChainEntry(provider=model.provider, model=model.name, canonical=model.canonical)
     default = catalog.default_model(model.provider)
     return {
+        "called": model.id,
         "provider": model.provider,
         "model": model.name,
         "canonical": model.canonical,

@@ -32,7 +32,7 @@ def list_models(
     as_json: JsonFlag = False,
     config: ConfigFlag = None,
 ) -> None:
-    """Models the catalog knows and those of your own places, with width, limit, price, and whether they may be used."""
+    """Models of the catalog, of your own places, and pulled ones: width, limit, price, and whether they may be used."""
     from embedctl.cli._prices import price_book
     from embedctl.cli.models import _own
     from embedctl.cli.models._row import row

@@ -23,9 +23,10 @@ def pull(
 ) -> None:
     """Fetch a Hugging Face ONNX or model2vec model, to be used as onnx:OWNER/NAME or static:OWNER/NAME."""
     from embedctl.backends import hub
+    from embedctl.storage import hub_access
 
     loaded = settings.load(config=config)
-    pulled = hub.pull(name, loaded.paths.models, revision=revision, endpoint=loaded.environment.get("HF_ENDPOINT"))
+    pulled = hub.pull(name, loaded.paths.models, revision=revision, endpoint=hub_access.endpoint(loaded.environment))
     size = sum(path.stat().st_size for path in pulled.path.rglob("*") if path.is_file())
     if as_json:
         terminal.result(

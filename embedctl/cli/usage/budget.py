@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +15,7 @@ from embedctl.cli import _completion, _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli._groups import Group
 from embedctl.cli.usage._workspace import Workspace
-from embedctl.errors import BudgetReached, BudgetWarning
+from embedctl.errors import BudgetReached, BudgetWarning, WrongUsage, nearest
 from embedctl.settings.options import checked_name
 
 if TYPE_CHECKING:
@@ -98,6 +98,21 @@ def _with_batches(one: BudgetStatus, opened: _ledger.Opened) -> BudgetStatus:
     return replace(one, spent=replace(one.spent, at_risk=one.spent.at_risk + waiting.cost_at_risk))
 
 
+def _refuse_unknown(workspace: str, known: Collection[str]) -> None:
+    """A workspace that nothing knows of has no budget because its name is misspelt.
+
+    Raises:
+        WrongUsage: It stands neither in the ledger nor in the settings; the nearest that does is named.
+    """
+    checked_name(workspace, "workspace")
+    if workspace not in known:
+        close = nearest(workspace, known)
+        raise WrongUsage(
+            f"no workspace {workspace!r} is in the ledger or in the settings",
+            hint=f"did you mean {close}?" if close else f"known: {', '.join(sorted(known)[:10])}",
+        )
+
+
 def _print_standings(
     ledger: Path | None, config: Path | None, workspace: str | None, form: terminal.Format
 ) -> Sequence[BudgetStatus]:
@@ -109,6 +124,10 @@ def _print_standings(
     extra = budgets.configured(opened.settings.workspaces)
     with database.reader(opened.paths, now=opened.now) as connection:
         standings = budgets.standings(connection, extra, workspace=workspace, now=opened.now)
+        if workspace is not None and not standings:
+            known = {*opened.settings.workspaces, opened.settings.options.workspace, *budgets.workspaces(connection)}
+            _refuse_unknown(workspace, known)
+            notes.append(f"{workspace} has no budget: `embedctl usage budget set -w {workspace} --amount USD` sets one")
     standings = [_with_batches(one, opened) for one in standings]
     keys = ("workspace", "period", "amount", "spent", "at_risk", "remaining", "used", "action", "state")
     rows = [each.as_dict() for each in standings]

@@ -22,7 +22,8 @@ def diff(
         typer.Argument(help="An estimate that was saved: compare it with what was spent since.", metavar="[EST.json]"),
     ] = None,
     before: Annotated[
-        str | None, typer.Option("--from", metavar="RANGE", help="A word of --last, or SINCE..UNTIL.")
+        str | None,
+        typer.Option("--from", metavar="RANGE", help="A word of --last, 2026-10, or SINCE..UNTIL."),
     ] = None,
     after: Annotated[str | None, typer.Option("--to", metavar="RANGE", help="The same, to compare with it.")] = None,
     by: Annotated[

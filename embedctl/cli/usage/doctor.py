@@ -24,6 +24,7 @@ def doctor(
     from embedctl.runs.registry import RunRegistry
 
     opened = _ledger.opened(ledger, config)
+    _ledger.refuse_missing(opened)
     runs = RunRegistry(opened.settings.paths.runs)
     states = {run.folder for run in runs.all()}
     with database.reader(opened.paths, now=opened.now) as connection:

@@ -44,7 +44,7 @@ def export(
     """Write the ledger's events in a format of others. Days are UTC."""
     from embedctl.ledger import database, periods
     from embedctl.reports import focus
-    from embedctl.reports.report import ReportQuery
+    from embedctl.reports.query import ReportQuery, refuse_unknown_names
 
     named.check_format(output, form)
     named.check_free(output, overwrite=overwrite)
@@ -56,6 +56,7 @@ def export(
         only={"workspace": workspace} if workspace else {},
     )
     with database.reader(opened.paths, now=opened.now) as connection:
+        refuse_unknown_names(connection, question)
         written = focus.export(
             connection, question, output, form, overwrite=overwrite, priced_only=priced_only, version=focus_version
         )

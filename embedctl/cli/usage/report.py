@@ -114,6 +114,9 @@ def _report(by: list[str], given: dict[str, Any]) -> None:
     opened = _ledger.opened(given["ledger"], given["config"])
     question = _question(by, given, opened)
     notes = [] if given["no_ingest"] else _ledger.take_in(opened)
+    _ledger.refuse_missing(opened)
+    if not opened.paths.database.exists():
+        notes.append(f"there is no ledger yet: {opened.paths.database} comes with the first run")
     mine = str(opened.paths.database.absolute())
     waiting = pending(opened.settings.paths, question.only.get("workspace", ()), ledger=mine)
     notes += [waiting.sentence()] if waiting else []

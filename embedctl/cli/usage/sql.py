@@ -27,15 +27,11 @@ def sql(
     config: ConfigFlag = None,
 ) -> None:
     """Ask the ledger in SQL: read only, without files or network, with a time and memory limit."""
-    from embedctl.ledger import database
     from embedctl.ledger.query import ask
 
     opened = _ledger.opened(ledger, config)
     for note in _ledger.take_in(opened):
         terminal.warning(note)
-    if not opened.paths.database.exists():
-        with database.reader(opened.paths, now=opened.now):
-            pass
     answer = ask(opened.paths, query, rows=rows, timeout_s=timeout, memory_mb=memory)
     named = [dict(zip(map(str, range(len(row))), row, strict=True)) for row in answer.rows]
     terminal.table(

@@ -44,8 +44,13 @@ def info(
 
 
 def _cost(output: About, config: Path | None, ledger: Path | None) -> dict[str, Any]:
-    """What the ledger says of the operations that bought the vectors; nulls where it says nothing."""
+    """What the ledger says of the operations that bought the vectors; nulls where it says nothing.
+
+    Raises:
+        InputMissing: As `_ledger.refuse_missing`.
+    """
     opened = _ledger.opened(ledger, config)
+    _ledger.refuse_missing(opened)
     money: dict[str, Any] = {"cost": None, "cost_is_lower_bound": True}
     if not output.operations or not opened.paths.database.exists():
         return money
