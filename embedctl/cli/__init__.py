@@ -6,6 +6,7 @@ are imported when they are called: `--help` imports none of them, and `usage rep
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys

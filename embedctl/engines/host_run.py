@@ -9,6 +9,7 @@ How workers are started and heard is the engine's: `_run_workers`.
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -162,7 +163,7 @@ class HostRun(StoreRun, ABC):
         )
 
     def _shared_limits(self, money: Reservations) -> SharedLimits:
-        limiter = limiters(self._observer, self._options.max_wait)
+        limiter = limiters(self._observer, self._options.max_wait, time.monotonic)
         return SharedLimits(money, limiter, workers=self._options.workers, counted=self._counted)
 
     def _shard_of_dead(self, plan: StorePlan, worker: str) -> str:

@@ -88,7 +88,7 @@ class KeptActor:
         self._count_what_was_set_aside()
         purse = None if kept.shared is None else SharedBudget(*kept.shared)
         money = Reservations(_free, kept.limits, self, purse, also=kept.also)
-        limiter = limiters(self, kept.longest_gate_s)
+        limiter = limiters(self, kept.longest_gate_s, time.monotonic)
         self._limits = SharedLimits(money, limiter, workers=kept.workers, counted=kept.counted)
         for run in self._runs:
             self._limits.join(run)  # what it has spent is in what was set aside

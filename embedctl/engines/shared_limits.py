@@ -11,7 +11,6 @@ which survive JSON. Who asks gives each question a ticket, a number of its own, 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import field, replace
@@ -35,13 +34,14 @@ Answer = dict[str, Any]
 _T = TypeVar("_T")
 
 
-def limiters(observer: Observer, longest_gate_s: float) -> MakeLimiter:
+def limiters(observer: Observer, longest_gate_s: float, clock: Callable[[], float]) -> MakeLimiter:
     """Makes limiters that tell an observer when requests wait for long, once per wait.
 
     Args:
         longest_gate_s: `--max-wait`.
+        clock: Monotonic seconds.
     """
-    waits = Waits(observer, time.monotonic)
+    waits = Waits(observer, clock)
 
     def made(name: str, limits: RateLimits) -> AdaptiveLimiter:
         waiting = partial(waits.say, name, "held back by its rate limit")
