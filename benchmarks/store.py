@@ -127,7 +127,7 @@ class Bench:
         rows, latency_ms, concurrency = setting
         number = next(self.numbers)
         self.provider.ask(f"config?latency_ms={latency_ms}")
-        self.store.ask(f"-/config?delay_ms={put_ms or 0}")
+        self.store.ask(f"-/config?delay_ms={put_ms or 0}&keep_bytes=100000")
         self.store.ask("-/reset")
         environment = {
             "PATH": os.environ["PATH"], "HOME": str(self.folder), "EMBEDCTL_HOME": str(self.folder / f"home{number}"),
