@@ -709,6 +709,7 @@ _LEFT_OUT = {
     "binary": "binary",
     "link_outside": "behind a link that leads out",
     "unreadable": "unreadable",
+    "odd_name": "whose names cannot be read",
 }
 
 
