@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 from embedctl.errors import EmbedctlError, ModelChanged, StorageFailed, WrongUsage
 
 if TYPE_CHECKING:
+    from io import TextIOWrapper
+
     from embedctl.records import Event, Observer, Waiting
     from embedctl.runs.estimate import Estimate
     from embedctl.runs.receipt import Receipt, Unfinished
@@ -70,8 +72,9 @@ def out(text: str) -> None:
     try:
         try:
             sys.stdout.write(text)
-        except UnicodeEncodeError:  # a path that is no UTF-8: its own bytes
-            sys.stdout.buffer.write(os.fsencode(text))
+        except UnicodeEncodeError:  # a path that is no UTF-8: its own bytes; a stream that takes less than UTF-8 does
+            cast("TextIOWrapper", sys.stdout).reconfigure(encoding="utf-8", errors="surrogateescape")
+            sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         raise
