@@ -9,13 +9,13 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
 
 from embedctl import __version__
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, Locked, install_command
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.runs.pending import pending

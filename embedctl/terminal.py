@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
@@ -20,6 +20,7 @@ from itertools import zip_longest
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, ModelChanged, StorageFailed, WrongUsage
 
 if TYPE_CHECKING:

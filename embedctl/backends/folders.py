@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid
 from embedctl.records import expanded
 

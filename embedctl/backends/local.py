@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 from embedctl.backends.folders import Folder
@@ -61,9 +62,11 @@ def read(protocol: str, path: Path) -> Folder:
         raise
 
 
-@cache
+_LOADING = Lock()
+
+
 def load(protocol: str, folder: Path | None, max_tokens: int | None) -> LocalModel:
-    """A model, loaded once per process.
+    """A model, loaded once per process: who asks while another thread loads it waits for that one.
 
     Args:
         folder: None: the bundled one.
@@ -71,6 +74,12 @@ def load(protocol: str, folder: Path | None, max_tokens: int | None) -> LocalMod
     Raises:
         ConfigurationInvalid: The bundled one is damaged, or the folder holds no model.
     """
+    with _LOADING:
+        return _loaded(protocol, folder, max_tokens)
+
+
+@cache
+def _loaded(protocol: str, folder: Path | None, max_tokens: int | None) -> LocalModel:
     if protocol == "static" and folder is not None:
         from embedctl.backends.static.static_model import StaticModel
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from embedctl import storage
 from embedctl.budgets.reservations import Reservations, SpendLimit, UnitPrice, reached
 from embedctl.budgets.shared import SharedBudget, Sums
+from embedctl.dataclass import dataclass
 from embedctl.errors import Locked, OutputRefused, WrongUsage
 from embedctl.journal import Trust, recover
 from embedctl.journal.batches import known

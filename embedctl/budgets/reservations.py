@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_UP, Decimal
 from functools import partial
 from typing import Any
 
 from embedctl.budgets.shared import SharedBudget
+from embedctl.dataclass import dataclass
 from embedctl.embedding import usage
 from embedctl.errors import BudgetReached
 from embedctl.ledger.prices.price import cost

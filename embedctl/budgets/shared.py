@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import StorageFailed
 from embedctl.storage import locks
 

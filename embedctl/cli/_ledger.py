@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from embedctl import settings, terminal
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, InputMissing, Locked, WrongUsage, nearest
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.records import utc_now

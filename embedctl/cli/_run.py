@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +17,7 @@ import typer
 
 from embedctl import terminal
 from embedctl.cli._progress import ProgressDisplay
+from embedctl.dataclass import dataclass
 from embedctl.errors import BatchesPending, Interrupted, Terminated, WrongUsage
 from embedctl.telemetry.watching import watched
 
@@ -85,11 +85,17 @@ def execute(
     shown = talk.progress and not talk.quiet and not (kind == "stream" and sys.stdout.isatty())
     with ProgressDisplay(shown=shown) as display:
         from embedctl import settings  # who waits for these sees that something is done
-        from embedctl.runs.job import JobRequest
 
         loaded = settings.load(flags=flags, job=job_options, config=config, ledger=ledger)
         if loaded.misplaced and not talk.quiet:
             terminal.warning(loaded.misplaced)
+        alone = loaded.options.workers == 1 and loaded.options.engine == "local"  # else workers load, and watch
+        if alone and not dry_run and not (output is not None and output.exists()):
+            from embedctl.runs import ahead
+
+            ahead.load_model(loaded)
+        from embedctl.runs.job import JobRequest
+
         store = _store(loaded, output) if kind == "folder" and output is not None else None
         job = JobRequest(
             settings=loaded,
@@ -112,10 +118,9 @@ def execute(
             estimate, receipt = _run(job, observer).estimate(), None
         else:
             watch = ExitStack()
-            alone = (
-                loaded.options.workers == 1 and loaded.options.engine == "local"
-            )  # else each worker has a collector of its own
-            run = _run(job, watch.enter_context(watched(loaded, observer)) if alone else observer)
+            run = _run(
+                job, watch.enter_context(watched(loaded, observer)) if alone else observer
+            )  # workers have collectors of their own
             with _signals(run, display), watch:
                 estimate, receipt = None, run.execute(asyncio.run)
     if estimate is not None:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from embedctl.cli import _allocator
 from embedctl.cli._flags import ConfigFlag, LedgerFlag, with_options
 from embedctl.cli._help import GroupedFlags
 from embedctl.errors import WrongUsage
+from embedctl.runs import memory
 
 app = typer.Typer()
 
@@ -54,7 +54,7 @@ def embed(
 
     Without a model this runs offline, with the bundled one, and costs nothing.
     """
-    _allocator.keep_memory()
+    memory.keep_memory()
     from embedctl.cli._run import Talk, default_name, execute
     from embedctl.storage import named
 

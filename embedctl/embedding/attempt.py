@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.backends import local
+from embedctl.dataclass import dataclass
 from embedctl.embedding import checks, usage, usage_events
 from embedctl.embedding.leg import Leg
 from embedctl.embedding.route import Route
@@ -126,7 +127,7 @@ class Attempt:
             event = None
             try:
                 self._proceed()
-                with leg.admitted(self._clock, isolating=operation.isolating):
+                with leg.admitted(self._clock, isolating=operation.isolating, subject=request.subject):
                     operation.asked_base64 = leg.state.asks_base64 and not operation.floats
                     message = _message(leg.endpoint, request, base64=operation.asked_base64)
                     operation.attempts += 1

@@ -14,10 +14,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from uuid import UUID
 
+from embedctl.dataclass import dataclass
 from embedctl.embedding import batch_lines, usage
 from embedctl.embedding.batch_calls import BatchCalls
 from embedctl.embedding.batch_collector import BatchCollector, BatchSpendGuard, Collected, OpenBatch

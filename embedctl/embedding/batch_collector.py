@@ -10,11 +10,12 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
+from embedctl.dataclass import dataclass
 from embedctl.embedding import batch_lines, checks
 from embedctl.embedding.attempt import SpendGuard
 from embedctl.embedding.batch_calls import BatchCalls, NoFileYetError

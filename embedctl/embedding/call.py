@@ -12,12 +12,13 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl.dataclass import dataclass
 from embedctl.embedding.attempt import Attempt, AttemptRecord, Operation, SpendGuard
 from embedctl.embedding.endpoint_state import NotAdmittedError
 from embedctl.embedding.leg import Leg
@@ -197,7 +198,8 @@ class _Call:
         """What became of every text, in order."""
         operation, done = Operation(WaitBudget()), _Answered([])
         while True:
-            leg = await self._router.next(self._route, self._probe, operation.wait_budget)
+            subject = done.rest_of(request).subject
+            leg = await self._router.next(self._route, self._probe, operation.wait_budget, subject)
             try:
                 await self.look(leg)
                 if self._route.canary is not None and request.purpose != "test":
@@ -208,7 +210,7 @@ class _Call:
                 if not isinstance(error, ProviderError):
                     raise error from None
                 operation.isolating = operation.floats = False  # that was between this request and this endpoint
-                if self._router.leave(leg, left.step):
+                if self._router.leave(leg, left.step, done.rest_of(request).subject):
                     self._observer.notify(GaveUp(leg.endpoint.id, error.message))
                 if self._is_spent:
                     raise error from None
@@ -257,7 +259,7 @@ class _Call:
             try:
                 answer, ref = await self._attempt.once(leg, operation, request)
             except NotAdmittedError as refused:
-                raise _LeftError(Step(remedy=Remedy.GIVE_UP, error=refused.error)) from None
+                raise _LeftError(Step(remedy=Remedy.WAIT, error=refused.error)) from None
             except ProviderError as error:
                 failure = error
                 failure.provider = failure.provider or leg.endpoint.provider

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl.dataclass import dataclass
 from embedctl.embedding.model_change import RANKED_TEXTS, SAME_COSINE, Difference, compare, ranks_agree
 from embedctl.errors import BegunAnew, EmbedctlError, ModelChanged, ProviderError, SpaceMismatch
 from embedctl.records import Observer, Space, Warned, utc_now

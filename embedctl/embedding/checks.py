@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import AnswerUnshaped, AnswerUnusable, SpaceMismatch
 from embedctl.providers._contract import WireAnswer
 from embedctl.routing.endpoint import Endpoint

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
+from embedctl.dataclass import dataclass
 from embedctl.embedding.checks import AnswerIdentity
 from embedctl.embedding.machine_time import MachineTime
 from embedctl.embedding.usage import CountTrust
@@ -67,18 +68,19 @@ class EndpointState:
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @contextmanager
-    def admitted(self, clock: Callable[[], float], *, isolating: bool) -> Iterator[None]:
+    def admitted(self, clock: Callable[[], float], *, isolating: bool, subject: int | None = None) -> Iterator[None]:
         """A pass of the breaker for one attempt, which ends with the block, however that ends.
 
         Args:
+            subject: Of the input: `Request.subject`.
             isolating: A text of the request is known to be bad: its failures say nothing about the server.
 
         Raises:
             NotAdmittedError: There is none now.
         """
-        ticket = self.breaker.admit(clock())
+        ticket = self.breaker.admit(clock(), subject)
         if ticket is None:
-            raise NotAdmittedError(self.breaker.refusal(clock()))
+            raise NotAdmittedError(self.breaker.refusal(clock(), subject))
         well = self.successes > 0 and self.breaker.state(clock()) is State.CLOSED
         try:
             yield

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
+from embedctl.dataclass import dataclass
 from embedctl.embedding.endpoint_state import EndpointState, NotAdmittedError
 from embedctl.errors import ProviderError
 from embedctl.routing.endpoint import Endpoint
@@ -29,7 +29,9 @@ class Leg:
     given_up: ProviderError | None = None
     asked_limits: bool = False
 
-    def admitted(self, clock: Callable[[], float], *, isolating: bool) -> AbstractContextManager[None]:
+    def admitted(
+        self, clock: Callable[[], float], *, isolating: bool, subject: int | None = None
+    ) -> AbstractContextManager[None]:
         """A pass of the breaker for one attempt; see `EndpointState.admitted`.
 
         Raises:
@@ -37,7 +39,7 @@ class Leg:
         """
         if self.given_up is not None:
             raise NotAdmittedError(self.given_up)
-        return self.state.admitted(clock, isolating=isolating)
+        return self.state.admitted(clock, isolating=isolating, subject=subject)
 
     def probing(self, now: float) -> bool:
         """Whether one request is under way that will tell whether it serves again."""

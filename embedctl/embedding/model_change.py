@@ -7,10 +7,11 @@ or of whole layers, is above 0.99999; eight bits of the weights, another pooling
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from embedctl.dataclass import dataclass
 
 SAME_COSINE = 0.999
 DOUBTFUL_COSINE = 0.97

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from embedctl.dataclass import dataclass
 from embedctl.embedding.canary import CanaryWatch
 from embedctl.embedding.leg import Leg
 from embedctl.embedding.space_probe import SpaceProbe

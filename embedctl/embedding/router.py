@@ -26,13 +26,14 @@ from embedctl.errors import (
     AnswerUnusable,
     EmbedctlError,
     ProviderError,
+    Remedy,
     ServerFailed,
     SpaceMismatch,
     Throttled,
 )
 from embedctl.records import UNOBSERVED, FellBack, LimitLearned, Limits, Observer, Space, UsageEvent, format_duration
 from embedctl.routing import fallback
-from embedctl.routing.breaker import Breaker, Snapshot, Thresholds
+from embedctl.routing.breaker import Breaker, Snapshot, State, Thresholds
 from embedctl.routing.chain import FallbackChain
 from embedctl.routing.circuits import Circuits
 from embedctl.routing.endpoint import Endpoint
@@ -242,15 +243,18 @@ class Router:
         route.limits_changed(self.limits(route))
         return leg.endpoint
 
-    async def next(self, route: Route, probe: Probe, wait_budget: WaitBudget) -> Leg:
+    async def next(self, route: Route, probe: Probe, wait_budget: WaitBudget, subject: int | None = None) -> Leg:
         """The endpoint to ask now; waits for one, `max_wait` at most.
+
+        Args:
+            subject: Of the request: `Request.subject`.
 
         Raises:
             ProviderError: All of them are dead; the gravest cause.
             NoProviderNow: One is back later than `max_wait`.
         """
         while True:
-            chosen = self._choose(route)
+            chosen = self._choose(route, subject)
             if isinstance(chosen, Leg):
                 chosen.state.asked_although_held |= self.memory.held(chosen.endpoint)[0] > 0
                 if chosen.proven or await route.space_probe.given(route.legs, route.space, chosen, probe):
@@ -325,27 +329,27 @@ class Router:
             return last[0]
         return nobody.error
 
-    def _choose(self, route: Route) -> Leg | Nobody:
+    def _choose(self, route: Route, subject: int | None) -> Leg | Nobody:
         by_entry: dict[ChainEntry, Leg] = {}
         for leg in route.legs:
             by_entry.setdefault(leg.endpoint.in_chain, leg)
         fitting, strangers = fallback.fitting(
             list(by_entry), route.mode, output_space_id=route.space.space_id if route.space else None
         )
-        available = {entry: self._availability(by_entry[entry]) for entry in fitting}
+        available = {entry: self._availability(by_entry[entry], subject) for entry in fitting}
         chosen = fallback.choose(fitting, available, left_out=[*route.chain.left_out, *strangers])
         return chosen if isinstance(chosen, Nobody) else by_entry[chosen]
 
-    def _availability(self, leg: Leg) -> Availability:
+    def _availability(self, leg: Leg, subject: int | None) -> Availability:
         now = self._clock()
         dead = leg.given_up or leg.state.breaker.dead(now)
         if dead is not None:
             return Availability(dead=dead)
         held, reason = self.memory.held(leg.endpoint)
-        ready = leg.state.breaker.ready_in(now) or 0.0
+        ready = leg.state.breaker.ready_in(now, subject) or 0.0
         if held > ready:
             return Availability(ready_in_s=held, probe=not leg.state.asked_although_held, reason=reason)
-        return Availability(ready_in_s=ready, reason=leg.state.breaker.reason or "")
+        return Availability(ready_in_s=ready, reason=leg.state.breaker.reason_for(now, subject) or "")
 
     def paced(self, leg: Leg) -> None:
         """An attempt ended: its endpoint may allow another pace than before."""
@@ -375,13 +379,21 @@ class Router:
         leg.state.asks_base64 = False
         self.memory.only_floats(leg.endpoint)
 
-    def leave(self, leg: Leg, step: Step) -> bool:
-        """Give an endpoint up for this route, or (an open breaker) for a while. Whether that is news."""
+    def leave(self, leg: Leg, step: Step, subject: int | None = None) -> bool:
+        """Give an endpoint up for this route, or (an open breaker) for a while. Whether that is news.
+
+        Args:
+            step: With WAIT nothing was sent: the breaker did not let it.
+            subject: Of the request: `Request.subject`.
+        """
         error = step.error
         if not isinstance(error, ProviderError) or leg.given_up is not None:
             return False
         if error.word == "circuit_open":
-            leg.state.breaker.trip(error, self._clock())
+            if step.remedy is Remedy.GIVE_UP:
+                leg.state.breaker.trip(error, self._clock(), subject)
+            elif subject is not None and leg.state.breaker.state(self._clock()) is State.CLOSED:
+                leg.state.breaker.put_off(subject, error, self._clock())  # a part of it is
             if leg.state.successes == 0 and leg.state.last_error is not None:
                 leg.given_up = leg.state.last_error  # it has not answered once in this run: waiting is for the next one
             self._wake()

@@ -6,10 +6,10 @@ Rules: design.md 8, facts/accounting.md 2.4 (2026-11-21).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 from embedctl import tokens as tokenizers
+from embedctl.dataclass import dataclass
 from embedctl.records import Request, Usage
 from embedctl.routing.endpoint import Endpoint
 

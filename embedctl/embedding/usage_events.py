@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from embedctl import __version__
+from embedctl.dataclass import dataclass
 from embedctl.embedding import usage
 from embedctl.errors import AnswerLost, EmbedctlError, ProviderError
 from embedctl.ledger.prices.price import cost, most_believed

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WorkersDied
 from embedctl.records import Event, Phase, Progressed, RowCounts, ShardBegan, ShardEnded
 

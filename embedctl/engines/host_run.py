@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from embedctl.budgets.reservations import Reservations
 from embedctl.engines.crew import Crew
-from embedctl.engines.shared_limits import SharedLimits
+from embedctl.engines.shared_limits import SharedLimits, limiters
 from embedctl.errors import EmbedctlError, ShardsHeld, WrongUsage
 from embedctl.journal.shard_log import ShardLog
 from embedctl.planning.shards import Shard
@@ -31,9 +31,6 @@ from embedctl.records import (
     ShardEnded,
     Warned,
 )
-from embedctl.routing.limiter import AdaptiveLimiter
-from embedctl.routing.rate_limit import RateLimits
-from embedctl.routing.waits import Waits
 from embedctl.runs import store_plan, wiring
 from embedctl.runs.run import JobWork
 from embedctl.runs.store_plan import StorePlan
@@ -166,14 +163,7 @@ class HostRun(StoreRun, ABC):
         )
 
     def _shared_limits(self, money: Reservations) -> SharedLimits:
-        waits = Waits(self._observer, time.monotonic)
-
-        def limiter(name: str, limits: RateLimits) -> AdaptiveLimiter:
-            def waiting(seconds: float) -> None:
-                waits.say(name, "held back by its rate limit", seconds)
-
-            return AdaptiveLimiter(limits, longest_gate_s=self._options.max_wait, waiting=waiting)
-
+        limiter = limiters(self._observer, self._options.max_wait, time.monotonic)
         return SharedLimits(money, limiter, workers=self._options.workers, counted=self._counted)
 
     def _shard_of_dead(self, plan: StorePlan, worker: str) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.runs.job import JobRequest
 
 

@@ -9,10 +9,10 @@ import socket
 import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from embedctl.budgets.reservations import Reservations
+from embedctl.dataclass import dataclass
 from embedctl.engines.host_run import HostRun
 from embedctl.engines.packed_job import packed
 from embedctl.engines.process_line import Frames, framed

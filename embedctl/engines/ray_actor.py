@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,9 @@ import orjson
 
 from embedctl.budgets.reservations import Reservations, SpendLimit
 from embedctl.budgets.shared import SharedBudget
-from embedctl.engines.shared_limits import SharedLimits
-from embedctl.records import Event, Waiting
-from embedctl.routing.limiter import AdaptiveLimiter
-from embedctl.routing.rate_limit import RateLimits
+from embedctl.dataclass import dataclass
+from embedctl.engines.shared_limits import SharedLimits, limiters
+from embedctl.records import Event
 
 BUDGET_FILE = "budget.json"
 
@@ -90,19 +88,10 @@ class KeptActor:
         self._count_what_was_set_aside()
         purse = None if kept.shared is None else SharedBudget(*kept.shared)
         money = Reservations(_free, kept.limits, self, purse, also=kept.also)
-        limiter = self._limiter(kept.longest_gate_s)
+        limiter = limiters(self, kept.longest_gate_s, time.monotonic)
         self._limits = SharedLimits(money, limiter, workers=kept.workers, counted=kept.counted)
         for run in self._runs:
             self._limits.join(run)  # what it has spent is in what was set aside
-
-    def _limiter(self, longest_gate_s: float) -> Callable[[str, RateLimits], AdaptiveLimiter]:
-        def made(name: str, limits: RateLimits) -> AdaptiveLimiter:
-            def waiting(seconds: float) -> None:
-                self.notify(Waiting(name, "held back by its rate limit", seconds))
-
-            return AdaptiveLimiter(limits, longest_gate_s=longest_gate_s, waiting=waiting)
-
-        return made
 
     # workers
 

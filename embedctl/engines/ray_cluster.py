@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -18,12 +19,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
-from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 from embedctl import __version__
+from embedctl.dataclass import dataclass
 from embedctl.engines.ray_actor import KeptLimits
 from embedctl.errors import (
     ConfigurationInvalid,
@@ -130,15 +131,21 @@ def _not_joined(address: str, problem: BaseException, printed: str) -> EmbedctlE
         one = one.__cause__ or one.__context__
     for reason in reasons:
         if "ersion mismatch" in reason:
-            versions = [line.strip() for line in reason.splitlines() if "Python:" in line or "Ray:" in line]
+            there, here = [*_versions(reason), "", ""][:2]
+            which = f"it has {there}, this machine {here}" if here else reason.splitlines()[0]
             return ConfigurationInvalid(
-                f"the Ray cluster at {address} is of another version: {'; '.join(versions) or reason.splitlines()[0]}",
+                f"the Ray cluster at {address} is of another version: {which}",
                 hint="install the same versions of Ray and Python on all machines",
             )
     first = next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
     if address == "local":
         return RayUnreachable(f"Ray does not start: {first[:300]}", hint="try `ray start --head` to see why")
     return _unreachable(address, first[:300])
+
+
+def _versions(reason: str) -> list[str]:
+    """Those of the cluster and of this process, as Ray's refusal names them in turn."""
+    return [f"Ray {ray} and Python {python}" for ray, python in re.findall(r"Ray: (\S+)\s+Python: (\S+)", reason)]
 
 
 def _unreachable(address: str, why: str) -> RayUnreachable:

@@ -11,11 +11,12 @@ import asyncio
 import pickle
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from embedctl import inputs
 from embedctl.budgets.reservations import Reservations
+from embedctl.dataclass import dataclass
 from embedctl.engines import ray_cluster, ray_worker
 from embedctl.engines.host_run import EVERY_S, HostRun
 from embedctl.engines.ray_actor import Joined, KeptLimits

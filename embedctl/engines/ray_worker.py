@@ -13,11 +13,12 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.engines.leases import LimitsLine
 from embedctl.engines.packed_job import packed, unpacked
 from embedctl.engines.process_line import portable
@@ -25,6 +26,7 @@ from embedctl.engines.worker_run import EVERY_S, Reports, WorkerRun, signals
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, Terminated
 from embedctl.journal.rescue import LOCK
 from embedctl.records import uuid7
+from embedctl.runs import memory
 from embedctl.runs.job import JobRequest
 from embedctl.settings import LEDGER_NAME, Paths, ProviderSettings, Settings, home_of
 from embedctl.storage import DISK, locks
@@ -123,6 +125,8 @@ def work(number: int, content: bytes, open_line: Callable[[str], WorkerLine]) ->
     Returns:
         `host` where it ran, and `error`, pickled, with which it has ended; None: nothing was left to do.
     """
+    memory.collect_seldom()
+    memory.keep_memory()
     error: EmbedctlError | None = None
     try:
         with _job(pickle.loads(content)) as job:  # noqa: S301 - of the command, as this code is

@@ -13,21 +13,41 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from decimal import Decimal
+from functools import partial
 from typing import Any, TypeVar
 
 from embedctl.budgets.reservations import Reservation, Reservations
+from embedctl.dataclass import dataclass
 from embedctl.errors import AnswerLost, BudgetReached, NotSent, Throttled
 from embedctl.providers._rate_headers import Rates
+from embedctl.records import Observer
 from embedctl.routing.limiter import AdaptiveLimiter, Permit
 from embedctl.routing.rate_limit import RateLimits
+from embedctl.routing.waits import Waits
 
 MakeLimiter = Callable[[str, RateLimits], AdaptiveLimiter]
 """(provider and model, limits) → the limiter of all requests to an endpoint."""
 
 Answer = dict[str, Any]
 _T = TypeVar("_T")
+
+
+def limiters(observer: Observer, longest_gate_s: float, clock: Callable[[], float]) -> MakeLimiter:
+    """Makes limiters that tell an observer when requests wait for long, once per wait.
+
+    Args:
+        longest_gate_s: `--max-wait`.
+        clock: Monotonic seconds.
+    """
+    waits = Waits(observer, clock)
+
+    def made(name: str, limits: RateLimits) -> AdaptiveLimiter:
+        waiting = partial(waits.say, name, "held back by its rate limit")
+        return AdaptiveLimiter(limits, longest_gate_s=longest_gate_s, waiting=waiting)
+
+    return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 from embedctl.budgets.limits import check_priced
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.providers.catalog import ModelEntry

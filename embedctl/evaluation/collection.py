@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from embedctl import inputs
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid, WrongUsage
 from embedctl.evaluation.queries import Item
 from embedctl.records import is_blank

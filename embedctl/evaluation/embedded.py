@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl import inputs, tokens
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid, InvariantBroken
 from embedctl.evaluation.candidates import Candidate, with_cap
 from embedctl.evaluation.queries import Item, QuerySet, Question

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid
 from embedctl.evaluation.duplicates import first_alike, nearly_alike
 from embedctl.evaluation.words import normalized

@@ -6,12 +6,12 @@ Written out, because each is a line; tests compare them with trec_eval and with 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl.dataclass import dataclass
 from embedctl.evaluation.queries import Question
 
 RESAMPLES = 1000

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
+from embedctl.dataclass import dataclass
 from embedctl.records import RowId
 from embedctl.storage.store import Store
 from embedctl.storage.stores import Stores

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import pyarrow as pa
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid, WrongUsage, nearest
 from embedctl.inputs import template as templates
 from embedctl.inputs.block import ReadOptions

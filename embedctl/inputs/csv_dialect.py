@@ -11,11 +11,11 @@ import csv
 import io
 import re
 from collections import Counter
-from dataclasses import dataclass
 
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid, WrongUsage
 from embedctl.inputs.block import ReadOptions
 from embedctl.inputs.columns import ID_NAMES, TEXT_NAMES

@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from embedctl.dataclass import dataclass
 
 PIECE_BYTES = 2 << 20
 """About so many bytes are parsed together."""

@@ -7,12 +7,12 @@ sent, that has gone through the whole file once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputChanged, InputInvalid
 from embedctl.inputs import csv_dialect, csv_structure, text
 from embedctl.inputs.block import Block, InputFile, ReadOptions, Reason, pieces

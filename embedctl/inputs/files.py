@@ -13,13 +13,14 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, InputInvalid, InputMissing, StorageFailed, WrongUsage
 from embedctl.inputs import kinds, raw, stored
 from embedctl.inputs.block import InputFile, ReadOptions, StoredInput

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import chain
 from math import isfinite
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid
 from embedctl.inputs import row_ids
 from embedctl.inputs.block import Block, InputFile, ReadOptions, Reason, pieces

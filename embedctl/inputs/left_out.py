@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Literal
+
+from embedctl.dataclass import dataclass
 
 Why = Literal["other_kind", "other_format", "binary", "link_outside", "unreadable"]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from operator import itemgetter
 from typing import Any
 
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid
 from embedctl.inputs import decoding, json_numbers, raw, text
 from embedctl.inputs.block import ROWS_PER_BLOCK, InputFile, ReadOptions, Reason

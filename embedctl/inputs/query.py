@@ -15,13 +15,14 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 import pyarrow as pa
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid, InputMissing, Locked, StorageFailed, WrongUsage
 from embedctl.inputs import arrow_rows
 from embedctl.inputs.block import Block, ReadOptions

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, InputChanged, InputInvalid, WrongUsage
 from embedctl.inputs import columns as read_columns
 from embedctl.inputs import csv_dialect, formats, parquet, row_bytes, text, widening

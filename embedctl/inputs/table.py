@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, InputInvalid, InputMissing
 from embedctl.inputs.block import InputFile
 

@@ -3,12 +3,13 @@ r"""The text of a row made of several columns: `--text-column title,body`, or `-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 from embedctl.inputs.block import Block, Reason
 from embedctl.inputs.row_ids import can_be_id, printed

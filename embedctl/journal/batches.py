@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from decimal import Decimal
 from hashlib import blake2b
 from itertools import accumulate
@@ -22,6 +22,7 @@ from uuid import UUID
 
 import msgspec
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import Locked, StorageFailed
 from embedctl.journal import frames
 from embedctl.journal.frames import Begun, Keyed, Scan, Step

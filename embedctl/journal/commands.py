@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from uuid import UUID
 
+from embedctl.dataclass import dataclass
 from embedctl.journal.frames import Draft
 from embedctl.records import UsageEvent, VectorRef
 

@@ -33,12 +33,13 @@ import socket
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InvariantBroken
 from embedctl.records import TEXT_HASH_BYTES, UsageEvent
 

@@ -12,12 +12,13 @@ import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import StorageFailed
 from embedctl.journal import frames
 from embedctl.journal.frames import FileKind, Frame, Gap, Keyed, Scan

@@ -12,11 +12,12 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import StorageFailed
 from embedctl.journal import frames, old_frames
 from embedctl.journal.frames import Begun, Draft, FileKind, Keyed, Placed, Step

@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
 
 from embedctl import __version__
+from embedctl.dataclass import dataclass
 from embedctl.errors import InvariantBroken, ShardLost, StorageFailed, StoreUnreachable
 from embedctl.journal import frames
 from embedctl.records import utc_now, uuid7
@@ -165,6 +165,7 @@ class ShardLog:
         self._clock = clock
         self._lane = threading.RLock()
         self._next = 0
+        self._is_new = False
         self._said_at = clock()
         self._lost: ShardLost | None = None
         self._ended = threading.Event()
@@ -174,6 +175,11 @@ class ShardLog:
     def is_lost(self) -> bool:
         """Whether another worker has it."""
         return self._lost is not None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nobody had the shard before: there is nothing of others."""
+        return self._is_new
 
     @property
     def end(self) -> int:
@@ -192,7 +198,7 @@ class ShardLog:
         began = self._clock()
         if not self._put(number, about):
             return False
-        self._next, self._said_at = number + 1, began
+        self._next, self._said_at, self._is_new = number + 1, began, number == 0
         return True
 
     def append(self, about: Mapping[str, Any], body: bytes = b"") -> None:
@@ -217,7 +223,7 @@ class ShardLog:
         if self._lost is not None:
             raise ShardLost(self._lost.message, hint=self._lost.hint)
 
-    def put_beside(self, name: str, content: bytes) -> None:
+    def put_beside(self, name: str, content: bytes | memoryview) -> None:
         """Put what only serves the work on the shard, under a name that nobody else can have.
 
         Raises:

@@ -1,7 +1,8 @@
 """A journal's files on their way to a store: nothing is sent before its intent is there.
 
 Two lanes that do not wait for each other. Intents go as entries of the shard's log, before their requests are sent;
-answers go as they are written, one object at a time, with what came meanwhile. The files themselves stay on this disk,
+answers go as they are written, a few objects at a time, none of which waits for the one before; what counts as there
+has nothing missing before it. The files themselves stay on this disk,
 which may vanish: parts are made from them. Nothing is synced here, for the store is what lasts; where it is a folder
 of the same disk, the file of answers is itself the object, and nothing is written twice.
 """
@@ -9,15 +10,18 @@ of the same disk, the file of answers is itself the object, and nothing is writt
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, StorageFailed
 from embedctl.journal import frames
 from embedctl.journal.segments import ANSWERS, INTENTS
@@ -25,14 +29,20 @@ from embedctl.journal.shard_log import Entry, ShardLog
 from embedctl.records import VectorRef
 from embedctl.storage import Buffer, Disk
 
-MOST_AT_ONCE = 16 << 20
+MOST_AT_ONCE = 8 << 20
 """Bytes of one object with answers."""
+
+UPLOADS = 4
+"""Objects with answers that are on their way at the same time."""
 
 _LINGER_S = 0.02
 """How long an answer waits for others that go with it, while few are on their way."""
 
 GATHER_S = 0.05
 """How long an intent waits for others that go with it, while enough are ready."""
+
+_END_S = 30.0
+"""How long what is on its way is waited for at the end."""
 
 _READERS = 8
 
@@ -43,7 +53,8 @@ class _Shipped:
 
     Attributes:
         is_held: It is itself the object on the store.
-        end: Bytes that are written, of which `shipped` are on the store.
+        end: Bytes that are written, of which those up to `taken` are on their way, and up to `shipped` on the store.
+        arrived: Objects that are on the store, from where to where, behind one that is not.
     """
 
     path: Path
@@ -51,7 +62,15 @@ class _Shipped:
     fd: int
     is_held: bool = False
     end: int = 0
+    taken: int = 0
     shipped: int = 0
+    arrived: dict[int, int] = field(default_factory=dict)
+
+    def arrive(self, start: int, end: int) -> None:
+        """An object is there."""
+        self.arrived[start] = end
+        while self.shipped in self.arrived:
+            self.shipped = self.arrived.pop(self.shipped)
 
 
 class ShippingDisk(Disk):
@@ -67,8 +86,13 @@ class ShippingDisk(Disk):
         self._failure: BaseException | None = None
         self._closed = False
         self._told: Callable[[], object] = lambda: None
-        self._uploader = threading.Thread(target=self._upload, name="journal-uploader", daemon=True)
-        self._uploader.start()
+        self._taking = threading.Lock()
+        self._uploaders = [
+            threading.Thread(target=self._upload, name=f"journal-uploader-{number}", daemon=True)
+            for number in range(UPLOADS)
+        ]
+        for uploader in self._uploaders:
+            uploader.start()
 
     # the disk
 
@@ -139,14 +163,19 @@ class ShippingDisk(Disk):
 
     def _upload(self) -> None:
         try:
-            while (taken := self._next_piece()) is not None:
-                file, start, end, piece = taken
-                if isinstance(piece, bytes):
+            while True:
+                with self._taking:
+                    taken = self._next_piece()
+                    if taken is None:
+                        return
+                    file, start, end, piece = taken
+                    if isinstance(piece, int):  # what is synced meanwhile would be synced once more
+                        self._sync_held(file, piece)
+                if not isinstance(piece, int):
                     self._log.put_beside(self._piece_name(file.segment, start), piece)
-                else:
-                    self._sync_held(file, piece)
+                del taken, piece  # unmapped
                 with self._answers:
-                    file.shipped = end
+                    file.arrive(start, end)
                     self._answers.notify_all()
                 self._told()
         except BaseException as error:  # whoever waits must learn of it, whatever it is
@@ -159,28 +188,33 @@ class ShippingDisk(Disk):
         finally:
             os.close(fd)
 
-    def _next_piece(self) -> tuple[_Shipped, int, int, bytes | int] | None:
+    def _next_piece(self) -> tuple[_Shipped, int, int, memoryview | int] | None:
         """From where to where a file is due, and these bytes, or a descriptor of its own for one that is held."""
         with self._answers:
-            while not self._due and not self._closed:
+            while not self._is_due():
                 self._answers.wait()
-        self._urgent.wait(_LINGER_S)
-        self._urgent.clear()
+        if not self._closed:
+            self._urgent.wait(_LINGER_S)
+            self._urgent.clear()
         with self._answers:
             while True:
-                while not self._due and not self._closed:
+                while not self._is_due():
                     self._answers.wait()
-                if not self._due:
+                if not self._due or self._failure is not None:
                     return None
                 file = self._due[0]
-                if file.shipped >= file.end or file.fd < 0:
+                if file.taken >= file.end or file.fd < 0:
                     self._due.popleft()
                     continue
-                start = file.shipped
+                start = file.taken
                 if file.is_held:
+                    file.taken = file.end
                     return file, start, file.end, os.dup(file.fd)
-                piece = os.pread(file.fd, min(file.end - start, MOST_AT_ONCE), start)
-                return file, start, start + len(piece), piece
+                file.taken = min(file.end, start + MOST_AT_ONCE)
+                return file, start, file.taken, _mapped(file.fd, start, file.taken)
+
+    def _is_due(self) -> bool:
+        return bool(self._due) or self._closed or self._failure is not None
 
     def _wait_for(self, file: _Shipped, end: int) -> None:
         with self._answers:
@@ -221,12 +255,14 @@ class ShippingDisk(Disk):
 
     def end(self) -> None:
         """Nothing more is shipped."""
-        self._urgent.set()
         with self._answers:
             self._closed = True
             self._due.clear()
             self._answers.notify_all()
-        self._uploader.join(30)
+        self._urgent.set()
+        until = time.monotonic() + _END_S
+        for uploader in self._uploaders:
+            uploader.join(max(0.0, until - time.monotonic()))
         for file in self._files.values():
             with suppress(OSError):
                 os.close(file.fd)
@@ -343,6 +379,13 @@ def fetch(log: ShardLog, into: Path) -> Fetched:
                     end += len(content)
             found.answers_bytes += end
     return found
+
+
+def _mapped(fd: int, start: int, end: int) -> memoryview:
+    """Bytes of a file, none of which are copied."""
+    before = start % mmap.ALLOCATIONGRANULARITY
+    pages = mmap.mmap(fd, end - start + before, offset=start - before, access=mmap.ACCESS_READ)
+    return memoryview(pages)[before:]
 
 
 def _segment(name: object) -> str:

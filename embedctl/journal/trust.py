@@ -6,10 +6,11 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import StorageFailed
 from embedctl.storage import DISK, Disk
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
 import duckdb
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 from embedctl.ledger import periods
 from embedctl.ledger.periods import Range, Unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import duckdb
 import orjson
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import StorageFailed
 from embedctl.ledger import budget_copy, database, loading, missing, prices, rating, schema, spool
 from embedctl.ledger.paths import LedgerPaths

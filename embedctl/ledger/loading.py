@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
 import duckdb
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import StorageFailed
 from embedctl.ledger import rating
 from embedctl.ledger.paths import LedgerPaths

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from uuid import UUID
 
 import duckdb
+
+from embedctl.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

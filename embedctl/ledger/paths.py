@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid
 from embedctl.settings import Paths
 

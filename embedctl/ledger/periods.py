@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import zoneinfo
 from bisect import bisect_right
-from dataclasses import dataclass
 from datetime import MAXYEAR, MINYEAR, UTC, date, datetime, time, timedelta, tzinfo
 from typing import Literal
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage, nearest
 
 Unit = Literal["day", "week", "month"]

@@ -11,12 +11,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import Locked, StorageFailed, Temporary, WrongUsage
 from embedctl.ledger.database import held
 from embedctl.ledger.paths import LedgerPaths

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import duckdb
 
 from embedctl import __version__
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid
 
 _VERSION = "SELECT max(version) FROM schema_migration WHERE NOT EXISTS (SELECT event_id FROM usage_event WHERE false)"

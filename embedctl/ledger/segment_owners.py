@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 
 import msgspec
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.journal.commands import Spool
 from embedctl.journal.rescue import OWNERS
 from embedctl.journal.trust import Trust

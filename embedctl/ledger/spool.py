@@ -9,7 +9,7 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import InvariantBroken
 from embedctl.records import UsageEvent
 from embedctl.storage.store import LocalStore

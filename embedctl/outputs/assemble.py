@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InvariantBroken
 from embedctl.inputs.row_ids import printed
 from embedctl.outputs import parquet

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import OutputRefused
 from embedctl.journal import Trust
 from embedctl.journal.rescue import FOREIGN_PREFIX

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import OutputRefused
 from embedctl.inputs.files import STDIN
 from embedctl.journal import Trust

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import Locked, OutputRefused
 from embedctl.journal import Recovered, Trust, recover
 from embedctl.journal.rescue import JOURNAL, lost, set_aside

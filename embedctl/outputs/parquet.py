@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedctl import __version__
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid, OutputRefused, StorageFailed
 from embedctl.inputs.row_ids import iso, printed
 from embedctl.outputs import vector_column
@@ -126,7 +127,7 @@ def table(rows: pa.RecordBatch | pa.Table, embeddings: Embeddings, layout: Layou
         *rows.columns,
         pa.chunked_array(chunks, type=kind),
         *(_words([purchase[part] for purchase in embeddings.purchases], embeddings.bought) for part in (0, 1)),
-        pa.array(embeddings.tokens, pa.int32(), mask=embeddings.tokens < 0),
+        _flat(embeddings.tokens, pa.int32(), embeddings.tokens >= 0),
         _words([purchase[2] for purchase in embeddings.purchases], embeddings.bought),
         pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(TEXT_HASH_BYTES), len(embeddings.tokens), [None, pa.py_buffer(embeddings.hashes)]
@@ -137,11 +138,22 @@ def table(rows: pa.RecordBatch | pa.Table, embeddings: Embeddings, layout: Layou
 
 def _lists(numbers: NDArray[Any], kind: pa.DataType) -> pa.Array:
     """Vectors as a column, without a copy where they stand one after the other."""
-    flat = pa.array(np.ascontiguousarray(numbers).reshape(-1), kind.value_type)
+    flat = _flat(numbers, kind.value_type)
     if pa.types.is_fixed_size_list(kind):
         return pa.FixedSizeListArray.from_arrays(flat, type=kind)
     ends = np.arange(0, len(flat) + 1, numbers.shape[1], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(ends), flat, type=kind)
+    return pa.ListArray.from_arrays(_flat(ends, pa.int32()), flat, type=kind)
+
+
+def _flat(numbers: NDArray[Any], kind: pa.DataType, known: NDArray[np.bool_] | None = None) -> pa.Array:
+    """Numbers as they are in memory; `pa.array` would load numpy's masked arrays to see that they are none.
+
+    Args:
+        known: Which of them are numbers at all; the others are null.
+    """
+    values = pa.py_buffer(np.ascontiguousarray(numbers, dtype=kind.to_pandas_dtype()))
+    valid = None if known is None or known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
+    return pa.Array.from_buffers(kind, numbers.size, [valid, values])
 
 
 def joined(batches: Sequence[pa.RecordBatch]) -> pa.Table | None:
@@ -211,7 +223,7 @@ def _words(values: Sequence[str], which: NDArray[np.int32]) -> pa.DictionaryArra
     number = {word: i for i, word in enumerate(distinct)}
     renumbered = np.fromiter((number[word] for word in values), np.int32, len(values))
     indices = renumbered[which] if len(values) else which
-    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(distinct, pa.string()))
+    return pa.DictionaryArray.from_arrays(_flat(indices, pa.int32()), pa.array(distinct, pa.string()))
 
 
 def metadata(

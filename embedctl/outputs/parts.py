@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from uuid import UUID
 
+from embedctl.dataclass import dataclass
 from embedctl.records import RowCounts, minted_at
 
 

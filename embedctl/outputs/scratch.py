@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from embedctl.dataclass import dataclass
 from embedctl.outputs.output import Existing, Facts, OutputRequest, Record
 from embedctl.outputs.parquet import Layout
 

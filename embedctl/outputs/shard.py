@@ -11,12 +11,13 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InvariantBroken, OutputRefused, StorageFailed
 from embedctl.journal.shard_log import Entry, ShardLog
 from embedctl.outputs import failures

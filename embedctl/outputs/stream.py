@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import orjson
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import StorageFailed
 from embedctl.inputs.row_ids import printed
 from embedctl.outputs import parquet

@@ -8,7 +8,8 @@ Source: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-pr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from embedctl.dataclass import dataclass
 
 I32, I64, BINARY, LIST, STRUCT = 5, 6, 8, 9, 12
 

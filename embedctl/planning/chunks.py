@@ -6,10 +6,10 @@ Rows that have none leave a failure with its reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 from embedctl.inputs import REASONS
 from embedctl.inputs.columns import matching

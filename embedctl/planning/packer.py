@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import accumulate
 
+from embedctl.dataclass import dataclass
 from embedctl.records import TEXT_HASH_BYTES, Limits, Purpose, Request, new_operation_id
 
 ANSWER_BYTES_IN_FLIGHT = 64 * 1024 * 1024
@@ -101,7 +102,7 @@ class Packer:
         bundle = self._bundles.get(workspace)
         full = None
         if bundle is not None and not self._fits(bundle, size, content_bytes):
-            full, bundle = self._pack(workspace, bundle), None
+            full, bundle = self._pack(workspace, self._bundles.pop(workspace)), None
         if bundle is None:
             bundle = self._bundles[workspace] = _Bundle()
         bundle.texts.append(text)  # type: ignore[arg-type]
@@ -159,7 +160,7 @@ class Packer:
         return max(stop, at)
 
     def rest(self) -> Iterator[PackedRequest]:
-        """What has been collected and not given back yet."""
+        """What has been collected and not given back yet; whose first text came first comes first."""
         for workspace in list(self._bundles):
             yield self._pack(workspace, self._bundles.pop(workspace))
 

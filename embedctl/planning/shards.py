@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
+
+from embedctl.dataclass import dataclass
 
 SHARD_ROWS = 1_000_000
 """Rows of a shard where no option says so."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 
 if TYPE_CHECKING:

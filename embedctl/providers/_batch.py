@@ -32,10 +32,10 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InvariantBroken, ProviderError
 from embedctl.providers import _foreign
 from embedctl.providers._contract import HttpRequest, Provider, RequestOptions, WireAnswer

@@ -21,11 +21,12 @@ A text is never cut silently: where a provider truncates unless told not to, `re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from embedctl.dataclass import dataclass
 from embedctl.records import InputType, Limits
 
 if TYPE_CHECKING:

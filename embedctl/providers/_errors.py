@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import (
     AnswerUnusable,
     KeyRejected,
@@ -41,14 +41,14 @@ class Signal:
     Attributes:
         becomes: The error of our tree.
         statuses: HTTP statuses it may come with; empty means any.
-        words: What code, type, parameter and message together must match, case aside; None means anything.
+        words: Pattern that code, type, parameter and message together must match, case aside; None means anything.
         protocols: Whose dialect it is; empty means anyone's.
         unless: Protocols whose same words mean something else.
     """
 
     becomes: type[ProviderError]
     statuses: frozenset[int] = frozenset()
-    words: re.Pattern[str] | None = None
+    words: str | None = None
     protocols: frozenset[str] = frozenset()
     unless: frozenset[str] = frozenset()
     hint: str | None = None
@@ -59,7 +59,7 @@ class Signal:
             (not self.statuses or status in self.statuses)
             and (not self.protocols or protocol in self.protocols)
             and protocol not in self.unless
-            and (self.words is None or self.words.search(said) is not None)
+            and (self.words is None or re.search(self.words, said, re.IGNORECASE | re.DOTALL) is not None)
         )
 
 
@@ -72,8 +72,7 @@ def _signal(
     unless: Sequence[str] = (),
     hint: str | None = None,
 ) -> Signal:
-    pattern = re.compile(words, re.I | re.S) if words else None
-    return Signal(becomes, frozenset(on), pattern, frozenset(only), frozenset(unless), hint)
+    return Signal(becomes, frozenset(on), words, frozenset(only), frozenset(unless), hint)
 
 
 _KEY_HINT = "check the key: `embedctl providers test NAME`"

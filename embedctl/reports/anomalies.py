@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, Literal
 
+from embedctl.dataclass import dataclass
 from embedctl.ledger import periods
 from embedctl.ledger.database import Connection
 from embedctl.ledger.periods import Range

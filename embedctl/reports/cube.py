@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from operator import add
 from typing import Any
 
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.ledger import periods
 from embedctl.ledger.database import Connection
 from embedctl.ledger.periods import Unit

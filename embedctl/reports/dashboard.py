@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.ledger import budgets, periods
 from embedctl.ledger.budgets import Budget, BudgetStatus
 from embedctl.ledger.database import Connection

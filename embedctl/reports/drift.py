@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.ledger.database import Connection
 from embedctl.reports.query import ReportQuery, where_clause
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid
 from embedctl.ledger.periods import Range
 from embedctl.reports.query import ReportQuery

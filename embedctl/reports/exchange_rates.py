@@ -6,7 +6,6 @@ import bisect
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Literal
 
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid, WrongUsage
 from embedctl.ledger.database import Connection
 from embedctl.storage import given_files

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 from embedctl.ledger.database import Connection
 from embedctl.records import NO_USAGE

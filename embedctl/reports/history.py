@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Literal
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 from embedctl.ledger import periods
 from embedctl.ledger.database import Connection

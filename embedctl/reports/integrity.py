@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
+from embedctl.dataclass import dataclass
 from embedctl.ledger import missing, schema, spool
 from embedctl.ledger.database import Connection
 from embedctl.ledger.paths import LedgerPaths

@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 
+from embedctl.dataclass import dataclass
 from embedctl.ledger import budgets, periods
 from embedctl.ledger.budgets import Budget
 from embedctl.ledger.database import Connection

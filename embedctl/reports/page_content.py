@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from embedctl import terminal
+from embedctl.dataclass import dataclass
 from embedctl.ledger import periods
 from embedctl.ledger.budgets import Budget
 from embedctl.ledger.database import Connection

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from embedctl.dataclass import dataclass
 
 HISTORY_DAYS = 56
 """Days before a day that say what is usual on it: eight weeks."""

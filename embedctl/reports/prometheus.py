@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import OutputRefused
 from embedctl.ledger import budgets, spool
 from embedctl.ledger.budgets import Budget

@@ -7,12 +7,12 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import AnswerUnusable, InputInvalid
 from embedctl.ledger.periods import Range
 from embedctl.ledger.prices import price_entries

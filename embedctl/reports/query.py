@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage, nearest
 from embedctl.ledger import periods
 from embedctl.ledger.database import Connection

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.ledger import adjustments
 from embedctl.ledger.database import Connection
 from embedctl.ledger.periods import Range

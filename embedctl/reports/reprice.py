@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from embedctl import __version__
+from embedctl.dataclass import dataclass
 from embedctl.ledger import database, prices, rating
 from embedctl.ledger.database import Connection
 from embedctl.ledger.paths import LedgerPaths

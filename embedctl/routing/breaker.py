@@ -5,17 +5,23 @@ CLOSED ──ill──▶ OPEN ──time──▶ HALF_OPEN ──probe good─
                   └────────────────┘                                 time leads to HALF_OPEN (`revive_s`)
 
 Only `ProviderError.ill` counts: a 429 is no illness, nor is a request that the provider finds wrong.
+
+A failure may be one input's fault: a server may break its connection, or fail, over that text alone. However often an
+input fails so, it is one piece of evidence against the provider; it is itself put off for a while, and nobody else is.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 
-from embedctl.errors import CircuitOpen, ProviderError, Remedy
-from embedctl.routing.retry import Jitter
+from embedctl.dataclass import dataclass
+from embedctl.errors import AnswerLost, CircuitOpen, ProviderError, Remedy
+from embedctl.routing.retry import Jitter, may_be_the_texts_fault
+
+_MOST_SUSPECTS = 256
+"""Inputs whose failures are remembered; of more, those that failed longest ago are forgotten."""
 
 
 class State(Enum):
@@ -35,7 +41,7 @@ class Thresholds:
         window: Results that are looked back on.
         fewest: Results needed before the share counts.
         share: Ill part of them that opens.
-        consecutive: Ill results in a row that open whatever the share is.
+        consecutive: Ill results in a row that open whatever the share is; of one input alone they put off this one.
         open_s: First stay in OPEN; doubled with every further one, at most `longest_s`, times U(0.5, 1).
         probe_s: A probe that has not settled after this time has failed.
         revive_s: Cause of death → seconds after which one probe may go; None: never in this run.
@@ -53,10 +59,31 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Leave to send one attempt; handed back to `settle` or `abandon`."""
+    """Leave to send one attempt; handed back to `settle` or `abandon`.
+
+    Attributes:
+        subject: What is sent: equal for equal inputs. None: nobody says; it counts as another one each time.
+    """
 
     era: int
     number: int
+    subject: int | None = None
+
+
+@dataclass(slots=True)
+class _Suspect:
+    """An input that failed where it may be to blame.
+
+    Attributes:
+        failures: In a row.
+        stays: How often it was put off.
+        until: Nor is it sent before.
+    """
+
+    cause: ProviderError
+    failures: int = 0
+    stays: int = 0
+    until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +122,9 @@ class Breaker:
         self._jitter = jitter
         self._is = thresholds or Thresholds()
         self._state = State.CLOSED
-        self._ill: deque[bool] = deque(maxlen=self._is.window)
-        self._in_a_row = 0
+        self._results: deque[object] = deque(maxlen=self._is.window)  # None is a success, equal ones are one failure
+        self._in_a_row: set[object] = set()
+        self._suspects: OrderedDict[int, _Suspect] = OrderedDict()
         self._openings = 0
         self._opens_at = 0.0
         self._era = 0  # results of attempts from before the last change of state say nothing about now
@@ -125,23 +153,28 @@ class Breaker:
         """The error that made this provider useless, None while it is not."""
         return self._cause if self.state(now) is State.DEAD else None
 
-    def ready_in(self, now: float) -> float | None:
-        """Seconds until an attempt may be sent, 0 = now, None = never in this run."""
+    def ready_in(self, now: float, subject: int | None = None) -> float | None:
+        """Seconds until an attempt may be sent, 0 = now, None = never in this run.
+
+        Args:
+            subject: Of the input that is to be sent.
+        """
         state = self.state(now)
         if state is State.DEAD and self._is.revive_s is None:
             return None
+        ready_in = 0.0
         if state in (State.OPEN, State.DEAD):
-            return self._opens_at - now
-        if self._probe is not None:
-            return max(0.0, self._probe_since + self._is.probe_s - now)
-        return 0.0
+            ready_in = self._opens_at - now
+        elif self._probe is not None:
+            ready_in = max(0.0, self._probe_since + self._is.probe_s - now)
+        return max(ready_in, self._put_off_s(subject, now))
 
-    def admit(self, now: float) -> Pass | None:
+    def admit(self, now: float, subject: int | None = None) -> Pass | None:
         """A pass for one attempt, or None: not now. Half-open gives one pass until it comes back."""
-        if self.ready_in(now) != 0.0:
+        if self.ready_in(now, subject) != 0.0:
             return None
         self._numbers += 1
-        ticket = Pass(self._era, self._numbers)
+        ticket = Pass(self._era, self._numbers, subject)
         if self._state is State.HALF_OPEN:
             self._probe, self._probe_since = ticket, now
         return ticket
@@ -163,14 +196,16 @@ class Breaker:
             return
         if error is not None and not error.ill:
             self.abandon(ticket)
-        elif self._state is State.HALF_OPEN:
+            return
+        self._suspect(ticket, error, now)
+        if self._state is State.HALF_OPEN:
             if error is None:
                 self._close(now)
             else:
                 self._cause = error
                 self._open(now)
         else:
-            self._count(error, now)
+            self._count(ticket, error, now)
 
     def abandon(self, ticket: Pass) -> None:
         """Give a pass back without a verdict: cancelled, throttled, or the request's own fault."""
@@ -183,23 +218,48 @@ class Breaker:
             self._openings = 0
             self._close(now)
 
-    def trip(self, error: ProviderError, now: float) -> None:
-        """Open at once: the retry budget is empty."""
-        if self.state(now) is State.CLOSED:
+    def trip(self, error: ProviderError, now: float, subject: int | None = None) -> None:
+        """Open at once: the retry budget is empty. While most others get through it is this input that is put off."""
+        if self.state(now) is not State.CLOSED:
+            return
+        failed, passed = self._evidence()
+        if subject is not None and passed > failed:
+            self.put_off(subject, error, now)
+        else:
             self._cause = error
             self._open(now)
 
-    def refusal(self, now: float) -> ProviderError:
+    def put_off(self, subject: int, error: ProviderError, now: float) -> None:
+        """Do not take this input for a while."""
+        if self._put_off_s(subject, now) > 0:
+            return
+        suspect = self._suspects.setdefault(subject, _Suspect(error))
+        suspect.cause = error
+        suspect.until = now + self._stay_s(suspect.stays) * (0.5 + 0.5 * self._jitter())
+        suspect.stays += 1
+        self._suspects.move_to_end(subject)
+        if len(self._suspects) > _MOST_SUSPECTS:
+            self._suspects.popitem(last=False)
+
+    def refusal(self, now: float, subject: int | None = None) -> ProviderError:
         """The error of an attempt that is not admitted: the cause of death, else `CircuitOpen` with the time left."""
-        ready_in = self.ready_in(now)
+        ready_in = self.ready_in(now, subject)
         if self._state is State.DEAD and self._cause is not None:
             return self._cause
-        because = f"; it said: {self._cause.message}" if self._cause else ""
+        reason = self.reason_for(now, subject)
+        because = f"; it said: {reason}" if reason else ""
+        what = "failed too often with this input" if self._is_put_off(subject, now) else "failed too often"
         return CircuitOpen(
-            f"{self.provider} failed too often, not asked for {ready_in or 0:.0f} s{because}",
+            f"{self.provider} {what}, not asked for {ready_in or 0:.0f} s{because}",
             provider=self.provider,
             retry_after_s=ready_in,
         )
+
+    def reason_for(self, now: float, subject: int | None) -> str | None:
+        """What the provider said when it opened last, or when this input was put off."""
+        if subject is not None and self._is_put_off(subject, now):
+            return self._suspects[subject].cause.message
+        return self.reason
 
     @property
     def reason(self) -> str | None:
@@ -213,41 +273,73 @@ class Breaker:
             provider=self.provider,
             model=self.model,
             state=self._state,
-            results=len(self._ill),
-            failures=sum(self._ill),
+            results=len(self._results),
+            failures=len(self._results) - self._results.count(None),
             openings=self._openings,
             ready_in_s=ready_in,
             reason=self.reason,
             failed_at=self._failed_at,
             changed_at=self._changed_at,
             probing=self._probe is not None,
-            stay_s=self._stay_s(),
+            stay_s=self._stay_s(self._openings),
         )
 
-    def _stay_s(self) -> float:
-        return min(self._is.open_s * 2.0 ** min(self._openings, 60), self._is.longest_s)
+    def _stay_s(self, before: int) -> float:
+        return min(self._is.open_s * 2.0 ** min(before, 60), self._is.longest_s)
 
-    def _count(self, error: ProviderError | None, now: float) -> None:
-        self._ill.append(error is not None)
+    def _put_off_s(self, subject: int | None, now: float) -> float:
+        suspect = None if subject is None else self._suspects.get(subject)
+        return 0.0 if suspect is None else max(0.0, suspect.until - now)
+
+    def _is_put_off(self, subject: int | None, now: float) -> bool:
+        """Whether it is the input alone that is not taken now."""
+        return self._state is State.CLOSED and self._put_off_s(subject, now) > 0
+
+    def _suspect(self, ticket: Pass, error: ProviderError | None, now: float) -> None:
+        """Remember an input that fails again and again; forget one that got through."""
+        if ticket.subject is None:
+            return
         if error is None:
-            self._in_a_row = 0
-            if len(self._ill) == self._is.window and not any(self._ill):
+            self._suspects.pop(ticket.subject, None)
+        elif _may_be_the_inputs_fault(error):
+            suspect = self._suspects.setdefault(ticket.subject, _Suspect(error))
+            suspect.failures += 1
+            self._suspects.move_to_end(ticket.subject)
+            if suspect.failures >= self._is.consecutive:
+                self.put_off(ticket.subject, error, now)
+            elif len(self._suspects) > _MOST_SUSPECTS:
+                self._suspects.popitem(last=False)
+
+    def _evidence(self) -> tuple[int, int]:
+        """Failures, each input's once, and successes among the last results."""
+        return len(set(self._results) - {None}), self._results.count(None)
+
+    def _count(self, ticket: Pass, error: ProviderError | None, now: float) -> None:
+        if error is None:
+            self._results.append(None)
+            self._in_a_row.clear()
+            if self._results.count(None) == self._is.window:
                 self._openings = 0  # only a healthy stretch makes the next stay short again
             return
-        self._in_a_row += 1
-        enough = len(self._ill) >= self._is.fewest
-        if self._in_a_row >= self._is.consecutive or (enough and sum(self._ill) >= self._is.share * len(self._ill)):
+        is_its_own = ticket.subject is not None and _may_be_the_inputs_fault(error)
+        evidence = ("input", ticket.subject) if is_its_own else ("attempt", ticket.number)
+        self._results.append(evidence)
+        self._in_a_row.add(evidence)
+        failed, passed = self._evidence()
+        enough = failed + passed >= self._is.fewest
+        if len(self._in_a_row) >= self._is.consecutive or (enough and failed >= self._is.share * (failed + passed)):
             self._cause = error
             self._open(now)
 
     def _open(self, now: float) -> None:
-        self._opens_at = now + self._stay_s() * (0.5 + 0.5 * self._jitter())
+        self._opens_at = now + self._stay_s(self._openings) * (0.5 + 0.5 * self._jitter())
         self._openings += 1
         self._enter(State.OPEN, now)
 
     def _close(self, now: float) -> None:
-        self._ill.clear()
-        self._in_a_row = 0
+        self._results.clear()
+        self._in_a_row.clear()
+        self._suspects.clear()  # what failed while the provider was ill may be innocent
         self._cause = None
         self._enter(State.CLOSED, now)
 
@@ -255,3 +347,8 @@ class Breaker:
         self._state, self._changed_at = state, now
         self._era += 1
         self._probe = None
+
+
+def _may_be_the_inputs_fault(error: ProviderError) -> bool:
+    """Whether a server may fail so over one input; 502 to 504, and a refused connection, are its own affair."""
+    return isinstance(error, AnswerLost) or may_be_the_texts_fault(error)

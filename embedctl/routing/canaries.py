@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from embedctl import storage
 from embedctl.backends.http import urls
+from embedctl.dataclass import dataclass
 from embedctl.routing.endpoint import Endpoint
 from embedctl.storage import DISK, locks
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from embedctl import providers
 from embedctl.backends import folders
 from embedctl.backends import local as local_models
 from embedctl.backends.folders import Folder
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.providers import catalog
 from embedctl.providers._contract import RequestOptions as WireOptions

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 
 from embedctl.backends.http import urls
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid
 from embedctl.providers._contract import Provider, RequestOptions, WireProtocol
 from embedctl.providers.catalog import ModelEntry

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, NoProviderNow, NotAllowed, ProviderError, worst
 
 Mode = Literal["same-space", "any", "off"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from embedctl import providers
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 from embedctl.providers import catalog
 from embedctl.providers._contract import Provider, WireProtocol

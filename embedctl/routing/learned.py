@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.records import Limits
 from embedctl.storage import DISK, locks
 from embedctl.storage import replace as replace_file

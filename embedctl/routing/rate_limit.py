@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from embedctl.dataclass import dataclass
 from embedctl.providers._rate_headers import Rates
-from embedctl.routing.bucket import Bucket
 from embedctl.routing.pace import Pace
+from embedctl.routing.quota import Quota
 from embedctl.routing.window import Window
 
 TOKEN_BURST_S = 10.0  # seconds' worth of tokens that may go at once
@@ -62,8 +62,8 @@ class RateLimit:
         self._asked_until = -math.inf  # by a refusal; the last one was number …
         self._asked_by = -1
         rpm, tpm = rate_limits.requests_per_minute, rate_limits.tokens_per_minute
-        self._requests = Bucket(rpm / 60, max(1.0, rate_limits.burst), now) if rpm else None
-        self._tokens = Bucket(tpm / 60, tpm / 60 * TOKEN_BURST_S, now) if tpm else None
+        self._requests = Quota(rpm, max(1.0, rate_limits.burst), now) if rpm else None
+        self._tokens = Quota(tpm, tpm / 60 * TOKEN_BURST_S, now) if tpm else None
 
     def ready_in(self, now: float, tokens: float, items: int = 1) -> float:
         """Seconds until a request may go; inf while the window is full: then a settled request comes first."""
@@ -95,7 +95,7 @@ class RateLimit:
     def settle(self, reservation: Admission, now: float, actual_tokens: float) -> None:
         """Correct the estimate by what the provider counted; 0 where nothing was sent."""
         if self._tokens:
-            self._tokens.take(now, actual_tokens - reservation.tokens)
+            self._tokens.correct(now, reservation.sent_at, actual_tokens - reservation.tokens)
 
     def succeeded(self, reservation: Admission, now: float) -> None:
         """An answer: a little more from now on."""
@@ -140,11 +140,11 @@ class RateLimit:
         """Take what the headers say: limits where none was configured, and never more than what is left."""
         rate_limits = self._rate_limits
         if self._requests is None and not rate_limits.counts_items and rates.requests_per_minute:
-            per_second = rates.requests_per_minute / 60
-            self._requests = Bucket(per_second, max(1.0, rate_limits.burst, per_second), now)
+            burst = max(1.0, rate_limits.burst, rates.requests_per_minute / 60)
+            self._requests = Quota(rates.requests_per_minute, burst, now)
         if self._tokens is None and rates.tokens_per_minute:
-            per_second = rates.tokens_per_minute / 60
-            self._tokens = Bucket(per_second, per_second * TOKEN_BURST_S, now)
+            per_minute = rates.tokens_per_minute
+            self._tokens = Quota(per_minute, per_minute / 60 * TOKEN_BURST_S, now)
         self._heed(self._requests, rates.requests_left, rates.requests_reset_s, now)
         self._heed(self._tokens, rates.tokens_left, rates.tokens_reset_s, now)
 
@@ -152,11 +152,11 @@ class RateLimit:
         """One at a time, then carefully more: the breaker has just closed."""
         self.window.restart()
 
-    def _heed(self, bucket: Bucket | None, left: float | None, reset_s: float | None, now: float) -> None:
+    def _heed(self, quota: Quota | None, left: float | None, reset_s: float | None, now: float) -> None:
         if left is None:
             return
-        if bucket:
-            bucket.cap(now, left)
+        if quota:
+            quota.cap(now, left)
         elif left == 0 and reset_s:
             self.hold(now + min(reset_s, LONGEST_GATE_S))
 

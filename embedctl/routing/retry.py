@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import (
     AnswerLost,
     AnswerUnshaped,

@@ -9,13 +9,14 @@ It may be anybody's: `decoded` checks all of it, once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from embedctl import storage, tokens
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid, InputMissing
 from embedctl.records import Space
 from embedctl.routing import canaries

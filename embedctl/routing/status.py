@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from embedctl import providers
 from embedctl.backends.http import urls
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError
 from embedctl.providers import catalog
 from embedctl.providers._contract import HttpRequest

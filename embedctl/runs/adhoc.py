@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.embedding.cached import Recalled, RememberingJournal, recalled
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.canary import CanaryWatch

@@ -10,11 +10,12 @@ a batch that is not over.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from decimal import Decimal
 from pathlib import Path
 
 from embedctl import inputs
+from embedctl.dataclass import dataclass
 from embedctl.embedding.batch_answers import BatchAnswers, FullError
 from embedctl.embedding.batch_lines import TIER
 from embedctl.errors import BatchesPending, BudgetReached, ConfigurationInvalid, OutputRefused

@@ -6,11 +6,12 @@ import io
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.embedding.canary import CanaryWatch
 from embedctl.errors import BatchesPending, InputMissing, ProviderError, Temporary
 from embedctl.journal import recover

@@ -7,12 +7,13 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from embedctl import inputs, tokens
+from embedctl.dataclass import dataclass
 from embedctl.ledger.prices.price import cost
 from embedctl.outputs import Existing
 from embedctl.planning.packer import PackedRequest

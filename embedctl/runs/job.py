@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from embedctl.budgets.limits import KeyBudget
+from embedctl.dataclass import dataclass
 from embedctl.inputs import Query
 from embedctl.settings import Settings
 from embedctl.storage.store import Store

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.records import format_usd, total_cost
 from embedctl.settings import Paths
 

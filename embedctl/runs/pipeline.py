@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.embedding.answers import Answers
 from embedctl.outputs.publisher import Publisher
 from embedctl.planning.shards import Shard

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from decimal import Decimal
 
+from embedctl.dataclass import dataclass
 from embedctl.inputs import Source
 from embedctl.planning.planner import Planner
 from embedctl.records import Event, Inferred, Observer, Outcome, Phase, Progressed

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, worst
 from embedctl.ledger.prices.price import cost
 from embedctl.records import IDLE_METER, AttemptEnded, Event, RowCounts, RowFailed, Space, UsageEvent

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from typing import Any
 from uuid import UUID
 
 from embedctl import inputs
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputChanged, OutputRefused
 from embedctl.outputs import Output, OutputRequest, parquet
 from embedctl.records import RowCounts, Space, utc_now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from uuid import UUID
 import msgspec
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputMissing, InvariantBroken, Locked, OutputRefused
 from embedctl.journal.commands import Spool
 from embedctl.journal.rescue import JOURNAL, LOCK, forget_foreign, journals, rescue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from uuid import UUID
 
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
+from embedctl.dataclass import dataclass
 from embedctl.embedding.canary import CanaryWatch
 from embedctl.errors import BegunAnew, EmbedctlError, Locked
 from embedctl.inputs.left_out import LeftOut, LeftOutFile
@@ -231,7 +232,7 @@ class Run:
         else:
             chosen = self._choice(chain.first, source)
             self._lock_found = space_locks.find(self.job, output, existing.space or chain.first.space())
-            self._chunker = space_locks.chunker_of(source, self._options)
+            self._chunker = partial(space_locks.chunker_of, source, self._options)
             self._check_locked(chain.first, existing)
             canary = self._watch(chain, existing)
             existing = self._without_older(canary, existing, output, source, chain, tuple(denied))
@@ -309,7 +310,7 @@ class Run:
         existing.space = existing.space or lock.space
         space = first.space() or first.space(lock.space.dimensions)
         if space is not None:
-            mine = SpaceLock.of(first, space, chunker=self._chunker)
+            mine = SpaceLock.of(first, space, chunker=self._chunker())
             space_locks.check(self._lock_found, mine, space_locks.hosts_of(first))
 
     def _source(self, output: Output, spool_folder: Path | None) -> inputs.Source:
@@ -488,7 +489,7 @@ class Run:
             mine = SpaceLock.of(
                 resources.endpoint,
                 resources.space,
-                chunker=self._chunker,
+                chunker=self._chunker(),
                 canaries=plan.canary.begun_with(),
                 hosts=plan.canary.equal_hosts,
             )

@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputChanged, InvariantBroken
 from embedctl.planning.packer import PackedRequest
 from embedctl.planning.planner import Planner

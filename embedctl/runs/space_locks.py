@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from uuid import UUID
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl import inputs, storage
+from embedctl.dataclass import dataclass
 from embedctl.embedding.canary import CanaryWatch
 from embedctl.errors import InputMissing, ModelChanged
 from embedctl.outputs import OUTPUT_MODE, Existing, Output, parquet
@@ -106,6 +106,8 @@ def chunker_of(source: inputs.Source, options: Options) -> dict[str, object] | N
     overlap = options.chunk_overlap
     if overlap is None:
         overlap = splitter.DEFAULT_OVERLAP * size // splitter.DEFAULT_SIZE
+    from importlib import metadata  # loads `email`, to read one line
+
     name = "semantic-text-splitter"
     return {"name": name, "version": metadata.version(name), "size": size, "overlap": overlap}
 

@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import DeadlinePassed, EmbedctlError
 
 

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, field
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid, OutputRefused, StorageFailed
 from embedctl.journal.shard_log import DONE, SHARDS, Tail, done_name, label, tail
 from embedctl.outputs.parts import PublishedPart
 from embedctl.planning.shards import Shard
 from embedctl.records import RowCounts, Space
-from embedctl.storage.store import PROBES, Store
+from embedctl.storage.store import PROBES, Store, at_once
 
 PLAN = "_embedctl/plan.json"
 PLANS = "_embedctl/plan"
@@ -132,6 +135,11 @@ def encoded(record: object) -> bytes:
     return orjson.dumps(asdict(record), option=orjson.OPT_INDENT_2, default=str)  # type: ignore[call-overload]
 
 
+def decoded(content: bytes) -> StorePlan:
+    """A plan of ours, as everybody reads it."""
+    return msgspec.json.decode(content, type=StorePlan)
+
+
 def plan_name(generation: int) -> str:
     """The name of a plan."""
     return PLAN if generation == 1 else f"{PLANS}-{generation:04d}.json"
@@ -218,14 +226,19 @@ def total(counts: Sequence[RowCounts]) -> RowCounts:
     return found
 
 
-def manifest(store: Store, plan: StorePlan) -> Manifest:
-    """The manifest of a job whose shards are all done: the same whoever makes it."""
-    dones = []
-    for shard in plan.shards:
-        done = read_done(store, plan, shard)
+def manifest(store: Store, plan: StorePlan, known: Mapping[int, ShardDone] | None = None) -> Manifest:
+    """The manifest of a job whose shards are all done: the same whoever makes it.
+
+    Args:
+        known: What has been read of them: it never changes.
+    """
+    found = dict(known or {})
+    left = [shard for shard in plan.shards if shard.ordinal not in found]
+    for shard, done in zip(left, at_once(partial(read_done, store, plan, one) for one in left), strict=True):
         if done is None:
             raise StorageFailed(f"{store.url}: shard {shard.ordinal} was done, and is not any more")
-        dones.append(done)
+        found[shard.ordinal] = done
+    dones = [found[shard.ordinal] for shard in plan.shards]
     reasons: dict[str, int] = {}
     for done in dones:
         for reason, count in done.failed_reasons.items():
@@ -242,17 +255,22 @@ def manifest(store: Store, plan: StorePlan) -> Manifest:
     )
 
 
-def finish(store: Store, plan: StorePlan) -> Manifest:
+def finish(store: Store, plan: StorePlan, known: Mapping[int, ShardDone] | None = None) -> Manifest:
     """Make the manifest, and remove what only served the work. Idempotent; all shards are done.
 
     A log goes only now: a number that was freed before would let a sleeping worker in again.
+
+    Args:
+        known: See `manifest`.
     """
-    made = manifest(store, plan)
-    store.put_if_absent(manifest_name(plan.generation), encoded(made))
+    with ThreadPoolExecutor(1, "store") as beside:
+        listed = beside.submit(at_once, [partial(store.list, folder) for folder in (SHARDS, WORKERS, PROBES)])
+        made = manifest(store, plan, known)
+        store.put_if_absent(manifest_name(plan.generation), encoded(made))
+        worked, workers, probes = listed.result()
     own = f"{SHARDS}g{plan.generation:04d}-" if plan.generation > 1 else SHARDS
-    logs = [name for name in store.list(SHARDS) if name.startswith(own) and (plan.generation > 1 or "/g" not in name)]
-    workers = store.list(WORKERS)
-    old = [*filter(_is_old, store.list(PROBES)), *_superseded(store, plan.generation, made)]
+    logs = [name for name in worked if name.startswith(own) and (plan.generation > 1 or "/g" not in name)]
+    old = [*filter(_is_old, probes), *_superseded(store, plan.generation, made)]
     store.remove_all([*logs, *workers, *old])
     return made
 

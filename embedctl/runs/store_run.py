@@ -12,6 +12,7 @@ import asyncio
 import math
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -76,7 +77,7 @@ from embedctl.runs.store_plan import SPACE, USAGE, Manifest, ShardDone, StorePla
 from embedctl.runs.wiring import Resources, RunPlan, Shipping
 from embedctl.settings.share import resolved_share, share_of
 from embedctl.storage import locks
-from embedctl.storage.store import OutputFolder, Store, StoredObject, check_refuses
+from embedctl.storage.store import OutputFolder, Store, StoredObject, at_once, check_refuses
 from embedctl.storage.store_file import StoreFile
 
 LEAST_POLL_S, MOST_POLL_S = 0.1, 5.0
@@ -85,8 +86,10 @@ LEAST_POLL_S, MOST_POLL_S = 0.1, 5.0
 AHEAD_SHARE = 1
 """For so many requests in flight, one more has its intent on the way to the store meanwhile."""
 
-UNSHIPPED_SHARE = 4
-"""For so many requests in flight, one answer more may be on its way to the store."""
+UNSHIPPED_SHARE = 2
+"""For so many requests in flight, one answer more may be on its way to the store: a put takes less than half of what
+an answer takes, for nearly all providers.
+"""
 
 
 class StoreRun(Run):
@@ -128,6 +131,9 @@ class StoreRun(Run):
         self._before: StorePlan | None = None
         self._marks: list[tuple[str, int, str]] = []
         self._manifest: Manifest | None = None
+        self._plan: StorePlan | None = None
+        self._sweeper = ThreadPoolExecutor(1, "sweeper")
+        self._swept: list[Future[None]] = []
         self._spent_before = Decimal(0)
         self._has_booked = False
         self._counted: set[str] = set()  # segments that are part of it
@@ -153,6 +159,7 @@ class StoreRun(Run):
         try:
             return super().execute(run_async)
         finally:
+            self._sweeper.shutdown(cancel_futures=True)
             storage.remove_tree(self._disk, scratch / str(self.run_id))
 
     # the plan
@@ -170,11 +177,11 @@ class StoreRun(Run):
                 hint="check the ids before, or give --shard-rows so that one shard holds them all",
             )
         wiring.check_source(source, self._options, output.state)
-        self._manifest = self._patience.with_(lambda: store_plan.read_manifest(self._store, plan))
+        self._plan = plan
+        self._look_how_far(plan)
         if self._manifest is not None:
             self._patience.with_(lambda: store_plan.finish(self._store, plan))  # whoever made it may have died then
         else:
-            self._space = self._patience.with_(lambda: store_plan.read_space(self._store))
             self._spent_before = self._spent_by_others(plan)
             self._carry_over(plan)
             run_async(self._work(plan, JobWork(source, chain, denied, entry)))
@@ -186,22 +193,46 @@ class StoreRun(Run):
         if self._record.space is None and self._manifest.space is not None:
             self._record.space = Space(**self._manifest.space)
 
+    def _look_how_far(self, plan: StorePlan) -> None:
+        """What there is of the job: its manifest, its space, and which shards are done."""
+
+        def manifest() -> None:
+            self._manifest = self._patience.with_(lambda: store_plan.read_manifest(self._store, plan))
+
+        def space() -> None:
+            self._space = self._patience.with_(lambda: store_plan.read_space(self._store))
+
+        at_once((manifest, space, partial(self._look_at_done, plan)))
+
     def _agreed(self, source: inputs.Source, chain: FallbackChain) -> StorePlan:
         """The plan of the job, made where there is none.
 
         Raises:
             OutputRefused: Another job has its plan there, or something else stands there; the store overwrites.
         """
-        if self._options.share:
-            self._patience.with_(lambda: check_refuses(self._store))
-        found = self._patience.with_(lambda: store_plan.read_plan(self._store))
+        found = self._found()
         if found is None:
-            self._check_nothing_else()
             found = self._made(source, chain, after=None)
         elif self._is_changed(found):
             found = self._made(source, chain, after=found)
         self._check_same(found)
         self._check_shares(found)
+        return found
+
+    def _found(self) -> StorePlan | None:
+        """The plan that is there; meanwhile the store is tried, whose verdict comes first."""
+
+        def trial() -> None:
+            if self._options.share:
+                self._patience.with_(lambda: check_refuses(self._store))
+
+        def look() -> StorePlan | None:
+            found = self._patience.with_(lambda: store_plan.read_plan(self._store))
+            if found is None:
+                self._check_nothing_else()
+            return found
+
+        _, found = at_once((trial, look))
         return found
 
     def _check_shares(self, found: StorePlan) -> None:
@@ -280,7 +311,9 @@ class StoreRun(Run):
         if not self._put(name, listing) and self._patience.with_(lambda: self._store.read(name)) != listing:
             self._patience.with_(lambda: self._store.remove(name))  # of one who died before the plan was there
             self._put(name, listing)
-        self._put(plan_name(generation), store_plan.encoded(made))
+        content = store_plan.encoded(made)
+        if self._put(plan_name(generation), content):
+            return store_plan.decoded(content)
         return self._patience.with_(lambda: store_plan.plan_of(self._store))
 
     def _divided(self, source: inputs.Source, units: Sequence[Unit], cut: Sequence[Shard], rows: int) -> list[Shard]:
@@ -463,11 +496,14 @@ class StoreRun(Run):
     async def _work(self, plan: StorePlan, work: JobWork) -> None:
         """Shards, one after the other, until all of the job are done."""
         waits_since: float | None = None
+        has_looked = plan.generation == 1  # as the run began
         while True:
             with self.stop.heeded():
                 if self._told_to_stop is not None:
                     raise self._told_to_stop
-                await asyncio.to_thread(self._look_at_done, plan)
+                if not has_looked and len(self._done) < len(plan.shards):
+                    await asyncio.to_thread(self._look_at_done, plan)
+                has_looked = False
                 if len(self._done) == len(plan.shards):
                     break
                 taken = await asyncio.to_thread(self._take, plan)
@@ -490,17 +526,20 @@ class StoreRun(Run):
 
     async def _finish_job(self, plan: StorePlan) -> None:
         """All shards are done: make the manifest. Of several workers, their command does."""
+        for swept in self._swept:
+            await asyncio.wrap_future(swept)
         if not self.job.is_worker:
             self._observer.notify(PhaseBegan("writing"))
-            self._manifest = await asyncio.to_thread(self._patience.with_, lambda: store_plan.finish(self._store, plan))
+            made = partial(store_plan.finish, self._store, plan, self._done)
+            self._manifest = await asyncio.to_thread(self._patience.with_, made)
 
     def _look_at_done(self, plan: StorePlan) -> None:
         done = self._patience.with_(lambda: store_plan.done_ordinals(self._store, plan))
-        for shard in plan.shards:
-            if shard.ordinal in done and shard.ordinal not in self._done:
-                found = self._patience.with_(lambda s=shard: store_plan.read_done(self._store, plan, s))  # type: ignore[misc]
-                if found is not None:
-                    self._is_done(shard, found)
+        new = [one for one in plan.shards if one.ordinal in done and one.ordinal not in self._done]
+        read = [partial(self._patience.with_, partial(store_plan.read_done, self._store, plan, one)) for one in new]
+        for shard, found in zip(new, at_once(read), strict=True):
+            if found is not None:
+                self._is_done(shard, found)
 
     def _is_done(self, shard: Shard, done: ShardDone) -> None:
         self._done[shard.ordinal] = done
@@ -603,8 +642,9 @@ class StoreRun(Run):
         self._observer.notify(ShardBegan(log.shard, shard.rows))
         try:
             out = ShardOutput(folder, log=log, fix_space=self._fix_space)
-            fetched = await asyncio.to_thread(fetch, log, folder / JOURNAL)
-            await asyncio.to_thread(out.take_over, fetched.parts)
+            if not log.is_new:
+                fetched = await asyncio.to_thread(fetch, log, folder / JOURNAL)
+                await asyncio.to_thread(out.take_over, fetched.parts)
             counts = await self._embed_rows(plan, work, shard, out, disk)
             await asyncio.to_thread(self._say_done, plan, shard, out, counts)
         except ShardLost:
@@ -733,7 +773,13 @@ class StoreRun(Run):
         self._is_done(shard, done)
         self._own.reused += counts.reused
         self._own.duplicates += counts.duplicates
-        self._patience.with_(lambda: self._store.remove_all(_served(self._store, log.folder)))
+        if len(self._done) < len(plan.shards) or self.job.is_worker:  # else all goes together, in a moment
+            self._swept.append(self._sweeper.submit(self._sweep, log.folder))
+
+    def _sweep(self, folder: str) -> None:
+        """Remove what only served the work on a shard; its log stays. Nothing waits for it but the end of the job."""
+        kinds = [partial(self._store.list, f"{folder}{kind}") for kind in ("answers/", "failed/")]
+        self._patience.with_(lambda: self._store.remove_all([name for names in at_once(kinds) for name in names]))
 
     def _fix_space(self, space: Space) -> None:
         """The job's vectors are of this space, from the first part on.
@@ -741,8 +787,9 @@ class StoreRun(Run):
         Raises:
             OutputRefused: Another worker has published vectors of another space.
         """
-        if self._space is None:
-            self._put(SPACE, store_plan.encoded(space))
+        if self._space is None and self._put(SPACE, store_plan.encoded(space)):
+            self._space = space
+        elif self._space is None:
             self._space = self._patience.with_(lambda: store_plan.read_space(self._store))
         if self._space is None or self._space.space_id != space.space_id:
             differences = "; ".join(space.differences(self._space)) if self._space else "nobody knows which"
@@ -761,7 +808,7 @@ class StoreRun(Run):
     def _ingest_spool(self) -> None:
         """What the job has spent goes into the ledger it was begun under; another one has to be told to take it in."""
         try:
-            plan = store_plan.read_plan(self._store)
+            plan = self._plan or store_plan.read_plan(self._store)
             if plan is not None and plan.ledger == identity.ledger_id(self._ledger, self._disk):
                 store_usage.copy(self._store, self._ledger.spool, patience=self._patience, disk=self._disk)
             elif plan is not None:
@@ -862,11 +909,6 @@ def _listing(marks: Sequence[tuple[str, int, str]], sizes: Sequence[inputs.FileS
             "row_groups": [list(one.group_rows) if one.group_rows is not None else None for one in sizes],
         }
     )
-
-
-def _served(store: Store, folder: str) -> list[str]:
-    """What only served the work on a shard; its log stays."""
-    return [name for kind in ("answers/", "failed/") for name in store.list(f"{folder}{kind}")]
 
 
 def _first(objects: Iterator[Any], count: int) -> Iterator[Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import Locked
 from embedctl.journal import Trust, recover
 from embedctl.journal.shard_log import Patience, ShardLog, boot_time, is_there, tail
@@ -17,7 +18,7 @@ from embedctl.records import UsageEvent, uuid7
 from embedctl.runs import store_plan
 from embedctl.runs.store_plan import USAGE, StorePlan
 from embedctl.storage import DISK, Disk
-from embedctl.storage.store import Store
+from embedctl.storage.store import AT_ONCE, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +48,15 @@ def copy(store: Store, into: Path, *, patience: Patience | None = None, disk: Di
         StoreUnreachable: The store cannot be reached.
     """
     patience = patience or Patience()
-    copied = 0
+    new = []
     for name in patience.with_(lambda: store.list(USAGE)):
         spool_id = name.removeprefix(USAGE).removesuffix(spool.SUFFIX)
         if name.endswith(spool.SUFFIX) and spool.is_id(spool_id) and not spool.is_known(into, spool_id):
-            content = patience.with_(lambda n=name: store.read(n))  # type: ignore[misc]
+            new.append((spool_id, name))
+    copied = 0
+    with ThreadPoolExecutor(AT_ONCE, "usage") as readers:
+        read = readers.map(lambda one: patience.with_(lambda: store.read(one[1])), new)
+        for (spool_id, _), content in zip(new, read, strict=True):
             copied += spool.copy(into, spool_id, content, disk=disk)
     return copied
 

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
 from embedctl.budgets.limits import KeyBudget
 from embedctl.budgets.reservations import Reservations, SpendLimit
+from embedctl.dataclass import dataclass
 from embedctl.embedding.answers import OnlineAnswers, Turns
 from embedctl.embedding.batch_answers import BatchAnswers, line_limits
 from embedctl.embedding.batch_calls import BatchCalls

@@ -7,8 +7,8 @@ import random
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from embedctl.dataclass import dataclass
 from embedctl.routing.bucket import Bucket
 from embedctl.server.authentication import Client
 from embedctl.server.refusals import Refused

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from embedctl.dataclass import dataclass
 from embedctl.server.authentication import Client
 from embedctl.server.refusals import Refused
 

@@ -163,11 +163,11 @@ class Door:
             raise Refused("invalid_json", "content-length and transfer-encoding exclude each other")
         serve = self._state.serve
         if self._state.loopback and (host := headers.get("host", "")):
-            name = _host_name(host) if len(host) <= _LONGEST_HOST else ""
+            name = _host_name(f"//{host}") if len(host) <= _LONGEST_HOST else ""
             if name not in _LOOPBACK and name not in serve.hosts:
                 raise Refused("host_denied", "the Host header names another host")
         origin = headers.get("origin")
-        if origin and origin not in serve.origins and urlsplit(origin).netloc != headers.get("host"):
+        if origin and origin not in serve.origins and not _is_of(origin, headers.get("host", "")):
             raise Refused("origin_denied", "web pages from elsewhere may not ask")
 
     def _client(self, scope: Scope, headers: dict[str, str]) -> Client:
@@ -217,7 +217,7 @@ class Door:
             raise ConnectionError("the answer had begun")
         allow = str(exchange.about.pop("allow", ""))
         body = refusals.body(refused, openai=exchange.openai, allow=allow)
-        answer = Response(orjson.dumps(body.content), body.status, media_type="application/json")
+        answer = Response(refusals.encoded(body.content), body.status, media_type="application/json")
         for name, value in body.headers:
             answer.headers.append(name, value)
         await answer(scope, receive, send)
@@ -239,16 +239,25 @@ class Door:
 
 
 @lru_cache(maxsize=64)
-def _host_name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    return urlsplit(f"//{host}").hostname or ""
+def _host_name(address: str) -> str:
+    """The host that an address names, without its port; "" where it is no address."""
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_of(origin: str, host: str) -> bool:
+    """Whether a page's origin is the host that it asks."""
+    return bool(_host_name(origin)) and origin.partition("://")[2] == host
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    """By name; of one that is repeated the first value."""
+    """By name; one that is repeated is one list (RFC 9110 5.3), so that no value hides behind another."""
     found: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        found.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        found[name] = f"{found[name]}, {value}" if name in found else value
     return found
 
 

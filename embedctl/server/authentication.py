@@ -9,11 +9,12 @@ import hmac
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.records import utc_now
 from embedctl.server import jwt_tokens, keys
 from embedctl.server.jwt_tokens import Verifier

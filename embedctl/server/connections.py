@@ -58,16 +58,16 @@ class _Joined:
     def write(self, piece: bytes) -> None:
         """Send it, at the latest when whoever runs now has nothing more to send."""
         if len(piece) > _SMALL_BYTES:
-            self._flush()
+            self.flush()
             self._transport.write(piece)
         elif piece:
             if not self._pieces:
-                self._loop.call_soon(self._flush)
+                self._loop.call_soon(self.flush)
             self._pieces.append(piece)
 
     def close(self) -> None:
         """Send what waits, and close; a client that is still sending gets to read that first."""
-        self._flush()
+        self.flush()
         if self.lingers or not self._is_sent_more() or not self._transport.can_write_eof():
             self._transport.close()
             return
@@ -80,7 +80,8 @@ class _Joined:
         """Whether nothing more can be written."""
         return self.lingers or self._transport.is_closing()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what waits."""
         if self._pieces:
             pieces, self._pieces = self._pieces, []
             self._transport.write(b"".join(pieces))
@@ -206,6 +207,22 @@ class Connection(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             self._part, self._unused = None, 0
             super().on_message_complete()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends nothing more; what it has sent whole is answered still, and then the connection closed.
+
+        Whether it has closed only its half (RFC 9112 9.6) or is gone cannot be told before something is written. TLS
+        has no halves.
+
+        Returns:
+            Whether the connection stays open.
+        """
+        if self._part is not None or not self._is_served or not self.transport.can_write_eof():
+            self._joined.flush()  # an answer may be waiting there
+            return False
+        cycle: Any = self.cycle  # of the last request in line
+        cycle.keep_alive = False
+        return True
 
     def on_response_complete(self) -> None:
         """An answer is out."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, get_args
 
+from embedctl.dataclass import dataclass
 from embedctl.records import InputType
 from embedctl.server.refusals import Refused
 
@@ -16,6 +16,7 @@ MOST_DEPTH = 4
 _LONGEST_USER = 256
 _LONGEST_NAME = 256
 _LARGEST_TOKEN = 2**31
+_MOST_DIMENSIONS = 10**6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,15 @@ def asked(body: bytes, *, ignore_unknown: bool = False) -> Asked:
     Raises:
         Refused: With the code and the field of what is wrong first.
     """
-    fields = read_object(body)
+    return asked_in(read_object(body), ignore_unknown=ignore_unknown)
+
+
+def asked_in(fields: Mapping[str, Any], *, ignore_unknown: bool = False) -> Asked:
+    """The same, of an object that is read already.
+
+    Raises:
+        Refused: As `asked`.
+    """
     known = {"input", "model", "encoding_format", "dimensions", "user", "provider", "input_type", "purpose"}
     ignored = _unknown(fields, known, ignore_unknown)
     inputs, token_arrays = _inputs(fields.get("input"))
@@ -116,30 +125,49 @@ def read_object(body: bytes) -> dict[str, Any]:
     Raises:
         Refused: It is none.
     """
-    try:
-        text = body.decode("utf-8")
-        found = _DECODER.decode(text)
-    except UnicodeDecodeError:
-        raise _not_json("the body is not UTF-8") from None
-    except (ValueError, RecursionError) as problem:
-        why = str(problem) if isinstance(problem, _DuplicateError) else "the body is not JSON"
-        raise _not_json(why) from None
+    found = read_json(body, "the body")
     if not isinstance(found, dict):
         raise _not_json("the body must be a JSON object")
-    for name, value in found.items():
-        if _depth(value) >= MOST_DEPTH:
-            raise Refused("invalid_json", f"{name[:_LONGEST_NAME]!r} is nested too deeply", param=name[:_LONGEST_NAME])
+    check_depth(found)
     return found
 
 
-class _DuplicateError(ValueError):
-    """A key stands twice in an object."""
+def read_json(content: bytes, what: str) -> Any:
+    """JSON as it is meant: no name twice in an object, no NaN.
+
+    Args:
+        what: It is, for the message.
+
+    Raises:
+        Refused: It is none.
+    """
+    try:
+        return _DECODER.decode(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise _not_json(f"{what} is not UTF-8") from None
+    except _NameError as problem:
+        raise _not_json(f"{problem} in {what}") from None
+    except (ValueError, RecursionError):
+        raise _not_json(f"{what} is not JSON") from None
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def check_depth(found: Mapping[str, Any]) -> None:
+    """Raises Refused when something stands too deep in it."""
+    for name, value in found.items():
+        if _depth(value) >= MOST_DEPTH:
+            raise Refused("invalid_json", f"{name[:_LONGEST_NAME]!r} is nested too deeply", param=name[:_LONGEST_NAME])
+
+
+class _NameError(ValueError):
+    """A name of an object that none may have."""
+
+
+def _named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise _DuplicateError("a key stands twice in the body")
+        raise _NameError("a key stands twice")
+    if not all(map(is_unicode, found)):  # it would stand in an answer, which is UTF-8
+        raise _NameError("a key is not Unicode text")
     return found
 
 
@@ -147,7 +175,7 @@ def _no_number(name: str) -> Any:
     raise ValueError(name)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_constant=_no_number)
+_DECODER = json.JSONDecoder(object_pairs_hook=_named, parse_constant=_no_number)
 
 
 def _depth(value: Any, level: int = 0) -> int:
@@ -191,7 +219,7 @@ def _inputs(value: Any, name: str = "input") -> tuple[list[str] | list[list[int]
         for place, text in enumerate(value):
             if not text:
                 raise Refused("empty_input", f"input {place} is empty", param=f"{name}[{place}]")
-            if not text.isascii() and _has_surrogate(text):
+            if not is_unicode(text):
                 raise Refused("invalid_input_type", f"input {place} is not Unicode text", param=f"{name}[{place}]")
         return value, False
     if all(isinstance(one, list) for one in value):
@@ -221,14 +249,23 @@ def _check_tokens(array: list[Any], name: str) -> None:
             raise Refused("invalid_token_array", f"item {place} is no token", param=f"{name}[{place}]")
 
 
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= one <= "\udfff" for one in text)
+def is_unicode(text: str) -> bool:
+    """Whether it is without halves of surrogate pairs: JSON may escape them alone, UTF-8 has none."""
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _common(fields: Mapping[str, Any]) -> dict[str, Any]:
     dimensions = fields.get("dimensions")
-    if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
-        raise Refused("invalid_dimensions", "dimensions must be a whole number of at least 1", param="dimensions")
+    if dimensions is not None and (type(dimensions) is not int or not 1 <= dimensions <= _MOST_DIMENSIONS):
+        raise Refused(
+            "invalid_dimensions", f"dimensions must be a whole number from 1 to {_MOST_DIMENSIONS}", param="dimensions"
+        )
     return {
         "model": _name(fields.get("model"), "model"),
         "provider": _name(fields.get("provider"), "provider"),
@@ -253,7 +290,7 @@ def _base64(value: Any) -> bool:
 def _user(value: Any) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or len(value) > _LONGEST_USER or _has_surrogate(value):
+    if not isinstance(value, str) or len(value) > _LONGEST_USER or not is_unicode(value):
         raise Refused("invalid_user", f"user must be a string of at most {_LONGEST_USER} characters", param="user")
     return value
 

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from embedctl.budgets.limits import key_account
 from embedctl.budgets.reservations import Reservations
+from embedctl.dataclass import dataclass
 from embedctl.embedding import usage, usage_events
 from embedctl.embedding.attempt import AttemptRecord
 from embedctl.embedding.call import Embedder
@@ -34,6 +35,7 @@ from embedctl.records import (
     format_money,
     new_operation_id,
 )
+from embedctl.routing.limiter import FairTurn
 from embedctl.runs import foundations
 from embedctl.runs.receipt import Spending
 from embedctl.server import encoding, model_names, refusals, texts, turns
@@ -170,6 +172,7 @@ class Gateway:
         self._clock = clock
         self._flights: dict[tuple[object, ...], asyncio.Future[Vector]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._preparing = FairTurn(turns.current_key)
 
     @property
     def purchases(self) -> int:
@@ -211,7 +214,7 @@ class Gateway:
             input_type=asked.input_type,
             token_arrays=asked.token_arrays,
         )
-        wire = await self._prepared(asked, route)
+        wire = await self._prepared(asked, route, deadline)
         width = route.first.dimensions or _DEFAULT_WIDTH
         slot.grow(encoding.size(len(wire.wire), width, base64=asked.base64))
         call = self._call(client, asked, route, wire, slot, deadline)
@@ -266,10 +269,17 @@ class Gateway:
             if endpoint.per_hour is None and shift.prices.of(endpoint) is None:
                 raise Refused("price_unknown", f"{endpoint.id} has no price, so the budget cannot hold", param="model")
 
-    async def _prepared(self, asked: Asked, route: ServedRoute) -> Texts:
-        if texts.are_large(asked, route.first):
-            return await self._embedder.router.counted(lambda: texts.prepared(asked, route, cl100k=self.serve.cl100k))
-        return texts.prepared(asked, route, cl100k=self.serve.cl100k)
+    async def _prepared(self, asked: Asked, route: ServedRoute, deadline: float) -> Texts:
+        """Its texts as they go out; what takes a while is done for one key after the other."""
+        if not texts.are_large(asked, route.first):
+            return texts.prepared(asked, route, cl100k=self.serve.cl100k)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - self._clock())), self._preparing:
+                return await self._embedder.router.counted(
+                    lambda: texts.prepared(asked, route, cl100k=self.serve.cl100k)
+                )
+        except TimeoutError:
+            raise Refused("overloaded", "its tokens could not be counted in time", retry_after_s=1.0) from None
 
     # vectors, wherever they are
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from typing import Any, get_args
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid
 from embedctl.routing import credentials
 from embedctl.server.keys import Role

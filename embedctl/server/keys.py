@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import orjson
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid, InputMissing, WrongUsage
 from embedctl.records import utc_now
 from embedctl.settings import files as settings_files

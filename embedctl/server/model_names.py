@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 from embedctl.providers import catalog
 from embedctl.routing import allow, names

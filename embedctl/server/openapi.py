@@ -6,10 +6,11 @@ Tests hold it to the routes, in both directions, and its examples to what a runn
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from embedctl import __version__
+from embedctl.dataclass import dataclass
 from embedctl.server.fields import MOST_INPUTS
 from embedctl.server.refusals import CODES
 

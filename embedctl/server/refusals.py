@@ -6,14 +6,18 @@ its own key is bad.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+import orjson
 
 from embedctl import errors
 from embedctl.budgets.reservations import SpendLimit
+from embedctl.dataclass import dataclass
 from embedctl.records import Refusal, format_money
 
 CODES: Mapping[str, tuple[int, str]] = {
@@ -161,6 +165,14 @@ def body(refused: Refused, *, openai: bool, allow: str = "") -> RefusalBody:
     return RefusalBody(
         refused.status, {"error": error} if openai else {"error": error, "detail": refused.message}, headers
     )
+
+
+def encoded(content: Mapping[str, Any]) -> bytes:
+    """A refusal's JSON, whatever words of a client or a provider stand in it."""
+    try:
+        return orjson.dumps(content)
+    except TypeError:  # half a surrogate pair
+        return json.dumps(content).encode()
 
 
 def clean(text: str) -> str:

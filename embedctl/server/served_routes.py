@@ -9,12 +9,13 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.embedding.canary import CanaryWatch
 from embedctl.embedding.leg import Leg
 from embedctl.embedding.route import Route

@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import uvicorn
 
 from embedctl import storage
 from embedctl.budgets.limits import KeyBudget
+from embedctl.dataclass import dataclass
 from embedctl.embedding.call import Embedder
 from embedctl.embedding.router import Router
 from embedctl.embedding.usage_events import Caller

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 from uuid import UUID
@@ -19,6 +19,7 @@ from embedctl import storage
 from embedctl.budgets import limits as spend_limits
 from embedctl.budgets.limits import KeyBudget
 from embedctl.budgets.reservations import Reservations
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError
 from embedctl.journal import Journal
 from embedctl.journal.rescue import JOURNAL, LOCK

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.embedding.router import Router
 from embedctl.journal import Journal
 from embedctl.ledger.prices.run_prices import RunPrices

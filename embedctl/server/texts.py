@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from embedctl import tokens
+from embedctl.dataclass import dataclass
 from embedctl.planning import splitter
 from embedctl.records import text_hash, tokens_hash
 from embedctl.routing.endpoint import Endpoint

@@ -6,13 +6,15 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from datetime import date, datetime, time
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid, EmbedctlError, WrongUsage, nearest
 from embedctl.settings import options as run_options
 from embedctl.settings import project, toml_files
@@ -198,13 +200,19 @@ def converted(value: Any, kind: type[_T], label: str) -> _T:
     for name, entry in known.items():
         if name not in table and entry.default is MISSING and entry.default_factory is MISSING:
             raise ConfigurationInvalid(f"{label}: {name!r} is missing")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     values = {name: _value(found, hints[name], f"{label} {name!r}") for name, found in table.items()}
     for name, value in values.items():
         rule = known[name].metadata.get("rule")
         if value is not None and rule is not None and (wrong := rule(value)):
             raise ConfigurationInvalid(f"{label}: {name!r} {wrong}")
     return kind(**values)
+
+
+@lru_cache(maxsize=64)
+def _hints(kind: type[Any]) -> Mapping[str, Any]:
+    """Field → its type; a file of keys has thousands of one kind."""
+    return typing.get_type_hints(kind)
 
 
 def _option(value: Any, hint: Any, where: str, key: str, error: type[EmbedctlError]) -> Any:

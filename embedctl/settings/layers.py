@@ -10,12 +10,13 @@ import os
 import stat
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid, InputMissing, WrongUsage
 from embedctl.records import printable
 from embedctl.settings import files as settings_files

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from decimal import Decimal
 from typing import Any, Literal
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 from embedctl.records import InputType, Purpose, printable
 from embedctl.settings.ray_address import check_ray

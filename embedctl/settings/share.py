@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 
 MOST_SHARES = 100_000

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from typing import Any, Literal
+
+from embedctl.dataclass import dataclass
 
 Rule = Callable[[Any], str | None]
 """What is wrong with a value, as words to follow its key ("must be …"); None when nothing is. It never shows it."""

@@ -24,7 +24,7 @@ TEMPORARY_PREFIX = ".tmp-"
 LEFTOVER_S = 3600.0
 """Unfinished files in a folder that processes share are removed when they are older than any write takes."""
 
-Content = bytes | Callable[[BinaryIO], None]
+Content = bytes | memoryview | Callable[[BinaryIO], None]
 """A file's bytes, or what writes them into a file opened for it."""
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InvariantBroken, StorageFailed
 from embedctl.records import TEXT_HASH_BYTES
 

@@ -12,10 +12,12 @@ import os
 import random
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from importlib import util
 from itertools import islice
 from pathlib import Path
@@ -29,6 +31,7 @@ from embedctl.errors import (
     InputInvalid,
     InputMissing,
     OutputRefused,
+    StorageFailed,
     StoreDenied,
     StoreUnreachable,
 )
@@ -36,7 +39,7 @@ from embedctl.records import uuid7
 from embedctl.storage import store_options
 from embedctl.storage.disk import Buffer
 from embedctl.storage.files import Content
-from embedctl.storage.store import StoredObject
+from embedctl.storage.store import StoredObject, at_once
 from embedctl.storage.store_url import StoreUrl
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ _PIECE = 16 << 20
 """Bytes of one ranged read."""
 _MAPPED = 1 << 20
 """Contents that are larger are mapped from a file."""
+_RELEASED_EACH_S = 0.01
 _MOST = 5_000_000_000
 """Bytes of one put: S3's limit is 5 GiB, Azure's 5000 MiB."""
 _REMOVED_AT_ONCE = 1000
@@ -75,6 +79,8 @@ _DENIED = {
     "RequestTimeTooSkewed": "this machine's clock is wrong: set it, then run the same command again",
 }  # fmt: skip
 """What S3 says of credentials with other states than 401 and 403, or of what is not them; and what helps."""
+_FULL = ("XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "InsufficientStorage")
+"""What stores say that take no more, beside 507: it does not pass by itself."""
 _INVALID = re.compile(r'Path "(.*?)" contained')
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _BARE = re.compile(r'^"(.*)"$')
@@ -242,8 +248,7 @@ class ObjectStore:
                 with self._told("remove objects"):
                     obstore.delete(self._client, some)
             except FileNotFoundError:  # it ends at the first one that is gone already
-                for name in some:
-                    self.remove(name)
+                at_once(partial(self.remove, name) for name in some)
 
     def _get(self, name: str, start: int, end: int, etag: str | None) -> tuple[Buffer, StoredObject]:
         import obstore
@@ -276,8 +281,8 @@ class ObjectStore:
         return next((value for key, value in found.items() if key.lower() == WRITE_ID), "")
 
     @contextmanager
-    def _body(self, name: str, content: Content | Path) -> Iterator[bytes | mmap.mmap]:
-        if isinstance(content, bytes):
+    def _body(self, name: str, content: Content | Path) -> Iterator[bytes | memoryview | mmap.mmap]:
+        if isinstance(content, (bytes, memoryview)):
             yield content
             return
         if isinstance(content, Path):
@@ -300,7 +305,8 @@ class ObjectStore:
             return
         body = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         try:
-            yield body
+            with _releasing(body):
+                yield body
         finally:
             with suppress(BufferError):  # a request that was given up may still hold it
                 body.close()
@@ -403,6 +409,11 @@ class ObjectStore:
         kind = type(refusal).__name__
         if status == 416 or "StartTooLarge" in text:
             return _BeyondTheEnd()
+        if status == 507 or code in _FULL:
+            return StorageFailed(
+                f"{self._url.root}: the store is full, or its quota is used up: cannot {doing} ({said})",
+                hint="make room there, then run the same command again: it goes on where it ended",
+            )
         if _asked_an_instance(text):
             return StoreDenied(f"{self._url.root}: no credentials were found", hint=self._how())
         if kind in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403) or code in _DENIED:
@@ -430,6 +441,29 @@ class ObjectStore:
             f"{self._url.root}: cannot {doing}: {said or _without_answer(text)}",
             hint="look at the network and the endpoint, then run the same command again",
         )
+
+
+@contextmanager
+def _releasing(body: mmap.mmap) -> Iterator[None]:
+    """While the block lasts, what was read of a mapped file is no memory of ours for long: who needs it again gets it
+    from the system's cache. The library takes a body as one piece, and does not say how much of it was sent.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        yield
+        return
+    ended = threading.Event()
+
+    def release() -> None:
+        while not ended.wait(_RELEASED_EACH_S):
+            body.madvise(mmap.MADV_DONTNEED)
+
+    releaser = threading.Thread(target=release, name="store-pages", daemon=True)
+    releaser.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        releaser.join()
 
 
 class _BeyondTheEnd(Exception):  # noqa: N818 - a condition, caught where it is read

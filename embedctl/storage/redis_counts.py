@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib import util
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import install_command
 from embedctl.records import UNOBSERVED, Observer, Warned
 from embedctl.storage.sqlite_cache import CacheStats, SqliteCache

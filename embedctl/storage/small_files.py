@@ -10,8 +10,9 @@ import errno
 import os
 import shlex
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+
+from embedctl.dataclass import dataclass
 
 SEALED_MOUNTS = ("/run/secrets/", "/var/run/secrets/", "/run/credentials/")
 """Where Docker, Podman, Kubernetes and systemd put secrets."""

@@ -10,10 +10,10 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import OutputRefused
 from embedctl.records import UNOBSERVED, Observer, Warned
 from embedctl.storage.files import check_own

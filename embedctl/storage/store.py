@@ -6,12 +6,13 @@ A local folder is one; an object store with conditional puts is another.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, InputChanged, OutputRefused
 from embedctl.records import uuid7
 from embedctl.storage.disk import DISK, Buffer, Disk
@@ -23,7 +24,12 @@ OURS = "_embedctl/"
 PROBES = f"{OURS}probe/"
 """Where the trial puts its object."""
 
+AT_ONCE = 16
+"""Calls under way at the same time, of those that need not wait for each other."""
+
 _COPY_BYTES = 1 << 20
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Store(Protocol):
     """Objects by name. Once put, an object never changes. Calls block, bounded in time, and may come from any thread.
 
     Every method raises StoreDenied (77) for credentials that are missing or rejected, StoreUnreachable (75) when the
-    store cannot be reached, is overloaded or does not answer in time.
+    store cannot be reached, is overloaded or does not answer in time, StorageFailed (74) when it is full.
     """
 
     @property
@@ -133,6 +139,16 @@ def check_refuses(store: Store) -> None:
         f"{store.url} does not refuse to overwrite (If-None-Match): two workers would both own a shard",
         hint="use a store, or a version of its server, that does; or --no-share for one worker without claims",
     )
+
+
+def at_once(calls: Iterable[Callable[[], _Result]]) -> list[_Result]:
+    """What calls give that need not wait for each other: each takes its time on the way.
+
+    Raises:
+        EmbedctlError: As the first one in their order that failed.
+    """
+    with ThreadPoolExecutor(AT_ONCE, "store") as threads:
+        return [one.result() for one in [threads.submit(call) for call in calls]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 
 Scheme = Literal["s3", "gs", "az", "hf"]
 
+# Patterns are compiled when they are used: most runs see no address, and those with counts take a millisecond.
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://?(.*)", re.IGNORECASE | re.DOTALL)
 _BUCKETS = {
-    "s3": re.compile(r"[a-z0-9][a-z0-9._-]{1,253}[a-z0-9]", re.IGNORECASE),  # access point aliases, old buckets too
-    "gs": re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"),
-    "az": re.compile(r"\$?[a-z0-9](?:-?[a-z0-9]){1,62}"),
+    "s3": r"(?i:[a-z0-9][a-z0-9._-]{1,253}[a-z0-9])",  # access point aliases, old buckets too
+    "gs": r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]",
+    "az": r"\$?[a-z0-9](?:-?[a-z0-9]){1,62}",
 }
-_ABFSS = re.compile(r"([^/@]+)@([a-z0-9]{3,24})\.dfs\.core\.windows\.net", re.IGNORECASE)
-_DATASET = re.compile(r"datasets/([\w.-]+/[\w.-]+)(?:@([^/@]+))?(?:/(.*))?", re.DOTALL)
-_REVISION = re.compile(r"[\w.~%-]+")
+_ABFSS = r"(?i:([^/@]+)@([a-z0-9]{3,24})\.dfs\.core\.windows\.net)"
+_DATASET = r"(?s:datasets/([\w.-]+/[\w.-]+)(?:@([^/@]+))?(?:/(.*))?)"
+_REVISION = r"[\w.~%-]+"
 _MOST_BYTES = 1024
 """Of a name: S3's, GCS's and Azure's limit."""
 
@@ -80,7 +82,7 @@ def parse(text: str) -> StoreUrl:
     authority, _, path = rest.partition("/")
     account = None
     if scheme == "abfss":
-        parts = _ABFSS.fullmatch(authority)
+        parts = re.fullmatch(_ABFSS, authority)
         if parts is None:
             raise WrongUsage(
                 f"{_shown(scheme, rest)} names no container and account",
@@ -92,7 +94,7 @@ def parse(text: str) -> StoreUrl:
             f"{_shown(scheme, rest)} holds credentials, or a host",
             hint="credentials come from the environment, the host from --store-option endpoint=…",
         )
-    if not _BUCKETS[scheme].fullmatch(authority):
+    if not re.fullmatch(_BUCKETS[scheme], authority):
         raise WrongUsage(f"{_shown(scheme, rest)}: {authority!r} is no name of a bucket or container")
     _check_path(scheme, rest, path)
     kept: Scheme = "s3" if scheme == "s3" else "gs" if scheme == "gs" else "az"
@@ -100,8 +102,8 @@ def parse(text: str) -> StoreUrl:
 
 
 def _dataset(rest: str) -> StoreUrl:
-    match = _DATASET.fullmatch(rest)
-    if match is None or (match[2] is not None and not _REVISION.fullmatch(match[2])):
+    match = re.fullmatch(_DATASET, rest)
+    if match is None or (match[2] is not None and not re.fullmatch(_REVISION, match[2])):
         raise WrongUsage(f"{_shown('hf', rest)} is no data set", hint="give hf://datasets/ORG/NAME[@REVISION]/PATH")
     path = match[3] or ""
     _check_path("hf", rest, path)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.storage import store_options
 from embedctl.storage.store import OutputFolder, Store

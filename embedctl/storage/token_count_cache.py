@@ -14,11 +14,12 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from embedctl.dataclass import dataclass
 from embedctl.records import UNOBSERVED, Observer, text_hash
 from embedctl.storage import redis_counts
 from embedctl.storage.redis_counts import RedisCounts

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl.dataclass import dataclass
 from embedctl.records import UNOBSERVED, Observer
 from embedctl.storage.sqlite_cache import CacheStats, SqliteCache, some_at_once
 

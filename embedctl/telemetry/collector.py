@@ -11,11 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib import util
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import install_command
 from embedctl.records import Event, Observer, Observers, PhaseBegan, UsageEvent, Warned
 from embedctl.telemetry.conventions import PriceOf

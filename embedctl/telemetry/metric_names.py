@@ -8,8 +8,9 @@ Names: https://prometheus.io/docs/practices/naming/.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+from embedctl.dataclass import dataclass
 
 Kind = Literal["counter", "gauge", "histogram", "summary"]
 

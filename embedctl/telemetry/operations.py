@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 
+from embedctl.dataclass import dataclass
 from embedctl.records import AttemptEnded, Event, OperationBegan, OperationEnded, UsageSource
 from embedctl.telemetry.trace_context import PARENT, TraceParent
 

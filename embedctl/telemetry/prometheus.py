@@ -5,7 +5,6 @@ prometheus_client.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -13,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from embedctl.dataclass import dataclass
 from embedctl.storage.sqlite_cache import CacheStats
 from embedctl.telemetry.metric_names import METRICS
 

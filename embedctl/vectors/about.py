@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from embedctl.dataclass import dataclass
 from embedctl.records import Space
 from embedctl.routing.space_lock import SpaceLock
 from embedctl.vectors import agreement, locks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedctl import inputs
+from embedctl.dataclass import dataclass
 from embedctl.planning import packer
 from embedctl.planning.planner import Planner
 from embedctl.planning.text_rules import text_rules

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid, WrongUsage
 from embedctl.records import UNOBSERVED, Observer, Space
 from embedctl.routing import chain as chains

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid, InputMissing
 from embedctl.inputs.row_ids import printed
 from embedctl.outputs import FAILURES, RECORD, STATE_FOLDER, parts_of

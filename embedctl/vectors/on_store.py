@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid, InputMissing
 from embedctl.outputs import FAILURES, RECORD, STATE_FOLDER
 from embedctl.outputs.shard import PARTS

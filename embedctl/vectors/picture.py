@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,6 +11,7 @@ import orjson
 from numpy.typing import NDArray
 
 from embedctl import terminal
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid, WrongUsage, nearest
 from embedctl.reports import charts
 from embedctl.vectors.files import Stored

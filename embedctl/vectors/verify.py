@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedctl import inputs, tokens
+from embedctl.dataclass import dataclass
 from embedctl.records import Observer
 from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import adhoc

@@ -33,12 +33,14 @@ def test_everybody_reads_it(worked: World) -> None:
     status = json.loads(worked.run("batch", "status", "out", "--json").out)
     failures = json.loads(worked.run("batch", "failures", "out", "--json").out)
     by_job = json.loads(worked.run("batch", "failures", "j", "--json").out)
-    row = json.loads(worked.run("batch", "status", "j", "--id", "7", "--json").out)
-    other = json.loads(worked.run("batch", "status", "j", "--id", "8", "--json").out)
+    row, other, none = (worked.run("batch", "status", "out", "--id", str(one), "--json") for one in (7, 8, 99))
+    by_name = [worked.run("batch", "status", "j", "--id", one, "--json").out for one in ("7", "8", "99")]
 
     assert (status["state"], status["shards"]["done"], status["counts"]["vectors"]) == ("completed", 6, 59)
     assert [one["id"] for one in failures["failures"]] == [7] == [one["id"] for one in by_job["failures"]]
-    assert (row["state"], other["state"], other["part"]) == ("failed", "embedded", "part-00000-000000.parquet")
+    assert by_name == [row.out, other.out, none.out]
+    assert [one.receipt["state"] for one in (row, other, none)] == ["failed", "embedded", "absent"]
+    assert other.receipt["part"] == "part-00000-000000.parquet"
     assert worked.run("batch", "finish", "out").code == 0
     assert worked.run("vectors", "verify", "out").code == 0
     assert "59" in worked.run("vectors", "info", "out").out

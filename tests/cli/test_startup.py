@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -84,11 +85,96 @@ def test_a_report_imports_the_ledger_and_no_more(flags: list[str]) -> None:
     assert found & HEAVY == {"duckdb"}
 
 
-def test_a_local_run_imports_no_other_tokenizer(tmp_path: Path) -> None:
-    """The bundled model is run without the fallback tokenizer and without a library that draws."""
+RUN = """
+import atexit, json, sys, threading
+
+first = {}
+
+def note(event, given):
+    if event == "import":
+        first.setdefault(given[0], threading.current_thread().name)
+
+sys.addaudithook(note)
+atexit.register(lambda: print(json.dumps([sorted(sys.modules), first])))
+from embedctl.cli import main
+main()
+"""
+"""Runs a command; what it has imported, and in which thread."""
+
+LEFT_OUT = frozenset({"tiktoken", "rich", "pydantic", "pandas", "email", "httpx", "httpcore", "pycurl", "obstore"})
+"""What a run of the bundled model imports nothing of."""
+
+ROOMS = frozenset({"engines", "evaluation", "reports", "server", "vectors"})
+"""Of ours, what a run has no part in."""
+
+
+@pytest.fixture(scope="module")
+def local_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], dict[str, str]]:
+    """The modules of a run of the bundled model, and the thread that imported each."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "a.txt").write_text("hello")
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "embed", "a.txt", "-o", "a.parquet", "-q"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ) | {"EMBEDCTL_HOME": str(folder / "home")},
+    )
+    modules, threads = json.loads(done.stdout)
+    return set(modules), threads
+
+
+def test_a_local_run_imports_what_it_uses(local_run: tuple[set[str], dict[str, str]]) -> None:
+    """The bundled model is run without other tokenizers, clients and stores, and without other rooms of ours."""
+    modules, first = local_run
+    top = {name.partition(".")[0] for name in modules}
+
+    assert {"pyarrow", "onnxruntime", "tokenizers", "numpy"} <= top
+    assert {name for name in modules if name in LEFT_OUT} <= {"email"}  # dates of headers
+    assert modules & {"numpy.ma", "pyarrow.compute", "pyarrow.dataset"} == set()
+    assert {name for name in modules if name.startswith("embedctl.") and name.split(".")[1] in ROOMS} == set()
+    assert modules & {"embedctl.runs.store_run", "embedctl.storage.object_store", "embedctl.doctor"} == set()
+    order = list(first)
+    assert {"duckdb", "importlib.metadata", "zipfile"} & set(order[: order.index("semantic_text_splitter")]) == set()
+
+
+def test_a_local_run_imports_few_modules(local_run: tuple[set[str], dict[str, str]]) -> None:
+    """A run imports no more of ours, and no more in all, than it did: who needs more says so here."""
+    modules, _ = local_run
+
+    assert sum(name.startswith("embedctl") for name in modules) <= 230
+    assert len(modules) <= 690
+
+
+def test_the_bundled_model_is_loaded_while_the_rest_is_imported(local_run: tuple[set[str], dict[str, str]]) -> None:
+    """Onnxruntime is imported, and loads the model, in a thread that is not the run's."""
+    _, threads = local_run
+
+    assert threads["onnxruntime"] == "model-ahead"
+    assert threads["embedctl.runs.run"] == "MainThread"
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], ["-m", "openai:text-embedding-3-small", "--dry-run"]])
+def test_a_model_that_is_not_asked_is_not_loaded(words: list[str], tmp_path: Path) -> None:
+    """Nobody loads the bundled model for an estimate."""
     text = tmp_path / "a.txt"
     text.write_text("hello")
-    found = imported("embed", str(text), "-o", str(tmp_path / "a.parquet"), "-q")
 
-    assert {"pyarrow", "onnxruntime", "tokenizers", "numpy"} <= found
-    assert found & {"tiktoken", "rich", "pydantic"} == set()
+    assert "onnxruntime" not in imported("embed", str(text), *words, "-q")
+
+
+def test_the_end_looks_for_no_cycles() -> None:
+    """A command ends without the collector, which would look through all that was ever imported."""
+    code = """
+import atexit, gc, sys
+from embedctl.cli import main
+atexit.register(lambda: print(gc.get_freeze_count() > 0, len(gc.get_objects())))
+sys.argv = ["embedctl", "--version"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    frozen, left = done.stdout.splitlines()[-1].split()
+
+    assert frozen == "True"
+    assert int(left) < 1_000

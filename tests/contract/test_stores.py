@@ -9,7 +9,15 @@ from typing import BinaryIO
 
 import pytest
 
-from embedctl.errors import EmbedctlError, InputChanged, InputMissing, OutputRefused, StoreUnreachable
+from embedctl.errors import (
+    EmbedctlError,
+    InputChanged,
+    InputMissing,
+    OutputRefused,
+    StorageFailed,
+    StoreUnreachable,
+)
+from embedctl.journal.shard_log import Patience
 from embedctl.storage.object_store import ObjectStore
 from embedctl.storage.store import PROBES, LocalStore, Store, check_refuses
 from tests.support.fault_proxy import Fault, FaultProxy
@@ -270,6 +278,20 @@ def test_what_a_store_says_of_credentials_and_region_is_understood(
         with pytest.raises(EmbedctlError) as said:
             call()
         assert (said.value.exit_code, hint in (said.value.hint or "")) == (code, True), said.value
+
+
+@pytest.mark.parametrize("fault", ["full", "quota"])
+def test_a_full_store_is_a_full_disk(faulty_s3: tuple[StoreServer, FaultProxy], fault: Fault) -> None:
+    """A store that takes no more does not heal while it is waited for: 74 after a few tries, and what helps."""
+    server, proxy = faulty_s3
+    proxy.always = fault
+    patience = Patience(3600)
+    patience.with_(lambda: None)  # it has answered before: else nothing would be repeated
+
+    with pytest.raises(StorageFailed, match="is full, or its quota") as said:
+        patience.with_(lambda: server.open().put_if_absent("x", b"x"))
+    assert (said.value.exit_code, "make room" in (said.value.hint or "")) == (74, True)
+    assert len([one for one in proxy.puts if one[1] == fault]) <= 3
 
 
 def test_an_output_without_its_bucket_cannot_be_created(on_server: StoreServer) -> None:

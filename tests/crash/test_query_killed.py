@@ -36,7 +36,8 @@ def write(world: World, texts: list[str]) -> None:
 
 def killed(world: World, after: int, *words: object) -> None:
     """Run, and kill it when so many requests have been billed."""
-    world.wire.plan(latency_s=0.05)
+    seen = len(world.wire.truth())
+    world.wire.plan(latency_s=0.05, hold_after=max(0, after - seen) + 2)
     child = world.start(*words)
     while len(world.wire.truth()) < after:
         time.sleep(0.01)

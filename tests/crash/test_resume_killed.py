@@ -33,7 +33,8 @@ class Elsewhere(World):
 
 def killed(world: World, after: int, *words: object) -> None:
     """Run, and kill it when so many requests have been billed."""
-    world.wire.plan(latency_s=0.05)
+    seen = len(world.wire.truth())
+    world.wire.plan(latency_s=0.05, hold_after=max(0, after - seen) + 2)
     child: Child = world.start(*words)
     while len(world.wire.truth()) < after:
         time.sleep(0.01)
@@ -139,12 +140,13 @@ def test_a_killed_stream_leaves_no_folder(world: World, after: int) -> None:
 
 def test_only_dead_ones_are_swept(world: World) -> None:
     """The folder of a stream that goes on is left alone by other commands."""
-    world.wire.plan(latency_s=0.1)
+    world.wire.plan(hold_after=1)
     child = world.start("embed", "in", "-o", "-", *OPENAI)
     while not world.wire.truth():
         time.sleep(0.01)
     assert world.run("usage", "ingest").code == 0
     there = list((world.home / "journal").glob("*/lock"))
+    world.wire.plan()
     ended = child.wait()
 
     assert len(there) == 1

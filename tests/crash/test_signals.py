@@ -55,11 +55,12 @@ def wait_for_intents(output: Path) -> None:
 @pytest.mark.parametrize("output", ["out dir", "out file.parquet"])
 def test_stopped_by_a_signal(world: World, number: int, code: int, output: str) -> None:
     """Answers in flight are kept, nothing new is sent, and the hint is a command that finishes the run when pasted."""
-    world.wire.plan(latency_s=0.3)
+    world.wire.plan(hold_after=4)
     command = ("embed",) if output.endswith("parquet") else ("batch", "run")
     child = world.start(*command, "in", "-o", output, "--json", *OPENAI)
     wait_for_requests(world.wire, 4)
-    child.kill(number)
+    child.told_to_stop(number)
+    world.wire.plan()
     ended = child.wait()
     asked = len(world.wire.truth())
 
@@ -81,11 +82,10 @@ def test_stopped_by_a_signal(world: World, number: int, code: int, output: str) 
 
 def test_stopped_twice(world: World) -> None:
     """A second signal ends the process without waiting for answers, still safe."""
-    world.wire.plan(latency_s=8)
+    world.wire.plan(hold_after=0)
     child = world.start("batch", "run", "in", "-o", "out", *OPENAI)
     wait_for_intents(world.folder / "out")
-    child.kill(signal.SIGTERM)
-    time.sleep(0.5)
+    child.told_to_stop()
     child.kill(signal.SIGTERM)
     ended = child.wait()
 
@@ -93,7 +93,6 @@ def test_stopped_twice(world: World) -> None:
     world.wire.plan()
     assert world.run("batch", "run", "in", "-o", "out", *OPENAI).code == 0
     world.check_rows("out", TEXTS, dimensions=8)
-    time.sleep(8)
     world.check_bill()
 
 
@@ -110,8 +109,8 @@ def test_stopped_while_it_waits(world: World) -> None:
 
 def test_deadline(world: World) -> None:
     """--deadline stops the sending by the clock: exit 75, resumable."""
-    world.wire.plan(latency_s=0.3)
-    ended = world.run("batch", "run", "in", "-o", "out", "--deadline", "0.8s", "--json", *OPENAI)
+    world.wire.plan(latency_s=1.0)
+    ended = world.run("batch", "run", "in", "-o", "out", "--deadline", "3s", "--json", *OPENAI)
 
     assert ended.code == 75, ended.err
     assert ended.receipt["resume"].startswith("embedctl batch run in -o out")

@@ -49,9 +49,9 @@ def test_a_machine_is_gone(job: StoreStory, counted: Tell) -> None:
 
 def test_a_signal_costs_nothing(job: StoreStory) -> None:
     """A worker told to stop keeps what is in flight: the next one takes its shard at once and buys nothing again."""
-    child = job.start()
-    job.wait_for_requests(5)
-    child.kill(signal.SIGTERM)
+    child = job.at_work(after=5)
+    child.told_to_stop()
+    job.go_on()
     ended = child.wait()
     assert ended.code == 143, ended.err
     job.lose_machine()
@@ -64,10 +64,10 @@ def test_a_signal_costs_nothing(job: StoreStory) -> None:
 
 def test_a_paused_worker_is_fenced(job: StoreStory, counted: Tell) -> None:
     """Stopped for longer than a lease, then woken: another has its shard, it sends nothing more and ends with 75."""
-    child = job.start()
-    job.wait_for_requests(5)
+    child = job.at_work(after=5)
     child.kill(signal.SIGSTOP)
     job.kills += 1
+    job.go_on()
     other = job.machine()
     ended = job.start(world=other).wait()
     assert ended.code == 0, ended.err
@@ -83,6 +83,7 @@ def test_a_paused_worker_is_fenced(job: StoreStory, counted: Tell) -> None:
 
 def two_shares(job: StoreStory) -> tuple[Child, Child]:
     """Two workers on machines of their own, at work."""
+    job.hold(6)
     first, second = job.start("--shard", "0/2"), job.start("--shard", "1/2", world=job.machine())
     job.wait_for_requests(6)
     return first, second
@@ -94,6 +95,7 @@ def test_one_of_two_shares_is_killed(job: StoreStory, counted: Tell) -> None:
     first.kill()
     assert first.wait().code == -9
     job.kills += 1
+    job.go_on()
     again = job.start("--shard", "0/2", world=job.machine())
     ended = [again.wait(), second.wait()]
 
@@ -104,7 +106,8 @@ def test_one_of_two_shares_is_killed(job: StoreStory, counted: Tell) -> None:
 def test_one_of_two_shares_is_told_to_stop(job: StoreStory) -> None:
     """SIGTERM, as a scheduler sends it: run again it buys nothing twice, and the ledger is the invoice."""
     first, second = two_shares(job)
-    first.kill(signal.SIGTERM)
+    first.told_to_stop()
+    job.go_on()
     assert first.wait().code == 143
     again = job.start("--shard", "0/2", world=job.machine())
     ended = [again.wait(), second.wait()]
@@ -117,11 +120,14 @@ def test_one_of_two_shares_is_told_to_stop(job: StoreStory) -> None:
 
 def test_two_workers_without_shares_race(job: StoreStory, counted: Tell) -> None:
     """Started at once: one plan, each shard is one's; what a killed one held is taken over by the other."""
+    job.lease_s = 4.0  # longer than a busy machine keeps the other one from saying that it lives
+    job.hold(6)
     first, second = job.start(), job.start(world=job.machine())
     job.wait_for_requests(6)
     first.kill()
     assert first.wait().code == -9
     job.kills += 1
+    job.go_on()
     ended = second.wait()
 
     assert ended.code == 0, ended.err
@@ -133,9 +139,9 @@ def test_the_store_is_down_for_longer_than_a_lease(tmp_path: Path, wire: Wire, f
     with fault_proxy(s3.port) as proxy:
         job = StoreStory(tmp_path, wire, forks, s3.behind(proxy.port))
         job.begin(72)
-        child = job.start()
-        job.wait_for_requests(5)
+        child = job.at_work(after=5)
         proxy.always = "unavailable"
+        job.go_on()
         time.sleep(2.5 * job.lease_s)
         proxy.always = None
         ended = child.wait()

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import time
 from collections.abc import Iterator
@@ -508,6 +509,35 @@ def test_rebinding_and_web_pages_are_refused(server: Serving) -> None:
     assert server.ask("GET", "/v1/models", Host=f"localhost:{server.port}", **key).status == 200
     assert server.ask("GET", "/v1/models", Origin="https://evil.example", **key).code == "origin_denied"
     assert server.ask("GET", "/v1/models", Origin=f"http://127.0.0.1:{server.port}", **key).status == 200
+
+
+@pytest.mark.parametrize("address", ["[", "[::1", "[x]", "http://[", "://", "\xff"])
+def test_what_is_no_address_is_no_host_of_ours(server: Serving, address: str) -> None:
+    """A Host or Origin that is no address is refused like a stranger's."""
+    assert server.ask("GET", "/livez", Host=address).code == "host_denied"
+    assert server.ask("GET", "/livez", Origin=address).code == "origin_denied"
+
+
+def test_no_value_of_a_header_hides_behind_another(server: Serving) -> None:
+    """Two keys, origins or encodings in one request are one wrong value: nobody can be meant by either of them."""
+    keys = [server.key(), server.key(workspace="umbrella")]
+    body = b'{"model": "text-embedding-3-small", "input": "who pays"}'
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    mine = f"Authorization: Bearer {keys[0]}\r\n"
+    repeated = {
+        mine + f"Authorization: Bearer {keys[1]}\r\n": b"401",
+        f"X-API-KEY: {keys[0]}\r\nX-API-KEY: {keys[1]}\r\n": b"401",
+        mine + "Origin: http://127.0.0.1\r\nOrigin: http://evil.example\r\n": b"403",
+        mine + "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n": b"415",
+        mine: b"200",
+    }
+    statuses = []
+    for more in repeated:
+        with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+            client.sendall(head + f"{more}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            statuses.append(client.makefile("rb").read().split()[1])
+
+    assert statuses == [*repeated.values()]
 
 
 def test_listed_origins_may_ask(tmp_path: Path, wire: Wire) -> None:

@@ -250,12 +250,13 @@ def test_a_cancelled_batch_answers_every_line_and_is_gone_on_with(server: Servin
     The same file submitted again goes on, and buys nothing twice.
     """
     wire.reset()
-    wire.plan(latency_s=1)
+    wire.plan(hold_after=0)
     words = [f"text {n} of a batch that is cancelled" for n in range(24)]
     file = upload(server, key, lines(*(line(f"n{n}", [word]) for n, word in enumerate(words))))
     batch = create(server, key, file.json["id"])
-    until(lambda: bool(wire.truth()))
+    until(lambda: wire.held() > 0)
     said = ask(server, "POST", f"/v1/batches/{batch.json['id']}/cancel", key)
+    wire.plan(latency_s=2)  # by whose end the job has long heard of it
     found = ended(server, key, batch.json["id"])
     bad, good = (content(server, key, found[f"{name}_file_id"]) for name in ("error", "output"))
     bought = {f"n{n}" for n, word in enumerate(words) if wire.bought(word)["standard"]}
@@ -282,7 +283,7 @@ def test_a_cancelled_batch_answers_every_line_and_is_gone_on_with(server: Servin
 def test_a_batch_ends_with_its_window(wire: Wire, tmp_path: Path) -> None:
     """After 24 hours a batch is expired, with what was done by then in its output file; it can be gone on with."""
     wire.reset()
-    wire.plan(latency_s=1)
+    wire.plan(hold_after=0)
     words = [f"text {n} of a batch that expires" for n in range(6)]
     write_settings(tmp_path, SETTINGS.format(voyage=wire.base_url("voyage")))
     env = environment(tmp_path, wire)
@@ -290,7 +291,8 @@ def test_a_batch_ends_with_its_window(wire: Wire, tmp_path: Path) -> None:
     with started(tmp_path, env) as server:
         file = upload(server, key, lines(*(line(f"n{n}", word) for n, word in enumerate(words))))
         batch = create(server, key, file.json["id"]).json
-        until(lambda: bool(wire.truth()))
+        until(lambda: wire.held() > 0)
+        wire.plan(latency_s=2)  # by whose end the job has long been told to stop
         server.stop()
     record = tmp_path / "state" / "jobs" / batch["id"] / "job.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "created_at": time.time() - 86_401}))

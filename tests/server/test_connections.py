@@ -96,6 +96,43 @@ def test_what_stands_behind_a_body_is_no_header(server: Serving) -> None:
     assert answer[1]["x-request-id"] != "forged"
 
 
+@pytest.mark.parametrize("in_line", [1, 3])
+def test_a_client_may_close_its_half(server: Serving, wire: Wire, in_line: int) -> None:
+    """Who sends nothing more after its requests gets their answers, in order, and the connection is closed then."""
+    wire.plan(latency_s=0.1)
+    contents = [body(f"the last words, {number} of {in_line}") for number in range(in_line)]
+    with connected(server) as client:
+        client.sendall(b"".join(HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(one), one) for one in contents))
+        client.shutdown(socket.SHUT_WR)
+        found = answers(client, in_line + 1)
+    wire.plan()
+
+    assert [status for status, *_ in found] == [200] * in_line
+    assert found[-1][1]["connection"] == "close"
+
+
+def test_an_answer_that_is_there_at_once_is_not_lost(server: Serving) -> None:
+    """Also when it is made in the very moment in which the client closes its half."""
+    for _ in range(20):
+        with connected(server) as client:
+            client.sendall(LIVE + b"\r\n")
+            client.shutdown(socket.SHUT_WR)
+
+            assert [content for _, _, content in answers(client, 2)] == [b"ok"]
+
+
+@pytest.mark.parametrize("sent", [b"", HEAD, HEAD + b"Content-Length: 20\r\n\r\n{", LIVE + b"\r\n"])
+def test_half_a_request_from_half_a_connection_is_nothing(server: Serving, sent: bytes) -> None:
+    """Who closes its half before its request is whole, or after its answer, is not waited for."""
+    with connected(server) as client:
+        client.sendall(sent)
+        if sent.startswith(b"GET"):
+            assert answers(client, 1)[0][0] == 200
+        client.shutdown(socket.SHUT_WR)
+
+        assert ended(client) == b""
+
+
 @pytest.mark.parametrize(
     "sent",
     [

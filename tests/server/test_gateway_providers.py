@@ -155,6 +155,26 @@ def test_an_open_circuit_asks_nobody_and_closes_again(wire: Wire, tmp_path: Path
         until(lambda: server.embed("well again").status == 200)
 
 
+@pytest.mark.parametrize("kind", ["reset", "server"])
+def test_a_poisonous_text_takes_nobody_s_provider(wire: Wire, tmp_path: Path, kind: str) -> None:
+    """A text over which the provider breaks is put off; other clients are served by it, whoever repeats that text."""
+    with serving(tmp_path / "g", wire) as server:
+        wire.plan(poison=["poison"], poison_kind=kind)
+        replies = [server.embed("poison") for _ in range(6)]
+        others = [server.embed(f"somebody else's text {n}") for n in range(3)]
+        circuit = server.ask("GET", "/api/v1/embeddings/health").json["circuit_breakers"]["openai"]
+        server.stop()
+
+        assert {one.status for one in replies} <= {503, 504}
+        assert {one.code for one in replies[2:]} == {"circuit_open"}
+        assert all(int(one.headers["retry-after"]) >= 1 for one in replies[2:])
+        assert [one.status for one in others] == [200] * 3
+        assert circuit["state"] == "closed"
+        assert [one["fault"] for one in wire.truth()].count("ok") == 3
+        assert len(wire.truth()) == 5 + 3
+        assert bill(server).attempts == len(wire.truth())
+
+
 def test_rejected_credentials_are_looked_at_again(wire: Wire, tmp_path: Path) -> None:
     """A provider that rejected its key is not asked for every request, and is revived by a reset."""
     with serving(tmp_path / "g", wire) as server:

@@ -253,7 +253,8 @@ def test_a_wrong_field_is_named(
 @pytest.mark.parametrize(
     "raw",
     [b"", b"{", b"[]", b'"a"', b"null", b'{"input": NaN}', b'{"input": "a", "input": "b"}', b"\xff\xfe", b"[" * 100_000,
-     b'{"input": "a", "model": "m", "x": [[[[[1]]]]]}', b'{"input": ' + b"9" * 5000 + b"}"],
+     b'{"input": "a", "model": "m", "x": [[[[[1]]]]]}', b'{"input": ' + b"9" * 5000 + b"}", b'{"\\ud800": 1}',
+     b'{"input": [{"\\udfff": 1}]}'],
 )  # fmt: skip
 def test_what_is_no_json_object_is_refused(server: Serving, raw: bytes) -> None:
     """Broken, nested, ambiguous or unbounded JSON is 400 `invalid_json`, whatever else it would say."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 Fault = Literal[
     "drop answer", "drop request", "conflict", "unavailable", "denied", "not implemented", "slow", "expired",
-    "other token", "wrong clock", "other region", "malformed",
+    "other token", "wrong clock", "other region", "malformed", "full", "quota",
 ]  # fmt: skip
 
 _ANSWERS: dict[Fault, tuple[int, str]] = {
@@ -27,6 +27,8 @@ _ANSWERS: dict[Fault, tuple[int, str]] = {
     "wrong clock": (403, "RequestTimeTooSkewed"),
     "other region": (301, "PermanentRedirect"),
     "malformed": (400, "AuthorizationHeaderMalformed"),
+    "full": (507, "XMinioStorageFull"),
+    "quota": (403, "QuotaExceeded"),
 }
 
 

@@ -71,6 +71,26 @@ class Child:
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
 
+    def told_to_stop(self, number: int = signal.SIGTERM) -> None:
+        """Send it a signal; it has said that it stops when this returns."""
+        self.kill(number)
+        end = time.monotonic() + 60
+        while "stopping" not in self.err.read_text():
+            assert time.monotonic() < end, "it does not stop"
+            time.sleep(0.01)
+
+    def goes_on(self) -> None:
+        """Until its loop has waited for something a few times more: what it was about to say is said."""
+        seen, end = self._waits(), time.monotonic() + 60
+        while self._waits() < seen + 4:
+            assert time.monotonic() < end, "it does not go on"
+            time.sleep(0.01)
+
+    def _waits(self) -> int:
+        """How often its main thread has waited for something."""
+        said = Path(f"/proc/{self.pid}/status").read_text()
+        return int(said.partition("voluntary_ctxt_switches:")[2].split()[0])
+
     def wait(self) -> Ended:
         code = self.zygote.ask({"wait": self.pid})
         return Ended(code, self.out.read_text(), self.err.read_text())

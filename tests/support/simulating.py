@@ -228,8 +228,10 @@ class Process:
         at: Callable[..., None],
         rate_limits: RateLimits,
         sizes: Callable[[random.Random], tuple[int, int]],
+        late_s: float = ON_THE_WAY_S,
     ) -> None:
         self.provider = provider
+        self.late_s = late_s
         self.chance = chance
         self.at = at
         self.sizes = sizes
@@ -271,7 +273,7 @@ class Process:
                 self.next = None
             reservation = self.rate_limit.reserve(now, work.tokens, work.items)
             self.sent_at[int(now)] = self.sent_at.get(int(now), 0) + 1
-            self.at(now + self.chance.random() * ON_THE_WAY_S, self.arrive, ticket, reservation, work)
+            self.at(now + self.chance.random() * self.late_s, self.arrive, ticket, reservation, work)
         alarm = now + wait + 1e-6
         if self.again:
             alarm = min(alarm, max(now + 1e-6, self.again[0][0])) if wait < math.inf and not again else alarm
@@ -342,18 +344,27 @@ def simulate(
     rate_limits: RateLimits | None = None,
     sizes: Callable[[random.Random], tuple[int, int]] = one_text,
     starts: Iterable[float] | None = None,
+    late_s: float = ON_THE_WAY_S,
+    one_limiter: bool = False,
 ) -> list[Process]:
-    """So many processes at one provider, for so many virtual seconds."""
+    """So many processes at one provider, for so many virtual seconds.
+
+    Args:
+        late_s: A request reaches the provider up to so long after it was permitted.
+        one_limiter: The processes are workers that share their first one's limiter.
+    """
     events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
     numbers = itertools.count()
 
     def at(when: float, what: Callable[..., None], *arguments: object) -> None:
         heapq.heappush(events, (when, next(numbers), what, arguments))
 
-    everybody = [
-        Process(provider, random.Random(seed * 1000 + index), at, rate_limits or RateLimits(concurrency=16), sizes)
-        for index in range(processes)
-    ]
+    rate_limits = rate_limits or RateLimits(concurrency=16)
+    chances = [random.Random(seed * 1000 + index) for index in range(processes)]
+    everybody = [Process(provider, chance, at, rate_limits, sizes, late_s) for chance in chances]
+    if one_limiter:
+        for process in everybody:
+            process.rate_limit = everybody[0].rate_limit
     for process, start in itertools.zip_longest(everybody, starts or ()):
         at(process.chance.random() if start is None else start, process.work)
     while events and events[0][0] < seconds:

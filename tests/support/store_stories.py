@@ -42,6 +42,7 @@ class StoreStory:
     texts: list[str] = field(default_factory=list)
     kills: int = 0
     lease_s: float = 1.0
+    latency_s: float = 0.02
     machines: int = 0
 
     def __post_init__(self) -> None:
@@ -58,7 +59,8 @@ class StoreStory:
     def begin(self, texts: int, *, latency_s: float = 0.02, files: int = 4) -> None:
         """The provider and the input."""
         self.wire.reset()
-        self.wire.plan(latency_s=latency_s)
+        self.latency_s = latency_s
+        self.go_on()
         self.texts = [sentence(number) for number in range(texts)]
         self.world.tables(self.texts, files=files)
         self.files = self.world.folder / "in"
@@ -82,14 +84,38 @@ class StoreStory:
             assert time.monotonic() < end, "nothing is sent"
             time.sleep(0.01)
 
+    def go_on(self) -> None:
+        """The provider answers all that it holds back, and whatever comes."""
+        self.wire.plan(latency_s=self.latency_s)
+
+    def hold(self, after: int) -> None:
+        """The provider answers so often and a little more; then it holds all back until `go_on`: nobody is done before,
+        however slow those are who look.
+        """
+        self.wire.plan(latency_s=self.latency_s, hold_after=after + CONCURRENCY)
+
+    def at_work(self, *more: object, after: int = 8) -> Child:
+        """The command, once the provider has answered so often more, which holds its answers back from now on."""
+        seen = len(self.wire.truth())
+        self.hold(after)
+        child = self.start(*more)
+        self.wait_for_requests(seen + after)
+        return child
+
+    def wait_until_held(self, count: int = 1) -> None:
+        """Until the provider holds so many requests back."""
+        end = time.monotonic() + 60
+        while self.wire.held() < count:
+            assert time.monotonic() < end, f"{self.wire.held()} requests are held"
+            time.sleep(0.01)
+
     def kill(self, after_requests: int) -> None:
         """A worker that is killed once the provider has been asked so often more."""
-        seen = len(self.wire.truth())
-        child = self.start()
-        self.wait_for_requests(seen + after_requests)
+        child = self.at_work(after=after_requests)
         child.kill()
         assert child.wait().code == -9
         self.kills += 1
+        self.go_on()
 
     def lose_scratch(self) -> None:
         """The dead machine's disk is gone, but for its home's ledger."""

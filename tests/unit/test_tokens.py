@@ -248,3 +248,15 @@ def test_our_cl100k_is_that_of_tiktoken() -> None:
 
     assert (ours._pat_str, ours._special_tokens) == (said["pat_str"], said["special_tokens"])
     assert len(ours._mergeable_ranks) == 100256
+
+
+def test_a_vocabulary_is_loaded_with_the_first_text_that_is_counted() -> None:
+    """Who only asks for a counter, its name or the tokens of nothing waits for no vocabulary."""
+    tokens._encoding.cache_clear()
+    tokens._load.cache_clear()
+    counter = tokens.counter("tiktoken:cl100k_base")
+
+    assert (counter.content_id, counter.count(["", ""])) == ("tiktoken:cl100k_base", [0, 0])
+    assert tokens._encoding.cache_info().currsize == 0
+    assert counter.count(["", "hello world"]) == [0, 2]
+    assert tokens._encoding.cache_info().currsize == 1

@@ -11,10 +11,12 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
+
+from embedctl.dataclass import dataclass
 
 from embedctl.backends.http import alone as alone  # isort: skip  # before httpx
 

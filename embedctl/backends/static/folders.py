@@ -6,12 +6,12 @@ Source: model2vec 0.10.0, `persistence/persistence.py` and `model.py` (2026-11-2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedctl.backends.folders import Folder, checked_file, digest, settings_file
 from embedctl.backends.static import table
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid
 
 TABLE = "model.safetensors"

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid
 
 _FLOATS = ("F64", "F32", "F16")

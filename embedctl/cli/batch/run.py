@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from embedctl.cli import _allocator, _completion
+from embedctl.cli import _completion
 from embedctl.cli._flags import ConfigFlag, LedgerFlag, with_options
 from embedctl.cli._help import GroupedFlags
 from embedctl.errors import WrongUsage
+from embedctl.runs import memory
 
 app = typer.Typer()
 
@@ -66,7 +67,7 @@ def run(
     flags: Mapping[str, Any],
 ) -> None:
     """Embed inputs into a folder of Parquet parts; the same command again continues, or embeds what is new."""
-    _allocator.keep_memory()
+    memory.keep_memory()
     from embedctl.cli._run import Talk, execute
     from embedctl.records import expanded
     from embedctl.settings import read_job

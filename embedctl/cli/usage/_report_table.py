@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedctl import terminal
+from embedctl.dataclass import dataclass
 from embedctl.records import format_cents, format_money
 from embedctl.storage import named
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -13,6 +12,7 @@ import typer
 from embedctl import terminal
 from embedctl.cli import _completion, _ledger
 from embedctl.cli._flags import pairs
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError
 from embedctl.settings.options import checked_name
 

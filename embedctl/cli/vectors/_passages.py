@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from embedctl.dataclass import dataclass
 from embedctl.planning.headings import RULER, headed
 
 LINES = 6

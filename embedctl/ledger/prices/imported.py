@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid
 from embedctl.ledger.prices.price import Price
 from embedctl.ledger.prices.price_entries import HIGHEST, LOWEST

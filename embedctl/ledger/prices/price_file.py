@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import WrongUsage
 from embedctl.ledger.prices import price_entries, price_list
 from embedctl.ledger.prices.price import Price, named

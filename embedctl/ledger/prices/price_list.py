@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid
 from embedctl.ledger.prices.price import Price, PriceKey, bare_name, named, rate_at
 from embedctl.ledger.prices.price_entries import entries, parse

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
+from embedctl.dataclass import dataclass
 from embedctl.providers.catalog._providers import providers
 from embedctl.providers.catalog._tables import table
 from embedctl.records import InputType, Limits, UsageMode

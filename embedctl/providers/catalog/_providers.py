@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+from embedctl.dataclass import dataclass
 from embedctl.providers.catalog._tables import table
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})

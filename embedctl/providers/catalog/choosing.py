@@ -7,9 +7,9 @@ table "Model Comparison" (catalog/models.toml).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+from embedctl.dataclass import dataclass
 from embedctl.providers import catalog
 from embedctl.providers.catalog import ModelEntry
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.records import format_money
 from embedctl.server import fields, model_names
 from embedctl.server.authentication import Client

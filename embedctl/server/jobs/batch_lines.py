@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
 
+from embedctl.dataclass import dataclass
 from embedctl.errors import StorageFailed
 from embedctl.records import TEXT_HASH_BYTES, text_hash, tokens_hash
 from embedctl.server import encoding, fields
@@ -87,17 +88,18 @@ def read(folder: Path, content: Path) -> dict[str, Any]:
 
 def _read_line(line: bytes, number: int, reading: Reading, rows: BinaryIO, lines: BinaryIO) -> None:
     try:
-        found = orjson.loads(line)
-    except ValueError:
-        found = None
+        found = fields.read_json(line, "the line")
+    except Refused as refused:
+        reading.wrong("invalid_json_line", refused.message, number)
+        return
     if not isinstance(found, dict):
         reading.wrong("invalid_json_line", "the line is no JSON object", number)
         return
     custom_id, body = found.get("custom_id"), found.get("body")
-    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= _LONGEST_ID:
+    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= _LONGEST_ID or not fields.is_unicode(custom_id):
         reading.wrong("missing_required_parameter", "custom_id must be a string", number, "custom_id")
         return
-    digest = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    digest = hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
     if digest in reading.seen:
         reading.wrong("duplicate_custom_id", "the custom_id stands in the file twice", number, "custom_id")
         return
@@ -116,7 +118,8 @@ def _read_body(
     custom_id: str, body: dict[str, Any], number: int, reading: Reading, rows: BinaryIO, lines: BinaryIO
 ) -> None:
     try:
-        asked = fields.asked(orjson.dumps(body))
+        fields.check_depth(body)
+        asked = fields.asked_in(body)
     except Refused as refused:
         error = {"message": refused.message, "type": refused.kind, "param": refused.param, "code": refused.code}
         _put(lines, {"id": custom_id, "error": error, "status": refused.status})

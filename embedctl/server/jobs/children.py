@@ -13,13 +13,14 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
 from embedctl import providers, storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid, EmbedctlError
 from embedctl.providers import catalog
 from embedctl.routing import chain as chains

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from starlette.routing import Route
 from embedctl import storage
 from embedctl.budgets.limits import key_account
 from embedctl.budgets.reservations import SpendLimit
+from embedctl.dataclass import dataclass
 from embedctl.errors import BudgetReached
 from embedctl.records import format_money
 from embedctl.runs.registry import RunRegistry

@@ -14,11 +14,12 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, Locked, StorageFailed
 from embedctl.records import utc_now
 from embedctl.routing import chain as chains

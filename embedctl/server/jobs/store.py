@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import orjson
 
 from embedctl import storage
+from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError
 from embedctl.server.refusals import Refused
 

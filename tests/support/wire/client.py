@@ -55,6 +55,10 @@ class Wire:
         """Every request since the last reset, as `server.Billed` has it."""
         return orjson.loads(self._call("/_truth"))["requests"]
 
+    def held(self) -> int:
+        """Requests that wait for the next plan."""
+        return int(orjson.loads(self._call("/_truth"))["held"])
+
     def billed(self) -> int:
         """Tokens on the invoice."""
         return sum(one["tokens_billed"] for one in self.truth())

@@ -3,7 +3,8 @@
     {"script": ["ok", "rate", {"fault": "status", "status": 503}],      one per request, in order
      "faults": {"reset_after": 0.05, "rate": {"p": 0.1, "form": "ms", "seconds": 0.2}}, "seed": 7,
      "latency_s": 0.01, "dimensions": 8, "spaces": {"model": "another space"}, "keys": ["sk-good"],
-     "poison": ["bad text"], "poison_kind": "poison|bad|server", "max_items": 96,
+     "poison": ["bad text"], "poison_kind": "poison|bad|server|reset", "max_items": 96,
+     "hold_after": 8,                     answers so many requests; later ones wait for the next plan, or a reset
      "per_second": 40, "burst": 10, "window_s": 20, "max_tokens": 8191, "max_request_tokens": 300000,
      "max_bytes": 2000000,
      "batch": {...}}                                                     of the Batch APIs: batches.py
@@ -44,6 +45,7 @@ class Plan:
     max_bytes: int | None = None
     protocols: list[str] | None = None
     batch: dict[str, Any] = field(default_factory=dict)
+    hold_after: int | None = None
     per_second: float | None = None
     burst: int = 10
     window_s: float | None = None
@@ -51,6 +53,7 @@ class Plan:
     def __post_init__(self) -> None:
         self._left, self._at = float(self.burst), 0.0
         self._taken: deque[float] = deque()
+        self._arrived = 0
         self._chance = random.Random(self.seed)
         self._place = 0
 
@@ -69,6 +72,11 @@ class Plan:
                 return {"fault": name, **(how if isinstance(how, dict) else {})}
             draw -= chance
         return {"fault": "ok"}
+
+    def is_held(self) -> bool:
+        """Whether a request that arrives has to wait for another plan."""
+        self._arrived += 1
+        return self.hold_after is not None and self._arrived > self.hold_after
 
     def is_too_fast(self, now: float) -> bool:
         """Whether a request is one too many: of `per_second` with `burst` at once, or on average of any `window_s`."""

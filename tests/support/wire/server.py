@@ -1,9 +1,9 @@
 """The wire server: `python -m tests.support.wire.server --port 0` prints its port and serves until it is ended.
 
 A provider NAME is at `http://127.0.0.1:PORT/p/NAME` + the tail its base_url has (`base_url`); plain `/v1/embeddings`
-is openai too. POST /_plan sets what goes wrong (plan.py), GET /_truth says what was asked, answered and billed,
-GET /_batches what was uploaded and made (batches.py), GET /_invoice how often each text was billed at which tier,
-POST /_reset forgets all.
+is openai too. POST /_plan sets what goes wrong (plan.py), GET /_truth says what was asked, answered and billed, and
+how many requests are held, GET /_batches what was uploaded and made (batches.py), GET /_invoice how often each text
+was billed at which tier, POST /_reset forgets all.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class Server:
         self.truth: list[Billed] = []
         self.batches = BatchService(self._bill_line)
         self._servers: list[asyncio.Server] = []
+        self._next_plan = asyncio.Event()
+        self._held = 0
 
     async def start(self, port: int = 0) -> int:
         """Listen on 127.0.0.1; the port that was taken."""
@@ -123,13 +125,12 @@ class Server:
 
     def _control(self, request: Request) -> tuple[int, dict[str, str], Any]:
         if request.path == "/_plan" and request.method == "POST":
-            self.plan = Plan(**orjson.loads(request.body))
-            self.batches.set_plan(self.plan)
+            self._set_plan(Plan(**orjson.loads(request.body)))
             return 200, {}, {}
         if request.path == "/_reset":
-            self.plan, self.truth = Plan(), []
+            self.truth = []
             self.batches.register.clear()
-            self.batches.set_plan(self.plan)
+            self._set_plan(Plan())
             return 200, {}, {}
         if request.path.startswith("/_signed/"):
             return self.batches.signed(request.path.removeprefix("/_signed/"), request.headers)
@@ -138,12 +139,18 @@ class Server:
         if request.path == "/_invoice":
             return 200, {}, invoice(self.truth)
         if request.path == "/_truth":
-            return 200, {}, {"requests": [asdict(one) for one in self.truth]}
+            return 200, {}, {"requests": [asdict(one) for one in self.truth], "held": self._held}
         if request.path == "/p/tei/info":
             return 200, {}, TEI_INFO
         if request.path.endswith("/models"):
             return 200, {}, {"object": "list", "data": [{"id": "local-model", "object": "model"}]}
         return 404, {}, {"error": {"message": f"no such path: {request.path}"}}
+
+    def _set_plan(self, plan: Plan) -> None:
+        self.plan = plan
+        self.batches.set_plan(plan)
+        self._next_plan.set()
+        self._next_plan = asyncio.Event()
 
     async def _embed(self, one: Dialect, match: Any, request: Request, writer: asyncio.StreamWriter) -> None:
         step = self.plan.next(one.name)
@@ -156,9 +163,16 @@ class Server:
             self._remember(truth, one, Asked("?", []), 400, 0, "bad", key)
             await send(writer, *one.refuse("bad", {"why": str(error), **step}))
             return
+        if self.plan.is_held():
+            self._held += 1
+            await self._next_plan.wait()
+            self._held -= 1
         if self.plan.latency_s:
             await asyncio.sleep(self.plan.latency_s)
         if (kind := self._refused(asked, request, key, fault)) is not None:
+            if kind == "reset":
+                self._remember(truth, one, asked, 0, 0, kind, key)
+                raise Reset
             status, headers, body = one.refuse(kind, {"key": key, **step})
             if fault in ("rate", "status"):
                 headers = {**headers, **wait_headers(step)}

@@ -6,6 +6,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import orjson
@@ -49,6 +50,21 @@ def test_truth(wire: Wire) -> None:
     assert [one["tokens_billed"] for one in truth] == [5, 0]
     assert truth[0]["text_hashes"] == [hash_of("a b"), hash_of("c")]
     assert wire.billed() == 5
+
+
+def test_requests_are_held(wire: Wire) -> None:
+    """After so many answers nobody gets one, and nothing is billed, until there is another plan."""
+    wire.plan(hold_after=1)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask, wire, [f"text {number}"]) for number in range(2)]
+        while wire.held() < 1 or len(wire.truth()) < 1:
+            time.sleep(0.01)
+        assert (wire.held(), len(wire.truth())) == (1, 1)
+        wire.plan()
+        statuses = [one.result(30)[0] for one in asked]
+
+    assert statuses == [200, 200]
+    assert (wire.held(), len(wire.truth())) == (0, 2)
 
 
 @pytest.mark.parametrize(

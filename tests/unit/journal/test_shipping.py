@@ -15,7 +15,7 @@ import pytest
 from embedctl.journal import Journal, Trust, recover
 from embedctl.journal.shard_log import ShardLog
 from embedctl.journal.shipping import ShippingDisk, ShippingTurnstile, fetch
-from embedctl.records import UsageEvent
+from embedctl.records import UsageEvent, VectorRef
 from embedctl.storage.store import LocalStore, OutputFolder
 from tests.support.attempts import HASHES, SECRET, intent, vectors
 
@@ -34,6 +34,26 @@ class Gated(LocalStore):
         return LocalStore.put_if_absent(self, name, content, write_id=write_id)
 
 
+@dataclass(frozen=True, slots=True)
+class HeldUp(LocalStore):
+    """A folder whose first put of answers waits until it is let through; the others pass."""
+
+    opened: threading.Event = field(default_factory=threading.Event)
+    first: threading.Lock = field(default_factory=threading.Lock)
+    waiting: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    passed: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def put_if_absent(self, name: str, content: Any, *, write_id: str | None = None) -> bool:
+        held_up = "/answers/" in name and self.first.acquire(blocking=False)
+        if held_up:
+            self.waiting.release()
+            assert self.opened.wait(60)
+        put = LocalStore.put_if_absent(self, name, content, write_id=write_id)
+        if "/answers/" in name and not held_up:
+            self.passed.release()
+        return put
+
+
 @contextmanager
 def shipping(folder: Path) -> Iterator[tuple[Gated, ShippingDisk]]:
     store = Gated(folder / "store")
@@ -47,8 +67,8 @@ def shipping(folder: Path) -> Iterator[tuple[Gated, ShippingDisk]]:
         disk.end()
 
 
-def opened(folder: Path, disk: ShippingDisk) -> tuple[Journal, ShippingTurnstile]:
-    turnstile = ShippingTurnstile(disk, most_sent=SENT, most_unshipped=UNSHIPPED, proceed=lambda: None)
+def opened(folder: Path, disk: ShippingDisk, *, unshipped: int = UNSHIPPED) -> tuple[Journal, ShippingTurnstile]:
+    turnstile = ShippingTurnstile(disk, most_sent=SENT, most_unshipped=unshipped, proceed=lambda: None)
 
     def spool(segment_id: str, events: Sequence[UsageEvent]) -> bool:
         return True
@@ -250,3 +270,59 @@ def test_answers_wait_for_nobody_who_waits_for_them(tmp_path: Path, monkeypatch:
 
     with shipping(tmp_path) as (store, disk):
         asyncio.run(run())
+
+
+def test_who_syncs_does_not_wait_for_what_might_go_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that nothing else would send on their way are sent by who waits for them, each time."""
+    monkeypatch.setattr("embedctl.journal.shipping._LINGER_S", 3600)
+    monkeypatch.setattr("embedctl.journal.writer.SYNC_AFTER_S", 3600)
+
+    async def run() -> None:
+        book, turnstile = opened(tmp_path, disk, unshipped=1000)
+        store.opened.set()
+        for _ in range(3):
+            event = intent()
+            await book.intend(event)
+            await book.answer(event, HASHES, vectors(1))
+            await settled()
+            assert turnstile._left() == 1
+            await asyncio.wait_for(book.sync(), 60)
+            assert turnstile._left() == 0
+        await book.close()
+
+    with shipping(tmp_path) as (store, disk):
+        asyncio.run(run())
+
+
+def test_an_answer_counts_when_all_before_it_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects with answers go side by side; one that arrives before an earlier one does not count until then."""
+    monkeypatch.setattr("embedctl.journal.shipping._LINGER_S", 0)
+    refs: list[VectorRef] = []
+
+    async def answered(book: Journal) -> None:
+        event = intent()
+        await book.intend(event)
+        refs.append(await book.answer(event, HASHES, vectors(1)))
+
+    async def run() -> None:
+        book, _ = opened(tmp_path, disk, unshipped=1000)
+        await answered(book)
+        assert await asyncio.to_thread(store.waiting.acquire, timeout=60)  # the first one is on its way, and held up
+        await answered(book)
+        assert await asyncio.to_thread(store.passed.acquire, timeout=60)  # the second one is there
+        await settled()
+        assert [disk.has(ref.segment, ref.offset + 1) for ref in refs] == [False, False]
+        store.opened.set()
+        await book.sync()
+        assert [disk.has(ref.segment, ref.offset + 1) for ref in refs] == [True, True]
+        await book.close()
+
+    store = HeldUp(tmp_path / "store")
+    log = ShardLog(store, "00000", "worker", lease_s=600)
+    assert log.claim(0)
+    disk = ShippingDisk(log)
+    try:
+        asyncio.run(run())
+    finally:
+        store.opened.set()
+        disk.end()

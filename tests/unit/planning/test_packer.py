@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,6 +87,49 @@ def test_requests_are_numbered_from_zero_and_each_is_an_operation(texts: list[tu
 
     assert [one.number for one in requests] == list(range(len(requests)))
     assert len({one.request.operation_id for one in requests}) == len(requests)
+
+
+blocks = st.lists(
+    st.tuples(
+        st.sampled_from(["default", "acme"]),
+        st.lists(st.tuples(st.text(max_size=8), st.none() | st.integers(0, 12)), max_size=8),
+        LIMITS,
+    ),
+    max_size=6,
+)
+
+
+@given(blocks)
+def test_texts_taken_together_make_the_requests_of_texts_taken_one_by_one(
+    blocks: list[tuple[str, list[tuple[str, int | None]], Limits]],
+) -> None:
+    """`add_all` gives the requests that `add` gives: also where limits change and workspaces take turns."""
+    together, one_by_one = Packer(Limits()), Packer(Limits())
+    requests: tuple[list[PackedRequest], list[PackedRequest]] = ([], [])
+    ordinal = 0
+    for workspace, texts, limits in blocks:
+        together.limits = one_by_one.limits = limits
+        sizes = [len(text.encode()) for text, _ in texts]
+        hashes = [text_hash(text) for text, _ in texts]
+        requests[0].extend(
+            together.add_all(
+                [text for text, _ in texts],
+                hashes,
+                ordinal,
+                content_bytes=sizes,
+                tokens=[tokens for _, tokens in texts],
+                workspace=workspace,
+            )
+        )
+        for (text, tokens), digest, size in zip(texts, hashes, sizes, strict=True):
+            full = one_by_one.add(text, digest, ordinal, content_bytes=size, tokens=tokens, workspace=workspace)
+            requests[1].extend([] if full is None else [full])
+            ordinal += 1
+    requests[0].extend(together.rest())
+    requests[1].extend(one_by_one.rest())
+
+    shown = [[replace(one, request=replace(one.request, operation_id="")) for one in found] for found in requests]
+    assert shown[0] == shown[1]
 
 
 def test_requests_are_filled_to_the_limit() -> None:

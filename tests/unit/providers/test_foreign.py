@@ -268,7 +268,7 @@ REPEATED = [
 
 
 EXPRESSIONS = [
-    *(one.words for one in _errors.SIGNALS if one.words is not None),
+    *(re.compile(one.words, re.IGNORECASE | re.DOTALL) for one in _errors.SIGNALS if one.words is not None),
     *(
         value
         for module in (_errors, _foreign, _rate_headers)

@@ -122,6 +122,126 @@ def test_an_empty_retry_budget_opens_it() -> None:
     assert (subject.state(1.0), wait, subject.ready_in(1.0)) == (State.OPEN, 5.0, 4.0)
 
 
+# ── one input ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+PERHAPS_ITS_OWN = [AnswerLost("closed the connection"), ServerFailed("broke", status=500), AnswerUnusable("no vector")]
+THE_SERVER_S = [NotSent("refused"), ServerFailed("overloaded", status=503), ServerFailed("away", status=502)]
+
+
+def sent(subject: Breaker, what: int, error: ProviderError | None, now: float = 0.0) -> bool:
+    """Whether an input was let through; then it ended so."""
+    ticket = subject.admit(now, what)
+    if ticket is not None:
+        subject.settle(ticket, error, now)
+    return ticket is not None
+
+
+@pytest.mark.parametrize("error", PERHAPS_ITS_OWN, ids=lambda error: type(error).__name__)
+def test_one_input_takes_nobody_s_provider(error: ProviderError) -> None:
+    """An input that fails again and again is put off after five times, for longer each time; others are let through."""
+    subject = breaker()
+    tries = [sent(subject, 1, error) for _ in range(100)]
+
+    assert tries == [True] * 5 + [False] * 95
+    assert subject.state(0) is State.CLOSED
+    assert (subject.ready_in(0, 1), subject.ready_in(0, 2), subject.ready_in(0)) == (5.0, 0.0, 0.0)
+    assert sent(subject, 2, None)
+
+    again = [now for now in range(1000) if sent(subject, 1, error, float(now))]
+
+    assert again == [5, 15, 35, 75, 155, 305, 455, 605, 755, 905]
+    assert subject.state(1000) is State.CLOSED
+
+
+@pytest.mark.parametrize("error", PERHAPS_ITS_OWN, ids=lambda error: type(error).__name__)
+def test_one_input_among_others_is_one_failure(error: ProviderError) -> None:
+    """However many of the last results are one input's failures, they are one against those that got through."""
+    subject = breaker()
+    for other in range(200):
+        sent(subject, 1, error, float(other))
+        assert sent(subject, 2 + other % 3, None, float(other))
+
+    assert subject.state(200) is State.CLOSED
+
+
+@pytest.mark.parametrize("error", PERHAPS_ITS_OWN, ids=lambda error: type(error).__name__)
+def test_five_inputs_in_a_row_open_it(error: ProviderError) -> None:
+    """When five inputs fail with none between that gets through, it is the provider."""
+    subject = breaker()
+    for what in (1, 1, 2, 2, 3, 3, 4, 4):
+        assert sent(subject, what, error)
+
+    assert subject.state(0) is State.CLOSED
+
+    sent(subject, 5, error)
+
+    assert subject.state(0) is State.OPEN
+
+
+@pytest.mark.parametrize("error", THE_SERVER_S, ids=str)
+def test_what_a_server_says_of_itself_is_no_input_s_fault(error: ProviderError) -> None:
+    """Five refused connections or 502 to 504 open it, though all had the same input."""
+    subject = breaker()
+    for _ in range(5):
+        assert sent(subject, 1, error)
+
+    assert subject.state(0) is State.OPEN
+
+
+def test_an_input_that_gets_through_is_forgiven() -> None:
+    """A success of the same input starts its row anew, and so does the provider's return for all of them."""
+    subject = breaker()
+    for _ in range(50):
+        for error in (AnswerLost("x"), AnswerLost("x"), AnswerLost("x"), AnswerLost("x"), None):
+            assert sent(subject, 1, error)
+    for _ in range(5):
+        sent(subject, 1, AnswerLost("x"))
+    assert not sent(subject, 1, None)
+
+    subject.reset(1.0)
+
+    assert sent(subject, 1, None, 1.0)
+
+
+def test_the_refusal_of_an_input_says_so() -> None:
+    """Who is put off is told that it is this input, why, and for how long."""
+    subject = breaker()
+    for _ in range(5):
+        sent(subject, 1, AnswerLost("closed the connection"))
+    refusal = subject.refusal(1.0, 1)
+
+    assert isinstance(refusal, CircuitOpen)
+    assert refusal.retry_after_s == 4.0
+    assert refusal.message == (
+        "openai failed too often with this input, not asked for 4 s; it said: closed the connection"
+    )
+    assert (subject.reason_for(1.0, 1), subject.reason_for(1.0, 2)) == ("closed the connection", None)
+
+
+def test_an_empty_retry_budget_puts_off_one_input_while_others_get_through() -> None:
+    """Where most of the last inputs got through, an input that used up the retries is put off, and nobody else."""
+    subject = breaker()
+    for other in range(6):
+        sent(subject, 10 + other, None)
+    for what in range(5):
+        sent(subject, what, None if what % 2 else AnswerLost("x"))
+    subject.trip(CircuitOpen("out of retries"), 0.0, 1)
+
+    assert subject.state(0) is State.CLOSED
+    assert (subject.ready_in(0, 1), subject.ready_in(0, 2)) == (5.0, 0.0)
+
+
+def test_inputs_that_failed_do_not_pile_up() -> None:
+    """Of more than 256 inputs that failed, the oldest are forgotten."""
+    subject = breaker()
+    for what in range(2000):
+        sent(subject, what, AnswerLost("x"))
+        sent(subject, -1, None)
+        sent(subject, -2, None)
+
+    assert len(subject._suspects) == 256
+
+
 # ── open ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -379,11 +499,11 @@ class AnyHistory(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule()
-    def send(self) -> None:
+    @rule(what=st.sampled_from([None, 1, 2, 3]))
+    def send(self, what: int | None) -> None:
         was = self.subject.state(self.now)
-        ready_in = self.subject.ready_in(self.now)
-        ticket = self.subject.admit(self.now)
+        ready_in = self.subject.ready_in(self.now, what)
+        ticket = self.subject.admit(self.now, what)
         assert (ticket is not None) == (ready_in == 0)
         if ticket is not None:
             assert was in (State.CLOSED, State.HALF_OPEN)
@@ -419,9 +539,10 @@ class AnyHistory(RuleBasedStateMachine):
     @invariant()
     def always_comes_back(self) -> None:
         if hasattr(self, "subject") and not self.died:
-            ready_in = self.subject.ready_in(self.now)
-            assert ready_in is not None
-            assert 0 <= ready_in <= 300
+            for what in (None, 1, 2, 3):
+                ready_in = self.subject.ready_in(self.now, what)
+                assert ready_in is not None
+                assert 0 <= ready_in <= 300
 
 
 AnyHistory.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

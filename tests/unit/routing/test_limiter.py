@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from embedctl.errors import AnswerLost, KeyRejected, NotSent, ProviderError, ServerFailed, Throttled
 from embedctl.providers._rate_headers import Rates
 from embedctl.routing.limiter import AdaptiveLimiter
+from embedctl.routing.quota import SPEED
 from embedctl.routing.rate_limit import RateLimits
 
 
@@ -232,15 +233,15 @@ def test_tokens_that_never_left_come_back() -> None:
 
     async def main(clock: Clock) -> None:
         subject = limiter(clock, tokens_per_minute=6000)
-        async with subject.acquire(900) as permit:
+        async with subject.acquire(450) as permit:
             permit.failed(NotSent("dns"))
 
-        assert subject.rate_limit.ready_in(0.0, 1000) == 0
+        assert subject.rate_limit.ready_in(0.0, 500) == 0
 
-        async with subject.acquire(900):
+        async with subject.acquire(450):
             pass
 
-        assert subject.rate_limit.ready_in(0.0, 1000) == 9.0
+        assert subject.rate_limit.ready_in(0.0, 500) == pytest.approx(4.5 / SPEED)
 
     run(main)
 

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from embedctl.providers._rate_headers import Rates, duration, rates
 from embedctl.routing.bucket import Bucket
 from embedctl.routing.pace import BLOCKED_AFTER, Pace
+from embedctl.routing.quota import SPEED
 from embedctl.routing.rate_limit import Admission, RateLimit, RateLimits
 from embedctl.routing.window import Window
 
@@ -294,41 +295,43 @@ def go(rate_limit: RateLimit, now: float, tokens: float = 0, items: int = 1) -> 
 
 
 def test_requests_per_minute_hold_after_the_burst() -> None:
-    """The burst goes at once, then one request per 60/rpm seconds."""
+    """Half of the burst goes at once, then one request per 60/rpm seconds and a fiftieth more."""
     rate_limit = RateLimit(RateLimits(requests_per_minute=120, burst=10), 0.0)
     now, times = 0.0, []
     for _ in range(30):
         now, _ = go(rate_limit, now)
         times.append(now)
 
-    assert times[:10] == [0.0] * 10
-    assert [round(later - earlier, 6) for earlier, later in pairwise(times[9:])] == [0.5] * 20
+    assert times[:5] == [0.0] * 5
+    assert [round(later - earlier, 6) for earlier, later in pairwise(times[4:])] == [round(0.5 / SPEED, 6)] * 25
 
 
 def test_texts_are_counted_where_the_provider_counts_texts() -> None:
-    """Where each text counts as a request, ten texts cost ten."""
+    """Where each text counts as a request, ten texts cost ten; more than a minute's wait for all of one."""
     rate_limit = RateLimit(RateLimits(requests_per_minute=60, burst=10, counts_items=True), 0.0)
     first, _ = go(rate_limit, 0.0, items=10)
-    second, _ = go(rate_limit, 0.0, items=5)
+    second, _ = go(rate_limit, first, items=5)
     larger, _ = go(rate_limit, second, items=100)
 
-    assert (first, second, larger) == (0.0, 5.0, 15.0)
+    assert first == pytest.approx(5 / SPEED)
+    assert second == pytest.approx(10 / SPEED)
+    assert larger >= second + 60
 
 
 def test_tokens_per_minute_hold_and_are_corrected_by_the_count() -> None:
     """Tokens are reserved by estimate; what the provider counted settles the difference."""
     rate_limit = RateLimit(RateLimits(tokens_per_minute=6000), 0.0)
-    _, reservation = go(rate_limit, 0.0, tokens=1000)
+    _, reservation = go(rate_limit, 0.0, tokens=500)
 
-    assert rate_limit.ready_in(0.0, 500) == 5.0
+    assert rate_limit.ready_in(0.0, 400) == pytest.approx(4.0 / SPEED)
 
-    rate_limit.settle(reservation, 0.0, 400)
+    rate_limit.settle(reservation, 0.0, 100)
 
-    assert rate_limit.ready_in(0.0, 500) == 0.0
+    assert rate_limit.ready_in(0.0, 400) == 0.0
 
-    rate_limit.settle(reservation, 0.0, 1400)
+    rate_limit.settle(reservation, 0.0, 800)
 
-    assert rate_limit.ready_in(0.0, 500) == pytest.approx(3.0)
+    assert rate_limit.ready_in(0.0, 400) == pytest.approx(3.0 / SPEED)
 
 
 def test_without_limits_nothing_is_held_back() -> None:
@@ -395,8 +398,8 @@ def test_a_limit_in_the_headers_is_kept_where_none_was_configured() -> None:
     learning.learn(said, 0.0)
     told.learn(said, 0.0)
 
-    assert learning.ready_in(0.0, 400) == 3.0
-    assert [round(go(told, 0.0)[0], 6) for _ in range(3)] == [0, 0, 0.1]
+    assert learning.ready_in(0.0, 400) == pytest.approx(3.0 / SPEED)
+    assert [round(go(told, 0.0)[0], 6) for _ in range(2)] == [0, round(0.1 / SPEED, 6)]
 
 
 def test_nothing_left_means_waiting_for_the_reset_but_not_for_long() -> None:
@@ -541,13 +544,12 @@ class AnyHistory(RuleBasedStateMachine):
 
     @invariant()
     def within_bounds(self) -> None:
-        if not hasattr(self, "limiter"):
+        if not hasattr(self, "rate_limit"):
             return
         assert 1 <= self.rate_limit.window.size <= self.rate_limits.concurrency
         assert self.rate_limit.in_flight == len(self.flying) <= self.rate_limits.concurrency
         if rpm := self.rate_limits.requests_per_minute:
-            last_minute = [at for at in self.sent if at > self.now - 60]
-            assert len(last_minute) <= rpm + self.rate_limits.burst + 1
+            assert len([at for at in self.sent if at > self.now - 60]) <= rpm
 
 
 AnyHistory.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
