@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--told", action="store_true", help="--rpm says so")
     parser.add_argument("--latency", type=int, nargs="*", default=[0], help="of the provider, in ms")
     parser.add_argument("--concurrency", type=int, help="of each worker")
+    parser.add_argument("--batch-size", type=int, help="texts of a request, at most")
     parser.add_argument("--ray", action="store_true", help="several workers are Ray's")
     parser.add_argument("--server", type=Path, help="a mock server that is built already")
     args = parser.parse_args()
@@ -140,7 +141,8 @@ def provider(args: argparse.Namespace, folder: Path) -> Iterator[tuple[int, tupl
             (folder / "config.toml").write_text(
                 f'[providers.mock]\nprotocol = "openai"\nbase_url = "http://127.0.0.1:{PORT}/v1"\nprice_as = "openai"\n'
             )
-            more = ("--concurrency", args.concurrency) if args.concurrency else ()
+            given = (("--concurrency", args.concurrency), ("--batch-size", args.batch_size))
+            more = [word for flag in given if flag[1] is not None for word in flag]
             yield server.pid, ("-m", "mock:text-embedding-3-small", "--config", folder / "config.toml", *more)
         finally:
             server.kill()

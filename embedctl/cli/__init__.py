@@ -6,7 +6,6 @@ are imported when they are called: `--help` imports none of them, and `usage rep
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import sys
@@ -180,4 +179,4 @@ def main() -> None:
             app()
     finally:
         terminal.let_go()
-        gc.freeze()  # the interpreter looks for cycles in all there is before it ends: 0.1 s for nothing
+        memory.collect_no_more()

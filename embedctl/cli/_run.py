@@ -90,7 +90,8 @@ def execute(
         if loaded.misplaced and not talk.quiet:
             terminal.warning(loaded.misplaced)
         alone = loaded.options.workers == 1 and loaded.options.engine == "local"  # else workers load, and watch
-        if alone and not dry_run and not (output is not None and output.exists()):
+        is_there = output is not None and os.path.exists(output)  # noqa: PTH110 - whatever its name: others refuse it
+        if alone and not dry_run and not is_there:  # else it may be finished
             from embedctl.runs import ahead
 
             ahead.load_model(loaded)

@@ -97,6 +97,7 @@ class Snapshot:
         stay_s: How long it stays open, when it opens next.
         ready_in_s: Seconds until the next probe may go; 0 when it may go now, None when DEAD.
         reason: What the error that opened it said, None while closed.
+        put_off: Inputs that are not taken now because they failed again and again; others are.
     """
 
     provider: str
@@ -111,6 +112,7 @@ class Snapshot:
     changed_at: float | None = None
     probing: bool = False
     stay_s: float = 0.0
+    put_off: int = 0
 
 
 class Breaker:
@@ -282,6 +284,7 @@ class Breaker:
             changed_at=self._changed_at,
             probing=self._probe is not None,
             stay_s=self._stay_s(self._openings),
+            put_off=sum(one.until > now for one in self._suspects.values()),
         )
 
     def _stay_s(self, before: int) -> float:

@@ -110,7 +110,7 @@ def _is_circuit(one: Any) -> bool:
     return isinstance(one, dict) and one.get("state") in states and {"provider", "model"} <= one.keys()
 
 
-_OF_A_CLOCK = ("failed_at", "changed_at", "probing", "stay_s")
+_OF_A_CLOCK = ("failed_at", "changed_at", "probing", "stay_s", "put_off")
 """What means nothing to other processes, whose clocks began elsewhere."""
 
 

@@ -131,6 +131,7 @@ class Admin:
             "half_open_calls": int(one.probing),
             "current_recovery_timeout": round(one.stay_s, 3),
             "ready_in_s": None if one.ready_in_s is None else round(one.ready_in_s, 3),
+            "inputs_put_off": one.put_off,
             "cause": refusals.clean(one.reason) if one.reason and one.state is not State.CLOSED else None,
         }
 
@@ -207,7 +208,10 @@ class Admin:
     async def _read(self, request: Request) -> AsyncIterator[tuple[bytes, Slot]]:
         """An admin's body, `{}` where there is none, and a place in flight."""
         client = answers.admin(request)
-        if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
+        if (
+            answers.exchange(request).headers.get("content-length", "0") != "0"
+            or "transfer-encoding" in request.headers
+        ):
             async with self._admitted(request) as found:
                 yield found
             return

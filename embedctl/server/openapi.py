@@ -227,6 +227,7 @@ SCHEMAS: Mapping[str, Any] = {
                 "half_open_calls": _NUMBER,
                 "current_recovery_timeout": _REAL,
                 "ready_in_s": {"type": ["number", "null"]},
+                "inputs_put_off": _NUMBER,
                 "cause": _MAYBE_TEXT,
                 "settings": _ANY,
                 "models": _list(_ANY),
@@ -467,7 +468,7 @@ _CIRCUITS = {"openai": {"state": "closed", "failure_count": 0}}
 _CIRCUIT = {
     "state": "open", "failure_count": 5, "success_count": 0, "last_failure_time": "2026-11-26T12:00:00+00:00",
     "last_state_change_time": "2026-11-26T12:00:00+00:00", "half_open_calls": 0, "current_recovery_timeout": 20.0,
-    "ready_in_s": 7.5, "cause": "openai: status 500",
+    "ready_in_s": 7.5, "inputs_put_off": 0, "cause": "openai: status 500",
 }  # fmt: skip
 _MEASURED = {
     "tokens": 120_000, "cost": "0.0024", "cost_is_lower_bound": False, "cost_at_risk": "0.00", "fallback_share": 0.0,

@@ -98,7 +98,9 @@ def about(stored: Stored) -> About:
             operations.update(words[at] for at in np.unique(which[which >= 0]))
             if len(operations) > MOST_OPERATIONS:
                 operations = None
-    counts, facts = (stored.record or {}).get("counts") or stored.facts.get("counts") or {}, stored.facts
+    record, facts = stored.record or {}, stored.facts
+    is_of_another = record.get("state") == "running" and record.get("replacing")  # whose parts are not there
+    counts = {} if is_of_another else record.get("counts") or facts.get("counts") or {}
     return About(
         path=str(stored.path),
         parts=len(stored.parts),

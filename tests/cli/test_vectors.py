@@ -48,10 +48,21 @@ def test_info_says_what_is_in_it(tickets: Path) -> None:
     assert told["size_bytes"] == sum(part.stat().st_size for part in tickets.glob("*.parquet"))
 
 
-def test_info_is_for_people_too(tickets: Path) -> None:
+def test_info_takes_no_counts_of_a_run_that_came_to_no_end(tickets: Path) -> None:
+    """While the parts are those of an earlier run, what a later one has read is not told of them."""
+    path = tickets / "_embedctl" / "run.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "state": "running", "replacing": True, "counts": {"read": 0}}))
+    told = json.loads(run("vectors", "info", "tickets", "--json")[1])
+
+    assert (told["rows"], told["rows_read"], told["skipped"]) == (118, None, None)
+
+
+def test_info_is_for_people_too(tickets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table has one fact a line; without a ledger the cost is unknown, not zero."""
     table = dict(line.split("  ", 1) for line in run("vectors", "info", "tickets")[1].splitlines()[1:])
-    bare = run("vectors", "info", "tickets", "--ledger", "nowhere.duckdb")[1]
+    monkeypatch.setenv("EMBEDCTL_HOME", str(Path("elsewhere").absolute()))
+    bare = run("vectors", "info", "tickets")[1]
 
     assert {name: table[name].strip() for name in ("rows", "not embedded", "cost", "made by")} == {
         "rows": "118",

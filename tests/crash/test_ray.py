@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.processes import Zygote
 from tests.support.ray_head import RayHead, ray_head
-from tests.support.store_stories import UNSHIPPED, StoreStory
+from tests.support.store_stories import StoreStory
 from tests.support.stores import StoreServer
 from tests.support.wire.client import Wire
 
@@ -27,6 +27,8 @@ pytestmark = pytest.mark.xdist_group("ray")
 Tell = Callable[[object], None]
 PRICE = Decimal("0.02")
 """USD per million tokens of the model."""
+TURNS = 3
+"""Of a worker with --concurrency 1: two more have theirs while their intents are on the way to the store."""
 
 
 @dataclass
@@ -160,7 +162,7 @@ def test_four_workers_share_a_limit_and_a_budget(job: RayStory) -> None:
     limit = Decimal("0.000016")
     child = job.start("--rpm", 720, "--burst", 1, "--concurrency", 1, "--max-cost", limit)
     job.wait_until_held(job.workers)
-    job.wire.plan(per_second=12, burst=job.workers * (1 + UNSHIPPED) + 2)
+    job.wire.plan(per_second=12, burst=job.workers * TURNS + 2)
     ended = child.wait()
 
     assert ended.code == 4, ended.err

@@ -147,7 +147,7 @@ def wire_port(server: Serving) -> str:
 def test_circuits_are_shown_and_closed(wire: Wire, tmp_path: Path) -> None:
     """An open circuit has its failures, times, cause and settings; a reset closes it, and it is asked again."""
     with serving(tmp_path / "g", wire) as found:
-        wire.plan(faults=[{"fault": "status", "status": 500, "probability": 1.0}])
+        wire.plan(faults={"status": {"p": 1, "status": 503}})
         until(lambda: found.embed("ill").code == "circuit_open")
         ill = found.ask("GET", f"{GUIDE}/circuit-breakers").json["openai"]
         wire.plan()

@@ -162,14 +162,14 @@ def test_a_poisonous_text_takes_nobody_s_provider(wire: Wire, tmp_path: Path, ki
         wire.plan(poison=["poison"], poison_kind=kind)
         replies = [server.embed("poison") for _ in range(6)]
         others = [server.embed(f"somebody else's text {n}") for n in range(3)]
-        circuit = server.ask("GET", "/api/v1/embeddings/health").json["circuit_breakers"]["openai"]
+        circuit = server.ask("GET", "/api/v1/embeddings/circuit-breakers").json["openai"]
         server.stop()
 
         assert {one.status for one in replies} <= {503, 504}
         assert {one.code for one in replies[2:]} == {"circuit_open"}
         assert all(int(one.headers["retry-after"]) >= 1 for one in replies[2:])
         assert [one.status for one in others] == [200] * 3
-        assert circuit["state"] == "closed"
+        assert (circuit["state"], circuit["inputs_put_off"]) == ("closed", 1)
         assert [one["fault"] for one in wire.truth()].count("ok") == 3
         assert len(wire.truth()) == 5 + 3
         assert bill(server).attempts == len(wire.truth())

@@ -17,6 +17,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from embedctl import storage
+from embedctl.server import answers
 from embedctl.server.authentication import Client
 from embedctl.server.jobs import asking, batch_lines, children, uploads
 from embedctl.server.jobs.asking import JobOptions
@@ -161,7 +162,7 @@ class BatchPaths:
         if file.purpose != "batch":
             raise Refused("invalid_file", "the file is not for batches", param="input_file_id")
         mark = asking.fingerprint("batch", file.id, metadata)
-        key = asking.idempotency_key(request.headers.get("idempotency-key"))
+        key = asking.idempotency_key(answers.exchange(request).headers.get("idempotency-key"))
         before = self._store.same(client.workspace, mark, key)
         if before is not None and (before.state != "failed" or before.inputs):
             if before.state in ("failed", "cancelled"):

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from embedctl.server import answers
 from embedctl.server.authentication import Client
 from embedctl.server.fields import Asked
 from embedctl.server.jobs import asking, children
@@ -85,9 +86,9 @@ class MediaPaths:
         if not isinstance(anew, bool):
             raise Refused("invalid_job", "force_regenerate must be true or false", param="force_regenerate")
         name = checked_id(media_id)
-        target = await self._jobs.target(client, wanted, request.headers.get("x-provider") or None)
+        target = await self._jobs.target(client, wanted, answers.exchange(request).headers.get("x-provider") or None)
         given = await asyncio.to_thread(self._input, client, name)
-        key = asking.idempotency_key(request.headers.get("idempotency-key"))
+        key = asking.idempotency_key(answers.exchange(request).headers.get("idempotency-key"))
         return await self._jobs.made(
             client, "media", wanted, target, given, key=key, anew=anew, media_id=name, flags=["--split=document"]
         )

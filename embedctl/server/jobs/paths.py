@@ -27,7 +27,7 @@ from embedctl.dataclass import dataclass
 from embedctl.errors import BudgetReached
 from embedctl.records import format_money
 from embedctl.runs.registry import RunRegistry
-from embedctl.server import fields, refusals
+from embedctl.server import answers, fields, refusals
 from embedctl.server.authentication import Client
 from embedctl.server.jobs import asking, children, uploads
 from embedctl.server.jobs.asking import JobOptions
@@ -134,7 +134,7 @@ class Jobs:
                 raise Refused("body_too_large", f"the body is larger than {most} bytes")
         if not found:
             return {}
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = answers.exchange(request).headers.get("content-type", "").partition(";")[0].strip().lower()
         if not (kind in ("application/json", "text/json") or kind.endswith("+json")):
             raise Refused("unsupported_media_type", "the body must be application/json")
         return await asyncio.to_thread(fields.read_object, bytes(found))
@@ -407,9 +407,9 @@ class JobPaths:
             return await self._created(request, client)
 
     async def _created(self, request: Request, client: Client) -> Response:
-        key = asking.idempotency_key(request.headers.get("idempotency-key"))
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        header = request.headers.get("x-provider") or None
+        key = asking.idempotency_key(answers.exchange(request).headers.get("idempotency-key"))
+        kind = answers.exchange(request).headers.get("content-type", "").partition(";")[0].strip().lower()
+        header = answers.exchange(request).headers.get("x-provider") or None
         upload: Path | None = None
         try:
             if kind in _JSON_LINES or kind in _PARQUETS:
@@ -495,7 +495,7 @@ class JobPaths:
         """GET …/result: Parquet or JSON Lines, as `format` or Accept say; ranges too."""
         job = self._found(request)
         said = request.query_params.get("format") or ""
-        accept = request.headers.get("accept", "")
+        accept = answers.exchange(request).headers.get("accept", "")
         form: Form = "parquet"
         if said == "jsonl" or (not said and any(kind in accept for kind in (*_JSON_LINES, "jsonl"))):
             form = "base64" if request.query_params.get("encoding_format") == "base64" else "jsonl"

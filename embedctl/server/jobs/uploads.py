@@ -17,6 +17,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from embedctl.dataclass import dataclass
+from embedctl.server import answers
 from embedctl.server.refusals import Refused
 
 _MOST_FIELDS = 32
@@ -43,9 +44,9 @@ class Form:
 
 def check_length(request: Request, most: int) -> None:
     """Raises Refused when a body says that it is larger than it may be, or how it is compressed."""
-    if request.headers.get("content-encoding", "identity") != "identity":
+    if answers.exchange(request).headers.get("content-encoding", "identity") != "identity":
         raise Refused("unsupported_media_type", "the body must not be compressed")
-    length = request.headers.get("content-length", "")
+    length = answers.exchange(request).headers.get("content-length", "")
     if length.isdigit() and (len(length) > 18 or int(length) > most):
         raise _too_large(most)
 
@@ -110,7 +111,7 @@ async def save_form(request: Request, path: Path, most: int) -> Form:
     Raises:
         Refused: It is no such form, or larger than it may be.
     """
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    kind, options = parse_options_header(answers.exchange(request).headers.get("content-type", ""))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary or len(boundary) > 200:
         raise Refused("unsupported_media_type", "the body must be a form: multipart/form-data")
