@@ -127,7 +127,7 @@ class Bench:
         rows, latency_ms, concurrency = setting
         number = next(self.numbers)
         self.provider.ask(f"config?latency_ms={latency_ms}")
-        self.store.ask(f"-/config?delay_ms={put_ms or 0}")
+        self.store.ask(f"-/config?delay_ms={put_ms or 0}&keep_bytes=100000")
         self.store.ask("-/reset")
         environment = {
             "PATH": os.environ["PATH"], "HOME": str(self.folder), "EMBEDCTL_HOME": str(self.folder / f"home{number}"),
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--put-ms", type=int, nargs="*", default=[0, 30])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--least", action="store_true")
+    parser.add_argument("--all", action="store_true", help="also each run")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16])
     parser.add_argument("--port", type=int, default=8140, help="the provider's; the store's is the next")
     parser.add_argument("--log", type=Path, help="write the requests of the last run on the store there")
@@ -210,6 +211,9 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     one_of = min if args.least else statistics.median
+    if args.all:
+        for which, took in taken.items():
+            print(which, [tuple(round(one, 2) for one in each) for each in took])
     counted = {which: [one_of(values) for values in zip(*took, strict=True)] for which, took in taken.items()}
     print(f"{'rows':>9}{'ms':>5}{'in flight':>10}  {'':26}{'CPU s':>8}{'x':>7}{'s':>8}{'x':>7}{'MB':>6}{'requests':>9}")
     for (setting, kind), (cpu, seconds, memory) in counted.items():

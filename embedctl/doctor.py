@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from importlib import metadata, util
 from pathlib import Path
@@ -65,24 +65,31 @@ def unreadable_settings(error: EmbedctlError) -> list[Check]:
 
 
 def checks(settings: Settings, *, online: bool, now: datetime) -> Iterator[Check]:
-    """Everything, one after the other.
+    """Everything, one after the other; what cannot be looked at is bad, and ends nothing.
 
     Args:
         online: Also ask providers whether they answer, without a key and without a text.
     """
-    yield version()
-    yield from folders(settings)
-    yield _settings(settings)
-    yield _model(settings)
-    yield from _providers(settings, online=online, now=now)
-    yield _hints(settings)
-    yield _cache(settings)
-    yield _spool(settings, now)
-    yield _ledger(settings, now)
-    yield _runs(settings)
-    yield from _batches(settings)
-    yield extras()
-    yield _proxy(settings)
+    looks: dict[str, Callable[[], Iterable[Check]]] = {
+        "version": lambda: [version()],
+        "home": lambda: folders(settings),
+        "settings": lambda: [_settings(settings)],
+        "model": lambda: [_model(settings)],
+        "providers": lambda: _providers(settings, online=online, now=now),
+        "remembered": lambda: [_hints(settings)],
+        "cache": lambda: [_cache(settings)],
+        "spool": lambda: [_spool(settings, now)],
+        "ledger": lambda: [_ledger(settings, now)],
+        "jobs": lambda: [_runs(settings)],
+        "batches": lambda: _batches(settings),
+        "extras": lambda: [extras()],
+        "proxy": lambda: [_proxy(settings)],
+    }
+    for name, look in looks.items():
+        try:
+            yield from look()
+        except EmbedctlError as error:
+            yield Check(name, "bad", error.message, error.hint)
 
 
 def version() -> Check:

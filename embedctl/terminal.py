@@ -24,6 +24,8 @@ from embedctl.dataclass import dataclass
 from embedctl.errors import EmbedctlError, ModelChanged, StorageFailed, WrongUsage
 
 if TYPE_CHECKING:
+    from io import TextIOWrapper
+
     from embedctl.records import Event, Observer, Waiting
     from embedctl.runs.estimate import Estimate
     from embedctl.runs.receipt import Receipt, Unfinished
@@ -71,8 +73,9 @@ def out(text: str) -> None:
     try:
         try:
             sys.stdout.write(text)
-        except UnicodeEncodeError:  # a path that is no UTF-8: its own bytes
-            sys.stdout.buffer.write(os.fsencode(text))
+        except UnicodeEncodeError:  # a path that is no UTF-8: its own bytes; a stream that takes less than UTF-8 does
+            cast("TextIOWrapper", sys.stdout).reconfigure(encoding="utf-8", errors="surrogateescape")
+            sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         raise
@@ -672,6 +675,13 @@ _REASONS = {
 """Why a row failed: in words, and the flag or command that helps."""
 
 
+def _reason(reason: str, *, every_row: bool) -> tuple[str, str]:
+    """What a row's reason means, and what helps; where no row can be read, it is not the rows that are wrong."""
+    if reason == "bad_row" and every_row:
+        return "cannot be read", "not one can: is the first line the header? --no-header, --delimiter, --format"
+    return _REASONS.get(reason, ("", ""))
+
+
 def receipt(done: Receipt) -> None:
     """The end of a run, for people, on stderr; nothing of one that an error ended before there was a row."""
     if done.error is not None and not (done.rows or done.requests or done.batch or done.unfinished):
@@ -683,7 +693,7 @@ def receipt(done: Receipt) -> None:
     else:
         notice(_receipt_rows(done))
     for reason, count in done.failed_reasons.items():
-        words, help_ = _REASONS.get(reason, ("", ""))
+        words, help_ = _reason(reason, every_row=count == done.rows > 1)
         about = f": {words} ({help_})" if words else ""
         notice(f"failed: {count:,} {reason}{about}")
     notice(_receipt_usage(done))
@@ -709,6 +719,7 @@ _LEFT_OUT = {
     "binary": "binary",
     "link_outside": "behind a link that leads out",
     "unreadable": "unreadable",
+    "odd_name": "whose names cannot be read",
 }
 
 
@@ -741,7 +752,8 @@ def kept(unfinished: Unfinished, error: EmbedctlError | None = None) -> str:
 def failed_rows(done: Receipt) -> None:
     """What `-q` says of a run that came to its end without some rows: one line, so that cron sends a mail."""
     named = [
-        f"{count:,} {reason}" + (f" ({_REASONS[reason][1]})" if reason in _REASONS else "")
+        f"{count:,} {reason}"
+        + (f" ({_reason(reason, every_row=count == done.rows > 1)[1]})" if reason in _REASONS else "")
         for reason, count in done.failed_reasons.items()
     ]
     why = f": {'; '.join(named)}" if named else ""

@@ -131,13 +131,6 @@ def after_result(problem: EmbedctlError) -> NoReturn:
     raise typer.Exit(problem.exit_code)
 
 
-def amount(value: Decimal) -> str:
-    """USD with six decimals, all of them where that would show zero for something."""
-    from embedctl.reports.report import plain
-
-    return plain(value)
-
-
 def typed_amount(text: str, flag: str) -> Decimal:
     """USD as typed.
 

@@ -45,10 +45,19 @@ _COMPRESSED = re.compile(r"\.(gz|zstd?|bz2|xz)$")
 
 
 def default_name(inputs: Sequence[str]) -> str:
-    """STEM.embeddings.parquet of a single input, embeddings.parquet of several or of none with a name (a query)."""
+    """STEM.embeddings.parquet of a single input, embeddings.parquet of several or of none with a name (a query).
+
+    Raises:
+        InputMissing: The current folder is gone.
+    """
     if len(inputs) != 1 or inputs[0] == "-" or any(mark in inputs[0] for mark in "*?["):
         return "embeddings.parquet"
-    path = Path(os.path.realpath(inputs[0]))  # not `resolve`: a link may lead to itself
+    try:
+        path = Path(os.path.realpath(inputs[0]))  # not `resolve`: a link may lead to itself
+    except FileNotFoundError:
+        from embedctl.settings.layers import current_folder
+
+        path = current_folder() / inputs[0]  # which says that it is gone
     stem = path.name if path.is_dir() else _COMPRESSED.sub("", path.name).rpartition(".")[0]
     return f"{stem or path.name}.embeddings.parquet"
 

@@ -281,6 +281,19 @@ def about_links(left_out: LeftOut) -> tuple[str, ...]:
     return (f"left out: {what} out of the folder ({names}); name what is to be embedded all the same",)
 
 
+def about_odd_names(left_out: LeftOut) -> tuple[str, ...]:
+    """What to say of objects whose names cannot be read; nothing when there are none."""
+    begins = [one.label for one in left_out if one.why == "odd_name"]
+    if not begins:
+        return ()
+    return (
+        f"left out: all objects whose names begin with {', '.join(begins[:3])}{', …' if len(begins) > 3 else ''} "
+        "(an empty part, '.' or '..' cannot be read), and in the same folder those that begin with a character before "
+        "'/' (a blank, !\"#$%&'()*+,-.): rename them (the store's own tools show them), or name what is to be embedded "
+        "one by one",
+    )
+
+
 def _missing(argument: str, cause: Exception) -> InputMissing:
     name = printable(argument)
     if isinstance(cause, PermissionError):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from embedctl.dataclass import dataclass
 
-Why = Literal["other_kind", "other_format", "binary", "link_outside", "unreadable"]
+Why = Literal["other_kind", "other_format", "binary", "link_outside", "unreadable", "odd_name"]
 
 
 @dataclass(frozen=True, slots=True)

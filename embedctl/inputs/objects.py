@@ -63,7 +63,7 @@ def runs(file: InputFile, options: ReadOptions) -> Iterator[tuple[ObjectRun, int
     Raises:
         InputInvalid: An array that is not JSON or too large.
     """
-    with text.opened(file, options, by_row=True) as stream:
+    with text.opened(file, options, by_row=True, ahead=0) as stream:  # nearly always, it is a look at a few bytes
         may_be_array = _starts_array(stream)
     if may_be_array:
         whole = _elements(file, options)

@@ -284,7 +284,7 @@ def open_input(inputs: Sequence[str], options: ReadOptions, *, stdin: BinaryIO |
     csv_dialect.delimiter(options)
     left_out = LeftOut()
     files = read_files.found(inputs, options, stdin, left_out)
-    warnings = read_files.about_links(left_out)
+    warnings = read_files.about_links(left_out) + read_files.about_odd_names(left_out)
     texts = [file for file in files if not formats.FORMATS[file.kind].IS_TABLE]
     if texts and len(texts) < len(files):
         table = next(file for file in files if formats.FORMATS[file.kind].IS_TABLE)

@@ -51,9 +51,10 @@ def listed(argument: str, options: ReadOptions, left_out: LeftOut) -> Iterator[F
 
 def _folder(store: Store, url: StoreUrl, options: ReadOptions, left_out: LeftOut) -> Iterator[Found]:
     prefix = f"{url.path.rstrip('/')}/" if url.path else ""
-    objects = list(store.objects(prefix))
+    objects = list(store.objects(prefix, odd=_odd(url, left_out)))
     if not objects:
-        raise InputMissing(f"nothing is under {url}", hint="look at the address: names of objects know capitals")
+        what = "nothing that can be read" if len(left_out) else "nothing"
+        raise InputMissing(f"{what} is under {url}", hint="look at the address: names of objects know capitals")
     taken = False
     for found in _visible(objects, len(prefix)):
         why = kinds.not_of(found.name, options)
@@ -78,7 +79,7 @@ def _matching(store: Store, url: StoreUrl, options: ReadOptions, left_out: LeftO
     fits = _fits(pattern)
     # What stands before the first sign of a pattern narrows the listing: nothing else of a bucket is asked for.
     begun = re.split(r"[*?\[]", pattern[0], maxsplit=1)[0]
-    objects = list(store.objects(prefix + begun))
+    objects = list(store.objects(prefix + begun, odd=_odd(url, left_out)))
     outputs = _outputs(store, [one for one in objects if fits(one.name[len(prefix) :])])
     hidden = any(part.startswith(".") for part in pattern)
     ours = pattern[-1].endswith(OURS)
@@ -87,6 +88,10 @@ def _matching(store: Store, url: StoreUrl, options: ReadOptions, left_out: LeftO
     if not found:
         raise InputMissing(f"no object matches {url}", hint="check the pattern; ** matches folders of any depth")
     yield from ((_stored(store, url, one), one.name[len(prefix) :], False) for one in found)
+
+
+def _odd(url: StoreUrl, left_out: LeftOut) -> Callable[[str], object]:
+    return lambda begins: left_out.add(f"{url.at(begins)}…", "odd_name")
 
 
 def _fits(pattern: Sequence[str]) -> Callable[[str], bool]:

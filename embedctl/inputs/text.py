@@ -8,6 +8,7 @@ from embedctl.inputs import raw
 from embedctl.inputs.block import BYTES_PER_BLOCK, ROWS_PER_BLOCK, Block, InputFile, ReadOptions, Reason, pieces
 from embedctl.inputs.decoding import Utf8Stream, line_runs
 from embedctl.inputs.table import UNREADABLE, Bad
+from embedctl.storage.store_file import READ_AHEAD
 
 Rows = Iterator[tuple[list[str], list[str | None]]]
 
@@ -22,10 +23,14 @@ def looks_like(head: bytes) -> bool:
     return False
 
 
-def opened(file: InputFile, options: ReadOptions, *, by_row: bool = False) -> Utf8Stream:
-    """The file's text as UTF-8, checked unless the rows are checked one `by_row`."""
+def opened(file: InputFile, options: ReadOptions, *, by_row: bool = False, ahead: int = READ_AHEAD) -> Utf8Stream:
+    """The file's text as UTF-8, checked unless the rows are checked one `by_row`.
+
+    Args:
+        ahead: See `raw.opened`.
+    """
     return Utf8Stream(
-        lambda: raw.opened(file),
+        lambda: raw.opened(file, ahead=ahead),
         file.label,
         file.size_bytes,
         compression=file.compression,

@@ -244,10 +244,15 @@ class ShippingDisk(Disk):
         """Call `told`, in a thread, whenever more of the answers is on the store, or will never be."""
         self._told = told
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether answers get to the store no more."""
+        return self._failure is not None or self._closed
+
     def has(self, segment: str, end: int) -> bool:
         """Whether a segment's answers up to the byte `end` are on the store, or nobody waits for them any more."""
         file = self._files.get(f"{segment}{ANSWERS}")
-        return file is None or file.shipped >= end or self._failure is not None or self._closed
+        return file is None or file.shipped >= end or self.has_failed
 
     def hurry(self) -> None:
         """Answers wait for no others that might go with them."""
@@ -291,7 +296,7 @@ class ShippingTurnstile:
         self._most_unshipped = most_unshipped
         self._proceed = proceed
         self._loop = asyncio.get_running_loop()
-        self._moved = asyncio.Event()
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._sent = 0
         self._unshipped: deque[tuple[str, int]] = deque()
         disk.tell(self._tell)
@@ -301,11 +306,18 @@ class ShippingTurnstile:
         while True:
             self._proceed()
             self._disk.check()
-            if self._sent < min(self._most_sent, self._most_sent + self._most_unshipped - self._left()):
+            if self._room() > 0:
                 self._sent += 1
                 return
-            self._moved.clear()
-            await self._moved.wait()
+            turn = self._loop.create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                with suppress(ValueError):
+                    self._waiting.remove(turn)
+                self._wake()  # it may have been woken in the same moment: another one goes
+                raise
 
     def leave(self, ref: VectorRef | None = None) -> None:
         """A request is over; where its answer is, if it brought one."""
@@ -314,7 +326,19 @@ class ShippingTurnstile:
             self._unshipped.append((ref.segment, ref.offset + ref.count * ref.dimensions * 4))
             if 2 * self._left() >= self._most_unshipped:
                 self._disk.hurry()
-        self._moved.set()
+        self._wake()
+
+    def _room(self) -> int:
+        return min(self._most_sent, self._most_sent + self._most_unshipped - self._left()) - self._sent
+
+    def _wake(self) -> None:
+        """As many as may go, the first first; all of them when nothing may be sent any more: each is told why."""
+        count = len(self._waiting) if self._disk.has_failed else self._room()
+        while self._waiting and count > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                count -= 1
 
     def _left(self) -> int:
         while self._unshipped and self._disk.has(*self._unshipped[0]):  # they get there in this order, nearly
@@ -323,7 +347,7 @@ class ShippingTurnstile:
 
     def _tell(self) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(self._moved.set)
+            self._loop.call_soon_threadsafe(self._wake)
 
 
 @dataclass(slots=True)

@@ -243,6 +243,8 @@ def _folder(settings: Settings, protocol: str, model: str) -> Folder:
     """
     path = folders.find(model, settings.paths.models)
     if path is None:
+        if model.startswith((".", "/", "~")):
+            raise ConfigurationInvalid(f"there is no folder {model} here", hint="a path is relative to this folder")
         raise ConfigurationInvalid(
             f"there is no local model {model!r} here",
             hint=f"`embedctl models pull {model}` fetches one; a folder is named by its path: -m {protocol}:./FOLDER",

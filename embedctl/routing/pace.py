@@ -9,6 +9,8 @@ around it (the RFC's Reno-friendly region), then by the cube of the time. What d
 - The first cut is a trial. A limit lets through what is below it. Refusals that go on at less than what got through
   (Wald's sequential test) do not depend on the rate, and nothing is paced any more; BBR likewise keeps its rate under a
   loss that does not depend on it.
+- A trial at less than one request in two seconds needs less evidence after two minutes: more of it would take an hour,
+  in which others take what it leaves.
 - Until its first cut a held rate doubles (slow start, RFC 5681), after each cut at a quarter of the speed.
 - The growth is the same for all who share a limit: it depends on the share of refusals alone, which all of them see
   alike (as in TFRC, RFC 5348). Cuts are in proportion. So they end with like shares, however many they are.
@@ -33,6 +35,7 @@ CLEAN = 0.2  # of the suspected share of refusals: what a limit would still refu
 LUCK = 0.6  # of the share of refusals when they were many: that moment was no lucky one
 LEAST_SUSPECTED, LARGEST_SUSPECTED = 0.04, 0.4
 SURE = 5.0  # log likelihood ratio
+TRIAL_S, TRIAL_RATE, SLIGHT = 120.0, 0.5, 1.0  # where fewer requests a second would take an hour, so little is enough
 LIMIT_SHARE = 0.5  # what refuses more than half of all is a limit
 LARGEST_NORMAL = 0.35
 FALLS, MOST_FALLS = 2, 4  # failed trials until refusals are known not to depend on the rate: normally, and after many
@@ -42,7 +45,7 @@ SEVERE_SHARE, SEVERE_CUT = 0.3, 1 / 1.5  # of the last dozen or so: far above th
 OFTEN, SELDOM = 0.045, 0.0155  # refusals a second of each process, where they are few, and where they are many
 FEW, MANY_REFUSED = 0.012, 0.03  # of all
 BACK_S, BACK_REQUESTS = 1.0, 22.0  # to the last good rate at least; requests: where the limit is ours alone
-VERY_SLOW, VERY_OFTEN = 0.12, 0.055  # requests a second, and share of refusals: as if it were
+VERY_SLOW, VERY_OFTEN = 0.12, 0.2  # requests a second, and share of refusals: as if it were
 PRIOR, PRIOR_SHARE = 50.0, 0.045  # outcomes that count before there are any, and their share of refusals
 MEMORY, MEMORY_S = 3000.0, 300.0  # outcomes or seconds after which one counts for a third
 EARLY, REGULAR = 0.8, 6  # of back_s; so many refusals in a row that were not early: the limit is ours alone
@@ -178,7 +181,8 @@ class Pace:
         if number > self._cut_after:
             if self._trial:
                 self._doubt += math.log((1 - self._suspected) / (1 - CLEAN * self._suspected))
-                if self._doubt <= -SURE * (1 + min(1, self._falls)):
+                few = self._rate < TRIAL_RATE * self._cost and now - self._cut_at > TRIAL_S
+                if self._doubt <= -SURE * (1 + min(1, self._falls)) or (few and self._doubt <= -SLIGHT):
                     self._trial, self._normal = False, 0.0
                     self._good, self._cut_at, self._recent = self._rate, now, 0.0
                     self._aim()

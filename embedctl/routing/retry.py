@@ -82,8 +82,8 @@ def may_be_the_texts_fault(error: ProviderError) -> bool:
 class RetryBudget:
     """What an endpoint may be asked in retries, so that a sick provider is not stormed.
 
-    Full at the start. A retry pays its price, gets it back when it succeeds or a text was to blame, and every request
-    that succeeds at once adds 1. The level never leaves [0, capacity].
+    Full at the start. A retry pays its price, gets it back when it succeeds (after several throttlings: all of them)
+    or a text was to blame, and every request that succeeds at once adds 1. The level never leaves [0, capacity].
     """
 
     __slots__ = ("capacity", "level")
@@ -174,6 +174,7 @@ class Attempts:
         "_others",
         "_paid",
         "_paid_in_all",
+        "_paid_throttled",
         "_policy",
         "_repeated",
         "_throttled",
@@ -194,8 +195,7 @@ class Attempts:
         self._throttled = 0
         self._others = 0
         self._waited_s = 0.0
-        self._paid = 0
-        self._paid_in_all = 0
+        self._paid = self._paid_throttled = self._paid_in_all = 0
 
     @property
     def failures(self) -> int:
@@ -210,12 +210,12 @@ class Attempts:
     def succeeded(self, budget: RetryBudget) -> None:
         """Settle with the budget: the last retry's price back, or 1 for a success at once."""
         budget.add(self._paid or 1)
-        self._paid = 0
+        self._paid = self._paid_throttled = self._paid_in_all = 0
 
     def excused(self, budget: RetryBudget) -> None:
         """Put back what all retries cost: a text was to blame, which says nothing about the provider."""
         budget.add(self._paid_in_all)
-        self._paid = self._paid_in_all = 0
+        self._paid = self._paid_throttled = self._paid_in_all = 0
 
     def after(
         self,
@@ -278,8 +278,12 @@ class Attempts:
             return Step(remedy=Remedy.GIVE_UP, error=_past_deadline(error, wait_s))
         if not budget.spend(cost):
             return Step(remedy=Remedy.GIVE_UP, error=_out_of_retries(error, wait_s))
-        self._paid = cost
         self._paid_in_all += cost
+        # Of a throttled request all is given back: where three in ten are refused by chance, what second refusals cost
+        # would use the budget up, and where it is no chance the limiter holds requests back.
+        if error.remedy is Remedy.WAIT:
+            self._paid_throttled += cost
+        self._paid = self._paid_throttled if error.remedy is Remedy.WAIT else cost
         return Step(remedy=error.remedy, error=error, wait_s=wait_s)
 
 

@@ -415,7 +415,7 @@ def _files(
 ) -> tuple[SettingsFile | None, SettingsFile | None]:
     """The user's settings file and the project's, where there are any."""
     user = config or user_config_path(env)
-    here = (_current_folder() if folder is None else folder) / PROJECT_FILE
+    here = (current_folder() if folder is None else folder) / PROJECT_FILE
     by_project = None
     if _is_there(here) and os.path.realpath(here) != os.path.realpath(user):
         by_project = settings_files.read_project(here)
@@ -426,7 +426,12 @@ def _files(
     return None, by_project
 
 
-def _current_folder() -> Path:
+def current_folder() -> Path:
+    """Where relative paths begin.
+
+    Raises:
+        InputMissing: It was removed.
+    """
     try:
         return Path.cwd()
     except FileNotFoundError:

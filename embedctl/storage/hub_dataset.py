@@ -121,7 +121,7 @@ class HubDataset:
         """Names that begin so, in order."""
         return sorted(found.name for found in self.objects(prefix))
 
-    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
+    def objects(self, prefix: str = "", *, odd: Callable[[str], object] | None = None) -> Iterator[StoredObject]:
         """Files whose names begin so."""
         folder = prefix.rpartition("/")[0]
         try:

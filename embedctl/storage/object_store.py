@@ -14,7 +14,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -39,7 +39,7 @@ from embedctl.records import uuid7
 from embedctl.storage import store_options
 from embedctl.storage.disk import Buffer
 from embedctl.storage.files import Content
-from embedctl.storage.store import StoredObject, at_once
+from embedctl.storage.store import AT_ONCE, StoredObject, at_once
 from embedctl.storage.store_url import StoreUrl
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ _DENIED = {
 """What S3 says of credentials with other states than 401 and 403, or of what is not them; and what helps."""
 _FULL = ("XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "InsufficientStorage")
 """What stores say that take no more, beside 507: it does not pass by itself."""
-_INVALID = re.compile(r'Path "(.*?)" contained')
+_INVALID = re.compile(r'Path "(.*?)"(?: contained|: Encountered)', re.DOTALL)
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _BARE = re.compile(r'^"(.*)"$')
 _LOOPBACK = re.compile(r"http://(127\.\d+\.\d+\.\d+|localhost|\[::1\])([:/]|$)", re.IGNORECASE)
@@ -203,18 +203,26 @@ class ObjectStore:
         """Names that begin so, in order, whatever the store's own order is."""
         return sorted(found.name for found in self.objects(prefix))
 
-    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
+    def objects(self, prefix: str = "", *, odd: Callable[[str], object] | None = None) -> Iterator[StoredObject]:
         """Objects whose names begin so."""
         folder, slash, begun = prefix.rpartition("/")
-        if begun:
-            # Such a store is asked for whole parts of a name only; what is in other folders beside is not listed.
+        below = self._below if odd is None else partial(self._around, odd=odd)
+        if not begun:
+            yield from below(folder + slash)
+            return
+        # Such a store is asked for whole parts of a name only; what is in other folders beside is not listed.
+        found: Sequence[StoredObject]
+        folders: Sequence[str] = ()
+        try:
             found, folders = self.folder(folder)
-            yield from (one for one in found if one.name.startswith(prefix))
-            for below in folders:
-                if below.startswith(prefix):
-                    yield from self._below(below)
-        else:
-            yield from self._below(folder + slash)
+        except _OddName:
+            if odd is None:
+                raise
+            found = list(self._around(folder + slash, odd=odd))
+        yield from (one for one in found if one.name.startswith(prefix))
+        for one in folders:
+            if one.startswith(prefix):
+                yield from below(one)
 
     def folder(self, folder: str = "") -> tuple[Sequence[StoredObject], Sequence[str]]:
         """Objects in a folder, and the names of folders in it, with a trailing slash; nothing of what is below them."""
@@ -224,12 +232,51 @@ class ObjectStore:
             found = obstore.list_with_delimiter(self._client, prefix=folder.rstrip("/") or None)
         return list(map(_stored, found["objects"])), [f"{one.rstrip('/')}/" for one in found["common_prefixes"]]
 
-    def _below(self, folder: str) -> Iterator[StoredObject]:
+    def _below(self, folder: str, behind: str | None = None) -> Iterator[StoredObject]:
         import obstore
 
         with self._told("list objects", reading=True):
-            for page in obstore.list(self._client, prefix=folder.rstrip("/") or None, chunk_size=1000):
+            for page in obstore.list(self._client, folder.rstrip("/") or None, offset=behind, chunk_size=1000):
                 yield from map(_stored, page)
+
+    def _around(self, folder: str, *, odd: Callable[[str], object]) -> Iterator[StoredObject]:
+        """As `_below`, around names that the library cannot read: it fails for the whole page in which one stands.
+
+        So folders are listed one by one as far as that is needed; in the folder that holds the odd name, what comes
+        behind all that begin as it does.
+        """
+        try:
+            found = list(self._below(folder))
+        except _OddName:
+            pass
+        else:
+            yield from found
+            return
+        try:
+            here, folders = self.folder(folder)
+        except _OddName as bad:
+            yield from self._behind(folder, bad, odd)
+            return
+        yield from here
+        for below in folders:
+            yield from self._around(below, odd=odd)
+
+    def _behind(self, folder: str, bad: _OddName, odd: Callable[[str], object]) -> Iterator[StoredObject]:
+        begins = _begins_oddly(folder, bad.name)
+        if begins is None:
+            raise bad
+        odd(begins)
+        behind = f"{begins[:-1]}0"  # what may come next: "0" follows "/"
+        try:
+            found = list(self._below(folder, behind))
+        except _OddName as another:
+            if another.name < behind:  # a store that lists from the beginning all the same
+                raise
+            yield from self._behind(folder, another, odd)
+            return
+        if (first := self.stat(behind)) is not None:
+            yield first
+        yield from found
 
     def remove(self, name: str) -> None:
         """Remove an object."""
@@ -239,16 +286,21 @@ class ObjectStore:
             obstore.delete(self._client, name)
 
     def remove_all(self, names: Iterable[str]) -> None:
-        """Remove many objects; the library removes some at a time."""
-        import obstore
-
+        """Remove many objects; the library removes ten at a time of each call."""
         left = iter(names)
         while some := list(islice(left, _REMOVED_AT_ONCE)):
-            try:
-                with self._told("remove objects"):
-                    obstore.delete(self._client, some)
-            except FileNotFoundError:  # it ends at the first one that is gone already
-                at_once(partial(self.remove, name) for name in some)
+            each = -(-len(some) // AT_ONCE)
+            at_once(partial(self._remove_some, some[at : at + each]) for at in range(0, len(some), each))
+
+    def _remove_some(self, names: Sequence[str]) -> None:
+        import obstore
+
+        try:
+            with self._told("remove objects"):
+                obstore.delete(self._client, names)
+        except FileNotFoundError:  # it ends at the first one that is gone already
+            for name in names:
+                self.remove(name)
 
     def _get(self, name: str, start: int, end: int, etag: str | None) -> tuple[Buffer, StoredObject]:
         import obstore
@@ -394,10 +446,13 @@ class ObjectStore:
         except InvalidPathError as invalid:
             name = _INVALID.search(str(invalid))
             shown = f"{self._url.root}/{name[1].encode('unicode_escape').decode()[:200]}" if name else self.url
-            raise InputInvalid(
-                f"{shown}: an object whose name has an empty part, '.' or '..' in it, which cannot be read",
+            odd = _OddName(
+                f"{shown}: an object whose name has an empty part, '.', '..' or a control character in it, "
+                "which cannot be read",
                 hint="rename it, or name a prefix without it: no listing goes past it",
-            ) from None
+            )
+            odd.name = name[1].removeprefix(f"{self._url.path}/" if self._url.path else "") if name else ""
+            raise odd from None
         except (BaseError, OSError, ValueError, RuntimeError) as refusal:  # the last: not built for this store
             raise self._ours(refusal, doing, reading=reading) from None
 
@@ -464,6 +519,23 @@ def _releasing(body: mmap.mmap) -> Iterator[None]:
     finally:
         ended.set()
         releaser.join()
+
+
+class _OddName(InputInvalid):
+    """An object's name that the library cannot read.
+
+    Attributes:
+        name: As it is, below the store's prefix.
+    """
+
+    name: str = ""
+
+
+def _begins_oddly(folder: str, name: str) -> str | None:
+    """How names in a folder begin that are as unreadable as this one; None: it is not there, or of another kind."""
+    rest = f"{name.removeprefix(folder)}/"
+    begins = next((one for one in ("/", "./", "../") if rest.startswith(one)), None)
+    return f"{folder}{begins}" if begins is not None and name.startswith(folder) else None
 
 
 class _BeyondTheEnd(Exception):  # noqa: N818 - a condition, caught where it is read

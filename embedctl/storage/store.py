@@ -106,8 +106,16 @@ class Store(Protocol):
     def list(self, prefix: str = "") -> Sequence[str]:
         """Names that begin so, also in folders below, in order; not those of unfinished objects."""
 
-    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
-        """As `list`, as they come: in no order that may be relied on, and never all in memory at once."""
+    def objects(self, prefix: str = "", *, odd: Callable[[str], object] | None = None) -> Iterator[StoredObject]:
+        """As `list`, as they come: in no order that may be relied on, and without `odd` never all in memory at once.
+
+        Args:
+            odd: Told how names begin that are left out, for they cannot be read: with an empty part, "." or "..".
+                Beside them, in the same folder, what begins with a character before "/" may be missing, too.
+
+        Raises:
+            InputInvalid: A name cannot be read.
+        """
 
     def remove(self, name: str) -> None:
         """Remove an object; one that is gone already is as good."""
@@ -206,7 +214,7 @@ class LocalStore:
         """Names of files that begin so, in order."""
         return sorted(found.name for found in self.objects(prefix))
 
-    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
+    def objects(self, prefix: str = "", *, odd: Callable[[str], object] | None = None) -> Iterator[StoredObject]:
         """Files whose names begin so."""
         for folder, folders, names in os.walk(self.folder / prefix.rpartition("/")[0]):
             folders[:] = [one for one in folders if not one.startswith(TEMPORARY_PREFIX)]

@@ -162,6 +162,16 @@ def test_a_place_that_cannot_be_written_to_is_found(
     assert [one.state for one in full] == ["bad", "bad"]
 
 
+def test_a_home_below_a_file_is_looked_at_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that cannot look is bad, and all others are made: no one finding hides the rest."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EMBEDCTL_HOME", str(tmp_path / "file" / "home"))
+    code, checks = told()
+
+    assert code == 69
+    assert (checks["home"]["state"], checks["spool"]["state"], checks["proxy"]["state"]) == ("bad", "bad", "ok")
+
+
 def test_a_busy_ledger_is_no_illness(home: Path) -> None:
     """A ledger that another program holds just now is a note: nothing is lost by it."""
     run("usage", "ingest")

@@ -77,6 +77,17 @@ def test_a_row_that_cannot_be_read_fails_with_its_line() -> None:
     ]  # fmt: skip
 
 
+def test_a_file_of_which_no_row_can_be_read_is_not_a_matter_of_rows() -> None:
+    """Where every row fails, as under a line of comment, the receipt asks about the header."""
+    Path("a.csv").write_text("# from somewhere\nday,price\n1,2\n3,4\n")
+    Path("b.csv").write_text("day,text\n1,one\n2,two,too much\n")
+    none, some = embed("a.csv"), embed("b.csv")
+
+    assert (none.code, some.code) == (3, 3)
+    assert "failed: 3 bad_row: cannot be read (not one can: is the first line the header?" in none.err
+    assert "failed: 1 bad_row: cannot be read (--on-bad-row skip leaves them out)" in some.err
+
+
 def test_bad_rows_may_be_skipped() -> None:
     """--on-bad-row skip: exit 0, each such row on stderr without -v, counted as skipped, and listed."""
     Path("a.csv").write_bytes(BAD_ROWS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -284,9 +285,11 @@ def test_a_full_disk_loses_nothing(here: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["batch", "run", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["batch", "run", "--help"], ["usage", "metrics"], ["usage", "report"]]
+)
 def test_help_that_cannot_be_printed_is_no_bug(words: list[str]) -> None:
-    """A stdout that takes no more is an error of its own, for --help too."""
+    """A stdout that takes no more is an error of its own, for --help too, and for what Prometheus reads."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "embedctl", *words],
@@ -297,6 +300,25 @@ def test_help_that_cannot_be_printed_is_no_bug(words: list[str]) -> None:
         )
 
     assert (done.returncode, done.stderr) == (74, "error: cannot write to stdout: No space left on device\n")
+
+
+def test_results_leave_by_one_door() -> None:
+    """No command prints past the door that knows of full disks, closed pipes and odd encodings."""
+    printing = re.compile(r"\btyper\.(echo|secho)\(|(?<![\w.])print\(|sys\.stdout\.write\(")
+    files = [path for path in (ROOT / "embedctl").rglob("*.py") if path.name not in ("terminal.py", "_completion.py")]
+    lines = [(path.name, line) for path in files for line in path.read_text("utf-8").splitlines()]
+
+    assert not [(name, line) for name, line in lines if printing.search(line) and "python3 -c" not in line]
+
+
+def test_a_current_folder_that_is_gone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command in a folder that was removed says so (66), also where it looks for an input's name first."""
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = embedctl("embed", "notes.txt")
+
+    assert (done.code, done.err) == (66, "error: the current folder is gone\nhint: `cd` to one that is there\n")
 
 
 @pytest.mark.parametrize("module", ["typer", "duckdb"])

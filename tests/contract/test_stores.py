@@ -285,7 +285,11 @@ def test_a_full_store_is_a_full_disk(faulty_s3: tuple[StoreServer, FaultProxy], 
     """A store that takes no more does not heal while it is waited for: 74 after a few tries, and what helps."""
     server, proxy = faulty_s3
     proxy.always = fault
-    patience = Patience(3600)
+
+    def wait(seconds: float) -> None:
+        raise AssertionError("a full store is waited for")
+
+    patience = Patience(3600, sleep=wait)
     patience.with_(lambda: None)  # it has answered before: else nothing would be repeated
 
     with pytest.raises(StorageFailed, match="is full, or its quota") as said:

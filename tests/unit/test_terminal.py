@@ -299,3 +299,16 @@ def test_colour_is_for_terminals_that_want_it() -> None:
     assert "\x1b[1m" in on_a_terminal(80, WIDE, TERM="xterm")
     assert "\x1b" not in on_a_terminal(80, WIDE, TERM="xterm", NO_COLOR="1")
     assert "\x1b" not in on_a_terminal(80, WIDE, TERM="dumb")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_stream_of_fewer_characters_takes_utf_8(encoding: str) -> None:
+    """What stdout's encoding has no characters for is written as UTF-8, JSON too, and nothing is lost or refused."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("LANG", "PYTHONUTF8")}
+    odd = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": encoding}
+    said = "from embedctl import terminal as t; t.out(%a); t.result({'a': %a}); t.out(%a)"
+    code = said % ("a … 日本\n", "…日本", "\udcff\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env={**clean, **odd}, check=False)
+
+    assert done.stderr == b""
+    assert done.stdout == 'a … 日本\n{\n  "a": "…日本"\n}\n'.encode() + b"\xff\n"

@@ -43,7 +43,13 @@ def failures(
             )
         rows = list(read_failures([listed]))
     names = ("id", "chunk_index", "reason", "skipped", "provider", "attempts", "tokens", "max_tokens", "message")
-    columns = [terminal.Column(name, name.capitalize().replace("_", " ")) for name in names]
+    beside = ("max_tokens", "tokens", "attempts", "provider", "skipped")  # a narrow terminal goes without, last first
+    columns = [
+        terminal.Column(
+            name, name.capitalize().replace("_", " "), optional=beside.index(name) + 1 if name in beside else 0
+        )
+        for name in names
+    ]
     envelope = {
         "run_id": str(run.run_id) if run else None,
         "job": (run.job_id or None) if run else None,

@@ -11,6 +11,7 @@ from embedctl.cli import _completion, _ledger
 from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag
 from embedctl.cli.usage._workspace import Workspace
 from embedctl.errors import WrongUsage
+from embedctl.records import format_money
 from embedctl.settings.options import checked_name
 
 app = typer.Typer()
@@ -58,4 +59,4 @@ def adjust(
     if as_json:
         terminal.result({"event_id": row.event_id, "entry_kind": kind, "workspace": workspace, "cost": -value})
     else:
-        terminal.notice(f"{kind} of {_ledger.amount(value)} USD entered for {workspace} on {provider}")
+        terminal.notice(f"{kind} of {format_money(value)} USD entered for {workspace} on {provider}")

@@ -16,6 +16,7 @@ from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.cli._groups import Group
 from embedctl.cli.usage._workspace import Workspace
 from embedctl.errors import BudgetReached, BudgetWarning, WrongUsage, nearest
+from embedctl.records import format_money
 from embedctl.settings.options import checked_name
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def budget_set(
     with database.writer(opened.paths, wait_s=30, now=opened.now) as connection:
         budgets.put(connection, new)
         budget_copy.keep(connection, opened.paths)
-    terminal.notice(f"{workspace} may spend {_ledger.amount(new.amount)} USD a {period}")
+    terminal.notice(f"{workspace} may spend {format_money(new.amount)} USD a {period}")
 
 
 @app.command("list", epilog="Example: embedctl usage budget list --json")

@@ -10,6 +10,7 @@ from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, FormatFlag, JsonFlag, LedgerFlag
 from embedctl.errors import WrongUsage
+from embedctl.records import format_money
 
 app = typer.Typer()
 
@@ -54,7 +55,7 @@ def explain(
                 "warnings": notes,
             },
             footer=[
-                f"cost: {'unknown' if explanation.cost is None else _ledger.amount(explanation.cost)} USD",
+                f"cost: {'unknown' if explanation.cost is None else format_money(explanation.cost)} USD",
                 *sorted(sources),
                 *notes,
             ],

@@ -48,7 +48,7 @@ def metrics(
             now=opened.now,
         )
     if textfile is None:
-        typer.echo(prometheus.text(collected), nl=False)
+        terminal.out(prometheus.text(collected))
     else:
         prometheus.write(collected, textfile)
 

@@ -10,6 +10,7 @@ from embedctl import terminal
 from embedctl.cli import _ledger
 from embedctl.cli._flags import ConfigFlag, JsonFlag, LedgerFlag
 from embedctl.cli.usage._period import Since
+from embedctl.records import format_money
 
 app = typer.Typer()
 
@@ -51,8 +52,8 @@ def reprice(
             envelope=summary,
             title=f"Repricing ({'applied' if apply else 'dry run: --apply writes it'})",
             footer=[
-                f"{repriced.filled_events:,} calls without a price get one: {_ledger.amount(repriced.filled_cost)} USD",
-                f"{len(repriced.corrections):,} corrections: {_ledger.amount(repriced.correction)} USD",
+                f"{repriced.filled_events:,} calls without a price get one: {format_money(repriced.filled_cost)} USD",
+                f"{len(repriced.corrections):,} corrections: {format_money(repriced.correction)} USD",
             ],
         ),
         "json" if as_json else "table",

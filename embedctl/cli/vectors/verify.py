@@ -153,7 +153,7 @@ def _print_findings(title: str, findings: Findings, envelope: Mapping[str, Any],
     """What is wrong or worth a note; only `title` where nothing is."""
     rows = [{**finding.as_dict(), "state": "wrong" if finding.wrong else "note"} for finding in findings]
     if not rows and form in ("table", "md"):
-        typer.echo(terminal.safe(title))
+        terminal.out(f"{terminal.safe(title)}\n")
         return
     whole = {
         **envelope,

@@ -6,9 +6,14 @@ import glob
 import gzip
 import io
 import json
+import re
+import urllib.request
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -300,15 +305,70 @@ def test_what_others_put_there_is_read(s3: StoreServer, stores: Stores) -> None:
         assert [text for block in opened(f"{url}/{kind}/", stores).blocks() for text in block.texts] == ["one", "two"]
 
 
-def test_an_object_that_no_listing_goes_past_is_named(s3: StoreServer, stores: Stores) -> None:
-    """A name with an empty part ends the run, 65, and the line says which it is."""
-    url = s3.new()
-    client = boto3(s3)
-    client.put_object(Bucket="bucket", Key=f"{url.removeprefix('s3://bucket/')}/double//x.txt", Body=b"x")
+@pytest.fixture(params=["s3", "gcs"])
+def put_as_it_is(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, Stores, Callable[[str], None]]:
+    """A new prefix, how it is reached, and what puts an object there, whatever its name."""
+    server: StoreServer = request.getfixturevalue(request.param)
+    url = server.new()
 
-    with pytest.raises(InputInvalid, match=r"/double//x\.txt: an object whose name has an empty part") as said:
-        opened(f"{url}/", stores)
+    return url, _stores(server, monkeypatch), partial(put_there, server, url)
+
+
+def put_there(server: StoreServer, url: str, name: str) -> None:
+    """Put an object, whatever its name."""
+    key = quote(f"{url.removeprefix(f'{server.root}/')}/{name}", safe="")
+    url, as_bytes = f"http://127.0.0.1:{server.port}/bucket/{key}", {"Content-Type": "application/octet-stream"}
+    asked = urllib.request.Request(url, name.encode(), as_bytes, method="PUT")
+    urllib.request.urlopen(asked, timeout=20).close()
+
+
+ODD = ("double//x.txt", "double//y/z.txt", "deep/er/../x.txt", "deep/er/./x.txt", "deep/er//x.txt")
+BESIDE = (
+    "a.txt", "double/0.txt", "double/a.txt", "double/b/c.txt", "double.txt", "deep/er/0.txt", "deep/er/z.txt",
+    "deep/z.txt", "x%2Fy.txt", "z ü+&?#.txt", "z../a.txt",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.txt", "d*/**"])
+def test_names_that_cannot_be_read_are_left_out_and_said(
+    put_as_it_is: tuple[str, Stores, Callable[[str], None]], pattern: str
+) -> None:
+    """An empty part, '.' or '..' in names of objects: what is beside them is read, and one line says what is not."""
+    url, stores, put = put_as_it_is
+    for name in (*ODD, *BESIDE):
+        put(name)
+    source = opened(f"{url}/{pattern}", stores)
+
+    read = {text for block in source.blocks() for text in block.texts}
+    fits = [
+        name
+        for name in BESIDE
+        if name.endswith(".txt") and (pattern != "d*/**" or name.startswith(("double/", "deep/")))
+    ]
+    assert read - {"double/0"} == {name for name in fits if not name.startswith("..")}
+    begins = {f"{url}/{one}…" for one in ("double//", "deep/er/../", "deep/er/./", "deep/er//")}
+    assert {one.label for one in source.left_out if one.why == "odd_name"} == begins
+    (said,) = source.warnings
+    assert "left out: all objects whose names begin with" in said
+    assert "one by one" in said
+
+
+@pytest.mark.parametrize("name", ["in/new\nline.txt", "in//x.txt"])
+def test_an_object_that_no_listing_goes_past_is_named(
+    gcs: StoreServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A control character in a name, or an odd name in a folder below another one, ends the run, 65, and is named."""
+    stores, url = _stores(gcs, monkeypatch), gcs.new()
+    for one in ("in/x.txt", "/y.txt", name):
+        put_there(gcs, url, one)
+
+    shown = name.encode("unicode_escape").decode()
+    with pytest.raises(InputInvalid, match=re.escape(f"/{shown}: an object whose name has an empty part")) as said:
+        opened(f"{url}/{'in/' if 'in/new' in name else ''}", stores)
     assert said.value.exit_code == 65
+    assert len(opened(f"{url}/in/x.txt", stores).files) == 1
 
 
 def test_no_bucket_and_no_credentials_are_told_apart(

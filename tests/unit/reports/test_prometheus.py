@@ -88,12 +88,12 @@ def test_promtool_finds_nothing(paths: LedgerPaths) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_age_of_the_prices_is_the_lists(paths: LedgerPaths) -> None:
+def test_the_age_of_the_prices_is_the_lists(paths: LedgerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """The age grows from the day that reports name as the prices', whenever they were loaded; a fresh ledger has it."""
-    asked = ["usage", "report", "--json", "--ledger", "fresh.duckdb"]
-    listed = orjson.loads(CliRunner().invoke(app, asked).stdout)["prices_as_of"]
-    shown = CliRunner().invoke(app, ["usage", "metrics", "--ledger", "fresh.duckdb"]).stdout
-    ages = re.findall(r"^embedctl_prices_age_seconds (\S+)$", told() + shown, re.MULTILINE)
+    own = told()
+    monkeypatch.setenv("EMBEDCTL_LEDGER", "fresh.duckdb")
+    listed = orjson.loads(CliRunner().invoke(app, ["usage", "report", "--json"]).stdout)["prices_as_of"]
+    ages = re.findall(r"^embedctl_prices_age_seconds (\S+)$", own + told(), re.MULTILINE)
     wanted = (datetime.now(UTC) - datetime.fromisoformat(listed).replace(tzinfo=UTC)).total_seconds()
 
     assert len(ages) == 2

@@ -236,6 +236,24 @@ def test_processes_on_one_key_share_a_limit(
     assert found.least_share >= 0.5
 
 
+@pytest.mark.parametrize(("processes", "refused"), [(2, 0.05), (5, 0.1)])
+def test_one_request_a_second_is_shared_too(processes: int, refused: float, counted: Callable[[object], None]) -> None:
+    """Two and five processes get 0.85 of one request a second, ten at once, and the poorest half of its share.
+
+    Each process is refused 0.0155 times a second, so that like shares come within minutes. What is refused is therefore
+    0.0155 x processes / limit: 8 % for five. Nothing is promised beyond that without a hint: with 5 % for twenty, each
+    would be refused once in 400 s, and the difference of two shares would be a third after ten such cuts, an hour
+    (twenty share unlike, and half of what they send is refused). Nor where a limit takes no two requests at once: who
+    sends regularly leaves no gap for another, and two get 0.9 of it together, one of them nearly all of that.
+    """
+    found = row(lambda: Provider([TokenBucket(1, 10)]), 1, processes=processes, seconds=7200, settled=2400)
+    counted(found)
+
+    assert found.goodput >= 0.85
+    assert found.refused <= refused
+    assert found.least_share >= 0.5
+
+
 def test_who_comes_later_gets_its_share(counted: Callable[[object], None]) -> None:
     """A process that starts when another one has all of the limit gets at least half of its share."""
     found = row(lambda: Provider([TokenBucket(20, 20)]), 20, processes=2, seconds=700, settled=200, starts=(0.0, 60.0))

@@ -332,6 +332,20 @@ def test_retries_over_a_bad_text_are_put_back() -> None:
     assert budget.level == 400
 
 
+def test_a_throttled_request_gets_all_its_prices_back() -> None:
+    """However often a request was throttled, nothing of the budget is used up once it succeeds."""
+    budget = RetryBudget()
+    tries = attempts()
+    for _ in range(3):
+        tries.after(Throttled("x"), now=0.0, budget=budget)
+
+    assert budget.level == 500 - 3 * THROTTLE_COST
+
+    tries.succeeded(budget)
+
+    assert budget.level == 500
+
+
 def test_an_empty_budget_stops_all_retrying() -> None:
     """When a lane's budget is empty its requests are not sent again: the circuit opens, no row fails."""
     budget = RetryBudget()

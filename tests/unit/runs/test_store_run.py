@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -229,12 +231,8 @@ def test_budgets_are_not_divided(tmp_path: Path, wire: Wire) -> None:
 
 def test_workers_do_not_share_a_budget(world: StoreWorld) -> None:
     """A job with --max-cost is one worker's: another one that finds it at work is refused, 78."""
-    holder = holding(world, max_cost="5")
-    log = holder[0]
-    beat = threading.Timer(0.3, lambda: log.append({"beat": "now"}))
-    beat.start()
-    refused = world.work(hurried=False, flags={"max_cost": Decimal(5), "lease": 3.0})
-    beat.join()
+    with alive(holding(world, max_cost="5")):
+        refused = world.work(hurried=False, flags={"max_cost": Decimal(5), "lease": 3.0})
 
     assert isinstance(refused, ConfigurationInvalid), refused
     assert "--shard I/N" in str(refused.hint)
@@ -257,6 +255,25 @@ def holding(world: StoreWorld, **flags: Any) -> list[ShardLog]:
     return logs
 
 
+@contextmanager
+def alive(logs: Sequence[ShardLog]) -> Iterator[None]:
+    """Their worker says again and again that it lives."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.1):
+            for log in logs:
+                log.append({"beat": "now"})
+
+    beats = threading.Thread(target=beat)
+    beats.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beats.join()
+
+
 @pytest.mark.parametrize("ahead", [timedelta(days=365), timedelta(days=-365)])
 def test_who_does_not_wait_ends_with_75(world: StoreWorld, ahead: timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
     """--no-wait ends when all that is left is held by workers that live; without news of a lease it is taken. Whatever
@@ -265,18 +282,8 @@ def test_who_does_not_wait_ends_with_75(world: StoreWorld, ahead: timedelta, mon
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr("embedctl.journal.shard_log.utc_now", lambda: utc_now() + ahead)
         logs = holding(world)
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(0.1):
-            for log in logs:
-                log.append({"beat": "now"})
-
-    beats = threading.Thread(target=beat)
-    beats.start()
-    ended = world.work(hurried=False, flags={"wait": False, "lease": 2.0})
-    stop.set()
-    beats.join()
+    with alive(logs):
+        ended = world.work(hurried=False, flags={"wait": False, "lease": 2.0})
     assert done(ended, 75).error is not None
 
     done(world.work())

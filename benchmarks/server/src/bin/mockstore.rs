@@ -3,7 +3,8 @@
 // The bucket is "bucket". Speaks what S3 (/bucket/KEY) and Google's XML interface have in common, as obstore asks it:
 //   PUT if nothing has the name (If-None-Match: *, x-goog-if-generation-match: 0), GET with Range and If-Match, HEAD,
 //   DELETE, lists with prefix, delimiter and pages of 1000. Signatures are not looked at.
-// GET /-/config?delay_ms=30 (of every request but these), /-/reset (forget the objects), /-/stats -> counters,
+// GET /-/config?delay_ms=30 (of every request but these)&keep_bytes=1000000 (of larger objects only the size is kept: to
+//   fill memory that no process had before takes longer than to send it), /-/reset (forget the objects), /-/stats -> counters,
 //   /-/log -> one line a request: ms since the first one, method, bytes, target.
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IoSlice, Read, Write};
@@ -16,6 +17,7 @@ const PAGE: usize = 1000;
 const DATE: &str = "Thu, 01 Jan 2026 00:00:00 GMT";
 
 static DELAY_MS: AtomicU64 = AtomicU64::new(0);
+static KEEP_BYTES: AtomicU64 = AtomicU64::new(u64::MAX);
 static REQUESTS: AtomicU64 = AtomicU64::new(0);
 static PUTS: AtomicU64 = AtomicU64::new(0);
 static BYTES_IN: AtomicU64 = AtomicU64::new(0);
@@ -24,10 +26,10 @@ static TAG: AtomicU64 = AtomicU64::new(1);
 static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static BEGAN: Mutex<Option<Instant>> = Mutex::new(None);
 
-struct Object { body: Vec<u8>, kept: String, tag: u64 }
+struct Object { body: Vec<u8>, size: usize, kept: String, tag: u64 }
 type Objects = Arc<RwLock<BTreeMap<String, Arc<Object>>>>;
 
-struct Asked { method: String, target: String, headers: Vec<(String, String)>, body: Vec<u8> }
+struct Asked { method: String, target: String, headers: Vec<(String, String)> }
 
 impl Asked {
     fn header(&self, name: &str) -> Option<&str> {
@@ -70,15 +72,16 @@ fn write_all(s: &mut TcpStream, head: &[u8], body: &[u8]) -> std::io::Result<()>
 
 fn answer(s: &mut TcpStream, asked: &Asked, status: &str, headers: &str, body: &[u8]) -> std::io::Result<()> {
     let head = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
+    let body = if asked.method == "HEAD" { b"" } else { body };
     BYTES_OUT.fetch_add(body.len() as u64, Relaxed);
-    write_all(s, head.as_bytes(), if asked.method == "HEAD" { b"" } else { body })
+    write_all(s, head.as_bytes(), body)
 }
 
 fn refuse(s: &mut TcpStream, asked: &Asked, status: &str, code: &str) -> std::io::Result<()> {
     answer(s, asked, status, "", format!("<?xml version='1.0'?><Error><Code>{code}</Code></Error>").as_bytes())
 }
 
-fn read(s: &mut TcpStream, buf: &mut Vec<u8>, have: &mut usize) -> std::io::Result<Option<Asked>> {
+fn read(s: &mut TcpStream, buf: &mut Vec<u8>, have: &mut usize, body: &mut Vec<u8>) -> std::io::Result<Option<Asked>> {
     let end = loop {
         if let Some(k) = buf[..*have].windows(4).position(|w| w == b"\r\n\r\n") { break k + 4; }
         if *have == buf.len() { let n = buf.len() * 2; buf.resize(n, 0); }
@@ -91,37 +94,38 @@ fn read(s: &mut TcpStream, buf: &mut Vec<u8>, have: &mut usize) -> std::io::Resu
     let mut first = lines.next().unwrap_or("").split(' ');
     let (method, target) = (first.next().unwrap_or("").to_string(), first.next().unwrap_or("").to_string());
     let headers: Vec<_> = lines.filter_map(|l| l.split_once(':')).map(|(k, v)| (k.to_string(), v.trim().to_string())).collect();
-    let mut asked = Asked { method, target, headers, body: vec![] };
+    let asked = Asked { method, target, headers };
     if asked.header("expect").is_some() { s.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?; }
     let length: usize = asked.header("content-length").and_then(|v| v.parse().ok()).unwrap_or(0);
     let there = length.min(*have - end);
-    let mut body = Vec::with_capacity(length);
+    body.clear();
     body.extend_from_slice(&buf[end..end + there]);
     buf.copy_within(end + there..*have, 0);
     *have -= end + there;
-    if there < length { s.take((length - there) as u64).read_to_end(&mut body)?; }
-    asked.body = body;
+    if there < length { s.take((length - there) as u64).read_to_end(body)?; }
     Ok(Some(asked))
 }
 
 fn serve(mut s: TcpStream, objects: Objects) -> std::io::Result<()> {
     s.set_nodelay(true)?;
-    let (mut buf, mut have) = (vec![0u8; 1 << 16], 0);
-    while let Some(asked) = read(&mut s, &mut buf, &mut have)? {
+    let (mut buf, mut have, mut body) = (vec![0u8; 1 << 16], 0, vec![]);
+    while let Some(asked) = read(&mut s, &mut buf, &mut have, &mut body)? {
         if asked.target.starts_with("/-/") { control(&mut s, &asked, &objects)?; continue; }
         REQUESTS.fetch_add(1, Relaxed);
-        BYTES_IN.fetch_add(asked.body.len() as u64, Relaxed);
+        BYTES_IN.fetch_add(body.len() as u64, Relaxed);
         let began = BEGAN.lock().unwrap().get_or_insert_with(Instant::now).elapsed().as_millis();
-        LOG.lock().unwrap().push(format!("{began} {} {} {}", asked.method, asked.body.len(), asked.target));
+        LOG.lock().unwrap().push(format!("{began} {} {} {}", asked.method, body.len(), asked.target));
         let delay = DELAY_MS.load(Relaxed);
         if delay > 0 { std::thread::sleep(Duration::from_millis(delay)); }
-        one(&mut s, asked, &objects)?;
+        one(&mut s, asked, &body, &objects)?;
     }
     Ok(())
 }
 
 fn control(s: &mut TcpStream, asked: &Asked, objects: &Objects) -> std::io::Result<()> {
-    if let Some(ms) = asked.query("delay_ms").and_then(|v| v.parse().ok()) { DELAY_MS.store(ms, Relaxed); }
+    for (name, setting) in [("delay_ms", &DELAY_MS), ("keep_bytes", &KEEP_BYTES)] {
+        if let Some(value) = asked.query(name).and_then(|v| v.parse().ok()) { setting.store(value, Relaxed); }
+    }
     if asked.target.starts_with("/-/reset") {
         objects.write().unwrap().clear();
         LOG.lock().unwrap().clear();
@@ -139,7 +143,7 @@ fn control(s: &mut TcpStream, asked: &Asked, objects: &Objects) -> std::io::Resu
     answer(s, asked, "200 OK", "Content-Type: application/json\r\n", text.as_bytes())
 }
 
-fn one(s: &mut TcpStream, asked: Asked, objects: &Objects) -> std::io::Result<()> {
+fn one(s: &mut TcpStream, asked: Asked, body: &[u8], objects: &Objects) -> std::io::Result<()> {
     let path = asked.target.split('?').next().unwrap_or("");
     let (bucket, key) = path.trim_start_matches('/').split_once('/').unwrap_or((path.trim_start_matches('/'), ""));
     let (bucket, key) = (bucket.to_string(), unquoted(key, false));
@@ -157,10 +161,10 @@ fn one(s: &mut TcpStream, asked: Asked, objects: &Objects) -> std::io::Result<()
                 drop(there);
                 return refuse(s, &asked, "412 Precondition Failed", "PreconditionFailed");
             }
-            let Asked { method, target, headers, body } = asked;
-            there.insert(key, Arc::new(Object { body, kept, tag }));
+            let size = body.len();
+            let body = if size as u64 > KEEP_BYTES.load(Relaxed) { vec![] } else { body.to_vec() };
+            there.insert(key, Arc::new(Object { body, size, kept, tag }));
             drop(there);
-            let asked = Asked { method, target, headers, body: vec![] };
             answer(s, &asked, "200 OK", &format!("ETag: \"{tag:x}\"\r\nx-goog-generation: {tag}\r\n"), b"")
         }
         "GET" | "HEAD" if key.is_empty() => list(s, &asked, objects),
@@ -170,6 +174,7 @@ fn one(s: &mut TcpStream, asked: Asked, objects: &Objects) -> std::io::Result<()
             if asked.header("if-match").is_some_and(|wanted| wanted != tag) {
                 return refuse(s, &asked, "412 Precondition Failed", "PreconditionFailed");
             }
+            if found.body.len() < found.size { return refuse(s, &asked, "500 Internal Server Error", "NotKept"); }
             let head = format!("ETag: {tag}\r\nLast-Modified: {DATE}\r\nx-goog-generation: {}\r\n{}", found.tag, found.kept);
             let Some(range) = asked.header("range").and_then(|r| r.strip_prefix("bytes=")).and_then(|r| r.split_once('-')) else {
                 return answer(s, &asked, "200 OK", &head, &found.body);
@@ -203,7 +208,7 @@ fn list(s: &mut TcpStream, asked: &Asked, objects: &Objects) -> std::io::Result<
         last = key.clone();
         text += &format!(
             "<Contents><Key>{}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><Size>{}</Size><ETag>\"{:x}\"</ETag></Contents>",
-            escaped(key), found.body.len(), found.tag
+            escaped(key), found.size, found.tag
         );
     }
     for folder in folders { text += &format!("<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", escaped(&folder)); }
