@@ -266,7 +266,7 @@ REFUSED = {
     "no such provider": (["--candidates", "nobody:model"], 2, "unknown provider: 'nobody'"),
     "no candidates": (["--candidates", " , "], 2, "no candidates"),
     "no key": (["--candidates", f"{MODEL},cohere:embed-v4.0"], 78, "COHERE_API_KEY"),
-    "no model": (["--candidates", f"{MODEL},static:./none"], 78, "there is no local model './none' here"),
+    "no model": (["--candidates", f"{MODEL},static:./none"], 78, "there is no folder ./none here"),
     "too few rows": (["--candidates", MODEL, "--sample", "12"], 65, "12 different texts are too few"),
     "ids": (["--candidates", MODEL, "--queries", "wrong.jsonl"], 65, "wrong.jsonl: no row with text has the id 'x0'"),
     "too few queries": (["--candidates", MODEL, "--queries", "few.jsonl"], 65, "2 different queries are too few"),

@@ -50,7 +50,7 @@ openai = ["eu"]
 [token_usage]
 cache = true
 """
-HANG = {"hang": {"p": 1.0, "seconds": 60}}
+HANG = {"hang": {"p": 1.0, "seconds": 600}}
 KIND = ("entry_kind", "status", "billable", "purpose")
 """What tells kinds of events apart."""
 
@@ -376,7 +376,8 @@ def replaced_in_part(home: Home) -> tuple[subprocess.Popen[str], list[str]]:
     last = [sentence(number) for number in range(300, 304)]
     home.table(last, "big/1.parquet")
     home.other.reset()
-    home.other.plan(script=[{"fault": "drip", "seconds": 5.5}, "ok"], faults=HANG)
+    slow, never = {"fault": "drip", "seconds": 5.5}, {"fault": "hang", "seconds": 600}
+    home.other.plan(texts={sentence(3): slow, last[-1]: never})
     return home.start(*words, wire=home.other), [sentence(3), *last]
 
 

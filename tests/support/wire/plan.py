@@ -5,6 +5,7 @@
      "latency_s": 0.01, "dimensions": 8, "spaces": {"model": "another space"}, "keys": ["sk-good"],
      "poison": ["bad text"], "poison_kind": "poison|bad|server|reset|lost",
      "max_items": 96,                     lost: billed, and then a reset
+     "texts": {"bad text": {"fault": "hang"}},   whatever else is planned, for requests that hold this text
      "hold_after": 8,                     answers so many requests; later ones wait for the next plan, or a reset
      "per_second": 40, "burst": 10, "window_s": 20, "max_tokens": 8191, "max_request_tokens": 300000,
      "max_bytes": 2000000,
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +48,7 @@ class Plan:
     max_bytes: int | None = None
     protocols: list[str] | None = None
     batch: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, dict[str, Any]] = field(default_factory=dict)
     hold_after: int | None = None
     per_second: float | None = None
     burst: int = 10
@@ -73,6 +76,10 @@ class Plan:
                 return {"fault": name, **(how if isinstance(how, dict) else {})}
             draw -= chance
         return {"fault": "ok"}
+
+    def of(self, texts: Sequence[Any]) -> dict[str, Any] | None:
+        """What is planned for one of these texts."""
+        return next((dict(self.texts[text]) for text in texts if isinstance(text, str) and text in self.texts), None)
 
     def is_held(self) -> bool:
         """Whether a request that arrives has to wait for another plan."""
