@@ -145,13 +145,17 @@ def _lists(numbers: NDArray[Any], kind: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(_flat(ends, pa.int32()), flat, type=kind)
 
 
+_NUMPY = {pa.int8(): np.int8, pa.int32(): np.int32, pa.float16(): np.float16, pa.float32(): np.float32}
+"""Of the types of our columns; older versions of pyarrow ask pandas."""
+
+
 def _flat(numbers: NDArray[Any], kind: pa.DataType, known: NDArray[np.bool_] | None = None) -> pa.Array:
     """Numbers as they are in memory; `pa.array` would load numpy's masked arrays to see that they are none.
 
     Args:
         known: Which of them are numbers at all; the others are null.
     """
-    values = pa.py_buffer(np.ascontiguousarray(numbers, dtype=kind.to_pandas_dtype()))
+    values = pa.py_buffer(np.ascontiguousarray(numbers, dtype=_NUMPY[kind]))
     valid = None if known is None or known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
     return pa.Array.from_buffers(kind, numbers.size, [valid, values])
 
