@@ -119,9 +119,8 @@ def execute(
             estimate, receipt = _run(job, observer).estimate(), None
         else:
             watch = ExitStack()
-            run = _run(
-                job, watch.enter_context(watched(loaded, observer)) if alone else observer
-            )  # workers have collectors of their own
+            told = watch.enter_context(watched(loaded, observer)) if alone else observer  # workers watch themselves
+            run = _run(job, told)
             with _signals(run, display), watch:
                 estimate, receipt = None, run.execute(asyncio.run)
     if estimate is not None:

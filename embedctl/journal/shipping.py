@@ -2,9 +2,9 @@
 
 Two lanes that do not wait for each other. Intents go as entries of the shard's log, before their requests are sent;
 answers go as they are written, a few objects at a time, none of which waits for the one before; what counts as there
-has nothing missing before it. The files themselves stay on this disk,
-which may vanish: parts are made from them. Nothing is synced here, for the store is what lasts; where it is a folder
-of the same disk, the file of answers is itself the object, and nothing is written twice.
+has nothing missing before it. The files themselves stay on this disk, which may vanish: parts are made from them.
+Nothing is synced here, for the store is what lasts; where it is a folder of the same disk, the file of answers is
+itself the object, and nothing is written twice.
 """
 
 from __future__ import annotations
