@@ -47,6 +47,7 @@ class RunEntry:
         ledger: Where its spending belongs; "" in entries of versions that knew one ledger only.
         counts: Rows, vectors, tokens … as far as they are known by now, under the receipt's names.
         cost_usd: So far, as a decimal string; None when nothing is known.
+        workspace_column: Of the table, where each row names who pays for it; `workspace_id` pays where a row does not.
         keeps_vectors: Whether its journal's vectors are of use to a later run (not for searches and tests).
     """
 
@@ -57,6 +58,7 @@ class RunEntry:
     ledger: str = ""
     state: State = "accepted"
     workspace_id: str = "default"
+    workspace_column: str | None = None
     model: str = ""
     command: str = ""
     started_at: datetime = field(default_factory=utc_now)

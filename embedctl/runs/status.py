@@ -56,6 +56,7 @@ def status(run: RunEntry, now: datetime) -> dict[str, Any]:
         **row(run),
         "model": run.model,
         "workspace": run.workspace_id,
+        "workspace_column": run.workspace_column,
         "updated_at": run.updated_at,
         "finished_at": run.finished_at,
         "seconds": round(seconds, 1),
