@@ -154,10 +154,7 @@ class RunRegistry:
         Raises:
             InputMissing: There is none.
         """
-        for run in self.all():
-            if name and name in (str(run.run_id), run.run_id.hex, run.job_id):
-                return run
-        raise InputMissing(f"no run and no job is called {name!r}", hint="see `embedctl batch list`")
+        return named(self.all(), name)
 
     def broken(self) -> list[Path]:
         """Files that stand among the entries and are none."""
@@ -179,6 +176,18 @@ class RunRegistry:
 
     def _path(self, run_id: UUID) -> Path:
         return self.folder / f"{run_id}.json"
+
+
+def named(runs: Sequence[RunEntry], name: str) -> RunEntry:
+    """Of runs, the newest first, the one with this id, or the newest of the job with this name.
+
+    Raises:
+        InputMissing: There is none.
+    """
+    for run in runs:
+        if name and name in (str(run.run_id), run.run_id.hex, run.job_id):
+            return run
+    raise InputMissing(f"no run and no job is called {name!r}", hint="see `embedctl batch list`")
 
 
 def home_trust(paths: Paths, disk: Disk = DISK, *, run_id: UUID | None = None, make: bool = True) -> Trust:
