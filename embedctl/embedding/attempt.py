@@ -243,7 +243,9 @@ class Attempt:
                 hint="vectors of two spaces are never mixed",
                 tokens_native=wire.tokens,
             )
-        self._route.space = self._route.space or space
+        if self._route.space is None and space is not None:
+            self._route.space = space
+            self._route.space_probe.begins(leg)  # at once: others may fall back to it while this is written down
         return vectors
 
     async def _failed(
