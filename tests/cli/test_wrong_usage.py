@@ -242,6 +242,9 @@ def test_a_misspelt_command_is_answered_with_the_nearest() -> None:
         2, "", "error: no such command: embedctl embde\nhint: did you mean `embedctl embed`?\n"
     )
     assert embedctl("verify", "x").err.endswith("hint: did you mean `embedctl vectors verify`?\n")
+    assert embedctl("verfy", "x").err.endswith("hint: did you mean `embedctl vectors verify`?\n")
+    assert embedctl("serach", "x").err.endswith("hint: did you mean `embedctl search`?\n")
+    assert embedctl("reprot").err.endswith("hint: did you mean `embedctl report`?\n")
     assert embedctl("list").err.count("` or `embedctl ") == 4  # batch, models, providers, prices, keys
     assert embedctl("config", "shwo").err.endswith("hint: did you mean `embedctl config show`?\n")
     assert embedctl("xyzzy").err.endswith(
