@@ -765,8 +765,11 @@ def kept(unfinished: Unfinished, error: EmbedctlError | None = None) -> str:
         error: Why it stopped; of a model that is another one, what to do is for its hint to say.
     """
     from embedctl.records import format_cents
+    from embedctl.runs.receipt import RESUMABLE
 
     goes_on = "" if isinstance(error, ModelChanged) else "; the same command goes on"
+    if goes_on and error is not None and error.exit_code not in RESUMABLE:
+        goes_on = "; once that is mended, the same command goes on"
     if unfinished.left is None:
         return f"kept {several(unfinished.kept, 'text')}{goes_on and goes_on + ' with the rest'}"
     about = "" if unfinished.is_exact else "about "
