@@ -197,7 +197,7 @@ class Attempt:
             texts = [str(text) for text in request.texts]
             vectors, each = await asyncio.to_thread(model.embed, texts, self._inferred(asyncio.get_running_loop()))
             return WireAnswer(vectors=vectors, tokens=sum(each), tokens_each=each), {}, b""
-        response = await leg.state.transport.send(message, timeout_s=endpoint.timeout_s)
+        response = await leg.state.transport.send(message, timeout_s=endpoint.timeout_s, proceed=self._proceed)
         wire = read(endpoint.protocol, response.status, response.headers, response.body, message)
         return wire, response.headers, response.body
 
