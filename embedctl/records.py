@@ -607,6 +607,50 @@ class BudgetLow:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitForeseen:
+    """A limit on spending, before a run that is estimated.
+
+    Attributes:
+        name: "--max-cost", or whose budget and which.
+        spent, amount: USD, without this run.
+        cost: USD that the run would about cost under it; None: nobody knows.
+        blocks: It stops the run; else it only warns.
+        by_row: It is of one workspace among others: only its rows would fail.
+        workspace: Whose budget it is; None: the run's own limit.
+        warn_at: USD from which on a warning is due.
+        needs_price: Without a price of the model it cannot hold, and the run is refused.
+    """
+
+    name: str
+    spent: Decimal
+    amount: Decimal
+    cost: Decimal | None
+    blocks: bool
+    by_row: bool
+    workspace: str | None = None
+    warn_at: Decimal | None = None
+    needs_price: bool = False
+
+    @property
+    def outcome(self) -> Literal["used_up", "unpriced", "passed", "low", "kept"]:
+        """What the run would meet: it is used up by now; would be passed, or nearly used up; or cannot hold."""
+        if self.cost is None and self.blocks and self.needs_price:
+            return "unpriced"
+        if self.spent >= self.amount and self.workspace is not None:
+            return "used_up"
+        if self.cost is None:
+            return "kept"
+        if self.spent + self.cost > self.amount:
+            return "passed"
+        return "low" if self.warn_at is not None and self.spent + self.cost >= self.warn_at else "kept"
+
+    @property
+    def is_met(self) -> bool:
+        """Whether there is anything to say."""
+        return self.outcome != "kept"
+
+
+@dataclass(frozen=True, slots=True)
 class OperationBegan:
     """A request is about to be sent. Parts of one operation may be under way together: each begins and ends."""
 
@@ -773,9 +817,9 @@ class ShardEnded:
 
 
 Concern = Literal[
-    "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "ledger", "duplicate_ids",
-    "cache", "learned_file", "input", "folder_gone", "foreign_journal", "damaged_journal", "set_aside", "input_differs",
-    "other_model", "input_type_lost", "bad_file", "bad_row", "left_out", "telemetry", "count_cache",
+    "damaged_part", "other_ledger", "key_file", "not_registered", "not_ingested", "budgets_unknown", "ledger",
+    "duplicate_ids", "cache", "learned_file", "input", "folder_gone", "foreign_journal", "damaged_journal", "set_aside",
+    "input_differs", "other_model", "input_type_lost", "bad_file", "bad_row", "left_out", "telemetry", "count_cache",
     "store_usage", "batch_mode", "batch_unseen", "batch_twin", "batch_line", "batch_files", "model_changed",
     "model_version", "canary", "older_space", "few_shards", "worker_died", "workers_waiting",
 ]  # fmt: skip
@@ -798,9 +842,9 @@ class Warned:
 
 
 Event = (
-    Waiting | Paced | GaveUp | FellBack | LimitLearned | BudgetLow | OperationBegan | OperationEnded | AttemptEnded
-    | ColumnsChosen | AtRisk | ShardBegan | ShardEnded | PhaseBegan | Progressed | BatchesProgressed | Inferred
-    | RowFailed | Warned
+    Waiting | Paced | GaveUp | FellBack | LimitLearned | BudgetLow | LimitForeseen | OperationBegan | OperationEnded
+    | AttemptEnded | ColumnsChosen | AtRisk | ShardBegan | ShardEnded | PhaseBegan | Progressed | BatchesProgressed
+    | Inferred | RowFailed | Warned
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from embedctl.errors import EmbedctlError, ModelChanged, StorageFailed, WrongUsa
 if TYPE_CHECKING:
     from io import TextIOWrapper
 
-    from embedctl.records import Event, Observer, Waiting
+    from embedctl.records import Event, LimitForeseen, Observer, Waiting
     from embedctl.runs.estimate import Estimate
     from embedctl.runs.receipt import Receipt, Unfinished
 
@@ -541,6 +541,7 @@ _CONCERNS = {
     "other_ledger": "what an interrupted run spent here is counted in the ledger it ran under: {subject}",
     "key_file": "{detail}",
     "not_registered": "`batch list` will call this run interrupted: {detail}",
+    "budgets_unknown": "nobody knows how budgets stand: {detail}",
     "not_ingested": "usage is spooled, not in the ledger yet: {detail}",
     "ledger": "{detail}",
     "duplicate_ids": "{count:,} rows have an id that another row has, the first is {subject}",
@@ -603,6 +604,8 @@ def sentence(event: Event) -> str | None:
         case records.BudgetLow(name, spent, amount):
             nearly = "" if spent >= amount else "nearly "
             return f"{name} is {nearly}used up: {records.format_usd(spent)} of {records.format_usd(amount)} USD"
+        case records.LimitForeseen():
+            return _foreseen(event)
         case records.ColumnsChosen(text, row_id, candidate):
             asked = f" (is {candidate} the id? --id-column {candidate})" if candidate else ""
             return f"text: {text}, id: {row_id or 'row number'}{asked}"
@@ -615,6 +618,29 @@ def sentence(event: Event) -> str | None:
         case records.Warned(concern, subject, detail, count):
             return _CONCERNS[concern].format(subject=subject, detail=detail, count=count)
     return None
+
+
+def _foreseen(limit: LimitForeseen) -> str:
+    """What a run that is only estimated would meet, and how it would end."""
+    from embedctl.records import format_usd
+
+    stops = "rows of it would fail (`budget`, exit 3)" if limit.by_row else "the run would stop with 4, to be resumed"
+    more = "" if limit.cost is None else f", about {format_usd(limit.cost)} more"
+    amounts = f"{format_usd(limit.spent)} of {format_usd(limit.amount)} USD"
+    match limit.outcome:
+        case "unpriced":
+            return (
+                f"{limit.name} cannot hold without a price of the model: the run would be refused with 2; "
+                "`embedctl prices set` tells one, or --allow-unpriced"
+            )
+        case "used_up":
+            ends = "all its rows would fail (`budget`, exit 3)" if limit.by_row else "the run would be refused with 4"
+            return f"{limit.name} is used up: {amounts}; {ends if limit.blocks else 'it only warns'}"
+        case "passed":
+            if limit.workspace is None:
+                amounts, more = f"about {format_usd(limit.cost or limit.spent)} of {format_usd(limit.amount)} USD", ""
+            return f"{limit.name} would be passed: {amounts}{more}; {stops if limit.blocks else 'it only warns'}"
+    return f"{limit.name} would be nearly used up: {amounts}{more}"
 
 
 def waiting(event: Waiting, seconds: float) -> str:
@@ -642,7 +668,7 @@ def is_warning(event: Event) -> bool:
         return event.first
     if isinstance(event, records.Warned):
         return event.concern not in ("learned_file", "left_out")
-    return isinstance(event, records.BudgetLow | records.RowFailed)
+    return isinstance(event, records.BudgetLow | records.LimitForeseen | records.RowFailed)
 
 
 def is_notice(event: Event) -> bool:
@@ -702,7 +728,7 @@ def receipt(done: Receipt) -> None:
 
         notice(f"batches: {format_cents(done.batch['saved'])} USD less than online")
     if not _pays_alone(done):
-        notice(_receipt_workspaces(done))
+        notice(f"paid in USD by {_shares([(one['workspace'], one['cost']) for one in done.workspaces])}")
     if done.output and done.output_is_there and done.error is None:
         space = f"{done.model}, {done.dimensions} dimensions" if done.dimensions else done.model
         notice(f"output: {done.output} ({space})")
@@ -739,8 +765,11 @@ def kept(unfinished: Unfinished, error: EmbedctlError | None = None) -> str:
         error: Why it stopped; of a model that is another one, what to do is for its hint to say.
     """
     from embedctl.records import format_cents
+    from embedctl.runs.receipt import RESUMABLE
 
     goes_on = "" if isinstance(error, ModelChanged) else "; the same command goes on"
+    if goes_on and error is not None and error.exit_code not in RESUMABLE:
+        goes_on = "; once that is mended, the same command goes on"
     if unfinished.left is None:
         return f"kept {several(unfinished.kept, 'text')}{goes_on and goes_on + ' with the rest'}"
     about = "" if unfinished.is_exact else "about "
@@ -780,6 +809,8 @@ def estimate(found: Estimate) -> None:
         f"{several(found.requests, 'request')} to {found.model}, {about} tokens",
         _estimate_cost(found),
     ]
+    if found.by_row and found.workspaces:
+        lines.append(f"to be paid in USD by {_shares([(one.workspace, one.cost) for one in found.workspaces])}")
     if found.seconds is not None:
         from embedctl.records import format_duration
 
@@ -832,21 +863,23 @@ def _receipt_rows(done: Receipt) -> str:
     return ", ".join(parts) + f" in {done.seconds:.1f} s"
 
 
+def who_pays(workspace: str, column: str | None) -> str:
+    """The workspace that pays; or, where each row names its own: "per row (tenant)"."""
+    return workspace if column is None else f"per row ({column})"
+
+
 def _pays_alone(done: Receipt) -> bool:
-    """Whether the one workspace that was named pays for all."""
+    """Whether the one workspace that was named pays for all, or nobody pays."""
     return [one["workspace"] for one in done.workspaces] in ([], [done.workspace])
 
 
-def _receipt_workspaces(done: Receipt) -> str:
-    """Who pays, when that is not the one workspace that was named."""
+def _shares(shares: Sequence[tuple[str, Decimal | None]]) -> str:
+    """Who pays what: "acme 0.12, beta 0.01 and 7 more workspaces"."""
     from embedctl.records import format_money
 
-    paid = [
-        f"{one['workspace']} {'unknown' if one['cost'] is None else format_money(one['cost'])}"
-        for one in done.workspaces[:_MOST_NAMED]
-    ]
-    more = len(done.workspaces) - len(paid)
-    return f"paid in USD by {', '.join(paid)}{f' and {more:,} more workspaces' if more else ''}"
+    paid = [f"{who} {'unknown' if cost is None else format_money(cost)}" for who, cost in shares[:_MOST_NAMED]]
+    more = len(shares) - len(paid)
+    return f"{', '.join(paid)}{f' and {more:,} more workspaces' if more else ''}"
 
 
 def _receipt_usage(done: Receipt) -> str:
@@ -860,7 +893,9 @@ def _receipt_usage(done: Receipt) -> str:
     saved = f", {format_money(done.cost_saved)} USD saved" if done.cost_saved else ""
     served = f" by {', '.join(done.providers)}" if done.providers else ""
     asked = f" instead of {done.fallback_from}" if done.fallback_from else ""
+    by_row = done.workspace_column is not None and not done.workspaces
+    payer = who_pays(done.workspace, done.workspace_column) if by_row else f"by {done.workspace}"
     return (
         f"{several(done.requests, 'request')}{served}{asked}, {several(done.tokens, 'token')}{share}, {cost}{risk}"
-        f"{saved}{f', paid by {done.workspace}' if _pays_alone(done) else ''}"
+        f"{saved}{f', paid {payer}' if _pays_alone(done) else ''}"
     )

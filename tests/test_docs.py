@@ -85,6 +85,24 @@ def test_toml_examples_are_settings_that_load(tmp_path: Path) -> None:
         assert loaded.providers or loaded.chains or loaded.stores.by_root or loaded.serve != ServeSettings()
 
 
+def test_no_example_takes_the_name_of_another() -> None:
+    """README's commands, copied word by word, do not meet: an output is of one input, model and job, a job of one."""
+    code = "\n".join(re.findall(r"^```[^\n]*\n(.*?)^```$", README, re.M | re.S)).replace("\\\n", " ")
+    outputs: dict[str, set[tuple[str, ...]]] = {}
+    jobs: dict[str, set[str]] = {}
+    for call in re.findall(r"embedctl ((?:embed|batch run) .* -o .*)", code):
+        words = shlex.split(call, comments=True)
+        flags = {name: words[words.index(name) + 1] for name in ("-o", "-m", "--job") if name in words}
+        given = next((word for word in words[1 + (words[0] == "batch") :] if not word.startswith("-")), "")
+        outputs.setdefault(flags["-o"], set()).add((given, flags.get("-m", ""), flags.get("--job", "")))
+        if "--job" in flags:
+            jobs.setdefault(flags["--job"], set()).add(flags["-o"])
+
+    assert len(outputs) > 8
+    assert len(jobs) > 1
+    assert [name for name, used in (outputs | jobs).items() if len(used) > 1] == []
+
+
 CRON = [line for block in _blocks("sh") for line in block.splitlines() if re.match(r"\d+ \d+ \* \* \*  ", line)]
 
 

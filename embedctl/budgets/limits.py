@@ -29,7 +29,7 @@ from embedctl.settings.share import share_of
 from embedctl.storage import locks
 
 if TYPE_CHECKING:
-    from embedctl.ledger.budgets import BudgetStatus
+    from embedctl.ledger.budgets import Budget, BudgetStatus
 
 LEDGER_WAIT_S = 30
 """How long the ledger is waited for when budgets are looked up: without them nothing may be sent."""
@@ -86,7 +86,7 @@ def reservations(
     standings = partial(_all_standings, paths, settings, keys, take_in, trust=trust, state=state)
     prices = {endpoint.id: endpoint.per_hour or unit_price(endpoint) for endpoint in endpoints}
     if all(price == 0 for price in prices.values()) or not (
-        keys or budget_copy.there_are(paths) or _has_budget(settings)
+        keys or budget_copy.there_are(paths) or has_budget(settings)
     ):
         return Reservations(unit_price, allowances, observer)
     budgets, purse = standings(), None
@@ -146,7 +146,7 @@ def of_server(
     Raises:
         Locked: The ledger cannot be read, so nobody knows.
     """
-    if not (keys or budget_copy.there_are(paths) or _has_budget(settings)):
+    if not (keys or budget_copy.there_are(paths) or has_budget(settings)):
         return Reservations(unit_price, (), observer), None
     standing = partial(_all_standings, paths, settings, keys, take_in, trust=trust)
     budgets = standing()
@@ -174,7 +174,7 @@ def _all_standings(
     Args:
         state: Of the run that they are for; None: of a server, that pays for everybody.
     """
-    found = _standings(paths, settings, take_in, without_runs, trust=trust, state=state)
+    found = standings_of_workspaces(paths, settings, take_in, without_runs, trust=trust, state=state)
     return [*found, *_of_keys(paths, keys, without_runs, _waiting(settings.paths.batches, paths, trust, state))]
 
 
@@ -199,11 +199,12 @@ def _of_keys(
     return found
 
 
-def _has_budget(settings: Settings) -> bool:
+def has_budget(settings: Settings) -> bool:
+    """Whether the settings hold one."""
     return any(workspace.budget is not None for workspace in settings.workspaces.values())
 
 
-def _standings(
+def standings_of_workspaces(
     paths: LedgerPaths,
     settings: Settings,
     take_in: Callable[[], object],
@@ -233,6 +234,12 @@ def _standings(
         )
         for one in found
     ]
+
+
+def name_of(budget: Budget) -> str:
+    """For messages: "the month's budget of workspace acme"."""
+    whose = budget.workspace.replace(":", " ") if ":" in budget.workspace else f"workspace {budget.workspace}"
+    return f"the {budget.period}'s budget of {whose}"
 
 
 def _waiting(copies: Path, paths: LedgerPaths, trust: Trust, state: Path | None) -> dict[str, Decimal]:
@@ -285,8 +292,7 @@ def _allowances(
             pass
     for one in standings:
         budget = one.budget
-        whose = budget.workspace.replace(":", " ") if ":" in budget.workspace else f"workspace {budget.workspace}"
-        name = f"the {budget.period}'s budget of {whose}"
+        name = name_of(budget)
         spent = one.spent.cost + one.spent.at_risk if purse is None else sums.spent(budget.workspace, budget.period)
         line = budget.amount * budget.warn_ratio
         allowance = SpendLimit(

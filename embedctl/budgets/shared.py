@@ -26,7 +26,7 @@ import orjson
 
 from embedctl.dataclass import dataclass
 from embedctl.errors import StorageFailed
-from embedctl.storage import locks
+from embedctl.storage import locks, read_small
 
 if TYPE_CHECKING:
     from embedctl.ledger.budgets import BudgetStatus
@@ -36,6 +36,7 @@ WAIT_S = 30.0
 
 _ZERO = Decimal(0)
 _MOST_USD = Decimal(10) ** 13
+_MOST_BYTES = 1 << 24
 
 
 @dataclass(slots=True)
@@ -71,6 +72,28 @@ class Sums:
     def reserved(self, workspace: str) -> Decimal:
         """What all runs have set aside."""
         return sum((share.reserved.get(workspace, _ZERO) for share in self.shares.values()), _ZERO)
+
+
+def peek(path: Path) -> Sums:
+    """The sums as they are now, for who takes no part."""
+    try:
+        return _sums(read_small(path, max_bytes=_MOST_BYTES, follow=False))
+    except FileNotFoundError:
+        return Sums()
+    except OSError as refusal:
+        raise StorageFailed(f"cannot read {path}: {refusal.strerror}") from refusal
+
+
+def _sums(content: bytes) -> Sums:
+    """What stands there; nothing in a file that is empty, or was cut by a loss of power, or no run of ours wrote."""
+    try:
+        sums = msgspec.json.decode(content, type=Sums)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Sums()
+    amounts = [*sums.bases.values()]
+    for share in sums.shares.values():
+        amounts += [*share.spent.values(), *share.reserved.values()]
+    return sums if all(amount.is_finite() and abs(amount) < _MOST_USD for amount in amounts) else Sums()
 
 
 class SharedBudget:
@@ -141,7 +164,7 @@ class SharedBudget:
 
     def _content(self) -> bytes:
         try:
-            return os.pread(self._fd, 1 << 24, 0)
+            return os.pread(self._fd, _MOST_BYTES, 0)
         except OSError as refusal:
             raise StorageFailed(f"cannot read {self._path}: {refusal.strerror}") from refusal
 
@@ -176,16 +199,8 @@ class SharedBudget:
             self._fd = -1
 
     def _decoded(self, content: bytes) -> Sums:
-        """What stands there; a file that is empty, or was cut by a loss of power, begins with what this run knows."""
-        try:
-            sums = msgspec.json.decode(content, type=Sums)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            sums = Sums()
-        amounts = [*sums.bases.values()]
-        for share in sums.shares.values():
-            amounts += [*share.spent.values(), *share.reserved.values()]
-        if not all(amount.is_finite() and abs(amount) < _MOST_USD for amount in amounts):
-            sums = Sums()  # no run of ours wrote that
+        """What stands there; a file that says nothing begins with what this run knows."""
+        sums = _sums(content)
         for key, base in self._bases.items():
             sums.bases.setdefault(key, base)
         if not self._begun and (before := sums.shares.get(self._run_id)) is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -69,10 +69,13 @@ class _Root(SuggestingGroup):
             return None
         return imported(f"embedctl.cli.{cmd_name}", cmd_name)
 
-    def groups_with(self, name: str) -> list[str]:
-        """The groups that have a command of this name, for who forgot the group."""
-        apps = {group: imported_app(f"embedctl.cli.{group}") for group in self.list_commands(None)}
-        return [group for group, app in apps.items() if name in commands_of(app)]
+    def elsewhere(self) -> Mapping[str, Sequence[str]]:
+        """Commands of all groups, for who forgot the group, and short names."""
+        found: dict[str, list[str]] = {}
+        for group in self.list_commands(None):
+            for name in commands_of(imported_app(f"embedctl.cli.{group}")):
+                found.setdefault(name, []).append(f"{group} {name}")
+        return found | {name: [name] for name in SHORT}
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for title, commands in COMMANDS.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -44,9 +44,9 @@ class SuggestingGroup(TyperGroup):
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
-    def groups_with(self, name: str) -> list[str]:
-        """The groups in this one that have a command of this name."""
-        return []
+    def elsewhere(self) -> Mapping[str, Sequence[str]]:
+        """Names that are commands below this group → how each is typed here."""
+        return {}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command of the first word, or WrongUsage that names the nearest."""
@@ -56,8 +56,9 @@ class SuggestingGroup(TyperGroup):
         if name and not name.startswith("-") and self.get_command(ctx, name) is None:
             known = self.list_commands(ctx)
             path = ctx.command_path
-            close = [f"{group} {name}" for group in self.groups_with(name)]
-            close = close or [word for word in (nearest(name, known),) if word]
+            elsewhere = self.elsewhere()
+            word = name if name in elsewhere else nearest(name, [*known, *elsewhere])
+            close = elsewhere.get(word, [word]) if word else []
             hint = " or ".join(f"`{path} {one}`" for one in close)
             raise WrongUsage(
                 f"no such command: {path} {name}",

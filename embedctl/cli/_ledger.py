@@ -81,13 +81,17 @@ def take_in(ledger: Opened, *, wait_s: float = 10) -> list[str]:
 
 
 def refuse_missing(ledger: Opened) -> None:
-    """A ledger that `--ledger` names to be read is there: else it is misspelt. One of the settings may still come.
+    """A ledger that `--ledger` names to be read is there, or events wait for it: else it is misspelt.
+
+    One of the settings may still come.
 
     Raises:
         InputMissing: It is not; the file beside it with the nearest name is named.
     """
+    from embedctl.ledger import spool
+
     path = ledger.paths.database
-    if not ledger.by_flag or path.exists():
+    if not ledger.by_flag or path.exists() or spool.pending(ledger.paths.spool):
         return
     try:
         beside = [one.name for one in path.parent.glob("*.duckdb")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -38,6 +39,7 @@ def doctor(
     except EmbedctlError as error:
         checks = unreadable_settings(error)
     else:
+        _ledger.refuse_missing(replace(_ledger.of(loaded), by_flag=ledger is not None))
         checks = list(look_at_everything(loaded, online=online, now=utc_now()))
     rows = [check.as_dict() for check in checks]
     bad = [check.name for check in checks if check.state == "bad"]

@@ -197,7 +197,7 @@ class Attempt:
             texts = [str(text) for text in request.texts]
             vectors, each = await asyncio.to_thread(model.embed, texts, self._inferred(asyncio.get_running_loop()))
             return WireAnswer(vectors=vectors, tokens=sum(each), tokens_each=each), {}, b""
-        response = await leg.state.transport.send(message, timeout_s=endpoint.timeout_s)
+        response = await leg.state.transport.send(message, timeout_s=endpoint.timeout_s, proceed=self._proceed)
         wire = read(endpoint.protocol, response.status, response.headers, response.body, message)
         return wire, response.headers, response.body
 
@@ -243,7 +243,9 @@ class Attempt:
                 hint="vectors of two spaces are never mixed",
                 tokens_native=wire.tokens,
             )
-        self._route.space = self._route.space or space
+        if self._route.space is None and space is not None:
+            self._route.space = space
+            self._route.space_probe.begins(leg)  # at once: others may fall back to it while this is written down
         return vectors
 
     async def _failed(

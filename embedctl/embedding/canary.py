@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 
 from embedctl.dataclass import dataclass
 from embedctl.embedding.model_change import RANKED_TEXTS, SAME_COSINE, Difference, compare, ranks_agree
-from embedctl.errors import BegunAnew, EmbedctlError, ModelChanged, ProviderError, SpaceMismatch
+from embedctl.errors import (
+    BegunAnew,
+    EmbedctlError,
+    KeyRejected,
+    ModelChanged,
+    ProviderError,
+    QuotaExhausted,
+    SpaceMismatch,
+)
 from embedctl.records import Observer, Space, Warned, utc_now
 from embedctl.routing import canaries
 from embedctl.routing.canaries import TEXTS, Canaries, Changes, HostRecord, Verdict, host_of
@@ -248,6 +256,8 @@ class CanaryWatch:
         """The first canaries of a space: there is nothing that could differ yet, so a run does not wait for them."""
         try:
             now = await self._asked(endpoint, host, ask)
+        except (KeyRejected, QuotaExhausted):
+            pass  # so are the rows, and the run says so
         except ProviderError as error:
             self.observer.notify(Warned("canary", endpoint.id, error.message))
         except EmbedctlError:

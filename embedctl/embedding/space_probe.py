@@ -38,12 +38,17 @@ class SpaceProbe:
         self._samples: dict[str, NDArray[np.float32]] = {}
         self._one_at_a_time = asyncio.Lock()
 
+    def begins(self, leg: Leg) -> None:
+        """A line gave the output its first vectors: it is what others are compared with, and is asked on."""
+        self._home = self._home or leg.endpoint.id
+        if leg.endpoint.id == self._home:
+            self._prove(leg)
+
     def answered(self, leg: Leg, texts: Sequence[object], vectors: NDArray[np.float32]) -> None:
         """A line gave vectors to the output: three, of texts of ordinary length, are kept to compare with."""
-        self._home = self._home or leg.endpoint.id
+        self.begins(leg)
         if leg.endpoint.id != self._home:
             return
-        self._prove(leg)
         for i, text in enumerate(texts):
             if len(self._samples) >= PROBES:
                 break

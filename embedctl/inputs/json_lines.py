@@ -19,7 +19,7 @@ from embedctl.inputs import row_ids
 from embedctl.inputs.block import Block, InputFile, ReadOptions, Reason, pieces
 from embedctl.inputs.columns import Columns
 from embedctl.inputs.json_numbers import Number, dumps
-from embedctl.inputs.objects import ObjectRun, called, last_objects, runs
+from embedctl.inputs.objects import ObjectRun, called, is_one_value, last_objects, runs
 from embedctl.inputs.table import UNREADABLE, Bad, InputTable
 from embedctl.records import RowId
 
@@ -146,6 +146,11 @@ class _Looks:
         """
         read, has_rows, first_bad = 0, False, ""
         for run, run_bytes in runs(file, self.options):
+            if not read and is_one_value(run):
+                raise InputInvalid(
+                    f"{file.label} is one JSON object over several lines, not rows",
+                    hint="--format text embeds it as a document; rows are one object a line, or an array of objects",
+                )
             if not has_rows:
                 has_rows = len(run.objects) > len(run.bad)
                 first_bad = first_bad or next((f"{run.where(file, at)}: {why}" for at, (_, why) in run.bad.items()), "")

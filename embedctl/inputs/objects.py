@@ -57,6 +57,19 @@ class ObjectRun:
         return f"{file.label}: {'element' if self.is_array else 'line'} {self.numbers[at]}"
 
 
+def is_one_value(run: ObjectRun) -> bool:
+    """Whether the first lines of a file are no rows, but the beginning of one object that is written over many."""
+    lines = run.lines
+    if 0 not in run.bad or not lines or lines[0] is None or not lines[0].lstrip().startswith(b"{"):
+        return False
+    if len(run.bad) == len(run.objects) and lines[0].rstrip().endswith((b"{", b"[", b",")):
+        return True
+    try:
+        return isinstance(orjson.loads(b"\n".join(line or b"" for line in lines)), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
 def runs(file: InputFile, options: ReadOptions) -> Iterator[tuple[ObjectRun, int]]:
     """All objects of a file in runs, with the bytes each run took: one a line, or the elements of one array.
 

@@ -6,7 +6,7 @@ from there. A segment has one id in all places, and a spool takes each id once, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -110,7 +110,7 @@ def give_up_batches(copies: Path, spool: Spool, trust: Trust, *, ledger: Path, n
     return put
 
 
-def vanished(runs: RunRegistry) -> list[RunEntry]:
-    """Runs with an output that were killed and whose folder is gone, newest first: nothing of them goes on."""
-    killed = (run for run in runs.all() if run.output and run.keeps_vectors and run.finished_at is None)
+def vanished(runs: Sequence[RunEntry]) -> list[RunEntry]:
+    """Runs with an output that were killed and whose folder is gone: nothing of them goes on."""
+    killed = (run for run in runs if run.output and run.keeps_vectors and run.finished_at is None)
     return [run for run in killed if not run.folder.exists()]

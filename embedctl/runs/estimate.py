@@ -17,7 +17,7 @@ from embedctl.dataclass import dataclass
 from embedctl.ledger.prices.price import cost
 from embedctl.outputs import Existing
 from embedctl.planning.packer import PackedRequest
-from embedctl.records import UNOBSERVED, Observer, Progressed
+from embedctl.records import UNOBSERVED, LimitForeseen, Observer, Progressed
 from embedctl.routing.endpoint import Endpoint
 from embedctl.runs import foundations, wiring
 from embedctl.runs.progress import EVERY_S, large
@@ -34,6 +34,20 @@ Z_95 = 1.96
 """Two-sided 95 % of the normal distribution."""
 
 
+MOST_WORKSPACES = 1000
+"""In an estimate for programs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkspaceEstimate:
+    """What a run would about send for one workspace; the cost is None where nobody knows a price."""
+
+    workspace: str
+    texts: int
+    tokens: int
+    cost: Decimal | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """What a run would do. Money in USD; None where nobody knows a price or a limit.
@@ -47,6 +61,9 @@ class Estimate:
         mode: What the run would use: "online" or "batch"; `mode_reason` says why.
         seconds_batch: At the most, as the provider promises; None where it has no Batch API for this.
         per_hour: Of the place's machine, where that is what it costs: how long it takes nobody knows.
+        workspaces: Who would pay, the one who would pay most first.
+        by_row: Whether each row names who pays. Not part of the JSON object.
+        limits: Limits on spending that it would meet.
     """
 
     model: str
@@ -71,10 +88,27 @@ class Estimate:
     seconds_batch: float | None = None
     currency: str = "USD"
     per_hour: Decimal | None = None
+    workspaces: tuple[WorkspaceEstimate, ...] = ()
+    by_row: bool = False
+    limits: tuple[LimitForeseen, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
-        return {"dry_run": True, **asdict(self)}
+        said = {"dry_run": True, **asdict(self)}
+        said["workspaces"] = said["workspaces"][:MOST_WORKSPACES]
+        del said["by_row"]
+        for shown, one in zip(said["limits"], self.limits, strict=True):
+            shown["outcome"] = one.outcome
+        return said
+
+
+@dataclass(slots=True)
+class _Share:
+    """Texts of one workspace; see `_TokenSample`."""
+
+    texts: int = 0
+    content_bytes: int = 0
+    known_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -88,14 +122,19 @@ class _TokenSample:
     all_texts: int = 0
     content_bytes: int = 0
     known_tokens: int = 0
+    shares: dict[str, _Share] = field(default_factory=dict)
 
     def take(self, packed: PackedRequest) -> None:
         request = packed.request
+        share = self.shares.setdefault(request.workspace_id, _Share())
         self.all_texts += len(request)
+        share.texts += len(request)
         if request.tokens is not None:
             self.known_tokens += request.tokens
+            share.known_tokens += request.tokens
             return
         self.content_bytes += request.content_bytes
+        share.content_bytes += request.content_bytes
         for text in request.texts:
             self.seen += 1
             if len(self.texts) < SAMPLE_TEXTS:
@@ -124,6 +163,17 @@ class _TokenSample:
         spread = sum((count - ratio * size) ** 2 for count, size in zip(counts, sizes, strict=True)) / (n - 1)
         error = self.seen * math.sqrt(spread / n * (1 - n / self.seen))
         return self.known_tokens + round(ratio * self.content_bytes), math.ceil(Z_95 * error)
+
+
+def _shares(sample: _TokenSample, total: int, unit: Decimal | None) -> tuple[WorkspaceEstimate, ...]:
+    """Who would pay for what of `total` tokens, each by the bytes of its texts."""
+    rest = total - sample.known_tokens
+    found = []
+    for workspace, share in sample.shares.items():
+        tokens_of = share.known_tokens + round(rest * share.content_bytes / max(1, sample.content_bytes))
+        of = None if unit is None else cost(tokens_of, unit)
+        found.append(WorkspaceEstimate(workspace=workspace, texts=share.texts, tokens=tokens_of, cost=of))
+    return tuple(sorted(found, key=lambda one: (-one.tokens, one.workspace)))
 
 
 def estimate(
@@ -217,6 +267,8 @@ def estimate(
         cost_batch=None if batch is None else cost(total, batch),
         seconds=seconds_at_limits(endpoint, requests, sample.all_texts, total),
         per_hour=endpoint.per_hour,
+        workspaces=_shares(sample, total, unit),
+        by_row=options.workspace_column is not None,
     )
 
 

@@ -181,6 +181,7 @@ class Receipt:
 
     Attributes:
         workspaces: Who pays, the one who pays most first; the first MOST_WORKSPACES of them.
+        workspace_column: Of the table, where each row names who pays for it. Not part of the JSON object.
         failed_reasons: Rows that failed, by reason, most first; {} where a run did not come to its end.
         output_is_there: Whether there is something under the name of `output`. Not part of the JSON object.
         left_out: Files of the input that were not read: {count, reasons{word: count}}.
@@ -222,6 +223,7 @@ class Receipt:
     resume: str | None
     currency: str = "USD"
     workspaces: tuple[Mapping[str, Any], ...] = ()
+    workspace_column: str | None = None
     failed_reasons: Mapping[str, int] = field(default_factory=dict)
     batch: Mapping[str, Any] | None = None
     output_is_there: bool = True
@@ -246,6 +248,7 @@ def build_receipt(
     run_id: str,
     job: str | None,
     workspace: str,
+    workspace_column: str | None = None,
     model: str,
     dimension_policy: str,
     space: Space | None,
@@ -309,6 +312,7 @@ def build_receipt(
         retryable=failure.retryable if failure else False,
         resume=resume if failure is not None and failure.exit_code in RESUMABLE else None,
         workspaces=_payers(spending),
+        workspace_column=workspace_column,
         batch=batch,
         output_is_there=output_is_there,
         failed_reasons=dict(failed_reasons),

@@ -51,6 +51,7 @@ class Registration:
             output=job.url or ("-" if job.output is None else str(job.output.absolute())),
             ledger=str(job.settings.paths.ledger.absolute()),
             workspace_id=job.settings.options.workspace,
+            workspace_column=job.settings.options.workspace_column,
             model=model,
             command=job.command,
             keeps_vectors=job.kind != "stream" and job.store is None,

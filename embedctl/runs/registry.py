@@ -47,6 +47,7 @@ class RunEntry:
         ledger: Where its spending belongs; "" in entries of versions that knew one ledger only.
         counts: Rows, vectors, tokens … as far as they are known by now, under the receipt's names.
         cost_usd: So far, as a decimal string; None when nothing is known.
+        workspace_column: Of the table, where each row names who pays for it; `workspace_id` pays where a row does not.
         keeps_vectors: Whether its journal's vectors are of use to a later run (not for searches and tests).
     """
 
@@ -57,6 +58,7 @@ class RunEntry:
     ledger: str = ""
     state: State = "accepted"
     workspace_id: str = "default"
+    workspace_column: str | None = None
     model: str = ""
     command: str = ""
     started_at: datetime = field(default_factory=utc_now)
@@ -152,10 +154,7 @@ class RunRegistry:
         Raises:
             InputMissing: There is none.
         """
-        for run in self.all():
-            if name and name in (str(run.run_id), run.run_id.hex, run.job_id):
-                return run
-        raise InputMissing(f"no run and no job is called {name!r}", hint="see `embedctl batch list`")
+        return named(self.all(), name)
 
     def broken(self) -> list[Path]:
         """Files that stand among the entries and are none."""
@@ -177,6 +176,18 @@ class RunRegistry:
 
     def _path(self, run_id: UUID) -> Path:
         return self.folder / f"{run_id}.json"
+
+
+def named(runs: Sequence[RunEntry], name: str) -> RunEntry:
+    """Of runs, the newest first, the one with this id, or the newest of the job with this name.
+
+    Raises:
+        InputMissing: There is none.
+    """
+    for run in runs:
+        if name and name in (str(run.run_id), run.run_id.hex, run.job_id):
+            return run
+    raise InputMissing(f"no run and no job is called {name!r}", hint="see `embedctl batch list`")
 
 
 def home_trust(paths: Paths, disk: Disk = DISK, *, run_id: UUID | None = None, make: bool = True) -> Trust:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from uuid import UUID
 
 from embedctl import inputs, storage
 from embedctl.budgets import limits as spend_limits
+from embedctl.budgets.foreseen import foreseen
 from embedctl.dataclass import dataclass
 from embedctl.embedding.canary import CanaryWatch
 from embedctl.errors import BegunAnew, EmbedctlError, Locked
 from embedctl.inputs.left_out import LeftOut, LeftOutFile
-from embedctl.journal import Spool
+from embedctl.journal import Spool, Trust
 from embedctl.journal.batches import Found
 from embedctl.journal.rescue import JOURNAL, rescue
 from embedctl.ledger import segment_owners
+from embedctl.ledger.prices.price import cost
 from embedctl.ledger.prices.run_prices import RunPrices
 from embedctl.outputs import Existing, Output, failures, parquet
 from embedctl.planning import shards
@@ -186,7 +189,30 @@ class Run:
         price = partial(self._prices.of, endpoint)
         chosen = self._choice(endpoint, source)
         found = estimate.estimate(source, endpoint, self._options, existing, denied, price, self._observer)
-        return found if self.job.kind != "folder" else batching.with_choice(found, endpoint, source, chosen)
+        if self.job.kind == "folder":
+            found = batching.with_choice(found, endpoint, source, chosen)
+        return self._with_limits(found, price("batch" if found.mode == "batch" else "standard"), trust, output.state)
+
+    def _with_limits(self, found: Estimate, unit_price: Decimal | None, trust: Trust, state: Path) -> Estimate:
+        """The estimate, with the limits on spending that the run would meet; who looks on is told of them."""
+        costs = {
+            one.workspace: None if unit_price is None else cost(one.tokens, unit_price) for one in found.workspaces
+        }
+        try:
+            met = foreseen(
+                self._ledger,
+                self.job.settings,
+                costs,
+                trust,
+                state=state,
+                take_in=foundations.taking_in(self.job.settings, self._observer),
+            )
+        except EmbedctlError as error:
+            self._observer.notify(Warned("budgets_unknown", detail=error.message))
+            return found
+        for one in met:
+            self._observer.notify(one)
+        return replace(found, limits=tuple(met))
 
     def _chain(self) -> FallbackChain:
         """Who may be asked; a warning for each key that others could read."""
@@ -576,6 +602,7 @@ class Run:
             run_id=str(self.run_id),
             job=self.job.job,
             workspace=self._options.workspace,
+            workspace_column=self._options.workspace_column,
             model=chain.first.id,
             dimension_policy=chain.first.policy,
             space=self._record.space,

@@ -20,7 +20,7 @@ from embedctl.outputs import FAILURES, STATE_FOLDER, parts_of
 from embedctl.outputs.failures import MOST_LINE
 from embedctl.outputs.parquet import Part
 from embedctl.outputs.shard import FAILURES_FOLDER, PARTS
-from embedctl.runs.registry import OPEN, RunEntry, RunRegistry, home_trust
+from embedctl.runs.registry import OPEN, RunEntry, RunRegistry, home_trust, named
 from embedctl.settings import Paths
 
 COMMANDS = ("batch run", "embed")
@@ -56,6 +56,7 @@ def status(run: RunEntry, now: datetime) -> dict[str, Any]:
         **row(run),
         "model": run.model,
         "workspace": run.workspace_id,
+        "workspace_column": run.workspace_column,
         "updated_at": run.updated_at,
         "finished_at": run.finished_at,
         "seconds": round(seconds, 1),
@@ -133,14 +134,15 @@ def run_of(runs: RunRegistry, name: str) -> RunEntry | Path:
     Raises:
         InputMissing: There is none, and nothing that is called so.
     """
+    entries = runs.all()
     try:
-        return runs.find(name)
+        return named(entries, name)
     except InputMissing:
         if not name:
             raise
         path = Path(name)
         place = path.parent if path.name == FAILURES else Path(str(path).removesuffix(f".{FAILURES}"))
-        written = (run for run in runs.all() if os.path.realpath(run.output) == os.path.realpath(place))
+        written = (run for run in entries if os.path.realpath(run.output) == os.path.realpath(place))
         if (run := next(written, None)) is not None:
             return run
         if not path.exists():

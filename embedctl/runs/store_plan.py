@@ -80,6 +80,7 @@ class StorePlan:
     limited: bool = False
     shares: int = 1
     job: str | None = None
+    workspace_column: str | None = None
     at: str = ""
     format: int = 1
 

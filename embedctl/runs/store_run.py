@@ -293,6 +293,7 @@ class StoreRun(Run):
             options=orjson.loads(orjson.dumps(self._record.shaping, default=str)),
             model=chain.first.id,
             workspace=self._options.workspace,
+            workspace_column=self._options.workspace_column,
             ledger=identity.ledger_id(self._ledger, self._disk),
             secret=secrets.token_hex(32),
             shard_rows=rows,

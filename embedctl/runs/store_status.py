@@ -61,6 +61,7 @@ def status(store: Store, price_file: Path) -> dict[str, Any]:
         "state": "completed" if found else "running" if begun or done else "planned",
         "model": plan.model,
         "workspace": plan.workspace,
+        "workspace_column": plan.workspace_column,
         "planned_at": plan.at or None,
         "version": plan.version,
         "progress": round(len(done) / shards, 4) if shards else 1.0,

@@ -427,8 +427,8 @@ async def opened(plan: RunPlan, begin: Callable[[], Spool]) -> AsyncIterator[Res
                 packing.limits = foundations.packed_limits(known, first, options)
 
             far = plan.shipping
-            ahead = far.ahead if far else 0
             connections = first.rate_limits.concurrency
+            ahead = far.ahead if far else 0 if first.local else connections // BESIDE_SHARE
             asked = router(
                 job.settings, plan.observer, connections=connections, sleep=stop.sleep, ahead=ahead, shared=plan.shared
             )
@@ -611,6 +611,13 @@ class BatchResources:
     lines: Callable[[], AsyncIterator[PackedRequest]]
     may_submit: bool
 
+
+BESIDE_SHARE = 4
+"""For so many requests in flight, one more is written down meanwhile: its intent, or its answer.
+
+At 200 ms of latency that takes a fifth of the time in which another one could be in flight. It holds its vectors alone,
+those in flight their base64 alone: together less than the two of each that `planning.packer` counts with.
+"""
 
 SHAPES_THE_SPACE = ("dimensions", "dimension_policy", "input_type", "on_too_long")
 """Options that whoever collects a batch must have as its run had them."""

@@ -236,6 +236,8 @@ class Admin:
         async with self._act(request, "clear_cache", provider=provider, model=model):
             cache = self._state.cache
             gone = 0 if cache is None else await asyncio.to_thread(cache.forget, provider, model)
+            if not gone:  # else it was one of earlier settings
+                answers.one_of(provider, "provider", names.known_providers(self._state.settings), "unknown_provider")
         return answers.json({"message": f"{gone} entries removed", "entries_removed": gone})
 
     async def warmup(self, request: Request) -> Response:

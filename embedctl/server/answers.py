@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Any
 
@@ -76,6 +77,20 @@ def parameters(request: Request, *known: str) -> dict[str, str]:
             raise Refused("invalid_parameter", f"{name} is too long, or not printable", param=name)
         found[name] = value
     return {name: value for name, value in found.items() if value}
+
+
+def one_of(value: str | None, name: str, known: Iterable[str], code: str = "invalid_parameter") -> str | None:
+    """A parameter with fixed values; an empty one is none.
+
+    Raises:
+        Refused: It is none of those that are known, which are named.
+    """
+    if not value:
+        return None
+    known = tuple(known)
+    if value not in known:
+        raise Refused(code, f"{name} must be one of {', '.join(known)}", param=name)
+    return value
 
 
 def json(content: Any, status: int = 200) -> Response:

@@ -31,6 +31,7 @@ from embedctl.providers import catalog
 from embedctl.records import format_money, utc_now
 from embedctl.routing import chain as chains
 from embedctl.routing.fallback import ChainEntry
+from embedctl.routing.names import known_providers
 from embedctl.server import answers, encoding, fields, model_names, refusals
 from embedctl.server.accounts import Accounts
 from embedctl.server.admin import Admin
@@ -401,8 +402,10 @@ class Endpoints:
     async def models(self, request: Request) -> Response:
         """GET /embeddings/models."""
         client = answers.exchange(request).who
-        provider = request.query_params.get("provider") or None
-        found = model_names.listed(self._state.settings, client, provider)
+        settings = self._state.settings
+        provider = request.query_params.get("provider")
+        provider = answers.one_of(provider, "provider", known_providers(settings), "unknown_provider")
+        found = model_names.listed(settings, client, provider)
         return _json(
             {
                 "data": found,

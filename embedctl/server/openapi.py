@@ -12,6 +12,7 @@ from typing import Any, Literal
 from embedctl import __version__
 from embedctl.dataclass import dataclass
 from embedctl.server.fields import MOST_INPUTS
+from embedctl.server.jobs.paths import STATUSES
 from embedctl.server.refusals import CODES
 
 Who = Literal["anybody", "key", "metrics", "admin"]
@@ -323,7 +324,7 @@ SCHEMAS: Mapping[str, Any] = {
         {
             "id": _TEXT,
             "object": {"const": "embedding.job"},
-            "status": {"enum": ["queued", "processing", "completed", "failed", "cancelled"]},
+            "status": {"enum": list(STATUSES)},
             "embedding_model": _TEXT,
             "progress_percent": _REAL,
             "error": {"type": ["object", "string", "null"]},
@@ -487,7 +488,9 @@ _MEDIA = "/api/v1/media"
 _OF_MAKING = (*_OF_NAMES, "invalid_job", "idempotency_mismatch", "invalid_dimensions", "budget_exceeded",
               "price_unknown", "missing_provider_credentials", "storage_failed", "empty_input", "too_many_inputs",
               "invalid_input_type")  # fmt: skip
-_OF_LISTS = {"status": "Only these.", "limit": "At most 200.", "offset": "How many to leave out first."}
+_OF_LISTS = {
+    "status": f"Only these: {', '.join(STATUSES)}.", "limit": "At most 200.", "offset": "How many to leave out first.",
+}  # fmt: skip
 _OF_PAGES = {"after": "The id after which to go on.", "limit": "How many."}
 _IDEMPOTENT = {"Idempotency-Key": "The same key again: the same job."}
 
@@ -519,7 +522,9 @@ def _batches(door: str) -> list[DescribedPath]:
         ("POST", "/files", "Upload lines for a batch", (_ref("File"), _FILE), {
             "takes": (_ANY, {"purpose": "batch", "file": "lines"}), "takes_media": ("multipart/form-data",),
             "refuses": ("invalid_file", "not_finished")}),
-        ("GET", "/files", "Files of the workspace", page, {"parameters": {**_OF_PAGES, "purpose": "Only these."}}),
+        ("GET", "/files", "Files of the workspace", page, {
+            "parameters": {**_OF_PAGES, "purpose": "Only these.", "order": "asc or desc."},
+            "refuses": ("invalid_job", "invalid_parameter")}),
         ("GET", "/files/{id}", "One of them", (_ref("File"), _FILE), {"refuses": ("file_not_found",)}),
         ("GET", "/files/{id}/content", "What is in it", "application/jsonl", {"refuses": ("file_not_found",)}),
         ("DELETE", "/files/{id}", "Remove it",
@@ -529,7 +534,8 @@ def _batches(door: str) -> list[DescribedPath]:
             "takes": (_ANY, {"input_file_id": "file-0a1b2c", "endpoint": "/v1/embeddings", "completion_window": "24h"}),
             "headers": _IDEMPOTENT,
             "refuses": ("file_not_found", "invalid_file", "invalid_job", "idempotency_mismatch")}),
-        ("GET", "/batches", "Batches of the workspace", page, {"parameters": _OF_PAGES}),
+        ("GET", "/batches", "Batches of the workspace", page,
+         {"parameters": _OF_PAGES, "refuses": ("invalid_job",)}),
         ("GET", "/batches/{id}", "One of them", (_ref("OpenAIBatch"), _BATCH), {"refuses": ("job_not_found",)}),
         ("POST", "/batches/{id}/cancel", "End it", (_ref("OpenAIBatch"), _BATCH), {"refuses": ("job_not_found",)}),
     ]  # fmt: skip
@@ -551,10 +557,11 @@ _OF_JOBS: Sequence[DescribedPath] = (
          takes_media=("application/json", "application/jsonl", "application/vnd.apache.parquet"),
          refuses=(*_OF_MAKING, "invalid_file")),
     _job("GET", _JOBS, "Jobs of the workspace, the newest first", (_ref("Jobs"), _JOB_PAGE), parameters=_OF_LISTS,
-         refuses=("invalid_job", "unknown_parameter")),
+         refuses=("invalid_job", "invalid_parameter", "unknown_parameter")),
     _job("GET", f"{_JOBS}/{{id}}", "How far one is"),
     _job("GET", f"{_JOBS}/{{id}}/result", "Its vectors, as Parquet or JSON Lines", "application/octet-stream",
-         parameters={"format": "parquet or jsonl"}, refuses=("not_finished",)),
+         parameters={"format": "parquet or jsonl", "encoding_format": "Of JSON Lines: float or base64."},
+         refuses=("not_finished", "invalid_parameter", "unknown_parameter")),
     _job("GET", f"{_JOBS}/{{id}}/failures", "Rows without a vector, with reasons", "application/jsonl",
          refuses=("not_finished",)),
     _job("POST", f"{_JOBS}/{{id}}/cancel", "End it; what was bought is kept"),
@@ -578,7 +585,7 @@ _OF_JOBS: Sequence[DescribedPath] = (
     _media("DELETE", "/{media_id}/embeddings", "Remove an item's vectors; the item stays",
            (_ANY, {"status": "success", "message": "Embeddings of media item 123 deleted"}), refuses=("not_finished",)),
     _media("GET", "/embeddings/jobs", "Media jobs of the workspace", (_ref("Jobs"), _JOB_PAGE), parameters=_OF_LISTS,
-           refuses=("invalid_job", "unknown_parameter")),
+           refuses=("invalid_job", "invalid_parameter", "unknown_parameter")),
     _media("GET", "/embeddings/jobs/{id}", "How far one is", (_ref("Job"), _JOB), refuses=("job_not_found",)),
     *_batches("/v1"),
     *_batches("/api/v1"),
@@ -608,6 +615,7 @@ OPERATIONS: Sequence[DescribedPath] = (
         path=f"{_GUIDE}/models",
         summary="Every model that is known, and what the key may ask for",
         parameters={"provider": "Only this one's."},
+        refuses=("unknown_provider",),
         answers=(
             _ref("Models"),
             {
@@ -780,7 +788,7 @@ OPERATIONS: Sequence[DescribedPath] = (
         who="admin",
         parameters={"provider": "Only of this one.", "model": "Only of this one."},
         answers=(_ref("Removed"), {"message": "150 entries removed", "entries_removed": 150}),
-        refuses=("unknown_parameter", "invalid_parameter", "rate_limited"),
+        refuses=("unknown_parameter", "invalid_parameter", "unknown_provider", "rate_limited"),
     ),
     DescribedPath(
         group="Operators",

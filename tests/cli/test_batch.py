@@ -154,6 +154,19 @@ def test_shorthand(world: World) -> None:
     world.check_rows("out", TEXTS, dimensions=8)
 
 
+@pytest.mark.parametrize(("fault", "code"), [("unauthorized", 77), ("quota", 69)])
+def test_what_must_be_mended_first_is_said_once(world: World, fault: str, code: int) -> None:
+    """A rejected key and an empty account are one error; the same command goes on only once that is mended."""
+    world.variables["EMBEDCTL_CANARY"] = "daily"
+    world.wire.plan(faults={fault: 1.0})
+    ended = world.run("batch", "run", "in", "-o", "out", *OPENAI)
+
+    assert ended.code == code, ended.err
+    assert "is not known" not in ended.err
+    assert "; once that is mended, the same command goes on\n" in ended.err
+    assert ended.err.count("error: ") == 1
+
+
 def test_dry_run(world: World) -> None:
     """--dry-run sends nothing, makes nothing, and says what a run would send: not what is known or there twice."""
     world.tables([*TEXTS[:10], *TEXTS[:5], " "], files=1)

@@ -153,7 +153,8 @@ def test_a_place_that_cannot_be_written_to_is_found(
     """A home below a file, and a disk that is almost full, are bad before any run fails on them."""
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("EMBEDCTL_HOME", str(tmp_path / "file" / "home"))
-    code, checks = told("--ledger", str(tmp_path / "usage.duckdb"))
+    monkeypatch.setenv("EMBEDCTL_LEDGER", str(tmp_path / "usage.duckdb"))
+    code, checks = told()
 
     assert (code, checks["home"]["state"], checks["ledger folder"]["state"]) == (69, "bad", "ok")
 

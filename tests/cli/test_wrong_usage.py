@@ -236,12 +236,29 @@ def test_a_broken_line_does_not_lose_the_others() -> None:
     assert "broken.jsonl: line 2: not JSON" in Path("broken.embeddings.parquet.failures.jsonl").read_text()
 
 
+@pytest.mark.parametrize("written", ['{\n  "a": {},\n  "b": [\n    {}\n  ]\n}\n', '{"a": 1,\n "b": {"text": "x"}}'])
+def test_json_over_several_lines_is_no_row(written: str) -> None:
+    """A file that is one JSON object, as settings and schemas are, is told as that, with what embeds it; exit 65."""
+    Path("schema.json").write_text(written)
+    done = embedctl("embed", "schema.json")
+
+    assert done == Ran(
+        65, "",
+        "error: schema.json is one JSON object over several lines, not rows\n"
+        "hint: --format text embeds it as a document; rows are one object a line, or an array of objects\n",
+    )  # fmt: skip
+    assert embedctl("embed", "schema.json", "--format", "text").code == 0
+
+
 def test_a_misspelt_command_is_answered_with_the_nearest() -> None:
     """Commands and subcommands: the nearest is named, else all are listed; exit 2."""
     assert embedctl("embde") == Ran(
         2, "", "error: no such command: embedctl embde\nhint: did you mean `embedctl embed`?\n"
     )
     assert embedctl("verify", "x").err.endswith("hint: did you mean `embedctl vectors verify`?\n")
+    assert embedctl("verfy", "x").err.endswith("hint: did you mean `embedctl vectors verify`?\n")
+    assert embedctl("serach", "x").err.endswith("hint: did you mean `embedctl search`?\n")
+    assert embedctl("reprot").err.endswith("hint: did you mean `embedctl report`?\n")
     assert embedctl("list").err.count("` or `embedctl ") == 4  # batch, models, providers, prices, keys
     assert embedctl("config", "shwo").err.endswith("hint: did you mean `embedctl config show`?\n")
     assert embedctl("xyzzy").err.endswith(

@@ -230,6 +230,7 @@ def test_the_cache_is_emptied_by_maker(wire: Wire, tmp_path: Path) -> None:
         assert [one.json["entries_removed"] for one in (none, some, rest)] == [0, 2, 4]
         assert (again, kept) == ("miss", "hit")
         assert found.ask("GET", f"{GUIDE}/cache").json["size"] == 0
+        assert found.ask("DELETE", f"{GUIDE}/cache?provider=opnai").code == "unknown_provider"
         assert found.ask("DELETE", f"{GUIDE}/cache?spaces=all").code == "unknown_parameter"
         assert found.ask("DELETE", f"{GUIDE}/cache?model=a&model=b").code == "invalid_parameter"
 

@@ -268,7 +268,30 @@ def test_jobs_that_are_not_there_and_those_of_others(server: Serving, key: str) 
         assert ask(server, method, f"{JOBS}/{mine}{path}", other).code == "job_not_found"
     assert mine not in {one["id"] for one in ask(server, "GET", JOBS, other).json["data"]}
     assert ask(server, "GET", f"{JOBS}?limit=1000", key).code == "invalid_job"
+    assert ask(server, "GET", f"{JOBS}/{mine}/result?format=csv", key).code == "invalid_parameter"
+    assert ask(server, "GET", f"{JOBS}/{mine}/result?format=jsonl&encoding_format=hex", key).code == "invalid_parameter"
     assert ask(server, "GET", f"{JOBS}?status=completed&limit=1", key).json["pagination"]["count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "known"),
+    [
+        (f"{JOBS}?status=evil", "invalid_parameter", "queued, processing, completed, failed, cancelled"),
+        ("/api/v1/media/embeddings/jobs?status=evil", "invalid_parameter", "queued, processing, completed"),
+        (f"{JOBS}?stat=completed", "unknown_parameter", "stat"),
+        ("/v1/files?purpose=evil", "invalid_parameter", "batch, batch_output"),
+        ("/api/v1/files?order=evil", "invalid_parameter", "asc, desc"),
+        ("/api/v1/embeddings/models?provider=evil", "unknown_provider", "openai"),
+    ],
+)
+def test_a_filter_that_nobody_knows_is_no_empty_list(
+    server: Serving, key: str, path: str, code: str, known: str
+) -> None:
+    """A list is filtered by values that are known: any other is 400, and those that are known are named."""
+    found = ask(server, "GET", path, key)
+
+    assert (found.status, found.code) == (400, code), found
+    assert known in json.dumps(found.json)
 
 
 # ── media ────────────────────────────────────────────────────────────────────────────────────────────────────────────

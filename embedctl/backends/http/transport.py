@@ -105,6 +105,7 @@ class Transport:
         max_bytes: int = MAX_BYTES,
         into: BinaryIO | None = None,
         moves: bool = False,
+        proceed: Callable[[], None] = lambda: None,
     ) -> HttpResponse:
         """Send one request and read its answer, whatever its status (but for redirects).
 
@@ -114,6 +115,7 @@ class Transport:
             max_bytes: Decoded size of an answer.
             into: Where the body of a success goes, piece by piece, in place of the answer's `body`.
             moves: A redirect is an answer like others, without a body; it is followed by nobody here.
+            proceed: Called when its turn has come; raises where it is not to be sent any more.
 
         Raises:
             NotSent: Nothing of the request was written.
@@ -126,6 +128,7 @@ class Transport:
         host = way.host
         progress = _Progress()
         async with self._gate:
+            proceed()
             started = self._clock()
             try:
                 async with asyncio.timeout(timeout_s):

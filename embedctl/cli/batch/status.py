@@ -87,7 +87,7 @@ def _store_lines(answer: Mapping[str, Any]) -> dict[str, str]:
         "reasons": ", ".join(f"{reason}: {count:,}" for reason, count in answer["failed_reasons"].items()),
         "workers": ", ".join(answer["workers"]),
         "model": answer["model"],
-        "workspace": answer["workspace"],
+        "workspace": terminal.who_pays(answer["workspace"], answer["workspace_column"]),
         "planned": answer["planned_at"] or "",
         "output": answer["output"],
     }
@@ -114,7 +114,7 @@ def _run_lines(answer: Mapping[str, Any]) -> dict[str, str]:
         "tokens": f"{counts['tokens']:,}{unconfirmed}" if "tokens" in counts else "",
         "cost": "unknown" if cost is None else f"{format_money(cost)} USD",
         "model": answer["model"],
-        "workspace": answer["workspace"],
+        "workspace": terminal.who_pays(answer["workspace"], answer["workspace_column"]),
         "started": answer["started_at"].isoformat(" ", "seconds"),
         "ended": ""
         if ended is None

@@ -25,15 +25,16 @@ def doctor(
 
     opened = _ledger.opened(ledger, config)
     _ledger.refuse_missing(opened)
-    runs = RunRegistry(opened.settings.paths.runs)
-    states = {run.folder for run in runs.all()}
+    registry = RunRegistry(opened.settings.paths.runs)
+    runs = registry.all()
+    states = {run.folder for run in runs}
     with database.reader(opened.paths, now=opened.now) as connection:
         checked = integrity.findings(
             connection,
             opened.paths,
             now=opened.now,
             foreign=[path for state in sorted(states) for path in foreign_journals(state)],
-            broken_entries=runs.broken(),
+            broken_entries=registry.broken(),
             vanished=[
                 f"{run.job_id or run.run_id} of {run.started_at:%Y-%m-%d}: {run.output}" for run in vanished(runs)
             ],

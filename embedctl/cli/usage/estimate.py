@@ -83,13 +83,15 @@ def estimate(
             f"{expected.model} has no {tier} price: the cost is unknown until `embedctl prices set` tells one, "
             f"or price_as under [providers.{provider}] whose prices apply"
         ]
+    column = loaded.options.workspace_column
+    payer = f"by {estimated.workspace}" if column is None else terminal.who_pays(estimated.workspace, column)
     keys = ("rows", "texts", "requests", "tokens", "tokens_low", "tokens_high", "cost", "cost_low", "cost_high")
     terminal.table(
         terminal.Table(
             columns=[terminal.Column(key, key.replace("_", " ").capitalize(), "right") for key in keys],
             rows=[estimated.as_dict()],
             envelope=estimated.as_dict() | {"warnings": warnings},
-            title=f"Estimate for {expected.model} ({tier}), paid by {estimated.workspace}",
+            title=f"Estimate for {expected.model} ({tier}), paid {payer}",
             footer=[f"! {line}" for line in warnings],
         ),
         _ledger.chosen_format(form, as_json),

@@ -27,6 +27,12 @@ from embedctl.server.jobs.store import Job, StoredFile, new_id
 from embedctl.server.refusals import Refused
 
 MOST_METADATA, LONGEST_NAME, LONGEST_VALUE = 16, 64, 512
+PURPOSES = (
+    "batch", "batch_output", "assistants", "assistants_output", "evals", "fine-tune", "fine-tune-results", "user_data",
+    "vision",
+)  # fmt: skip
+"""Of files at OpenAI; here are those of the first two."""
+
 _MOST_FILES = 10_000
 _MOST_BATCHES = 100
 _SHORTEST_S, _LONGEST_S = 3600, 30 * 86_400
@@ -107,8 +113,9 @@ class BatchPaths:
     async def files(self, request: Request) -> Response:
         """GET /files."""
         query = request.query_params
-        purpose, order = query.get("purpose"), query.get("order")
-        found = [one for one in self._store.files(self._whose(request)) if purpose in (None, "", one.purpose)]
+        purpose = answers.one_of(query.get("purpose"), "purpose", PURPOSES)
+        order = answers.one_of(query.get("order"), "order", ("asc", "desc"))
+        found = [one for one in self._store.files(self._whose(request)) if purpose in (None, one.purpose)]
         if order == "asc":
             found.reverse()
         return json_answer(_page([_file(one) for one in found], query, _MOST_FILES, _MOST_FILES))

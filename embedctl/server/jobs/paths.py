@@ -44,6 +44,9 @@ _JSON_LINES = frozenset(
 )
 _PARQUETS = frozenset({"application/vnd.apache.parquet", "application/x-parquet", "application/parquet"})
 _STATUS = {"queued": "queued", "running": "processing", "waiting": "processing"}
+STATUSES = ("queued", "processing", "completed", "failed", "cancelled")
+"""As clients see them."""
+
 _MOST_LISTED = 200
 _MOST_SAID = 1 << 20
 _A_PLACE = 1 << 20  # bytes of memory that one of these requests takes, about
@@ -494,13 +497,13 @@ class JobPaths:
     async def result(self, request: Request) -> Response:
         """GET …/result: Parquet or JSON Lines, as `format` or Accept say; ranges too."""
         job = self._found(request)
-        said = request.query_params.get("format") or ""
+        query = answers.parameters(request, "format", "encoding_format")
+        said = answers.one_of(query.get("format"), "format", ("parquet", "jsonl"))
+        encoding = answers.one_of(query.get("encoding_format"), "encoding_format", ("float", "base64"))
         accept = answers.exchange(request).headers.get("accept", "")
         form: Form = "parquet"
         if said == "jsonl" or (not said and any(kind in accept for kind in (*_JSON_LINES, "jsonl"))):
-            form = "base64" if request.query_params.get("encoding_format") == "base64" else "jsonl"
-        elif said not in ("", "parquet"):
-            raise Refused("invalid_job", "format must be parquet or jsonl", param="format")
+            form = "base64" if encoding == "base64" else "jsonl"
         path = await self._jobs.result(job, form)
         kind = "application/vnd.apache.parquet" if form == "parquet" else "application/jsonl"
         suffix = "parquet" if form == "parquet" else "jsonl"
@@ -543,16 +546,16 @@ class JobPaths:
 async def listing(jobs: Jobs, request: Request, kinds: frozenset[str]) -> Response:
     """A page of jobs, newest first."""
     client = client_of(request)
-    query = request.query_params
+    query = answers.parameters(request, "status", "limit", "offset")
     limit, offset = (
         _within(query.get("limit"), "limit", 50, 1, _MOST_LISTED),
         _within(query.get("offset"), "offset", 0, 0),
     )
-    status = query.get("status")
+    status = answers.one_of(query.get("status"), "status", STATUSES)
     found = [
         job
         for job in jobs.queue.store.jobs(None if client.is_admin else client.workspace, kinds)
-        if status in (None, "", _STATUS.get(job.state, job.state))
+        if status in (None, _STATUS.get(job.state, job.state))
     ]
     page = [await jobs.shown(job) for job in found[offset : offset + limit]]
     pagination = {"limit": limit, "offset": offset, "count": len(page), "total": len(found)}

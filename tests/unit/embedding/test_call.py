@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from embedctl import tokens
+from embedctl.embedding.route import Route
 from embedctl.errors import ConfigurationInvalid
 from embedctl.ledger.ingest import ingest
 from embedctl.ledger.paths import LedgerPaths
@@ -674,6 +675,21 @@ def test_any_model_may_begin(wire: Wire, other: Wire, tmp_path: Path) -> None:
     assert done.space is not None
     assert done.space.model == "voyageai/voyage-4"
     assert {event.provider for event in done.events if event.status == "ok"} == {"voyage"}
+
+
+def test_who_began_is_asked_on_while_its_vectors_are_written_down(
+    wire: Wire, other: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another model that has begun an output is asked on at once: not only when its first vectors are on the disk."""
+    wire.plan(faults={"quota": 1.0})
+
+    def still_writing(route: Route) -> None:
+        monkeypatch.setattr(route.space_probe, "answered", lambda *leg_texts_vectors: None)
+
+    done = embed(any_model(wire, other, tmp_path), [TEXTS] * 2, tmp_path, before=still_writing)
+
+    assert done.error is None
+    assert [event.provider for event in done.events if event.status == "ok"] == ["voyage", "voyage"]
 
 
 def test_no_other_model_may_go_on(wire: Wire, other: Wire, tmp_path: Path) -> None:

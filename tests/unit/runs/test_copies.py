@@ -102,7 +102,7 @@ def test_a_run_whose_folder_is_removed_is_booked_from_the_home(tmp_path: Path) -
     assert events[2].tokens_estimated == flying.tokens_estimated
     assert told.events == [Warned("folder_gone", str(tmp_path / "out"), count=3)]
     assert home.copies() == []
-    assert [run.run_id for run in vanished(home.runs)] == [home.run.run_id]
+    assert [run.run_id for run in vanished(home.runs.all())] == [home.run.run_id]
 
 
 def test_a_folder_that_is_there_comes_first(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_folder_that_is_there_comes_first(tmp_path: Path) -> None:
     assert put == 3
     assert len(home.spooled) == 1
     assert home.copies() == []
-    assert vanished(home.runs) == []
+    assert vanished(home.runs.all()) == []
 
 
 def test_a_folder_that_somebody_works_in_is_waited_for(tmp_path: Path) -> None:

@@ -140,6 +140,83 @@ def test_the_runs_own_limit_still_ends_it(world: World) -> None:
     assert world.run(*RUN, *BY_ROW, "--max-cost", "0.0000002").code == 4
 
 
+def test_who_pays_is_said_where_nobody_has_paid(world: World) -> None:
+    """A run that cost nothing is paid "per row (who)", in its receipt and in `batch status`; never by `default`."""
+    world.run(*RUN, *BY_ROW, "--job", "nightly")
+    again = world.run(*RUN, *BY_ROW, "--job", "nightly")
+    status = world.run("batch", "status", "nightly")
+    about = world.run("batch", "status", "nightly", "--json").receipt
+    estimated = world.run("usage", "estimate", "in.parquet", "-m", f"openai:{MODEL}", *BY_ROW)
+
+    assert "0 requests, 0 tokens, cost 0.00 USD, 0.00000096 USD saved, paid per row (who)" in again.err
+    assert next(line for line in status.out.splitlines() if line.startswith("workspace")).endswith("  per row (who)")
+    assert "paid per row (who)" in estimated.out
+    assert "by default" not in again.err + status.out + estimated.out
+    assert (about["workspace"], about["workspace_column"]) == ("default", "who")
+
+
+ALONE = ("--workspace", "zeta")
+
+
+@pytest.mark.parametrize(
+    ("who", "amount", "more", "flags", "outcome", "code"),
+    [
+        (ALONE, "1", "", ("--max-cost", "0.0000015"), None, 0),
+        (ALONE, "0", "", (), "used_up", 4),
+        (BY_ROW, "0", "", (), "used_up", 3),
+        (ALONE, "0.00000009", "", (), "passed", 4),
+        (BY_ROW, "0.00000009", "", (), "passed", 3),
+        (BY_ROW, "0.00000009", 'action = "warn"', (), "passed", 0),
+        (ALONE, "0", 'action = "warn"', (), "used_up", 0),
+        (ALONE, "0.000002", "warn_ratio = 0.1", (), "low", 0),
+        (BY_ROW, "1", "", ("-m", "openai:mine"), "unpriced", 2),
+        (ALONE, "0", "", ("-m", "openai:mine"), "unpriced", 2),
+        (ALONE, "1", "", ("-m", "openai:mine", "--allow-unpriced"), None, 0),
+        (BY_ROW, "1", "", ("--max-cost", "0.0000002"), "passed", 4),
+    ],
+)
+def test_a_dry_run_foresees_limits(
+    world: World, who: tuple[str, ...], amount: str, more: str, flags: tuple[str, ...], outcome: str | None, code: int
+) -> None:
+    """What a run would be refused, stopped or warned for, the dry run says: budgets of who pays, and --max-cost."""
+    configure(world, f'[workspaces.zeta]\nbudget = {{ amount = "{amount}", {more} }}\n'.replace(",  }", " }"))
+    dry = world.run(*RUN, *who, *flags, "--dry-run", "--json")
+    real = world.run(*RUN, *who, *flags)
+
+    assert (dry.code, [one["outcome"] for one in dry.receipt["limits"]]) == (0, [outcome] if outcome else []), dry.err
+    assert real.code == code, real.err
+    assert dry.err.startswith("warning: ") == (outcome is not None)
+    said = {"unpriced": "refused with 2", "low": "nearly used up", "used_up": "is used up", "passed": "would be passed"}
+    assert not outcome or said[outcome] in dry.err
+    assert outcome != "low" or "nearly used up" in real.err
+    assert code not in (3, 4) or f"exit {code}" in dry.err or f"with {code}" in dry.err
+
+
+def test_a_dry_run_says_who_would_pay(world: World) -> None:
+    """With --workspace-column each tenant's texts, tokens and cost are estimated; only those who pay are warned of."""
+    configure(world, '[workspaces.other]\nbudget = { amount = "0", action = "block" }\n')
+    told = world.run(*RUN, *BY_ROW, "--dry-run", "--json")
+    people = world.run(*RUN, *BY_ROW, "--dry-run")
+
+    assert {one["workspace"]: (one["texts"], one["tokens"]) for one in told.receipt["workspaces"]} == {
+        "acme": (3, 12), "beta": (3, 12), "default": (3, 12), "zeta": (3, 12),
+    }  # fmt: skip
+    assert (told.receipt["limits"], told.err) == ([], "")
+    assert "to be paid in USD by acme 0.00000024, beta 0.00000024, default 0.00000024, zeta 0.00000024" in people.out
+
+
+def test_a_dry_run_counts_what_others_spend_meanwhile(world: World) -> None:
+    """Spending that the ledger has not been told yet counts against a budget, as it does for the run itself."""
+    configure(world, '[workspaces.zeta]\nbudget = { amount = "0.0000015", action = "block" }\n')
+    words = (*RUN, "--workspace", "zeta")
+    world.run(*words)
+    world.table([sentence(number) for number in range(100, 112)])
+    told = world.run(*words, "--dry-run")
+
+    assert "the month's budget of workspace zeta would be passed: 0.000001 of 0.000002 USD" in told.err
+    assert world.run(*words).code == 4
+
+
 @pytest.mark.parametrize(("lists", "kept"), [("", True), ('[workspaces.zeta]\nproviders = ["openai"]\n', False)])
 def test_fallbacks_pass_every_list(tmp_path: Path, lists: str, kept: bool) -> None:
     """A fallback that a workspace of the rows may not use takes no part, and the chain says why."""
