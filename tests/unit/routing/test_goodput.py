@@ -287,6 +287,14 @@ def test_a_refused_start_costs_little_more_than_it_lasts(counted: Callable[[obje
     assert process.got(5, 20) >= 0.85 * most(0.2)
 
 
+def test_a_limit_is_found_soon_though_the_first_requests_were_told_to_wait(counted: Callable[[object], None]) -> None:
+    """Forty a second, three at once, and whole seconds as hints: from the fiftieth second on a run has 0.9 of it."""
+    [process] = simulate(Provider([TokenBucket(40, 3)], hint="seconds"), seconds=100, seed=1)
+    counted(f"{process.got(50, 100) / 40:.2f}")
+
+    assert process.got(50, 100) >= 0.9 * 40
+
+
 def test_after_an_outage_the_rate_is_back_within_seconds(counted: Callable[[object], None]) -> None:
     """Half a minute in which all is refused: full speed twenty seconds after it, most of it within ten."""
     [process] = simulate(Provider(latency_s=0.2, outages={(100.0, 130.0): 429}), seconds=180)
