@@ -9,8 +9,8 @@ around it (the RFC's Reno-friendly region), then by the cube of the time. What d
 - The first cut is a trial. A limit lets through what is below it. Refusals that go on at less than what got through
   (Wald's sequential test) do not depend on the rate, and nothing is paced any more; BBR likewise keeps its rate under a
   loss that does not depend on it.
-- A trial at less than one request in two seconds ends after two minutes, whatever was seen: evidence would take an
-  hour, in which others take what it leaves.
+- A trial at less than one request in two seconds ends after two minutes, if less speaks against it than for it: more
+  would take an hour, in which others take what it leaves.
 - Until its first cut a held rate doubles (slow start, RFC 5681), after each cut at a quarter of the speed.
 - The growth is the same for all who share a limit: it depends on the share of refusals alone, which all of them see
   alike (as in TFRC, RFC 5348) and remember for a number of refusals, not of seconds. Cuts are in proportion. So they
@@ -182,7 +182,7 @@ class Pace:
             if self._trial:
                 self._doubt += math.log((1 - self._suspected) / (1 - CLEAN * self._suspected))
                 few = self._rate < TRIAL_RATE * self._cost and now - self._cut_at > TRIAL_S
-                if few or self._doubt <= -SURE * (1 + min(1, self._falls)):
+                if (few and self._doubt <= 0) or self._doubt <= -SURE * (1 + min(1, self._falls)):
                     self._trial, self._normal = False, 0.0
                     self._good, self._cut_at, self._recent = self._rate, now, 0.0
                     self._aim()
