@@ -217,7 +217,7 @@ def _signals(run: Run, display: ProgressDisplay) -> Iterator[None]:
             signal.raise_signal(number)
             return
         asked = True
-        reason = kinds[number]("stopped; answers in flight are kept", hint=f"continue with: {run.job.resume}")
+        reason = kinds[number]("stopped; what was answered is kept", hint=f"continue with: {run.job.resume}")
         run.ask_to_stop(reason)
         display.from_signal("stopping: waiting for requests in flight (once more to stop at once)")
 

@@ -105,7 +105,7 @@ def signals(run: StoreRun) -> Iterator[None]:
     kinds: dict[int, type[Interrupted | Terminated]] = {signal.SIGINT: Interrupted, signal.SIGTERM: Terminated}
 
     def stop(number: int, frame: object) -> None:
-        run.ask_to_stop(kinds[number]("stopped; answers in flight are kept"))
+        run.ask_to_stop(kinds[number]("stopped; what was answered is kept"))
 
     before = {number: signal.signal(number, stop) for number in kinds}
     try:
