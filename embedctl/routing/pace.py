@@ -14,7 +14,7 @@ around it (the RFC's Reno-friendly region), then by the cube of the time. What d
 - Until its first cut a held rate doubles (slow start, RFC 5681), after each cut at a quarter of the speed.
 - The growth is the same for all who share a limit: it depends on the share of refusals alone, which all of them see
   alike (as in TFRC, RFC 5348) and remember for a number of refusals, not of seconds. Cuts are in proportion. So they
-  end with like shares, however many they are. Cuts are larger while others may share the limit: that is sooner then.
+  end with like shares, however many they are.
 - While nothing at all gets through, single requests look whether that is over: a limit of so many a minute, or an
   outage. Afterwards it goes on as before; after the second time in a row, with what got through over all of that time.
 
@@ -41,7 +41,7 @@ LIMIT_SHARE = 0.5  # what refuses more than half of all is a limit
 LARGEST_NORMAL = 0.35
 FALLS, MOST_FALLS = 2, 4  # failed trials until refusals are known not to depend on the rate: normally, and after many
 
-CUT, SHARED_CUT = 0.9, 0.8  # where the limit is ours alone, and where others may share it
+CUT = 0.9
 SEVERE_SHARE, SEVERE_CUT = 0.3, 1 / 1.5  # of the last dozen or so: far above the limit
 OFTEN, OFTEN_SHARE = 0.0208, 0.05  # refusals a second of each process, where they are this share of all
 LESS_OFTEN, MOST_OFTEN = 0.3, 0.036  # by this power of their share where that is larger; and at most
@@ -261,11 +261,6 @@ class Pace:
         alone = self._regular >= REGULAR or very_slow
         self._back_s = max(BACK_S, good * share / often**2, BACK_REQUESTS / good if alone else 0.0)
 
-    @property
-    def _kept(self) -> float:
-        """Part of a rate that is left of it when it is cut."""
-        return CUT if self._regular >= REGULAR else SHARED_CUT
-
     def _try(self, now: float, rate: float, share: float) -> None:
         self._doubt, self._suspected = 0.0, min(LARGEST_SUSPECTED, max(LEAST_SUSPECTED, LUCK * share))
         self._good = max(SLOWEST, rate)
@@ -317,7 +312,7 @@ class Pace:
         self._double_s *= DOUBLED_LESS
         self._start_over(now)
         self._aim()
-        self._set(now, self._kept * self._good)
+        self._set(now, CUT * self._good)
 
     def _start_over(self, now: float) -> None:
         self._cut_at = now
@@ -333,9 +328,9 @@ class Pace:
             return
         self._aim()
         at = (now - self._cut_at) / self._back_s
-        rate = self._good * (1 + (1 - self._kept) * (at - 1) + max(0.0, at - STEADY) ** 3)
+        rate = self._good * (1 + (1 - CUT) * (at - 1) + max(0.0, at - STEADY) ** 3)
         doubled = 2 ** min(20.0, (now - self._cut_at) / self._double_s)
-        rate = max(rate, min(self._got_once, self._good * self._kept * doubled))
+        rate = max(rate, min(self._got_once, self._good * CUT * doubled))
         if self._idle > IDLE / 2 and at > 1:
             if self._idle > IDLE:
                 self._free(now)

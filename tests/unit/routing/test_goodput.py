@@ -243,13 +243,13 @@ def test_one_request_a_second_is_shared_too(processes: int, refused: float, coun
     Not more than 5 % refused as well: a share is learned from refusals alone, to 1 / √n after n of them at best. With
     5 %, each of twenty would be refused once in 400 s, twelve times in the time that is looked at here: then the
     poorest of twenty has less than half its share (the least of twenty such is 1.9 / √12 below the mean). So the slower
-    a limit, the more is refused: 9 % for five, 15 % for ten,
-    30 % for twenty, whose poorest has half its share on average and now and then a tenth: nothing is asserted of them.
+    a limit, the more is refused: 9 % for five, 17 % for ten, 40 % for twenty, whose poorest has half its share on average
+    and now and then a tenth: nothing is asserted of them.
 
     Nothing is promised where a limit takes no two requests at once. Requests that come at random at one that is closed
     for a second after each get x / (1 + x) of it, and as much of them is refused: 5 % at 5 %. Who sends regularly can
-    have 0.9 of it alone, leaves no gap, and the next one gets nothing. Both are seen: three have 0.9 of it together,
-    one of them all of that, or 0.3 in like shares.
+    have 0.9 of it alone, leaves no gap, and the next one gets nothing. Both are seen: two and three have 0.9 of it
+    together, one of them all of that, and five have 0.3 in more alike shares.
     """
     found = row(lambda: Provider([TokenBucket(1, 10)]), 1, processes=processes, seconds=7200, settled=2400)
     counted(found)
