@@ -50,7 +50,7 @@ from embedctl import storage
 from embedctl.journal import Journal, frames, recover, recovery, segments, writer
 from embedctl.records import UsageEvent, text_hash, uuid7
 from tests.support.attempts import SECRET, TRUST
-from tests.support.crashing import Crashed, CrashingDisk
+from tests.support.crashing import Crashed, CrashingDisk, wait_for_end
 
 BATCHES = [[f"text {batch}.{index}" for index in range(3)] for batch in range(5)]
 SLOTS = [BATCHES[:2], BATCHES[2:4], BATCHES[4:]]
@@ -88,8 +88,7 @@ def no_threads_left() -> Iterator[None]:
     others = set(threading.enumerate())  # of a test before, in the same process
     yield
     mine = [one for one in threading.enumerate() if one.name.startswith("journal-") and one not in others]
-    for thread in mine:
-        thread.join(60)
+    wait_for_end(mine)
 
     assert not [thread.name for thread in mine if thread.is_alive()]
 

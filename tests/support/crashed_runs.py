@@ -28,7 +28,7 @@ from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt
 from embedctl.runs.run import Run
 from embedctl.storage import DISK, Disk
-from tests.support.crashing import Crashed, CrashingDisk
+from tests.support.crashing import Crashed, CrashingDisk, wait_for_end
 from tests.support.wire.client import Wire, expected
 
 MODEL = "text-embedding-3-small"
@@ -103,8 +103,7 @@ class Small:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # sockets that a dead process would have lost too
                 gc.collect()
-            for thread in set(threading.enumerate()) - others:
-                thread.join(10)
+            wait_for_end(set(threading.enumerate()) - others)
             if isinstance(disk, CrashingDisk):
                 disk.bury(others)
                 disk.lose_power()

@@ -8,7 +8,8 @@ import os
 import random
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,15 @@ def each_kind(trace: Sequence[str], turn: int = 0, turns: int = 1) -> list[int]:
     """
     last = {re.sub(r"[0-9a-f]{8,}|[0-9]", "", name): number for number, name in enumerate(trace, 1)}
     return sorted(last.values())[turn::turns]
+
+
+def wait_for_end(threads: Iterable[threading.Thread]) -> None:
+    """Until threads have ended, ten seconds each; those that are about to be started are waited for too."""
+    for thread in threads:
+        end = time.monotonic() + 10
+        while thread in threading.enumerate() and time.monotonic() < end:
+            with suppress(RuntimeError):  # not started yet
+                thread.join(1)
 
 
 class Crashed(BaseException):
@@ -171,8 +181,7 @@ class CrashingDisk(Disk):
             others: Threads that are not its own.
         """
         while mine := [one for one in threading.enumerate() if one.name.startswith("journal-") and one not in others]:
-            with suppress(RuntimeError):  # it is about to be started
-                mine[0].join(10)
+            wait_for_end(mine)
         for fd in list(self._open):
             with suppress(OSError):
                 self.close(fd)

@@ -31,7 +31,7 @@ from embedctl.runs.receipt import Receipt
 from embedctl.runs.store_run import StoreRun
 from embedctl.storage.store import PROBES, LocalStore, Store, StoredObject
 from tests.support.crashed_runs import MODEL, WIDTH, Small
-from tests.support.crashing import Crashed
+from tests.support.crashing import Crashed, wait_for_end
 from tests.support.wire.client import expected
 
 WORKERS_DIE = [
@@ -177,8 +177,7 @@ class StoreWorld(Small):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 gc.collect()
-            for thread in set(threading.enumerate()) - others:
-                thread.join(10)
+            wait_for_end(set(threading.enumerate()) - others)
             return None
 
     def kept(self) -> set[str]:
