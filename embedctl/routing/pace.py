@@ -9,11 +9,12 @@ around it (the RFC's Reno-friendly region), then by the cube of the time. What d
 - The first cut is a trial. A limit lets through what is below it. Refusals that go on at less than what got through
   (Wald's sequential test) do not depend on the rate, and nothing is paced any more; BBR likewise keeps its rate under a
   loss that does not depend on it.
-- A trial at less than one request in two seconds needs less evidence after two minutes: more of it would take an hour,
-  in which others take what it leaves.
+- A trial at less than one request in two seconds ends after two minutes, if less speaks against it than for it: more
+  would take an hour, in which others take what it leaves.
 - Until its first cut a held rate doubles (slow start, RFC 5681), after each cut at a quarter of the speed.
 - The growth is the same for all who share a limit: it depends on the share of refusals alone, which all of them see
-  alike (as in TFRC, RFC 5348). Cuts are in proportion. So they end with like shares, however many they are.
+  alike (as in TFRC, RFC 5348) and remember for a number of refusals, not of seconds. Cuts are in proportion. So they
+  end with like shares, however many they are.
 - While nothing at all gets through, single requests look whether that is over: a limit of so many a minute, or an
   outage. Afterwards it goes on as before; after the second time in a row, with what got through over all of that time.
 
@@ -35,20 +36,20 @@ CLEAN = 0.2  # of the suspected share of refusals: what a limit would still refu
 LUCK = 0.6  # of the share of refusals when they were many: that moment was no lucky one
 LEAST_SUSPECTED, LARGEST_SUSPECTED = 0.04, 0.4
 SURE = 5.0  # log likelihood ratio
-TRIAL_S, TRIAL_RATE, SLIGHT = 120.0, 0.5, 1.0  # where fewer requests a second would take an hour, so little is enough
+TRIAL_S, TRIAL_RATE = 120.0, 0.5  # where fewer requests a second would take an hour, so long is enough
 LIMIT_SHARE = 0.5  # what refuses more than half of all is a limit
 LARGEST_NORMAL = 0.35
 FALLS, MOST_FALLS = 2, 4  # failed trials until refusals are known not to depend on the rate: normally, and after many
 
 CUT = 0.9
 SEVERE_SHARE, SEVERE_CUT = 0.3, 1 / 1.5  # of the last dozen or so: far above the limit
-OFTEN, SELDOM = 0.045, 0.0155  # refusals a second of each process, where they are few, and where they are many
-FEW, MANY_REFUSED = 0.012, 0.03  # of all
-BACK_S, BACK_REQUESTS = 1.0, 22.0  # to the last good rate at least; requests: where the limit is ours alone
-VERY_SLOW, VERY_OFTEN = 0.12, 0.2  # requests a second, and share of refusals: as if it were
+OFTEN, OFTEN_SHARE = 0.0208, 0.05  # refusals a second of each process, where they are this share of all
+LESS_OFTEN, MOST_OFTEN = 0.3, 0.036  # by this power of their share where that is larger; and at most
+BACK_S, BACK_REQUESTS = 1.0, 24.0  # to the last good rate at least; requests: where the limit is ours alone
+VERY_SLOW = 0.12  # requests a second, where texts are counted: as if it were
 PRIOR, PRIOR_SHARE = 50.0, 0.045  # outcomes that count before there are any, and their share of refusals
-MEMORY, MEMORY_S = 3000.0, 300.0  # outcomes or seconds after which one counts for a third
-EARLY, REGULAR = 0.8, 6  # of back_s; so many refusals in a row that were not early: the limit is ours alone
+REMEMBERED = 32.0  # refusals after which an outcome counts for a third
+EARLY, REGULAR = 0.7, 6  # of back_s; so many refusals in a row that were not early: the limit is ours alone
 DOUBLED_S, DOUBLED_REQUESTS = 1.0, 16.0  # the rate, until it is cut; after that, this share of it is come back to
 DOUBLED_TO, DOUBLED_LESS = 0.75, 4.0  # each cut makes it so many times slower
 STEADY = 4.0  # times back_s without a refusal, then by the cube
@@ -101,7 +102,6 @@ class Pace:
         self._excess = 0.0
         self._outcomes = 0  # since nothing is paced
         self._judged = self._refused = 0.0  # outcomes at rates that were held, and refusals among them; old ones fade
-        self._judged_at = now
         self._normal = 0.0  # share of refusals that no cut has helped against
         self._good = 0.0  # the last good rate
         self._cut_at = -math.inf
@@ -176,13 +176,13 @@ class Pace:
                 self._unblock(now, self.blocked_since)
         self._excess = max(0.0, self._excess - max(ISOLATED, 2.5 * self._normal))
         if self._bucket and not self._trial:
-            self._judge(now, 0.0)
+            self._judged += 1
             self._many = max(0.0, self._many - MANY_SHARE)
         if number > self._cut_after:
             if self._trial:
                 self._doubt += math.log((1 - self._suspected) / (1 - CLEAN * self._suspected))
                 few = self._rate < TRIAL_RATE * self._cost and now - self._cut_at > TRIAL_S
-                if self._doubt <= -SURE * (1 + min(1, self._falls)) or (few and self._doubt <= -SLIGHT):
+                if (few and self._doubt <= 0) or self._doubt <= -SURE * (1 + min(1, self._falls)):
                     self._trial, self._normal = False, 0.0
                     self._good, self._cut_at, self._recent = self._rate, now, 0.0
                     self._aim()
@@ -200,7 +200,8 @@ class Pace:
             self._refused_since, self._refused_first = now, number
             self._before_blocked = (self._bucket.per_second, self._good) if self._bucket else None
         if self._bucket and not self._trial:
-            self._judge(now, 1.0)
+            kept = 1 - 1 / REMEMBERED
+            self._judged, self._refused = self._judged * kept + 1, self._refused * kept + 1
             self._many += 1
         if self._in_a_row >= BLOCKED_AFTER:
             self._block(now)
@@ -217,13 +218,6 @@ class Pace:
             else:
                 self._cut(now)
 
-    def _judge(self, now: float, refused: float) -> None:
-        """One outcome at a rate that is held."""
-        kept = min(1 - 1 / MEMORY, math.exp(min(0.0, self._judged_at - now) / MEMORY_S))
-        self._judged_at = now
-        self._judged = self._judged * kept + 1
-        self._refused = self._refused * kept + refused
-
     def _free(self, now: float) -> None:
         """Nothing is held back any more."""
         self._bucket, self._trial = None, False
@@ -237,13 +231,18 @@ class Pace:
         if not rate:
             return  # nothing is known: whatever gets through next will tell
         share = self._unpaced
-        self._tried_answers = self._tried_refusals = 0
-        self._falls, self._most_falls = 0, FALLS
-        self._got_once, self._double_s = math.inf, max(DOUBLED_S, DOUBLED_REQUESTS * self._cost / rate)
-        self._try(now, rate, share)
+        self._first(now, rate, share, FALLS)
         if share > LIMIT_SHARE:
             self._trial = False
             self._aim()
+
+    def _first(self, now: float, rate: float, share: float, most_falls: int, *, doubles: bool = True) -> None:
+        """The first trial of a rate that nothing but what got through tells."""
+        self._tried_answers = self._tried_refusals = 0
+        self._falls, self._most_falls = 0, most_falls
+        if doubles:
+            self._got_once, self._double_s = math.inf, max(DOUBLED_S, DOUBLED_REQUESTS * self._cost / rate)
+        self._try(now, rate, share)
 
     def _aim(self) -> None:
         """How long it takes to get back to the last good rate.
@@ -251,12 +250,14 @@ class Pace:
         A rate r grows by (1 - CUT) r / back_s a second; its refusals, p r of them, take (1 - CUT) r each.
         With back_s = r p / often² it grows by what depends on p alone, which all who share a limit see alike, while who
         sends more loses more: they end with like shares (Chiu and Jain 1989), and each is refused `often`.
+
+        With often ~ 1 / p^g, p is about 1 / r^s, s = 1 / (1 + g), and after n refusals each a share is known to
+        1 / (s √n). Over all rates the same g: where p changes little with r, shares are not told from each other.
         """
         good = self._good / self._cost
         share = (self._refused + PRIOR * PRIOR_SHARE) / (self._judged + PRIOR)
-        few = math.log(MANY_REFUSED / share) / math.log(MANY_REFUSED / FEW)
-        often = SELDOM * (OFTEN / SELDOM) ** min(1.0, max(0.0, few))
-        very_slow = good < VERY_SLOW and (share > VERY_OFTEN or self._cost > 1)  # texts are counted: requests are few
+        often = min(MOST_OFTEN, OFTEN * (OFTEN_SHARE / share) ** LESS_OFTEN)
+        very_slow = good < VERY_SLOW and self._cost > 1  # texts are counted: requests are few
         alone = self._regular >= REGULAR or very_slow
         self._back_s = max(BACK_S, good * share / often**2, BACK_REQUESTS / good if alone else 0.0)
 
@@ -328,7 +329,8 @@ class Pace:
         self._aim()
         at = (now - self._cut_at) / self._back_s
         rate = self._good * (1 + (1 - CUT) * (at - 1) + max(0.0, at - STEADY) ** 3)
-        rate = max(rate, min(self._got_once, self._good * CUT * 2 ** min(20.0, (now - self._cut_at) / self._double_s)))
+        doubled = 2 ** min(20.0, (now - self._cut_at) / self._double_s)
+        rate = max(rate, min(self._got_once, self._good * CUT * doubled))
         if self._idle > IDLE / 2 and at > 1:
             if self._idle > IDLE:
                 self._free(now)
@@ -351,9 +353,7 @@ class Pace:
         rate, again = self._cycle / max(now - self._cycle_at, 1e-3), good_s < 3 * blocked_s
         if self._blocked_before > -math.inf and again and self._cycle > 0:
             self._bucket = None
-            self._falls, self._most_falls = 0, MOST_FALLS
-            self._tried_answers = self._tried_refusals = 0
-            self._try(now, rate, LIMIT_SHARE)
+            self._first(now, rate, LIMIT_SHARE, MOST_FALLS, doubles=self._cycle < OUTCOMES * self._cost)
         elif blocked_s >= SHORT_S and self._before_blocked is not None:
             per_second, self._good = self._before_blocked
             self._trial, self._peak, self._recent = False, self._good, 0.0

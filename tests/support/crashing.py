@@ -171,7 +171,8 @@ class CrashingDisk(Disk):
             others: Threads that are not its own.
         """
         while mine := [one for one in threading.enumerate() if one.name.startswith("journal-") and one not in others]:
-            mine[0].join(10)
+            with suppress(RuntimeError):  # it is about to be started
+                mine[0].join(10)
         for fd in list(self._open):
             with suppress(OSError):
                 self.close(fd)
