@@ -243,8 +243,8 @@ def test_one_request_a_second_is_shared_too(processes: int, refused: float, coun
     Not more than 5 % refused as well: a share is learned from refusals alone, to 1 / √n after n of them at best. With
     5 %, each of twenty would be refused once in 400 s, twelve times in the time that is looked at here: then the
     poorest of twenty has less than half its share (the least of twenty such is 1.9 / √12 below the mean). So the slower
-    a limit, the more is refused: 9 % for five, 17 % for ten, 40 % for twenty, whose poorest has half its share on average
-    and now and then a tenth: nothing is asserted of them.
+    a limit, the more is refused: 9 % for five, 17 % for ten, 40 % for twenty, whose poorest has half its share on
+    average and now and then a tenth: nothing is asserted of them.
 
     Nothing is promised where a limit takes no two requests at once. Requests that come at random at one that is closed
     for a second after each get x / (1 + x) of it, and as much of them is refused: 5 % at 5 %. Who sends regularly can
