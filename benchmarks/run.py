@@ -161,8 +161,8 @@ def start_up(rounds: int) -> None:
             print(f"| embedctl {shown} | {min(found) * 1000:.0f} |", flush=True)
 
 
-def locally(texts: int, rounds: int, python: str | None) -> None:
-    """The bundled model against sentence-transformers in the environment of `python`, if there is one."""
+def locally(texts: int, rounds: int, python: str | None, openvino: str | None) -> None:
+    """The bundled model against sentence-transformers and OpenVINO, of those for which an interpreter is named."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         source = " ".join((HERE.parent / "sample_data/handbook.md").read_text().split())
@@ -181,6 +181,12 @@ def locally(texts: int, rounds: int, python: str | None) -> None:
                 python, HERE / "peers/local_fastembed.py", work / "texts.json", work / "fast.npy",
                 HERE.parent / "embedctl/assets/minilm/model.onnx", model,
             ]  # fmt: skip
+        if openvino:
+            bundled = HERE.parent / "embedctl/assets/minilm"
+            commands["OpenVINO (the bundled 8-bit file)"] = [
+                openvino, HERE / "peers/local_openvino.py", work / "texts.json", work / "openvino.npy",
+                bundled / "model.onnx", bundled / "tokenizer.json", "f32",
+            ]  # fmt: skip
         results: dict[str, list[Measured]] = {}
         for _ in range(rounds):
             for name, words_ in commands.items():
@@ -194,12 +200,13 @@ def locally(texts: int, rounds: int, python: str | None) -> None:
                 f"| {name} | {cpu:.2f} | {texts / cpu:.0f} | {wall:.1f} | {max(o.rss_mb for o in found):.0f} |",
                 flush=True,
             )
-        if python:
-            check = (
-                "import numpy as np,sys;a,b=np.load(sys.argv[1]),np.load(sys.argv[2]);c=(a*b).sum(1);"
-                "print(f'cosine between them: mean {c.mean():.5f}, least {c.min():.5f}')"
-            )
-            subprocess.run([sys.executable, "-c", check, work / "ours.npy", work / "theirs.npy"], check=True)
+        check = (
+            "import numpy as np,sys;a,b=np.load(sys.argv[1]),np.load(sys.argv[2]);c=(a*b).sum(1);"
+            "print(f'cosine to {sys.argv[3]}: mean {c.mean():.5f}, least {c.min():.5f}')"
+        )
+        for file, name in (("theirs.npy", "sentence-transformers"), ("openvino.npy", "OpenVINO")):
+            if (work / file).exists():
+                subprocess.run([sys.executable, "-c", check, work / "ours.npy", work / file, name], check=True)
 
 
 def main() -> None:
@@ -215,6 +222,7 @@ def main() -> None:
     parser.add_argument(
         "--local-python", help="interpreter with torch and sentence-transformers; MINILM_FOLDER names the model"
     )
+    parser.add_argument("--openvino-python", help="interpreter with openvino, tokenizers and numpy")
     parser.add_argument("--start-up", action="store_true")
     asked = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
@@ -230,7 +238,7 @@ def main() -> None:
     if asked.start_up:
         start_up(asked.rounds)
     if asked.local:
-        locally(asked.local, asked.rounds, asked.local_python)
+        locally(asked.local, asked.rounds, asked.local_python, asked.openvino_python)
 
 
 if __name__ == "__main__":
