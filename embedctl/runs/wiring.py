@@ -305,6 +305,14 @@ def cache(job: JobRequest, price: object, observer: Observer) -> VectorCache | N
 # ── a run ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+BESIDE_SHARE = 4
+"""For so many requests in flight, one more is written down meanwhile: its intent, or its answer.
+
+At 200 ms of latency that takes a fifth of the time in which another one could be in flight. It holds its vectors alone,
+those in flight their base64 alone: together less than the two of each that `planning.packer` counts with.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipping:
     """A journal that is kept on a store.
@@ -611,13 +619,6 @@ class BatchResources:
     lines: Callable[[], AsyncIterator[PackedRequest]]
     may_submit: bool
 
-
-BESIDE_SHARE = 4
-"""For so many requests in flight, one more is written down meanwhile: its intent, or its answer.
-
-At 200 ms of latency that takes a fifth of the time in which another one could be in flight. It holds its vectors alone,
-those in flight their base64 alone: together less than the two of each that `planning.packer` counts with.
-"""
 
 SHAPES_THE_SPACE = ("dimensions", "dimension_policy", "input_type", "on_too_long")
 """Options that whoever collects a batch must have as its run had them."""
