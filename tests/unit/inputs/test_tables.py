@@ -627,9 +627,20 @@ def test_a_bad_json_line_is_named(tmp_path, line, said):
 
 def test_a_file_without_any_object_is_no_json_lines(tmp_path):
     """A file in which no line is an object ends with 65 and its first line: it is something else."""
-    (tmp_path / "a.jsonl").write_text('{\n  "text": "a"\n}\n')
+    (tmp_path / "a.jsonl").write_text("text: a\ntext: b\n")
 
     assert refused(tmp_path / "a.jsonl").message.startswith("a.jsonl: line 1: not JSON: ")
+
+
+@pytest.mark.parametrize("content", ['{\n  "text": "a"\n}\n', '{"a": [1,\n2], "text": "b"}\n', "{\n}\n"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_one_object_over_several_lines_is_told_as_that(name, content, tmp_path):
+    """A file that is one object, written over several lines, ends with 65 and says how it is embedded all the same."""
+    (tmp_path / name).write_text(content)
+    found = refused(tmp_path / name)
+
+    assert found.message == f"{name} is one JSON object over several lines, not rows"
+    assert "--format text" in found.hint
 
 
 def test_objects_without_fields_are_not_lost_silently(tmp_path):
