@@ -346,7 +346,8 @@ def killed_call(home: Home) -> None:
 def ill(home: Home) -> None:
     """A run whose provider fails: others see its open circuit, and can ask for it to be closed."""
     (home.folder / "ill.txt").write_text("\n".join(sentence(number) for number in range(200, 206)))
-    home.wire.plan(script=["ok"], faults={"status": {"p": 1.0, "status": 500, "form": "ms", "seconds": 0.01}})
+    # No text can be blamed for a 502, so that each one counts, and chance decides nothing.
+    home.wire.plan(script=["ok"], faults={"status": {"p": 1.0, "status": 502, "form": "ms", "seconds": 0.01}})
     words = ("embed", "ill.txt", "--split", "lines", "-o", "ill.parquet", "--no-cache", "--fallback", "off")
     run = home.start(*words, "--batch-size", "1", *OPENAI)
     circuits = home.state / "circuits"
