@@ -24,7 +24,6 @@ _NEEDLE = b"0" * _LONG
 _DIGITS = bytes(0x30 if byte in b"0123456789." else 0x20 for byte in range(256))
 _NUMBER = re.compile(rb"-?[0-9][0-9.]{%d,}(?:[eE][-+]?[0-9]+)?" % (_LONG - 1))
 _ENDS = frozenset((b",", b"}", b" ", b"\t"))
-_WHOLE_FLOAT = 1 << 53
 _CONSTANTS = ("NaN", "Infinity", "-Infinity")
 
 
@@ -55,7 +54,7 @@ def as_written(values: list[Any], lines: Sequence[bytes | None], name: str) -> l
         doubtful += _unlike(values, lines)
     if dict in kinds or list in kinds:
         nested = [at for at, value in enumerate(values) if type(value) in (dict, list)]
-        doubtful += [at for at in nested if _NEEDLE in (lines[at] or b"").translate(_DIGITS)]
+        doubtful += [at for at in nested if _has_long(lines[at])]
     exact = values
     for at in doubtful:
         line = lines[at]
@@ -66,15 +65,19 @@ def as_written(values: list[Any], lines: Sequence[bytes | None], name: str) -> l
     return exact
 
 
+def _has_long(line: bytes | None) -> bool:
+    """Whether a line may hold a number of many digits."""
+    return line is not None and _NEEDLE in line.translate(_DIGITS)
+
+
 def _unlike(values: list[Any], lines: Sequence[bytes | None]) -> list[int]:
     """Places of floats that do not stand in their line as orjson would write them; most do."""
     at = [place for place, value in enumerate(values) if type(value) is float]
     floats = [values[place] for place in at]
     written = orjson.dumps(floats)[1:-1].split(b",")
     lengths = list(map(len, written))
-    # all of 15 digits at most: what was written is no longer, but for zeros, or less than half of the last digit away
-    if max(lengths) < _LONG and max(floats) < _WHOLE_FLOAT and min(floats) > -_WHOLE_FLOAT:
-        return []
+    if max(lengths) < _LONG:  # what was written is the same, or has many more digits
+        return [place for place in at if _has_long(lines[place])]
     first, text = lines[at[0]] or b"", written[0]
     ending = first[(end := first.find(text) + len(text)) : end + 1]
     if ending not in _ENDS:
