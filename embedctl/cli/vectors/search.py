@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,7 @@ from embedctl.cli.vectors._asking import (
     with_ledger,
 )
 from embedctl.cli.vectors._output import OutputPath, opened
-from embedctl.errors import InputInvalid, WrongUsage
+from embedctl.errors import InputInvalid, InputMissing, WrongUsage
 from embedctl.records import printable
 from embedctl.telemetry.watching import watched
 
@@ -61,7 +62,12 @@ def search(
     flags = AskingFlags(
         model=model, provider=provider, workspace=workspace, tag=tag, config=config, ledger=ledger, verbose=verbose
     )
-    stored = opened(file, store_option, config)
+    try:
+        stored = opened(file, store_option, config)
+    except InputMissing as error:
+        if not os.path.exists(words):  # noqa: PTH110 - a Path raises where words are longer than any name
+            raise
+        raise InputMissing(error.message, hint=f"FILE comes first, then the words: is it {printable(words)}?") from None
     query, paid = _embedded(words, stored, flags)
     hits = [hit.as_dict() for hit in nearest(stored, query, count)]
     form = _ledger.chosen_format(form, as_json)

@@ -18,6 +18,7 @@ from embedctl.cli import app
 from embedctl.errors import InputInvalid
 from embedctl.vectors import files, search
 from tests.support import places
+from tests.support.running import embedctl
 from tests.support.vector_files import SPACE, folder, put, rows, vector
 from tests.support.wire import client
 
@@ -121,6 +122,18 @@ def test_what_is_found_is_shown_for_people(tmp_path: Path) -> None:
     assert "invoices for ten years" in " ".join(full.split())
     assert "…" not in full
     assert csv[0] == "score,id,chunk_index,text"
+
+
+def test_words_before_the_file_are_noticed(tmp_path: Path) -> None:
+    """Whoever says what to look for before where is told which comes first; an output that is missing is missing."""
+    (tmp_path / "a.parquet").touch()
+
+    turned = embedctl("vectors", "search", "no such words", str(tmp_path / "a.parquet"))
+    missing = embedctl("vectors", "search", str(tmp_path / "b.parquet"), "words " * 1000)
+
+    assert (turned.code, missing.code) == (66, 66)
+    assert "FILE comes first, then the words" in turned.err
+    assert "FILE comes first" not in missing.err
 
 
 def test_another_space_is_refused(tmp_path: Path) -> None:
