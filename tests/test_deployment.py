@@ -269,7 +269,7 @@ def test_it_serves_on_a_read_only_root_as_nobody(reachable: Path, mode: int) -> 
         assert re.search(rf"^Uid:\s+{USER}\s", status, re.MULTILINE)
         assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 143
+        assert server.wait(120) == 143
         assert {one.name for one in home.iterdir()} >= {"usage.duckdb", "spool"}
     finally:
         if server.poll() is None:

@@ -102,12 +102,13 @@ def test_failures(world: World) -> None:
 
 def test_second_run_on_one_output(world: World) -> None:
     """While a run lives, another one on its output ends with 75 and says who holds it; so does one of its job."""
-    world.wire.plan(latency_s=0.3)
+    world.wire.plan(hold_after=1)
     first = world.start("batch", "run", "in", "-o", "out", "--job", "nightly", "--concurrency", "1", *OPENAI)
     wait_for_requests(world.wire, 1)
     second = world.run("batch", "run", "in", "-o", "out", *OPENAI)
     elsewhere = world.run("batch", "run", "in", "-o", "other", "--job", "nightly", *OPENAI)
     running = shown(world, "status", "nightly")
+    world.wire.plan()
 
     assert (second.code, elsewhere.code) == (75, 75)
     assert f"process {first.pid}" in second.err
@@ -120,7 +121,7 @@ def test_second_run_on_one_output(world: World) -> None:
 
 def test_lock_of_a_dead_run_is_free(world: World) -> None:
     """A killed run is shown as interrupted, and the next one takes its lock."""
-    world.wire.plan(latency_s=0.2)
+    world.wire.plan(hold_after=1)
     first = world.start("batch", "run", "in", "-o", "out", "--job", "nightly", *OPENAI)
     wait_for_requests(world.wire, 1)
     first.kill()
@@ -136,13 +137,14 @@ def test_lock_of_a_dead_run_is_free(world: World) -> None:
 
 def test_dead_run_is_accounted_for_by_the_next_one(world: World) -> None:
     """What a killed run spent is in the ledger after any later run, though its output is never touched again."""
-    world.wire.plan(latency_s=0.1)
+    world.wire.plan(hold_after=5)
     first = world.start("embed", "in", "-o", "never.parquet", "--no-cache", "--concurrency", "2", *OPENAI)
     wait_for_requests(world.wire, 5)
     first.kill()
     first.wait()
     world.wire.plan()
-    time.sleep(0.15)
+    while world.wire.held():
+        time.sleep(0.02)
     assert world.run("batch", "run", "in", "-o", "out", *OPENAI).code == 0
 
     world.check_bill()

@@ -149,10 +149,12 @@ def test_a_free_batch_stops_in_the_middle_of_a_request(world: World, documents: 
 
 def test_a_stopped_run_says_what_is_kept(world: World) -> None:
     """A stopped run says what is kept, what is left and what that costs; no vectors that are not, no output either."""
-    world.wire.plan(latency_s=0.3)
+    world.wire.plan(hold_after=4)
     with run_on(["embed", "in", "-o", "out.parquet", *OPENAI], world.folder, world.environment) as screen:
         screen.wait_for(r"embedding [1-9]\d* of 60 texts")
         screen.signal()
+        screen.wait_for("stopping: ")
+        world.wire.plan()
         assert screen.end() == 130
 
     told = re.search(

@@ -813,7 +813,7 @@ def test_no_query_outlives_its_time(run: Run, paths: LedgerPaths) -> None:
     """A command killed with -9 leaves no query behind that keeps writers out for longer than its --timeout."""
     take(paths, event())
     command = [sys.executable, "-m", "embedctl", "usage", "sql", ENDLESS, "--timeout", "2"]
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as asking:
         children = Path(f"/proc/{asking.pid}/task/{asking.pid}/children")
         while not (asked := children.read_text().split()) and time.monotonic() < until:

@@ -86,7 +86,7 @@ def words(number: int, job: object = "") -> list[str]:
 def test_a_killed_child_is_started_anew(wire: Wire, tmp_path: Path) -> None:
     """The server notices its death; what was answered is not bought again, what was in flight may be."""
     wire.reset()
-    wire.plan(latency_s=0.2)
+    wire.plan(hold_after=4)
     write_settings(tmp_path, SETTINGS)
     env = environment(tmp_path, wire)
     key = make_key(tmp_path, env)
@@ -113,7 +113,7 @@ def test_a_killed_child_is_started_anew(wire: Wire, tmp_path: Path) -> None:
 def test_a_killed_server_s_job_goes_on(wire: Wire, tmp_path: Path, both: bool) -> None:
     """A child outlives its server, and the next one follows it; where it died too, the next one starts it anew."""
     wire.reset()
-    wire.plan(latency_s=0.2 if both else 2.0)
+    wire.plan(hold_after=1)
     write_settings(tmp_path, SETTINGS)
     env = environment(tmp_path, wire)
     key = make_key(tmp_path, env)
@@ -167,7 +167,7 @@ def test_a_revoked_key_s_job_stops(wire: Wire, tmp_path: Path) -> None:
     What the child has asked for is kept.
     """
     wire.reset()
-    wire.plan(latency_s=4.0)
+    wire.plan(hold_after=1)
     write_settings(tmp_path, SETTINGS)
     env = environment(tmp_path, wire)
     key = make_key(tmp_path, env)
@@ -176,6 +176,8 @@ def test_a_revoked_key_s_job_stops(wire: Wire, tmp_path: Path) -> None:
         job = posted(server, gone, words(24))
         begun(wire, server.home, job)
         server.run("keys", "revoke", gone.split("_")[1])
+        until(lambda: server.ask("GET", f"{JOBS}/{job}", Authorization=f"Bearer {gone}").status == 401)
+        wire.plan(latency_s=2)  # by whose end the job has long been told to stop
         until(lambda: shown(server, key, job)["status"] in ("failed", "completed"), seconds=60)
         found = shown(server, key, job)
         refused = server.ask("GET", f"{JOBS}/{job}", Authorization=f"Bearer {gone}")

@@ -81,7 +81,7 @@ def rounds(wire: Wire, folder: Path, number: int, seed: int) -> None:
             fate = chance.choice((signal.SIGKILL, signal.SIGTERM))
             killed += fate == signal.SIGKILL
             server.process.send_signal(fate)
-            server.process.wait(30)
+            server.process.wait(120)
             load.stopped.set()
             for client in clients:
                 client.join()

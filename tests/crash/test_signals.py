@@ -109,8 +109,8 @@ def test_stopped_while_it_waits(world: World) -> None:
 
 def test_deadline(world: World) -> None:
     """--deadline stops the sending by the clock: exit 75, resumable."""
-    world.wire.plan(latency_s=1.0)
-    ended = world.run("batch", "run", "in", "-o", "out", "--deadline", "3s", "--json", *OPENAI)
+    world.wire.plan(latency_s=2.0)  # twelve requests, two at a time: the half of them
+    ended = world.run("batch", "run", "in", "-o", "out", "--deadline", "6s", "--json", *OPENAI)
 
     assert ended.code == 75, ended.err
     assert ended.receipt["resume"].startswith("embedctl batch run in -o out")
@@ -129,7 +129,7 @@ def test_reader_went_away(world: World) -> None:
     ) as process:
         assert process.stdout is not None
         process.stdout.close()
-        code = process.wait(30)
+        code = process.wait(120)
 
     assert code == 141
     assert world.ledger()["confirmed"] == world.wire.billed() > 0

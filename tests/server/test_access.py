@@ -374,11 +374,14 @@ def ask_at_once(server: Serving, texts: list[str], key: str = "") -> list[Reply]
 
 def test_a_key_has_so_many_places(server: Serving, wire: Wire) -> None:
     """More requests at once than a key may have are 429 `concurrency_limited`; another key is served meanwhile."""
-    wire.plan(latency_s=1.0)
+    wire.plan(hold_after=0)
     key, other = server.key("--in-flight", 2), server.key(workspace="other")
     with concurrent.futures.ThreadPoolExecutor(9) as threads:
         mine = [threads.submit(server.embed, f"places {n}", key=key) for n in range(8)]
+        until(lambda: sum(one.done() for one in mine) == 6)
         theirs = threads.submit(server.embed, "a place of its own", key=other)
+        until(lambda: wire.held() == 3)
+        wire.plan()
         codes = sorted(one.result().status for one in mine)
 
     assert codes == [200, 200] + [429] * 6
@@ -476,12 +479,13 @@ def test_metrics_have_an_address_of_their_own(tmp_path: Path, wire: Wire) -> Non
     with serving(tmp_path / "g", wire, "--metrics-listen", "127.0.0.1:0", SINGLE_USER_API_KEY="k" * 40) as found:
         (base,) = [line["address"] for line in found.log() if line["event"] == "metrics"]
         own = replace(found, base=base)
-        wire.plan(latency_s=1.0)
+        wire.plan(hold_after=0)
         with concurrent.futures.ThreadPoolExecutor(2) as threads:
             first = threads.submit(found.embed, "asked for twice", key="k" * 40)
             until(lambda: samples(own)["embedctl_serve_intents_open"] == 1)
             second = threads.submit(found.embed, "asked for twice", key="k" * 40)
             until(lambda: samples(own)["embedctl_serve_coalesced_requests_total"] == 1)
+            wire.plan()
             assert [one.result().status for one in (first, second)] == [200, 200]
         until(lambda: samples(own)["embedding_cache_size"] == 1)
 

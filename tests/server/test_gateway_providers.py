@@ -228,8 +228,9 @@ def test_a_call_that_was_given_up_is_kept(wire: Wire, tmp_path: Path) -> None:
     """A client's shorter patience ends with 504; the answer is kept when it comes, and the retry is free."""
     with serving(tmp_path / "g", wire) as server:
         server.embed("warm")
-        wire.plan(latency_s=1.0)
-        late = server.embed("slow answer", headers={"x_stainless_read_timeout": "0.3"})
+        wire.plan(hold_after=0)
+        late = server.embed("slow answer", headers={"x_stainless_read_timeout": "2"})
+        wire.plan()
         again = server.embed("slow answer")
 
         assert (late.status, late.code) == (504, "deadline_exceeded")
@@ -242,9 +243,10 @@ def test_a_client_that_goes_away_loses_nothing(wire: Wire, tmp_path: Path) -> No
     """A call whose client has gone is finished, booked and cached."""
     with serving(tmp_path / "g", wire) as server:
         server.embed("warm")
-        wire.plan(latency_s=0.7)
+        wire.plan(hold_after=0)
         with pytest.raises(TimeoutError):
-            server.ask("POST", "/v1/embeddings", {"model": MODEL, "input": "gone"}, timeout_s=0.2)
+            server.ask("POST", "/v1/embeddings", {"model": MODEL, "input": "gone"}, timeout_s=2)
+        wire.plan()
         again = server.embed("gone")
         server.stop()
 

@@ -92,7 +92,7 @@ class Tab:
         self.call("Page.navigate", url=address)
         self.until("document.readyState === 'complete'")
 
-    def until(self, condition: str, *, seconds: float = 30) -> None:
+    def until(self, condition: str, *, seconds: float = 120) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + seconds
         while not self.run(condition):

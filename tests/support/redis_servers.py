@@ -39,7 +39,7 @@ class RedisServer:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def redis_server(folder: Path) -> Iterator[RedisServer]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     found = RedisServer(port, process)
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while True:
             with suppress(redis.RedisError), found.client as client:
                 client.ping()

@@ -189,13 +189,13 @@ def started(folder: Path, env: dict[str, str], *flags: object) -> Iterator[Servi
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
-def until(holds: Callable[[], bool], *, seconds: float = 20) -> None:
+def until(holds: Callable[[], bool], *, seconds: float = 120) -> None:
     """Wait until something holds; how long that takes is nobody's business, but for ever is."""
     end = time.monotonic() + seconds
     while not holds():

@@ -184,7 +184,7 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
 
 def _end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
     process.kill()
-    process.wait(20)
+    process.wait(60)
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()

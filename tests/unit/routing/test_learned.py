@@ -183,7 +183,7 @@ def test_jobs_that_overlap_keep_each_others_words(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(30)
+        process.join(120)
 
     assert [process.exitcode for process in processes] == [0] * 6
     assert len(load(path)[0].limits) == 30

@@ -129,7 +129,7 @@ def test_what_a_killed_process_spent_is_found(
         "asyncio.run(adhoc.embed(found, chain.chain(found), ['some words'], purpose='query', command='search'))"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "config.toml")]) as process:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while (
             not any(path.stat().st_size for path in found.paths.journal.glob("*/journal/*"))
             and time.monotonic() < until
