@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from embedctl.errors import InputInvalid
 from embedctl.inputs import arrow_rows, raw
-from embedctl.inputs.arrow_rows import checked
+from embedctl.inputs.arrow_rows import checked, read_names
 from embedctl.inputs.block import Block, InputFile, ReadOptions
 from embedctl.inputs.columns import Columns
 from embedctl.inputs.table import UNREADABLE, Bad, InputTable
@@ -35,7 +35,7 @@ def schemas(files: Sequence[InputFile], options: ReadOptions, bad: Bad) -> Itera
         try:
             with _opened(file, None) as reader, checked(file.label, "its schema is damaged"):
                 schema = reader.schema
-                _ = schema.names  # a name that is no UTF-8
+                read_names(schema)
         except UNREADABLE as error:
             bad(file, error)
         else:

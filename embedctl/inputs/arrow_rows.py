@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,6 +67,20 @@ def checked(label: str, what: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as damaged:
         first_line = str(damaged).split("\n", 1)[0]
         raise InputInvalid(f"{label}: {what}: {first_line}") from damaged
+
+
+def read_names(fields: Iterable[pa.Field]) -> None:
+    """Look at the names of columns and of all that is within them, which Arrow hands on whatever bytes they are.
+
+    Raises:
+        UnicodeDecodeError: One is no UTF-8.
+    """
+    for field in fields:
+        _ = field.name
+        kind = field.type
+        while isinstance(kind, pa.DictionaryType | pa.BaseExtensionType):
+            kind = kind.value_type if isinstance(kind, pa.DictionaryType) else kind.storage_type
+        read_names(kind.field(at) for at in range(kind.num_fields))
 
 
 def _cuts(batch: pa.RecordBatch) -> list[tuple[int, int]]:

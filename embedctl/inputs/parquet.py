@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from embedctl.errors import InputInvalid
 from embedctl.inputs import arrow_rows, raw, row_bytes
-from embedctl.inputs.arrow_rows import checked
+from embedctl.inputs.arrow_rows import checked, read_names
 from embedctl.inputs.block import ROWS_PER_BLOCK, Block, InputFile, ReadOptions
 from embedctl.inputs.columns import Columns
 from embedctl.inputs.table import UNREADABLE, Bad, InputTable
@@ -59,6 +59,7 @@ def schema(file: InputFile) -> tuple[pa.Schema, int]:
         InputInvalid: It is no Parquet file, or a damaged one.
     """
     with checked(file.label, NOT_PARQUET), _opened(file, []) as table:
+        read_names(table.schema_arrow)
         return table.schema_arrow, table.metadata.num_rows
 
 
@@ -107,14 +108,14 @@ def _opened(
         metadata: The footer, where it was read before.
         columns: What will be read to the end.
     """
+    buffer_bytes, is_whole = BUFFER_BYTES, False
     if int96 is None:
         with _opened(file, [], "ns") as fine:
             _refuse_encrypted(file, fine.metadata)
             metadata, int96 = fine.metadata, _int96_unit(file, fine)
-    buffer_bytes, is_whole = BUFFER_BYTES, False
-    if file.stored is not None and columns is not None and metadata is not None:
-        is_whole = _most_bytes(metadata, columns) <= WHOLE_GROUP_BYTES
-        buffer_bytes = max(BUFFER_BYTES, min(READ_AHEAD, WHOLE_GROUP_BYTES // max(1, len(columns.names))))
+            if file.stored is not None and columns is not None:
+                is_whole = _most_bytes(fine, columns) <= WHOLE_GROUP_BYTES
+                buffer_bytes = max(BUFFER_BYTES, min(READ_AHEAD, WHOLE_GROUP_BYTES // max(1, len(columns.names))))
     return pq.ParquetFile(
         raw.arrow_file(file, ahead=0),
         metadata=metadata,
@@ -146,16 +147,32 @@ _FOOTER_BYTES = 4
 _SIGNATURE_BYTES = 12 + 16
 
 
-def _root(chunk: Any) -> str:
-    return str(chunk.path_in_schema).split(".", 1)[0]
+def _root(path: str) -> str:
+    return path.split(".", 1)[0]
 
 
-def _most_bytes(metadata: pq.FileMetaData, columns: Columns) -> int:
+def _chunks(table: pq.ParquetFile, group: int) -> list[tuple[str, Any]]:
+    """The column chunks of a row group, as its footer describes them, by the schema's paths.
+
+    pyarrow ends the process that looks at a chunk whose description contradicts itself; its reader, asked for no row,
+    looks at all of them too, reads nothing, and raises.
+
+    Raises:
+        ArrowException, OSError: The footer is damaged.
+    """
+    described = table.metadata.row_group(group)
+    places = list(range(described.num_columns))
+    for _ in table.reader.iter_batches(0, row_groups=[group], column_indices=places, use_threads=False):
+        pass
+    return [(table.schema.column(at).path, described.column(at)) for at in places]
+
+
+def _most_bytes(table: pq.ParquetFile, columns: Columns) -> int:
     """What is read of the largest row group."""
     names = set(columns.names)
-    groups = (metadata.row_group(at) for at in range(metadata.num_row_groups))
-    chunks = ((group.column(at) for at in range(group.num_columns)) for group in groups)
-    return max((sum(one.total_compressed_size for one in each if _root(one) in names) for each in chunks), default=0)
+    groups = (_chunks(table, group) for group in range(table.num_row_groups))
+    sizes = (sum(chunk.total_compressed_size for path, chunk in each if _root(path) in names) for each in groups)
+    return max(sizes, default=0)
 
 
 def _int96_unit(file: InputFile, fine: pq.ParquetFile) -> str:
@@ -230,18 +247,15 @@ def _batch_rows(file: InputFile, table: pq.ParquetFile, group: int, columns: Col
     value of each dictionary is looked up, also of those within structs, lists and maps. Reading text as dictionary
     all the way would do too, but gathers every distinct value of a row group in memory.
     """
-    described = table.metadata.row_group(group)
     schema = table.schema_arrow
     wanted = dict(zip(schema.names, schema.types, strict=True))
     wanted = {name: wanted[name] for name in columns.names if name in wanted}
     rows = BATCH_ROWS_DICTIONARY if any(map(pa.types.is_dictionary, wanted.values())) else ROWS_PER_BLOCK
     repeating: dict[str, float] = {}
-    row_count = max(described.num_rows, 1)
+    row_count = max(table.metadata.row_group(group).num_rows, 1)
     size_bytes = 0
-    for index in range(described.num_columns):
-        column = described.column(index)
-        path = column.path_in_schema
-        if path not in wanted and path.split(".", 1)[0] not in wanted:
+    for path, column in _chunks(table, group):
+        if path not in wanted and _root(path) not in wanted:
             continue
         size_bytes += max(column.total_uncompressed_size, 4 * column.num_values)
         if column.physical_type == "BYTE_ARRAY":

@@ -21,24 +21,34 @@ def of(column: pa.Array) -> NDArray[np.int64] | int:
     """Bytes of each row, or one number where every row takes the same.
 
     A dictionary's row counts as the value it stands for, a list's as all its elements.
+
+    Raises:
+        ArrowIndexError: A dictionary lacks a value.
     """
     kind = column.type
     if isinstance(column, pa.ExtensionArray):
         return of(column.storage)
     if pa.types.is_dictionary(kind):
+        indices = column.indices.cast(pa.int64()).fill_null(-1) if column.null_count else column.indices
+        places = indices.to_numpy(zero_copy_only=False)
+        lowest = -1 if column.null_count else 0
+        if len(places) and not lowest <= places.min() <= places.max() < len(column.dictionary):
+            raise pa.ArrowIndexError("a value that stands in no dictionary")  # Parquet's are not checked by arrow
         sizes = of(column.dictionary)
         if isinstance(sizes, int):
             return sizes
-        indices = column.indices.cast(pa.int64()).fill_null(-1) if column.null_count else column.indices
-        each: NDArray[np.int64] = np.append(sizes, 0)[indices.to_numpy(zero_copy_only=False)]
+        each: NDArray[np.int64] = np.append(sizes, 0)[places]
         return each
     if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
         column = column.cast(pa.large_binary())  # arrow measures no views yet
         kind = column.type
     if any(is_kind(kind) for is_kind in _BYTES):
         large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
-        ends = np.frombuffer(column.buffers()[1] or b"", np.int64 if large else np.int32)
-        return np.diff(ends[column.offset : column.offset + len(column) + 1]).astype(np.int64, copy=False)
+        if not len(column):  # it may have no offsets
+            return np.zeros(0, np.int64)
+        ends_at = column.offset + len(column) + 1  # what a file says of its buffer's length need be no multiple
+        ends = np.frombuffer(column.buffers()[1], np.int64 if large else np.int32, ends_at)
+        return np.diff(ends[column.offset :]).astype(np.int64, copy=False)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
         ends = np.asarray(column.offsets).astype(np.int64, copy=False)
         return _sums(of(column.values.slice(int(ends[0]), int(ends[-1] - ends[0]))), ends - ends[0])
