@@ -114,7 +114,7 @@ def _opened(
             _refuse_encrypted(file, fine.metadata)
             metadata, int96 = fine.metadata, _int96_unit(file, fine)
             if file.stored is not None and columns is not None:
-                is_whole = _most_bytes(fine, columns) <= WHOLE_GROUP_BYTES
+                is_whole = _most_bytes(file, fine, columns) <= WHOLE_GROUP_BYTES
                 buffer_bytes = max(BUFFER_BYTES, min(READ_AHEAD, WHOLE_GROUP_BYTES // max(1, len(columns.names))))
     return pq.ParquetFile(
         raw.arrow_file(file, ahead=0),
@@ -151,26 +151,27 @@ def _root(path: str) -> str:
     return path.split(".", 1)[0]
 
 
-def _chunks(table: pq.ParquetFile, group: int) -> list[tuple[str, Any]]:
+def _chunks(file: InputFile, table: pq.ParquetFile, group: int) -> list[tuple[str, Any]]:
     """The column chunks of a row group, as its footer describes them, by the schema's paths.
 
-    pyarrow ends the process that looks at a chunk whose description contradicts itself; its reader, asked for no row,
-    looks at all of them too, reads nothing, and raises.
+    pyarrow ends the process that looks at a chunk whose description contradicts itself; a reader that is asked for no
+    row looks at all of them too, reads nothing unless it reads whole groups ahead, and raises.
 
     Raises:
         ArrowException, OSError: The footer is damaged.
     """
     described = table.metadata.row_group(group)
     places = list(range(described.num_columns))
-    for _ in table.reader.iter_batches(0, row_groups=[group], column_indices=places, use_threads=False):
-        pass
+    with _opened(file, [], "ns", metadata=table.metadata) as plain:
+        for _ in plain.reader.iter_batches(0, row_groups=[group], column_indices=places, use_threads=False):
+            pass
     return [(table.schema.column(at).path, described.column(at)) for at in places]
 
 
-def _most_bytes(table: pq.ParquetFile, columns: Columns) -> int:
+def _most_bytes(file: InputFile, table: pq.ParquetFile, columns: Columns) -> int:
     """What is read of the largest row group."""
     names = set(columns.names)
-    groups = (_chunks(table, group) for group in range(table.num_row_groups))
+    groups = (_chunks(file, table, group) for group in range(table.num_row_groups))
     sizes = (sum(chunk.total_compressed_size for path, chunk in each if _root(path) in names) for each in groups)
     return max(sizes, default=0)
 
@@ -254,7 +255,7 @@ def _batch_rows(file: InputFile, table: pq.ParquetFile, group: int, columns: Col
     repeating: dict[str, float] = {}
     row_count = max(table.metadata.row_group(group).num_rows, 1)
     size_bytes = 0
-    for path, column in _chunks(table, group):
+    for path, column in _chunks(file, table, group):
         if path not in wanted and _root(path) not in wanted:
             continue
         size_bytes += max(column.total_uncompressed_size, 4 * column.num_values)
