@@ -12,7 +12,7 @@ from embedctl.dataclass import dataclass
 from embedctl.records import Space
 from embedctl.routing.space_lock import SpaceLock
 from embedctl.vectors import agreement, locks
-from embedctl.vectors.files import RowBatch, Stored
+from embedctl.vectors.files import RowBatch, Stored, counts_in
 
 MOST_OPERATIONS = 100_000
 """Operations whose cost is looked up; more would take long."""
@@ -100,7 +100,7 @@ def about(stored: Stored) -> About:
                 operations = None
     record, facts = stored.record or {}, stored.facts
     is_of_another = record.get("state") == "running" and record.get("replacing")  # whose parts are not there
-    counts = {} if is_of_another else record.get("counts") or facts.get("counts") or {}
+    counts = {} if is_of_another else counts_in(record) or counts_in(facts)
     return About(
         path=str(stored.path),
         parts=len(stored.parts),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
 
 from embedctl.errors import InputInvalid
-from embedctl.vectors.files import PartFile, Stored
+from embedctl.vectors.files import PartFile, Stored, counts_in, is_count
 from embedctl.vectors.findings import Findings
 
 _NUMBER = re.compile(r"part-(\d{6})\.parquet\Z")
@@ -22,8 +22,7 @@ def check(stored: Stored, findings: Findings) -> None:
     if stored.is_folder:
         _check_record(stored, findings)
     else:
-        counts = stored.facts.get("counts") or {}
-        _check_counts(counts, stored, findings, str(stored.path))
+        _check_counts(stored.facts, stored, findings, str(stored.path))
 
 
 def _check_part(part: PartFile, stored: Stored, findings: Findings) -> None:
@@ -39,8 +38,9 @@ def _check_part(part: PartFile, stored: Stored, findings: Findings) -> None:
     if part.space.space_id != stored.space.space_id:
         differences = "; ".join(part.space.differences(stored.space))
         findings.add("mixed_spaces", name, f"is of another space than {stored.readable[0].path.name}: {differences}")
-    if part.facts.get("rows") != part.rows:
-        findings.add("row_count", name, f"holds {part.rows:,} rows, {part.facts.get('rows'):,} were written")
+    if (written := part.facts.get("rows")) != part.rows:
+        told = f"{written:,} were written" if is_count(written) else "and does not say how many were written"
+        findings.add("row_count", name, f"holds {part.rows:,} rows, {told}")
 
 
 def _check_record(stored: Stored, findings: Findings) -> None:
@@ -57,7 +57,8 @@ def _check_record(stored: Stored, findings: Findings) -> None:
         findings.add("unfinished", str(stored.path), f"{words}; run it again", wrong=not replacing)
         _add_gaps(gaps, findings)
         return
-    if isinstance(promised := record.get("names"), dict):  # on a store: name → bytes
+    promised = record.get("names")
+    if isinstance(promised, dict) and all(map(is_count, promised.values())):  # on a store: name → bytes
         _check_names(promised, stored, findings)
     elif record.get("parts") != len(numbers):
         _add_gaps(gaps, findings)
@@ -66,7 +67,7 @@ def _check_record(stored: Stored, findings: Findings) -> None:
         )
     if record.get("space_id") not in (None, stored.space.space_id):
         findings.add("mixed_spaces", str(stored.path), "the run's record names another space than the parts")
-    _check_counts(record.get("counts") or {}, stored, findings, str(stored.path))
+    _check_counts(record, stored, findings, str(stored.path))
 
 
 def _check_names(promised: dict[str, int], stored: Stored, findings: Findings) -> None:
@@ -86,9 +87,13 @@ def _add_gaps(gaps: list[int], findings: Findings) -> None:
         findings.add("part_missing", f"part-{number:06d}.parquet", "is not there")
 
 
-def _check_counts(counts: dict[str, Any], stored: Stored, findings: Findings, where: str) -> None:
+def _check_counts(told: Mapping[str, Any], stored: Stored, findings: Findings, where: str) -> None:
+    counts = counts_in(told)
     if not counts:
-        findings.add("not_checked", where, "it does not say how many rows there were", wrong=False)
+        if told.get("counts"):
+            findings.add("row_count", where, "what it says of its rows cannot be read")
+        else:
+            findings.add("not_checked", where, "it does not say how many rows there were", wrong=False)
         return
     if counts["read"] != counts["embedded"] + counts["failed"] + counts["skipped"]:
         findings.add("row_count", where, f"{counts['read']:,} rows were read, but not all are accounted for: {counts}")

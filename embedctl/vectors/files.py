@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import orjson
@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from embedctl.dataclass import dataclass
 from embedctl.errors import InputInvalid, InputMissing
+from embedctl.inputs.arrow_rows import read_names
 from embedctl.inputs.row_ids import printed
 from embedctl.outputs import FAILURES, RECORD, STATE_FOLDER, parts_of
 from embedctl.outputs.parquet import METADATA_KEY
 from embedctl.records import TEXT_HASH_BYTES, Space
+from embedctl.routing.canaries import MOST_DIMENSIONS
 from embedctl.storage.store import Store, StoredObject
 from embedctl.storage.store_file import READ_AHEAD, ViewedFile
 
@@ -122,10 +124,7 @@ class PartFile:
     @property
     def space(self) -> Space | None:
         """As its metadata says it."""
-        try:
-            return Space(**self.facts["space"]) if self.facts else None
-        except (KeyError, TypeError):
-            return None
+        return None if self.facts is None else _space(self.facts.get("space"))
 
 
 class Beside(Protocol):
@@ -284,6 +283,8 @@ class Stored:
         except (pa.ArrowException, OSError) as problem:
             raise InputInvalid(f"{part.path} cannot be read: {_first_line(problem)}") from None
         found = self._groups[key].slice(place, 1)
+        if missing := [name for name in columns if name not in found.column_names]:
+            _tell(None, str(part.path), f"has no column {', '.join(missing)}")
         return {name: _values(name, found.column(name))[0] for name in columns}
 
     def place(self, row: int) -> str:
@@ -337,8 +338,12 @@ def look(path: Place) -> PartFile:
         size = path.stat().st_size if isinstance(path, Path) else path.found.size
         with _opened(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
+            read_names(schema)
+            paths = [file.schema.column(at).path for at in range(len(file.schema))]
             text = (file.metadata.metadata or {}).get(METADATA_KEY)
-    except (pa.ArrowException, OSError) as problem:
+        if text is not None:
+            _check_columns(schema, paths)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         return PartFile(
             path=path,
             size_bytes=_size(path),
@@ -351,6 +356,84 @@ def look(path: Place) -> PartFile:
     if "embedding" not in schema.names:
         facts = None
     return PartFile(path=path, size_bytes=size, rows=rows, facts=facts, schema=schema)
+
+
+def _check_columns(schema: pa.Schema, paths: Sequence[str]) -> None:
+    """Whether columns can be read as what they are called.
+
+    Args:
+        paths: Of the leaves of Parquet's own schema, which Arrow's goes with.
+
+    Raises:
+        ArrowInvalid: They cannot.
+    """
+    for field_ in schema:
+        name, kind = field_.name, field_.type
+        if not any(f"{path}.".startswith(f"{name}.") for path in paths):
+            raise pa.ArrowInvalid(f"Parquet knows no column {name}")
+        if name in _KINDS and not _KINDS[name](kind):
+            raise pa.ArrowInvalid(f"its column {name} is {kind}")
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_word(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_dictionary(kind)) and _is_text(kind.value_type)
+
+
+_KINDS: Mapping[str, Callable[[pa.DataType], bool]] = {
+    "chunk_index": pa.types.is_integer,
+    "text": _is_text,
+    "embedding": _is_vector,
+    "embedding_model": _is_word,
+    "embedding_provider": _is_word,
+    "embedding_operation_id": _is_word,
+    "embedding_tokens": pa.types.is_integer,
+    "embedding_text_hash": lambda kind: pa.types.is_fixed_size_binary(kind) and kind.byte_width == TEXT_HASH_BYTES,
+}
+"""What columns of an output are, whichever version wrote it."""
+
+
+def _space(found: object) -> Space | None:
+    """A space that a file tells; None where it is none, or one of which this version does not know all."""
+    if not isinstance(found, dict) or not found.keys() <= {one.name for one in fields(Space)}:
+        return None
+    width, unit = found.get("dimensions"), found.get("normalized")
+    if (
+        not is_count(width)
+        or not 0 < width <= MOST_DIMENSIONS
+        or not isinstance(unit, bool | None)
+        or "model" not in found
+    ):
+        return None
+    may_be_none = {"revision", "input_type"}
+    words = [(name, value) for name, value in found.items() if name not in ("dimensions", "normalized")]
+    if not all(isinstance(value, str) or (value is None and name in may_be_none) for name, value in words):
+        return None
+    return Space(**found)
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether something of a file is a number of things."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def counts_in(told: Mapping[str, Any]) -> dict[str, int]:
+    """How many rows went where, as a record tells it; empty where it tells nothing of that, or no numbers."""
+    found = told.get("counts")
+    if not isinstance(found, dict) or not found.keys() >= _COUNTS or not all(map(is_count, found.values())):
+        return {}
+    return found
+
+
+_COUNTS = {"read", "embedded", "failed", "skipped", "vectors"}
 
 
 def _size(path: Place) -> int:
