@@ -341,6 +341,9 @@ def look(path: Place) -> PartFile:
             read_names(schema)
             paths = [file.schema.column(at).path for at in range(len(file.schema))]
             text = (file.metadata.metadata or {}).get(METADATA_KEY)
+            in_groups = sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+        if rows != in_groups:
+            raise pa.ArrowInvalid(f"its footer says {rows} rows, its row groups {in_groups}")
         if text is not None:
             _check_columns(schema, paths)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
@@ -385,7 +388,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_word(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_dictionary(kind)) and _is_text(kind.value_type)
+    return pa.types.is_dictionary(kind) and pa.types.is_signed_integer(kind.index_type) and _is_text(kind.value_type)
 
 
 _KINDS: Mapping[str, Callable[[pa.DataType], bool]] = {
