@@ -46,8 +46,8 @@ def of(column: pa.Array) -> NDArray[np.int64] | int:
         large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
         if not len(column):  # it may have no offsets
             return np.zeros(0, np.int64)
-        ends_at = column.offset + len(column) + 1  # what a file says of its buffer's length need be no multiple
-        ends = np.frombuffer(column.buffers()[1], np.int64 if large else np.int32, ends_at)
+        count = column.offset + len(column) + 1  # the buffer's own length is what a file says, and no multiple then
+        ends = np.frombuffer(column.buffers()[1], np.int64 if large else np.int32, count)
         return np.diff(ends[column.offset :]).astype(np.int64, copy=False)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
         ends = np.asarray(column.offsets).astype(np.int64, copy=False)

@@ -370,9 +370,10 @@ def _check_columns(schema: pa.Schema, paths: Sequence[str]) -> None:
     Raises:
         ArrowInvalid: They cannot.
     """
-    for field_ in schema:
-        name, kind = field_.name, field_.type
-        if not any(f"{path}.".startswith(f"{name}.") for path in paths):
+    split = [path.split(".") for path in paths]
+    known = {".".join(words[:end]) for words in split for end in range(1, len(words) + 1)}
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        if name not in known:
             raise pa.ArrowInvalid(f"Parquet knows no column {name}")
         if name in _KINDS and not _KINDS[name](kind):
             raise pa.ArrowInvalid(f"its column {name} is {kind}")
