@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.fault_proxy import fault_proxy
 from tests.support.processes import Child, Zygote
-from tests.support.store_stories import StoreStory, story
+from tests.support.store_stories import CONCURRENCY, StoreStory, story
 from tests.support.stores import StoreServer
 from tests.support.wire.client import Wire, hash_of
 
@@ -64,7 +64,8 @@ def test_a_signal_costs_nothing(job: StoreStory) -> None:
 
 def test_a_paused_worker_is_fenced(job: StoreStory, counted: Tell) -> None:
     """Stopped for longer than a lease, then woken: another has its shard, it sends nothing more and ends with 75."""
-    child = job.at_work(after=5)
+    child = job.at_work(after=4)
+    job.wait_until_held(CONCURRENCY)  # what is half sent when it is stopped is sent when it is woken
     child.kill(signal.SIGSTOP)
     job.kills += 1
     job.go_on()
