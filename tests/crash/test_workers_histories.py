@@ -34,7 +34,7 @@ class WorkersStory(StoreStory):
     """A job of several workers, over a folder or a store."""
 
     folder_as_store: bool = True
-    lease_s: float = 5.0
+    lease_s: float = 15.0  # longer than a busy machine keeps one that works from saying that it lives
     workers: int = 2
 
     def __post_init__(self) -> None:
