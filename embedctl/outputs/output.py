@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import orjson
 
@@ -198,11 +198,16 @@ class OutputRequest:
     rereads: bool = False
 
 
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether something that a file tells is a number of things."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def row_counts(found: object) -> RowCounts | None:
     """Counts that a file tells; None when they are none, or do not add up."""
     if not isinstance(found, dict) or not found.keys() <= {one.name for one in fields(RowCounts)}:
         return None
-    if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in found.values()):
+    if not all(map(is_count, found.values())):
         return None
     counts = RowCounts(**found)
     adds_up = counts.read == counts.embedded + counts.failed + counts.skipped and counts.vectors >= counts.embedded

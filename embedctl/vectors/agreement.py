@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 
 from embedctl.errors import InputInvalid
-from embedctl.vectors.files import PartFile, Stored, counts_in, is_count
+from embedctl.outputs.output import is_count
+from embedctl.vectors.files import PartFile, Stored, counts_in
 from embedctl.vectors.findings import Findings
 
 _NUMBER = re.compile(r"part-(\d{6})\.parquet\Z")

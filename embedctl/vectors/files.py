@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
@@ -23,6 +23,7 @@ from embedctl.errors import InputInvalid, InputMissing
 from embedctl.inputs.arrow_rows import read_names
 from embedctl.inputs.row_ids import printed
 from embedctl.outputs import FAILURES, RECORD, STATE_FOLDER, parts_of
+from embedctl.outputs.output import is_count
 from embedctl.outputs.parquet import METADATA_KEY
 from embedctl.records import TEXT_HASH_BYTES, Space
 from embedctl.routing.canaries import MOST_DIMENSIONS
@@ -410,23 +411,15 @@ def _space(found: object) -> Space | None:
     if not isinstance(found, dict) or not found.keys() <= {one.name for one in fields(Space)}:
         return None
     width, unit = found.get("dimensions"), found.get("normalized")
-    if (
-        not is_count(width)
-        or not 0 < width <= MOST_DIMENSIONS
-        or not isinstance(unit, bool | None)
-        or "model" not in found
-    ):
+    if not is_count(width) or not 0 < width <= MOST_DIMENSIONS:
+        return None
+    if not isinstance(unit, bool | None) or "model" not in found:
         return None
     may_be_none = {"revision", "input_type"}
     words = [(name, value) for name, value in found.items() if name not in ("dimensions", "normalized")]
     if not all(isinstance(value, str) or (value is None and name in may_be_none) for name, value in words):
         return None
     return Space(**found)
-
-
-def is_count(value: object) -> TypeGuard[int]:
-    """Whether something of a file is a number of things."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def counts_in(told: Mapping[str, Any]) -> dict[str, int]:
