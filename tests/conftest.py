@@ -28,7 +28,16 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.register_profile("long", settings.get_profile("untimed"), max_examples=400)
 settings.load_profile("untimed")
 
-_KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "VIRTUAL_ENV", "COVERAGE_PROCESS_START")
+_KEPT = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "SSL_CERT_FILE",
+    "VIRTUAL_ENV",
+    "COVERAGE_PROCESS_START",
+    "OPENBLAS_NUM_THREADS",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +80,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """`--long` tries ten times as many examples."""
+    """`--long` tries ten times as many examples. No process of a test has threads of numpy's that wait by turning."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     if config.getoption("--long"):
         settings.load_profile("long")
 

@@ -6,7 +6,7 @@ import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -112,8 +112,9 @@ class Group(typer.Typer):
         self.modules = {name: f"{package}.{file}" for name, file in files.items()}
 
 
+@cache
 def imported(module: str, name: str) -> Any:
-    """The command `name` of a module that has an `app`."""
+    """The command `name` of a module that has an `app`; made once, though typer asks for it twice."""
     return command_of(imported_app(module), name)
 
 

@@ -407,6 +407,8 @@ class _Exchange:
             return _STOP
         if self.begun or not self.sent:
             return None  # behind the body, or a proxy's
+        if not line.endswith(b"\n"):
+            return None  # the connection ended within it: not even an empty line ends a head then
         if not self._in_head:
             self._in_head = True
             self.status, self.headers = int(line.split(None, 2)[1]), []

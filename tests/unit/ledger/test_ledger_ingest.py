@@ -598,11 +598,12 @@ def _ingest_some(folder: str, files: int, seed: int) -> None:
         ingest(paths, wait_s=120, now=NOW)
 
 
-def _twenty(folder: Path, ingests: int) -> None:
+def _twenty(folder: Path, ingests: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty processes at once, each so many times: spool five events, ingest."""
     paths = place(folder)
     context = multiprocessing.get_context("forkserver")  # which has imported what is here once, for all of them
     context.set_forkserver_preload([__name__])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # it finds nothing else, and says nothing of that
     workers = [context.Process(target=_ingest_some, args=(str(folder), ingests, seed)) for seed in range(20)]
     for worker in workers:
         worker.start()
@@ -614,16 +615,16 @@ def _twenty(folder: Path, ingests: int) -> None:
     assert spool.pending(paths.spool) == []
 
 
-def test_twenty_processes_lose_nothing(tmp_path: Path) -> None:
+def test_twenty_processes_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty processes that spool and ingest at once into one ledger lose and double nothing."""
-    _twenty(tmp_path, ingests=3)
+    _twenty(tmp_path, 3, monkeypatch)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_twenty_processes_lose_nothing_long(tmp_path: Path) -> None:
+def test_twenty_processes_lose_nothing_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, fifty times each."""
-    _twenty(tmp_path, ingests=50)
+    _twenty(tmp_path, 50, monkeypatch)
 
 
 KILLED = """
