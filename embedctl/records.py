@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, field, is_dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import orjson
 
@@ -21,8 +22,11 @@ from embedctl.dataclass import dataclass
 from embedctl.errors import InvariantBroken
 
 if TYPE_CHECKING:
+    import msgspec
     import numpy as np
     from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 Purpose = Literal["ingest", "query", "test"]
 InputType = Literal["document", "query", "classification", "clustering"]
@@ -137,6 +141,40 @@ def to_json(value: Any, *, default: Callable[[Any], Any] = str, option: int = 0,
         return orjson.dumps(value, default=default, option=option)
     except TypeError:
         return orjson.dumps(_spelt(value, spelt), default=lambda one: _spelt(default(one), spelt), option=option)
+
+
+def from_json(content: bytes, kind: type[T], *, hook: Callable[[type, Any], Any] | None = None) -> T:
+    """A dataclass of ours that was JSON.
+
+    Args:
+        hook: Makes what JSON does not know, of its type and what stands there.
+
+    Raises:
+        ValueError: The content is no such JSON.
+    """
+    import msgspec
+
+    try:
+        made: T = decoder(kind, hook).decode(content)  # type: ignore[arg-type]
+    except (msgspec.MsgspecError, RecursionError) as problem:
+        raise ValueError(f"no {kind.__name__}: {problem}") from problem
+    return made
+
+
+_MAKING = threading.Lock()
+
+
+@cache
+def decoder(kind: Any, hook: Callable[[type, Any], Any] | None = None) -> msgspec.json.Decoder[Any]:
+    """What decodes JSON into a dataclass of ours, made by one thread at a time.
+
+    msgspec looks at a class when it first decodes it. A second thread that decodes it meanwhile, and has not waited,
+    finds fields that are not there yet: the process ends by SIGSEGV (msgspec 0.22, where classes hold others).
+    """
+    import msgspec
+
+    with _MAKING:
+        return msgspec.json.Decoder(kind, dec_hook=hook)
 
 
 def _spelt(value: Any, spelt: Callable[[str], str]) -> Any:

@@ -21,11 +21,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import msgspec
 import orjson
 
 from embedctl.dataclass import dataclass
 from embedctl.errors import StorageFailed
+from embedctl.records import from_json
 from embedctl.storage import locks, read_small
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def peek(path: Path) -> Sums:
 def _sums(content: bytes) -> Sums:
     """What stands there; nothing in a file that is empty, or was cut by a loss of power, or no run of ours wrote."""
     try:
-        sums = msgspec.json.decode(content, type=Sums)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        sums = from_json(content, Sums)
+    except ValueError:
         return Sums()
     amounts = [*sums.bases.values()]
     for share in sums.shares.values():

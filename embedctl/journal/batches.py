@@ -28,7 +28,7 @@ from embedctl.journal import frames
 from embedctl.journal.frames import Begun, Keyed, Scan, Step
 from embedctl.journal.segments import Log
 from embedctl.journal.trust import Trust
-from embedctl.records import TEXT_HASH_BYTES, uuid7
+from embedctl.records import TEXT_HASH_BYTES, decoder, uuid7
 from embedctl.storage import DISK, Disk, locks
 
 BATCHES = f".v{frames.FORMAT}.batches"
@@ -187,7 +187,7 @@ def new_mark() -> str:
 
 
 _ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(Batch)
+_DECODER = decoder(Batch)
 _WITHOUT = ("lines",)
 _NEVER = ("hashes", "_firsts")
 

@@ -41,7 +41,7 @@ import orjson
 
 from embedctl.dataclass import dataclass
 from embedctl.errors import InvariantBroken
-from embedctl.records import TEXT_HASH_BYTES, UsageEvent
+from embedctl.records import TEXT_HASH_BYTES, UsageEvent, decoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -354,8 +354,8 @@ class Head:
     kind: str = ""
 
 
-_DECODER = msgspec.json.Decoder(_Wire)
-_HEAD_DECODER = msgspec.json.Decoder(Head)
+_DECODER = decoder(_Wire)
+_HEAD_DECODER = decoder(Head)
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, field
 from pathlib import Path
 
-import msgspec
 import orjson
 
 from embedctl.dataclass import dataclass
@@ -20,7 +19,7 @@ from embedctl.journal.commands import Spool
 from embedctl.journal.rescue import OWNERS
 from embedctl.journal.trust import Trust
 from embedctl.ledger import spool as spools
-from embedctl.records import UsageEvent
+from embedctl.records import UsageEvent, from_json
 from embedctl.storage import DISK, Disk, read_small, replace
 
 FILE = OWNERS
@@ -116,6 +115,6 @@ def forget(state: Path, disk: Disk = DISK) -> None:
 def _read(state: Path) -> SegmentOwners | None:
     try:
         content = read_small(state / FILE, max_bytes=_MOST_BYTES, follow=False)
-        return msgspec.json.decode(content, type=SegmentOwners)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return from_json(content, SegmentOwners)
+    except (OSError, ValueError):
         return None

@@ -20,7 +20,7 @@ import orjson
 from embedctl import storage
 from embedctl.dataclass import dataclass
 from embedctl.errors import InvariantBroken
-from embedctl.records import UsageEvent
+from embedctl.records import UsageEvent, from_json
 from embedctl.storage.store import LocalStore
 
 SUFFIX = ".spool"
@@ -111,13 +111,11 @@ def copy(folder: Path, spool_id: str, content: bytes, *, disk: storage.Disk = st
 
 def events(content: bytes) -> Iterator[UsageEvent]:
     """The events of a spool file's content whose checksum is right, in order."""
-    import msgspec
-
     for text in content.splitlines():
         body = _good(text)
         if body is not None:
-            with suppress(msgspec.MsgspecError):
-                yield msgspec.json.decode(body, type=UsageEvent)
+            with suppress(ValueError):
+                yield from_json(body, UsageEvent)
 
 
 def is_id(text: str) -> bool:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
-import msgspec
 import orjson
 
 from embedctl.dataclass import dataclass
@@ -20,7 +19,7 @@ from embedctl.journal.commands import Spool
 from embedctl.journal.rescue import JOURNAL, LOCK, forget_foreign, journals, rescue
 from embedctl.journal.trust import Trust, home_secret
 from embedctl.ledger import segment_owners
-from embedctl.records import UNOBSERVED, Observer, storable, stored, to_json, utc_now
+from embedctl.records import UNOBSERVED, Observer, from_json, storable, stored, to_json, utc_now
 from embedctl.settings import LEDGER_NAME, Paths
 from embedctl.storage import DISK, Disk, check_own, publish, read_small, remove_tree, replace
 from embedctl.storage.locks import RECOVERY, hold, is_held
@@ -280,8 +279,8 @@ def _bytes(run: RunEntry) -> bytes:
 def _loaded(path: Path) -> RunEntry | None:
     try:
         content = read_small(path, max_bytes=MOST_BYTES, follow=False)
-        run = msgspec.json.decode(content, type=RunEntry, dec_hook=_decoded)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        run = from_json(content, RunEntry, hook=_decoded)
+    except (OSError, ValueError):
         return None
     return dataclasses.replace(run, output=stored(run.output), ledger=stored(run.ledger))
 

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
-import msgspec
 import orjson
 
 from embedctl.dataclass import dataclass
@@ -24,7 +23,7 @@ from embedctl.errors import ConfigurationInvalid, OutputRefused, StorageFailed
 from embedctl.journal.shard_log import DONE, SHARDS, Tail, done_name, label, tail
 from embedctl.outputs.parts import PublishedPart
 from embedctl.planning.shards import Shard
-from embedctl.records import RowCounts, Space
+from embedctl.records import RowCounts, Space, from_json
 from embedctl.storage.store import PROBES, Store, at_once
 
 PLAN = "_embedctl/plan.json"
@@ -138,7 +137,7 @@ def encoded(record: object) -> bytes:
 
 def decoded(content: bytes) -> StorePlan:
     """A plan of ours, as everybody reads it."""
-    return msgspec.json.decode(content, type=StorePlan)
+    return from_json(content, StorePlan)
 
 
 def plan_name(generation: int) -> str:
@@ -301,9 +300,9 @@ def _read(store: Store, name: str, kind: type[_Record]) -> _Record | None:
     except FileNotFoundError:
         return None
     try:
-        later = msgspec.json.decode(content, type=_Format).format > FORMAT
-        found = None if later else msgspec.json.decode(content, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as problem:
+        later = from_json(content, _Format).format > FORMAT
+        found = None if later else from_json(content, kind)
+    except (ValueError, TypeError) as problem:
         raise OutputRefused(
             f"{store.url}/{name} is not what embedctl writes there", hint="choose another -o"
         ) from problem
@@ -312,5 +311,6 @@ def _read(store: Store, name: str, kind: type[_Record]) -> _Record | None:
     return found
 
 
-class _Format(msgspec.Struct):
+@dataclass(frozen=True, slots=True)
+class _Format:
     format: int = 1

@@ -103,6 +103,7 @@ class Small:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # sockets that a dead process would have lost too
                 gc.collect()
+            gc.freeze()  # what is left stays: the next collection looks at the next run alone
             wait_for_end(set(threading.enumerate()) - others)
             if isinstance(disk, CrashingDisk):
                 disk.bury(others)

@@ -177,6 +177,7 @@ class StoreWorld(Small):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 gc.collect()
+            gc.freeze()  # what is left stays: the next collection looks at the next run alone
             wait_for_end(set(threading.enumerate()) - others)
             return None
 

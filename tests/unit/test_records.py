@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import uuid
 from dataclasses import fields, replace
@@ -14,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedctl import records
-from embedctl.records import Space, is_blank, text_hash, tokens_hash, uuid7
+from embedctl.journal.frames import Head
+from embedctl.records import Space, from_json, is_blank, text_hash, tokens_hash, uuid7
+from tests.support import places
 
 
 def test_a_uuid7_carries_its_time_version_and_variant() -> None:
@@ -103,3 +106,41 @@ def test_invisible_characters_are_blank() -> None:
         assert is_blank(char * 3)
     for char in ("a", ".", "é", "\u0301", "漢", "😀", "\ufffd", "\u0000a", "\u200bx"):
         assert not is_blank(char)
+
+
+RACE = """
+import sys, threading
+from dataclasses import make_dataclass
+from embedctl.records import from_json
+sys.setswitchinterval(1e-6)
+inner = {f"a{number}": number for number in range(20)}
+counts = [(name, int) for name in inner]
+content = repr({"inner": inner, **inner}).replace("'", '"').encode()
+for _ in range(400):
+    kind = make_dataclass("Kind", [("inner", make_dataclass("Inner", counts)), *counts])
+    made, start = [], threading.Barrier(3)
+    def decode(later):
+        start.wait()
+        for _ in range(later):
+            pass
+        made.append(from_json(content, kind))
+    threads = [threading.Thread(target=decode, args=(50 * number,)) for number in range(3)]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    assert [(one.a19, one.inner.a19) for one in made] == [(19, 19)] * 3
+"""
+
+
+def test_threads_may_decode_a_class_that_nobody_has_decoded() -> None:
+    """Threads that decode JSON into a new class at the same time all get it: no process ends by SIGSEGV."""
+    done = subprocess.run([sys.executable, "-c", RACE], cwd=places.ROOT, capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"key": 1}', b'{"key": "\\ud800"}', b'{"key":"\xff"}', b"[" * 10_000]
+)
+def test_json_that_is_none_of_ours_is_a_value_error(content: bytes) -> None:
+    """Whatever stands in a file in place of a dataclass of ours, its reader is told in one way."""
+    with pytest.raises(ValueError, match=r"^no Head: |utf-8"):
+        from_json(content, Head)
