@@ -291,7 +291,8 @@ def test_a_delimiter_that_is_none_is_wrong_usage(tmp_path, delimiter):
     assert isinstance(refused(written(tmp_path, "id,text\n"), delimiter=delimiter), WrongUsage)
 
 
-WORDS = st.text("abcdefgh ", min_size=1, max_size=9).filter(lambda word: word.strip() == word)
+WORDS = st.text("abcdegh ", min_size=1, max_size=9).filter(lambda word: word.strip() == word)
+"""Without f: a column of nothing else is one of booleans to DuckDB, and no words."""
 
 
 @settings(max_examples=60, deadline=None)
