@@ -25,6 +25,8 @@ def _zygote() -> Zygote:
     command = [sys.executable, "-m", "tests.support.zygote"]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
+    assert process.stdout is not None
+    atexit.register(process.stdout.close)
     atexit.register(process.wait)
     atexit.register(process.stdin.close)
     return Zygote(process)
