@@ -562,12 +562,26 @@ def plain(column: pa.ChunkedArray | pa.Array) -> list[Any]:
     if pa.types.is_nested(kind) and not pa.types.is_union(kind):
         return [None if one.values is None else plain(one.values) for one in column]
     try:
-        values = list(column.to_pylist())
-    except (ValueError, OverflowError):  # nanoseconds, years beyond Python's
+        values = list(_in_microseconds(column).to_pylist())
+    except (ValueError, OverflowError):  # nanoseconds (pa.ArrowInvalid is a ValueError), years beyond Python's
         return [value if value is None else iso(value) for value in column.cast(pa.string()).to_pylist()]
     if pa.types.is_floating(kind):
         return [value if value is None or math.isfinite(value) else _NO_NUMBERS[str(float(value))] for value in values]
     return values
+
+
+def _in_microseconds(column: pa.Array) -> pa.Array:
+    """Times of nanoseconds as Python knows them: pyarrow gives pandas' types for those, where it is installed.
+
+    Raises:
+        pa.ArrowInvalid: One has nanoseconds.
+    """
+    kind = column.type
+    if getattr(kind, "unit", None) != "ns":
+        return column
+    if pa.types.is_timestamp(kind):
+        return column.cast(pa.timestamp("us", kind.tz))
+    return column.cast(pa.time64("us") if pa.types.is_time(kind) else pa.duration("us"))
 
 
 _NO_NUMBERS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from embedctl.backends import local
 from embedctl.evaluation import bm25, retrieval
 from embedctl.evaluation.queries import Question
+from embedctl.outputs.parquet import plain
 from tests.support import static_models
 from tests.support.running import embedctl
 from tests.support.stores import StoreServer, make_bucket
@@ -319,3 +321,14 @@ def test_keyword_search_scores_as_bm25s() -> None:
     assert bm25.KeywordIndex(texts).scores(queries) == pytest.approx(
         np.array([theirs.get_scores(query) for query in queries]), abs=1e-4
     )
+
+
+def test_times_print_alike_where_pandas_is_installed() -> None:
+    """Times of nanoseconds are those of Python, or text: pandas, for which pyarrow looks, changes neither."""
+    library("pandas")
+    for kind in (pa.timestamp("ns"), pa.timestamp("ns", "UTC"), pa.time64("ns"), pa.duration("ns")):
+        told = plain(pa.array([1_000_000_001, None], kind))
+
+        assert (type(told[0]), told[1]) == (str, None)
+        assert type(plain(pa.array([1_000_000_000], kind))[0]).__module__ == "datetime"
+    assert plain(pa.array([1_000_000_001], pa.timestamp("ns"))) == ["1970-01-01T00:00:01.000000001"]
