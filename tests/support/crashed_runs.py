@@ -100,11 +100,7 @@ class Small:
         except EmbedctlError as error:
             return error
         except Crashed:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # sockets that a dead process would have lost too
-                gc.collect()
-            gc.freeze()  # what is left stays: the next collection looks at the next run alone
-            wait_for_end(set(threading.enumerate()) - others)
+            clear_away(others)
             if isinstance(disk, CrashingDisk):
                 disk.bury(others)
                 disk.lose_power()
@@ -173,6 +169,15 @@ class Small:
         else:
             assert not self.state.exists()
         assert not list((self.folder / "home" / "spool").glob("*.spool"))
+
+
+def clear_away(others: set[threading.Thread]) -> None:
+    """Collect what a run that died has left, and wait for its threads: those that are not the others'."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sockets that a dead process would have lost too
+        gc.collect()
+    gc.freeze()  # what is left stays: the next collection looks at the next run alone
+    wait_for_end(set(threading.enumerate()) - others)
 
 
 def _each(hashes: bytes) -> list[bytes]:

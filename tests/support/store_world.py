@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import time
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,8 +28,8 @@ from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import Receipt
 from embedctl.runs.store_run import StoreRun
 from embedctl.storage.store import PROBES, LocalStore, Store, StoredObject
-from tests.support.crashed_runs import MODEL, WIDTH, Small
-from tests.support.crashing import Crashed, wait_for_end
+from tests.support.crashed_runs import MODEL, WIDTH, Small, clear_away
+from tests.support.crashing import Crashed
 from tests.support.wire.client import expected
 
 WORKERS_DIE = [
@@ -174,11 +172,7 @@ class StoreWorld(Small):
         except EmbedctlError as error:
             return error
         except Crashed:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                gc.collect()
-            gc.freeze()  # what is left stays: the next collection looks at the next run alone
-            wait_for_end(set(threading.enumerate()) - others)
+            clear_away(others)
             return None
 
     def kept(self) -> set[str]:
