@@ -173,6 +173,7 @@ def _root(
 def main() -> None:
     """Entry point of the `embedctl` command."""
     memory.collect_seldom()
+    memory.leave_pandas_out()
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # keys are in memory
     terminal.stand_in_for_closed()
     try:

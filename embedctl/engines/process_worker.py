@@ -78,6 +78,7 @@ def _stop(run: StoreRun, reason: EmbedctlError) -> None:
 
 if __name__ == "__main__":
     memory.collect_seldom()
+    memory.leave_pandas_out()
     memory.keep_memory()
     try:
         sys.exit(work(int(sys.argv[1])))

@@ -211,12 +211,28 @@ class ShardLog:
         with self._lane:
             self.check()
             began = self._clock()
-            if began - self._said_at > self.lease_s:
+            if self.is_silent:
                 self._look_again()
             if not self._put(self._next, about, body):
                 self._lose()
             self._check_arrived(_entry_name(self.shard, self._next), began)
             self._next, self._said_at = self._next + 1, began
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing was said for longer than a lease: this worker slept, or could not reach the store."""
+        return self._clock() - self._said_at > self.lease_s
+
+    def hold(self) -> None:
+        """Find out whether the shard is still ours, when nothing was said for longer than a lease.
+
+        Raises:
+            ShardLost: Another worker has it. Nothing more may be sent.
+            StoreUnreachable: Nobody knows.
+        """
+        with self._lane:
+            if self.is_silent:
+                self._beat()
 
     def check(self) -> None:
         """Raise ShardLost when it is known that another worker has it."""
@@ -231,7 +247,7 @@ class ShardLog:
         """
         self.check()
         began = self._clock()
-        if began - self._said_at > self.lease_s:
+        if self.is_silent:
             self._look_again()
         self.put_new(name, content)
         self._check_arrived(name, began)
@@ -260,7 +276,7 @@ class ShardLog:
                 try:
                     with self._lane:
                         if self._clock() - self._said_at >= pause_s and not self._ended.is_set():
-                            self.append({"beat": utc_now().isoformat()})
+                            self._beat()
                 except ShardLost as error:
                     lost(error)
                     return
@@ -269,6 +285,9 @@ class ShardLog:
 
         self._beating = threading.Thread(target=beat, name=f"shard-{self.shard}-beat", daemon=True)
         self._beating.start()
+
+    def _beat(self) -> None:
+        self.append({"beat": utc_now().isoformat()})
 
     def release(self, *, drained: bool) -> None:
         """No more is written.

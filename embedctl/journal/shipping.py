@@ -240,6 +240,15 @@ class ShippingDisk(Disk):
 
     # for the journal
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether what was announced may have been given to another worker meanwhile: `hold` finds out."""
+        return self._log.is_silent
+
+    def hold(self) -> None:
+        """See `ShardLog.hold`."""
+        self._log.hold()
+
     def tell(self, told: Callable[[], object]) -> None:
         """Call `told`, in a thread, whenever more of the answers is on the store, or will never be."""
         self._told = told
@@ -275,7 +284,7 @@ class ShippingDisk(Disk):
 
 
 class ShippingTurnstile:
-    """Lets requests go whose intents are on the store. For one event loop.
+    """Lets requests go whose intents are on the store, while the shard is this worker's. For one event loop.
 
     What a dead worker loses is what was sent and is not on the store: never more than both limits together. Only their
     sum stops a request: where answers come all at once, a limit of its own for them would stop every request meanwhile.
@@ -306,6 +315,9 @@ class ShippingTurnstile:
         while True:
             self._proceed()
             self._disk.check()
+            if self._disk.is_silent:  # it slept: what it announced before is another worker's by now
+                await asyncio.to_thread(self._disk.hold)
+                continue
             if self._room() > 0:
                 self._sent += 1
                 return

@@ -108,6 +108,20 @@ ROOMS = frozenset({"engines", "evaluation", "reports", "server", "vectors"})
 """Of ours, what a run has no part in."""
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pandas_beside_embedctl_is_left_alone(workers: int, tmp_path: Path) -> None:
+    """No process of a run imports pandas, which pyarrow does where it finds it."""
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "pandas.py").write_text("import os; os._exit(9)")
+    (tmp_path / "a.txt").write_text("hello")
+    subprocess.run(
+        [sys.executable, "-m", "embedctl", "batch", "run", "a.txt", "-o", "out", "-q", "--workers", str(workers)],
+        cwd=tmp_path,
+        check=True,
+        env=dict(os.environ) | {"EMBEDCTL_HOME": str(tmp_path / "home"), "PYTHONPATH": str(tmp_path / "beside")},
+    )
+
+
 @pytest.fixture(scope="module")
 def local_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], dict[str, str]]:
     """The modules of a run of the bundled model, and the thread that imported each."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from embedctl.errors import ShardLost
 from embedctl.journal import Journal, Trust, recover
-from embedctl.journal.shard_log import ShardLog
+from embedctl.journal.shard_log import ShardLog, boot_time
 from embedctl.journal.shipping import ShippingDisk, ShippingTurnstile, fetch
 from embedctl.records import UsageEvent, VectorRef
 from embedctl.storage.store import LocalStore, OutputFolder
@@ -55,9 +56,9 @@ class HeldUp(LocalStore):
 
 
 @contextmanager
-def shipping(folder: Path) -> Iterator[tuple[Gated, ShippingDisk]]:
+def shipping(folder: Path, clock: Callable[[], float] = boot_time) -> Iterator[tuple[Gated, ShippingDisk]]:
     store = Gated(folder / "store")
-    log = ShardLog(store, "00000", "worker", lease_s=600)
+    log = ShardLog(store, "00000", "worker", lease_s=600, clock=clock)
     assert log.claim(0)
     disk = ShippingDisk(log)
     try:
@@ -220,6 +221,36 @@ def test_answers_that_come_at_once_stop_no_request(tmp_path: Path) -> None:
 
     with shipping(tmp_path) as (store, disk):
         asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_who_slept_asks_before_it_sends(is_taken: bool, tmp_path: Path) -> None:
+    """After more than a lease of silence nothing goes that was announced before it, unless the shard is still ours."""
+    now = 0.0
+
+    async def run() -> list[BaseException | None]:
+        nonlocal now
+        book, _ = opened(tmp_path, disk)
+        first = [intent() for _ in range(SENT)]
+        await asyncio.gather(*map(book.intend, first))
+        announced = [asyncio.ensure_future(book.intend(intent())) for _ in range(SENT)]
+        await settled()
+        store.opened.set()
+        assert not any(one.done() for one in announced)
+
+        now = 601.0
+        if is_taken:
+            assert ShardLog(store, "00000", "another", lease_s=600).claim(1 + len(entries(store)))
+        await asyncio.gather(*(book.answer(event, HASHES, vectors(1)) for event in first))
+        ends = await asyncio.gather(*announced, return_exceptions=True)
+        with suppress(ShardLost):
+            await book.close()
+        return ends
+
+    with shipping(tmp_path, lambda: now) as (store, disk):
+        ends = asyncio.run(run())
+
+    assert [type(end) for end in ends] == [ShardLost if is_taken else type(None)] * SENT
 
 
 def test_who_gives_up_leaves_nothing_behind(tmp_path: Path) -> None:
