@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from decimal import Decimal
 
 from embedctl.dataclass import dataclass
 from embedctl.inputs import Source
@@ -141,5 +140,5 @@ class Progress:
         left = None if now.texts_total is None else max(0, now.texts_total - refused - kept)
         spending, cost = self.spending, None
         if left and spending.texts and spending.cost and not spending.unpriced:
-            cost = spending.cost / spending.texts * left
-        return Unfinished(kept=kept, left=left, is_exact=now.is_exact, cost=None if cost is None else Decimal(cost))
+            cost = round(spending.cost / spending.texts * left, 10)
+        return Unfinished(kept=kept, left=left, is_exact=now.is_exact, cost=cost)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import asdict, field
 from decimal import Decimal
 from typing import Any
 
@@ -154,7 +154,7 @@ class Unfinished:
         kept: Vectors.
         left: Texts; None when nobody knows how many.
         is_exact: Whether `left` is counted, not estimated from what was read.
-        cost: Of the texts that are left, about, in USD; None when nobody knows, or it is free.
+        cost: Of the texts that are left, about, in USD, to ten places; None when nobody knows, or it is free.
     """
 
     kept: int
@@ -186,7 +186,7 @@ class Receipt:
         output_is_there: Whether there is something under the name of `output`. Not part of the JSON object.
         left_out: Files of the input that were not read: {count, reasons{word: count}}.
         error: Why it stopped before its end; None when it did not. Not part of the JSON object.
-        unfinished: What it has kept then; None where nothing was begun, or nothing can be kept. Nor is this.
+        unfinished: What it has kept then; None where nothing was begun, or nothing can be kept.
     """
 
     run_id: str
@@ -232,7 +232,8 @@ class Receipt:
 
     def as_dict(self) -> Mapping[str, Any]:
         """The JSON object, in the order of design.md 3."""
-        return {name: getattr(self, name) for name in _RECEIPT_FIELDS}
+        unfinished = None if self.unfinished is None else asdict(self.unfinished)
+        return {**{name: getattr(self, name) for name in _RECEIPT_FIELDS}, "unfinished": unfinished}
 
 
 _RECEIPT_FIELDS = tuple(

@@ -119,7 +119,9 @@ def test_the_receipt_for_programs_agrees_with_the_file_and_the_ledger() -> None:
         "resume",
         "workspaces",
         "batch",
+        "unfinished",
     ]
+    assert receipt["unfinished"] is None
     counts = [receipt[name] for name in ("rows", "vectors", "duplicates", "failed", "skipped")]
     assert counts == [4, 3, 1, 0, 1]
     assert receipt["rows"] == len(rows("a.embeddings.parquet")) + receipt["failed"] + receipt["skipped"]

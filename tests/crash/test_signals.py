@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def wait_for_intents(output: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("output", ["out dir", "out file.parquet"])
 def test_stopped_by_a_signal(world: World, number: int, code: int, output: str) -> None:
-    """Answers in flight are kept, nothing new is sent, and the hint is a command that finishes the run when pasted."""
+    """Answers in flight are kept and said, nothing new is sent, and the hint is a command that finishes when pasted."""
     world.wire.plan(hold_after=4)
     command = ("embed",) if output.endswith("parquet") else ("batch", "run")
     child = world.start(*command, "in", "-o", output, "--json", *OPENAI)
@@ -68,6 +69,9 @@ def test_stopped_by_a_signal(world: World, number: int, code: int, output: str) 
     assert (ended.receipt["exit_code"], ended.receipt["retryable"]) == (code, True)
     assert asked < 12
     assert len(world.safe(output)) == 5 * asked
+    unfinished = ended.receipt["unfinished"]
+    assert (unfinished["kept"], unfinished["left"], unfinished["is_exact"]) == (5 * asked, len(TEXTS) - 5 * asked, True)
+    assert 0 < Decimal(unfinished["cost"]) < 1
     (run,) = world.run("batch", "list", "--json").receipt["runs"]
     assert (run["state"], run["rows"]) == ("interrupted", 5 * asked)
     assert world.ledger()["unknown"] == 0
