@@ -407,7 +407,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 )
 def test_what_is_unusual_http_is_understood(told: bytes) -> None:
     """Lengths said twice or beside chunks, folded lines and lines behind the chunks: the body is what HTTP says."""
-    assert exchange(says(told), timeout_s=5)[0].body == b"{}"
+    assert exchange(says(told), timeout_s=60)[0].body == b"{}"
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_what_is_unusual_http_is_understood(told: bytes) -> None:
 )
 def test_what_is_not_http_is_no_answer(told: bytes) -> None:
     """Lengths that contradict or are none, broken chunks, what never comes to an answer: none of it is believed."""
-    assert isinstance(failure(says(told, close=True), timeout_s=5), AnswerLost | AnswerUnusable)
+    assert isinstance(failure(says(told, close=True), timeout_s=60), AnswerLost | AnswerUnusable)
 
 
 def test_an_open_body_that_is_reset_is_lost() -> None:
@@ -440,7 +440,7 @@ def test_an_open_body_that_is_reset_is_lost() -> None:
         await asyncio.sleep(0.05)
         await reset(reader, writer)
 
-    assert type(failure(act, timeout_s=5)) is AnswerLost
+    assert type(failure(act, timeout_s=60)) is AnswerLost
 
 
 def test_a_body_cut_without_a_length_is_passed_on() -> None:
@@ -503,7 +503,7 @@ def test_what_never_left_is_not_sent(url: str, words: str) -> None:
     async def main() -> None:
         async with transport() as sender:
             with pytest.raises(NotSent) as caught:
-                await sender.send(post(url.format(port=free_port())), timeout_s=5)
+                await sender.send(post(url.format(port=free_port())), timeout_s=60)
 
         assert words in caught.value.message
         assert caught.value.hint
@@ -518,9 +518,9 @@ def test_a_name_beyond_ascii_is_asked_for(host: str) -> None:
     async def main() -> None:
         async with transport() as sender:
             with pytest.raises(NotSent, match="cannot resolve"):
-                await sender.send(post(f"https://{host}/v1/ü"), timeout_s=5)
+                await sender.send(post(f"https://{host}/v1/ü"), timeout_s=60)
             with pytest.raises(ConfigurationInvalid, match="cannot be asked"):
-                await sender.send(post(f"https://ü..{host}/v1"), timeout_s=5)
+                await sender.send(post(f"https://ü..{host}/v1"), timeout_s=60)
 
     run(main)
 
@@ -537,7 +537,7 @@ def test_no_tls_on_the_other_side_is_not_sent() -> None:
         url = f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
         async with transport() as sender:
             with pytest.raises(NotSent, match="TLS"):
-                await sender.send(post(url), timeout_s=5)
+                await sender.send(post(url), timeout_s=60)
         listener.close()
 
     run(main)
@@ -689,7 +689,7 @@ def test_a_proxy_never_sees_loopback_over_tls(certificate: Path) -> None:
         async with serving(says(ok(b"direct")), tls_server(certificate)) as server, serving(hang) as proxy:
             options = {"environ": {"HTTPS_PROXY": proxy.url("")}, "ca_file": Path(f"{certificate}.crt")}
             async with transport(**options) as sender:
-                answer = await sender.send(post(f"https://127.0.0.1:{server.port}/"), timeout_s=5)
+                answer = await sender.send(post(f"https://127.0.0.1:{server.port}/"), timeout_s=60)
 
             assert (answer.body, proxy.connections) == (b"direct", 0)
 
@@ -747,9 +747,9 @@ def test_an_exchange_through_a_proxy_is_one_with_the_server(certificate: Path) -
                 environ = {"HTTPS_PROXY": f"http://me:p%40%2541@127.0.0.1:{proxy.port}"}
                 async with transport(environ=environ) as sender:
                     with pytest.raises(NotSent, match=r"certificate of far\.example"):
-                        await sender.send(post("https://far.example:8443/v1"), timeout_s=5)
+                        await sender.send(post("https://far.example:8443/v1"), timeout_s=60)
                 async with transport(environ=environ, ca_file=Path(f"{certificate}.crt")) as sender:
-                    answers = [await sender.send(post("https://far.example:8443/v1"), timeout_s=5) for _ in range(3)]
+                    answers = [await sender.send(post("https://far.example:8443/v1"), timeout_s=60) for _ in range(3)]
                 asked = proxy.requests[-1]
 
             assert [answer.body for answer in answers] == [body] * 3
@@ -842,7 +842,7 @@ def test_an_answer_may_come_before_the_request_is_read() -> None:
         listener = await asyncio.start_server(act, "127.0.0.1", 0, limit=4096)
         url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
         async with transport() as sender:
-            answer = await sender.send(post(url, b"x" * 30_000_000), timeout_s=5)
+            answer = await sender.send(post(url, b"x" * 30_000_000), timeout_s=60)
         heard.set()
         listener.close()
         await asyncio.sleep(0.05)
@@ -872,7 +872,7 @@ def test_a_request_that_was_answered_half_sent_takes_its_connection() -> None:
         url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
         async with transport() as sender:
             for _ in range(2):
-                assert (await sender.send(post(url, b"x" * 30_000_000), timeout_s=5)).status == 413
+                assert (await sender.send(post(url, b"x" * 30_000_000), timeout_s=60)).status == 413
         heard.set()
         listener.close()
         await asyncio.sleep(0.05)

@@ -82,7 +82,7 @@ def test_a_worker_that_is_started_again_has_died(tmp_path: Path) -> None:
         await actor.join("b", 0)
 
         assert await others == (["a"], None)
-        assert await asyncio.wait_for(actor.ask("b", "acquire", (3, ENDPOINT, 1.0, 1)), 10) == {"per_second": None}
+        assert await asyncio.wait_for(actor.ask("b", "acquire", (3, ENDPOINT, 1.0, 1)), 60) == {"per_second": None}
         assert await reserve(actor, "b", 4, "0.50") == {"short": True}
         assert await reserve(actor, "a", 5, "0.10") == {"gone": True}
         assert pickle.loads(await actor.news()) == [("a", Joined(0)), ("b", Joined(0))]
