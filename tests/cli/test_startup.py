@@ -108,18 +108,21 @@ ROOMS = frozenset({"engines", "evaluation", "reports", "server", "vectors"})
 """Of ours, what a run has no part in."""
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_pandas_beside_embedctl_is_left_alone(workers: int, tmp_path: Path) -> None:
-    """No process of a run imports pandas, which pyarrow does where it finds it."""
+def test_pandas_beside_embedctl_is_left_alone(tmp_path: Path) -> None:
+    """No process of a run, or of a service's job, imports pandas, which pyarrow does where it finds it."""
     (tmp_path / "beside").mkdir()
     (tmp_path / "beside" / "pandas.py").write_text("import os; os._exit(9)")
     (tmp_path / "a.txt").write_text("hello")
-    subprocess.run(
-        [sys.executable, "-m", "embedctl", "batch", "run", "a.txt", "-o", "out", "-q", "--workers", str(workers)],
-        cwd=tmp_path,
-        check=True,
-        env=dict(os.environ) | {"EMBEDCTL_HOME": str(tmp_path / "home"), "PYTHONPATH": str(tmp_path / "beside")},
-    )
+    asked = {"folders": {"media": str(tmp_path / "out")}, "query": [0.1] * 384, "count": 1}
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    run = ["embedctl", "batch", "run", "a.txt", "-q", "-o"]
+    for words in ([*run, "out"], [*run, "other", "--workers", "2"], ["embedctl.server.jobs", "search", "asked.json"]):
+        subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=tmp_path,
+            check=True,
+            env=dict(os.environ) | {"EMBEDCTL_HOME": str(tmp_path / "home"), "PYTHONPATH": str(tmp_path / "beside")},
+        )
 
 
 @pytest.fixture(scope="module")

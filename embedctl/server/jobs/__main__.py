@@ -16,6 +16,7 @@ from typing import Any, get_args
 import orjson
 
 from embedctl.errors import EmbedctlError, StorageFailed, WrongUsage
+from embedctl.runs import memory
 from embedctl.server.jobs.children import Form
 
 
@@ -65,4 +66,5 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    memory.leave_pandas_out()
     sys.exit(main(sys.argv[1:]))
