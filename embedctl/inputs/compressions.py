@@ -14,7 +14,7 @@ import pyarrow as pa
 
 SUFFIXES: Mapping[str, str] = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 _MAGIC: Mapping[str, bytes] = {
-    "gzip": b"\x1f\x8b",
+    "gzip": b"\x1f\x8b\x08",  # the third byte is the one method that there is (RFC 1952)
     "zstd": b"\x28\xb5\x2f\xfd",
     "bzip2": b"BZh",
     "xz": b"\xfd7zXZ\x00",

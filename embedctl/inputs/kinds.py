@@ -23,7 +23,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"GIF87a", "a GIF image"),
     (b"GIF89a", "a GIF image"),
     (b"\x7fELF", "a program"),
-    (b"\x1f\x8b", "gzip data"),
+    (b"\x1f\x8b\x08", "gzip data"),
     (b"\x28\xb5\x2f\xfd", "zstd data"),
     (b"BZh91AY&SY", "bzip2 data"),
     (b"\xfd7zXZ\x00", "xz data"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pyarrow as pa
@@ -60,12 +61,14 @@ def test_files_of_other_kinds_are_counted(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "utf-16", "shift_jis"])
 def test_binary_is_never_text(tmp_path, encoding):
     """Binary content under a text's name is left out of a folder, and ends with 65 where it is named."""
-    files(tmp_path, a="hello, world".encode(encoding), b=BINARY, c=b"\x89PNG\r\n\x1a\n", d=os.urandom(4000) + b"\0")
+    chance = random.Random(encoding).randbytes(4000)
+    png, like_gzip = b"\x89PNG\r\n\x1a\n", b"\x1f\x8b" + BINARY
+    files(tmp_path, a="hello, world".encode(encoding), b=BINARY, c=png, d=chance + b"\0", e=like_gzip)
     source, texts = opened(tmp_path, encoding=encoding)
 
     assert texts == ["hello, world"]
-    assert left_out(source, tmp_path) == {"b.txt": "binary", "c.txt": "binary", "d.txt": "binary"}
-    for name in "bcd":
+    assert left_out(source, tmp_path) == {f"{name}.txt": "binary" for name in "bcde"}
+    for name in "bcde":
         for on_bad_file in ("fail", "skip"):
             problem = refused(tmp_path / f"{name}.txt", encoding=encoding, on_bad_file=on_bad_file)
             assert isinstance(problem, InputInvalid)
