@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from embedctl.backends import local
 from embedctl.dataclass import dataclass
 from embedctl.embedding import checks, usage, usage_events
+from embedctl.embedding.endpoint_state import EndpointState
 from embedctl.embedding.leg import Leg
 from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router, WaitBudget
@@ -28,6 +29,7 @@ from embedctl.providers._rate_headers import rates
 from embedctl.records import Answer, AttemptEnded, Inferred, Observer, Request, Usage, UsageEvent, Warned
 from embedctl.routing.endpoint import Endpoint
 from embedctl.routing.limiter import Permit as Turn
+from embedctl.routing.retry import RetryBudget
 
 INFERRED_EVERY_S = 0.25
 """How often a local model says how far it is."""
@@ -68,15 +70,31 @@ class SpendGuard(Protocol):
 
 
 @dataclass(slots=True)
+class Doubts:
+    """Failures of an operation at an endpoint that may be its texts' fault.
+
+    Attributes:
+        acquitted: Of `EndpointState`, before the first of them.
+    """
+
+    state: EndpointState
+    acquitted: int
+    failures: int = 0
+
+
+@dataclass(slots=True)
 class Operation:
     """A request seen across its attempts and fallbacks.
 
     Attributes:
         aside: Its vectors go into no output: a probe.
         patient: A probe that is tried as often as a row's request is.
+        known_good: Of a probe: its text has no fault.
         floats: Vectors are asked for as floats, whatever the line does.
         asked_base64: The last attempt asked for base64.
-        blamed: It was found out that one of its texts is bad.
+        isolating: It was found out that one of its texts is bad.
+        doubts: How often it failed where its texts may be to blame, at one endpoint, however often it came back to it.
+        budget: What its retries may cost from then on: they say nothing about the provider.
     """
 
     wait_budget: WaitBudget
@@ -86,6 +104,9 @@ class Operation:
     floats: bool = False
     asked_base64: bool = False
     isolating: bool = False
+    known_good: bool = False
+    doubts: Doubts | None = None
+    budget: RetryBudget = field(default_factory=RetryBudget)
 
 
 class Attempt:
@@ -127,7 +148,8 @@ class Attempt:
             event = None
             try:
                 self._proceed()
-                with leg.admitted(self._clock, isolating=operation.isolating, subject=request.subject):
+                good = operation.known_good
+                with leg.admitted(self._clock, isolating=operation.isolating, subject=request.subject, known_good=good):
                     operation.asked_base64 = leg.state.asks_base64 and not operation.floats
                     message = _message(leg.endpoint, request, base64=operation.asked_base64)
                     operation.attempts += 1

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedctl.dataclass import dataclass
-from embedctl.embedding.attempt import Attempt, AttemptRecord, Operation, SpendGuard
+from embedctl.embedding.attempt import Attempt, AttemptRecord, Doubts, Operation, SpendGuard
 from embedctl.embedding.endpoint_state import NotAdmittedError
 from embedctl.embedding.leg import Leg
 from embedctl.embedding.route import Route
@@ -54,10 +54,11 @@ from embedctl.records import (
 )
 from embedctl.routing.canaries import host_of
 from embedctl.routing.endpoint import Endpoint
-from embedctl.routing.retry import Attempts, Policy, Step, may_be_the_texts_fault
+from embedctl.routing.retry import Attempts, Policy, RetryBudget, Step, may_be_the_texts_fault
 
 _KNOWN_GOOD = "The harbour office opens at seven."
 _PROBE_RETRIES = 2
+_LOOK_S = 0.05
 _BASE64_REFUSED = (400, 422, 500, 501)
 
 
@@ -198,9 +199,13 @@ class _Call:
     async def embed(self, request: Request) -> list[Outcome]:
         """What became of every text, in order."""
         operation, done = Operation(WaitBudget()), _Answered([])
+        asked: Leg | None = None
         while True:
             subject = done.rest_of(request).subject
             leg = await self._router.next(self._route, self._probe, operation.wait_budget, subject)
+            if leg is not asked:
+                operation.isolating = operation.floats = False  # that was between this request and that endpoint
+            asked = leg
             try:
                 await self.look(leg)
                 if self._route.canary is not None and request.purpose != "test":
@@ -210,7 +215,8 @@ class _Call:
                 error = left.step.error
                 if not isinstance(error, ProviderError):
                     raise error from None
-                operation.isolating = operation.floats = False  # that was between this request and this endpoint
+                if left.step.remedy is not Remedy.WAIT:
+                    asked = None
                 if self._router.leave(leg, left.step, done.rest_of(request).subject):
                     self._observer.notify(GaveUp(leg.endpoint.id, error.message))
                 if self._is_spent:
@@ -261,36 +267,49 @@ class _Call:
             earlier: Those that it had before it was suspected.
         """
         attempts = Attempts(self._policy_for(request, operation), jitter=self._jitter, earlier=earlier)
-        before = leg.state.successes
+        before, acquitted = leg.state.successes, leg.state.acquitted
         while True:
             at_last = leg.state.successes
             try:
                 answer, ref = await self._attempt.once(leg, operation, request)
             except NotAdmittedError as refused:
+                if await self._asked(leg, operation):
+                    continue
                 raise _LeftError(Step(remedy=Remedy.WAIT, error=refused.error)) from None
             except ProviderError as error:
                 failure = error
                 failure.provider = failure.provider or leg.endpoint.provider
             else:
-                attempts.succeeded(leg.state.budget)
+                attempts.succeeded(_budget(leg, operation))
                 done.add(len(request), answer=answer, ref=ref)
                 return None
             self._failed += isinstance(failure, AnswerLost) or not (
                 operation.isolating or failure.remedy in (Remedy.HALVE, Remedy.ISOLATE)
             )
+            await self._asked(leg, operation)
             if self._is_spent:
                 raise _LeftError(Step(remedy=Remedy.GIVE_UP, error=failure))
             if _base64_in_doubt(leg, operation, failure):
                 continue
-            others = leg.state.successes - before
+            if self._is_accused(leg, operation, failure, acquitted):
+                _accuse(operation, attempts, leg.state.budget)
+                if len(request) > 1:
+                    return await self._smaller(leg, operation, request, failure, done)
+            others, budget = leg.state.successes - before, _budget(leg, operation)
             step = attempts.after(
                 failure,
                 now=self._clock(),
-                budget=leg.state.budget,
+                budget=budget,
                 others_succeeded=others,
                 held_back=leg.state.limiter.per_second is not None,
                 unshaped=leg.state.unshaped,
             )
+            if step.error.word == "circuit_open" and await self._fills_up(leg, operation, failure):
+                _accuse(operation, attempts, budget)
+                if len(request) > 1:
+                    return await self._smaller(leg, operation, request, failure, done)
+                await self._sleep(failure.retry_after_s or 0)
+                return await self._with_retry(leg, operation, request, done, attempts)
             if step.remedy in (Remedy.HALVE, Remedy.ISOLATE) or (
                 self._looks_closer(request, step, attempts)
                 and step.error is failure
@@ -299,8 +318,7 @@ class _Call:
                 )
             ):
                 if may_be_the_texts_fault(failure):
-                    operation.isolating = True
-                    attempts.excused(leg.state.budget)
+                    _accuse(operation, attempts, budget)
                 if len(request) == 1 and isinstance(failure, AnswerLost) and attempts.failures <= self._policy.retries:
                     return await self._with_retry(leg, operation, request, done, attempts)
                 return await self._smaller(leg, operation, request, failure, done)
@@ -317,6 +335,22 @@ class _Call:
         if operation.probe and not operation.patient:
             return replace(self._policy, retries=min(self._policy.retries, _PROBE_RETRIES))
         return self._policy.for_part(len(request), suspected=operation.isolating)
+
+    def _is_accused(self, leg: Leg, operation: Operation, error: ProviderError, acquitted: int) -> bool:
+        """Whether the texts are to blame because their provider was found to be well since they failed first.
+
+        One or two lost answers are still the network's affair.
+
+        Args:
+            acquitted: Of the endpoint, before what failed was sent first.
+        """
+        if operation.probe or operation.isolating or not may_be_the_texts_fault(error):
+            return False
+        if operation.doubts is None or operation.doubts.state is not leg.state:
+            operation.doubts = Doubts(leg.state, acquitted)
+        operation.doubts.failures += 1
+        enough = self._policy.isolate_after if isinstance(error, AnswerLost) else 1
+        return leg.state.acquitted > operation.doubts.acquitted and operation.doubts.failures >= enough
 
     def _looks_closer(self, request: Request, step: Step, attempts: Attempts) -> bool:
         """Whether it is time to find out who is to blame: at the end, and of several texts after a few failures."""
@@ -357,13 +391,52 @@ class _Call:
         if not (operation.isolating and len(request) > 1):
             if isinstance(error, AnswerLost) and attempts.repeated < self._policy.isolate_after:
                 return False
-            async with leg.state.asking:
-                if leg.state.successes == before:
-                    try:
-                        await self._probe(leg, [_KNOWN_GOOD])
-                    except ProviderError:
-                        return False
+            async with self._alone(leg):
+                if leg.state.successes == before and not await self._is_well(leg):
+                    return False
         operation.isolating = True
+        return True
+
+    async def _asked(self, leg: Leg, operation: Operation) -> bool:
+        """Find out whether the provider is ill or texts are to blame, where its breaker waits for that; whether it did.
+
+        Who comes while somebody asks waits for the answer.
+        """
+        breaker = leg.state.breaker
+        if operation.probe or not (leg.state.asking.locked() or breaker.is_asking(self._clock())):
+            return False
+        try:
+            async with self._alone(leg):
+                if breaker.is_asking(self._clock()) and await self._is_well(leg):
+                    leg.state.acquitted += 1
+        finally:
+            breaker.ask_nobody(self._clock())
+        return True
+
+    async def _fills_up(self, leg: Leg, operation: Operation, failure: ProviderError) -> bool:
+        """Whether the budget of retries is full again: it was used up over texts, and the provider is well."""
+        if operation.probe or operation.isolating or not may_be_the_texts_fault(failure):
+            return False
+        budget = leg.state.budget
+        async with self._alone(leg):
+            if 2 * budget.level < budget.capacity and await self._is_well(leg):
+                budget.add(budget.capacity)
+        return 2 * budget.level >= budget.capacity
+
+    @asynccontextmanager
+    async def _alone(self, leg: Leg) -> AsyncIterator[None]:
+        """One asks at a time. Who waits for that sleeps, and so gives its turn away: who asks may need one."""
+        while leg.state.asking.locked():
+            await self._sleep(_LOOK_S)
+        async with leg.state.asking:
+            yield
+
+    async def _is_well(self, leg: Leg) -> bool:
+        """Whether a line answers a text that is known to be good."""
+        try:
+            await self._aside(leg, [_KNOWN_GOOD], known_good=True)
+        except (_LeftError, ProviderError):
+            return False
         return True
 
     async def _probe(self, leg: Leg, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -378,11 +451,14 @@ class _Call:
             raise left.step.error from None
         return np.concatenate([one.vectors for one in answers])
 
-    async def _aside(self, leg: Leg, texts: Sequence[str], *, patient: bool = False) -> list[Answer]:
+    async def _aside(
+        self, leg: Leg, texts: Sequence[str], *, patient: bool = False, known_good: bool = False
+    ) -> list[Answer]:
         """Answers to texts that go into no output.
 
         Args:
             patient: It is tried as often as a row's request is.
+            known_good: None of them can be at fault.
 
         Raises:
             _LeftError: The line does not answer.
@@ -398,7 +474,8 @@ class _Call:
         )
         done = _Answered([])
         with _operation(self._observer, request.operation_id):
-            await self._with_retry(leg, Operation(WaitBudget(), probe=True, patient=patient), request, done)
+            operation = Operation(WaitBudget(), probe=True, patient=patient, known_good=known_good)
+            await self._with_retry(leg, operation, request, done)
         found = []
         for outcome in done.outcomes:
             if outcome.answer is None:
@@ -421,6 +498,17 @@ def _operation(observer: Observer, operation_id: str) -> Iterator[None]:
         raise
     finally:
         observer.notify(OperationEnded(operation_id, error))
+
+
+def _budget(leg: Leg, operation: Operation) -> RetryBudget:
+    """What pays for retries: the provider's, unless it was found out that a text is to blame."""
+    return operation.budget if operation.isolating else leg.state.budget
+
+
+def _accuse(operation: Operation, attempts: Attempts, budget: RetryBudget) -> None:
+    """From now on a text is to blame: what its retries have cost, and what they will, is not the provider's."""
+    operation.isolating = True
+    attempts.excused(budget)
 
 
 def _base64_in_doubt(leg: Leg, operation: Operation, error: ProviderError) -> bool:

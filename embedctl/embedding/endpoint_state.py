@@ -47,6 +47,7 @@ class EndpointState:
         asked_although_held: It was tried once although it had asked to be left alone.
         last_error: Of its attempts, the last one that failed.
         asking: Held while a text that is known to be good is sent, to find out who is to blame.
+        acquitted: How often that answer told that it is well, and texts that failed are to blame.
         moved: Called when it may have become usable or useless.
     """
 
@@ -66,19 +67,23 @@ class EndpointState:
     asked_although_held: bool = False
     last_error: ProviderError | None = None
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    acquitted: int = 0
 
     @contextmanager
-    def admitted(self, clock: Callable[[], float], *, isolating: bool, subject: int | None = None) -> Iterator[None]:
+    def admitted(
+        self, clock: Callable[[], float], *, isolating: bool, subject: int | None = None, known_good: bool = False
+    ) -> Iterator[None]:
         """A pass of the breaker for one attempt, which ends with the block, however that ends.
 
         Args:
             subject: Of the input: `Request.subject`.
             isolating: A text of the request is known to be bad: its failures say nothing about the server.
+            known_good: No text of it can be at fault.
 
         Raises:
             NotAdmittedError: There is none now.
         """
-        ticket = self.breaker.admit(clock(), subject)
+        ticket = self.breaker.admit(clock(), subject, known_good=known_good)
         if ticket is None:
             raise NotAdmittedError(self.breaker.refusal(clock(), subject))
         well = self.successes > 0 and self.breaker.state(clock()) is State.CLOSED
@@ -101,9 +106,9 @@ class EndpointState:
         return in_doubt or (self.breaker.state(now) is State.HALF_OPEN and self.breaker.ready_in(now) != 0.0)
 
     def _settle(self, ticket: Pass, error: ProviderError | None, now: float) -> None:
-        was = self.breaker.state(now)
+        was_open = self.breaker.state(now) is State.HALF_OPEN and self.breaker.was_open
         self.breaker.settle(ticket, error, now)
-        if was is State.HALF_OPEN and self.breaker.state(now) is State.CLOSED:
+        if was_open and self.breaker.state(now) is State.CLOSED:
             self.limiter.restart()  # it serves again: begin with one at a time
 
 

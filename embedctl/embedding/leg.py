@@ -30,7 +30,7 @@ class Leg:
     asked_limits: bool = False
 
     def admitted(
-        self, clock: Callable[[], float], *, isolating: bool, subject: int | None = None
+        self, clock: Callable[[], float], *, isolating: bool, subject: int | None = None, known_good: bool = False
     ) -> AbstractContextManager[None]:
         """A pass of the breaker for one attempt; see `EndpointState.admitted`.
 
@@ -39,7 +39,7 @@ class Leg:
         """
         if self.given_up is not None:
             raise NotAdmittedError(self.given_up)
-        return self.state.admitted(clock, isolating=isolating, subject=subject)
+        return self.state.admitted(clock, isolating=isolating, subject=subject, known_good=known_good)
 
     def probing(self, now: float) -> bool:
         """Whether one request is under way that will tell whether it serves again."""

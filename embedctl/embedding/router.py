@@ -394,7 +394,8 @@ class Router:
                 leg.state.breaker.trip(error, self._clock(), subject)
             elif subject is not None and leg.state.breaker.state(self._clock()) is State.CLOSED:
                 leg.state.breaker.put_off(subject, error, self._clock())  # a part of it is
-            if leg.state.successes == 0 and leg.state.last_error is not None:
+            decided = not leg.state.probing(self._clock())
+            if decided and leg.state.successes == 0 and leg.state.last_error is not None:
                 leg.given_up = leg.state.last_error  # it has not answered once in this run: waiting is for the next one
             self._wake()
             return leg.given_up is not None

@@ -8,6 +8,8 @@ Only `ProviderError.ill` counts: a 429 is no illness, nor is a request that the 
 
 A failure may be one input's fault: a server may break its connection, or fail, over that text alone. However often an
 input fails so, it is one piece of evidence against the provider; it is itself put off for a while, and nobody else is.
+Nor do many such inputs open by themselves: whoever sent the last of them asks with an input that is known to be good,
+and that answer decides. Else an input in each request would keep a provider that is well from being asked.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from embedctl.dataclass import dataclass
 from embedctl.errors import CircuitOpen, ProviderError, Remedy
 from embedctl.routing.retry import Jitter, may_be_the_texts_fault
 
+_INPUT = "input"
 _MOST_SUSPECTS = 256
 """Inputs whose failures are remembered; of more, those that failed longest ago are forgotten."""
 
@@ -63,11 +66,13 @@ class Pass:
 
     Attributes:
         subject: What is sent: equal for equal inputs. None: nobody says; it counts as another one each time.
+        known_good: Whether no failure of it can be the input's fault.
     """
 
     era: int
     number: int
     subject: int | None = None
+    known_good: bool = False
 
 
 @dataclass(slots=True)
@@ -124,7 +129,8 @@ class Breaker:
         self._jitter = jitter
         self._is = thresholds or Thresholds()
         self._state = State.CLOSED
-        self._results: deque[object] = deque(maxlen=self._is.window)  # None is a success, equal ones are one failure
+        # None is a success, equal ones are one failure
+        self._results: deque[tuple[str, int | None] | None] = deque(maxlen=self._is.window)
         self._in_a_row: set[object] = set()
         self._suspects: OrderedDict[int, _Suspect] = OrderedDict()
         self._openings = 0
@@ -133,6 +139,8 @@ class Breaker:
         self._numbers = 0
         self._probe: Pass | None = None
         self._probe_since = 0.0
+        self._is_asking = False
+        self._was_open = False
         self._cause: ProviderError | None = None
         self._failed_at: float | None = None
         self._changed_at: float | None = None
@@ -150,6 +158,18 @@ class Breaker:
         if over and now >= self._opens_at:
             self._enter(State.HALF_OPEN, now)
         return self._state
+
+    def is_asking(self, now: float) -> bool:
+        """Whether an input that is known to be good has to be sent, to tell a sick provider from bad inputs.
+
+        Nothing else is sent before; see `ask_nobody`.
+        """
+        return self.state(now) is State.HALF_OPEN and self._is_asking
+
+    @property
+    def was_open(self) -> bool:
+        """Whether it has been open since it was closed last."""
+        return self._was_open
 
     def dead(self, now: float) -> ProviderError | None:
         """The error that made this provider useless, None while it is not."""
@@ -171,15 +191,24 @@ class Breaker:
             ready_in = max(0.0, self._probe_since + self._is.probe_s - now)
         return max(ready_in, self._put_off_s(subject, now))
 
-    def admit(self, now: float, subject: int | None = None) -> Pass | None:
-        """A pass for one attempt, or None: not now. Half-open gives one pass until it comes back."""
-        if self.ready_in(now, subject) != 0.0:
+    def admit(self, now: float, subject: int | None = None, *, known_good: bool = False) -> Pass | None:
+        """A pass for one attempt, or None: not now. Half-open gives one pass until it comes back.
+
+        Args:
+            known_good: See `Pass`.
+        """
+        if not (known_good and self.is_asking(now)) and self.ready_in(now, subject) != 0.0:
             return None
         self._numbers += 1
-        ticket = Pass(self._era, self._numbers, subject)
+        ticket = Pass(self._era, self._numbers, subject, known_good)
         if self._state is State.HALF_OPEN:
-            self._probe, self._probe_since = ticket, now
+            self._probe, self._probe_since, self._is_asking = ticket, now, False
         return ticket
+
+    def ask_nobody(self, now: float) -> None:
+        """Who was to ask cannot: any input may go and decide."""
+        if self.is_asking(now):
+            self._probe, self._is_asking = None, False
 
     def settle(self, ticket: Pass, error: ProviderError | None, now: float) -> None:
         """Take the result of an attempt; None is a success: an answer that was checked, not a status of 200."""
@@ -203,6 +232,9 @@ class Breaker:
         if self._state is State.HALF_OPEN:
             if error is None:
                 self._close(now)
+            elif self._is_its_own(ticket, error):
+                self._cause = error
+                self._ask(now)
             else:
                 self._cause = error
                 self._open(now)
@@ -218,6 +250,7 @@ class Breaker:
         """Close at once: somebody knows better. What is DEAD stays dead, unless time would revive it."""
         if self._state is not State.DEAD or self._is.revive_s is not None:
             self._openings = 0
+            self._suspects.clear()
             self._close(now)
 
     def trip(self, error: ProviderError, now: float, subject: int | None = None) -> None:
@@ -324,17 +357,31 @@ class Breaker:
             if self._results.count(None) == self._is.window:
                 self._openings = 0  # only a healthy stretch makes the next stay short again
             return
-        is_its_own = ticket.subject is not None and may_be_the_texts_fault(error)
-        evidence = ("input", ticket.subject) if is_its_own else ("attempt", ticket.number)
+        evidence = (_INPUT, ticket.subject) if self._is_its_own(ticket, error) else ("attempt", ticket.number)
         self._results.append(evidence)
         self._in_a_row.add(evidence)
         failed, passed = self._evidence()
         enough = failed + passed >= self._is.fewest
         if len(self._in_a_row) >= self._is.consecutive or (enough and failed >= self._is.share * (failed + passed)):
             self._cause = error
-            self._open(now)
+            if all(one is None or one[0] == _INPUT for one in self._results):
+                self._ask(now)
+            else:
+                self._open(now)
+
+    @staticmethod
+    def _is_its_own(ticket: Pass, error: ProviderError) -> bool:
+        """Whether a failure may be the input's own fault."""
+        return ticket.subject is not None and not ticket.known_good and may_be_the_texts_fault(error)
+
+    def _ask(self, now: float) -> None:
+        """Nothing is sent but an input that is known to be good, by whoever failed."""
+        self._enter(State.HALF_OPEN, now)
+        self._numbers += 1
+        self._probe, self._probe_since, self._is_asking = Pass(self._era, self._numbers), now, True
 
     def _open(self, now: float) -> None:
+        self._was_open = True
         self._opens_at = now + self._stay_s(self._openings) * (0.5 + 0.5 * self._jitter())
         self._openings += 1
         self._enter(State.OPEN, now)
@@ -342,11 +389,13 @@ class Breaker:
     def _close(self, now: float) -> None:
         self._results.clear()
         self._in_a_row.clear()
-        self._suspects.clear()  # what failed while the provider was ill may be innocent
+        if self._was_open:
+            self._suspects.clear()  # what failed while the provider was ill may be innocent
+        self._was_open = False
         self._cause = None
         self._enter(State.CLOSED, now)
 
     def _enter(self, state: State, now: float) -> None:
         self._state, self._changed_at = state, now
         self._era += 1
-        self._probe = None
+        self._probe, self._is_asking = None, False

@@ -150,7 +150,7 @@ class Policy:
 
         A text that stands alone is given all its retries, and never isolated: there is nothing to halve, and the
         server may have fallen ill since others got through; that is looked into at the end. Once it is suspected, its
-        retries include those after a lost answer. Of several suspected texts one lost answer is enough to halve them.
+        retries include those after a lost answer. Of several suspected texts one failure is enough to halve them.
         So one text over which a server breaks off puts at risk, at one endpoint, at most `lost_retries` + 2 times the
         tokens of its request and `retries` + 1 times its own; each further one in the same request as much as the
         request's halves that it is in, and `retries` + 1 times its own.
@@ -161,7 +161,7 @@ class Policy:
         if texts == 1:
             lost_retries = self.retries if suspected else self.lost_retries
             return replace(self, isolate_after=self.retries + 2, lost_retries=lost_retries)
-        return replace(self, others=0, lost_retries=0) if suspected else self
+        return replace(self, others=0, lost_retries=0, isolate_after=1) if suspected else self
 
 
 class Attempts:

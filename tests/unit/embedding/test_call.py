@@ -239,6 +239,26 @@ def test_texts_over_which_the_connection_breaks_open_no_circuit(wire: Wire, tmp_
     assert done.route.first.state.budget.level == 500
 
 
+@pytest.mark.parametrize("kind", ["server", "reset"])
+@pytest.mark.parametrize("at_once", [4, 16, 24])
+def test_a_bad_text_in_each_request_stops_nobody(wire: Wire, tmp_path: Path, kind: str, at_once: int) -> None:
+    """When no request gets through because each has a text that the server fails over, a text that is known to be good
+    tells so: all others are embedded, and no circuit opens.
+    """
+    texts = [f"text {number}" for number in range(24 * 8)]
+    bad = texts[3::8]
+    wire.plan(poison=bad, poison_kind=kind)
+
+    batches = [texts[start : start + 8] for start in range(0, len(texts), 8)]
+    done = embed(openai(wire, tmp_path), batches, tmp_path, at_once=at_once)
+
+    assert done.error is None
+    assert done.refusals == [(number, 3, "provider_failed") for number in range(24)]
+    for batch, vectors in zip(batches, done.vectors, strict=True):
+        right([vector for vector in vectors if vector is not None], [text for text in batch if text not in bad])
+    assert [one.openings for one in done.router.snapshots()] == [0]
+
+
 @pytest.mark.parametrize("batch", [TEXTS, TEXTS[:1]], ids=["several", "one"])
 @pytest.mark.parametrize("script", [[], ["ok"]], ids=["from the start", "in mid-run"])
 def test_a_server_that_answers_nothing_fails_no_row(

@@ -164,16 +164,67 @@ def test_one_input_among_others_is_one_failure(error: ProviderError) -> None:
     assert subject.state(200) is State.CLOSED
 
 
-@pytest.mark.parametrize("error", PERHAPS_ITS_OWN, ids=lambda error: type(error).__name__)
-def test_five_inputs_in_a_row_open_it(error: ProviderError) -> None:
-    """When five inputs fail with none between that gets through, it is the provider."""
+def asking(error: ProviderError, *, was_open: bool = False) -> Breaker:
+    """One that waits for an input that is known to be good, at 5 s."""
     subject = breaker()
-    for what in (1, 1, 2, 2, 3, 3, 4, 4):
-        assert sent(subject, what, error)
+    if was_open:
+        feed(subject, ServerFailed("down"), times=5)
+        assert sent(subject, 1, error, 5.0)
+    else:
+        for what in (1, 1, 2, 2, 3, 3, 4, 4):
+            assert sent(subject, what, error, 5.0)
+        assert not subject.is_asking(5.0)
+        assert sent(subject, 5, error, 5.0)
+    assert subject.is_asking(5.0)
+    assert not sent(subject, 6, None, 5.0)
+    return subject
 
-    assert subject.state(0) is State.CLOSED
 
-    sent(subject, 5, error)
+def known_good(subject: Breaker, error: ProviderError | None) -> None:
+    ticket = subject.admit(5.0, 9, known_good=True)
+    assert ticket is not None
+    assert subject.admit(5.0, 9, known_good=True) is None
+    subject.settle(ticket, error, 5.0)
+
+
+@pytest.mark.parametrize("was_open", [False, True])
+@pytest.mark.parametrize("error", PERHAPS_ITS_OWN, ids=lambda error: type(error).__name__)
+def test_inputs_that_fail_are_told_from_a_provider_that_is_ill(error: ProviderError, was_open: bool) -> None:
+    """When five inputs fail in a row, or one that was to tell whether it serves again, one that is known to be good
+    decides, and nothing is sent before.
+    """
+    well, ill = asking(error, was_open=was_open), asking(error, was_open=was_open)
+    known_good(well, None)
+    known_good(ill, error)
+
+    assert well.state(5.0) is State.CLOSED
+    assert ill.state(5.0) is State.OPEN
+    assert [sent(well, what, error, 5.0) for what in range(11, 16)] == [True] * 5
+    assert well.is_asking(5.0)
+
+
+@pytest.mark.parametrize("error", PERHAPS_ITS_OWN, ids=lambda error: type(error).__name__)
+def test_what_nobody_can_ask_any_input_decides(error: ProviderError) -> None:
+    """Where who failed cannot ask, or its question says nothing, the next input goes; and nothing waits for ever."""
+    subject = asking(error)
+    subject.ask_nobody(5.0)
+    assert sent(subject, 6, None, 5.0)
+    assert subject.state(5.0) is State.CLOSED
+
+    subject = asking(error)
+    known_good(subject, Throttled("x"))
+    assert sent(subject, 6, None, 5.0)
+
+    subject = asking(error)
+    assert subject.state(5.0 + subject.thresholds.probe_s) is State.OPEN
+
+
+def test_inputs_say_nothing_beside_a_server_s_own_word() -> None:
+    """Where one of the failures is the server's own affair it opens at once."""
+    subject = breaker()
+    for what in range(4):
+        sent(subject, what, AnswerLost("x"))
+    sent(subject, 5, ServerFailed("away", status=502))
 
     assert subject.state(0) is State.OPEN
 
@@ -499,12 +550,13 @@ class AnyHistory(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule(what=st.sampled_from([None, 1, 2, 3]))
-    def send(self, what: int | None) -> None:
+    @rule(what=st.sampled_from([None, *range(8)]), known_good=st.booleans())
+    def send(self, what: int | None, known_good: bool) -> None:
         was = self.subject.state(self.now)
         ready_in = self.subject.ready_in(self.now, what)
-        ticket = self.subject.admit(self.now, what)
-        assert (ticket is not None) == (ready_in == 0)
+        may = ready_in == 0 or (known_good and self.subject.is_asking(self.now))
+        ticket = self.subject.admit(self.now, what, known_good=known_good)
+        assert (ticket is not None) == may
         if ticket is not None:
             assert was in (State.CLOSED, State.HALF_OPEN)
             self.flying.append((ticket, self.now, was is State.HALF_OPEN))
@@ -520,6 +572,11 @@ class AnyHistory(RuleBasedStateMachine):
     def die(self, kind: type[ProviderError]) -> None:
         self.subject.settle(self.flying.pop()[0], kind("x"), self.now)
         self.died = True
+
+    @rule()
+    def ask_nobody(self) -> None:
+        self.subject.ask_nobody(self.now)
+        assert not self.subject.is_asking(self.now)
 
     @precondition(lambda self: self.flying)
     @rule()

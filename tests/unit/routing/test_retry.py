@@ -54,11 +54,11 @@ def attempts(**policy: object) -> Attempts:
 
 
 def until_left(tries: Attempts, error: ProviderError, budget: RetryBudget) -> list[Step]:
-    """Every step until the provider is left, at most a thousand."""
+    """Every step until the provider is left, or a text accused, at most a thousand."""
     steps = []
     for _ in range(1000):
         steps.append(tries.after(error, now=0.0, budget=budget))
-        if steps[-1].remedy is Remedy.GIVE_UP:
+        if steps[-1].remedy in (Remedy.GIVE_UP, Remedy.ISOLATE):
             break
     return steps
 
