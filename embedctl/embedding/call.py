@@ -400,11 +400,15 @@ class _Call:
     async def _asked(self, leg: Leg, operation: Operation) -> bool:
         """Find out whether the provider is ill or texts are to blame, where its breaker waits for that; whether it did.
 
-        Who comes while somebody asks waits for the answer.
+        Who comes while somebody asks waits for the answer, as long as its deadline allows.
         """
-        breaker = leg.state.breaker
+        breaker, deadline = leg.state.breaker, self._policy.deadline
         if operation.probe or not (leg.state.asking.locked() or breaker.is_asking(self._clock())):
             return False
+        while leg.state.asking.locked():
+            if deadline is not None and self._clock() >= deadline:
+                return False
+            await self._sleep(_LOOK_S)
         try:
             async with self._alone(leg):
                 if breaker.is_asking(self._clock()) and await self._is_well(leg):
