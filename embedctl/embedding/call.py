@@ -215,8 +215,8 @@ class _Call:
                 error = left.step.error
                 if not isinstance(error, ProviderError):
                     raise error from None
-                if left.step.remedy is not Remedy.WAIT:
-                    asked = None
+                if left.step.remedy is not Remedy.WAIT or leg.state.breaker.was_open:
+                    asked = None  # what failed while it was ill may be innocent
                 if self._router.leave(leg, left.step, done.rest_of(request).subject):
                     self._observer.notify(GaveUp(leg.endpoint.id, error.message))
                 if self._is_spent:
