@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -391,7 +391,7 @@ class _Call:
         if not (operation.isolating and len(request) > 1):
             if isinstance(error, AnswerLost) and attempts.repeated < self._policy.isolate_after:
                 return False
-            async with self._alone(leg):
+            async with leg.state.asking:
                 if leg.state.successes == before and not await self._is_well(leg):
                     return False
         operation.isolating = True
@@ -408,9 +408,9 @@ class _Call:
         while leg.state.asking.locked():
             if deadline is not None and self._clock() >= deadline:
                 return False
-            await self._sleep(_LOOK_S)
+            await asyncio.sleep(_LOOK_S)
         try:
-            async with self._alone(leg):
+            async with leg.state.asking:
                 if breaker.is_asking(self._clock()) and await self._is_well(leg):
                     leg.state.acquitted += 1
         finally:
@@ -422,23 +422,18 @@ class _Call:
         if operation.probe or operation.isolating or not may_be_the_texts_fault(failure):
             return False
         budget = leg.state.budget
-        async with self._alone(leg):
+        async with leg.state.asking:
             if 2 * budget.level < budget.capacity and await self._is_well(leg):
                 budget.add(budget.capacity)
         return 2 * budget.level >= budget.capacity
 
-    @asynccontextmanager
-    async def _alone(self, leg: Leg) -> AsyncIterator[None]:
-        """One asks at a time. Who waits for that sleeps, and so gives its turn away: who asks may need one."""
-        while leg.state.asking.locked():
-            await self._sleep(_LOOK_S)
-        async with leg.state.asking:
-            yield
-
     async def _is_well(self, leg: Leg) -> bool:
-        """Whether a line answers a text that is known to be good."""
+        """Whether a line answers a text that is known to be good.
+
+        Others wait for that, and have all the turns: so it is a task of its own, which has none to give away.
+        """
         try:
-            await self._aside(leg, [_KNOWN_GOOD], known_good=True)
+            await asyncio.create_task(self._aside(leg, [_KNOWN_GOOD], known_good=True))
         except (_LeftError, ProviderError):
             return False
         return True
