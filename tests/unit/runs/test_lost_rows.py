@@ -84,19 +84,34 @@ def test_its_row_fails_alone(small: Small, rows: int, batch_size: int, kind: str
     small.check_bill()
 
 
-def test_an_outage_fails_no_row(small: Small) -> None:
+@pytest.mark.parametrize(("rows", "concurrency"), [(12, 2), (120, 16)])
+def test_an_outage_fails_no_row(small: Small, rows: int, concurrency: int) -> None:
     """When nobody is answered the run ends with 75 and no row has failed; the same command finishes it."""
-    texts = [sentence(number) for number in range(12)]
+    texts = [sentence(number) for number in range(rows)]
     small.fill(texts, files=1)
     small.wire.plan(faults={"reset_after": 1.0})
-    ended = small.run(flags=FEW)
+    flags = {"concurrency": concurrency, **FEW}
+    ended = small.run(flags=flags)
 
     assert (ended.exit_code if isinstance(ended, Receipt | EmbedctlError) else None) == 75
     small.check_bill()
     small.wire.plan()
-    done = receipt(small.run(flags=FEW))
-    assert (done.exit_code, done.failed, done.vectors) == (0, 0, 12)
+    done = receipt(small.run(flags=flags))
+    assert (done.exit_code, done.failed, done.vectors) == (0, 0, rows)
     small.check_rows(texts)
+
+
+def test_a_bad_text_in_each_request_stops_no_run(small: Small) -> None:
+    """When a server fails over a text in each of more requests than are in flight, these rows fail and no other."""
+    texts = [sentence(number) for number in range(72)]
+    small.fill(texts, files=1)
+    bad = texts[1::3]
+    small.wire.plan(poison=bad, poison_kind="server")
+    done = receipt(small.run(flags={"concurrency": 8, "retries": 2}))
+
+    assert (done.exit_code, done.failed, done.vectors) == (3, len(bad), len(texts) - len(bad))
+    assert done.failed_reasons == {"provider_failed": len(bad)}
+    small.check_bill()
 
 
 def test_looking_for_it_stays_within_the_budget(small: Small) -> None:
