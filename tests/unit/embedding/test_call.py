@@ -242,8 +242,9 @@ def test_texts_over_which_the_connection_breaks_open_no_circuit(wire: Wire, tmp_
 @pytest.mark.parametrize("kind", ["server", "reset"])
 @pytest.mark.parametrize("at_once", [4, 16, 24])
 def test_a_bad_text_in_each_request_stops_nobody(wire: Wire, tmp_path: Path, kind: str, at_once: int) -> None:
-    """When no request gets through because each has a text that the server fails over, a text that is known to be good
-    tells so: all others are embedded, and no circuit opens.
+    """Where each request has a text that the server fails over, all others are embedded, and no circuit opens.
+
+    A text that is known to be good has told that it is not the server.
     """
     texts = [f"text {number}" for number in range(24 * 8)]
     bad = texts[3::8]

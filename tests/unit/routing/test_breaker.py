@@ -190,8 +190,9 @@ def known_good(subject: Breaker, error: ProviderError | None) -> None:
 @pytest.mark.parametrize("was_open", [False, True])
 @pytest.mark.parametrize("error", PERHAPS_ITS_OWN, ids=lambda error: type(error).__name__)
 def test_inputs_that_fail_are_told_from_a_provider_that_is_ill(error: ProviderError, was_open: bool) -> None:
-    """When five inputs fail in a row, or one that was to tell whether it serves again, one that is known to be good
-    decides, and nothing is sent before.
+    """When five inputs fail in a row, one that is known to be good decides, and nothing is sent before.
+
+    So does it when an input fails that was to tell whether the provider serves again.
     """
     well, ill = asking(error, was_open=was_open), asking(error, was_open=was_open)
     known_good(well, None)
