@@ -87,7 +87,7 @@ class Operation:
     """A request seen across its attempts and fallbacks.
 
     Attributes:
-        aside: Its vectors go into no output: a probe.
+        probe: Its vectors go into no output.
         patient: A probe that is tried as often as a row's request is.
         known_good: Of a probe: its text has no fault.
         floats: Vectors are asked for as floats, whatever the line does.

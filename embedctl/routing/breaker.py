@@ -232,12 +232,8 @@ class Breaker:
         if self._state is State.HALF_OPEN:
             if error is None:
                 self._close(now)
-            elif self._is_its_own(ticket, error):
-                self._cause = error
-                self._ask(now)
             else:
-                self._cause = error
-                self._open(now)
+                self._fail(error, now, may_be_inputs=self._is_its_own(ticket, error))
         else:
             self._count(ticket, error, now)
 
@@ -363,11 +359,15 @@ class Breaker:
         failed, passed = self._evidence()
         enough = failed + passed >= self._is.fewest
         if len(self._in_a_row) >= self._is.consecutive or (enough and failed >= self._is.share * (failed + passed)):
-            self._cause = error
-            if all(one is None or one[0] == _INPUT for one in self._results):
-                self._ask(now)
-            else:
-                self._open(now)
+            self._fail(error, now, may_be_inputs=all(one is None or one[0] == _INPUT for one in self._results))
+
+    def _fail(self, error: ProviderError, now: float, *, may_be_inputs: bool) -> None:
+        """Open; where inputs may be at fault, ask first."""
+        self._cause = error
+        if may_be_inputs:
+            self._ask(now)
+        else:
+            self._open(now)
 
     @staticmethod
     def _is_its_own(ticket: Pass, error: ProviderError) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, field
+from dataclasses import field
 from decimal import Decimal
 from typing import Any
 
@@ -232,15 +232,14 @@ class Receipt:
 
     def as_dict(self) -> Mapping[str, Any]:
         """The JSON object, in the order of design.md 3."""
-        unfinished = None if self.unfinished is None else asdict(self.unfinished)
-        return {**{name: getattr(self, name) for name in _RECEIPT_FIELDS}, "unfinished": unfinished}
+        return {name: getattr(self, name) for name in _RECEIPT_FIELDS}
 
 
 _RECEIPT_FIELDS = tuple(
     "run_id job workspace model providers fallback_from dimensions dimension_policy space_id usage_source rows "  # noqa: SIM905
     "vectors reused duplicates failed skipped left_out requests attempts tokens tokens_estimated tokens_unknown cost "
     "cost_is_lower_bound cost_at_risk cost_saved currency seconds output failures failed_reasons exit_code retryable "
-    "resume workspaces batch".split()
+    "resume workspaces batch unfinished".split()
 )
 
 
