@@ -405,6 +405,8 @@ class BatchAnswers:
                 return
             if outcome.kind == "unknown":
                 self._open.append(one)
+                batch.unanswered_at = self._clock()  # until then it may have been on its way
+                await self._put(batch)
                 one.interval = self._endpoint.batch.poll_s
                 one.next_poll = self._clock() + one.interval
                 return
@@ -535,8 +537,8 @@ class BatchAnswers:
                 await self._twin(batch, other)
             await self._made(one, states[0])
             return await self._look(one)
-        grace_is_over = begun >= batch.created_at + self._endpoint.batch.grace_s
-        if complete and grace_is_over:
+        proven_at = max(batch.created_at, batch.unanswered_at) + self._endpoint.batch.grace_s
+        if complete and begun >= proven_at:
             if batch.account != self._endpoint.account:
                 raise ConfigurationInvalid(
                     f"a batch may have been made at {self._endpoint.provider} with another key than the one used now",
@@ -548,7 +550,7 @@ class BatchAnswers:
             return True
         self._later(one, news=False)
         if complete:  # look again as soon as that proves something
-            one.next_poll = min(one.next_poll, batch.created_at + self._endpoint.batch.grace_s)
+            one.next_poll = min(one.next_poll, proven_at)
         return False
 
     async def _twin(self, batch: Batch, state: BatchState) -> None:

@@ -135,7 +135,7 @@ class BatchCollector:
             StorageFailed: They cannot be kept.
         """
         batch, found = one.batch, Collected()
-        begun = self._clock()
+        looked_at: float | None = None
         while True:
             state = one.state
             assert state is not None  # noqa: S101 - it has ended
@@ -145,7 +145,8 @@ class BatchCollector:
             promised = (state.lines_done or 0) + (state.lines_failed or 0)
             if whole and len(found.seen) + len(found.unreadable) + found.strays >= min(promised, len(batch.lines)):
                 break
-            if self._clock() >= begun + self._endpoint.batch.grace_s:
+            looked_at = self._clock() if looked_at is None else looked_at
+            if self._clock() >= looked_at + self._endpoint.batch.grace_s:
                 break
             await self._sleep(min(self._endpoint.batch.poll_s, self._endpoint.batch.grace_s))
             assert batch.batch_id is not None  # noqa: S101

@@ -68,7 +68,7 @@ class Batch:
         output: What its vectors are for. `folder`: that output's state folder.
         options: Of the run, those that its space hangs on; and `key`, the service's key through which it is paid.
         planned_at: Unix seconds. `since` of the first batch that its texts were in; deadlines count from there.
-            `created_at`: when it was about to be made.
+            `created_at`: when it was about to be made. `unanswered_at`: when that had no answer; 0: it had one.
         account: Fingerprint of the key; only with it the batch is to be found.
         tokens: Of all lines, `risk` of those of each workspace, as `tokenizer_id` counts. `unit_price` is USD per
             million, at the batch's price; None: nobody knows.
@@ -100,6 +100,7 @@ class Batch:
     planned_at: float = 0.0
     since: float = 0.0
     created_at: float = 0.0
+    unanswered_at: float = 0.0
     content_bytes: int = 0
     texts: int = 0
     tokens: int = 0

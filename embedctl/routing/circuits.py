@@ -76,7 +76,7 @@ def sweep(folder: Path) -> int:
         file = folder / f"{name}.json"
         if locks.is_held(file.with_suffix(".lock")):
             continue
-        with suppress(EmbedctlError), locks.hold(file.with_suffix(".lock"), command="removal of what a dead run left"):
+        with suppress(EmbedctlError), locks.hold(file.with_suffix(".lock"), command=locks.RECOVERY):
             for path in (file, file.with_suffix(".lock")):
                 DISK.unlink(path)
             gone += 1

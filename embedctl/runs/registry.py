@@ -247,7 +247,7 @@ def sweep(journals: Path, *, disk: Disk = DISK) -> int:
         if is_held(folder / LOCK) or any((folder / JOURNAL).glob("*")):
             continue
         try:
-            with hold(folder / LOCK, command="removal of what a dead run left"):
+            with hold(folder / LOCK, command=RECOVERY):
                 if not any((folder / JOURNAL).glob("*")):
                     remove_tree(disk, folder)
                     gone += 1

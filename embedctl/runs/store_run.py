@@ -867,8 +867,7 @@ def dead_workers(scratch: Path) -> frozenset[str]:
     """Workers of the job on this machine whose process is dead."""
     if not scratch.is_dir():
         return frozenset()
-    folders = [path for path in scratch.iterdir() if (path / LOCK).exists()]
-    return frozenset(path.name for path in folders if not locks.is_held(path / LOCK))
+    return frozenset(path.name for path in scratch.iterdir() if locks.is_abandoned(path / LOCK))
 
 
 def _units(sizes: Sequence[inputs.FileSize]) -> Iterator[Unit]:

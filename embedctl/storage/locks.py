@@ -205,6 +205,20 @@ def is_held(path: Path) -> bool:
         os.close(fd)
 
 
+def is_abandoned(path: Path) -> bool:
+    """Whether a process has held the lock at `path` and none does now; False for a file that somebody has just made,
+    and not locked yet: a lock is signed by who holds it.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return bool(_signature(fd)) and _take(fd, path, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
 def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)

@@ -247,6 +247,20 @@ def test_create_goes_wrong(provider: Wire, create: object) -> None:
     assert booked() == {"yes": invoiced(provider)}
 
 
+def test_the_grace_time_begins_when_no_answer_came(provider: Wire) -> None:
+    """A create that was waited for as long as the grace time is, and is listed later than that, is made once."""
+    user_settings(SETTINGS.format(most=12).replace("0.05", "4"))
+    rows = texts(12)
+    table(rows)
+    provider.plan(batch={"create": [{"fault": "late", "seconds": 60}], "each": {"lag_s": 5}})
+
+    ended = run("--wait", "--timeout", 4)
+
+    assert ended.code == 0, ended.err
+    check_rows(rows)
+    check_bought_once(provider, rows)
+
+
 @pytest.mark.parametrize("upload", ["lost", "lost_before", "cut", {"status": 500}])
 def test_upload_goes_wrong(provider: Wire, upload: object) -> None:
     """An upload whose answer was lost is looked for, and made again where it is not whole."""

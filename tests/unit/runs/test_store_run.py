@@ -23,6 +23,7 @@ from embedctl.outputs.parquet import matrix
 from embedctl.records import utc_now
 from embedctl.runs import store_plan, store_status, store_usage
 from embedctl.runs.receipt import Receipt
+from embedctl.storage.locks import hold
 from tests.support.crashed_runs import MODEL, WIDTH
 from tests.support.processes import sentence
 from tests.support.store_world import WORKERS_DIE, CrashingStore, StoreWorld
@@ -122,6 +123,20 @@ def test_two_workers_share_a_job(world: StoreWorld) -> None:
     assert [one.exit_code for one in ended if isinstance(one, Receipt)] == [0, 0], ended
     world.check_rows([sentence(number) for number in range(36)])
     assert {times["standard"] for times in world.wire.invoice()["texts"].values()} == {1}
+
+
+def test_who_is_about_to_begin_is_not_dead(world: StoreWorld) -> None:
+    """A worker's folder with a lock that it has not taken yet stays; one of a dead worker is removed."""
+    scratch = world.job().scratch
+    beginning, dead = scratch / "beginning", scratch / "dead"
+    for folder in (beginning, dead):
+        folder.mkdir(parents=True)
+    (beginning / "lock").touch()
+    hold(dead / "lock").release()
+    done(world.work())
+
+    assert (beginning / "lock").exists()
+    assert not dead.exists()
 
 
 def side_by_side(world: StoreWorld, *flags: dict[str, Any]) -> list[object]:

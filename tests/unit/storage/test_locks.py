@@ -15,7 +15,7 @@ import pytest
 
 from embedctl.errors import Locked, OutputRefused
 from embedctl.storage import locks
-from embedctl.storage.locks import hold, is_held
+from embedctl.storage.locks import hold, is_abandoned, is_held
 
 HOLDER = """
 import sys, time
@@ -68,6 +68,21 @@ def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
     lock.release()
     assert path.exists()
     assert not is_held(path)
+
+
+def test_a_lock_just_made_is_nobody_s_estate(tmp_path: Path) -> None:
+    """Abandoned is what was held, and is not: no file that a process has made and not locked yet, and none at all."""
+    path = tmp_path / "lock"
+    seen = [is_abandoned(path)]
+    path.touch()  # as far as `hold` has come between two of its steps
+    seen.append(is_abandoned(path))
+    with holder(path) as process:
+        seen.append(is_abandoned(path))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        seen.append(is_abandoned(path))
+
+    assert seen == [False, False, False, True]
 
 
 def test_two_holds_in_one_process_exclude_each_other(tmp_path: Path) -> None:
