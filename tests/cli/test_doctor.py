@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ from embedctl.routing import learned
 from embedctl.routing.learned import Account
 from embedctl.runs.registry import RunEntry, RunRegistry
 from embedctl.storage import locks
+from tests.support.bad_servers import bad_server
 from tests.support.wire import client
 
 KEY = "sk-never-to-be-seen-0123456789"
@@ -228,11 +228,10 @@ def test_a_proxy_that_cannot_be(home: Path, monkeypatch: pytest.MonkeyPatch, pro
     assert (code, checks["proxy"]["state"], checks["proxy"]["hint"]) == (69, "bad", "http://HOST:PORT")
 
 
-def test_online_asks_whether_they_answer(home: Path) -> None:
+def test_online_asks_whether_they_answer(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--online tells who answers and who does not, sends no text, and costs nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    with client.started() as wire:
+    monkeypatch.setattr("embedctl.routing.status.ONLINE_S", 60.0)
+    with bad_server("refuses") as port, client.started() as wire:
         config(
             home,
             f"[providers.here]\nprotocol='openai'\nbase_url='{wire.base_url()}'\n"

@@ -272,7 +272,7 @@ def test_encrypted_parquet_is_refused(footer: bool) -> None:
     content = pa.table({"text": ["one", "two"], "secret": [1, 2]})
     with pq.ParquetWriter("a.parquet", content.schema, encryption_properties=hidden) as writer:
         writer.write_table(content)
-    done = subprocess.run([EMBEDCTL, "embed", "a.parquet"], capture_output=True, text=True)
+    done = subprocess.run([EMBEDCTL, "embed", "a.parquet", "--no-progress"], capture_output=True, text=True)
 
     assert done.returncode == 65
     assert done.stderr.startswith("error: a.parquet: ")

@@ -507,9 +507,9 @@ def test_pull_of_nothing(
 
 def test_pull_without_network(monkeypatch: pytest.MonkeyPatch, clean_environment: Path) -> None:
     """A hub that is not reached is one line (69), whichever HTTP client its library brings."""
-    with hub(published()) as endpoint:
-        monkeypatch.setenv("HF_ENDPOINT", endpoint)  # nobody listens there any more
-    ended = run("models", "pull", "me/model")
+    with bad_server("refuses") as port:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+        ended = run("models", "pull", "me/model")
 
     assert ended.exit_code == 69, ended.output
     assert ended.stderr.startswith("error: the hub cannot be reached: ")

@@ -70,7 +70,7 @@ def numbers(seen: str, pattern: str) -> list[int]:
 
 def test_something_is_shown_before_the_first_answer(world: World) -> None:
     """On a terminal a run says what it does while no answer has come, and leaves nothing but its receipt."""
-    world.wire.plan(latency_s=SLOW_S)
+    world.wire.plan(hold_after=0)
     with run_on(["batch", "run", "in", "-o", "out", *OPENAI], world.folder, world.environment) as screen:
         screen.wait_for("embedding 0 of 60 texts, 0 %")
         screen.wait_for("0.00 USD, 2 requests under way")
@@ -171,7 +171,7 @@ def test_a_stopped_run_says_what_is_kept(world: World) -> None:
 
 def test_a_second_signal_says_what_is_kept(world: World) -> None:
     """Whoever presses Ctrl-C twice does not wait for answers, learns what is kept, and has the cursor back."""
-    world.wire.plan(latency_s=SLOW_S)
+    world.wire.plan(hold_after=0)
     with run_on(["batch", "run", "in", "-o", "out", *OPENAI], world.folder, world.environment) as screen:
         screen.wait_for("2 requests under way")
         screen.signal()

@@ -30,7 +30,9 @@ def world(tmp_path: Path, wire: Wire, forks: Zygote) -> World:
 
 
 def run(world: World, *flags: object) -> Ended:
-    return world.run("batch", "run", "in.parquet", "-o", "out", "-m", "openai:text-embedding-3-small", *flags)
+    return world.run(
+        "batch", "run", "in.parquet", "-o", "out", "-m", "openai:text-embedding-3-small", "--no-progress", *flags
+    )
 
 
 def check_nothing(world: World, ended: Ended, code: int) -> None:
@@ -126,7 +128,7 @@ def test_no_ray_answers(there: str, tmp_path: Path, wire: Wire, forks: Zygote, s
     with listening(b"SSH-2.0-x\r\n" if there == "another server" else None) as port:
         address = f"127.0.0.1:{9 if there == 'nobody' else port}"
         flags = ("-o", s3.new(), "--engine", "ray", "--ray-address", address)  # type: ignore[attr-defined]
-        ended = world.run("batch", "run", "in.parquet", "-m", "openai:text-embedding-3-small", *flags)
+        ended = world.run("batch", "run", "in.parquet", "-m", "openai:text-embedding-3-small", "--no-progress", *flags)
 
     check_nothing(world, ended, 75)
     assert f"no Ray cluster answers at {address}" in ended.err

@@ -818,9 +818,9 @@ def test_no_query_outlives_its_time(run: Run, paths: LedgerPaths) -> None:
         children = Path(f"/proc/{asking.pid}/task/{asking.pid}/children")
         while not (asked := children.read_text().split()) and time.monotonic() < until:
             time.sleep(0.02)
+        query = Path("/proc", asked[0], "cmdline")
+        left_behind = _runs(query)
         asking.kill()
-    query = Path("/proc", asked[0], "cmdline")
-    left_behind = _runs(query)
     while _runs(query) and time.monotonic() < until:
         time.sleep(0.05)
 

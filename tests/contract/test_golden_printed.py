@@ -91,6 +91,7 @@ class World:
     def run(self, *words: object) -> Ran:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["embedctl", *map(str, words)])  # a receipt says how to go on
+            patch.setattr("embedctl.routing.status.ONLINE_S", 60.0)
             return embedctl(*words)
 
     def fill(self) -> None:

@@ -177,7 +177,8 @@ def test_a_revoked_key_s_job_stops(wire: Wire, tmp_path: Path) -> None:
         begun(wire, server.home, job)
         server.run("keys", "revoke", gone.split("_")[1])
         until(lambda: server.ask("GET", f"{JOBS}/{job}", Authorization=f"Bearer {gone}").status == 401)
-        wire.plan(latency_s=2)  # by whose end the job has long been told to stop
+        until(lambda: "stopping" in (server.home / "jobs" / job / "log").read_text())
+        wire.plan()
         until(lambda: shown(server, key, job)["status"] in ("failed", "completed"), seconds=60)
         found = shown(server, key, job)
         refused = server.ask("GET", f"{JOBS}/{job}", Authorization=f"Bearer {gone}")

@@ -52,6 +52,14 @@ def wait_for_intents(output: Path) -> None:
     raise AssertionError("no request was to be sent")
 
 
+def wait_for_held(wire: Wire) -> None:
+    """Until a request is at the server, which does not answer it."""
+    end = time.monotonic() + 120
+    while not wire.held():
+        assert time.monotonic() < end, "no request came"
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("output", ["out dir", "out file.parquet"])
 def test_stopped_by_a_signal(world: World, number: int, code: int, output: str) -> None:
@@ -88,7 +96,7 @@ def test_stopped_twice(world: World) -> None:
     """A second signal ends the process without waiting for answers, still safe."""
     world.wire.plan(hold_after=0)
     child = world.start("batch", "run", "in", "-o", "out", *OPENAI)
-    wait_for_intents(world.folder / "out")
+    wait_for_held(world.wire)
     child.told_to_stop()
     child.kill(signal.SIGTERM)
     ended = child.wait()
@@ -193,7 +201,7 @@ class NoThreads(ThreadPoolExecutor):
         raise RuntimeError("can't start new thread")
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(240)
 def test_no_thread_left(tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal whose helper thread cannot be started keeps nobody waiting: the run ends, and the next one goes on."""
     wire.reset()

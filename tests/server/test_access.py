@@ -359,7 +359,7 @@ def test_bought_tokens_count_and_hits_do_not(server: Serving) -> None:
 
 def test_the_guide_s_rate_holds_for_all_keys(tmp_path: Path, wire: Wire) -> None:
     """RATE_LIMIT_ENABLED with its numbers bounds every key that says nothing of its own."""
-    rates = {"RATE_LIMIT_ENABLED": "true", "RATE_LIMIT_PER_MINUTE": "30", "RATE_LIMIT_BURST": "2"}
+    rates = {"RATE_LIMIT_ENABLED": "true", "RATE_LIMIT_PER_MINUTE": "1", "RATE_LIMIT_BURST": "2"}
     with serving(tmp_path / "g", wire, **rates) as found:
         key, own = found.key(), found.key("--rpm", 6000, "--burst", 50)
 
@@ -477,6 +477,7 @@ def test_hangup_changes_a_provider_s_pace(tmp_path: Path, wire: Wire) -> None:
 def test_metrics_have_an_address_of_their_own(tmp_path: Path, wire: Wire) -> None:
     """`--metrics-listen` tells the metrics alone, without a key; what waits for another's purchase is counted."""
     with serving(tmp_path / "g", wire, "--metrics-listen", "127.0.0.1:0", SINGLE_USER_API_KEY="k" * 40) as found:
+        until(lambda: any(line["event"] == "metrics" for line in found.log()))
         (base,) = [line["address"] for line in found.log() if line["event"] == "metrics"]
         own = replace(found, base=base)
         wire.plan(hold_after=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -113,11 +114,16 @@ def test_every_act_is_in_the_log(server: Operated) -> None:
 
 
 def test_acts_are_rate_limited(wire: Wire, tmp_path: Path) -> None:
-    """More than thirty acts a minute are 429 with when to come again; looking is not limited so."""
+    """Who acts faster than thirty times a minute is 429 with when to come again; looking is not limited so."""
     with serving(tmp_path / "g", wire) as found:
-        replies = [found.ask("DELETE", f"{GUIDE}/cache") for _ in range(31)]
+        began = time.monotonic()
+        replies = [found.ask("DELETE", f"{GUIDE}/cache")]
+        while replies[-1].status == 200:
+            replies.append(found.ask("DELETE", f"{GUIDE}/cache"))
+        seconds = time.monotonic() - began
 
-        assert [one.status for one in replies] == [200] * 30 + [429]
+        assert 30 <= len(replies) - 1 <= 30 + seconds / 2
+        assert replies[-1].status == 429
         assert int(replies[-1].headers["retry-after"]) >= 1
         assert found.ask("GET", f"{GUIDE}/circuit-breakers").status == 200
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -292,8 +293,10 @@ def test_a_batch_ends_with_its_window(wire: Wire, tmp_path: Path) -> None:
         file = upload(server, key, lines(*(line(f"n{n}", word) for n, word in enumerate(words))))
         batch = create(server, key, file.json["id"]).json
         until(lambda: wire.held() > 0)
-        wire.plan(latency_s=2)  # by whose end the job has long been told to stop
-        server.stop()
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: "stopping" in (server.home / "jobs" / batch["id"] / "log").read_text())
+        wire.plan()
+        server.process.wait(120)
     record = tmp_path / "state" / "jobs" / batch["id"] / "job.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "created_at": time.time() - 86_401}))
     wire.plan()

@@ -13,13 +13,16 @@ from tests.support.serving import MODEL, Serving, serving
 from tests.support.wire.client import Wire
 
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+PATIENT = {"embedctl.server.connections:LINGER_S": 60.0}
 LIVE = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
 
 @pytest.fixture(scope="module")
 def server(wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     wire.reset()
-    with serving(tmp_path_factory.mktemp("connections") / "g", wire, settings="[serve]\nheader_s = 3\n") as found:
+    with serving(
+        tmp_path_factory.mktemp("connections") / "g", wire, settings="[serve]\nheader_s = 3\n", constants=PATIENT
+    ) as found:
         yield found
 
 

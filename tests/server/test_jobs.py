@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedctl.storage.locks import is_held
-from tests.support.serving import MODEL, Reply, Serving, serving
+from tests.support.serving import MODEL, Reply, Serving, serving, until
 from tests.support.wire.client import Wire, expected
 
 JOBS = "/api/v1/embeddings/jobs"
@@ -387,11 +387,9 @@ def test_what_a_child_is_told_is_nobody_s_secret(server: Serving, key: str, wire
     wire.plan(hold_after=0)
     job = ask(server, "POST", JOBS, key, {"model": MODEL, "texts": texts("one that takes a while")}).json["id"]
     folder = server.home / "jobs" / job
-    end = time.monotonic() + 120
-    while not (folder / "out" / "_embedctl" / "lock").exists():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    process = Path("/proc") / str(json.loads((folder / "out" / "_embedctl" / "lock").read_bytes())["pid"])
+    lock = folder / "out" / "_embedctl" / "lock"
+    until(lambda: lock.exists() and lock.read_bytes().endswith(b"}"))
+    process = Path("/proc") / str(json.loads(lock.read_bytes())["pid"])
     arguments, seen = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
     wire.plan()
     ended(server, key, job)

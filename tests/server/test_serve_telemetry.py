@@ -11,6 +11,8 @@ from tests.support.collecting import receiver
 from tests.support.serving import MODEL, serving
 from tests.support.wire.client import Wire
 
+PATIENT = {f"embedctl.telemetry.collector:{name}": 60.0 for name in ("CLOSE_S", "READY_S")}
+
 
 def test_a_call_is_an_operation_and_a_hit_is_none(tmp_path: Path, wire: Wire) -> None:
     """A call that buys is one span and one measurement, with its attempts below it.
@@ -25,7 +27,7 @@ def test_a_call_is_an_operation_and_a_hit_is_none(tmp_path: Path, wire: Wire) ->
     with receiver() as collector:
         settings = "[providers.openai]\nmax_items = 5\n"
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
-        with serving(tmp_path / "g", wire, settings=settings, **variables) as server:
+        with serving(tmp_path / "g", wire, settings=settings, constants=PATIENT, **variables) as server:
             key = server.key()
             replies = [server.embed(one, key=key, user="CANARYUSER") for one in (inputs, inputs, many)]
             assert server.stop() == 143
@@ -68,7 +70,7 @@ def test_a_call_belongs_to_its_clients_trace(tmp_path: Path, wire: Wire) -> None
         "00-" + "CANARY" * 4000,
     ]
     with receiver() as collector:
-        with serving(tmp_path / "g", wire, OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint) as server:
+        with serving(tmp_path / "g", wire, constants=PATIENT, OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint) as server:
             replies = [server.embed(f"text {number}", headers={"traceparent": one}) for number, one in enumerate(said)]
             assert server.stop() == 143
         traced = [one.get("trace") for one in server.log() if one.get("path") == "/v1/embeddings"]

@@ -136,7 +136,7 @@ def test_a_large_answer_holds_nobody_up(wire: Wire, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_it_drains(wire: Wire, tmp_path: Path, number: int, code: int) -> None:
     """At a signal what is in flight is answered, what comes is not taken, all is booked, nothing is left over."""
-    with serving(tmp_path / "g", wire, settings="[serve]\ngrace_s = 0.5\n") as server:
+    with serving(tmp_path / "g", wire, settings="[serve]\ngrace_s = 8\n") as server:
         server.embed("warm")
         wire.plan(hold_after=0)
         with concurrent.futures.ThreadPoolExecutor(4) as threads:

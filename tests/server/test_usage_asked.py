@@ -177,7 +177,7 @@ def test_a_ledger_that_is_none_is_told_so(wire: Wire, tmp_path: Path) -> None:
 def test_nothing_is_missed_while_accounts_are_handed_over(wire: Wire, tmp_path: Path) -> None:
     """Budgets that change again and again begin new stretches of accounts; each answer is whole all the same."""
     wire.reset()
-    with serving(tmp_path / "g", wire) as found:
+    with serving(tmp_path / "g", wire, constants={"embedctl.server.accounts:_LEDGER_WAIT_S": 60.0}) as found:
         key = found.key("--role", "admin")
         said = {"Authorization": f"Bearer {key}"}
         for number in range(6):

@@ -22,12 +22,13 @@ SAYS = {
 @contextmanager
 def bad_server(kind: str) -> Iterator[int]:
     """Its port; `refuses`: nobody listens there."""
+    if kind == "refuses":
+        with socket.socket() as nobody:  # bound, and not listening: no other server gets the port meanwhile
+            nobody.bind(("127.0.0.1", 0))
+            yield nobody.getsockname()[1]
+        return
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    if kind == "refuses":
-        listening.close()
-        yield port
-        return
     over, open_ones = threading.Event(), []
 
     def serve(connection: socket.socket) -> None:

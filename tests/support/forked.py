@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tests.support.processes import ROOT, Zygote
 
@@ -40,7 +41,14 @@ class Forked:
     """
 
     def __init__(
-        self, folder: Path, env: Mapping[str, str], words: tuple[object, ...], *, out: Path, err: Path
+        self,
+        folder: Path,
+        env: Mapping[str, str],
+        words: tuple[object, ...],
+        *,
+        out: Path,
+        err: Path,
+        constants: Mapping[str, Any] | None = None,
     ) -> None:
         self._out = out
         out.touch()
@@ -48,7 +56,7 @@ class Forked:
             "args": [str(word) for word in words],
             "cwd": str(folder),
             "env": dict(env),
-            "constants": {},
+            "constants": dict(constants or {}),
             "run": {},
         }
         with _LOCK:

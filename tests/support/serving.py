@@ -165,22 +165,37 @@ def write_settings(folder: Path, text: str) -> Path:
 
 
 @contextmanager
-def serving(folder: Path, wire: Wire | None, *flags: object, settings: str = "", **more: str) -> Iterator[Serving]:
-    """A server in a process of its own, ended with the block."""
+def serving(
+    folder: Path,
+    wire: Wire | None,
+    *flags: object,
+    settings: str = "",
+    constants: Mapping[str, Any] | None = None,
+    **more: str,
+) -> Iterator[Serving]:
+    """A server in a process of its own, ended with the block.
+
+    Args:
+        constants: `module:NAME` → what it is there.
+        more: Environment variables.
+    """
     folder.mkdir(exist_ok=True)
     if settings:
         write_settings(folder, settings)
     env = environment(folder, wire, **more)
-    with started(folder, env, *flags) as server:
+    with started(folder, env, *flags, constants=constants) as server:
         yield server
 
 
 @contextmanager
-def started(folder: Path, env: dict[str, str], *flags: object) -> Iterator[Serving]:
+def started(
+    folder: Path, env: dict[str, str], *flags: object, constants: Mapping[str, Any] | None = None
+) -> Iterator[Serving]:
     """The same, in a home that is there."""
     with tempfile.NamedTemporaryFile() as out:
         words = ("serve", "--port", "0", *flags)
-        process = forked.Forked(folder, env, words, out=Path(out.name), err=folder / "log")
+        log = folder / "log"
+        process = forked.Forked(folder, env, words, out=Path(out.name), err=log, constants=constants)
         line = process.first_line()
     try:
         assert line.startswith("listening on http"), (folder / "log").read_text()

@@ -88,7 +88,7 @@ def s3_server() -> Iterator[StoreServer]:
 def make_bucket(port: int, name: str) -> None:
     """A bucket of moto's."""
     asked = urllib.request.Request(f"http://127.0.0.1:{port}/{name}", method="PUT")
-    urllib.request.urlopen(asked, timeout=20).close()
+    urllib.request.urlopen(asked, timeout=120).close()
 
 
 @contextmanager
@@ -150,7 +150,7 @@ def _make_container(options: Mapping[str, str]) -> None:
             "Authorization": f"SharedKey devstoreaccount1:{base64.b64encode(mac).decode()}",
         },
     )  # fmt: skip
-    urllib.request.urlopen(asked, timeout=20).close()
+    urllib.request.urlopen(asked, timeout=120).close()
 
 
 @contextmanager

@@ -461,10 +461,10 @@ def test_a_slow_drip_is_stopped_by_the_total_deadline() -> None:
             await asyncio.sleep(0.05)
 
     for act in (drip, hang):
-        problem = failure(act, timeout_s=0.4)
+        problem = failure(act, timeout_s=2)
 
         assert type(problem) is AnswerLost
-        assert "took more than 0.4 s" in problem.message
+        assert "took more than 2 s" in problem.message
 
 
 def test_a_request_that_is_not_read_is_lost() -> None:
@@ -481,7 +481,7 @@ def test_a_request_that_is_not_read_is_lost() -> None:
         url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
         async with transport() as sender:
             with pytest.raises(AnswerLost):
-                await sender.send(post(url, b"x" * 50_000_000), timeout_s=0.4)
+                await sender.send(post(url, b"x" * 50_000_000), timeout_s=2)
         stop.set()
         listener.close()
         await asyncio.sleep(0.05)
@@ -975,12 +975,12 @@ def test_waiting_for_a_connection_does_not_count_as_slowness() -> None:
     """The time in front of our own gate is not the provider's: it does not count against the deadline."""
 
     async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(1)
         writer.write(ok(b"{}"))
 
     async def main() -> None:
         async with serving(slow) as server, transport(connections=1) as sender:
-            await asyncio.gather(*(sender.send(post(server.url()), timeout_s=0.4) for _ in range(4)))
+            await asyncio.gather(*(sender.send(post(server.url()), timeout_s=3.5) for _ in range(4)))
 
     run(main)
 

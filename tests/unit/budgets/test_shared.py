@@ -61,9 +61,9 @@ def test_runs_at_the_same_time(world: World, runs: int) -> None:
 def test_a_killed_run_is_counted_once(world: World) -> None:
     """What a killed run spent is counted while it is listed, and when its journal has come into the ledger."""
     fill(world, 3, texts=200)
-    world.wire.plan(latency_s=0.2)
+    world.wire.plan(hold_after=6)
     child = world.start("batch", "run", "in0", "-o", "out0", "--concurrency", "2", *OPENAI)
-    while spent(world.wire) < AMOUNT / 10:
+    while not world.wire.held():
         time.sleep(0.02)
     child.kill()
     child.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -77,6 +78,14 @@ def opened(folder: Path, disk: ShippingDisk, *, unshipped: int = UNSHIPPED) -> t
     return Journal.open(folder / "journal", secret=SECRET, spool=spool, disk=disk, turnstile=turnstile), turnstile
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what is to come, and then for what is not."""
+    end = time.monotonic() + 60
+    while not holds() and time.monotonic() < end:
+        await asyncio.sleep(0.01)
+    await settled()
+
+
 async def settled() -> None:
     """Whatever can go on without a store has gone on."""
     for _ in range(20):
@@ -86,6 +95,12 @@ async def settled() -> None:
 def entries(store: LocalStore) -> list[bytes]:
     """Intents that are on the store, entry by entry."""
     return [content for name in store.list() if "/log/" in name and b'"segment"' in (content := store.read(name))]
+
+
+def are_there(store: LocalStore, events: Sequence[UsageEvent]) -> bool:
+    """Whether the intents of all of them are on the store."""
+    there = entries(store)
+    return all(any(str(event.event_id).encode() in one for one in there) for event in events)
 
 
 def test_intents_are_on_the_store_before_their_requests(tmp_path: Path) -> None:
@@ -150,11 +165,11 @@ def test_intents_go_together_while_enough_are_ready(tmp_path: Path, monkeypatch:
         waiting = []
         for ready in (1, 2, 2, 2):
             waiting.append(asyncio.ensure_future(book.intend(intent())))
-            await settled()
+            await until(lambda: len(entries(store)) - before >= ready)  # noqa: B023 - asked at once
             assert len(entries(store)) - before == ready
 
         await book.settle(events[0])
-        await settled()
+        await until(lambda: len(entries(store)) - before >= 3)
         assert len(entries(store)) - before == 3
 
         store.opened.set()
@@ -176,9 +191,9 @@ def test_intents_are_not_gathered_for_long(tmp_path: Path, monkeypatch: pytest.M
         await asyncio.gather(*(book.intend(intent()) for _ in range(SENT)))
         events = [intent() for _ in range(SENT)]
         waiting = [asyncio.ensure_future(book.intend(event)) for event in events]
-        await settled()
+        await until(lambda: are_there(store, events))
 
-        assert all(any(str(event.event_id).encode() in one for one in entries(store)) for event in events)
+        assert are_there(store, events)
 
         for task in waiting:
             task.cancel()
@@ -210,7 +225,7 @@ def test_answers_that_come_at_once_stop_no_request(tmp_path: Path) -> None:
         assert len(inside) == SENT
 
         await asyncio.gather(*(book.answer(event, HASHES, vectors(1)) for event in list(inside)))
-        await settled()
+        await until(lambda: len(inside) >= SENT + UNSHIPPED)
         assert len(inside) == SENT + UNSHIPPED
 
         store.opened.set()

@@ -595,7 +595,7 @@ def _ingest_some(folder: str, files: int, seed: int) -> None:
     paths = LedgerPaths(Path(folder) / "usage.duckdb", Path(folder) / "spool", Path(folder) / "prices.toml")
     for index in range(files):
         spool.publish(paths.spool, f"{seed}-{index}", [event() for _ in range(5)])
-        ingest(paths, wait_s=120, now=NOW)
+        ingest(paths, wait_s=500, now=NOW)
 
 
 def _twenty(folder: Path, ingests: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -615,6 +615,7 @@ def _twenty(folder: Path, ingests: int, monkeypatch: pytest.MonkeyPatch) -> None
     assert spool.pending(paths.spool) == []
 
 
+@pytest.mark.timeout(900)
 def test_twenty_processes_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty processes that spool and ingest at once into one ledger lose and double nothing."""
     _twenty(tmp_path, 3, monkeypatch)

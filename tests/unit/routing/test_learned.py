@@ -175,8 +175,9 @@ def remember(path: Path, index: int) -> None:
         update(path, lambda hints, n=number: hints.with_limits(Served(f"p{index}", str(n)), Limits(items=1), 0.0), 0.0)
 
 
-def test_jobs_that_overlap_keep_each_others_words(tmp_path: Path) -> None:
+def test_jobs_that_overlap_keep_each_others_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six processes that write at once lose nothing, and leave no half file behind."""
+    monkeypatch.setattr("embedctl.routing.learned.LOCK_WAIT_S", 100)
     path = tmp_path / "hints.json"
     spawn = multiprocessing.get_context("fork")
     processes = [spawn.Process(target=remember, args=(path, index)) for index in range(6)]

@@ -119,7 +119,7 @@ def test_what_a_killed_process_spent_is_found(
     wire: client.Wire, configured: Callable[..., Settings], tmp_path: Path
 ) -> None:
     """Killed while it waits for the answer: the next one finds the attempt and counts it as possibly billed."""
-    wire.plan(dimensions=1536, latency_s=30)
+    wire.plan(dimensions=1536, hold_after=0)
     found = configured()
     program = (
         "import sys; from pathlib import Path; from embedctl import settings;"
@@ -130,10 +130,7 @@ def test_what_a_killed_process_spent_is_found(
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "config.toml")]) as process:
         until = time.monotonic() + 120
-        while (
-            not any(path.stat().st_size for path in found.paths.journal.glob("*/journal/*"))
-            and time.monotonic() < until
-        ):
+        while not wire.held() and time.monotonic() < until:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
     put = recover_dead(

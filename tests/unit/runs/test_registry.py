@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from embedctl import storage
 from embedctl.errors import InputMissing, InvariantBroken
 from embedctl.journal import Journal, recover
 from embedctl.journal.rescue import JOURNAL, LOCK
 from embedctl.records import UsageEvent, uuid7
-from embedctl.runs.registry import RunEntry, RunRegistry, recover_dead
-from embedctl.storage.locks import hold
+from embedctl.runs.registry import RunEntry, RunRegistry, recover_dead, sweep
+from embedctl.storage import DISK, Disk
+from embedctl.storage.locks import Lock, hold, hold_folder
 from tests.support.attempts import HASHES, SECRET, TRUST, die, intent, vectors
 from tests.support.crashing import Crashed, CrashingDisk
 
@@ -158,6 +162,27 @@ def test_a_living_run_is_left_alone(tmp_path: Path, runs: RunRegistry) -> None:
         put = recover_dead(runs.folder, spool, TRUST, ledger=LEDGER)
 
     assert (put, spool.files) == (0, {})
+
+
+def test_who_begins_waits_while_its_folder_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command whose new folder is taken for a dead one's and removed makes it again: it is not "already running"."""
+    folder = tmp_path / "journals" / "new"
+    folder.mkdir(parents=True)  # as far as the command has come: it holds no lock yet
+
+    def slowly(disk: Disk, path: Path) -> None:
+        begun.append(threads.submit(hold_folder, folder, LOCK, make=DISK.make_folder))
+        time.sleep(0.3)
+        storage.remove_tree(disk, path)
+
+    begun: list[Future[Lock]] = []
+    monkeypatch.setattr("embedctl.runs.registry.remove_tree", slowly)
+    with ThreadPoolExecutor(1) as threads:
+        gone = sweep(tmp_path / "journals")
+        with begun[0].result() as lock:
+            assert lock.is_ours
+
+    assert gone == 1
+    assert folder.is_dir()
 
 
 def test_a_dead_run_pays_into_its_own_ledger(tmp_path: Path, runs: RunRegistry) -> None:

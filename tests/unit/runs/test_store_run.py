@@ -113,14 +113,9 @@ def test_an_input_without_rows(world: StoreWorld) -> None:
 def test_two_workers_share_a_job(world: StoreWorld) -> None:
     """Two at once: every shard is one worker's, nothing is bought twice, and both end when all is done."""
     world.fill([sentence(number) for number in range(36)], files=6)
-    ended: list[object] = []
-    workers = [threading.Thread(target=lambda: ended.append(world.work(hurried=False))) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    ended = side_by_side(world, {"lease": 60.0}, {"lease": 60.0})
 
-    assert [one.exit_code for one in ended if isinstance(one, Receipt)] == [0, 0], ended
+    assert [done(one).vectors for one in ended] == [36, 36]  # type: ignore[arg-type]
     world.check_rows([sentence(number) for number in range(36)])
     assert {times["standard"] for times in world.wire.invoice()["texts"].values()} == {1}
 
@@ -247,7 +242,7 @@ def test_budgets_are_not_divided(tmp_path: Path, wire: Wire) -> None:
 def test_workers_do_not_share_a_budget(world: StoreWorld) -> None:
     """A job with --max-cost is one worker's: another one that finds it at work is refused, 78."""
     with alive(holding(world, max_cost="5")):
-        refused = world.work(hurried=False, flags={"max_cost": Decimal(5), "lease": 3.0})
+        refused = world.work(hurried=False, flags={"max_cost": Decimal(5), "lease": 60.0})
 
     assert isinstance(refused, ConfigurationInvalid), refused
     assert "--shard I/N" in str(refused.hint)
@@ -298,7 +293,7 @@ def test_who_does_not_wait_ends_with_75(world: StoreWorld, ahead: timedelta, mon
         elsewhere.setattr("embedctl.journal.shard_log.utc_now", lambda: utc_now() + ahead)
         logs = holding(world)
     with alive(logs):
-        ended = world.work(hurried=False, flags={"wait": False, "lease": 2.0})
+        ended = world.work(hurried=False, flags={"wait": False, "lease": 60.0})
     assert done(ended, 75).error is not None
 
     done(world.work())

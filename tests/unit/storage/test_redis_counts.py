@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,14 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loaded machine is no slow server: what is awaited comes however long that takes."""
     for name in AS_IT_IS:
         monkeypatch.setattr(redis_counts, name, 10.0)
+
+
+class Patient(World):
+    """The same for its processes."""
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {**super().constants, **{f"embedctl.storage.redis_counts:{name}": 10.0 for name in AS_IT_IS}}
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +325,7 @@ def test_two_homes_share_hits_and_a_kill_harms_no_run(
     wire.reset()
     variables = {"EMBEDCTL_TOKEN_USAGE_CACHE": server.url}
     config = f'[models."openai:{MODEL}"]\nusage_mode = "fallback"\n'
-    worlds = [World(tmp_path / name, wire, forks, variables=dict(variables)) for name in "ab"]
+    worlds = [Patient(tmp_path / name, wire, forks, variables=dict(variables)) for name in "ab"]
     for world in worlds:
         world.home.mkdir(parents=True)
         (world.home / "config.toml").write_text(config)
@@ -333,13 +342,14 @@ def test_two_homes_share_hits_and_a_kill_harms_no_run(
     assert re.search(r'^embedding_token_count_cache_lookup_seconds_sum\{store="redis"\} \d', metrics[1], re.MULTILINE)
     assert json.loads(stats)["token_counts"]["place"] == f"redis://127.0.0.1:{server.port}"
 
-    wire.plan(latency_s=0.3)
+    wire.plan(hold_after=1)
     more = [sentence(number) for number in range(100, 160)]
     worlds[0].table(more)
     running = worlds[0].start("embed", "in.parquet", "-o", "more.parquet", *OPENAI, "--concurrency", "1")
-    while not wire.truth()[8:]:
+    while not wire.held():
         assert running.err.read_text() == ""
     server.kill()
+    wire.plan()
     killed = running.wait()
 
     assert killed.code == 0, killed.err
