@@ -257,6 +257,7 @@ def test_the_grace_time_begins_when_no_answer_came(provider: Wire) -> None:
     ended = run("--wait", "--timeout", 4)
 
     assert ended.code == 0, ended.err
+    assert len(provider.batches()["batches"]) == 1
     check_rows(rows)
     check_bought_once(provider, rows)
 
@@ -318,6 +319,20 @@ def test_results_that_cannot_be_read(provider: Wire, fault: str) -> None:
     check_bill(provider)
     if ended.code == 0:
         check_rows(rows)
+
+
+def test_results_are_looked_for_once_more(provider: Wire) -> None:
+    """Results that were not there at the first look are there at the second; the first outlasted the grace time."""
+    user_settings(SETTINGS.format(most=12).replace("0.05", "0.0001"))
+    rows = texts()
+    table(rows)
+    provider.plan(batch={"each": {"late": 1}})
+
+    ended = run("--wait")
+
+    assert ended.code == 0, ended.err
+    check_rows(rows)
+    check_bought_once(provider, rows)
 
 
 def test_vectors_of_another_width_end_the_run_also_after_canaries(
