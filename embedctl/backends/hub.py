@@ -80,7 +80,9 @@ def _fetch(name: str, into: Path, files: Sequence[str], revision: str | None, en
 
     disable_progress_bars()
     try:
-        info = HfApi(endpoint=endpoint).model_info(name, revision=revision, files_metadata=True)
+        info = HfApi(endpoint=endpoint).model_info(
+            name, revision=revision, files_metadata=True, timeout=hub_access.ANSWER_S
+        )
         commit = info.sha or revision
         snapshot_download(
             name, revision=commit, local_dir=into, allow_patterns=list(files), endpoint=endpoint, max_workers=4

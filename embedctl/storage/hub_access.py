@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 
 from embedctl.errors import ConfigurationInvalid, ExtraMissing
 
+ANSWER_S = 30.0
+"""How long the hub may be silent when it is first asked: its library waits for ever."""
+
 
 def endpoint(environment: Mapping[str, str]) -> str | None:
     """What HF_ENDPOINT says; None where it is not set: Hugging Face itself.

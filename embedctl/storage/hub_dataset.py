@@ -49,7 +49,7 @@ class HubDataset:
 
         self._url = url.at(url.path.rstrip("/"))
         api = HfApi(endpoint=endpoint)
-        found = self._asked(lambda: api.dataset_info(url.bucket, revision=url.revision, timeout=30))
+        found = self._asked(lambda: api.dataset_info(url.bucket, revision=url.revision, timeout=hub_access.ANSWER_S))
         self._files = HfFileSystem(endpoint=endpoint, skip_instance_cache=True)
         self._root = f"datasets/{url.bucket}@{found.sha}/" + (f"{self._url.path}/" if self._url.path else "")
 

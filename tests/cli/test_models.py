@@ -516,6 +516,20 @@ def test_pull_without_network(monkeypatch: pytest.MonkeyPatch, clean_environment
     assert not list((clean_environment / "models").glob("*"))
 
 
+@pytest.mark.parametrize(
+    ("words", "code"), [(["models", "pull", "me/model"], 69), (["embed", "hf://datasets/org/name/a.parquet"], 75)]
+)
+def test_a_silent_hub_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, words: list[str], code: int) -> None:
+    """A hub that takes the connection and says nothing is one line, whoever asks it; an input's run may go on later."""
+    monkeypatch.setattr("embedctl.storage.hub_access.ANSWER_S", 0.5)
+    with bad_server("silent") as port:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+        ended = run(*words)
+
+    assert ended.exit_code == code, ended.output
+    assert "the hub cannot be reached" in ended.stderr.splitlines()[0]
+
+
 def test_a_damaged_file_is_not_pulled(monkeypatch: pytest.MonkeyPatch, clean_environment: Path) -> None:
     """Weights that are not the ones whose digest the hub names are refused, and nothing of them stays."""
     with hub(published(), damaged="onnx/model.onnx") as endpoint:
