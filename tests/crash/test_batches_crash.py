@@ -36,7 +36,7 @@ CONFIG = """
 [providers.openai]
 batch = true
 batch_poll_s = 0.005
-batch_grace_s = 0.5
+batch_grace_s = 1
 batch_max_inputs = 6
 """
 

@@ -21,7 +21,7 @@ CONFIG = """
 [providers.openai]
 batch = true
 batch_poll_s = 0.05
-batch_grace_s = 0.4
+batch_grace_s = 1
 batch_max_inputs = 9
 """
 RUN = ("batch", "run", "in", "-o", "out", "-m", f"openai:{MODEL}", "--dimensions", "8", "--batch-size", "3")
