@@ -29,7 +29,6 @@ from tests.support.wire.client import Wire
 
 TEXTS = [sentence(number) for number in range(60)]
 OPENAI = ("-m", f"openai:{MODEL}", "--dimensions", "8", "--batch-size", "5", "--concurrency", "2")
-SLOW_S = 8
 
 
 class Talkative(World):

@@ -43,15 +43,6 @@ def wait_for_requests(wire: Wire, count: int) -> None:
     raise AssertionError(f"only {len(wire.truth())} requests came")
 
 
-def wait_for_intents(output: Path) -> None:
-    """Until requests are about to be sent: the server counts them when it has answered."""
-    for _ in range(3000):
-        if any(path.stat().st_size > 100 for path in output.rglob("*.intents")):
-            return
-        time.sleep(0.01)
-    raise AssertionError("no request was to be sent")
-
-
 def wait_for_held(wire: Wire) -> None:
     """Until a request is at the server, which does not answer it."""
     end = time.monotonic() + 120
