@@ -195,26 +195,24 @@ def is_marked_living(fd: int) -> bool:
 
 def is_held(path: Path) -> bool:
     """Whether a living process holds the lock at `path`; False where there is no such file."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return not _take(fd, path, fcntl.LOCK_SH)
-    finally:
-        os.close(fd)
+    return _look(path, lambda fd: not _take(fd, path, fcntl.LOCK_SH))
 
 
 def is_abandoned(path: Path) -> bool:
     """Whether a process has held the lock at `path` and none does now; False for a file that somebody has just made,
     and not locked yet: a lock is signed by who holds it.
     """
+    return _look(path, lambda fd: bool(_signature(fd)) and _take(fd, path, fcntl.LOCK_SH))
+
+
+def _look(path: Path, asked: Callable[[int], bool]) -> bool:
+    """What is asked of an open lock file; False where there is none."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        return bool(_signature(fd)) and _take(fd, path, fcntl.LOCK_SH)
+        return asked(fd)
     finally:
         os.close(fd)
 

@@ -152,8 +152,8 @@ class Home:
         return self.masks(next(filter(where, entries)))
 
     def files(self, folder: Path) -> list[str]:
-        """Everything below a folder, with its mode; but what is half written where a kill came, for an hour."""
-        whole = [path for path in folder.rglob("*") if not path.name.startswith(".tmp-")]
+        """Everything below a folder, with its mode; but a spool file half written where a kill came, for an hour."""
+        whole = [path for path in folder.rglob("*") if not path.match("spool/.tmp-*")]
         return sorted({f"{stat.filemode(path.stat().st_mode)} {self.name(path)}" for path in whole})
 
     def name(self, path: Path) -> str:

@@ -21,6 +21,7 @@ from embedctl.runs.receipt import Receipt
 from embedctl.storage import Disk
 from tests.support.crashed_runs import Small
 from tests.support.processes import MODEL, ROOT, World, Zygote, sentence
+from tests.support.serving import until
 from tests.support.wire.client import Wire
 
 TEXTS = [sentence(number) for number in range(60)]
@@ -41,14 +42,6 @@ def wait_for_requests(wire: Wire, count: int) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(f"only {len(wire.truth())} requests came")
-
-
-def wait_for_held(wire: Wire) -> None:
-    """Until a request is at the server, which does not answer it."""
-    end = time.monotonic() + 120
-    while not wire.held():
-        assert time.monotonic() < end, "no request came"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -87,7 +80,7 @@ def test_stopped_twice(world: World) -> None:
     """A second signal ends the process without waiting for answers, still safe."""
     world.wire.plan(hold_after=0)
     child = world.start("batch", "run", "in", "-o", "out", *OPENAI)
-    wait_for_held(world.wire)
+    until(lambda: world.wire.held() > 0)
     child.told_to_stop()
     child.kill(signal.SIGTERM)
     ended = child.wait()

@@ -188,7 +188,8 @@ def test_a_poisonous_text_takes_nobody_s_provider(wire: Wire, tmp_path: Path, ki
         assert {one.code for one in replies[2:]} == {"circuit_open"}
         assert all(int(one.headers["retry-after"]) >= 1 for one in replies[2:])
         assert [one.status for one in others] == [200] * 3
-        assert (shown["state"], shown["inputs_put_off"] >= 1) == ("closed", True)
+        assert shown["state"] == "closed"
+        assert 1 <= shown["inputs_put_off"] <= 1 + number  # texts of earlier tries may still be
         assert [one["fault"] for one in sent].count("ok") == 3
         assert len(sent) == 5 + 3
         assert bill(server).attempts == len(wire.truth())

@@ -523,7 +523,7 @@ def test_a_circuit_opens_and_closes(wire: Wire, tmp_path: Path) -> None:
     assert done.error is None
     assert State.OPEN in seen
     assert seen[-1] is State.CLOSED
-    assert 0 < sum(done.slept) < 180  # a waiting request would sit out the probe's 180 s if nobody woke it
+    assert 0 < sum(done.slept) < 120  # a waiting request would sit out the probe's 180 s if nobody woke it
     assert len([line for line in done.waits if "failed too often" in line or "no provider can be asked" in line]) <= 2
 
 
