@@ -142,6 +142,30 @@ def test_every_module_says_what_it_is() -> None:
     assert [name for name, tree in modules(SOURCE) if not ast.get_docstring(tree)] == []
 
 
+LISTING = re.compile(r"\.r?glob\(|\.iterdir\(|\blistdir\(|\bscandir\(|\bos\.walk\(")
+LISTED_APART = {
+    "cli/_ledger.py": "a hint, and any refusal is no hint",
+    "cli/models/pull.py": "the model that was just fetched",
+    "doctor.py": "any refusal is told there",
+    "inputs/files.py": "the user's files, each with its kind",
+    "ledger/schema.py": "the package itself",
+    "providers/_registry.py": "the package itself",
+    "server/jobs/media.py": "as many names as may be, each with its kind",
+    "server/jobs/store.py": "each name with its kind",
+    "storage/files.py": "`paths_in` itself, and folders that are held open",
+    "storage/store.py": "a tree, as a store lists it",
+    "tokens.py": "the hub's own cache; it knows no storage",
+}
+"""What lists a folder without `storage.paths_in`, and why."""
+
+
+def test_folders_are_listed_by_one_function() -> None:
+    """A folder that another process removes holds nothing; `Path.glob` raises, so nobody calls it."""
+    found = {str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if LISTING.search(path.read_text("utf-8"))}
+
+    assert found == set(LISTED_APART)
+
+
 def test_no_module_is_named_after_nothing() -> None:
     """No util, helper, manager, common or misc: a file's name says what is in it."""
     vague = re.compile(r"(util|helper|manager|common|misc|info)s?(_|$)")

@@ -13,6 +13,7 @@ import orjson
 from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid
 from embedctl.records import expanded
+from embedctl.storage import paths_in
 
 Pooling = Literal["mean", "cls"]
 
@@ -58,9 +59,7 @@ def home(name: str, pulled: Path) -> Path:
 
 def pulled_names(pulled: Path) -> dict[str, Path]:
     """OWNER/NAME of every model that `models pull` has brought, and where it is."""
-    if not pulled.is_dir():
-        return {}
-    found = sorted(path for path in pulled.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = [path for path in paths_in(pulled) if path.is_dir() and not path.name.startswith(".")]
     return {path.name.replace("--", "/", 1): path for path in found}
 
 

@@ -263,9 +263,9 @@ def _is_settled(paths: LedgerPaths, trust: Trust, state: Path) -> bool:
     The folder is whatever the file says: nothing is made in one that is not a run's, and only journals of this home
     are read. A dead run of another home counts until that home has taken in what it spent.
     """
-    if not (state / LOCK).exists():
-        return not any((state / JOURNAL).glob("*"))
     try:
+        if not (state / LOCK).exists():
+            return not storage.paths_in(state / JOURNAL)
         storage.check_own(state)
         with locks.hold(state / LOCK, command=locks.RECOVERY):
             give = segment_owners.routed(state, partial(spool.publish, paths.spool), trust, ledger=paths.database)

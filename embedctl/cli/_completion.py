@@ -39,15 +39,15 @@ _PLAIN = re.compile(r"[\w.@:/-]+")
 def models(incomplete: str) -> list[str]:
     """PROVIDER:NAME of the catalog's models, the settings' and the pulled ones; bare names when no provider fits."""
     from embedctl.providers import catalog
+    from embedctl.storage import paths_in
 
     served = [one for one in catalog.models() if one.served and one.status != "retired"]
     names = [one.id for one in served]
     if settings := _settings():
         for provider, place in settings.providers.items():
             names += [f"{provider}:{name}" for name in (*place.models, *([place.model] if place.model else []))]
-        pulled = settings.paths.models
-        if pulled.is_dir():
-            names += [_pulled(path) for path in pulled.iterdir() if path.is_dir()]
+        with contextlib.suppress(EmbedctlError):
+            names += [_pulled(path) for path in paths_in(settings.paths.models) if path.is_dir()]
     return _fitting(names, incomplete) or _fitting([one.name for one in served], incomplete)
 
 

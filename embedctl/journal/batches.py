@@ -29,7 +29,7 @@ from embedctl.journal.frames import Begun, Keyed, Scan, Step
 from embedctl.journal.segments import Log
 from embedctl.journal.trust import Trust
 from embedctl.records import TEXT_HASH_BYTES, decoder, uuid7
-from embedctl.storage import DISK, Disk, locks
+from embedctl.storage import DISK, Disk, locks, paths_in
 
 BATCHES = f".v{frames.FORMAT}.batches"
 
@@ -332,7 +332,7 @@ def _merge(found: dict[str, Batch], said: Sequence[Batch]) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"*{BATCHES}")) if folder.is_dir() else []
+    return paths_in(folder, f"*{BATCHES}")
 
 
 def _read(path: Path, trust: Trust, *, refuse_living: bool = False) -> list[Batch]:

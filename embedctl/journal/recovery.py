@@ -26,7 +26,7 @@ from embedctl.journal.old_frames import OldScan
 from embedctl.journal.segments import ANSWERS, INTENTS, OLD_ANSWERS, OLD_INTENTS
 from embedctl.journal.trust import Trust
 from embedctl.records import JOURNAL_DAMAGED, UsageEvent, VectorRef
-from embedctl.storage import locks
+from embedctl.storage import locks, paths_in
 
 ELSEWHERE_S = 60.0
 """A segment that another machine has written within so many seconds may be a living run's: locks do not tell."""
@@ -158,11 +158,9 @@ def recover(folder: Path, trust: Trust, *, fenced: bool = False) -> Recovered:
         fenced: Whoever wrote it can add nothing any more, on whatever machine: it is a copy.
 
     Raises:
-        StorageFailed: A file may not be opened. What the files hold never raises.
+        OutputRefused, StorageFailed: The folder, or a file in it, may not be opened. What the files hold never raises.
     """
-    if not folder.is_dir():
-        return Recovered(folder)
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in paths_in(folder)}
     segments: list[RecoveredSegment] = []
     remains: list[Path] = []
     foreign: list[Path] = []

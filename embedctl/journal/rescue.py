@@ -61,7 +61,7 @@ def lost(journal: Path, count: int) -> Warned:
 
 def foreign_journals(state: Path) -> list[Path]:
     """Journals in a state folder that were set aside."""
-    return sorted(path for path in state.glob(f"{FOREIGN_PREFIX}*") if path.is_dir() and not path.is_symlink())
+    return [path for path in storage.paths_in(state, f"{FOREIGN_PREFIX}*") if path.is_dir() and not path.is_symlink()]
 
 
 def journals(state: Path) -> Iterator[Path]:
@@ -91,5 +91,5 @@ def set_aside(state: Path, recovered: Recovered, disk: Disk = DISK) -> Path | No
 
 def forget_foreign(journal: Path, disk: Disk = DISK) -> None:
     """Remove a folder of journals that were set aside once all of them are spooled; the journal itself stays."""
-    if journal.name.startswith(FOREIGN_PREFIX) and {path.name for path in journal.iterdir()} <= {OWNERS}:
+    if journal.name.startswith(FOREIGN_PREFIX) and {path.name for path in storage.paths_in(journal)} <= {OWNERS}:
         storage.remove_tree(disk, journal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from embedctl import storage
 from embedctl.dataclass import dataclass
 from embedctl.errors import ConfigurationInvalid
 from embedctl.settings import Paths
@@ -38,7 +39,7 @@ class LedgerPaths:
         Raises:
             ConfigurationInvalid: It is no database, and nothing beside it says that it was one.
         """
-        if self.spool == self.database.with_name("spool") or any(self.done.glob("*")):
+        if self.spool == self.database.with_name("spool") or storage.paths_in(self.done):
             return
         try:
             with self.database.open("rb") as file:

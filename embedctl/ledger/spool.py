@@ -136,11 +136,7 @@ def pending(folder: Path) -> list[Path]:
         OutputRefused: The folder is a symbolic link, or another user's.
     """
     storage.check_own_folder(folder)
-    try:
-        names = [path.name for path in folder.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [folder / name for name in sorted(names) if name.endswith(SUFFIX) and not name.startswith(".")]
+    return [path for path in storage.paths_in(folder, f"*{SUFFIX}") if not path.name.startswith(".")]
 
 
 def bad_lines_note(count: int) -> str:

@@ -165,7 +165,7 @@ class FolderOutput:
         """Put all failures into one file, and swap the new parts in. An input without rows leaves an empty part."""
         if layout is not None and not self.parts(self.into):
             self.put(Finished(number=0, tables=iter(()), layout=layout, facts=facts, failed=()))
-        listed = sorted(self.failed.glob("*.jsonl"))
+        listed = storage.paths_in(self.failed, "*.jsonl")
         target = self.next / FAILURES if self.replacing else self.failures_path
         if listed:
             self.disk.make_folder(target.parent)
@@ -268,7 +268,7 @@ class FolderOutput:
 
     def holds_more_than_state(self) -> bool:
         """Whether anything but our own state stands in the folder: without that, it would be nobody's."""
-        return any(path != self.state for path in self.folder.iterdir())
+        return any(path != self.state for path in storage.paths_in(self.folder))
 
     def existing(self, request: OutputRequest) -> Existing:
         """What is there, under its lock.
@@ -305,7 +305,7 @@ class FolderOutput:
         if found is not None and not (request.overwrite and request.space != Space(**found["space"])):
             there.space = Space(**found["space"])
         if not request.retry_failed:
-            there.failed = failures.of([self.failures_path, *sorted(self.failed.glob("*.jsonl"))])
+            there.failed = failures.of([self.failures_path, *storage.paths_in(self.failed, "*.jsonl")])
         complete = same and record.get("state") == "complete" and len(parts) == record.get("parts")
         if complete and not there.damaged and (not request.overwrite or has_begun(there.recovered)):
             counts = row_counts(record.get("counts"))
@@ -326,7 +326,7 @@ class FolderOutput:
 
     def peek(self, request: OutputRequest) -> Existing:
         """What is there, for one who changes nothing."""
-        bought = [*sorted(self.kept.glob("*.parquet")), *self.parts(self.next)]
+        bought = [*storage.paths_in(self.kept, "*.parquet"), *self.parts(self.next)]
         return peeked(self.state, self.trust, self.parts(), bought, self.failures_path, request)
 
     def close(self) -> None:
@@ -363,7 +363,7 @@ def lock_of(output: Path, *, is_folder: bool) -> Path:
 
 def parts_of(folder: Path) -> list[Path]:
     """The parts of an output folder, in order. Whoever reads an output asks here which files it is."""
-    return sorted(folder.glob(PART_PATTERN))
+    return storage.paths_in(folder, PART_PATTERN)
 
 
 def _is_whole(output: FolderOutput, *, replacing: bool) -> bool:
@@ -376,7 +376,7 @@ def _sources(output: FolderOutput, request: OutputRequest, there: Existing, part
     """Every part whose vectors may be taken: those that this run replaces, and what unfinished runs have bought."""
     space = there.space or request.space
     old = parts if output.replacing else []
-    bought = [*sorted(output.kept.glob("*.parquet")), *(output.into / part_name(number) for number in there.done)]
+    bought = [*storage.paths_in(output.kept, "*.parquet"), *(output.into / part_name(number) for number in there.done)]
     for path in [*(old if request.reuse and not request.overwrite else []), *bought]:
         found = parquet.read_metadata(path)
         if found is None or (space is not None and found["space_id"] != space.space_id):

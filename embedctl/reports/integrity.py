@@ -14,6 +14,7 @@ from embedctl.ledger.database import Connection
 from embedctl.ledger.paths import LedgerPaths
 from embedctl.ledger.rating import microseconds
 from embedctl.records import JOURNAL_DAMAGED
+from embedctl.storage import paths_in
 
 _DAY_MS = 86_400_000
 _NAMED = 5
@@ -149,7 +150,7 @@ def findings(
         "killed {run has its folder|runs have their folders} gone; what was spent is counted from the home's copy: ",
         listed,
     )
-    aside = sorted(paths.database.parent.glob(paths.database.name + ".bad-*"))
+    aside = paths_in(paths.database.parent, paths.database.name + ".bad-*")
     names = ", ".join(path.name for path in aside)
     yield _look("set aside", len(aside), "none", "damaged {ledger lies|ledgers lie} beside it: ", names)
 

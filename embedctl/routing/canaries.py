@@ -28,7 +28,7 @@ from embedctl import storage
 from embedctl.backends.http import urls
 from embedctl.dataclass import dataclass
 from embedctl.routing.endpoint import Endpoint
-from embedctl.storage import DISK, locks
+from embedctl.storage import DISK, locks, paths_in
 
 TEXTS = (
     "The harbour office opens at 7:30; ships that arrive earlier wait outside the breakwater.",
@@ -254,7 +254,7 @@ def _times(path: Path) -> Mapping[str, Sequence[float]]:
 
 def every(folder: Path) -> list[HostRecord]:
     """What a home knows of all hosts in all spaces."""
-    return [record for path in sorted(folder.glob("*.json")) for record in load(path).values()]
+    return [record for path in paths_in(folder, "*.json") for record in load(path).values()]
 
 
 def is_word(value: object) -> bool:

@@ -17,7 +17,7 @@ import orjson
 
 from embedctl.errors import EmbedctlError
 from embedctl.routing.breaker import Snapshot, State
-from embedctl.storage import DISK, locks, read_small, replace
+from embedctl.storage import DISK, locks, paths_in, read_small, replace
 from embedctl.storage.locks import Lock
 
 MAX_BYTES = 1 << 20
@@ -72,7 +72,7 @@ class Circuits:
 def sweep(folder: Path) -> int:
     """Remove what runs left that were killed; how many of them."""
     gone = 0
-    for name in sorted({path.stem for path in (*folder.glob("*.json"), *folder.glob("*.lock"))}):
+    for name in sorted({path.stem for path in (*paths_in(folder, "*.json"), *paths_in(folder, "*.lock"))}):
         file = folder / f"{name}.json"
         if locks.is_held(file.with_suffix(".lock")):
             continue
@@ -87,15 +87,16 @@ def ask_to_close(folder: Path, provider: str) -> None:
     """Ask running jobs to close a provider's circuits: they look while they wait.
 
     Raises:
-        OSError: The folder cannot be written to.
+        OutputRefused, StorageFailed: The folder cannot be made, or written to.
     """
-    (folder / f"{provider}.reset").touch(mode=0o600)
+    DISK.make_folder(folder)
+    replace(DISK, folder / f"{provider}.reset", b"")
 
 
 def running(folder: Path) -> list[dict[str, Any]]:
     """Circuits that are not closed, of runs that live: provider, model, state, failures, results, reason, run."""
     found: list[dict[str, Any]] = []
-    for file in sorted(folder.glob("*.json")):
+    for file in paths_in(folder, "*.json"):
         if not locks.is_held(file.with_suffix(".lock")):
             continue
         with suppress(OSError, orjson.JSONDecodeError, TypeError):

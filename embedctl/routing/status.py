@@ -164,8 +164,7 @@ def forget(settings: Settings, name: str, *, now_s: float | None = None) -> int:
 
     learned.update(settings.paths.home / "hints.json", change, time.time() if now_s is None else now_s)
     ill = [one for one in circuits.running(settings.paths.home / "circuits") if one["provider"] == name]
-    if ill:
-        circuits.ask_to_close(settings.paths.home / "circuits", name)
+    circuits.ask_to_close(settings.paths.home / "circuits", name)  # also when none is ill: what is ill is told late
     return forgotten + len(ill)
 
 

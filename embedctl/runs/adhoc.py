@@ -202,7 +202,7 @@ def _registered(settings: Settings, chain: FallbackChain, run_id: UUID, command:
         try:
             yield folder / JOURNAL
         finally:
-            if not any((folder / JOURNAL).glob("*")):  # closed: everything is in the spool
+            if not storage.paths_in(folder / JOURNAL):  # closed: everything is in the spool
                 runs.forget(run)
                 with suppress(EmbedctlError):
                     storage.remove_tree(storage.DISK, folder)

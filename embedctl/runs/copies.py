@@ -19,7 +19,7 @@ from embedctl.journal.segments import COPY, INTENTS
 from embedctl.journal.trust import Trust
 from embedctl.records import UNOBSERVED, Observer, Warned
 from embedctl.runs.registry import RunEntry, RunRegistry
-from embedctl.storage import DISK, Disk, check_own_folder
+from embedctl.storage import DISK, Disk, check_own_folder, paths_in
 
 
 def recover_copies(
@@ -71,7 +71,7 @@ def recover_copies(
 
 def _copies(attempts: Path) -> Iterator[tuple[Path, str]]:
     """Every copy and its segment's id, oldest first."""
-    return ((path, path.name.removesuffix(COPY)) for path in sorted(attempts.glob(f"*{COPY}")))
+    return ((path, path.name.removesuffix(COPY)) for path in paths_in(attempts, f"*{COPY}"))
 
 
 def _run_of(run_ids: list[UUID | None], runs: RunRegistry) -> RunEntry | None:

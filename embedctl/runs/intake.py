@@ -6,10 +6,9 @@ Reports come through here each time: nothing is imported, and no file is opened,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedctl import storage
@@ -105,12 +104,10 @@ def _is_left(paths: Paths) -> bool:
 
     Runs that died before homes kept copies of them are found by the next run, and by `usage ingest`.
     """
-    files = [*_files(paths.attempts), *_files(paths.journal, "*/journal/*")]
+    files = [*storage.paths_in(paths.attempts)]
+    for call in storage.paths_in(paths.journal):
+        files += storage.paths_in(call / "journal")
     return not all(map(locks.is_held, files))
-
-
-def _files(folder: Path, pattern: str = "*") -> Iterator[Path]:
-    return folder.glob(pattern) if folder.is_dir() else iter(())
 
 
 def is_read_only(ledger: LedgerPaths) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from embedctl.dataclass import dataclass
 from embedctl.records import format_usd, total_cost
 from embedctl.settings import Paths
+from embedctl.storage import paths_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ def pending(paths: Paths, workspaces: Collection[str] = (), *, ledger: str | Non
         workspaces: Only what these pay for; none: everybody.
         ledger: Only what belongs to this one.
     """
-    if not paths.batches.is_dir() or not any(paths.batches.iterdir()):
+    if not paths_in(paths.batches):
         return None
     from embedctl.journal.batches import known  # reports start without
     from embedctl.runs.registry import home_trust

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from uuid import UUID
 
-from embedctl.errors import EmbedctlError
+from embedctl.errors import EmbedctlError, OutputRefused
 from embedctl.journal.rescue import JOURNAL
 from embedctl.outputs import Output
 from embedctl.records import Event, Progressed, RowCounts
@@ -14,7 +15,7 @@ from embedctl.runs import registry
 from embedctl.runs.job import JobRequest
 from embedctl.runs.receipt import RESUMABLE, Spending
 from embedctl.runs.registry import RunRegistry, State
-from embedctl.storage import Disk
+from embedctl.storage import Disk, paths_in
 from embedctl.storage.background import Background
 
 EVERY_S = 5.0
@@ -69,8 +70,9 @@ class Registration:
             if run.state in (*registry.OPEN, "waiting") and run.folder == self._entry.folder:
                 self._registry.update(run, state="interrupted")
         for run in entries[KEPT_RUNS:]:
-            if run.finished_at is not None and not any((run.folder / JOURNAL).glob("*")):
-                self._disk.unlink(self._registry.folder / f"{run.run_id}.json")
+            with suppress(OutputRefused):  # nobody may look into it: nobody knows that it holds nothing
+                if run.finished_at is not None and not paths_in(run.folder / JOURNAL):
+                    self._disk.unlink(self._registry.folder / f"{run.run_id}.json")
         self._registry.register(self._entry)
 
     def running(self) -> None:

@@ -21,7 +21,7 @@ from embedctl.journal.trust import Trust, home_secret
 from embedctl.ledger import segment_owners
 from embedctl.records import UNOBSERVED, Observer, from_json, storable, stored, to_json, utc_now
 from embedctl.settings import LEDGER_NAME, Paths
-from embedctl.storage import DISK, Disk, check_own, publish, read_small, remove_tree, replace
+from embedctl.storage import DISK, Disk, check_own, paths_in, publish, read_small, remove_tree, replace
 from embedctl.storage.locks import RECOVERY, hold, is_held
 
 State = Literal["accepted", "running", "completed", "partial", "failed", "interrupted", "waiting"]
@@ -137,9 +137,7 @@ class RunRegistry:
 
         Files that are no runs are passed over.
         """
-        if not self.folder.is_dir():
-            return []
-        paths = sorted(self.folder.glob("*.json"), reverse=True)
+        paths = reversed(paths_in(self.folder, "*.json"))
         runs = [run for path in paths if (run := _loaded(path)) is not None]
         return sorted(map(_as_it_is, runs), key=lambda run: run.started_at, reverse=True)
 
@@ -157,7 +155,7 @@ class RunRegistry:
 
     def broken(self) -> list[Path]:
         """Files that stand among the entries and are none."""
-        return [path for path in sorted(self.folder.glob("*.json")) if _loaded(path) is None]
+        return [path for path in paths_in(self.folder, "*.json") if _loaded(path) is None]
 
     def is_registered(self, state: Path, *, without: UUID | None = None) -> bool:
         """Whether the newest run in this state folder has not finished.
@@ -219,9 +217,9 @@ def recover_dead(
     """
     put = 0
     for folder, keeps_vectors in _folders(RunRegistry(runs_folder, disk=disk).all(), str(ledger.absolute())).items():
-        if not any(any(journal.glob("*")) for journal in journals(folder)):
-            continue
         try:
+            if not any(map(paths_in, journals(folder))):
+                continue
             check_own(folder)
             with hold(folder / LOCK, command=RECOVERY):
                 for journal in list(journals(folder)):
@@ -243,12 +241,12 @@ def sweep(journals: Path, *, disk: Disk = DISK) -> int:
         journals: Where they are: `Paths.journal`.
     """
     gone = 0
-    for folder in sorted(journals.glob("*/")):
-        if is_held(folder / LOCK) or any((folder / JOURNAL).glob("*")):
+    for folder in paths_in(journals):
+        if not folder.is_dir() or is_held(folder / LOCK) or paths_in(folder / JOURNAL):
             continue
         try:
             with hold(folder / LOCK, command=RECOVERY):
-                if not any((folder / JOURNAL).glob("*")):
+                if not paths_in(folder / JOURNAL):
                     remove_tree(disk, folder)
                     gone += 1
         except (Locked, OutputRefused):  # it lives after all, or another one was faster

@@ -22,6 +22,7 @@ from embedctl.outputs.parquet import Part
 from embedctl.outputs.shard import FAILURES_FOLDER, PARTS
 from embedctl.runs.registry import OPEN, RunEntry, RunRegistry, home_trust, named
 from embedctl.settings import Paths
+from embedctl.storage import paths_in
 
 COMMANDS = ("batch run", "embed")
 """What embeds inputs; searches, tests and the like are registered for their spending alone."""
@@ -105,15 +106,17 @@ def batch_row(one: Batch) -> dict[str, Any]:
 def whereabouts(run: RunEntry, row_id: str) -> dict[str, Any]:
     """What became of one row: embedded, failed, skipped; waiting while the run has not ended, else absent."""
     folder = Path(run.output)
-    unfinished = [*folder.glob(f"{STATE_FOLDER}/failed/*.jsonl")]
-    unfinished += [*folder.glob(f"{FAILURES_FOLDER}*.jsonl"), *folder.glob(f"{SHARDS}*/failed/*.jsonl")]
+    unfinished = paths_in(folder / STATE_FOLDER / "failed", "*.jsonl")
+    unfinished += paths_in(folder / FAILURES_FOLDER, "*.jsonl")
+    for shard in paths_in(folder / SHARDS):
+        unfinished += paths_in(shard / "failed", "*.jsonl")
     for failure in failures([failures_file(folder), *unfinished]):
         if str(failure["id"]) == row_id:
             return {"id": row_id, "state": "skipped" if failure.get("skipped") else "failed", "failure": failure}
     for parts in (
         [folder] if folder.is_file() else [],
         parts_of(folder / STATE_FOLDER / "next"),
-        sorted(folder.glob(PARTS)),
+        paths_in(folder, PARTS),
     ):
         for path in parts:
             if chunks := Part(path, 0).rows_of(row_id):

@@ -865,9 +865,7 @@ def refuse_what_stores_cannot(job: JobRequest) -> None:
 
 def dead_workers(scratch: Path) -> frozenset[str]:
     """Workers of the job on this machine whose process is dead."""
-    if not scratch.is_dir():
-        return frozenset()
-    return frozenset(path.name for path in scratch.iterdir() if locks.is_abandoned(path / LOCK))
+    return frozenset(path.name for path in storage.paths_in(scratch) if locks.is_abandoned(path / LOCK))
 
 
 def _units(sizes: Sequence[inputs.FileSize]) -> Iterator[Unit]:

@@ -81,7 +81,7 @@ def shared_folder(folder: Path, *, workers: int) -> Store | None:
             raise WrongUsage(f"--workers writes a folder of parts, not {folder}", hint="-o names a folder")
         _check_folder(folder)
         state = folder / STATE_FOLDER
-        is_other = (state / RECORD).exists() or any((state / JOURNAL).glob("*")) or locks.is_held(state / LOCK)
+        is_other = (state / RECORD).exists() or storage.paths_in(state / JOURNAL) or locks.is_held(state / LOCK)
     except OSError as refusal:
         if workers == 1:
             return None
@@ -110,7 +110,7 @@ def _check_folder(folder: Path) -> None:
         raise OutputRefused(f"{folder} is a file", hint="-o names a folder; `embed` writes files")
     if folder.is_symlink() and not folder.exists():
         raise OutputRefused(f"{folder} is a symbolic link to nowhere", hint="remove it, or choose another -o")
-    if folder.is_dir() and not (folder / STATE_FOLDER).is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not (folder / STATE_FOLDER).is_dir() and storage.paths_in(folder):
         raise OutputRefused(
             f"{folder} is not empty and not embedctl's", hint="choose a new folder: nothing in it is touched"
         )
@@ -138,7 +138,7 @@ def held(out: Output, job: JobRequest, disk: Disk) -> Iterator[Lock]:
         try:
             yield lock
         except EmbedctlError:
-            if made and not any((out.state / JOURNAL).glob("*")) and not out.holds_more_than_state():
+            if made and not storage.paths_in(out.state / JOURNAL) and not out.holds_more_than_state():
                 storage.remove_tree(disk, out.state)
                 for folder in made[1:]:
                     disk.remove_folder(folder)

@@ -62,7 +62,7 @@ def _taken(
             trust,
             keeps_vectors=False,
         )
-        if not any((run.folder / JOURNAL).glob("*")):
+        if not storage.paths_in(run.folder / JOURNAL):
             registry.forget(run)
             storage.remove_tree(storage.DISK, run.folder)
     return vectors

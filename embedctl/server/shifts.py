@@ -88,7 +88,7 @@ class Shift:
 
     def _leave(self) -> None:
         self.money.close()
-        empty = not any((self._folder / JOURNAL).glob("*"))
+        empty = not storage.paths_in(self._folder / JOURNAL)
         if empty and self._registry is not None and self._entry is not None:
             self._registry.forget(self._entry)
             with suppress(EmbedctlError):

@@ -8,6 +8,7 @@ from embedctl.storage.files import TEMPORARY_PREFIX as TEMPORARY_PREFIX
 from embedctl.storage.files import AtomicFile as AtomicFile
 from embedctl.storage.files import check_own as check_own
 from embedctl.storage.files import check_own_folder as check_own_folder
+from embedctl.storage.files import paths_in as paths_in
 from embedctl.storage.files import private_folder as private_folder
 from embedctl.storage.files import publish as publish
 from embedctl.storage.files import remove_leftovers as remove_leftovers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import os
 import stat
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from embedctl.errors import EmbedctlError
+from embedctl.errors import EmbedctlError, OutputRefused
 from embedctl.records import uuid7
 from embedctl.storage.disk import DISK as DISK
 from embedctl.storage.disk import Buffer as Buffer
@@ -52,16 +53,32 @@ def replace(disk: Disk, path: Path, content: Content, *, mode: int = 0o600, for_
     growing.put(path, over=True)
 
 
+def paths_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """What a folder holds under names that fit a pattern, in order; nothing where there is none, also when another
+    process removes it meanwhile: `Path.glob` and `Path.iterdir` raise then.
+
+    Raises:
+        OutputRefused: It may not be looked into.
+    """
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - names alone
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as refusal:
+        raise OutputRefused(
+            f"cannot look into {folder}: {os.strerror(refusal.errno or 0)}", hint="whose is it, and what is its mode?"
+        ) from refusal
+    return [folder / name for name in sorted(fnmatch.filter(names, pattern))]
+
+
 def remove_leftovers(disk: Disk, folder: Path, *, older_than_s: float = 0) -> int:
     """Remove the unfinished files a dead process left in `folder`; how many.
 
     Args:
         older_than_s: 0 only under the folder's lock; where others may be writing, longer than they take.
     """
-    if not folder.is_dir():
-        return 0
     before = uuid7(time.time() - older_than_s).hex if older_than_s else "g"
-    leftovers = [path for path in sorted(folder.iterdir()) if path.name.startswith(TEMPORARY_PREFIX)]
+    leftovers = paths_in(folder, f"{TEMPORARY_PREFIX}*")
     leftovers = [path for path in leftovers if path.name.removeprefix(TEMPORARY_PREFIX) < before]
     for path in leftovers:
         if stat.S_ISDIR(path.lstat().st_mode):
@@ -150,7 +167,7 @@ def check_own(folder: Path) -> None:
     if found.st_uid != os.geteuid():
         raise not_own(folder, "another user's")
     if stat.S_ISDIR(found.st_mode):
-        for path in _paths(folder):
+        for path in paths_in(folder):
             check_own(path)
     elif not stat.S_ISREG(found.st_mode):
         raise not_own(folder, "a pipe or device")
@@ -172,16 +189,6 @@ def check_own_folder(folder: Path) -> None:
         raise not_own(folder, "a symbolic link or no folder")
     if found.st_uid != os.geteuid():
         raise not_own(folder, "another user's")
-
-
-def _paths(folder: Path) -> list[Path]:
-    """What a folder holds; nothing when it is removed meanwhile."""
-    try:
-        return list(folder.iterdir())
-    except FileNotFoundError:
-        return []
-    except OSError as refusal:
-        raise not_own(folder, "not readable") from refusal
 
 
 class AtomicFile:

@@ -15,6 +15,7 @@ from embedctl.errors import InputInvalid, InputMissing
 from embedctl.outputs import FAILURES, RECORD, STATE_FOLDER
 from embedctl.outputs.shard import PARTS
 from embedctl.runs import store_plan
+from embedctl.storage import paths_in
 from embedctl.storage.store import OutputFolder, Store, StoredObject
 from embedctl.storage.store_url import StoreUrl
 from embedctl.storage.stores import Stores
@@ -59,7 +60,7 @@ def open_on_store(url: StoreUrl, stores: Stores) -> Stored:
 
 def open_here(path: Path) -> Stored:
     """The output at a path, also where several workers have written it as on a store. Raises as `open_stored`."""
-    parts = sorted(path.glob(PARTS)) if (path / store_plan.PLAN).is_file() else []
+    parts = paths_in(path, PARTS) if (path / store_plan.PLAN).is_file() else []
     if not parts:
         return open_stored(path)
     return assembled(path, map(look, parts), _BesideParts(OutputFolder(path)), is_folder=True)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from embedctl.cli import app
 from embedctl.routing import learned
+from embedctl.routing.circuits import Circuits
 from embedctl.routing.learned import Account, Learned, Served
 from embedctl.storage import locks
 from tests.support.bad_servers import bad_server
@@ -225,6 +226,20 @@ def test_hints_and_circuits(wire: Wire) -> None:
     assert (circuits / "openai.reset").exists()
     after = {row["provider"]: row for row in orjson.loads(run("providers", "--json").stdout)["data"]}["openai"]
     assert (after["circuit"], after["held_s"]) == ("closed", None)
+
+
+def test_a_reset_reaches_circuits_that_nobody_has_told_of(wire: Wire) -> None:
+    """A job that has just given a provider up, and has not written that down yet, is asked to close its circuits."""
+    home = Path(os.environ["EMBEDCTL_HOME"])
+    job = Circuits(home / "circuits", "job")
+    assert not job.asked_to_close("openai")
+    ended = run("providers", "reset", "openai", "--json")
+
+    assert orjson.loads(ended.stdout) == {"provider": "openai", "forgotten": 0}
+    assert job.asked_to_close("openai")
+    assert not job.asked_to_close("openai")
+    assert not job.asked_to_close("cohere")
+    assert not Circuits(home / "circuits", "a job that begins later").asked_to_close("openai")
 
 
 def _now() -> float:

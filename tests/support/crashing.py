@@ -57,15 +57,26 @@ class CrashingDisk(Disk):
 
     Attributes:
         torn: The operation it dies in is half done, when it is a write.
+        lacks: Bytes of a torn write that are not done; None: a third of them or six, in turn.
+        counts: Which operations are numbered, by what `trace` says of them.
         graveyard: A folder beside the tested one. When given, `lose_power` loses, keeps, tears or zeroes what was
             not synced, as `seed` decides.
     """
 
     def __init__(
-        self, at: int | None = None, *, torn: bool = False, graveyard: Path | None = None, seed: int = 0
+        self,
+        at: int | None = None,
+        *,
+        torn: bool = False,
+        lacks: int | None = None,
+        counts: Callable[[str], bool] = lambda operation: True,
+        graveyard: Path | None = None,
+        seed: int = 0,
     ) -> None:
         self.at = at
         self.torn = torn
+        self.lacks = lacks
+        self.counts = counts
         self.count = 0
         self.dead = False
         self.trace: list[str] = []
@@ -82,13 +93,14 @@ class CrashingDisk(Disk):
         with self._lock:
             if self.dead:
                 raise Crashed
-            self.count += 1
             self.trace.append(f"{name} {path.name}")
-            if self.count == self.at:
-                self.dead = True
-                if self.torn:
-                    half()
-                raise Crashed
+            if self.counts(self.trace[-1]):
+                self.count += 1
+                if self.count == self.at:
+                    self.dead = True
+                    if self.torn:
+                        half()
+                    raise Crashed
             yield
 
     # the operations
@@ -105,8 +117,8 @@ class CrashingDisk(Disk):
         whole = b"".join(bytes(buffer) for buffer in buffers)
 
         def half() -> None:
-            kept = len(whole) * 2 // 3 if self.count % 2 else len(whole) - 6
-            super(CrashingDisk, self).write(fd, [whole[: max(kept, 0)]], offset, path)
+            lacks = self.lacks or (len(whole) - len(whole) * 2 // 3 if self.count % 2 else 6)
+            super(CrashingDisk, self).write(fd, [whole[: max(len(whole) - lacks, 0)]], offset, path)
 
         with self._operation("write", path, half):
             self._open[fd].end = offset + len(whole)

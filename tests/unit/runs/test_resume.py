@@ -26,6 +26,7 @@ from embedctl.storage import Disk
 from tests.support.crashed_runs import MODEL, CrashingDisk, Small
 from tests.support.observing import Kept
 from tests.support.processes import sentence
+from tests.support.serving import until
 from tests.support.wire.client import Wire, hash_of, started
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -161,10 +162,14 @@ def test_published_slots_are_let_go(batch: Small) -> None:
     class Counting:
         def notify(self, event: Event) -> None:
             if isinstance(event, AttemptEnded):
-                alive.append(sum(type(one) is slices.Slice for one in gc.get_objects()))
+                until(lambda: open_ones() <= before + OPEN_SLICES + 1, seconds=10)  # a thread lets go a moment later
+                alive.append(open_ones())
+
+    def open_ones() -> int:
+        return sum(type(one) is slices.Slice for one in gc.get_objects())
 
     gc.collect()
-    before = sum(type(one) is slices.Slice for one in gc.get_objects())
+    before = open_ones()
     Run(batch.order(flags={"concurrency": 16}), Counting(), ingest=batch._take_in, segment_bytes=1).execute(asyncio.run)
 
     assert len(alive) == len(TEXTS)

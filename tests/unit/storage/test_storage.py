@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from embedctl.errors import OutputRefused, StorageFailed
-from embedctl.storage import DISK, Disk, publish, remove_leftovers, replace
+from embedctl.storage import DISK, Disk, paths_in, publish, remove_leftovers, replace
 from embedctl.storage import disk as disk_module
 from tests.support.crashing import Crashed, CrashingDisk
 
@@ -135,6 +135,19 @@ def test_only_our_unfinished_files_are_removed(tmp_path: Path) -> None:
     assert remove_leftovers(DISK, tmp_path) == 1
     assert names(tmp_path) == [".hidden", "part", "tmp-2"]
     assert remove_leftovers(DISK, tmp_path / "nowhere") == 0
+
+
+def test_what_a_folder_holds(tmp_path: Path) -> None:
+    """Names that fit, hidden too, in order; a folder that is gone, or is none, holds nothing; a refusal is told."""
+    for name in ("b.json", "a.json", ".c.json", "d.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "loop").symlink_to("loop")
+
+    assert [path.name for path in paths_in(tmp_path, "*.json")] == [".c.json", "a.json", "b.json"]
+    assert len(paths_in(tmp_path)) == 5
+    assert paths_in(tmp_path / "gone") == paths_in(tmp_path / "d.txt") == paths_in(tmp_path / "d.txt" / "below") == []
+    with pytest.raises(OutputRefused, match=r"cannot look into .*loop: Too many levels of symbolic links"):
+        paths_in(tmp_path / "loop")
 
 
 def test_a_full_disk_is_said_with_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
