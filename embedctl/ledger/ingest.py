@@ -344,7 +344,10 @@ def prune(paths: LedgerPaths, *, older_than: timedelta, now: datetime) -> int:
         How many were removed.
     """
     before = (now - older_than).timestamp()
-    old = [path for path in spool.pending(paths.done) if path.stat().st_mtime < before]
-    for path in old:
-        path.unlink(missing_ok=True)
-    return len(old)
+    removed = 0
+    for path in spool.pending(paths.done):
+        with suppress(FileNotFoundError):  # another one does the same
+            if path.stat().st_mtime < before:
+                path.unlink()
+                removed += 1
+    return removed

@@ -69,7 +69,7 @@ def collect(
             key=lambda sample: tuple(sample[0].values()),
         )
         found.append(Metric(name, samples))
-    waiting = sum(path.stat().st_size for path in spool.pending(paths.spool))
+    waiting = sum(map(storage.size_of, spool.pending(paths.spool)))
     found.append(Metric("embedctl_ledger_spool_pending_bytes", [({}, waiting)]))
     found.append(_prices_age(connection, now))
     budgets_set = list(budgets_set)

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from embedctl.errors import InputMissing
+from embedctl.errors import InputMissing, StorageFailed
 from embedctl.journal.batches import Batch, known
 from embedctl.journal.shard_log import SHARDS
 from embedctl.outputs import FAILURES, STATE_FOLDER, parts_of
@@ -110,18 +110,27 @@ def whereabouts(run: RunEntry, row_id: str) -> dict[str, Any]:
     unfinished += paths_in(folder / FAILURES_FOLDER, "*.jsonl")
     for shard in paths_in(folder / SHARDS):
         unfinished += paths_in(shard / "failed", "*.jsonl")
-    for failure in failures([failures_file(folder), *unfinished]):
+    for failure in failures([*unfinished, failures_file(folder)]):
         if str(failure["id"]) == row_id:
             return {"id": row_id, "state": "skipped" if failure.get("skipped") else "failed", "failure": failure}
-    for parts in (
-        [folder] if folder.is_file() else [],
-        parts_of(folder / STATE_FOLDER / "next"),
-        paths_in(folder, PARTS),
-    ):
-        for path in parts:
-            if chunks := Part(path, 0).rows_of(row_id):
-                return {"id": row_id, "state": "embedded", "part": path.name, "chunks": chunks}
+    for path in _parts(folder):
+        try:
+            chunks = Part(path, 0).rows_of(row_id)
+        except StorageFailed:
+            if path.exists():
+                raise
+            continue  # the run has just ended: it stands in the output
+        if chunks:
+            return {"id": row_id, "state": "embedded", "part": path.name, "chunks": chunks}
     return {"id": row_id, "state": "waiting" if run.state in (*OPEN, "interrupted") else "absent"}
+
+
+def _parts(output: Path) -> Iterator[Path]:
+    """All parts, those of an unfinished run first: they become the output's."""
+    if output.is_file():
+        yield output
+    yield from parts_of(output / STATE_FOLDER / "next")
+    yield from paths_in(output, PARTS)
 
 
 def failures_file(output: Path) -> Path:
@@ -166,7 +175,7 @@ def failures(paths: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
     """Every failure listed in these files, those that are there; lines that somebody broke say nothing."""
     for path in paths:
         if path.is_file():
-            with path.open("rb") as file:
+            with suppress(FileNotFoundError), path.open("rb") as file:  # a run that ends puts them into one
                 for line in iter(partial(file.readline, MOST_LINE), b""):
                     with suppress(orjson.JSONDecodeError, RecursionError):
                         failure = orjson.loads(line)

@@ -15,6 +15,7 @@ from embedctl.storage.files import remove_leftovers as remove_leftovers
 from embedctl.storage.files import remove_tree as remove_tree
 from embedctl.storage.files import replace as replace
 from embedctl.storage.files import set_aside as set_aside
+from embedctl.storage.files import size_of as size_of
 from embedctl.storage.small_files import SEALED_MOUNTS as SEALED_MOUNTS
 from embedctl.storage.small_files import SmallFile as SmallFile
 from embedctl.storage.small_files import exposure_to_others as exposure_to_others

@@ -81,7 +81,7 @@ def remove_leftovers(disk: Disk, folder: Path, *, older_than_s: float = 0) -> in
     leftovers = paths_in(folder, f"{TEMPORARY_PREFIX}*")
     leftovers = [path for path in leftovers if path.name.removeprefix(TEMPORARY_PREFIX) < before]
     for path in leftovers:
-        if stat.S_ISDIR(path.lstat().st_mode):
+        if _is_folder(path):
             remove_tree(disk, path)
         else:
             disk.unlink(path)
@@ -130,7 +130,7 @@ def _empty(disk: Disk, folder: Path, fd: int, keep: Callable[[str], bool] = lamb
     for name in sorted(os.listdir(fd)):
         if keep(name):
             continue
-        if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
+        if _is_folder(name, fd):
             below = disk.open_own_folder(folder / name, folder_fd=fd)
             if below is not None:
                 try:
@@ -140,6 +140,22 @@ def _empty(disk: Disk, folder: Path, fd: int, keep: Callable[[str], bool] = lamb
             disk.remove_folder(folder / name, folder_fd=fd)
         else:
             disk.unlink(folder / name, folder_fd=fd)
+
+
+def _is_folder(path: Path | str, folder_fd: int | None = None) -> bool:
+    """Whether it is one, and no link to one; False for what another process has removed meanwhile."""
+    try:
+        return stat.S_ISDIR(os.lstat(path, dir_fd=folder_fd).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where it is gone by now."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def set_aside(disk: Disk, path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from embedctl.errors import OutputRefused, StorageFailed
-from embedctl.storage import DISK, Disk, paths_in, publish, remove_leftovers, replace
+from embedctl.records import uuid7
+from embedctl.storage import DISK, Disk, paths_in, publish, remove_leftovers, replace, size_of
 from embedctl.storage import disk as disk_module
 from tests.support.crashing import Crashed, CrashingDisk
 
@@ -148,6 +150,26 @@ def test_what_a_folder_holds(tmp_path: Path) -> None:
     assert paths_in(tmp_path / "gone") == paths_in(tmp_path / "d.txt") == paths_in(tmp_path / "d.txt" / "below") == []
     with pytest.raises(OutputRefused, match=r"cannot look into .*loop: Too many levels of symbolic links"):
         paths_in(tmp_path / "loop")
+
+
+def test_what_another_process_has_removed_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commands that remove the same leftovers: what one has taken away is not there for the other, and no error."""
+    for _ in range(2):
+        left = tmp_path / f".tmp-{uuid7().hex}"
+        left.mkdir()
+        (left / "file").touch()
+    looked = os.lstat
+
+    def taken(path: object, **options: int | None) -> os.stat_result:
+        monkeypatch.setattr(os, "lstat", looked)
+        shutil.rmtree(left)
+        return looked(path, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(os, "lstat", taken)
+    remove_leftovers(DISK, tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+    assert size_of(left / "file") == 0
 
 
 def test_a_full_disk_is_said_with_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
