@@ -12,9 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedctl import tokens
-from embedctl.outputs.parquet import matrix
+from embedctl.outputs import FAILURES
+from embedctl.outputs.parquet import Part, matrix
 from embedctl.planning import splitter
+from embedctl.runs import status
 from embedctl.runs.receipt import Receipt
+from embedctl.runs.registry import RunRegistry
 from tests.support.crashed_runs import MODEL, WIDTH, Small
 from tests.support.processes import sentence
 from tests.support.wire.client import Wire, expected, hash_of, started
@@ -153,3 +156,34 @@ def test_every_row_is_accounted_for(small: Small) -> None:
 
     assert (done.rows, done.vectors, done.failed, done.skipped, done.duplicates) == (8, 3, 3, 2, 1)
     assert sorted(one["id"] for one in listed(done)) == [1, 2, 5, 6, 7]
+
+
+def test_a_row_is_found_while_its_run_ends(tmp_path: Path, server: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends puts its parts into the output, and its failures into one list, under the eyes of who asks."""
+    server.reset()
+    small = Small(tmp_path, server, "folder")
+    small.fill([sentence(0), " "], files=1)
+    receipt(small.run())
+    (run,) = RunRegistry(tmp_path / "home" / "runs").all()
+    ended = (small.output / "part-000000.parquet", small.output / FAILURES)
+    going_on = (small.state / "next" / ended[0].name, small.state / "failed" / "000000.jsonl")
+    for before, after in zip(going_on, ended, strict=True):
+        before.parent.mkdir(exist_ok=True)
+        after.rename(before)
+    looked, opened = Part.rows_of, Path.open
+
+    def swapped(part: Part, row_id: str) -> list[dict[str, Any]]:
+        if going_on[0].exists():
+            going_on[0].rename(ended[0])
+        return looked(part, row_id)
+
+    def joined(path: Path, *words: Any) -> Any:
+        if path == going_on[1] and path.exists():
+            path.rename(ended[1])
+        return opened(path, *words)
+
+    monkeypatch.setattr(Part, "rows_of", swapped)
+    monkeypatch.setattr(Path, "open", joined)
+
+    assert status.whereabouts(run, "1")["state"] == "skipped"
+    assert status.whereabouts(run, "0")["state"] == "embedded"
