@@ -133,7 +133,7 @@ def pending(folder: Path) -> list[Path]:
     """Spool files that wait, oldest name first.
 
     Raises:
-        OutputRefused: The folder is a symbolic link, or another user's.
+        OutputRefused: The folder is a symbolic link, another user's, or may not be looked into.
     """
     storage.check_own_folder(folder)
     return [path for path in storage.paths_in(folder, f"*{SUFFIX}") if not path.name.startswith(".")]

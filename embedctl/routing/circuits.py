@@ -72,7 +72,7 @@ class Circuits:
 def sweep(folder: Path) -> int:
     """Remove what runs left that were killed; how many of them."""
     gone = 0
-    for name in sorted({path.stem for path in (*paths_in(folder, "*.json"), *paths_in(folder, "*.lock"))}):
+    for name in sorted({path.stem for path in paths_in(folder) if path.suffix in (".json", ".lock")}):
         file = folder / f"{name}.json"
         if locks.is_held(file.with_suffix(".lock")):
             continue

@@ -104,7 +104,7 @@ def _is_left(paths: Paths) -> bool:
 
     Runs that died before homes kept copies of them are found by the next run, and by `usage ingest`.
     """
-    files = [*storage.paths_in(paths.attempts)]
+    files = storage.paths_in(paths.attempts)
     for call in storage.paths_in(paths.journal):
         files += storage.paths_in(call / "journal")
     return not all(map(locks.is_held, files))
