@@ -53,16 +53,17 @@ GRACE_S = 0.015
 class Clock:
     """Real time, and on top of it what was slept through: a sleeper gives the sockets a moment, then it is later."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace_s: float = GRACE_S) -> None:
         self.slept: list[float] = []
         self._skipped = 0.0
+        self._grace_s = grace_s
 
     def __call__(self) -> float:
         return time.monotonic() + self._skipped
 
     async def sleep(self, seconds: float) -> None:
         until = self() + seconds
-        await asyncio.sleep(min(seconds, GRACE_S))
+        await asyncio.sleep(min(seconds, self._grace_s))
         self.slept.append(seconds)
         self._skipped += max(0.0, until - self())
 
@@ -129,12 +130,17 @@ def embed(
     space: Space | None = None,
     before: Callable[[Route], None] = lambda route: None,
     jitter: Callable[[], float] = lambda: 0.5,
+    grace_s: float = GRACE_S,
     **policy: Any,
 ) -> Embedded:
-    """Embed all batches, `at_once` of them in flight; the folder gets home, journal and spool."""
+    """Embed all batches, `at_once` of them in flight; the folder gets home, journal and spool.
+
+    Args:
+        grace_s: What each sleep leaves the server to answer in, before it is later.
+    """
     chain = chains.chain(found) if isinstance(found, Settings) else found
     options = found.options if isinstance(found, Settings) else None
-    return asyncio.run(_embed(chain, options, batches, folder, at_once, space, before, jitter, policy))
+    return asyncio.run(_embed(chain, options, batches, folder, at_once, space, before, jitter, grace_s, policy))
 
 
 async def _embed(
@@ -146,9 +152,10 @@ async def _embed(
     space: Space | None,
     before: Callable[[Route], None],
     jitter: Callable[[], float],
+    grace_s: float,
     policy: dict[str, Any],
 ) -> Embedded:
-    clock, limits, observer = Clock(), [], Kept()
+    clock, limits, observer = Clock(grace_s), [], Kept()
     max_wait_s = policy.pop("max_wait_s", 600.0)
 
     def limiter(endpoint: Endpoint, waiting: Callable[[float], None]) -> AdaptiveLimiter:

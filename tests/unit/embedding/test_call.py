@@ -518,12 +518,13 @@ def test_a_circuit_opens_and_closes(wire: Wire, tmp_path: Path) -> None:
 
         line.moved = look
 
-    done = embed(openai(wire, tmp_path), [TEXTS[:1], *[[text] for text in TEXTS]], tmp_path, at_once=3, before=watched)
+    batches = [TEXTS[:1], *[[text] for text in TEXTS]]
+    done = embed(openai(wire, tmp_path), batches, tmp_path, at_once=3, before=watched, grace_s=1.0)
 
     assert done.error is None
     assert State.OPEN in seen
     assert seen[-1] is State.CLOSED
-    assert 0 < sum(done.slept) < 120  # a waiting request would sit out the probe's 180 s if nobody woke it
+    assert 0 < sum(done.slept) < 60  # a waiting request looks again long before the probe's 180 s are over
     assert len([line for line in done.waits if "failed too often" in line or "no provider can be asked" in line]) <= 2
 
 
