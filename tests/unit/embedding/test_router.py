@@ -14,7 +14,7 @@ from embedctl.embedding.endpoint_state import NotAdmittedError
 from embedctl.embedding.leg import Leg
 from embedctl.embedding.route import Route
 from embedctl.embedding.router import Router, WaitBudget
-from embedctl.errors import EmbedctlError, NoProviderNow, RequestTooLarge, ServerFailed, Throttled
+from embedctl.errors import EmbedctlError, NoProviderNow, QuotaExhausted, RequestTooLarge, ServerFailed, Throttled
 from embedctl.records import Limits, format_duration
 from embedctl.routing import chain as chains
 from embedctl.routing import circuits
@@ -192,6 +192,50 @@ def test_a_reset_wakes_a_running_job(tmp_path: Path, time: Time) -> None:
     assert line.state.breaker.state(time()) is State.CLOSED
     asyncio.run(made.router.aclose())
     assert circuits.running(tmp_path / "home" / "circuits") == []
+
+
+def test_a_reset_lifts_what_was_asked_for(tmp_path: Path, time: Time) -> None:
+    """`providers reset` forgets that a server asked to be left alone."""
+    made = router(tmp_path, time)
+    made.router.memory.hold(made.first.endpoint, 3000.0, "HTTP 429: later")
+    assert made.router.memory.held(made.first.endpoint)[0] > 0
+
+    made.router.reset("openai")
+
+    assert made.router.memory.held(made.first.endpoint)[0] == 0
+    assert next_line(made) is made.first
+    assert time.now == 1000
+
+
+def test_a_wait_for_a_probe_is_not_told(tmp_path: Path) -> None:
+    """Who waits a moment for another request's answer says nothing of 180 s."""
+    time, observer = Stopped(), Kept()
+    made = router(tmp_path, time, observer=observer)
+    made.first.state.successes = 1
+    for _ in range(5):
+        attempt(made.first, time, ILL)
+    time.now += 60
+
+    async def main() -> None:
+        with made.first.admitted(time, isolating=False):
+            waiting = asyncio.create_task(made.router.next(made.route, no_probe, WaitBudget()))
+            await asyncio.sleep(0)
+        await asyncio.wait_for(waiting, 30)
+
+    asyncio.run(main())
+
+    assert observer.warned == []
+
+
+def test_an_empty_account_is_left_for_a_while(tmp_path: Path, time: Time) -> None:
+    """A used up quota that names no time is not asked again by the next run for a quarter of an hour."""
+    made = router(tmp_path, time)
+    error = QuotaExhausted("HTTP 429: insufficient_quota", provider="openai", status=429)
+
+    assert made.router.leave(made.first, Step(remedy=Remedy.GIVE_UP, error=error))
+
+    assert made.router.memory.held(made.first.endpoint) == (900.0, "HTTP 429: insufficient_quota")
+    assert "15 min" in (error.hint or "")
 
 
 def test_circuits_of_killed_runs_are_removed(tmp_path: Path) -> None:
