@@ -153,24 +153,37 @@ class Stopped(Time):
         await asyncio.Event().wait()
 
 
-def test_a_good_probe_wakes_the_others(tmp_path: Path) -> None:
-    """Those who wait while one probe is under way go on as soon as it is good, not when they would look again."""
-    time = Stopped()
-    made = router(tmp_path, time)
-    line = made.first
-    line.state.successes = 1
+def beside_a_probe(made: Made, time: Time) -> Leg:
+    """What a request is given that waits while another one probes a half open circuit, which is good."""
+    made.first.state.successes = 1
     for _ in range(5):
-        attempt(line, time, ILL)
+        attempt(made.first, time, ILL)
     time.now += 60
 
     async def main() -> Leg:
-        with line.admitted(time, isolating=False):
+        with made.first.admitted(time, isolating=False):
             waiting = asyncio.create_task(made.router.next(made.route, no_probe, WaitBudget()))
             await asyncio.sleep(0)
             assert not waiting.done()
         return await asyncio.wait_for(waiting, 30)
 
-    assert asyncio.run(main()) is line
+    return asyncio.run(main())
+
+
+def test_a_good_probe_wakes_the_others(tmp_path: Path) -> None:
+    """Those who wait while one probe is under way go on as soon as it is good, not when they would look again."""
+    time = Stopped()
+    made = router(tmp_path, time)
+
+    assert beside_a_probe(made, time) is made.first
+
+
+def test_a_wait_for_a_probe_is_not_told(tmp_path: Path) -> None:
+    """Who waits a moment for another request's answer says nothing of 180 s."""
+    time, observer = Stopped(), Kept()
+    beside_a_probe(router(tmp_path, time, observer=observer), time)
+
+    assert observer.warned == []
 
 
 def test_a_reset_wakes_a_running_job(tmp_path: Path, time: Time) -> None:
@@ -205,26 +218,6 @@ def test_a_reset_lifts_what_was_asked_for(tmp_path: Path, time: Time) -> None:
     assert made.router.memory.held(made.first.endpoint)[0] == 0
     assert next_line(made) is made.first
     assert time.now == 1000
-
-
-def test_a_wait_for_a_probe_is_not_told(tmp_path: Path) -> None:
-    """Who waits a moment for another request's answer says nothing of 180 s."""
-    time, observer = Stopped(), Kept()
-    made = router(tmp_path, time, observer=observer)
-    made.first.state.successes = 1
-    for _ in range(5):
-        attempt(made.first, time, ILL)
-    time.now += 60
-
-    async def main() -> None:
-        with made.first.admitted(time, isolating=False):
-            waiting = asyncio.create_task(made.router.next(made.route, no_probe, WaitBudget()))
-            await asyncio.sleep(0)
-        await asyncio.wait_for(waiting, 30)
-
-    asyncio.run(main())
-
-    assert observer.warned == []
 
 
 def test_an_empty_account_is_left_for_a_while(tmp_path: Path, time: Time) -> None:
